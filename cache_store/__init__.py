@@ -1,0 +1,1 @@
+"""Keeps: snapshots and commits on fsspec storage. Knows neither Ray nor models."""

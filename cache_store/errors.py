@@ -1,0 +1,83 @@
+"""Every error class that reaches a user, in one tree.
+
+    SegpropError                  exit code 1
+    ├── UserError                 exit code 2: bad input; never retried
+    │   ├── ConfigError           the configuration (all problems of a file at once)
+    │   └── DataError             the data set: missing, corrupt, labels out of range
+    ├── TrainingDiverged          a loss that is not finite; never retried
+    ├── Interrupted               asked to stop; the state is checkpointed, the same command goes on
+    └── StoreError                storage and snapshots
+        ├── StorageFull           no space left
+        ├── StorageDenied         read-only or no permission
+        ├── StorageUnavailable    a passing fault; worth a retry
+        ├── MissingShard          no committed shard at that index
+        └── CorruptShard          bytes that do not match their manifest (quarantined by the reader)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class SegpropError(Exception):
+    """Base class. `details` are small JSON values; both survive pickling across processes."""
+
+    exit_code = 1
+    retryable = False
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own __reduce__ would drop keyword details when Ray ships the error to the driver.
+        return _rebuild, (type(self), self.message, self.details)
+
+
+def _rebuild(cls: type[SegpropError], message: str, details: dict[str, Any]) -> SegpropError:
+    return cls(message, **details)
+
+
+class UserError(SegpropError):
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    pass
+
+
+class DataError(UserError):
+    pass
+
+
+class TrainingDiverged(SegpropError):
+    pass
+
+
+class Interrupted(SegpropError):
+    pass
+
+
+class StoreError(SegpropError):
+    pass
+
+
+class StorageFull(StoreError):
+    pass
+
+
+class StorageDenied(StoreError):
+    pass
+
+
+class StorageUnavailable(StoreError):
+    retryable = True
+
+
+class MissingShard(StoreError):
+    pass
+
+
+class CorruptShard(StoreError):
+    pass

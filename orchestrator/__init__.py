@@ -1,0 +1,1 @@
+"""Decides and drives: configuration, plan, ledger, driver, runners, report."""
