@@ -1,19 +1,21 @@
 """Every error class that reaches a user, in one tree.
 
-    SegpropError                  exit code 1
-    ├── UserError                 exit code 2: bad input; never retried
-    │   ├── ConfigError           the configuration (all problems of a file at once)
-    │   └── DataError             the data set: missing, corrupt, labels out of range
-    ├── TrainingDiverged          a loss that is not finite; never retried
-    ├── Interrupted               asked to stop; the state is checkpointed, the same command goes on
-    └── StoreError                storage and snapshots
-        ├── StorageFull           no space left
-        ├── StorageDenied         read-only or no permission
-        ├── StorageUnavailable    a passing fault; worth a retry
-        ├── MissingShard          no committed shard at that index
-        └── CorruptShard          bytes that do not match their manifest (quarantined by the reader)
+SegpropError                  exit code 1
+├── UserError                 exit code 2: bad input; never retried
+│   ├── ConfigError           the configuration (all problems of a file at once)
+│   └── DataError             the data set: missing, corrupt, labels out of range
+├── TrainingDiverged          a loss that is not finite; never retried
+├── Interrupted               asked to stop; the state is checkpointed, the same command goes on
+└── StoreError                storage and snapshots
+    ├── StorageFull           no space left
+    ├── StorageDenied         read-only or no permission
+    ├── StorageUnavailable    a passing fault; worth a retry
+    ├── CorruptRecord         a commit, set or checkpoint record that is not what it must be
+    ├── MissingShard          no committed shard at that index
+    └── CorruptShard          bytes that do not match their manifest (quarantined by the reader)
 """
 
+# ruff: noqa: N818  names say what happened; they read the same in messages and summaries
 from __future__ import annotations
 
 from typing import Any
@@ -73,6 +75,10 @@ class StorageDenied(StoreError):
 
 class StorageUnavailable(StoreError):
     retryable = True
+
+
+class CorruptRecord(StoreError):
+    pass
 
 
 class MissingShard(StoreError):

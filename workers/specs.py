@@ -143,8 +143,8 @@ class TrainSpec:
     channels_last: bool = False
     compile: bool = False
     deterministic: bool = True
-    #: Mid-stage checkpoint at least this often, at step ends, and after every epoch (None: epochs only).
-    checkpoint_every_s: Annotated[float, Gt(0)] | None = 300.0
+    #: Mid-stage checkpoint about this often (seconds), between steps; None: after every epoch.
+    checkpoint_every_s: Annotated[float, Gt(0)] | None = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +189,15 @@ class BoundarySpec:
     precision: Precision
     dtype: Literal["float32", "bfloat16", "float16"]
     group_rows: int
-    shard_rows: int
+    #: Aim for shards of this size; see `rows_per_shard`. (Bytes, not rows: one rule then gives the geometry of
+    #: every boundary of a chain, so a worker can find an earlier hop's set from its own spec.)
+    shard_bytes: int
     channels_last: bool = False
+
+
+def rows_per_shard(row_bytes: int, shard_bytes: int, group_rows: int) -> int:
+    """Whole groups that fit into `shard_bytes`, at least one: the rows of a shard of rows of `row_bytes`."""
+    return max(1, shard_bytes // (row_bytes * group_rows)) * group_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,58 @@
+# Needs Python >= 3.11 and make, nothing else. Everything is installed into .venv from requirements.lock.
+PYTHON ?= python3
+CONFIG ?= configs/quickstart.yaml
+VENV   := .venv
+BIN    := $(VENV)/bin
+UV     := $(BIN)/python -m uv
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-unit test-integration test-crash check bench lock clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Install into .venv (again only when the lock or pyproject.toml changed)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip
+	$(UV) --version > /dev/null 2>&1 || $(BIN)/python -m pip install --quiet uv
+	$(UV) pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	@# Without build isolation: setuptools is in the lock, so nothing unhashed is fetched.
+	$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: $(READY) ## Train the quickstart, all three regimes (CONFIG=… for another configuration)
+	$(BIN)/python -m orchestrator.run $(CONFIG)
+
+test: $(READY) ## Run every test
+	$(BIN)/python -m pytest
+
+test-unit: $(READY) ## Run the unit tests: no Ray, a minute or two
+	$(BIN)/python -m pytest tests/unit
+
+test-integration: $(READY) ## Run the integration tests: real small models, local Ray
+	$(BIN)/python -m pytest tests/integration
+
+test-crash: $(READY) ## Run the tests that kill processes
+	$(BIN)/python -m pytest tests/crash
+
+check: $(READY) ## Lint, formatting, types, import direction
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/unit/test_imports.py
+
+bench: $(READY) ## Run the benchmarks; results go to benchmarks/results
+	$(BIN)/python -m benchmarks
+
+lock: $(READY) ## Resolve requirements.lock again (UPGRADE=--upgrade for newer versions)
+	$(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
+		$(UPGRADE) --quiet --output-file requirements.lock
+
+clean: ## Remove caches and build products (keeps .venv and runs)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -path ./runs -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,500 @@
+"""Sets of shards: rows by sample index, addressed by what determines their bytes.
+
+A shard is a file named by index and attempt, published by an exclusive record that lists its length and
+checksums. Readers follow records only. A record whose file is damaged is moved to `quarantine/` together with
+the file, after which the shard is simply missing and can be put again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import xxhash
+
+from cache_store import codec
+from cache_store.codec import Array, Field
+from cache_store.crashpoints import reach
+from cache_store.errors import CorruptRecord, CorruptShard, MissingShard, StoreError
+from cache_store.keys import canonical_json, digest_json
+from cache_store.records import (
+    FileRecord,
+    check_name,
+    dump_record,
+    new_attempt_id,
+    parse_record,
+    publish,
+    read_bounded,
+    valid_digests,
+    verify_once,
+    write_file,
+)
+from cache_store.storage import Storage, typed_error
+
+if TYPE_CHECKING:
+    # Inside SnapshotStore `list` is a method, inside SetSpec `bytes` a property.
+    Infos = list["SetInfo"]
+    Bytes = bytes
+
+__all__ = ["Counters", "Field", "SetInfo", "SetSpec", "SnapshotSet", "SnapshotStore"]
+
+FORMAT = 1
+_MAX_FIELDS = 64
+_MAX_ROWS = 1 << 40
+_COMMIT = re.compile(r"(\d{6,})\.json")
+# Shards of storage that cannot be mapped are kept in memory up to this many bytes a set.
+_KEPT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class SetSpec:
+    """What a set is. `key`: JSON naming everything that determines its values; `rows`: samples; `fields`:
+    what each row holds; `group_rows`: rows computed together in one fixed composition; `shard_rows`: rows a
+    shard, a multiple of `group_rows` unless one shard holds all. ValueError when these do not fit; the id
+    covers them all.
+    """
+
+    key: Mapping[str, Any]
+    rows: int
+    fields: tuple[Field, ...]
+    group_rows: int
+    shard_rows: int
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "group_rows", "shard_rows"):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= _MAX_ROWS:
+                raise ValueError(f"{name} is {value!r}: it must be an int of at least 1")
+        if self.shard_rows % self.group_rows and self.shard_rows < self.rows:
+            raise ValueError(
+                f"shard_rows {self.shard_rows} is not a multiple of group_rows {self.group_rows}: "
+                "a group would lie in two shards"
+            )
+        names = [field.name for field in self.fields]
+        if not 1 <= len(names) <= _MAX_FIELDS or len(set(names)) != len(names):
+            raise ValueError(f"fields {names}: 1 to {_MAX_FIELDS} different names")
+
+    @cached_property
+    def id(self) -> str:
+        """Hash of key, rows, fields, geometry and codec version: 32 hex characters."""
+        return digest_json(self.to_json())
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.rows // self.shard_rows)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of values a row."""
+        return sum(field.bytes for field in self.fields)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of values in the whole set; files are about a kilobyte a shard larger."""
+        return self.rows * self.row_bytes
+
+    def shard_range(self, i: int) -> range:
+        """The rows in shard `i`. IndexError when there is no such shard."""
+        if not 0 <= i < self.shards:
+            raise IndexError(f"shard {i} of a set of {self.shards}")
+        return range(i * self.shard_rows, min((i + 1) * self.shard_rows, self.rows))
+
+    def to_json(self) -> dict[str, Any]:
+        """What set.json holds, and what the id hashes."""
+        return {
+            "format": FORMAT,
+            "codec": codec.VERSION,
+            "key": dict(self.key),
+            "rows": self.rows,
+            "fields": [{"name": f.name, "dtype": f.dtype, "shape": list(f.shape)} for f in self.fields],
+            "group_rows": self.group_rows,
+            "shard_rows": self.shard_rows,
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> SetSpec:
+        """The spec in a set.json. ValueError, TypeError or KeyError when it is not one of this version."""
+        if (
+            record["format"] != FORMAT
+            or record["codec"] != codec.VERSION
+            or not isinstance(record["key"], dict)
+        ):
+            raise ValueError("not a set of this version")
+        if len(record["fields"]) > _MAX_FIELDS:
+            raise ValueError("too many fields")
+        fields = tuple(Field(f["name"], f["dtype"], tuple(f["shape"])) for f in record["fields"])
+        return cls(record["key"], record["rows"], fields, record["group_rows"], record["shard_rows"])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SetSpec) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
+@dataclass
+class Counters:
+    """What one SnapshotSet object did. `hits`: shard requests answered from committed bytes; `misses`: those
+    that found none, or damaged ones; `bytes_read`: bytes of values handed out (rows gathered, or whole
+    shards); `bytes_written`: bytes of shard files published."""
+
+    hits: int = 0
+    misses: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+
+
+@dataclass(frozen=True)
+class SetInfo:
+    """One set in a store. `bytes`: on storage now, quarantine and unpublished files included;
+    `shards_present`: committed ones, of `shards`. A set whose set.json is damaged has an empty key and rows
+    0."""
+
+    id: str
+    key: Mapping[str, Any]
+    rows: int
+    bytes: int
+    shards_present: int
+    shards: int
+
+
+class SnapshotStore:
+    """All snapshot and decoded-data sets of one storage, under `sets/`."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    def open(self, spec: SetSpec) -> SnapshotSet:
+        """The set of `spec`, made if absent. CorruptRecord when a set.json is there that is not this
+        spec's."""
+        found = SnapshotSet(self.storage, spec)
+        found.ensure()
+        return found
+
+    def load(self, set_id: str) -> SnapshotSet:
+        """A set that exists. MissingShard when it does not; CorruptRecord when its set.json is damaged."""
+        found = self.find(set_id)
+        if found is None:
+            raise MissingShard(f"{self.storage.uri} has no set {set_id}", set=set_id)
+        return found
+
+    def find(self, set_id: str) -> SnapshotSet | None:
+        """As `load`, but None when the set does not exist."""
+        spec = self._spec(set_id)
+        return None if spec is None else SnapshotSet(self.storage, spec)
+
+    def _spec(self, set_id: str) -> SetSpec | None:
+        path = f"sets/{check_name(set_id)}/set.json"
+        data = read_bounded(self.storage, path)
+        if data is None:
+            return None
+        try:
+            spec = SetSpec.from_json(parse_record(data, path))
+            if spec.id == set_id:
+                return spec
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptRecord(
+                f"{self.storage.uri}: {path} is not a set of this version: {error}"
+            ) from error
+        raise CorruptRecord(f"{self.storage.uri}: {path} describes another set, {spec.id}", path=path)
+
+    def drop(self, set_id: str) -> None:
+        """Delete a set; nothing happens when it is absent. Arrays already handed out stay valid.
+
+        Records go before files, so no reader finds a record whose file is being deleted; a drop that was
+        killed is finished by dropping again.
+        """
+        root = f"sets/{check_name(set_id)}"
+        for folder in ("commits", "shards", "quarantine"):
+            self.storage.delete_tree(f"{root}/{folder}")
+        self.storage.delete_tree(root)
+
+    def list(self) -> Infos:
+        """Every set in the store, by id."""
+        infos = []
+        for set_id in self.storage.list("sets"):
+            size = 0
+            for folder in ("shards", "quarantine"):
+                for name in self.storage.list(f"sets/{set_id}/{folder}"):
+                    # A file may be deleted between listing and looking.
+                    with contextlib.suppress(FileNotFoundError):
+                        size += self.storage.size(f"sets/{set_id}/{folder}/{name}")
+            present = sum(
+                1 for name in self.storage.list(f"sets/{set_id}/commits") if _COMMIT.fullmatch(name)
+            )
+            try:
+                spec = self._spec(set_id)
+            except StoreError:
+                spec = None
+            if spec is None:
+                infos.append(SetInfo(set_id, {}, 0, size, present, 0))
+            else:
+                infos.append(SetInfo(set_id, spec.key, spec.rows, size, present, spec.shards))
+        return infos
+
+
+@dataclass(frozen=True)
+class _Commit:
+    file: FileRecord
+    attempt: str
+    raw: bytes
+
+
+class SnapshotSet:
+    """One set. Thread-safe; `counters` belongs to this object."""
+
+    def __init__(self, storage: Storage, spec: SetSpec) -> None:
+        self.storage = storage
+        self.spec = spec
+        self.counters = Counters()
+        self._root = f"sets/{spec.id}"
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[int, tuple[Array, ...]] = OrderedDict()
+
+    def ensure(self) -> None:
+        """Make set.json if absent. CorruptRecord when one is there that is not this spec's."""
+        path = f"{self._root}/set.json"
+        expected = canonical_json(self.spec.to_json())
+
+        def found() -> str | None:
+            data = read_bounded(self.storage, path)
+            if data is None:
+                return None
+            if canonical_json(parse_record(data, path)) != expected:
+                raise CorruptRecord(
+                    f"{self.storage.uri}: {path} is not that of set {self.spec.id}", path=path
+                )
+            return "set"
+
+        if found() is None:
+            publish(self.storage, path, expected, "set", found)
+
+    def missing(self) -> list[int]:
+        """Indices of the shards without a record, ascending. Records are not opened."""
+        names = (_COMMIT.fullmatch(name) for name in self.storage.list(f"{self._root}/commits"))
+        present = {int(match.group(1)) for match in names if match}
+        return [i for i in range(self.spec.shards) if i not in present]
+
+    def put(self, i: int, arrays: Sequence[Array]) -> int:
+        """Write and publish shard `i`; returns the file's bytes, or 0 when a valid record was there already.
+
+        `arrays[k]`: (rows of the shard, *fields[k].shape), bfloat16 as uint16 bits; not copied when
+        C-contiguous. ValueError for other shapes or dtypes. After losing the race to publish, the own file is
+        deleted.
+        """
+        rows = len(self.spec.shard_range(i))
+        if arrays and arrays[0].shape[:1] != (rows,):
+            raise ValueError(f"shard {i} holds {rows} rows, got an array of shape {arrays[0].shape}")
+        if self._published(i):
+            return 0
+        attempt = new_attempt_id()
+        path = self._shard_path(i, attempt)
+        file = write_file(self.storage, path, *codec.encode(self.spec.fields, arrays))
+        reach("shard.written")
+        record = {
+            "format": FORMAT,
+            "set": self.spec.id,
+            "index": i,
+            "attempt": attempt,
+            "file": path,
+            "bytes": file["bytes"],
+            "xxh3_128": file["xxh3"],
+            "sha256": file["sha256"],
+            "rows": rows,
+        }
+        # A set dropped since it was opened comes back complete.
+        self.ensure()
+
+        def winner() -> str | None:
+            return self._published(i)
+
+        ours = publish(self.storage, self._commit_path(i), dump_record(record, f"shard {i}"), attempt, winner)
+        reach("shard.committed")
+        if not ours:
+            with contextlib.suppress(StoreError):
+                self.storage.delete(path)
+            return 0
+        self.count(bytes_written=file["bytes"])
+        return file["bytes"]
+
+    def shard(self, i: int) -> tuple[Array, ...]:
+        """The arrays of shard `i`, read-only, (rows of the shard, *shape) each, bfloat16 as uint16 bits.
+
+        Local storage: the file is mapped, checked whole (length and xxh3_128) when this object first touches
+        it, and kept mapped. MissingShard when there is none. CorruptShard when record or file are damaged,
+        foreign or gone; they are moved to quarantine first, so that `put` can replace the shard.
+        """
+        try:
+            arrays = self.touch(i)
+        except (MissingShard, CorruptShard):
+            self.count(misses=1)
+            raise
+        self.count(hits=1, bytes_read=len(self.spec.shard_range(i)) * self.spec.row_bytes)
+        return arrays
+
+    def touch(self, i: int) -> tuple[Array, ...]:
+        """As `shard`, without counting."""
+        with self._lock:
+            kept = self._kept.get(i)
+            if kept is not None:
+                self._kept.move_to_end(i)
+                return kept
+        # Outside the lock: two threads may check the same shard at once, which only costs time.
+        arrays = self._load(i)
+        with self._lock:
+            arrays = self._kept.setdefault(i, arrays)
+            if self.storage.local_path(self._commit_path(i)) is None:
+                shard_bytes = self.spec.shard_rows * self.spec.row_bytes
+                while len(self._kept) > 1 and len(self._kept) * shard_bytes > _KEPT_BYTES:
+                    self._kept.popitem(last=False)
+        return arrays
+
+    def count(self, hits: int = 0, misses: int = 0, bytes_read: int = 0, bytes_written: int = 0) -> None:
+        """Add to `counters`, safely from any thread."""
+        with self._lock:
+            self.counters.hits += hits
+            self.counters.misses += misses
+            self.counters.bytes_read += bytes_read
+            self.counters.bytes_written += bytes_written
+
+    def digest(self) -> str:
+        """sha256 over the recorded checksums of all shards in order, 32 hex characters; shard files are not
+        read.
+
+        Equal for equal shard files, whoever wrote them. MissingShard when incomplete; CorruptShard as
+        `shard`.
+        """
+        parts = []
+        for i in range(self.spec.shards):
+            commit = self._commit(i)
+            if commit is None:
+                raise self._missing(i)
+            parts.append(commit.file["sha256"])
+        return digest_json([self.spec.id, parts])
+
+    def close(self) -> None:
+        """Let go of mapped shards; arrays already handed out stay valid. The object can still be used."""
+        with self._lock:
+            self._kept.clear()
+
+    def _commit_path(self, i: int) -> str:
+        return f"{self._root}/commits/{i:06d}.json"
+
+    def _shard_path(self, i: int, attempt: str) -> str:
+        return f"{self._root}/shards/{i:06d}.{attempt}.arrow"
+
+    def _missing(self, i: int) -> MissingShard:
+        return MissingShard(
+            f"{self.storage.uri}: set {self.spec.id} has no shard {i}", set=self.spec.id, shard=i
+        )
+
+    def _commit(self, i: int) -> _Commit | None:
+        """The record of shard `i`. CorruptShard, after quarantine, when it is not one."""
+        rows = len(self.spec.shard_range(i))
+        path = self._commit_path(i)
+        raw = read_bounded(self.storage, path)
+        if raw is None:
+            return None
+        try:
+            record = parse_record(raw, path)
+            attempt = check_name(str(record.get("attempt")))
+            if (
+                record.get("format") == FORMAT
+                and record.get("set") == self.spec.id
+                and record.get("index") == i
+                and record.get("rows") == rows
+                and record.get("file") == self._shard_path(i, attempt)
+                and valid_digests(record.get("bytes"), record.get("xxh3_128"), record.get("sha256"))
+            ):
+                file: FileRecord = {
+                    "path": record["file"],
+                    "bytes": record["bytes"],
+                    "xxh3": record["xxh3_128"],
+                    "sha256": record["sha256"],
+                }
+                return _Commit(file, attempt, raw)
+            reason = "it is not a record of this shard"
+        except StoreError as error:
+            reason = error.message
+        raise self._quarantine(i, raw, None, reason)
+
+    def _published(self, i: int) -> str | None:
+        """The attempt whose valid record, with a file of the right length, is there. Damage is
+        quarantined."""
+        try:
+            commit = self._commit(i)
+            if commit is None:
+                return None
+            try:
+                size = self.storage.size(commit.file["path"])
+            except FileNotFoundError:
+                size = -1
+            if size != commit.file["bytes"]:
+                raise self._quarantine(
+                    i, commit.raw, commit.file["path"], "its file is gone or of another length"
+                )
+        except CorruptShard:
+            return None
+        return commit.attempt
+
+    def _load(self, i: int) -> tuple[Array, ...]:
+        commit = self._commit(i)
+        if commit is None:
+            raise self._missing(i)
+        try:
+            return codec.decode(self._verified(commit.file), self.spec.fields, len(self.spec.shard_range(i)))
+        except (CorruptShard, FileNotFoundError) as error:
+            if read_bounded(self.storage, self._commit_path(i)) is None:
+                # Dropped, or quarantined by somebody else, while we looked.
+                raise self._missing(i) from error
+            reason = str(error)
+            raise self._quarantine(i, commit.raw, commit.file["path"], reason) from error
+
+    def _verified(self, file: FileRecord) -> Any:
+        path = self.storage.local_path(file["path"])
+        if path is None:
+            data = self.storage.read(file["path"])
+            if len(data) != file["bytes"] or xxhash.xxh3_128_hexdigest(data) != file["xxh3"]:
+                raise CorruptShard(f"{file['path']} does not match its checksum")
+            return data
+        # Checked with reads, so a failing disk is an error and not a signal; the pages are then there to be
+        # mapped.
+        verify_once(self.storage, file)
+        # Not the mmap module: it holds a file descriptor for every mapping.
+        try:
+            with pa.memory_map(str(path)) as mapped:
+                return mapped.read_buffer()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise typed_error(error, "map", str(path)) from error
+
+    def _quarantine(self, i: int, raw: Bytes, shard: str | None, reason: str) -> CorruptShard:
+        """Move the record `raw`, and its file, aside; returns the error to raise. Deletes nothing."""
+        details: dict[str, Any] = {"set": self.spec.id, "shard": i}
+        text = f"{self.storage.uri}: set {self.spec.id}, shard {i} is damaged: {reason}"
+        tag = new_attempt_id()
+        aside = f"{self._root}/quarantine/{i:06d}.{tag}.json"
+        try:
+            self.storage.move(self._commit_path(i), aside)
+            if self.storage.read(aside) != raw:
+                # Somebody replaced it since we read it: put theirs back (or leave a still newer one in
+                # place).
+                self.storage.create(self._commit_path(i), self.storage.read(aside))
+                self.storage.delete(aside)
+            elif shard is not None:
+                self.storage.move(shard, f"{self._root}/quarantine/{shard.rsplit('/', 1)[-1]}")
+        except FileNotFoundError:
+            # Moved by another reader, or the file was gone to begin with.
+            pass
+        except StoreError as error:
+            return CorruptShard(f"{text}; it could not be quarantined: {error.message}", **details)
+        return CorruptShard(f"{text}; moved to quarantine", **details)

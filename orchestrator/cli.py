@@ -1,0 +1,213 @@
+"""The segprop program: parses the command line and wires the parts together.
+
+Exit codes: 0 done, 1 failed, 2 bad input. Only errors of `cache_store.errors` are expected; they are printed
+plainly. Everything heavy is imported inside the command that needs it, so help and dry runs are quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cache_store.errors import SegpropError, UserError
+
+app = typer.Typer(
+    name="segprop",
+    help="Train networks segment by segment on Ray: SegProp, end-to-end and layer-wise, side by side.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+cache_app = typer.Typer(help="Look at, check and clear the snapshots of a store.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+ConfigArgument = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml.")
+]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings that replace those of the file: training.epochs=3 'regimes=[e2e, segprop]'.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@app.command()
+def run(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; train nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+) -> None:
+    """Run everything a configuration asks for, or go on where it stopped.
+
+    Finished work is never done again: run the same command after an interruption, or with more regimes.
+    Paths in the configuration are relative to the current directory."""
+    from orchestrator.prepare import claim_run_dir, prepare
+
+    prepared = prepare(config, overrides or ())
+    if dry_run:
+        from orchestrator.dry_run import print_plan
+
+        print_plan(prepared)
+        return
+    claim_run_dir(prepared)
+    from orchestrator import driver
+
+    raise typer.Exit(driver.execute(prepared, quiet=quiet))
+
+
+@app.command()
+def plan(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the stages with parameters, memory, snapshot bytes and time; train nothing."""
+    from orchestrator.prepare import prepare
+
+    prepared = prepare(config, overrides or ())
+    if as_json:
+        print(json.dumps({"config": prepared.config.resolved(), "plan": prepared.plan.to_json()}, indent=1))
+        return
+    from orchestrator.dry_run import print_plan
+
+    print_plan(prepared)
+
+
+@app.command()
+def report(
+    run_dir: Annotated[
+        Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")
+    ],
+) -> None:
+    """Write summary.json and report.html of a run again, from what its store holds."""
+    prepared = _prepared(run_dir)
+    from orchestrator import driver
+
+    driver.report(prepared)
+
+
+@app.command()
+def export(
+    run_dir: Annotated[
+        Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")
+    ],
+    regime: Annotated[str | None, typer.Option(help="Only this regime; default: all.")] = None,
+) -> None:
+    """Write each regime's final weights again, as safetensors that torchvision loads."""
+    prepared = _prepared(run_dir)
+    if regime is not None and regime not in prepared.plan.regimes:
+        known = ", ".join(prepared.plan.regimes)
+        raise UserError(f"--regime: {regime} is not in this run; it has {known}")
+    from orchestrator import driver
+
+    driver.export(prepared, regimes=[regime] if regime is not None else list(prepared.plan.regimes))
+
+
+def _prepared(run_dir: Path) -> Any:
+    """A run directory holds its own resolved configuration."""
+    from orchestrator.prepare import CONFIG_FILE, prepare
+
+    source = run_dir / CONFIG_FILE
+    if not source.is_file():
+        raise UserError(f"{run_dir}: not a run directory, it has no {CONFIG_FILE}")
+    return prepare(source, [f"run_dir={json.dumps(str(run_dir))}"])
+
+
+StoreArgument = Annotated[
+    str, typer.Argument(metavar="STORE", help="A run directory, or a store: a folder or URI.")
+]
+
+
+@cache_app.command("list")
+def cache_list(store: StoreArgument, as_json: JsonOption = False) -> None:
+    """The snapshot sets in a store, with what is there of each."""
+    from orchestrator.policy import human_bytes
+
+    sets = _boundary_sets(_snapshots(store))
+    if as_json:
+        print(json.dumps([_set_json(item) for item in sets], indent=1))
+        return
+    for item in sets:
+        hops = [hop["block"] for group in item.key.get("hops", ()) for hop in group]
+        after = f"after {hops[-1]}" if hops else ""
+        shards = f"{item.shards_present}/{item.shards} shards"
+        print(f"{item.id}  {item.rows:>8} rows  {human_bytes(item.bytes):>9}  {shards:>16}  {after}")
+    print(f"{len(sets)} sets, {human_bytes(sum(item.bytes for item in sets))}")
+
+
+def _boundary_sets(snapshots: Any) -> list[Any]:
+    """Snapshots proper; a store keeps decoded data in sets too, which nothing would make again."""
+    return [item for item in snapshots.list() if item.key.get("kind") == "boundary"]
+
+
+def _set_json(item: Any) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "key": dict(item.key),
+        "rows": item.rows,
+        "bytes": item.bytes,
+        "shards_present": item.shards_present,
+        "shards": item.shards,
+    }
+
+
+@cache_app.command("drop")
+def cache_drop(
+    store: StoreArgument,
+    set_ids: Annotated[list[str] | None, typer.Argument(metavar="[SET]...", help="Ids as listed.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Drop every set.")] = False,
+) -> None:
+    """Delete snapshot sets. A run that still needs one makes it again."""
+    snapshots = _snapshots(store)
+    known = [item.id for item in _boundary_sets(snapshots)]
+    chosen = known if everything else list(set_ids or ())
+    unknown = [set_id for set_id in chosen if set_id not in known]
+    if unknown or not (chosen or everything):
+        raise UserError(
+            f"no such set: {', '.join(unknown)}" if unknown else "name the sets to drop, or --all"
+        )
+    for set_id in chosen:
+        snapshots.drop(set_id)
+    print(f"dropped {len(chosen)} sets")
+
+
+def _snapshots(store: str) -> Any:
+    from cache_store.snapshots import SnapshotStore
+    from cache_store.storage import Storage
+
+    folder = Path(store)
+    if (folder / "config.yaml").is_file():
+        from orchestrator.config import load
+
+        config = load(folder / "config.yaml", [f"run_dir={json.dumps(store)}"])
+        store = config.store
+    elif "://" not in store and not folder.is_dir():
+        raise UserError(f"{store}: no such folder")
+    return SnapshotStore(Storage.open(store))
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "segprop") -> int:
+    """Run the program and return its exit code."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name=program)
+    except SegpropError as error:
+        print(f"segprop: {error.message}", file=sys.stderr)
+        return error.exit_code
+    except SystemExit as stop:  # how typer ends every command, also after usage errors (2)
+        return stop.code if isinstance(stop.code, int) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""The plan as tables for people: what each stage trains, needs and costs. Nothing is run."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.estimate import Estimate
+from orchestrator.plan import Node, Plan, RegimePlan
+from orchestrator.policy import human_bytes
+from orchestrator.prepare import Prepared
+
+#: Wide enough for the whole table where the output is no terminal.
+FILE_WIDTH = 170
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: a node, or the sets of one boundary together."""
+
+    label: str
+    nodes: tuple[Node, ...]
+    detail: str = ""
+
+    @property
+    def estimate(self) -> Estimate:
+        return total([node.estimate for node in self.nodes])
+
+
+def total(estimates: Iterable[Estimate]) -> Estimate:
+    """Work, bytes and time added up; parameters and memory of the largest."""
+    items = list(estimates)
+    return Estimate(
+        parameters=max((item.parameters for item in items), default=0),
+        trainable=max((item.trainable for item in items), default=0),
+        peak_bytes=max((item.peak_bytes for item in items), default=0),
+        snapshot_bytes=sum(item.snapshot_bytes for item in items),
+        flops=sum(item.flops for item in items),
+        seconds=sum(item.seconds for item in items),
+    )
+
+
+def regime_rows(plan: Plan, regime: RegimePlan) -> list[Row]:
+    """The lines of one regime: before each stage the sets it is the first to read, evaluations last."""
+    rows: list[Row] = []
+    shown: set[str] = set()
+    for stage_id in regime.stages:
+        stage = plan.node(stage_id)
+        fresh = [
+            plan.node(set_id)
+            for set_id in _with_previous(plan, regime.reads[stage_id])
+            if set_id not in shown
+        ]
+        for boundary in dict.fromkeys(_boundary(node) for node in fresh):
+            nodes = tuple(node for node in fresh if _boundary(node) == boundary)
+            shown.update(node.id for node in nodes)
+            rows.append(Row(f"snapshots after {boundary[-1][-1]}", nodes, _sets_detail(nodes)))
+        decision = regime.decisions[stage_id]
+        rows.append(Row(stage.task["name"], (stage,), f"{decision.source}: {decision.reason}"))
+    evaluations = dict.fromkeys((*regime.assembled.values(), regime.validation, regime.test))
+    nodes = tuple(plan.node(node_id) for node_id in evaluations)
+    rows.append(Row("evaluations", nodes, f"{len(nodes)} of the whole chain"))
+    return rows
+
+
+def _with_previous(plan: Plan, set_ids: Sequence[str]) -> list[str]:
+    """The sets and, before them, those they are rolled forward from."""
+    found: dict[str, None] = {}
+    for set_id in set_ids:
+        chain: list[str] = []
+        here: str | None = set_id
+        while here is not None and here not in found:
+            chain.append(here)
+            here = plan.node(here).parents.get("previous")
+        found.update(dict.fromkeys(reversed(chain)))
+    return list(found)
+
+
+def _boundary(node: Node) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(hop) for hop in node.task["boundary"]["hops"])
+
+
+def _sets_detail(nodes: Sequence[Node]) -> str:
+    views = sum(node.task["split"] == "train" for node in nodes)
+    made = "rolled forward by " if "previous" in nodes[0].parents else "from the images by "
+    hops = _boundary(nodes[0])
+    blocks = hops[-1] if "previous" in nodes[0].parents else tuple(block for hop in hops for block in hop)
+    text = f"{views} view{'s' if views != 1 else ''} + validation, {nodes[0].task['boundary']['dtype']}, "
+    return text + made + ", ".join(blocks)
+
+
+def render(prepared: Prepared) -> RenderableType:
+    """All tables."""
+    plan, config, data = prepared.plan, prepared.config, prepared.data
+    shared = [node for node in plan.nodes if node.kind in ("data", "model")]
+    head = Text()
+    head.append(f"{config.run}", style="bold")
+    head.append(
+        f"  {config.model.name} on {config.data.name}: {data.train_rows} + {data.test_rows} images, "
+        f"{data.classes} classes, {config.data.image_size}x{config.data.image_size}, "
+        f"views {config.data.views}, seed {config.seed}\n"
+    )
+    head.append(f"{len(plan.nodes)} nodes -> {config.run_dir}, store {config.store}")
+    parts: list[RenderableType] = [head]
+    for regime in plan.regimes.values():
+        parts += [Text(), _table(plan, regime)]
+    everything = total(node.estimate for node in plan.nodes)
+    parts += [Text(), _summary(plan, shared)]
+    slots = config.resources.slots
+    note = (
+        f"Predicted: {human_seconds(everything.seconds)} of work in one slot (slots: {slots}), "
+        f"at most {human_bytes(plan.peak_snapshot_bytes)} of snapshots at one time, "
+        f"{human_bytes(everything.snapshot_bytes)} written."
+    )
+    basis = "measured (resources.gflops)" if config.resources.gflops != "auto" else "nominal speeds"
+    parts.append(Text(f"{note} Times are rough: {basis}. Nothing was run."))
+    return Group(*parts)
+
+
+def _columns(title: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    table.add_column("stage", no_wrap=True)
+    for name in ("parameters", "trainable", "peak memory", "snapshots", "FLOP", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("input", overflow="fold")
+    return table
+
+
+def _figures(item: Estimate) -> tuple[str, ...]:
+    return (
+        human_count(item.parameters),
+        human_count(item.trainable),
+        human_bytes(item.peak_bytes) if item.peak_bytes else "",
+        human_bytes(item.snapshot_bytes) if item.snapshot_bytes else "",
+        human_flops(item.flops),
+        human_seconds(item.seconds),
+    )
+
+
+def _table(plan: Plan, regime: RegimePlan) -> Table:
+    title = regime.name if regime.name == regime.kind else f"{regime.name} ({regime.kind})"
+    table = _columns(title)
+    rows = regime_rows(plan, regime)
+    for row in rows:
+        others = {name for node in row.nodes for name in node.regimes if name != regime.name}
+        detail = row.detail + (f" (shared with {', '.join(sorted(others))})" if others else "")
+        style = "dim" if row.nodes[0].kind != "train" else ""
+        table.add_row(row.label, *_figures(row.estimate), detail, style=style)
+    table.add_section()
+    whole = total(row.estimate for row in rows)
+    peak = f"at most {human_bytes(regime.peak_snapshot_bytes)} of snapshots at one time"
+    table.add_row("total", *_figures(whole), peak if regime.peak_snapshot_bytes else "", style="bold")
+    return table
+
+
+def _summary(plan: Plan, shared: Sequence[Node]) -> Table:
+    table = _columns("shared")
+    for node in shared:
+        used = "" if len(node.regimes) == len(plan.regimes) else ", ".join(node.regimes)
+        table.add_row(node.label, *_figures(node.estimate), used)
+    return table
+
+
+def print_plan(prepared: Prepared, stream: TextIO | None = None) -> None:
+    """Write the tables to `stream` (standard output)."""
+    stream = sys.stdout if stream is None else stream
+    width = shutil.get_terminal_size().columns if stream.isatty() else FILE_WIDTH
+    Console(file=stream, width=width, highlight=False, soft_wrap=False).print(render(prepared))
+
+
+def human_count(count: int) -> str:
+    """`11.2 M`; empty for zero."""
+    if not count:
+        return ""
+    for unit in ("", " k", " M"):
+        if count < 1000 or unit == " M":
+            return f"{count:.0f}" if not unit else f"{count:.2f}{unit}"
+        count /= 1000  # type: ignore[assignment]
+    raise AssertionError
+
+
+def human_flops(count: float) -> str:
+    """`3.2 T`; empty for zero."""
+    if not count:
+        return ""
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} E"
+
+
+def human_seconds(seconds: float) -> str:
+    """`45 s`, `12 min 30 s`, `3 h 05 min`, `12 d 4 h`."""
+    whole = round(seconds)
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"

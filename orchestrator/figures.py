@@ -1,0 +1,418 @@
+"""The report's figures as inline SVG: same summary, same bytes.
+
+Only matplotlib's object interface is used (no pyplot, no global state), text stays text, and every id is
+prefixed with the figure's name, so that several figures can live in one HTML page.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from orchestrator.units import bytes_text, seconds_text
+
+Json = Mapping[str, Any]
+
+INK, MUTED, GRID, PANEL = "#1c2733", "#66727f", "#e3e8ed", "#f6f8fa"
+SHADES = {
+    "e2e": ("#3b6fb6", "#1f3f70", "#5b93d9", "#7a7fc4"),
+    "lw": ("#c2571a", "#7c3610", "#d98a3d", "#b08a2e"),
+    "segprop": ("#0e8a6d", "#07503f", "#5f9e2f", "#2a9fa6"),
+}
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "segprop",
+    "path.simplify": False,
+    "text.parse_math": False,
+    "font.size": 10.5,
+    "axes.edgecolor": "#b8c2cc",
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "hatch.linewidth": 1.0,
+}
+
+
+def colours(regimes: Mapping[str, Json]) -> dict[str, str]:
+    """A colour for every regime: the hue says the kind, regimes of one kind get shades of it."""
+    seen: dict[str, int] = {}
+    out: dict[str, str] = {}
+    for name, regime in regimes.items():
+        shades = SHADES.get(regime["kind"], SHADES["segprop"])
+        index = seen.get(regime["kind"], 0)
+        seen[regime["kind"]] = index + 1
+        out[name] = shades[index % len(shades)]
+    return out
+
+
+def slug(text: str) -> str:
+    """`text` as part of an SVG id."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
+
+
+def learning_curves(regimes: Mapping[str, Json], titles: Mapping[str, str]) -> str | None:
+    """One row per regime, accuracy on the left and loss on the right, stages one after the other."""
+    shown = {name: regime for name, regime in regimes.items() if any(s["curve"] for s in regime["stages"])}
+    if not shown:
+        return None
+    palette = colours(regimes)
+    longest = max(sum(len(stage["curve"]) for stage in regime["stages"]) for regime in shown.values())
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(11.4, 0.5 + 2.55 * len(shown)), layout=_spacious())
+        grid = figure.subplots(len(shown), 2, squeeze=False, width_ratios=(3, 2))
+        top = _loss_ceiling(shown)
+        for row, (name, regime) in enumerate(shown.items()):
+            accuracy, loss = grid[row]
+            _curves(accuracy, loss, name, regime, palette[name])
+            accuracy.set_title(titles[name], loc="left", fontweight="bold", color=palette[name], pad=18)
+            loss.set_title("loss", loc="left", color=MUTED, fontsize=10, pad=18)
+            accuracy.set_ylabel("accuracy")
+            accuracy.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+            loss.set_ylim(0, top)
+            for axes in (accuracy, loss):
+                axes.set_xlim(0.5, longest + 0.5)
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+                axes.grid(axis="x", visible=False)
+                if row == len(shown) - 1:
+                    axes.set_xlabel("epoch, counted over all stages")
+        floor = _accuracy_floor(shown)
+        reference = _reference(shown)
+        for row, regime in enumerate(shown.values()):
+            grid[row][0].set_ylim(floor, 1.0 + 0.03 * (1 - floor))
+            if reference is not None and regime["kind"] != "e2e":
+                grid[row][0].axhline(reference, color=SHADES["e2e"][0], lw=1, alpha=0.6, zorder=1)
+        return _svg(figure, "curves", "Learning curves of every regime, stage after stage")
+
+
+def _spacious() -> ConstrainedLayoutEngine:
+    return ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.06)
+
+
+def _curves(accuracy: Axes, loss: Axes, name: str, regime: Json, colour: str) -> None:
+    start = 0
+    key = slug(name)
+    for index, stage in enumerate(regime["stages"]):
+        curve: Sequence[Json] = stage["curve"]
+        if not curve:
+            continue
+        xs = [start + position + 1 for position in range(len(curve))]
+        if index % 2:
+            for axes in (accuracy, loss):
+                axes.axvspan(start + 0.5, start + len(curve) + 0.5, color=PANEL, zorder=0, lw=0)
+        line = (0, (3, 1.6)) if stage["auxiliary"] else "solid"
+        marker = "o" if len(curve) <= 20 else None
+        for axes, metric in ((accuracy, "accuracy"), (loss, "loss")):
+            axes.plot(
+                xs,
+                [_number(epoch.get(f"train_{metric}")) for epoch in curve],
+                color="#9aa5b1",
+                lw=1.1,
+                gid=f"{key}-{index}-train-{metric}",
+            )
+            axes.plot(
+                xs,
+                [_number(epoch.get(f"validation_{metric}")) for epoch in curve],
+                color=colour,
+                lw=1.9,
+                ls=line,
+                marker=marker,
+                ms=3,
+                gid=f"{key}-{index}-validation-{metric}",
+            )
+            if start:
+                axes.axvline(start + 0.5, color="#b8c2cc", lw=1)
+            best = _position(curve, stage["best_epoch"])
+            if best is not None:
+                axes.axvline(xs[best], color=colour, lw=1, ls=":", gid=f"{key}-{index}-best-{metric}")
+        best = _position(curve, stage["best_epoch"])
+        if best is not None:
+            value = _number(curve[best].get("validation_accuracy"))
+            accuracy.plot([xs[best]], [value], "o", color="white", mec=colour, mew=1.6, ms=6, zorder=5)
+        whole = stage["assembled"].get("accuracy")
+        if whole is not None:
+            accuracy.plot(
+                [start + len(curve) + 0.35],
+                [whole],
+                "D",
+                color=INK,
+                ms=5.5,
+                zorder=6,
+                clip_on=False,
+                gid=f"{key}-{index}-assembled",
+            )
+        label = stage["name"] + (" · aux" if stage["auxiliary"] else "")
+        accuracy.text(
+            start + 0.5 + len(curve) / 2,
+            1.025,
+            label,
+            transform=accuracy.get_xaxis_transform(),
+            ha="center",
+            va="bottom",
+            fontsize=8.6,
+            color=MUTED,
+        )
+        start += len(curve)
+
+
+def _reference(regimes: Mapping[str, Json]) -> float | None:
+    """The finished network's validation accuracy in the first end-to-end regime."""
+    for regime in regimes.values():
+        if regime["kind"] == "e2e" and regime["final"]["validation"].get("accuracy") is not None:
+            return float(regime["final"]["validation"]["accuracy"])
+    return None
+
+
+def _accuracy_floor(regimes: Mapping[str, Json]) -> float:
+    values = [
+        value
+        for regime in regimes.values()
+        for stage in regime["stages"]
+        for value in (
+            *(epoch.get("validation_accuracy") for epoch in stage["curve"]),
+            *(epoch.get("train_accuracy") for epoch in stage["curve"]),
+            stage["assembled"].get("accuracy"),
+        )
+        if value is not None
+    ]
+    return max(0.0, int(10 * min(values, default=0.0)) / 10 - 0.02)
+
+
+def _loss_ceiling(regimes: Mapping[str, Json]) -> float:
+    """Cut at the 98th percentile, so that one wild first epoch does not flatten everything else."""
+    values = sorted(
+        epoch[key]
+        for regime in regimes.values()
+        for stage in regime["stages"]
+        for epoch in stage["curve"]
+        for key in ("train_loss", "validation_loss")
+        if epoch.get(key) is not None
+    )
+    return 1.08 * values[int(0.98 * (len(values) - 1))] if values else 1.0
+
+
+def timeline(work: Sequence[Json], regimes: Mapping[str, Json], titles: Mapping[str, str]) -> str | None:
+    """Who did what when: one row per worker process."""
+    rows = [item for item in work if item.get("where") and item["where"].get("finished") is not None]
+    if not rows:
+        return None
+    palette = colours(regimes)
+    slots = sorted({_slot(item) for item in rows})
+    busy = _Busy([(item["where"]["started"], item["where"]["finished"]) for item in rows])
+    total = max(busy.total, 1e-6)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(11.4, 0.95 + 0.52 * len(slots)), layout="constrained")
+        axes = figure.subplots()
+        for item in rows:
+            start = busy.at(item["where"]["started"])
+            width = max(busy.at(item["where"]["finished"]) - start, total / 700)
+            row = slots.index(_slot(item))
+            colour = palette[item["regimes"][0]] if len(item["regimes"]) == 1 else "#8a96a3"
+            look: dict[str, Any] = {"color": colour, "ec": "white", "lw": 0.8}
+            if item["kind"] == "materialize":
+                look = {"fc": "white", "ec": colour, "hatch": "////", "lw": 0.8}
+            elif item["kind"] != "train":
+                look = {"color": colour, "alpha": 0.35, "lw": 0}
+            axes.barh(row, width, left=start, height=0.66, gid=f"task-{slug(item['node'])}", **look)
+            label = item["label"].rsplit("/", 1)[-1]
+            if item["kind"] == "train" and width / total * 118 > len(label) + 2:
+                axes.text(
+                    start + width / 2, row, label, ha="center", va="center", color="white", fontsize=8.6
+                )
+        for position, length in busy.cuts:
+            axes.axvline(position, color=MUTED, ls=":", lw=1.2)
+            axes.text(
+                position,
+                -0.52,
+                f"pause {seconds_text(length)}",
+                ha="center",
+                va="bottom",
+                fontsize=8,
+                color=MUTED,
+            )
+        axes.set_yticks(range(len(slots)), slots)
+        axes.set_ylim(len(slots) - 0.45, -0.55)
+        axes.set_xlim(0, total * 1.005)
+        axes.set_xticks(_time_ticks(total))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds_text(value)))
+        axes.set_xlabel("time since the first task" + (", pauses cut out" if busy.cuts else ""))
+        axes.grid(axis="y", visible=False)
+        return _svg(figure, "timeline", "Timeline of the tasks on every worker")
+
+
+def _time_ticks(total: float) -> list[float]:
+    """At most ten marks at times people use."""
+    minutes = 60.0
+    steps = [
+        0.1,
+        0.2,
+        0.5,
+        1,
+        2,
+        5,
+        10,
+        15,
+        30,
+        *(minutes * m for m in (1, 2, 5, 10, 15, 30, 60, 120, 240, 480)),
+    ]
+    step = next((step for step in steps if total / step <= 10), 1440 * minutes * max(1, total // 864000))
+    return [step * index for index in range(int(total / step) + 1)]
+
+
+def _slot(item: Json) -> str:
+    where = item["where"]
+    device = str(where.get("device", ""))
+    suffix = f" · {device}" if device.startswith("cuda") else ""
+    return f"{where.get('host', '?')}:{where.get('pid', '?')}{suffix}"
+
+
+class _Busy:
+    """Maps unix seconds to time since the first task, with long pauses (a killed and resumed run) cut out."""
+
+    def __init__(self, spans: Sequence[tuple[float, float]]) -> None:
+        merged: list[list[float]] = []
+        for start, end in sorted(spans):
+            if merged and start <= merged[-1][1]:
+                merged[-1][1] = max(merged[-1][1], end)
+            else:
+                merged.append([start, end])
+        running = sum(end - start for start, end in merged)
+        limit, left = max(30.0, 0.15 * running), 0.02 * running
+        self._origin = merged[0][0]
+        self._pieces: list[tuple[float, float]] = [(merged[0][0], 0.0)]  # (from when on, seconds to take off)
+        self.cuts: list[tuple[float, float]] = []
+        removed = 0.0
+        for before, after in itertools.pairwise(merged):
+            pause = after[0] - before[1]
+            if pause > limit:
+                self.cuts.append((before[1] - self._origin - removed + left / 2, pause))
+                removed += pause - left
+                self._pieces.append((after[0], removed))
+        self.total = merged[-1][1] - self._origin - removed
+
+    def at(self, when: float) -> float:
+        removed = next(removed for since, removed in reversed(self._pieces) if when >= since)
+        return when - self._origin - removed
+
+
+def predictions(work: Sequence[Json], regimes: Mapping[str, Json]) -> str | None:
+    """Measured over predicted for memory, bytes and time; the diagonal is a perfect prediction."""
+    palette = colours(regimes)
+    panels = [
+        ("peak_bytes", "peak memory of a stage", bytes_text, ("train",)),
+        ("snapshot_bytes", "bytes of a snapshot set", bytes_text, ("materialize",)),
+        ("seconds", "time of a task", seconds_text, ("train", "materialize", "evaluate")),
+    ]
+    found = []
+    for key, title, text, kinds in panels:
+        points = [
+            (item["predicted"][key], item["measured"][key], item)
+            for item in work
+            if item["kind"] in kinds and item["predicted"].get(key) and item["measured"].get(key)
+        ]
+        if points:
+            found.append((key, title, text, points))
+    if not found:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(3.8 * len(found), 3.55), layout="constrained")
+        for axes, (key, title, text, points) in zip(
+            figure.subplots(1, len(found), squeeze=False)[0], found, strict=True
+        ):
+            values = [value for predicted, measured, _ in points for value in (predicted, measured)]
+            low, high = min(values) / 2.2, max(values) * 2.2
+            axes.plot([low, high], [low, high], color="#b8c2cc", lw=1.2)
+            axes.fill_between([low, high], [low / 2, high / 2], [low * 2, high * 2], color=PANEL, lw=0)
+            for index, (predicted, measured, item) in enumerate(points):
+                colour = palette[item["regimes"][0]] if len(item["regimes"]) == 1 else "#8a96a3"
+                filled = item["kind"] == "train"
+                axes.plot(
+                    [predicted],
+                    [measured],
+                    "o" if filled else "s",
+                    ms=7 if filled else 5,
+                    mfc=colour if filled else "white",
+                    mec=colour,
+                    alpha=0.85,
+                    gid=f"{slug(key)}-{index}",
+                )
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.set_xlim(low, high)
+            axes.set_ylim(low, high)
+            axes.set_aspect("equal")
+            ticks = _log_ticks(low, high, sizes=text is bytes_text)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_ticks(ticks)
+                axis.set_major_formatter(FuncFormatter(lambda value, _, text=text: text(value)))
+                axis.set_minor_formatter(NullFormatter())
+                axis.set_tick_params(which="minor", length=0)
+            axes.tick_params(axis="x", labelsize=8.4)
+            axes.tick_params(axis="y", labelsize=8.4)
+            axes.set_title(title, fontsize=10.5, loc="left")
+            axes.set_xlabel("predicted")
+            axes.set_ylabel("measured")
+        return _svg(figure, "predictions", "Measured against predicted memory, bytes and time")
+
+
+def _log_ticks(low: float, high: float, *, sizes: bool) -> list[float]:
+    """Three to six round values between the limits."""
+    if sizes:
+        candidates = [step * 10.0**power for power in range(-1, 16) for step in (1, 2, 5)]
+    else:
+        candidates = [0.001, 0.01, 0.1, 1, 10, 60, 600, 3600, 36000, 86400, 864000]
+    inside = [value for value in candidates if low <= value <= high]
+    stride = max(1, -(-len(inside) // 5))
+    return inside[::stride]
+
+
+def _position(curve: Sequence[Json], epoch: int | None) -> int | None:
+    return next((index for index, item in enumerate(curve) if item.get("epoch") == epoch), None)
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _svg(figure: Figure, name: str, label: str) -> str:
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(
+        buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\sid="([^"]+)"', rf' id="{name}-\1"', text)
+    text = re.sub(r'"#([^"]+)"', rf'"#{name}-\1"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+    text = re.sub(r"font: ([^;\"]*?)('[^;\"]*|[\w-]+)(?=[;\"])", _font, text)
+    opening = re.compile(r"<svg\b[^>]*>")
+    viewbox = re.search(r'viewBox="([^"]+)"', text)
+    assert viewbox is not None
+    head = (
+        f'<svg class="figure" role="img" aria-label="{label}" viewBox="{viewbox.group(1)}" '
+        'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    )
+    return opening.sub(lambda _: head, text, count=1)
+
+
+def _font(match: re.Match[str]) -> str:
+    """The page's own font instead of the one matplotlib measured with."""
+    return f"font: {match.group(1)}system-ui, sans-serif"

@@ -1,0 +1,62 @@
+"""Runs nodes one at a time in a thread of this process: no Ray, no cluster, the same results."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import Any
+
+from orchestrator.runner import Event, Failed, Succeeded
+from workers.control import ThreadControl
+from workers.orders import WorkOrder
+
+
+class LocalRunner:
+    def __init__(self, *, threads: int, device: str) -> None:
+        self.threads = threads
+        self.device = device
+        self._control = ThreadControl()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._running: WorkOrder | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Nothing to get ready: torch is imported with the first order."""
+
+    def free(self) -> int:
+        return 0 if self._running else 1
+
+    def submit(self, order: WorkOrder) -> None:
+        assert self._running is None, "a local runner has one slot"
+        self._running = order
+        self._thread = threading.Thread(target=self._work, args=(order,), name="segprop-worker", daemon=True)
+        self._thread.start()
+
+    def _work(self, order: WorkOrder) -> None:
+        try:
+            from workers.tasks import execute
+
+            self._events.put(Succeeded(order.node_id, execute(order, self._control)))
+        except BaseException as error:  # noqa: BLE001 - whatever it was, the driver decides what it means
+            self._events.put(Failed(order.node_id, error))
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        try:
+            event = self._events.get(timeout=timeout_s)
+        except queue.Empty:
+            return []
+        assert self._thread is not None
+        self._thread.join()
+        self._running = None
+        return [event]
+
+    def progress(self) -> dict[str, dict[str, Any]]:
+        return {self._running.node_id: self._control.latest()} if self._running else {}
+
+    def stop(self) -> None:
+        self._control.stop()
+
+    def close(self) -> None:
+        self._control.stop()
+        if self._thread is not None:
+            self._thread.join(timeout=60)

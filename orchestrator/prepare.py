@@ -1,0 +1,212 @@
+"""From a configuration file to something that can run: the edge where files are looked at.
+
+Everything that can be wrong with the input is found here, before anything starts: the configuration, the data
+set, the file of initial weights, the run directory and the space for snapshots.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from cache_store.errors import ConfigError, UserError
+from orchestrator import config as configuration
+from orchestrator.config import Config
+from orchestrator.estimate import Rates, split_rows
+from orchestrator.plan import Plan, build_plan
+from orchestrator.policy import human_bytes
+from orchestrator.yaml_loader import Document, KeyPath, Problem, parse_document, raise_problems
+
+if TYPE_CHECKING:
+    from workers.data.inspect import DataOutline
+    from workers.models.outline import ChainOutline
+    from workers.specs import DataSpec
+
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a driver needs to know. `source`: the configuration file as it was named."""
+
+    source: str
+    config: Config
+    #: By regime.
+    outlines: dict[str, ChainOutline]
+    data: DataOutline
+    plan: Plan
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.config.run_dir)
+
+
+def prepare(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    inspect: Callable[[DataSpec], DataOutline] | None = None,
+) -> Prepared:
+    """Check everything and make the plan. Raises ConfigError (or DataError, when the data set is the only
+    problem) with all problems at once. `inspect` stands in for `workers.data.inspect.inspect`."""
+    checked = configuration.check(configuration.read_document(path, overrides))
+    document, config, problems = checked.document, checked.config, list(checked.problems)
+    data: DataOutline | None = None
+    kind: type[UserError] = ConfigError
+    if checked.data is not None:
+        try:
+            data = (inspect or _inspect)(checked.data)
+        except UserError as error:
+            found = _data_problems(error, document, problems)
+            kind = ConfigError if problems else type(error)
+            problems += found
+    weights_digest = None
+    if config is not None and config.model.weights is not None:
+        try:
+            weights_digest = _file_digest(config.model.weights)
+        except OSError as error:
+            message = f"{config.model.weights}: {error.strerror or error}"
+            problems.append(document.problem(("model", "weights"), message))
+    if config is not None and data is not None:
+        problems += _row_problems(config, data, document)
+    raise_problems(document.source, problems, kind)
+    assert config is not None
+    assert data is not None
+    from workers.models.outline import outline
+
+    outlines = {
+        name: outline(config.regime(name).model, config.data.image_size, data.classes)
+        for name in config.regimes
+    }
+    try:
+        plan = build_plan(config, outlines, data, weights_digest=weights_digest, rates=_rates(config))
+    except ConfigError as error:
+        raise_problems(document.source, [document.problem(("snapshots", "budget"), error.message)])
+        raise
+    return Prepared(document.source, config, outlines, data, plan)
+
+
+def _inspect(data: DataSpec) -> DataOutline:
+    from workers.data.inspect import inspect
+
+    return inspect(data)
+
+
+def _data_problems(error: UserError, document: Document, known: Sequence[Problem]) -> list[Problem]:
+    """The messages of an inspection, located at the keys they begin with."""
+    found = []
+    paths = {problem.path for problem in known}
+    for message in error.details.get("problems") or [error.message]:
+        key, separator, text = str(message).partition(": ")
+        path: KeyPath = (
+            tuple(key.split(".")) if separator and re.fullmatch(r"data(\.\w+)+", key) else ("data",)
+        )
+        if path not in paths or path == ("data",):  # the configuration's own check has said it already
+            found.append(document.problem(path, message if path == ("data",) else text))
+    return found
+
+
+def _row_problems(config: Config, data: DataOutline, document: Document) -> list[Problem]:
+    rows = split_rows(config.data, data.train_rows, data.test_rows)
+    if rows.validation >= 1 and rows.train >= 1:
+        return []
+    left = "validate" if rows.validation < 1 else "train"
+    message = f"{config.data.validation:g}: of {data.train_rows} training samples, leaves none to {left} on"
+    return [document.problem(("data", "validation"), message)]
+
+
+def _file_digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _rates(config: Config) -> Rates:
+    """As `Config.rates`, with a look at this machine where the configuration leaves the device open."""
+    if config.resources.gflops == "auto" and config.resources.device == "auto" and _has_gpu():
+        return Rates.nominal("cuda")
+    return config.rates()
+
+
+def _has_gpu() -> bool:
+    # Asking torch would take seconds; a wrong guess changes nothing but predicted times.
+    return os.path.exists("/dev/nvidia0") and os.environ.get("CUDA_VISIBLE_DEVICES", "0") != ""
+
+
+def claim_run_dir(prepared: Prepared) -> None:
+    """Make the run directory and write the resolved configuration into it.
+
+    Raises ConfigError, leaving everything as it was, when the directory holds another configuration, cannot
+    be written, or when the disk has no room for the snapshots."""
+    run_dir, resolved = prepared.run_dir, prepared.config.resolved()
+    target = run_dir / CONFIG_FILE
+    try:
+        existing = target.read_text() if target.exists() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"run_dir: {target} cannot be read: {error}") from error
+    if existing is not None:
+        held = parse_document(existing, str(target))
+        conflicts = configuration.compatible(held.data, resolved)
+        if held.problems or conflicts:
+            listing = "\n".join(
+                f"  {key}" for key in conflicts or [str(problem) for problem in held.problems]
+            )
+            raise ConfigError(
+                f"run_dir: {run_dir} holds another configuration; nothing was started. "
+                f"It differs in:\n{listing}\n"
+                f"Choose another directory with run_dir=...; with store={prepared.config.store} "
+                "it still reuses what is unchanged.",
+                conflicts=conflicts,
+            )
+    _check_space(prepared)
+    text = f"# Resolved from {prepared.source}: every setting, defaults included.\n"
+    text += yaml.safe_dump(resolved, sort_keys=False, width=110)
+    if text == existing:
+        return
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        _replace(target, text)
+    except OSError as error:
+        raise ConfigError(f"run_dir: {run_dir} cannot be written: {error.strerror or error}") from error
+
+
+def _replace(target: Path, text: str) -> None:
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _check_space(prepared: Prepared) -> None:
+    needed = prepared.plan.peak_snapshot_bytes
+    store = prepared.config.store.removeprefix("file://")
+    if not needed or "://" in store:
+        return
+    folder = Path(store).absolute()
+    # What is there already is part of what is needed.
+    held = sum(file.stat().st_size for file in folder.glob("sets/*/shards/*") if file.is_file())
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free + held:
+        raise ConfigError(
+            f"snapshots need about {human_bytes(needed)} at one time, {folder} has {human_bytes(free)} free; "
+            "set snapshots.budget, lower data.views, or choose another store",
+            needed=needed,
+            free=free,
+        )

@@ -1,0 +1,254 @@
+"""What a run is doing, for people: a live table in a terminal, now and then a line everywhere else.
+
+The driver calls from one thread; rich redraws from its own, so the few shared values are guarded by a lock.
+
+Fields of `update`, all optional and sent by workers: `phase` (train, validate, materialize, …), `epoch` and
+`epochs` (counted from 1), `step` and `steps` (of the epoch), `rate` (samples a second), `seconds_left` (of
+the task), `loss`, `accuracy` (0..1, so far in this epoch), `hits` and `misses` (snapshot shards), and `done`,
+`total`, `unit` for work that has no epochs.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.report import TITLES, MemoryBasis, finished
+from orchestrator.units import DASH, bytes_text, count_text, percent_text, ratio_text, seconds_text
+
+#: Seconds between two plain lines about the same task.
+INTERVAL_S = 10.0
+
+
+@dataclass
+class _Running:
+    since: float
+    said: float
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+class Progress:
+    """Shows a run of `total` tasks, `done` of which were finished before it began.
+
+    `quiet` leaves only failures and notes. `stream` is standard error unless given: results go to standard
+    output.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        done: int = 0,
+        *,
+        quiet: bool = False,
+        stream: TextIO | None = None,
+        interval_s: float = INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total, self._done, self._reused = total, done, done
+        self._quiet = quiet
+        self._interval_s = interval_s
+        self._clock = clock
+        self._start = clock()
+        self._running: dict[str, _Running] = {}
+        self._failed = 0
+        self._lock = threading.RLock()
+        self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        self._live: Live | None = None
+        if self._console.is_terminal and not quiet:
+            self._live = Live(
+                console=self._console, get_renderable=self._render, refresh_per_second=4, transient=True
+            )
+            self._live.start()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def started(self, label: str) -> None:
+        with self._lock:
+            now = self._clock()
+            self._running[label] = _Running(since=now, said=now)
+        if self._live is None:
+            self._say(Text(f"{label}: started"))
+
+    def update(self, node_id: str, label: str, **fields: Any) -> None:
+        """Latest figures of a running task; replaces the earlier ones."""
+        with self._lock:
+            now = self._clock()
+            task = self._running.setdefault(label, _Running(since=now, said=now))
+            if fields:
+                task.fields = dict(fields)
+            due = bool(task.fields) and now - task.said >= self._interval_s
+            if due:
+                task.said = now
+        if due and self._live is None:
+            self._say(Text(f"{label}: {describe(task.fields)}"))
+
+    def finished(self, label: str, seconds: float, reused: bool) -> None:
+        with self._lock:
+            self._running.pop(label, None)
+            self._done += 1
+            self._reused += reused
+            count = f"{self._done}/{self._total}"
+        words = "reused" if reused else f"done in {seconds_text(seconds)}"
+        mark = Text.assemble(("✓ ", "green")) if self._live else Text()
+        self._say(mark.append(f"{label}: {words} ({count})"))
+
+    def failed(self, label: str, message: str) -> None:
+        with self._lock:
+            self._running.pop(label, None)
+            self._failed += 1
+        self._say(Text.assemble((f"{label}: failed: {message}", "red")), always=True)
+
+    def note(self, message: str) -> None:
+        """Something worth knowing that does not end anything: a retry, a set that could not be released."""
+        self._say(Text.assemble((message, "yellow")), always=True)
+
+    def close(self) -> None:
+        """Take the live table away. Safe to call twice."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+    def _say(self, text: Text, *, always: bool = False) -> None:
+        if self._quiet and not always:
+            return
+        self._console.print(text)
+
+    def _render(self) -> RenderableType:
+        with self._lock:
+            now = self._clock()
+            rows = [(label, task.since, dict(task.fields)) for label, task in self._running.items()]
+            done, total, failed = self._done, self._total, self._failed
+        table = Table.grid(padding=(0, 2))
+        for label, since, fields in rows:
+            share = completed(fields)
+            table.add_row(
+                Text(label, style="bold"),
+                ProgressBar(total=1.0, completed=share, width=18) if share is not None else Text(""),
+                Text(describe(fields) if fields else f"{seconds_text(now - since)}, starting"),
+            )
+        overall = Text.assemble(
+            (f"{done} of {total} tasks", "bold"),
+            f" · {seconds_text(now - self._start)}",
+            f" · {self._reused} reused" if self._reused else "",
+            (f" · {failed} failed", "red") if failed else "",
+        )
+        return Group(table, overall)
+
+
+def completed(fields: Mapping[str, Any]) -> float | None:
+    """Share of a task that is done, 0..1; None when the fields do not say."""
+    if fields.get("total"):
+        return min(1.0, float(fields.get("done") or 0) / float(fields["total"]))
+    if fields.get("epochs") and fields.get("epoch"):
+        within = float(fields.get("step") or 0) / fields["steps"] if fields.get("steps") else 0.0
+        return min(1.0, (float(fields["epoch"]) - 1 + within) / float(fields["epochs"]))
+    return None
+
+
+def describe(fields: Mapping[str, Any]) -> str:
+    """One line about a running task."""
+    parts: list[str] = []
+    phase = fields.get("phase")
+    if phase and phase != "train":
+        parts.append(str(phase))
+    if fields.get("epoch") is not None:
+        parts.append(f"epoch {fields['epoch']}" + (f"/{fields['epochs']}" if fields.get("epochs") else ""))
+    if fields.get("step") is not None and fields.get("steps"):
+        parts.append(f"step {fields['step']}/{fields['steps']}")
+    if fields.get("done") is not None and fields.get("total"):
+        parts.append(f"{fields['done']:,}/{fields['total']:,} {fields.get('unit') or ''}".rstrip())
+    if fields.get("loss") is not None:
+        parts.append(f"loss {fields['loss']:.4f}")
+    if fields.get("accuracy") is not None:
+        parts.append(f"accuracy {percent_text(fields['accuracy'])}")
+    if fields.get("rate"):
+        parts.append(f"{fields['rate']:,.0f}/s")
+    if fields.get("hits") or fields.get("misses"):
+        parts.append(f"cache {fields.get('hits') or 0:,} hits, {fields.get('misses') or 0:,} misses")
+    if fields.get("seconds_left") is not None:
+        parts.append(f"{seconds_text(fields['seconds_left'])} left")
+    return ", ".join(parts) or "working"
+
+
+def print_table(summary: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """The regimes side by side: a table in a terminal, aligned plain text in a file or pipe."""
+    rows = _result_rows(summary)
+    console = Console(file=stream or sys.stdout, highlight=False)
+    header, *body = rows
+    if console.is_terminal:
+        table = Table(header_style="bold")
+        for index, title in enumerate(header):
+            table.add_column(title, justify="left" if index == 0 else "right")
+        for row in body:
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
+        return
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+        console.file.write("  ".join(cells).rstrip() + "\n")
+    console.file.flush()
+
+
+def _result_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    regimes = summary["regimes"]
+    memory = MemoryBasis(summary)
+    base = next((r for r in regimes.values() if r["kind"] == "e2e" and finished(r)), None)
+    peak = "peak device memory" if memory.device else "peak host growth"
+    rows = [
+        [
+            "regime",
+            "test acc.",
+            "val. acc.",
+            peak,
+            "of e2e",
+            "time",
+            "of e2e",
+            "trained",
+            "snapshots",
+            "stages",
+        ]
+    ]
+    for name, regime in regimes.items():
+        stages = regime["stages"]
+        done = [stage for stage in stages if stage["status"] in ("done", "reused")]
+        reused = sum(stage["reused"] for stage in stages)
+        count = f"{len(done)}/{len(stages)}"
+        if regime["status"] == "failed":
+            count += " failed"
+        elif reused:
+            count += " reused" if reused == len(stages) else f", {reused} reused"
+        compared = base is not None and finished(regime)
+        ratio = regime["seconds"] / base["seconds"] if base and compared and base["seconds"] else None
+        rows.append(
+            [
+                f"{TITLES[name]} ({name})" if name in TITLES else name,
+                percent_text(regime["final"]["metrics"].get("accuracy"), 2),
+                percent_text(regime["final"]["validation"].get("accuracy"), 2),
+                bytes_text(memory.of(regime)),
+                percent_text(memory.share(memory.of(regime)), 0) if compared else DASH,
+                seconds_text(regime["seconds"] or None),
+                ratio_text(ratio),
+                count_text(regime["trainable_parameters"]),
+                bytes_text(regime["snapshot"]["bytes_written"]),
+                count,
+            ]
+        )
+    return rows

@@ -1,0 +1,212 @@
+"""Runs nodes on Ray: a pool of worker actors, one per device slot, torch imported once in each.
+
+The only module (with the sweep) that imports Ray. Actors restart themselves (`max_restarts=-1`) but tasks are
+never retried by Ray: retries, attempt ids and backoff belong to the driver.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from cache_store.errors import SegpropError, UserError
+from orchestrator.runner import Event, Failed, Succeeded
+from workers.control import ThreadControl
+from workers.orders import WorkOrder
+
+#: An actor that has not answered its first call by then will not (import of torch included).
+START_DEADLINE_S = 180.0
+POLL_EVERY_S = 1.0
+
+
+@ray.remote(max_restarts=-1, max_task_retries=0, concurrency_groups={"control": 1})
+class Worker:
+    """One slot. Work runs in the default group's single thread, control calls beside it."""
+
+    def __init__(self) -> None:
+        self._control = ThreadControl()
+        import workers.tasks  # noqa: F401 - torch is imported here, once
+
+    def run(self, order: WorkOrder) -> dict[str, Any]:
+        from workers.tasks import execute
+
+        self._control.clear()
+        return execute(order, self._control)
+
+    def ready(self) -> bool:
+        return True
+
+    @ray.method(concurrency_group="control")
+    def poll(self) -> dict[str, Any]:
+        return self._control.latest()
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        self._control.stop()
+
+
+@dataclass
+class _Slot:
+    actor: ActorHandle
+    #: Outstanding `ready()` call: the slot takes no order until it is answered.
+    ping: Any | None
+    since: float
+    order: WorkOrder | None = None
+    result: Any | None = None
+
+
+class RayRunner:
+    def __init__(
+        self, *, slots: int, threads: int, device: str, address: str | None = None, started: bool = False
+    ) -> None:
+        """`address`: a running cluster, else RAY_ADDRESS, else a cluster of our own for this run.
+
+        `started`: Ray is connected already (tests, sweeps) and stays connected on `close`.
+        """
+        self.threads = threads
+        self.device = device
+        self._slots_wanted = slots
+        self._address = address
+        self._owns_ray = not started
+        self._slots: list[_Slot] = []
+        self._latest: dict[str, dict[str, Any]] = {}
+        self._polls: dict[str, Any] = {}
+        self._polled = 0.0
+
+    def start(self) -> None:
+        if self._owns_ray:
+            address = self._address or os.environ.get("RAY_ADDRESS")
+            options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+            if address:
+                options["address"] = address
+            else:
+                options |= {"include_dashboard": False, "num_cpus": self._slots_wanted * self.threads}
+            ray.init(**options)
+        self._require_resources()
+        self._slots = [self._new_slot() for _ in range(self._slots_wanted)]
+
+    def _require_resources(self) -> None:
+        """An infeasible actor pends silently for ever, so what is missing is said before anything is asked for."""
+        have = ray.cluster_resources()
+        for resource, each in self._request().items():
+            total = each * self._slots_wanted
+            if have.get(resource, 0) < total:
+                raise UserError(
+                    f"resources: {self._slots_wanted} slots need {total:g} {resource}, the cluster has "
+                    f"{have.get(resource, 0):g}; lower resources.slots or resources.threads, or add machines"
+                )
+
+    def _request(self) -> dict[str, float]:
+        request: dict[str, float] = {"CPU": self.threads}
+        if self.device == "cuda":
+            request["GPU"] = 1
+        return request
+
+    def _new_slot(self) -> _Slot:
+        request = self._request()
+        actor = Worker.options(num_cpus=request["CPU"], num_gpus=request.get("GPU", 0)).remote()
+        return _Slot(actor, actor.ready.remote(), time.monotonic())
+
+    def free(self) -> int:
+        return sum(slot.order is None and slot.ping is None for slot in self._slots)
+
+    def submit(self, order: WorkOrder) -> None:
+        slot = next(slot for slot in self._slots if slot.order is None and slot.ping is None)
+        slot.order = order
+        slot.result = slot.actor.run.remote(order)
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        outstanding = [slot.result for slot in self._slots if slot.result is not None]
+        outstanding += [slot.ping for slot in self._slots if slot.ping is not None]
+        if not outstanding:
+            time.sleep(timeout_s)
+            return []
+        done, _ = ray.wait(outstanding, num_returns=1, timeout=timeout_s)
+        if done:
+            done, _ = ray.wait(outstanding, num_returns=len(outstanding), timeout=0)
+        events: list[Event] = []
+        for slot in self._slots:
+            if slot.ping is not None:
+                self._check_start(slot, slot.ping in done)
+            elif slot.result in done:
+                events.append(self._finish(slot))
+        return events
+
+    def _finish(self, slot: _Slot) -> Event:
+        order, result = slot.order, slot.result
+        assert order is not None
+        slot.order = slot.result = None
+        self._latest.pop(order.node_id, None)
+        self._polls.pop(order.node_id, None)
+        try:
+            return Succeeded(order.node_id, ray.get(result))
+        except RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            return Failed(order.node_id, cause)
+        except RayError as error:
+            # Killed, out of memory, machine gone. The actor restarts by itself; calls during that fail at once,
+            # so the slot takes orders again only when it has answered.
+            slot.ping, slot.since = slot.actor.ready.remote(), time.monotonic()
+            return Failed(order.node_id, SegpropError(f"worker lost: {_first_line(error)}"), lost=True)
+
+    def _check_start(self, slot: _Slot, answered: bool) -> None:
+        late = time.monotonic() - slot.since > START_DEADLINE_S
+        if answered:
+            try:
+                ray.get(slot.ping)
+            except RayTaskError as error:
+                raise error.cause if isinstance(error.cause, Exception) else error from None
+            except RayError as error:
+                if late:
+                    raise SegpropError(f"a worker does not come back: {_first_line(error)}") from error
+                time.sleep(0.1)  # restarting: calls fail instead of waiting
+                slot.ping = slot.actor.ready.remote()
+                return
+            slot.ping = None
+        elif late:
+            raise SegpropError(
+                f"a worker did not start within {START_DEADLINE_S:g} s; is the cluster busy with other jobs? "
+                f"Free now: {ray.available_resources()}"
+            )
+
+    def progress(self) -> dict[str, dict[str, Any]]:
+        """Answers lag by at most one poll; a worker that is being lost simply keeps its last one."""
+        now = time.monotonic()
+        for node_id, poll in list(self._polls.items()):
+            try:
+                self._latest[node_id] = ray.get(poll, timeout=0)
+            except GetTimeoutError:
+                continue
+            except RayActorError:
+                self._latest.pop(node_id, None)
+            del self._polls[node_id]
+        if now - self._polled >= POLL_EVERY_S:
+            self._polled = now
+            for slot in self._slots:
+                if slot.order is not None and slot.order.node_id not in self._polls:
+                    self._polls[slot.order.node_id] = slot.actor.poll.remote()
+        return self._latest
+
+    def stop(self) -> None:
+        for slot in self._slots:
+            if slot.order is not None:
+                slot.actor.stop.remote()
+
+    def close(self) -> None:
+        for slot in self._slots:
+            ray.kill(slot.actor)
+        self._slots = []
+        if self._owns_ray:
+            ray.shutdown()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

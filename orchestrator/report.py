@@ -1,0 +1,397 @@
+"""`report.html`: one file that tells what a run came to, made from `summary.json` alone.
+
+This module puts figures into words and rows; the template only lays them out. Nothing is loaded from outside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from orchestrator.summary import write_atomically
+from orchestrator.units import DASH, bytes_text, count_text, percent_text, ratio_text, seconds_text
+
+Json = Mapping[str, Any]
+
+TITLES = {"e2e": "End-to-end", "lw": "Layer-wise", "segprop": "SegProp"}
+KINDS = {
+    "e2e": "all blocks at once, one loss",
+    "lw": "block after block, each with a local classifier",
+    "segprop": "segment after segment, each with the network's own head",
+}
+STATUS_WORDS = {
+    "done": "finished",
+    "reused": "finished earlier, reused",
+    "failed": "failed",
+    "stopped": "stopped; the same command goes on",
+    "partial": "incomplete",
+    "pending": "not started",
+}
+
+
+def write_report(summary: Json, path: Path) -> None:
+    """Render `summary` (the value of `summary.json`) to `path`, replacing it atomically."""
+    write_atomically(path, render(summary).encode())
+
+
+def render(summary: Json) -> str:
+    # Imported late: a dry run never needs matplotlib.
+    from orchestrator import figures
+
+    regimes: Mapping[str, Json] = summary["regimes"]
+    names = titles(regimes)
+    memory = MemoryBasis(summary)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    palette = figures.colours(regimes)
+    charts = {
+        "curves": figures.learning_curves(regimes, names),
+        "timeline": figures.timeline(summary["work"], regimes, names),
+        "predictions": figures.predictions(summary["work"], regimes),
+    }
+    return environment.get_template("report.html.j2").render(
+        run=summary["run"],
+        status=summary["status"],
+        status_words=STATUS_WORDS.get(summary["status"], summary["status"]),
+        nodes=summary["nodes"],
+        verdict=verdict(summary),
+        memory=memory,
+        cards=[_card(summary, memory, name, names, palette) for name in regimes],
+        stages=_stage_rows(summary, memory, names, palette),
+        forwards=_forward_rows(regimes, names, palette),
+        work=_work_rows(summary["work"]),
+        legend=[{"title": names[name], "colour": palette[name]} for name in regimes],
+        reference_line=len(regimes) > 1 and any(finished(r) and r["kind"] == "e2e" for r in regimes.values()),
+        failures=summary["failures"],
+        exports=_exports(regimes, names),
+        environment=_environment_rows(summary["environment"]),
+        machine=_machine(summary["environment"]),
+        charts={key: Markup(value) if value else None for key, value in charts.items()},
+    )
+
+
+def titles(regimes: Mapping[str, Json]) -> dict[str, str]:
+    """What to call each regime: the kind's own name where the regime is named after its kind."""
+    return {name: TITLES.get(name, name) for name in regimes}
+
+
+class MemoryBasis:
+    """Which figure stands for peak memory: the device's where there is one, else growth of the process."""
+
+    def __init__(self, summary: Json) -> None:
+        stages = [stage for regime in summary["regimes"].values() for stage in regime["stages"]]
+        self.device = any(stage["peak_device_bytes"] for stage in stages)
+        self.key = "peak_device_bytes" if self.device else "host_growth_bytes"
+        self.words = "peak device memory" if self.device else "peak host memory above idle"
+        whole = [regime for regime in summary["regimes"].values() if regime["kind"] == "e2e"]
+        baseline = next((regime for regime in whole if regime[self.key] and finished(regime)), None)
+        self.reference: float | None = baseline[self.key] if baseline else None
+
+    def of(self, item: Json) -> float | None:
+        value = item[self.key]
+        return None if value is None else float(value)
+
+    def share(self, value: float | None) -> float | None:
+        """Of the end-to-end peak."""
+        return value / self.reference if value is not None and self.reference else None
+
+
+def verdict(summary: Json) -> list[str]:
+    """The outcome in sentences, from the figures alone."""
+    regimes: Mapping[str, Json] = summary["regimes"]
+    names = titles(regimes)
+    memory = MemoryBasis(summary)
+    accuracy = {
+        name: float(regime["final"]["metrics"]["accuracy"])
+        for name, regime in regimes.items()
+        if regime["final"]["metrics"].get("accuracy") is not None
+    }
+    ranked = sorted(accuracy, key=lambda name: -accuracy[name])
+    sentences = _incomplete(summary, [names[name] for name in regimes if name not in accuracy])
+    if not ranked:
+        return [*sentences, "No regime has a final test result yet, so there is nothing to compare."]
+    best = ranked[0]
+    if len(regimes) == 1:
+        regime = regimes[best]
+        sentences.append(
+            f"{names[best]} reached {percent_text(accuracy[best], 2)} test accuracy after "
+            f"{seconds_text(regime['seconds'])} of training, with {bytes_text(memory.of(regime))} "
+            f"{memory.words} in its largest stage. Only this regime was run, so nothing is compared."
+        )
+        return sentences
+    if len(ranked) > 1:
+        top = accuracy[best]
+        others = ", ".join(
+            f"{names[name]} {percent_text(accuracy[name], 2)} (−{100 * (top - accuracy[name]):.2f} points)"
+            for name in ranked[1:]
+        )
+        sentences.append(f"{names[best]} has the best test accuracy, {percent_text(top, 2)}; {others}.")
+        sentences += _noise(accuracy, ranked, names, regimes[best]["final"].get("rows"))
+    else:
+        sentences.append(f"{names[best]} reached {percent_text(accuracy[best], 2)} test accuracy.")
+    return [*sentences, *_costs(regimes, names, memory)]
+
+
+def _incomplete(summary: Json, missing: list[str]) -> list[str]:
+    failed = len(summary["failures"])
+    if failed:
+        tasks = "One task" if failed == 1 else f"{failed} tasks"
+        tail = (
+            f" {_list(missing)} {'has' if len(missing) == 1 else 'have'} no final result." if missing else ""
+        )
+        return [f"{tasks} failed; what follows covers what was finished.{tail}"]
+    if summary["status"] == "stopped":
+        return ["The run was stopped before its end; the same command goes on from here."]
+    return (
+        [f"{_list(missing)} {'has' if len(missing) == 1 else 'have'} no final result yet."] if missing else []
+    )
+
+
+def _noise(accuracy: Mapping[str, float], ranked: list[str], names: Json, rows: int | None) -> list[str]:
+    """How much of the difference the size of the test set can carry (two standard errors of a difference)."""
+    if not rows:
+        return []
+    mean = sum(accuracy.values()) / len(accuracy)
+    margin = 2 * math.sqrt(2 * max(mean * (1 - mean), 1e-9) / rows)
+    close = [name for name in ranked[1:] if accuracy[ranked[0]] - accuracy[name] < margin]
+    text = f"with {rows:,} test samples and one seed, anything below about {100 * margin:.1f} points is noise"
+    if not close:
+        return [f"The differences are larger than chance alone would explain: {text}."]
+    verb = "is" if len(close) == 1 else "are"
+    return [f"{_list([names[name] for name in close])} {verb} within noise of the best: {text}."]
+
+
+def _costs(regimes: Mapping[str, Json], names: Json, memory: MemoryBasis) -> list[str]:
+    reference = next((name for name, regime in regimes.items() if regime["kind"] == "e2e"), None)
+    if reference is None:
+        return []
+    base = regimes[reference]
+    others = {name: regime for name, regime in regimes.items() if name != reference and finished(regime)}
+    if not others or not finished(base):
+        return []
+    sentences = []
+    peaks = [
+        f"{names[name]} {percent_text(share, 0)}"
+        for name, regime in others.items()
+        if (share := memory.share(memory.of(regime))) is not None
+    ]
+    if peaks:
+        sentences.append(
+            f"Of {names[reference]}'s {memory.words} ({bytes_text(memory.of(base))}), the largest stage of "
+            f"{'each of the others took' if len(peaks) > 1 else 'the other took'}: {', '.join(peaks)}."
+        )
+    times = [
+        f"{names[name]} {ratio_text(regime['seconds'] / base['seconds'])}"
+        for name, regime in others.items()
+        if regime["seconds"] and base["seconds"]
+    ]
+    if times:
+        sentences.append(
+            f"Training time against {names[reference]}'s {seconds_text(base['seconds'])}: {', '.join(times)}."
+        )
+    return sentences
+
+
+def finished(regime: Json) -> bool:
+    return regime["status"] in ("done", "reused")
+
+
+def _card(
+    summary: Json, memory: MemoryBasis, name: str, names: Mapping[str, str], palette: Mapping[str, str]
+) -> dict[str, Any]:
+    regimes = summary["regimes"]
+    regime = regimes[name]
+    final = regime["final"]
+    known = [r["final"]["metrics"].get("accuracy") for r in regimes.values()]
+    accuracy = final["metrics"].get("accuracy")
+    reference = next((r for r in regimes.values() if r["kind"] == "e2e"), None)
+    peak = memory.of(regime)
+    compared = reference is not None and regime is not reference and finished(regime) and finished(reference)
+    ratio = None
+    if reference is not None and compared and regime["seconds"] and reference["seconds"]:
+        ratio = regime["seconds"] / reference["seconds"]
+    share = memory.share(peak) if compared else None
+    snapshot = regime["snapshot"]
+    return {
+        "name": name,
+        "title": names[name],
+        "kind": KINDS.get(regime["kind"], regime["kind"]),
+        "colour": palette[name],
+        "status": regime["status"],
+        "status_words": STATUS_WORDS.get(regime["status"], regime["status"]),
+        "best": accuracy is not None
+        and len(known) > 1
+        and accuracy == max(value for value in known if value is not None),
+        "accuracy": percent_text(accuracy, 2),
+        "validation": percent_text(final["validation"].get("accuracy"), 2),
+        "loss": DASH if final["metrics"].get("loss") is None else f"{final['metrics']['loss']:.4f}",
+        "peak": bytes_text(peak),
+        "peak_share": percent_text(share, 0) if share is not None else None,
+        "seconds": seconds_text(regime["seconds"] or None),
+        "seconds_ratio": ratio_text(ratio) if ratio is not None else None,
+        "wall": seconds_text(regime["wall_seconds"]),
+        "parameters": count_text(regime["trainable_parameters"]),
+        "written": bytes_text(snapshot["bytes_written"]),
+        "read": bytes_text(snapshot["bytes_read"]),
+        "stages": len(regime["stages"]),
+        "done": sum(stage["status"] in ("done", "reused") for stage in regime["stages"]),
+        "reused": sum(stage["reused"] for stage in regime["stages"]),
+        "epochs": sum(stage["epochs"] for stage in regime["stages"]),
+    }
+
+
+def _stage_rows(
+    summary: Json, memory: MemoryBasis, names: Mapping[str, str], palette: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    largest = max(
+        (memory.of(stage) or 0.0 for regime in summary["regimes"].values() for stage in regime["stages"]),
+        default=0.0,
+    )
+    rows = []
+    for name, regime in summary["regimes"].items():
+        for index, stage in enumerate(regime["stages"]):
+            peak = memory.of(stage)
+            share = memory.share(peak)
+            scale = memory.reference or largest
+            rows.append(
+                {
+                    "regime": names[name],
+                    "first": index == 0,
+                    "span": len(regime["stages"]),
+                    "colour": palette[name],
+                    "name": stage["name"],
+                    "status": stage["status"],
+                    "status_words": STATUS_WORDS.get(stage["status"], stage["status"]),
+                    "path": " → ".join(stage["path"]),
+                    "trained": ", ".join(stage["trained"]),
+                    "auxiliary": stage["auxiliary"],
+                    "source": stage["source"] or DASH,
+                    "source_reason": stage["source_reason"] or "",
+                    "epochs": _epochs(stage),
+                    "exit": stage["exit"] or DASH,
+                    "accuracy": percent_text(stage["metrics"].get("validation_accuracy"), 2),
+                    "assembled": percent_text(stage["assembled"].get("accuracy"), 2),
+                    "seconds": seconds_text(stage["seconds"]),
+                    "parameters": count_text(stage["trainable_parameters"]),
+                    "resident": bytes_text(stage["resident_bytes"]),
+                    "peak_device": bytes_text(stage["peak_device_bytes"]),
+                    "reserved": bytes_text(stage["peak_device_reserved_bytes"]),
+                    "peak_host": bytes_text(stage["peak_host_bytes"]),
+                    "growth": bytes_text(stage["host_growth_bytes"]),
+                    "predicted": bytes_text(stage["estimate"]["predicted"].get("peak_bytes")),
+                    "share": percent_text(share, 0) if share is not None else None,
+                    "bar": round(100 * min(1.0, peak / scale / 1.1), 1) if peak and scale else None,
+                    "read": bytes_text(stage["snapshot"]["bytes_read"]),
+                    "hits": f"{stage['snapshot']['hits']:,}",
+                    "misses": f"{stage['snapshot']['misses']:,}",
+                }
+            )
+    return rows
+
+
+def _epochs(stage: Json) -> str:
+    if not stage["epochs"]:
+        return DASH
+    planned = stage["planned_epochs"]
+    text = str(stage["epochs"])
+    if planned and planned != stage["epochs"]:
+        text += f" of {planned}"
+    if stage["committed_epoch"] is not None:
+        text += f", kept {stage['committed_epoch'] + 1}"
+    return text
+
+
+def _forward_rows(
+    regimes: Mapping[str, Json], names: Mapping[str, str], palette: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "regime": names[name],
+            "colour": palette[name],
+            "block": block,
+            "samples": f"{counted['samples']:,}",
+            "pairs": f"{counted['sample_views']:,}" if counted["sample_views"] else DASH,
+            "ratio": ratio_text(counted["per_sample_view"]),
+        }
+        for name, regime in regimes.items()
+        for block, counted in regime["forwards"].items()
+    ]
+
+
+def _work_rows(work: list[Json]) -> list[dict[str, str]]:
+    texts = {"peak_bytes": bytes_text, "snapshot_bytes": bytes_text, "seconds": seconds_text}
+    rows = []
+    for item in work:
+        row = {"label": item["label"], "status": STATUS_WORDS.get(item["status"], item["status"])}
+        for key, text in texts.items():
+            relevant = {
+                "peak_bytes": ("train",),
+                "snapshot_bytes": ("materialize",),
+                "seconds": ("train", "materialize", "evaluate", "data", "model"),
+            }[key]
+            shown = item["kind"] in relevant
+            predicted, measured = item["predicted"].get(key), item["measured"].get(key)
+            row[f"{key}_predicted"] = text(predicted) if shown else ""
+            row[f"{key}_measured"] = text(measured) if shown else ""
+        rows.append(row)
+    return rows
+
+
+def _exports(regimes: Mapping[str, Json], names: Mapping[str, str]) -> list[dict[str, str]]:
+    """Where each model lies. Only the last three parts of the path: a report is for sharing."""
+    found = []
+    for name, regime in regimes.items():
+        if regime["export"]:
+            path = Path(regime["export"])
+            folder = path.parent if path.suffix else path
+            found.append({"title": names[name], "path": "/".join(("model", folder.name)), "name": name})
+    return found
+
+
+def _environment_rows(environment: Json) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in environment.items():
+        label = key.replace("_", " ")
+        if value in (None, "", [], {}):
+            continue
+        if key.endswith("_bytes") and isinstance(value, int | float):
+            rows.append((label.removesuffix(" bytes"), bytes_text(value)))
+        elif key == "gpus":
+            rows.append(("GPUs", ", ".join(_gpu(gpu) for gpu in value)))
+        elif isinstance(value, Mapping):
+            rows.append((label, ", ".join(f"{name} {item}" for name, item in value.items() if item)))
+        elif isinstance(value, list | tuple):
+            rows.append((label, ", ".join(map(str, value))))
+        else:
+            rows.append((label, str(value)))
+    return rows
+
+
+def _gpu(gpu: Any) -> str:
+    if not isinstance(gpu, Mapping):
+        return str(gpu)
+    return f"{gpu.get('name', '?')} ({bytes_text(gpu.get('memory_bytes'))})"
+
+
+def _machine(environment: Json) -> str:
+    parts = [_gpu(gpu) for gpu in environment.get("gpus") or []]
+    if environment.get("cpu"):
+        cores = environment.get("cores")
+        parts.append(f"{environment['cpu']}" + (f", {cores} cores" if cores else ""))
+    if environment.get("memory_bytes"):
+        parts.append(f"{bytes_text(environment['memory_bytes'])} memory")
+    return " · ".join(parts)
+
+
+def _list(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,0 +1,55 @@
+"""What the driver needs of whatever runs nodes: slots, submission, events. No torch, no Ray here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from workers.orders import WorkOrder
+
+
+@dataclass(frozen=True)
+class Succeeded:
+    node_id: str
+    commit: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """`lost` is true when the worker vanished (killed, machine gone): the node itself may be fine."""
+
+    node_id: str
+    error: BaseException
+    lost: bool = False
+
+
+Event = Succeeded | Failed
+
+
+class Runner(Protocol):
+    """Runs nodes on slots. Called from the driver's one thread."""
+
+    #: Threads of one slot and its device, as they go into every work order.
+    threads: int
+    device: str
+
+    def start(self) -> None:
+        """Get the workers ready. Raises UserError when what is asked for can never be had."""
+
+    def free(self) -> int:
+        """Slots that would take an order now."""
+
+    def submit(self, order: WorkOrder) -> None:
+        """Start an order on a free slot."""
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        """Events since the last call; returns early with the first."""
+
+    def progress(self) -> dict[str, dict[str, Any]]:
+        """Latest progress of running nodes, by node id."""
+
+    def stop(self) -> None:
+        """Ask running nodes to checkpoint and stop; their `Interrupted` failures arrive through `wait`."""
+
+    def close(self) -> None:
+        """Give everything back. Leaves no process behind."""

@@ -1,0 +1,334 @@
+"""What a run came to, as one JSON value, computed from the plan and the commits alone; runs may be partial.
+
+`summary.json` is the only input of the report, of the TensorBoard events and of the printed table, so all of
+them can be made again from a finished (or killed) run without touching the store.
+
+Figures of a regime:
+
+- `seconds`: compute time of its training and materialization, whoever ran it and whenever. This is the figure
+  to compare regimes by; evaluations and data preparation are in `seconds_by_kind`.
+- `wall_seconds`: the length of time during which at least one of its nodes was running.
+- `forwards`: samples that ran forward through each *frozen* block in the whole run, next to how many (sample,
+  view) pairs there are: with snapshots the ratio is 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.plan import Node, Plan, RegimePlan
+
+Json = dict[str, Any]
+FORMAT = 1
+
+
+def summarize(
+    run: str,
+    plan: Plan,
+    commits: Mapping[str, Json],
+    *,
+    status: str,
+    environment: Mapping[str, Any],
+    reused: Collection[str] = (),
+    failures: Mapping[str, str] | None = None,
+    exports: Mapping[str, str] | None = None,
+) -> Json:
+    """The summary of `plan` given the commits that exist.
+
+    `status` is the run's (`driver.Outcome.status`: "done", "failed" or "stopped"); `reused` the nodes that
+    were committed before this invocation; `failures` a message by node; `exports` the folder or file of each
+    exported regime. Epochs count from 0, as in the commits.
+    """
+    failures = failures or {}
+    exports = exports or {}
+    nodes: dict[str, Node] = {node.id: node for node in plan.nodes}
+    results: dict[str, Json] = {
+        key: commit.get("result", {}) for key, commit in commits.items() if key in nodes
+    }
+    view = _View(nodes=nodes, results=results, reused=frozenset(reused), failures=failures)
+    summary: Json = {
+        "format": FORMAT,
+        "run": run,
+        "status": status,
+        "environment": dict(environment),
+        "regimes": {
+            name: _regime(view, name, regime, exports.get(name)) for name, regime in plan.regimes.items()
+        },
+        "nodes": {
+            "total": len(nodes),
+            "done": len(results),
+            "reused": len(view.reused & results.keys()),
+            "failed": len([key for key in failures if key in nodes]),
+        },
+        "work": [_work(view, node) for node in nodes.values()],
+        "failures": [
+            {"node": key, "label": nodes[key].label if key in nodes else key, "message": message}
+            for key, message in failures.items()
+        ],
+    }
+    return _finite(summary)  # type: ignore[no-any-return]
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Replace `path` atomically: a reader sees the old summary or the new one, whole."""
+    write_atomically(path, json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private; a report is for sharing
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    nodes: Mapping[str, Node]
+    results: Mapping[str, Json]
+    reused: frozenset[str]
+    failures: Mapping[str, str]
+
+    def status(self, node_id: str) -> str:
+        if node_id in self.results:
+            return "reused" if node_id in self.reused else "done"
+        return "failed" if node_id in self.failures else "pending"
+
+
+def _regime(view: _View, name: str, regime: RegimePlan, export: str | None) -> Json:
+    mine = [node for node in view.nodes.values() if name in node.regimes]
+    stages = [_stage(view, node_id, regime) for node_id in regime.stages]
+    done = [stage for stage in stages if stage["status"] in ("done", "reused")]
+    by_kind: dict[str, float] = {}
+    for node in mine:
+        seconds = view.results.get(node.id, {}).get("seconds")
+        if seconds is not None:
+            by_kind[node.kind] = by_kind.get(node.kind, 0.0) + float(seconds)
+    test = view.results.get(regime.test, {})
+    validation = view.results.get(regime.validation, {})
+    return {
+        "kind": regime.kind,
+        "status": _regime_status(view, mine, regime),
+        "stages": stages,
+        "final": {
+            "metrics": dict(test.get("metrics", {})),
+            "split": "test",
+            "rows": test.get("rows"),
+            "validation": dict(validation.get("metrics", {})),
+            "status": view.status(regime.test),
+        },
+        "seconds": by_kind.get("train", 0.0) + by_kind.get("materialize", 0.0),
+        "seconds_by_kind": by_kind,
+        "wall_seconds": _covered([view.results.get(node.id, {}).get("where") for node in mine]),
+        "export": export,
+        "peak_device_bytes": _maximum(stage["peak_device_bytes"] for stage in done),
+        "peak_host_bytes": _maximum(stage["peak_host_bytes"] for stage in done),
+        "host_growth_bytes": _maximum(stage["host_growth_bytes"] for stage in done),
+        "trainable_parameters": _maximum(stage["trainable_parameters"] for stage in done),
+        "snapshot": _snapshot_total(view, mine),
+        "snapshots": [_materialized(view, node) for node in mine if node.kind == "materialize"],
+        "forwards": _forwards(view, mine),
+    }
+
+
+def _regime_status(view: _View, nodes: list[Node], regime: RegimePlan) -> str:
+    if any(view.status(node.id) == "failed" for node in nodes):
+        return "failed"
+    states = [view.status(node_id) for node_id in (*regime.stages, regime.test)]
+    if "pending" in states:
+        return "pending" if set(states) == {"pending"} else "partial"
+    return "reused" if set(states) == {"reused"} else "done"
+
+
+def _stage(view: _View, node_id: str, regime: RegimePlan) -> Json:
+    node = view.nodes[node_id]
+    result = view.results.get(node_id, {})
+    task = node.task
+    epochs: list[Json] = [dict(epoch) for epoch in result.get("epochs", [])]
+    committed = result.get("committed_epoch")
+    at_commit: Json = next((epoch for epoch in epochs if epoch.get("epoch") == committed), {})
+    assembled = view.results.get(regime.assembled.get(node_id, ""), {})
+    metrics = {
+        key: at_commit[key]
+        for key in ("train_accuracy", "validation_loss", "validation_accuracy")
+        if at_commit.get(key) is not None
+    }
+    accuracy = assembled.get("metrics", {}).get("accuracy")
+    if accuracy is not None:
+        metrics["assembled_accuracy"] = accuracy
+    path = [str(part) for part in task.get("path", [])]
+    trained = [str(part) for part in task.get("trained", [])]
+    peak_host, baseline = result.get("peak_host_bytes"), result.get("host_baseline_bytes")
+    growth = None if peak_host is None or baseline is None else max(0, peak_host - baseline)
+    decision = regime.decisions.get(node_id)
+    return {
+        "name": task.get("name", node.label),
+        "node": node_id,
+        "label": node.label,
+        "status": view.status(node_id),
+        "blocks": [part for part in trained if part != "head"],
+        "trained": trained,
+        "path": path,
+        "source": task.get("source"),
+        "source_reason": decision.reason if decision else None,
+        "auxiliary": bool(result.get("path_is_auxiliary", "adapter" in path or "aux" in path)),
+        "seconds": result.get("seconds"),
+        "epochs": len(epochs),
+        "planned_epochs": task.get("train", {}).get("epochs"),
+        "steps": result.get("steps"),
+        "exit": result.get("exit"),
+        "best_epoch": result.get("best_epoch"),
+        "committed_epoch": committed,
+        "resumed": result.get("resumed"),
+        "trainable_parameters": result.get("trainable_parameters"),
+        "resident_bytes": result.get("resident_bytes"),
+        "train_loss": at_commit.get("train_loss"),
+        "metrics": metrics,
+        "assembled": dict(assembled.get("metrics", {})),
+        "peak_device_bytes": result.get("peak_device_bytes"),
+        "peak_device_reserved_bytes": result.get("peak_device_reserved_bytes"),
+        "peak_host_bytes": peak_host,
+        "host_baseline_bytes": baseline,
+        "host_growth_bytes": growth,
+        "snapshot": {
+            key: result.get("snapshot", {}).get(key, 0)
+            for key in ("hits", "misses", "bytes_read", "bytes_written")
+        },
+        "forwards": dict(result.get("forwards", {})),
+        "reused": node_id in view.reused and node_id in view.results,
+        "where": result.get("where"),
+        "estimate": {
+            "predicted": node.estimate.to_json(),
+            "measured": {
+                "trainable": result.get("trainable_parameters"),
+                "peak_bytes": result.get("peak_device_bytes") or growth,
+                "peak_kind": "device" if result.get("peak_device_bytes") else "host",
+                "seconds": result.get("seconds"),
+            },
+        },
+        "curve": epochs,
+    }
+
+
+def _materialized(view: _View, node: Node) -> Json:
+    result = view.results.get(node.id, {})
+    return {
+        "label": node.label,
+        "node": node.id,
+        "status": view.status(node.id),
+        "split": node.task.get("split"),
+        "view": node.task.get("view"),
+        "boundary": [str(part) for hop in node.task.get("boundary", {}).get("hops", []) for part in hop],
+        "set": result.get("set"),
+        "rows": result.get("rows"),
+        "bytes": result.get("bytes"),
+        "seconds": result.get("seconds"),
+        "shared": len(node.regimes) > 1,
+    }
+
+
+def _snapshot_total(view: _View, nodes: Iterable[Node]) -> Json:
+    total = {"hits": 0, "misses": 0, "bytes_read": 0, "bytes_written": 0}
+    for node in nodes:
+        if node.kind in ("train", "materialize"):
+            counted = view.results.get(node.id, {}).get("snapshot", {})
+            for key in total:
+                total[key] += int(counted.get(key, 0) or 0)
+    return total
+
+
+def _forwards(view: _View, nodes: list[Node]) -> Json:
+    """By frozen block: samples run forward, and how many distinct (sample, view) pairs were asked for."""
+    samples: dict[str, int] = {}
+    wanted: dict[str, dict[tuple[str, Any], int]] = {}
+    for node in nodes:
+        result = view.results.get(node.id, {})
+        for block, count in result.get("forwards", {}).items():
+            samples[str(block)] = samples.get(str(block), 0) + int(count)
+        if node.kind == "materialize" and result.get("rows"):
+            key = (str(node.task.get("split")), node.task.get("view"))
+            for hop in node.task.get("boundary", {}).get("hops", []):
+                for block in hop:
+                    wanted.setdefault(str(block), {})[key] = int(result["rows"])
+    out: Json = {}
+    for block in sorted(samples):
+        pairs = sum(wanted.get(block, {}).values()) or None
+        out[block] = {
+            "samples": samples[block],
+            "sample_views": pairs,
+            "per_sample_view": samples[block] / pairs if pairs else None,
+        }
+    return out
+
+
+def _work(view: _View, node: Node) -> Json:
+    """One line of the timeline, with what was predicted for the node beside what was measured."""
+    result = view.results.get(node.id, {})
+    predicted = node.estimate.to_json()
+    peak_host, baseline = result.get("peak_host_bytes"), result.get("host_baseline_bytes")
+    growth = None if peak_host is None or baseline is None else max(0, peak_host - baseline)
+    written = result.get("bytes") if node.kind == "materialize" else None
+    return {
+        "node": node.id,
+        "label": node.label,
+        "kind": node.kind,
+        "regimes": list(node.regimes),
+        "status": view.status(node.id),
+        "where": result.get("where"),
+        "predicted": {key: predicted.get(key) for key in ("peak_bytes", "snapshot_bytes", "seconds")},
+        "measured": {
+            "peak_bytes": result.get("peak_device_bytes") or growth,
+            "snapshot_bytes": written,
+            "seconds": result.get("seconds"),
+        },
+    }
+
+
+def _covered(wheres: Iterable[Mapping[str, Any] | None]) -> float | None:
+    """Length of the union of the running intervals: idle time between two invocations does not count."""
+    spans = sorted(
+        (float(where["started"]), float(where["finished"]))
+        for where in wheres
+        if where and where.get("started") is not None and where.get("finished") is not None
+    )
+    if not spans:
+        return None
+    total, (start, end) = 0.0, spans[0]
+    for first, last in spans[1:]:
+        if first > end:
+            total += end - start
+            start, end = first, last
+        else:
+            end = max(end, last)
+    return total + end - start
+
+
+def _maximum(values: Iterable[Any]) -> Any:
+    known = [value for value in values if value is not None]
+    return max(known) if known else None
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: figures that are not finite become null."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,64 @@
+"""Figures as people read them. `None` is a dash: not measured."""
+
+from __future__ import annotations
+
+DASH = "–"
+
+
+def bytes_text(value: float | None) -> str:
+    """Decimal units, as `snapshots.budget` takes them and as the dry run prints them: 1.5 GB."""
+    if value is None:
+        return DASH
+    size = float(value)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 999.5:
+            return _three(size, unit)
+        size /= 1000
+    return _three(size, "TB")
+
+
+def count_text(value: float | None) -> str:
+    """11.2 M, 4.1 k, 37."""
+    if value is None:
+        return DASH
+    size = float(value)
+    for unit in ("", "k", "M", "G"):
+        if abs(size) < 999.5:
+            return _three(size, unit).rstrip()
+        size /= 1000
+    return _three(size, "T")
+
+
+def seconds_text(value: float | None) -> str:
+    """0.42 s, 8.1 s, 3 min 20 s, 2 h 05 min."""
+    if value is None:
+        return DASH
+    seconds = float(value)
+    if seconds == 0:
+        return "0 s"
+    if seconds < 9.95:
+        return f"{seconds:.2g} s" if seconds < 0.95 else f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        minutes, rest = divmod(whole, 60)
+        return f"{minutes} min {rest:02d} s" if rest else f"{minutes} min"
+    hours, rest = divmod(round(seconds / 60), 60)
+    return f"{hours} h {rest:02d} min" if rest else f"{hours} h"
+
+
+def percent_text(value: float | None, digits: int = 1) -> str:
+    """A share of one: 97.3 %."""
+    return DASH if value is None else f"{100 * value:.{digits}f} %"
+
+
+def ratio_text(value: float | None) -> str:
+    return DASH if value is None else f"{value:.2f}×"
+
+
+def _three(size: float, unit: str) -> str:
+    """About three digits, no decimals on whole numbers."""
+    if size == int(size) or abs(size) >= 100:
+        return f"{size:.0f} {unit}"
+    return f"{size:.1f} {unit}" if abs(size) >= 10 else f"{size:.2f} {unit}"

@@ -1,0 +1,271 @@
+"""Storage: the same contract on every kind of storage, and what is special about folders."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache_store.errors import StorageDenied, StorageFull, StorageUnavailable, StoreError, UserError
+from cache_store.keys import canonical_json, digest_json
+from cache_store.storage import Storage
+
+
+@pytest.fixture(params=["local", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return Storage.open(
+        str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
+    )
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Storage:
+    return Storage.open(str(tmp_path / "store"))
+
+
+def test_what_was_written_is_read_back_and_replaced(storage: Storage) -> None:
+    assert storage.write("a/b/c", b"one", memoryview(b"-two"), np.arange(2, dtype=np.uint8)) == 9
+    assert storage.read("a/b/c") == b"one-two\0\1"
+    assert storage.read("a/b/c", limit=3) == b"one"
+    assert storage.size("a/b/c") == 9
+    storage.write("a/b/c", b"")
+    assert storage.read("a/b/c") == b""
+    with storage.open_read("a/b/c") as file:
+        assert file.read() == b""
+
+
+def test_pieces_seen_while_writing_are_the_bytes_written(storage: Storage) -> None:
+    seen: list[bytes] = []
+    data = os.urandom(5 << 20)
+    storage.write("f", data[:7], data[7:], observe=lambda piece: seen.append(bytes(piece)))
+    assert b"".join(seen) == data == b"".join(bytes(piece) for piece in storage.chunks("f"))
+
+
+def test_what_is_absent_raises_file_not_found_and_lists_as_empty(storage: Storage) -> None:
+    for read in (storage.read, storage.size, storage.open_read, lambda p: list(storage.chunks(p))):
+        with pytest.raises(FileNotFoundError):
+            read("no/such")
+    with pytest.raises(FileNotFoundError):
+        storage.move("no/such", "b")
+    assert not storage.exists("no/such")
+    assert storage.list("no") == []
+    storage.delete("no/such")
+    storage.delete_tree("no")
+
+
+def test_create_succeeds_once_and_keeps_the_first(storage: Storage) -> None:
+    assert storage.create("x/commit.json", b"first")
+    assert not storage.create("x/commit.json", b"second")
+    assert storage.read("x/commit.json") == b"first"
+    storage.delete("x/commit.json")
+    assert storage.create("x/commit.json", b"third")
+
+
+def test_list_names_immediate_children_sorted_without_temporaries(storage: Storage) -> None:
+    for name in ("d/b", "d/a", "d/sub/deep", "d/.tmp-1"):
+        storage.write(name, b"1")
+    assert storage.list("d") == ["a", "b", "sub"]
+    assert storage.list("") == ["d", "store.json"]
+
+
+def test_move_and_delete_tree(storage: Storage) -> None:
+    storage.write("d/a", b"1")
+    storage.move("d/a", "q/r/a")
+    assert (storage.exists("d/a"), storage.read("q/r/a")) == (False, b"1")
+    storage.delete_tree("q")
+    assert storage.list("q") == []
+
+
+@pytest.mark.parametrize(
+    "path", ["../x", "/etc/passwd", "a/../../x", "a//b", "a/./b", "", "a/", "a\0b", "a\\b"]
+)
+def test_paths_never_leave_the_root(storage: Storage, path: str) -> None:
+    for use in (
+        storage.read,
+        storage.write,
+        storage.exists,
+        storage.delete,
+        storage.local_path,
+        storage.delete_tree,
+    ):
+        with pytest.raises(StoreError, match="not a path inside the store"):
+            use(path)
+    with pytest.raises(StoreError):
+        storage.move(path, "b")
+
+
+def test_of_eight_racing_threads_one_creates(storage: Storage) -> None:
+    for turn in range(10):
+        wins: list[int] = []
+        start = threading.Barrier(8)
+
+        def race(me: int, turn: int = turn, start: threading.Barrier = start, wins: list[int] = wins) -> None:
+            start.wait()
+            if storage.create(f"race/{turn}", str(me).encode() * 1000):
+                wins.append(me)
+
+        threads = [threading.Thread(target=race, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(wins) == 1
+        assert storage.read(f"race/{turn}") == str(wins[0]).encode() * 1000
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "",
+        "s3://bucket/x",
+        "gs://b",
+        "s3:/b",
+        "file://rel/x",
+        "simplecache::memory://x",
+        "FILE:/x",
+        "http://x",
+    ],
+)
+def test_unsupported_addresses_say_what_is_allowed(uri: str) -> None:
+    with pytest.raises(UserError, match=r"allowed|write file:///"):
+        Storage.open(uri)
+
+
+def test_file_address_and_plain_path_are_the_same_store(tmp_path: Path) -> None:
+    Storage.open(f"file://{tmp_path}/s").write("a", b"1")
+    assert Storage.open(str(tmp_path / "s")).read("a") == b"1"
+    assert Storage.open(str(tmp_path / "s")).local_path("a") == tmp_path / "s" / "a"
+
+
+def test_a_store_of_another_format_is_refused(storage: Storage) -> None:
+    for data in (b'{"format":2}', b"[]", b"\xff"):
+        storage.write("store.json", data)
+        with pytest.raises(UserError, match="format"):
+            Storage.open(storage.uri)
+
+
+def test_a_file_in_place_of_the_root_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        Storage.open(str(tmp_path / "f"))
+
+
+def test_the_probe_runs_once_and_leaves_only_the_marker(
+    local: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert os.listdir(local.uri) == ["store.json"]
+
+    def never(*_: object) -> None:
+        raise AssertionError("probed again")
+
+    monkeypatch.setattr(os, "link", never)
+    Storage.open(local.uri)
+
+
+def test_storage_without_exclusive_creation_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", os.replace)
+    with pytest.raises(StoreError):
+        Storage.open(str(tmp_path / "s"))
+    assert not (tmp_path / "s" / "store.json").exists()
+
+
+def test_storage_without_hard_links_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StoreError, match="hard links"):
+        Storage.open(str(tmp_path / "s"))
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (errno.ENOSPC, StorageFull),
+        (errno.EDQUOT, StorageFull),
+        (errno.EROFS, StorageDenied),
+        (errno.EACCES, StorageDenied),
+        (errno.EIO, StorageUnavailable),
+        (errno.ESTALE, StorageUnavailable),
+        (errno.ENAMETOOLONG, StoreError),
+    ],
+)
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_os_errors_become_typed_errors_naming_the_path_and_leave_nothing(
+    local: Storage, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[StoreError], call: str
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    local.write("d/other", b"1")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        for action in (lambda: local.write("d/x", b"1"), lambda: local.create("d/y", b"1")):
+            with pytest.raises(kind, match=r"d/[xy]") as raised:
+                action()
+            assert type(raised.value) is kind
+    assert os.listdir(Path(local.uri) / "d") == ["other"]
+
+
+def test_short_writes_are_continued(local: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: real(file, data[: max(1, len(data) // 2)]))
+    data = os.urandom(1000)
+    assert local.write("x", data) == 1000
+    assert local.read("x") == data
+
+
+def test_every_write_is_fsynced_with_its_folder(local: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def spy(file: int) -> None:
+        synced.append("folder" if stat.S_ISDIR(os.fstat(file).st_mode) else "file")
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    local.write("x", b"1")
+    assert synced == ["file", "folder"]
+    local.create("y", b"1")
+    assert synced[2:] == ["file", "folder"]
+    local.create("y", b"1")  # the loser relies on the winner's entry too
+    assert synced[4:] == ["file", "folder"]
+
+
+def test_a_vanished_root_is_not_made_anew(local: Storage) -> None:
+    os.rename(local.uri, local.uri + ".gone")
+    with pytest.raises(StorageUnavailable, match="disappeared"):
+        local.write("a/b", b"1")
+    assert not os.path.exists(local.uri)
+
+
+def test_a_read_only_store_can_be_read(local: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    local.write("a", b"1")
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EROFS, "read-only")
+
+    monkeypatch.setattr(os, "link", fail)
+    monkeypatch.setattr(os, "replace", fail)
+    again = Storage.open(local.uri)
+    assert again.read("a") == b"1"
+    with pytest.raises(StorageDenied):
+        again.write("b", b"1")
+
+
+def test_equal_json_has_one_digest_and_different_json_another() -> None:
+    assert digest_json({"b": [1, 2], "a": None}) == digest_json({"a": None, "b": (1, 2)})
+    different = [1, 1.0, "1", True, None, [1], {"1": 1}, [], {}]
+    assert len({digest_json(value) for value in different}) == len(different)
+    assert canonical_json({"ü": 1}) == b'{"\\u00fc":1}'
+    for bad in (float("nan"), {1: 2}, {"a": {1, 2}}, b"x", np.float32(1)):
+        with pytest.raises((TypeError, ValueError)):
+            digest_json(bad)

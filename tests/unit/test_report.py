@@ -1,0 +1,226 @@
+"""`orchestrator.report`: one self-contained page, for whole and for broken runs."""
+
+from __future__ import annotations
+
+import copy
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_run import ENVIRONMENT, make_commits, make_plan, make_summary
+
+from orchestrator.report import render, verdict, write_report
+from orchestrator.summary import summarize
+
+LOADING = {"src", "href", "xlink:href", "srcset", "data", "action", "poster"}
+HOSTILE = "<script>alert('x')</script>$\\frac{1}{2}$&\"'"
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return make_summary(tmp_path_factory.mktemp("summary"))
+
+
+@pytest.fixture(scope="module")
+def page(summary: dict[str, Any]) -> str:
+    return render(summary)
+
+
+class _Collector(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+        self.text: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        self.loads += [value or "" for name, value in attrs if name in LOADING]
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def points_of(page: str, gid: str) -> int:
+    """Points of the line drawn in the SVG group `gid`."""
+    match = re.search(rf'<g id="curves-{gid}">\s*<path d="([^"]*)"', page)
+    assert match is not None, gid
+    return len(re.findall(r"[ML] ", match.group(1)))
+
+
+def test_nothing_is_loaded_from_outside_the_page(page: str) -> None:
+    collected = _Collector(page)
+    assert all(load.startswith("#") for load in collected.loads)
+    assert not {"script", "link", "iframe", "img", "object"} & set(collected.tags)
+    assert "@import" not in page
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
+    assert set(re.findall(r"https?://[^\s\"'<]+", page)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+
+
+def test_ids_are_unique_across_all_figures(page: str) -> None:
+    ids = _Collector(page).ids
+    assert len(ids) == len(set(ids))
+
+
+def test_figures_are_well_formed(page: str) -> None:
+    figures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(figures) == 3
+    for figure in figures:
+        ElementTree.fromstring(figure)
+
+
+def test_curves_have_as_many_points_as_epochs(page: str, summary: dict[str, Any]) -> None:
+    for name, regime in summary["regimes"].items():
+        for index, stage in enumerate(regime["stages"]):
+            for metric in ("accuracy", "loss"):
+                assert points_of(page, f"{name}-{index}-validation-{metric}") == len(stage["curve"])
+                assert points_of(page, f"{name}-{index}-train-{metric}") == len(stage["curve"])
+
+
+def test_best_epochs_and_assembled_accuracies_are_marked(page: str, summary: dict[str, Any]) -> None:
+    for name, regime in summary["regimes"].items():
+        for index in range(len(regime["stages"])):
+            assert f'id="curves-{name}-{index}-best-accuracy"' in page
+            assert f'id="curves-{name}-{index}-assembled"' in page
+
+
+def test_every_task_that_ran_is_on_the_timeline(page: str, summary: dict[str, Any]) -> None:
+    for item in summary["work"]:
+        assert f'id="timeline-task-{item["node"]}"' in page
+
+
+def test_the_same_summary_gives_the_same_bytes(page: str, summary: dict[str, Any]) -> None:
+    assert render(copy.deepcopy(summary)) == page
+
+
+def test_hostile_names_are_escaped_in_html_and_in_figures(summary: dict[str, Any]) -> None:
+    hostile = copy.deepcopy(summary)
+    hostile["run"] = HOSTILE
+    hostile["regimes"] = {HOSTILE if key == "lw" else key: value for key, value in hostile["regimes"].items()}
+    for item in hostile["work"]:
+        item["regimes"] = [HOSTILE if name == "lw" else name for name in item["regimes"]]
+        item["label"] = item["label"].replace("stage1", HOSTILE)
+        if item["where"]:
+            item["where"]["host"] = HOSTILE
+    hostile["regimes"]["segprop"]["stages"][0]["name"] = HOSTILE
+    hostile["failures"] = [{"node": "x", "label": HOSTILE, "message": HOSTILE}]
+    hostile["environment"][HOSTILE] = HOSTILE
+    page = render(hostile)
+    collected = _Collector(page)
+    assert "script" not in collected.tags
+    assert "<script" not in page
+    assert HOSTILE in "".join(collected.text)
+    for figure in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
+        ElementTree.fromstring(figure)
+
+
+def test_every_prefix_of_a_run_renders(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, epochs=2)
+    commits = make_commits(plan)
+    for count in (0, 1, 3, 8, 14, len(plan.nodes) - 1):
+        done = {node.id: commits[node.id] for node in plan.nodes[:count]}
+        page = render(summarize("fake", plan, done, status="stopped", environment=ENVIRONMENT))
+        assert "stopped before its end" in page
+
+
+def test_failures_are_named_on_the_page(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, epochs=2)
+    commits = make_commits(plan)
+    bad = plan.regimes["segprop"].stages[-1]
+    for node_id in (bad, plan.regimes["segprop"].test, plan.regimes["segprop"].validation):
+        commits.pop(node_id, None)
+    summary = summarize(
+        "fake", plan, commits, status="failed", environment={}, failures={bad: "no space left on device"}
+    )
+    page = render(summary)
+    assert "What failed" in page
+    assert "no space left on device" in page
+    assert "SegProp has no final result" in page
+
+
+def test_one_regime_alone_renders_without_a_comparison(tmp_path: Path) -> None:
+    summary = make_summary(tmp_path, regimes="[segprop]", epochs=2)
+    assert "nothing is compared" in " ".join(verdict(summary))
+    assert "no finished end-to-end regime to compare with" in render(summary)
+
+
+def test_without_a_gpu_the_page_says_that_host_memory_is_shown(page: str) -> None:
+    assert "There was no GPU" in page
+    assert "Peak host<br>memory" in page
+
+
+def test_with_a_gpu_device_memory_is_shown(tmp_path: Path) -> None:
+    page = render(make_summary(tmp_path, cuda=True, epochs=2))
+    assert "There was no GPU" not in page
+    assert "Peak device<br>memory" in page
+    assert "cuda:0" in page
+
+
+def test_several_regimes_of_one_kind_get_different_colours(tmp_path: Path) -> None:
+    regimes = "{e2e: {}, a: {kind: segprop}, b: {kind: segprop, split: {base: 2}}}"
+    page = render(make_summary(tmp_path, regimes=regimes, epochs=2))
+    colours = re.findall(r'class="card" style="--c:(#\w+)"', page)
+    assert len(colours) == len(set(colours)) == 3
+
+
+def test_the_verdict_follows_the_figures(summary: dict[str, Any]) -> None:
+    figures = copy.deepcopy(summary)
+    regimes = figures["regimes"]
+    for name, accuracy in (("e2e", 0.955), ("lw", 0.9369), ("segprop", 0.9523)):
+        regimes[name]["final"]["metrics"]["accuracy"] = accuracy
+        regimes[name]["final"]["rows"] = 10_000
+    regimes["e2e"].update(host_growth_bytes=1000, seconds=100.0)
+    regimes["segprop"].update(host_growth_bytes=630, seconds=125.0)
+    text = " ".join(verdict(figures))
+    assert "End-to-end has the best test accuracy, 95.50 %" in text
+    assert "SegProp 95.23 % (−0.27 points)" in text
+    assert "SegProp is within noise of the best" in text
+    assert "SegProp 63 %" in text
+    assert "SegProp 1.25×" in text
+
+
+def test_an_unfinished_regime_is_not_compared_by_cost(summary: dict[str, Any]) -> None:
+    figures = copy.deepcopy(summary)
+    figures["regimes"]["segprop"]["status"] = "partial"
+    cost = [sentence for sentence in verdict(figures) if "Training time" in sentence]
+    assert len(cost) == 1
+    assert "SegProp" not in cost[0]
+
+
+def test_a_long_pause_is_cut_out_of_the_timeline(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, epochs=2)
+    commits = make_commits(plan)
+    for node in plan.nodes:
+        if "segprop" in node.regimes and len(node.regimes) == 1:
+            commits[node.id]["result"]["where"]["started"] += 7200
+            commits[node.id]["result"]["where"]["finished"] += 7200
+    page = render(summarize("fake", plan, commits, status="done", environment={}))
+    assert "pauses cut out" in page
+    assert re.search(r"pause (2 h|1 h 5\d min)", page)
+
+
+def test_no_absolute_path_gets_into_the_page(summary: dict[str, Any]) -> None:
+    figures = copy.deepcopy(summary)
+    figures["regimes"]["segprop"]["export"] = "/home/somebody/runs/x/model/segprop/model.safetensors"
+    page = render(figures)
+    assert "/home/somebody" not in page
+    assert "model/segprop/load_model.py" in page
+
+
+def test_report_replaces_the_old_one_and_leaves_nothing_beside_it(
+    tmp_path: Path, summary: dict[str, Any], page: str
+) -> None:
+    path = tmp_path / "run" / "report.html"
+    write_report(summary, path)
+    write_report(summary, path)
+    assert path.read_text() == page
+    assert [item.name for item in path.parent.iterdir()] == ["report.html"]

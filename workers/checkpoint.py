@@ -1,0 +1,92 @@
+"""Mid-stage checkpoints: everything a killed stage needs to go on bit for bit, as safetensors and JSON.
+
+Tensors are named by what they are: `model/<part>/<name>`, `best/<part>/<name>`, `optimizer/<parameter>//<key>`,
+`rng/cpu`, `rng/cuda`. Everything else (position, scaler, history, running sums) is the manifest's JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+
+from cache_store.records import NodeStore
+from workers.chain import State
+
+FILE = "state.safetensors"
+
+
+@dataclass
+class StageProgress:
+    """Where a stage is. `epoch` and `step` (within the epoch) name the next step to run; JSON values only."""
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    #: Sums over the steps of the current epoch so far: loss * samples, correct, samples.
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    #: Seconds spent in the current epoch by earlier attempts.
+    epoch_seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int | None = None
+    exit: str | None = None
+    resumed: int = 0
+
+
+@dataclass
+class Snapshot:
+    """One checkpoint in memory: tensors on the host."""
+
+    progress: StageProgress
+    model: State
+    best: State
+    optimizer: State
+    scaler: dict[str, Any]
+
+
+def save(nodes: NodeStore, node_id: str, attempt_id: str, snapshot: Snapshot) -> None:
+    """Write and publish a checkpoint; older ones of the node are pruned afterwards (two are kept)."""
+    tensors: State = {
+        **{f"model/{name}": tensor for name, tensor in snapshot.model.items()},
+        **{f"best/{name}": tensor for name, tensor in snapshot.best.items()},
+        **{f"optimizer/{name}": tensor for name, tensor in snapshot.optimizer.items()},
+        "rng/cpu": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        tensors["rng/cuda"] = torch.cuda.get_rng_state()
+    position = [snapshot.progress.global_step, snapshot.progress.epoch, snapshot.progress.step]
+    nodes.save_checkpoint(
+        node_id,
+        attempt_id,
+        files={FILE: save_bytes(tensors)},
+        position=position,
+        data={"progress": vars(snapshot.progress), "scaler": snapshot.scaler},
+    )
+    nodes.prune_checkpoints(node_id, keep=2)
+
+
+def load(nodes: NodeStore, node_id: str) -> Snapshot | None:
+    """The newest intact checkpoint of any attempt, with the random state put back; None when there is none."""
+    found = nodes.latest_checkpoint(node_id)
+    if found is None:
+        return None
+    tensors = load_bytes(nodes.read_file(found.files[FILE]))
+    torch.set_rng_state(tensors["rng/cpu"])
+    if "rng/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng/cuda"])
+    progress = StageProgress(**found.data["progress"])
+    progress.resumed += 1
+    return Snapshot(
+        progress=progress,
+        model=_under("model/", tensors),
+        best=_under("best/", tensors),
+        optimizer=_under("optimizer/", tensors),
+        scaler=found.data["scaler"],
+    )
+
+
+def _under(prefix: str, tensors: State) -> State:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,50 @@
+"""What a worker process has: storage, device, threads and a line to whoever runs it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cache_store.records import NodeStore
+from cache_store.snapshots import SnapshotStore
+from cache_store.storage import Storage
+from workers.control import Control
+
+
+@dataclass
+class WorkerEnvironment:
+    storage: Storage
+    device: torch.device
+    threads: int
+    control: Control
+    started: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        self.nodes = NodeStore(self.storage)
+        self.snapshots = SnapshotStore(self.storage)
+
+    def where(self) -> dict[str, Any]:
+        """Where and when the task ran; unix seconds."""
+        return {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "device": str(self.device),
+            "threads": self.threads,
+            "started": self.started,
+            "finished": time.time(),
+        }
+
+
+def prepare_process(device: torch.device, threads: int, *, deterministic: bool) -> None:
+    """Set the calling thread up for one task. Bits depend on the thread count, so it is set every time."""
+    torch.set_num_threads(threads)
+    if device.type == "cuda":
+        # cuBLAS reads this when its first handle is made; without it deterministic mode refuses matmuls.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic

@@ -1,0 +1,96 @@
+"""The outcome of a regime as an ordinary checkpoint: safetensors that torchvision loads with `strict=True`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cache_store.records import NodeStore
+from workers.specs import Experiment
+
+_LOADING = '''"""Rebuild this model with torchvision alone: `model = load()`."""
+
+from pathlib import Path
+
+import torchvision
+from safetensors.torch import load_file
+from torch import nn
+
+
+def load():
+    here = Path(__file__).parent
+    model = torchvision.models.{name}(num_classes={classes})
+{stem}{classifier}    model.load_state_dict(load_file(here / "model.safetensors"), strict=True)
+    return model.eval()
+'''
+_STEM = (
+    "    model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)\n"
+    "    model.maxpool = nn.Identity()\n"
+)
+_CLASSIFIER = (
+    "    features = model.fc.in_features\n"
+    "    model.fc = nn.Sequential(\n"
+    "        nn.Linear(features, {hidden}), nn.ReLU(), nn.Dropout({dropout}), nn.Linear({hidden}, {classes})\n"
+    "    )\n"
+)
+
+
+def export(
+    experiment: Experiment,
+    parts: Mapping[str, Mapping[str, Any]],
+    nodes: NodeStore,
+    target: Path,
+    *,
+    class_names: tuple[str, ...] = (),
+    preprocessing: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write `model.safetensors`, `model.json` and `load_model.py` into `target`; returns the weights' path.
+
+    `parts` maps every part of the chain to the commit that holds it. Nothing is written when `target` already
+    holds these very commits, and torch is then not even imported.
+    """
+    sources = {name: [commit["node"], commit["attempt"]] for name, commit in parts.items()}
+    weights_path, facts_path = target / "model.safetensors", target / "model.json"
+    if weights_path.exists() and facts_path.exists():
+        if json.loads(facts_path.read_text()).get("sources") == sources:
+            return weights_path
+    import torch
+    from safetensors.torch import save
+
+    from workers.weights import Weights
+
+    weights = Weights(
+        nodes, {f"weights/{name}": commit for name, commit in parts.items()}, experiment, torch.device("cpu")
+    )
+    state = {name: tensor for part in parts for name, tensor in weights.state(part).items()}
+    model = experiment.model
+    target.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "model": asdict(model),
+        "classes": experiment.classes,
+        "class_names": list(class_names),
+        "preprocessing": dict(preprocessing or {}),
+        "sources": sources,
+    }
+    loading = _LOADING.format(
+        name=model.name,
+        classes=experiment.classes,
+        stem=_STEM if model.stem == "small" else "",
+        classifier=_CLASSIFIER.format(hidden=model.hidden, dropout=model.dropout, classes=experiment.classes)
+        if model.classifier == "mlp"
+        else "",
+    )
+    _replace(weights_path, save(state, metadata={"format": "pt", "model": model.name}))
+    _replace(target / "load_model.py", loading.encode())
+    _replace(facts_path, (json.dumps(facts, indent=2) + "\n").encode())
+    return weights_path
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

@@ -1,0 +1,116 @@
+"""Which units of the chain make which segment: the `segments` setting resolved against the real units."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from cache_store.errors import ConfigError
+
+Segments = Literal["stages", "blocks"] | tuple[tuple[str, ...], ...]
+
+
+def group(segments: Segments, units: Sequence[str], head_units: Sequence[str]) -> list[list[str]]:
+    """The units of every segment, in order.
+
+    units: what lies before the head's cut, in order: "stem", "layer1.0", … ; the last one may be cut.
+    head_units: units that lie wholly in the head (only for messages).
+    ConfigError lists every unit that is unknown, in the head, named twice, missing or out of order.
+    """
+    if segments == "stages":
+        return _by_stage(units)
+    if segments == "blocks":
+        first, *others = [[unit] for unit in units if unit != "stem"]
+        return [["stem", *first], *others]
+    if isinstance(segments, str):
+        raise _error(f"{segments!r} is not known; allowed: stages, blocks or lists of units", segments)
+    return _explicit(segments, units, head_units)
+
+
+def _by_stage(units: Sequence[str]) -> list[list[str]]:
+    stages: dict[str, list[str]] = {}
+    for unit in units:
+        stage = "layer1" if unit == "stem" else unit.partition(".")[0]
+        stages.setdefault(stage, []).append(unit)
+    return list(stages.values())
+
+
+def _explicit(
+    segments: tuple[tuple[str, ...], ...], units: Sequence[str], head_units: Sequence[str]
+) -> list[list[str]]:
+    problems: list[str] = []
+    if not segments:
+        problems.append("no segment given")
+    groups: list[list[str]] = []
+    for index, names in enumerate(segments, start=1):
+        members: list[str] = []
+        for name in names:
+            members += _expand(name, units, head_units, problems)
+        if not names:
+            problems.append(f"seg{index} is empty")
+        groups.append(members)
+    if not problems:
+        problems = _coverage(groups, units)
+    if problems:
+        raise _error("; ".join(problems), [list(names) for names in segments])
+    return groups
+
+
+def _expand(name: str, units: Sequence[str], head_units: Sequence[str], problems: list[str]) -> list[str]:
+    """The units that `name` stands for; appends to `problems` when there are none."""
+    if name in units:
+        return [name]
+    members = [unit for unit in units if unit.partition(".")[0] == name]
+    if not members:
+        problems.append(_unknown(name, units, head_units))
+    return members
+
+
+def _unknown(name: str, units: Sequence[str], head_units: Sequence[str]) -> str:
+    if name in head_units or name in ("fc", "head", "avgpool"):
+        return f"{name!r} belongs to the head and is not listed in segments"
+    stage, dot, _ = name.partition(".")
+    indices = [unit.partition(".")[2] for unit in (*units, *head_units) if unit.startswith(stage + ".")]
+    if dot and indices:
+        return f"{name!r} not found; {stage} has blocks {indices[0]}-{indices[-1]}"
+    known = list(dict.fromkeys([*(unit.partition(".")[0] for unit in units), *units]))
+    return f"{name!r} not found; {suggestion(name, known)}allowed: {', '.join(known)}"
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """ "did you mean 'x'? " or nothing."""
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {nearest[0]!r}? " if nearest else ""
+
+
+def _coverage(groups: list[list[str]], units: Sequence[str]) -> list[str]:
+    """What is wrong with known units: named twice, missing, or (when neither) in another order."""
+    homes: dict[str, list[str]] = {}
+    for index, members in enumerate(groups, start=1):
+        for unit in members:
+            homes.setdefault(unit, []).append(f"seg{index}")
+    problems = [
+        f"{unit!r} is listed {len(where)} times ({', '.join(where)})"
+        for unit, where in homes.items()
+        if len(where) > 1
+    ]
+    missing = [unit for unit in units if unit not in homes]
+    if missing:
+        problems.append(
+            f"missing {', '.join(map(repr, missing))}: segments must cover the chain up to the head"
+        )
+    if not problems:
+        problems += _order([unit for members in groups for unit in members], units)
+    return problems
+
+
+def _order(listed: Sequence[str], units: Sequence[str]) -> list[str]:
+    for found, expected in zip(listed, units, strict=True):
+        if found != expected:
+            return [f"{found!r} is out of order: {expected!r} comes first"]
+    return []
+
+
+def _error(message: str, value: object) -> ConfigError:
+    return ConfigError(f"model.segments: {message}", where="model.segments", value=value)

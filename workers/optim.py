@@ -1,0 +1,87 @@
+"""Optimizers, learning-rate schedules and mixed precision of one stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from workers.specs import OptimizerSpec, Precision, ScheduleSpec
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+def build_optimizer(spec: OptimizerSpec, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer over exactly these parameters (state is never kept for anything frozen)."""
+    if spec.name == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=spec.lr,
+            momentum=spec.momentum,
+            nesterov=spec.nesterov,
+            weight_decay=spec.weight_decay,
+            fused=True,
+        )
+    return torch.optim.AdamW(
+        parameters,
+        lr=spec.lr,
+        betas=spec.betas,
+        eps=spec.eps,
+        weight_decay=spec.weight_decay,
+        fused=True,
+    )
+
+
+def learning_rate(base: float, schedule: ScheduleSpec, step: int, total_steps: int) -> float:
+    """Rate of optimizer step `step` (0-based) of `total_steps`: a pure function, so a resumed stage needs no state.
+
+    Warm-up is linear from base/warm to base over the first `warmup` share; then constant, linear or cosine to
+    `final * base` at the last step.
+    """
+    warm = round(schedule.warmup * total_steps)
+    if step < warm:
+        return base * (step + 1) / warm
+    if schedule.name == "constant":
+        return base
+    remaining = max(1, total_steps - warm - 1)
+    share = min(1.0, (step - warm) / remaining)
+    decay = 1.0 - share if schedule.name == "linear" else 0.5 * (1.0 + math.cos(math.pi * share))
+    return base * (schedule.final + (1.0 - schedule.final) * decay)
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, DTYPES[precision])
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The optimizer's state as host tensors named `<parameter>//<key>`, for safetensors."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        f"{name}//{key}": value.detach().to("cpu", copy=True).contiguous()
+        for name, parameter in zip(names, parameters, strict=True)
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: dict[str, torch.Tensor]
+) -> None:
+    """Put back the state of every named parameter found in `tensors`; others keep a fresh state."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for index, name in enumerate(names):
+        prefix = f"{name}//"
+        found = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+        if found:
+            state[index] = found
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,454 @@
+"""One training stage of any regime: some parts train under the task loss, the rest of the path is frozen.
+
+E2E, layer-wise and SegProp differ only in the `StageTask` they are given. The loop keeps these promises:
+only the named parts change; nothing in it waits for the device between reports; a stage killed at any moment
+and run again ends with the same bits (same machine, same thread count, deterministic mode).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save as save_bytes
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cache_store.errors import Interrupted, TrainingDiverged
+from cache_store.records import Attempt
+from workers import checkpoint, models
+from workers.batches import (
+    ImageInputs,
+    Inputs,
+    SnapshotInputs,
+    batches,
+    epoch_order,
+    steps_per_epoch,
+)
+from workers.boundary import StoredBoundary, snapshot_counters
+from workers.chain import Boundary, Path, State, cpu_state, module_bytes, state_digest
+from workers.checkpoint import Snapshot, StageProgress
+from workers.data.images import ImageSource
+from workers.environment import WorkerEnvironment
+from workers.exits import exit_reason, is_better
+from workers.memory import read_peak, reset_peak, resident_bytes
+from workers.optim import (
+    autocast,
+    build_optimizer,
+    learning_rate,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from workers.scoring import Sums, score
+from workers.seeds import derive_seed
+from workers.specs import StageTask
+from workers.weights import ADAPTER, AUX, Weights, read_tensors
+
+#: Seconds between looks at the loss, the stop flag and the clock. On a device each look is one synchronization.
+REPORT_EVERY_S = 1.0
+OPTIMIZER_FILE = "optimizer.safetensors"
+
+
+class Stage:
+    """Everything one stage holds while it trains. Build it, then `run()`."""
+
+    def __init__(
+        self,
+        task: StageTask,
+        parents: Mapping[str, Mapping[str, Any]],
+        environment: WorkerEnvironment,
+        attempt: Attempt,
+    ) -> None:
+        self.task = task
+        self.train = task.train
+        self.environment = environment
+        self.device = environment.device
+        self._attempt = attempt
+        self._parents = parents
+        self.weights = Weights(environment.nodes, parents, task.experiment, self.device)
+        self._host_baseline = resident_bytes()
+
+        torch.manual_seed(derive_seed(task.experiment.seed, "stage", task.name))
+        self.path = self._build_path()
+        self.names = [name for name, _ in self.path.trained_parameters()]
+        self.parameters = [parameter for _, parameter in self.path.trained_parameters()]
+        self.optimizer = build_optimizer(self.train.optimizer, self.parameters)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.train.precision == "fp16")
+        self.forward: Callable[[Boundary], Tensor] = (
+            torch.compile(self.path) if self.train.compile else self.path
+        )
+
+        self.images = {split: self._images(split) for split in ("train", "validation")}
+        self.boundaries: dict[tuple[str, int | None], StoredBoundary] = {}
+        self._prefix: Path | None = None
+        self.inputs = {split: self._inputs(split) for split in ("train", "validation")}
+        self.per_epoch = steps_per_epoch(
+            self.images["train"].rows, self.train.batch_size, self.train.drop_last
+        )
+        self.total_steps = self.train.epochs * self.per_epoch
+        if self.train.exit.steps is not None:
+            self.total_steps = min(self.total_steps, self.train.exit.steps)
+        self.progress = StageProgress()
+        self.best: State = {}
+        self._saved = time.monotonic()
+
+    # -- building ---------------------------------------------------------------------------------------
+
+    def _build_path(self) -> Path:
+        task = self.task
+        parts: dict[str, nn.Module] = {}
+        for index, name in enumerate(task.path):
+            if name in (ADAPTER, AUX):
+                parts[name] = self._training_only_part(name, index)
+            else:
+                parts[name] = self.weights.build(name)
+        trained = {*task.trained, *({ADAPTER, AUX} & set(task.path))}
+        path = Path(parts, trained, activation_checkpointing=self.train.activation_checkpointing)
+        path.to(self.device)
+        if self.train.channels_last:
+            path.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return path
+
+    def _training_only_part(self, name: str, index: int) -> nn.Module:
+        """The adapter (to whatever follows it in the path) or the local head, fresh from its own seed."""
+        spec, path = self.task.experiment, self.task.path
+        blocks = models.part_names(spec.model, spec.data.image_size, spec.classes)
+        source = blocks.index(path[index - 1]) + 1
+        seed = derive_seed(spec.seed, name, self.task.name)
+        size = spec.data.image_size
+        if name == AUX:
+            return models.build_aux(spec.model, size, spec.classes, source, seed, self.device)
+        target = blocks.index(path[index + 1])
+        return models.build_adapter(spec.model, size, spec.classes, source, target, seed, self.device)
+
+    def _images(self, split: str) -> ImageSource:
+        return ImageSource(
+            self.task.experiment, self._parents["data"]["result"], self.environment.snapshots, split
+        )
+
+    def _inputs(self, split: str) -> Inputs:
+        task, images = self.task, self.images[split]
+        if task.source == "images":
+            return ImageInputs(images)
+        assert task.boundary is not None
+        if task.source == "recompute":
+            if self._prefix is None:
+                blocks = [name for hop in task.boundary.hops for name in hop]
+                self._prefix = Path({name: self.weights.build(name) for name in blocks}, trained=())
+            return ImageInputs(images, self._frozen_forward)
+        views = range(min(task.experiment.data.views, task.train.epochs)) if split == "train" else [None]
+        readers = {}
+        for view in views:
+            boundary = StoredBoundary(
+                self.environment, task.experiment, task.boundary, images, self.weights, view
+            )
+            self.boundaries[split, view] = boundary
+            readers[view] = boundary.reader()
+        return SnapshotInputs(readers, self.device)
+
+    def _frozen_forward(self, boundary: Boundary) -> Boundary:
+        assert self._prefix is not None
+        with autocast(self.train.precision, self.device):
+            outputs: Boundary = self._prefix(boundary)
+        return outputs
+
+    # -- running ----------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train to the stage's exit and commit. Returns the commit that counts.
+
+        Raises TrainingDiverged when a loss is not finite (the last good checkpoint stays) and Interrupted, after
+        a checkpoint, when asked to stop.
+        """
+        self._start()
+        while self.progress.exit is None:
+            self._run_epoch()
+        return self._commit()
+
+    def _start(self) -> None:
+        if self.train.head_optimizer == "carry" and "optimizer" in self._parents:
+            record = self._parents["optimizer"]["files"].get(OPTIMIZER_FILE)
+            if record is not None:
+                restore_optimizer(self.optimizer, self.names, read_tensors(self.environment.nodes, record))
+        found = checkpoint.load(self.environment.nodes, self._attempt.node_id)
+        if found is None:
+            return
+        self.progress, self.best = found.progress, found.best
+        self._load_model(found.model)
+        restore_optimizer(self.optimizer, self.names, found.optimizer)
+        if found.scaler:
+            self.scaler.load_state_dict(found.scaler)
+
+    def _run_epoch(self) -> None:
+        progress, train = self.progress, self.train
+        epoch = progress.epoch
+        view = epoch % self.task.experiment.data.views
+        order = epoch_order(self.task.experiment.seed, epoch, self.images["train"].rows)
+        last = min(self.per_epoch, self.total_steps - epoch * self.per_epoch)
+        sums = Sums(self.device, progress.sums)
+        # The first step with a loss that is not finite, kept on the device until the next look at it.
+        bad_step = torch.full((), math.inf, dtype=torch.float64, device=self.device)
+        clock = _Clock(progress.epoch_seconds)
+        reset_peak(self.device)
+        self.path.train(True)
+        for step, boundary, labels in self._batches("train", order, view, range(progress.step, last)):
+            loss = self._step(boundary, labels, self._rate(progress.global_step), sums)
+            bad_step = torch.where(loss.isfinite(), bad_step, bad_step.clamp(max=progress.global_step))
+            progress.step, progress.global_step = step + 1, progress.global_step + 1
+            if clock.due(REPORT_EVERY_S):
+                self._look(bad_step, sums, clock, last)
+        self._check_finite(bad_step)
+        peak = read_peak(self.device)
+        seconds = clock.seconds()
+        train_loss, train_accuracy = sums.mean()
+        samples = int(sums.read()[2])
+        validation_loss, validation_accuracy = self._validate()
+        progress.history.append(
+            {
+                "epoch": epoch,
+                "train_loss": train_loss,
+                "train_accuracy": train_accuracy,
+                "validation_loss": validation_loss,
+                "validation_accuracy": validation_accuracy,
+                "lr": self._rate(progress.global_step - 1),
+                "seconds": seconds,
+                "validation_seconds": clock.seconds() - seconds,
+                "images_per_s": samples / max(seconds, 1e-9),
+                "peak_device_bytes": peak.device,
+                "peak_device_reserved_bytes": peak.device_reserved,
+                "peak_host_bytes": peak.host,
+            }
+        )
+        self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        progress = self.progress
+        if is_better(progress.history, progress.best_epoch):
+            progress.best_epoch = progress.epoch
+            if self.train.commit == "best":
+                self.best = self._model_state()
+        progress.epoch, progress.step = progress.epoch + 1, 0
+        progress.sums, progress.epoch_seconds = [0.0, 0.0, 0.0], 0.0
+        progress.exit = exit_reason(
+            self.train, progress.history, progress.global_step, self.total_steps
+        )
+        if progress.exit is None and self._checkpoint_due():
+            self._save()
+
+    def _rate(self, step: int) -> float:
+        return learning_rate(self.train.optimizer.lr, self.train.schedule, step, self.total_steps)
+
+    def _step(self, boundary: Boundary, labels: Tensor, rate: float, sums: Sums) -> Tensor:
+        """One optimizer step over `accumulate` micro-batches; returns the mean loss (on the device)."""
+        train = self.train
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total: Tensor | None = None
+        count = len(labels)
+        micro = -(-count // train.accumulate)
+        for first in range(0, count, micro):
+            part = tuple(tensor[first : first + micro] for tensor in boundary) if micro < count else boundary
+            targets = labels[first : first + micro]
+            with autocast(train.precision, self.device):
+                logits = self.forward(part)
+            loss = F.cross_entropy(logits.float(), targets, label_smoothing=train.label_smoothing)
+            sums.add(loss, logits, targets)
+            weighted = loss if micro >= count else loss * (len(targets) / count)
+            self.scaler.scale(weighted).backward()
+            total = weighted.detach() if total is None else total + weighted.detach()
+        if train.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.parameters, train.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        assert total is not None
+        return total
+
+    def _batches(
+        self, split: str, order: np.ndarray, view: int | None, steps: range
+    ) -> Iterator[tuple[int, Boundary, Tensor]]:
+        return batches(
+            self.inputs[split],
+            self.images[split].labels,
+            order,
+            batch_size=self.train.batch_size,
+            view=view,
+            steps=steps,
+            device=self.device,
+            channels_last=self.train.channels_last,
+        )
+
+    def _validate(self) -> tuple[float, float]:
+        rows = self.images["validation"].rows
+        steps = range(-(-rows // self.train.batch_size))
+        loaded = self._batches("validation", np.arange(rows), None, steps)
+        loss, accuracy, _ = score(self.path, loaded, self.train.precision, self.device)
+        return loss, accuracy
+
+    # -- looking up from the loop -----------------------------------------------------------------------
+
+    def _look(self, bad_step: Tensor, sums: Sums, clock: _Clock, last: int) -> None:
+        """Report, checkpoint and stop where due. The only place inside an epoch that waits for the device."""
+        self._check_finite(bad_step)
+        progress = self.progress
+        loss, accuracy = sums.mean()
+        done = progress.epoch * self.per_epoch + progress.step
+        rate = progress.step / max(clock.seconds(), 1e-9)
+        counters = snapshot_counters(self.boundaries) if self.boundaries else {}
+        self.environment.control.progress(
+            phase="train",
+            epoch=progress.epoch + 1,
+            epochs=self.train.epochs,
+            step=progress.step,
+            steps=last,
+            rate=rate * self.train.batch_size,
+            seconds_left=(self.total_steps - done) / max(rate, 1e-9),
+            loss=loss,
+            accuracy=accuracy,
+            hits=counters.get("hits"),
+            misses=counters.get("misses"),
+        )
+        stop = self.environment.control.should_stop()
+        every_s = self.train.checkpoint_every_s
+        if stop or (every_s is not None and self._checkpoint_due()):
+            progress.sums, progress.epoch_seconds = sums.read(), clock.seconds()
+            self._save()
+        if stop:
+            raise Interrupted(
+                f"{self.task.name} stopped at epoch {progress.epoch + 1}, step {progress.step}; "
+                "its checkpoint is kept: run the same command to go on"
+            )
+
+    def _check_finite(self, bad_step: Tensor) -> None:
+        step = bad_step.item()
+        if math.isfinite(step):
+            epoch, within = divmod(int(step), self.per_epoch)
+            raise TrainingDiverged(
+                f"{self.task.name}: the loss is not finite at step {int(step)} (epoch {epoch + 1}, step {within + 1} "
+                "of the epoch); the last good checkpoint is kept. Lower training.optimizer.lr, set training.clip, "
+                "or use fp32",
+                step=int(step),
+            )
+
+    # -- states -----------------------------------------------------------------------------------------
+
+    def _model_state(self) -> State:
+        """Everything of the path that changes, on the host, named `<part>/<tensor>`."""
+        return {
+            f"{part}/{name}": tensor
+            for part in self.path.parts
+            if part in self.path.trained
+            for name, tensor in cpu_state(self.path.parts[part]).items()
+        }
+
+    def _load_model(self, state: State) -> None:
+        for part in self.path.trained:
+            self.path.parts[part].load_state_dict(_part_state(state, part), strict=True)
+
+    def _checkpoint_due(self) -> bool:
+        every_s = self.train.checkpoint_every_s
+        return every_s is None or time.monotonic() - self._saved >= every_s
+
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        checkpoint.save(
+            self.environment.nodes,
+            self._attempt.node_id,
+            self._attempt.id,
+            Snapshot(
+                progress=self.progress,
+                model=self._model_state(),
+                best=self.best,
+                optimizer=optimizer_tensors(self.optimizer, self.names),
+                scaler=self.scaler.state_dict() if self.scaler.is_enabled() else {},
+            ),
+        )
+
+    def _commit(self) -> dict[str, Any]:
+        progress, task = self.progress, self.task
+        state = self.best if self.train.commit == "best" else self._model_state()
+        parts: dict[str, Any] = {}
+        for part in task.trained:
+            tensors = _part_state(state, part)
+            file = f"{part}.safetensors"
+            record = self._attempt.write(file, save_bytes(tensors))
+            parts[part] = {"file": file, "digest": state_digest(tensors), "bytes": record["bytes"]}
+        if self.train.head_optimizer == "carry":
+            tensors = optimizer_tensors(self.optimizer, self.names)
+            self._attempt.write(OPTIMIZER_FILE, save_bytes(tensors))
+        committed = progress.best_epoch if self.train.commit == "best" else progress.epoch - 1
+        commit = self._attempt.commit(
+            {
+                "stage": task.name,
+                "parts": parts,
+                "epochs": progress.history,
+                "best_epoch": progress.best_epoch,
+                "committed_epoch": committed,
+                "exit": progress.exit,
+                "steps": progress.global_step,
+                "path_is_auxiliary": ADAPTER in task.path or AUX in task.path,
+                **self._measured(),
+            }
+        )
+        self.environment.nodes.drop_checkpoints(self._attempt.node_id)
+        return commit
+
+    def _measured(self) -> dict[str, Any]:
+        history = self.progress.history
+        steady = history[1:] or history
+        forwards: dict[str, int] = {}
+        for boundary in self.boundaries.values():
+            for block, count in boundary.total_forwards().items():
+                forwards[block] = forwards.get(block, 0) + count
+        if self._prefix is not None:
+            samples = self.progress.global_step * self.train.batch_size
+            samples += len(history) * self.images["validation"].rows
+            forwards = dict.fromkeys(self._prefix.parts, samples)
+        return {
+            "trainable_parameters": sum(parameter.numel() for parameter in self.parameters),
+            "resident_bytes": module_bytes(self.path) + (module_bytes(self._prefix) if self._prefix else 0),
+            "peak_device_bytes": _largest(steady, "peak_device_bytes"),
+            "peak_device_reserved_bytes": _largest(steady, "peak_device_reserved_bytes"),
+            "peak_host_bytes": _largest(steady, "peak_host_bytes"),
+            "host_baseline_bytes": self._host_baseline,
+            "snapshot": snapshot_counters(self.boundaries),
+            "forwards": forwards,
+            "seconds": sum(e["seconds"] + e["validation_seconds"] for e in history),
+            "resumed": self.progress.resumed,
+            "train_spec": asdict(self.train),
+            "where": self.environment.where(),
+        }
+
+
+class _Clock:
+    """Seconds of the current epoch, and when to look up next."""
+
+    def __init__(self, earlier: float) -> None:
+        self._earlier = earlier
+        self._started = self._looked = time.monotonic()
+
+    def seconds(self) -> float:
+        return self._earlier + time.monotonic() - self._started
+
+    def due(self, every_s: float) -> bool:
+        now = time.monotonic()
+        if now - self._looked < every_s:
+            return False
+        self._looked = now
+        return True
+
+
+def _part_state(state: State, part: str) -> State:
+    prefix = f"{part}/"
+    return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _largest(history: list[dict[str, Any]], key: str) -> int | None:
+    values = [epoch[key] for epoch in history if epoch[key] is not None]
+    return max(values) if values else None

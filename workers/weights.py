@@ -1,0 +1,89 @@
+"""Finds, reads and checks the weights of the parts a task was given, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from cache_store.records import NodeStore
+from safetensors import safe_open
+from safetensors.torch import load as load_bytes
+from torch import nn
+
+from cache_store.errors import CorruptShard
+from workers import models
+from workers.chain import State, state_digest
+from workers.specs import Experiment
+
+ADAPTER = "adapter"
+AUX = "aux"
+
+
+class Weights:
+    """The parts a task's parents hold. `parents` maps `weights/<part>` to the commit that holds the part:
+    an earlier stage's (one file a part) or the model node's (one file with every tensor)."""
+
+    def __init__(
+        self,
+        nodes: NodeStore,
+        parents: Mapping[str, Mapping[str, Any]],
+        experiment: Experiment,
+        device: torch.device,
+    ) -> None:
+        self._nodes = nodes
+        self._commits = {
+            role.removeprefix("weights/"): commit
+            for role, commit in parents.items()
+            if role.startswith("weights/")
+        }
+        self._experiment = experiment
+        self._device = device
+        self._digests: dict[str, str] = {}
+
+    def digest(self, part: str) -> str:
+        """Digest of the part's state: what snapshots downstream of it are addressed by."""
+        if part not in self._digests:
+            trained = self._commits[part]["result"].get("parts", {})
+            self._digests[part] = trained[part]["digest"] if part in trained else state_digest(self.state(part))
+        return self._digests[part]
+
+    def state(self, part: str) -> State:
+        """The part's tensors on the host, keyed by the model's own names.
+
+        Raises CorruptShard when the file does not match its commit or lacks a tensor of the part.
+        """
+        commit = self._commits[part]
+        trained = commit["result"].get("parts", {})
+        file = trained[part]["file"] if part in trained else "state.safetensors"
+        model = self._experiment.model
+        names = models.part_state_names(model, self._experiment.data.image_size, self._experiment.classes, part)
+        return read_tensors(self._nodes, commit["files"][file], names)
+
+    def build(self, part: str) -> nn.Module:
+        """The part on the task's device with its weights; frozen or not is the caller's business."""
+        spec = self._experiment
+        module = models.build_part(spec.model, spec.data.image_size, spec.classes, part, self._device)
+        module.load_state_dict(self.state(part), strict=True)
+        return module
+
+
+def read_tensors(nodes: NodeStore, record: Mapping[str, Any], names: Iterable[str] | None = None) -> State:
+    """Tensors of one committed safetensors file, verified; only `names` are read when given."""
+    path = nodes.verified_path(record)
+    if path is None:
+        state = load_bytes(nodes.read_file(record))
+        names = list(state) if names is None else list(names)
+        _require(state.keys(), names, record)
+        return {name: state[name] for name in names}
+    with safe_open(path, framework="pt") as file:
+        keys = set(file.keys())
+        names = sorted(keys) if names is None else list(names)
+        _require(keys, names, record)
+        return {name: file.get_tensor(name) for name in names}
+
+
+def _require(present: Iterable[str], names: Iterable[str], record: Mapping[str, Any]) -> None:
+    missing = sorted(set(names) - set(present))
+    if missing:
+        raise CorruptShard(f"{record['path']} lacks {len(missing)} tensors, first {missing[0]!r}")
