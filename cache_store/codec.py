@@ -138,9 +138,7 @@ def _frame(fields: tuple[Field, ...], rows: int) -> tuple[bytes | None, ...]:
     for padding in range(0, ALIGNMENT, 8):
         schema = _schema(fields, padding)
         columns = [
-            pa.Array.from_buffers(
-                kind, rows, [None, pa.py_buffer(stand_in[: _padded(kind.byte_width * rows)])]
-            )
+            pa.Array.from_buffers(kind, rows, [None, pa.py_buffer(stand_in[: _padded(kind.byte_width * rows)])])
             for kind in schema.types
         ]
         sink = _Sink()
@@ -203,17 +201,13 @@ def _decode(buffer: Buffer, fields: Sequence[Field], rows: int) -> tuple[Array, 
     metadata = reader.schema.metadata or {}
     if metadata.get(b"segprop.codec") != str(VERSION).encode():
         raise CorruptShard(f"codec version {metadata.get(b'segprop.codec')!r}, expected {VERSION}")
-    if metadata.get(b"segprop.fields") != _describe(fields).encode() or not reader.schema.equals(
-        _schema(fields, 0)
-    ):
+    if metadata.get(b"segprop.fields") != _describe(fields).encode() or not reader.schema.equals(_schema(fields, 0)):
         raise CorruptShard("the shard's fields are not those of its set")
     if reader.num_record_batches != 1:
         raise CorruptShard(f"{reader.num_record_batches} record batches, expected 1")
     batch = reader.get_batch(0)
     if batch.num_rows != rows or batch.num_columns != len(fields):
-        raise CorruptShard(
-            f"{batch.num_rows} rows of {batch.num_columns} columns, expected {rows} of {len(fields)}"
-        )
+        raise CorruptShard(f"{batch.num_rows} rows of {batch.num_columns} columns, expected {rows} of {len(fields)}")
     arrays = []
     end = source.address
     for field, column in zip(fields, batch.columns, strict=True):
@@ -221,9 +215,7 @@ def _decode(buffer: Buffer, fields: Sequence[Field], rows: int) -> tuple[Array, 
         size = field.bytes * rows
         # In order, apart from each other and inside the source: so neither decompressed nor pointing
         # elsewhere.
-        inside = (
-            data is not None and end <= data.address and data.address + size <= source.address + source.size
-        )
+        inside = data is not None and end <= data.address and data.address + size <= source.address + source.size
         if validity is not None or column.offset != 0 or not inside or data.size < size:
             raise CorruptShard(f"column {field.name} is not laid out as a shard's")
         end = data.address + size

@@ -74,9 +74,7 @@ class Prefetch(Iterator[T], contextlib.AbstractContextManager["Prefetch[T]"]):
             raise ValueError(f"depth is {depth}: it must be at least 1")
         self._channel: _Channel[T] = _Channel(depth)
         self._finalizer = weakref.finalize(self, self._channel.stop)
-        self._thread = threading.Thread(
-            target=self._channel.produce, args=(iterable,), name="prefetch", daemon=True
-        )
+        self._thread = threading.Thread(target=self._channel.produce, args=(iterable,), name="prefetch", daemon=True)
         self._thread.start()
 
     def __next__(self) -> T:

@@ -29,9 +29,7 @@ class RowReader:
     from the store, so hit and miss give the same bytes. Thread-safe; one thread computes at a time.
     """
 
-    def __init__(
-        self, snapshots: SnapshotSet, compute: Callable[[int], Sequence[Array]] | None = None
-    ) -> None:
+    def __init__(self, snapshots: SnapshotSet, compute: Callable[[int], Sequence[Array]] | None = None) -> None:
         self.snapshots = snapshots
         self._compute = compute
         self._computing = threading.Lock()

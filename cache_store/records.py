@@ -336,8 +336,7 @@ class NodeStore:
             or not _valid_files(record.get("files"), f"nodes/{node_id}/attempts/{attempt}")
         ):
             raise CorruptRecord(
-                f"{self.storage.uri}: {path} is not a commit of node {node_id}; "
-                "move it away to run the node again",
+                f"{self.storage.uri}: {path} is not a commit of node {node_id}; move it away to run the node again",
                 path=path,
             )
         return record
@@ -390,9 +389,7 @@ class NodeStore:
         """
         root = f"nodes/{check_name(node_id)}/checkpoints/{check_name(attempt_id)}"
         sequence = 1 + max((int(name) for name in self.storage.list(root) if name.isdecimal()), default=0)
-        checkpoint = Checkpoint(
-            node_id, attempt_id, sequence, tuple(int(p) for p in position), dict(data or {}), {}
-        )
+        checkpoint = Checkpoint(node_id, attempt_id, sequence, tuple(int(p) for p in position), dict(data or {}), {})
         for name, buffers in files.items():
             pieces = buffers if isinstance(buffers, (list, tuple)) else (buffers,)
             path = f"{checkpoint.folder}/{check_name(name)}"
@@ -428,9 +425,7 @@ class NodeStore:
         """
         order = {attempt: i for i, attempt in enumerate(attempt_order or ())}
         found = list(self._manifests(check_name(node_id)))
-        return sorted(
-            found, key=lambda c: (c.position, order.get(c.attempt, -1), c.attempt, c.sequence), reverse=True
-        )
+        return sorted(found, key=lambda c: (c.position, order.get(c.attempt, -1), c.attempt, c.sequence), reverse=True)
 
     def _manifests(self, node_id: str) -> Iterator[Checkpoint]:
         root = f"nodes/{node_id}/checkpoints"
@@ -466,9 +461,7 @@ class NodeStore:
             return None
         return Checkpoint(node_id, attempt, sequence, tuple(position), kept, record["files"])
 
-    def latest_checkpoint(
-        self, node_id: str, attempt_order: Sequence[str] | None = None
-    ) -> Checkpoint | None:
+    def latest_checkpoint(self, node_id: str, attempt_order: Sequence[str] | None = None) -> Checkpoint | None:
         """The newest checkpoint, over all attempts, whose files are all there and intact; None when there is
         none.
 

@@ -122,11 +122,7 @@ class SetSpec:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> SetSpec:
         """The spec in a set.json. ValueError, TypeError or KeyError when it is not one of this version."""
-        if (
-            record["format"] != FORMAT
-            or record["codec"] != codec.VERSION
-            or not isinstance(record["key"], dict)
-        ):
+        if record["format"] != FORMAT or record["codec"] != codec.VERSION or not isinstance(record["key"], dict):
             raise ValueError("not a set of this version")
         if len(record["fields"]) > _MAX_FIELDS:
             raise ValueError("too many fields")
@@ -201,9 +197,7 @@ class SnapshotStore:
             if spec.id == set_id:
                 return spec
         except (KeyError, TypeError, ValueError) as error:
-            raise CorruptRecord(
-                f"{self.storage.uri}: {path} is not a set of this version: {error}"
-            ) from error
+            raise CorruptRecord(f"{self.storage.uri}: {path} is not a set of this version: {error}") from error
         raise CorruptRecord(f"{self.storage.uri}: {path} describes another set, {spec.id}", path=path)
 
     def drop(self, set_id: str) -> None:
@@ -227,9 +221,7 @@ class SnapshotStore:
                     # A file may be deleted between listing and looking.
                     with contextlib.suppress(FileNotFoundError):
                         size += self.storage.size(f"sets/{set_id}/{folder}/{name}")
-            present = sum(
-                1 for name in self.storage.list(f"sets/{set_id}/commits") if _COMMIT.fullmatch(name)
-            )
+            present = sum(1 for name in self.storage.list(f"sets/{set_id}/commits") if _COMMIT.fullmatch(name))
             try:
                 spec = self._spec(set_id)
             except StoreError:
@@ -269,9 +261,7 @@ class SnapshotSet:
             if data is None:
                 return None
             if canonical_json(parse_record(data, path)) != expected:
-                raise CorruptRecord(
-                    f"{self.storage.uri}: {path} is not that of set {self.spec.id}", path=path
-                )
+                raise CorruptRecord(f"{self.storage.uri}: {path} is not that of set {self.spec.id}", path=path)
             return "set"
 
         if found() is None:
@@ -392,9 +382,7 @@ class SnapshotSet:
         return f"{self._root}/shards/{i:06d}.{attempt}.arrow"
 
     def _missing(self, i: int) -> MissingShard:
-        return MissingShard(
-            f"{self.storage.uri}: set {self.spec.id} has no shard {i}", set=self.spec.id, shard=i
-        )
+        return MissingShard(f"{self.storage.uri}: set {self.spec.id} has no shard {i}", set=self.spec.id, shard=i)
 
     def _commit(self, i: int) -> _Commit | None:
         """The record of shard `i`. CorruptShard, after quarantine, when it is not one."""
@@ -438,9 +426,7 @@ class SnapshotSet:
             except FileNotFoundError:
                 size = -1
             if size != commit.file["bytes"]:
-                raise self._quarantine(
-                    i, commit.raw, commit.file["path"], "its file is gone or of another length"
-                )
+                raise self._quarantine(i, commit.raw, commit.file["path"], "its file is gone or of another length")
         except CorruptShard:
             return None
         return commit.attempt

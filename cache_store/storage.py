@@ -163,9 +163,7 @@ class Storage(abc.ABC):
         """Names (not paths) of the immediate children of a folder, sorted; empty when there is none. "" is
         the root."""
         with self._errors("list", prefix):
-            return sorted(
-                n for n in self._list(_check(prefix, root_allowed=True)) if not n.startswith(_TEMPORARY)
-            )
+            return sorted(n for n in self._list(_check(prefix, root_allowed=True)) if not n.startswith(_TEMPORARY))
 
     def move(self, source: str, target: str) -> None:
         """Rename a file, durably. FileNotFoundError when `source` is absent. `target` should not exist."""
@@ -219,9 +217,7 @@ class Storage(abc.ABC):
             with contextlib.suppress(StoreError):
                 self.delete(name)
         if not exclusive:
-            raise StoreError(
-                f"{self.uri}: creating a file exclusively is not exclusive here; use another storage"
-            )
+            raise StoreError(f"{self.uri}: creating a file exclusively is not exclusive here; use another storage")
         if not self.create(MARKER, json.dumps({"format": FORMAT}).encode()):
             self._marker_valid()
 
@@ -307,9 +303,7 @@ class LocalStorage(Storage):
         except FileNotFoundError:
             if not self.root.is_dir():
                 # Making it anew could put the data under an unmounted disk's mount point.
-                raise StorageUnavailable(
-                    f"the storage root {self.uri} has disappeared", path=self.uri
-                ) from None
+                raise StorageUnavailable(f"the storage root {self.uri} has disappeared", path=self.uri) from None
             self._make_folders(target.parent, self.root)
             file = os.open(temporary, flags, 0o666)
         try:
@@ -353,8 +347,7 @@ class LocalStorage(Storage):
             except OSError as error:
                 if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
                     raise StoreError(
-                        f"{self.uri}: this file system has no hard links, which commits need; "
-                        "use another folder",
+                        f"{self.uri}: this file system has no hard links, which commits need; use another folder",
                         path=path,
                         errno=error.errno,
                     ) from error

@@ -27,9 +27,7 @@ app = typer.Typer(
 cache_app = typer.Typer(help="Look at, check and clear the snapshots of a store.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 
-ConfigArgument = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml.")
-]
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml.")]
 OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(
@@ -61,9 +59,9 @@ def run(
         print_plan(prepared)
         return
     claim_run_dir(prepared)
-    from orchestrator import driver
+    from orchestrator import session
 
-    raise typer.Exit(driver.execute(prepared, quiet=quiet))
+    raise typer.Exit(session.execute(prepared, quiet=quiet))
 
 
 @app.command()
@@ -86,22 +84,18 @@ def plan(
 
 @app.command()
 def report(
-    run_dir: Annotated[
-        Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")
-    ],
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")],
 ) -> None:
     """Write summary.json and report.html of a run again, from what its store holds."""
     prepared = _prepared(run_dir)
-    from orchestrator import driver
+    from orchestrator import session
 
-    driver.report(prepared)
+    session.report(prepared)
 
 
 @app.command()
 def export(
-    run_dir: Annotated[
-        Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")
-    ],
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")],
     regime: Annotated[str | None, typer.Option(help="Only this regime; default: all.")] = None,
 ) -> None:
     """Write each regime's final weights again, as safetensors that torchvision loads."""
@@ -109,9 +103,9 @@ def export(
     if regime is not None and regime not in prepared.plan.regimes:
         known = ", ".join(prepared.plan.regimes)
         raise UserError(f"--regime: {regime} is not in this run; it has {known}")
-    from orchestrator import driver
+    from orchestrator import session
 
-    driver.export(prepared, regimes=[regime] if regime is not None else list(prepared.plan.regimes))
+    session.export(prepared, regimes=[regime] if regime is not None else list(prepared.plan.regimes))
 
 
 def _prepared(run_dir: Path) -> Any:
@@ -124,9 +118,7 @@ def _prepared(run_dir: Path) -> Any:
     return prepare(source, [f"run_dir={json.dumps(str(run_dir))}"])
 
 
-StoreArgument = Annotated[
-    str, typer.Argument(metavar="STORE", help="A run directory, or a store: a folder or URI.")
-]
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A run directory, or a store: a folder or URI.")]
 
 
 @cache_app.command("list")
@@ -174,9 +166,7 @@ def cache_drop(
     chosen = known if everything else list(set_ids or ())
     unknown = [set_id for set_id in chosen if set_id not in known]
     if unknown or not (chosen or everything):
-        raise UserError(
-            f"no such set: {', '.join(unknown)}" if unknown else "name the sets to drop, or --all"
-        )
+        raise UserError(f"no such set: {', '.join(unknown)}" if unknown else "name the sets to drop, or --all")
     for set_id in chosen:
         snapshots.drop(set_id)
     print(f"dropped {len(chosen)} sets")

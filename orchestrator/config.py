@@ -62,12 +62,8 @@ class Section(BaseModel):
 class SplitConfig(Section):
     """How the chain is cut into base prefix, intermediate blocks and global head."""
 
-    base: int = Field(
-        default=1, ge=1, description="p: blocks 0..p-1 are trained first, together with the global head."
-    )
-    head: int = Field(
-        default=0, ge=0, description="r: the global head is the last r blocks and the head itself."
-    )
+    base: int = Field(default=1, ge=1, description="p: blocks 0..p-1 are trained first, together with the global head.")
+    head: int = Field(default=0, ge=0, description="r: the global head is the last r blocks and the head itself.")
     segment_size: int = Field(default=1, ge=1, description="Blocks that are trained together in one stage.")
     intermediate: Literal["omit", "frozen"] = Field(
         default="omit",
@@ -86,12 +82,8 @@ class SnapshotConfig(Section):
     mode: Literal["auto", "always", "never"] = Field(
         default="auto", description="auto: stored where that saves forward work and fits the budget."
     )
-    dtype: SnapshotDtype = Field(
-        default="auto", description="auto: the type the training precision computes in."
-    )
-    group_rows: int = Field(
-        default=256, ge=1, description="Samples that go through the frozen prefix together."
-    )
+    dtype: SnapshotDtype = Field(default="auto", description="auto: the type the training precision computes in.")
+    group_rows: int = Field(default=256, ge=1, description="Samples that go through the frozen prefix together.")
     shard_bytes: Bytes = Field(default=32 << 20, description="Size of a shard, rounded down to whole groups.")
     budget: Bytes | None = Field(
         default=None,
@@ -106,12 +98,8 @@ class SnapshotConfig(Section):
 class ResourceConfig(Section):
     """Where the work runs. Nothing here changes a result, so a run may go on with other resources."""
 
-    runner: Literal["ray", "local"] = Field(
-        default="ray", description="local: in this process, one task at a time."
-    )
-    address: str | None = Field(
-        default=None, description="Address of a running Ray cluster; None: start one here."
-    )
+    runner: Literal["ray", "local"] = Field(default="ray", description="local: in this process, one task at a time.")
+    address: str | None = Field(default=None, description="Address of a running Ray cluster; None: start one here.")
     slots: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         default="auto",
         description="Tasks at one time; auto: one per GPU, or one per CPU core where there is none.",
@@ -119,9 +107,7 @@ class ResourceConfig(Section):
     threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         default="auto", description="CPU threads of a task; auto: the cores divided by the slots."
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto: cuda where there is one."
-    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one.")
     max_attempts: int = Field(default=3, ge=1, description="Attempts of a task before it counts as failed.")
     gflops: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
         default="auto",
@@ -144,8 +130,7 @@ class RegimeConfig(Section):
     snapshots: dict[str, Any] = Field(default_factory=dict, description="Overrides `snapshots`.")
     stages: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="Overrides `training` for single stages, by name (stage2-seg2) or by group "
-        "(base, segments, head).",
+        description="Overrides `training` for single stages, by name (stage2-seg2) or by group (base, segments, head).",
     )
 
 
@@ -203,11 +188,7 @@ class Config(Section):
     def regime(self, name: str) -> Regime:
         """The regime called `name`, resolved."""
         own = self.regimes[name]
-        model = (
-            self.model
-            if own.head_convs is None
-            else dataclasses.replace(self.model, head_convs=own.head_convs)
-        )
+        model = self.model if own.head_convs is None else dataclasses.replace(self.model, head_convs=own.head_convs)
         return Regime(
             name=name,
             kind=own.kind,
@@ -465,9 +446,7 @@ class _CrossChecks:
         if train.optimizer.nesterov and (train.optimizer.name != "sgd" or train.optimizer.momentum == 0):
             self.report(at("optimizer", "nesterov"), "true: needs sgd with a momentum above 0")
         if train.precision == "fp16" and self.config.resources.device == "cpu":
-            self.report(
-                at("precision"), "fp16: not available on resources.device cpu; allowed there: fp32, bf16"
-            )
+            self.report(at("precision"), "fp16: not available on resources.device cpu; allowed there: fp32, bf16")
 
     def chain(self, regime: Regime) -> ChainOutline | None:
         """The outline says itself what is impossible; the count of classes does not matter for that."""
@@ -730,9 +709,7 @@ def compatible(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         if name not in new_regimes:
             conflicts.append(f"regimes.{name} (left out)")
             continue
-        conflicts += [
-            key_text(("regimes", name, *path)) for path in _differences(settings, new_regimes[name], ())
-        ]
+        conflicts += [key_text(("regimes", name, *path)) for path in _differences(settings, new_regimes[name], ())]
     return conflicts
 
 

@@ -49,7 +49,6 @@ class Driver:
         *,
         store: str,
         max_attempts: int,
-        release: bool,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self._plan = plan
@@ -59,7 +58,6 @@ class Driver:
         self._progress = progress
         self._store = store
         self._max_attempts = max_attempts
-        self._release = release
         self._stop_requested = stop_requested
         self._running: set[str] = set()
         self._attempts: Counter[str] = Counter()
@@ -149,10 +147,11 @@ class Driver:
         self._progress.failed(node.label, reason)
 
     def _release_sets(self) -> None:
-        if not self._release:
-            return
         for node_id in schedule.releasable(
-            self._plan, committed=set(self._ledger.commits), released=self._ledger.released
+            self._plan,
+            committed=set(self._ledger.commits),
+            released=self._ledger.released,
+            running=self._running,
         ):
             try:
                 self._ledger.release(node_id)

@@ -53,11 +53,7 @@ def regime_rows(plan: Plan, regime: RegimePlan) -> list[Row]:
     shown: set[str] = set()
     for stage_id in regime.stages:
         stage = plan.node(stage_id)
-        fresh = [
-            plan.node(set_id)
-            for set_id in _with_previous(plan, regime.reads[stage_id])
-            if set_id not in shown
-        ]
+        fresh = [plan.node(set_id) for set_id in _with_previous(plan, regime.reads[stage_id]) if set_id not in shown]
         for boundary in dict.fromkeys(_boundary(node) for node in fresh):
             nodes = tuple(node for node in fresh if _boundary(node) == boundary)
             shown.update(node.id for node in nodes)

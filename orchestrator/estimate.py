@@ -63,11 +63,7 @@ class Rates:
     def nominal(cls, device: str, threads: int = 1) -> Rates:
         scale = threads if device == "cpu" else 1
         return cls(
-            {
-                precision: rate * scale
-                for (kind, precision), rate in NOMINAL_FLOPS_PER_S.items()
-                if kind == device
-            }
+            {precision: rate * scale for (kind, precision), rate in NOMINAL_FLOPS_PER_S.items() if kind == device}
         )
 
     @classmethod
@@ -89,9 +85,7 @@ def split_rows(data: DataSpec, train_rows: int, test_rows: int) -> SplitRows:
     """Sizes of the three splits, by the rule of `workers.data.splits`: validation comes off first."""
     validation = round(data.validation * train_rows) if data.validation < 1 else int(data.validation)
     rest = train_rows - validation
-    return SplitRows(
-        min(rest, data.train_limit or rest), validation, min(test_rows, data.test_limit or test_rows)
-    )
+    return SplitRows(min(rest, data.train_limit or rest), validation, min(test_rows, data.test_limit or test_rows))
 
 
 def epochs_to_run(train: TrainSpec, rows: int) -> int:
@@ -160,9 +154,7 @@ def train_estimate(
     saving = path[first:]  # gradients flow through every later part, frozen or not
     saved = sum(part.saved_elements for part in saving)
     if train.activation_checkpointing:
-        saved = sum(elements(part.inputs) for part in saving) + max(
-            (p.saved_elements for p in saving), default=0
-        )
+        saved = sum(elements(part.inputs) for part in saving) + max((p.saved_elements for p in saving), default=0)
     widest = max((elements(part.outputs) for part in path), default=0)
     peak = (
         _weights_bytes(path, train.precision)

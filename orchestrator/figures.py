@@ -233,9 +233,7 @@ def timeline(work: Sequence[Json], regimes: Mapping[str, Json], titles: Mapping[
             axes.barh(row, width, left=start, height=0.66, gid=f"task-{slug(item['node'])}", **look)
             label = item["label"].rsplit("/", 1)[-1]
             if item["kind"] == "train" and width / total * 118 > len(label) + 2:
-                axes.text(
-                    start + width / 2, row, label, ha="center", va="center", color="white", fontsize=8.6
-                )
+                axes.text(start + width / 2, row, label, ha="center", va="center", color="white", fontsize=8.6)
         for position, length in busy.cuts:
             axes.axvline(position, color=MUTED, ls=":", lw=1.2)
             axes.text(
@@ -393,9 +391,7 @@ def _number(value: Any) -> float:
 
 def _svg(figure: Figure, name: str, label: str) -> str:
     buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(
-        buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

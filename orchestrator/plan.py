@@ -263,8 +263,7 @@ class _RegimeBuilder:
         self.boundaries = _boundary_order(self.stages)
         self.specs = {hops: self._boundary_spec(hops) for hops in self.boundaries}
         self.views = {
-            hops: max(self._views(stage) for stage in self.stages if stage.hops == hops)
-            for hops in self.boundaries
+            hops: max(self._views(stage) for stage in self.stages if stage.hops == hops) for hops in self.boundaries
         }
         self.decisions: dict[tuple[tuple[str, ...], ...], Decision] = {}
         self.sets: dict[tuple[int, str, int | None], str] = {}
@@ -316,9 +315,7 @@ class _RegimeBuilder:
 
     # -- nodes --------------------------------------------------------------------------------------------
 
-    def _add(
-        self, kind: Kind, label: str, task: dict[str, Any], parents: dict[str, str], predicted: Estimate
-    ) -> str:
+    def _add(self, kind: Kind, label: str, task: dict[str, Any], parents: dict[str, str], predicted: Estimate) -> str:
         shared = kind in ("data", "model")
         text = label if shared else f"{self.regime.name}/{label}"
         return self.graph.node(kind, self.regime.name, text, task, parents, predicted)
@@ -457,9 +454,7 @@ class _RegimeBuilder:
 
     def _boundary_spec(self, hops: tuple[tuple[str, ...], ...]) -> BoundarySpec:
         settings, training = self.regime.snapshots, self.regime.training
-        dtype: Any = (
-            estimate.SNAPSHOT_DTYPE[training.precision] if settings.dtype == "auto" else settings.dtype
-        )
+        dtype: Any = estimate.SNAPSHOT_DTYPE[training.precision] if settings.dtype == "auto" else settings.dtype
         return BoundarySpec(
             hops=hops,
             precision=training.precision,
@@ -475,16 +470,13 @@ class _RegimeBuilder:
         stored_rows = views * rows.train + rows.validation
         prefix = estimate.prefix_flops(self.outline, [block for hop in hops for block in hop])
         passes = sum(
-            estimate.epochs_to_run(self.training[stage.name], rows.train)
-            for stage in self.stages
-            if stage.hops == hops
+            estimate.epochs_to_run(self.training[stage.name], rows.train) for stage in self.stages if stage.hops == hops
         )
         return policy.Boundary(
             label=hops[-1][-1],
             set_bytes=stored_rows * estimate.row_bytes(self._shapes(hops), self.specs[hops].dtype),
             make_from_images=stored_rows * prefix,
-            make_from_previous=stored_rows
-            * (estimate.prefix_flops(self.outline, hops[-1]) if index else prefix),
+            make_from_previous=stored_rows * (estimate.prefix_flops(self.outline, hops[-1]) if index else prefix),
             recompute=passes * (rows.train + rows.validation) * prefix,
         )
 

@@ -94,9 +94,7 @@ def _cheapest(boundaries: Sequence[Boundary], budget: int | None, keep: bool) ->
         if budget is None or boundary.set_bytes <= budget:
             candidates.append((plain[0] + boundary.make_from_images, boundary.set_bytes, plain[2] | {index}))
         if stored is not None and (budget is None or stored[1] + boundary.set_bytes <= budget):
-            candidates.append(
-                (stored[0] + boundary.make_from_previous, boundary.set_bytes, stored[2] | {index})
-            )
+            candidates.append((stored[0] + boundary.make_from_previous, boundary.set_bytes, stored[2] | {index}))
         stored = min(candidates, key=lambda option: option[0], default=None)
         plain = (best[0] + boundary.recompute, 0, best[2])
     if stored is not None and stored[0] < plain[0]:
@@ -112,9 +110,7 @@ def _saving(boundary: Boundary, rolled: bool) -> str:
     return f"saves {saved:.1%} of the prefix's forward work"
 
 
-def _not_stored(
-    boundaries: Sequence[Boundary], index: int, stored: frozenset[int], budget: int | None
-) -> Decision:
+def _not_stored(boundaries: Sequence[Boundary], index: int, stored: frozenset[int], budget: int | None) -> Decision:
     boundary = boundaries[index]
     needed = boundary.set_bytes + (boundaries[index - 1].set_bytes if index - 1 in stored else 0)
     if budget is not None and needed > budget:

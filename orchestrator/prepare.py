@@ -84,8 +84,7 @@ def prepare(
     from workers.models.outline import outline
 
     outlines = {
-        name: outline(config.regime(name).model, config.data.image_size, data.classes)
-        for name in config.regimes
+        name: outline(config.regime(name).model, config.data.image_size, data.classes) for name in config.regimes
     }
     try:
         plan = build_plan(config, outlines, data, weights_digest=weights_digest, rates=_rates(config))
@@ -107,9 +106,7 @@ def _data_problems(error: UserError, document: Document, known: Sequence[Problem
     paths = {problem.path for problem in known}
     for message in error.details.get("problems") or [error.message]:
         key, separator, text = str(message).partition(": ")
-        path: KeyPath = (
-            tuple(key.split(".")) if separator and re.fullmatch(r"data(\.\w+)+", key) else ("data",)
-        )
+        path: KeyPath = tuple(key.split(".")) if separator and re.fullmatch(r"data(\.\w+)+", key) else ("data",)
         if path not in paths or path == ("data",):  # the configuration's own check has said it already
             found.append(document.problem(path, message if path == ("data",) else text))
     return found
@@ -156,9 +153,7 @@ def claim_run_dir(prepared: Prepared) -> None:
         held = parse_document(existing, str(target))
         conflicts = configuration.compatible(held.data, resolved)
         if held.problems or conflicts:
-            listing = "\n".join(
-                f"  {key}" for key in conflicts or [str(problem) for problem in held.problems]
-            )
+            listing = "\n".join(f"  {key}" for key in conflicts or [str(problem) for problem in held.problems])
             raise ConfigError(
                 f"run_dir: {run_dir} holds another configuration; nothing was started. "
                 f"It differs in:\n{listing}\n"

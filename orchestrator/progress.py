@@ -66,9 +66,7 @@ class Progress:
         self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
         self._live: Live | None = None
         if self._console.is_terminal and not quiet:
-            self._live = Live(
-                console=self._console, get_renderable=self._render, refresh_per_second=4, transient=True
-            )
+            self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=4, transient=True)
             self._live.start()
 
     def __enter__(self) -> Progress:

@@ -43,11 +43,11 @@ class Worker:
     def ready(self) -> bool:
         return True
 
-    @ray.method(concurrency_group="control")
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def poll(self) -> dict[str, Any]:
         return self._control.latest()
 
-    @ray.method(concurrency_group="control")
+    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def stop(self) -> None:
         self._control.stop()
 
@@ -111,7 +111,9 @@ class RayRunner:
 
     def _new_slot(self) -> _Slot:
         request = self._request()
-        actor = Worker.options(num_cpus=request["CPU"], num_gpus=request.get("GPU", 0)).remote()
+        actor = Worker.options(  # type: ignore[attr-defined]
+            num_cpus=request["CPU"], num_gpus=request.get("GPU", 0)
+        ).remote()
         return _Slot(actor, actor.ready.remote(), time.monotonic())
 
     def free(self) -> int:

@@ -146,15 +146,11 @@ def _incomplete(summary: Json, missing: list[str]) -> list[str]:
     failed = len(summary["failures"])
     if failed:
         tasks = "One task" if failed == 1 else f"{failed} tasks"
-        tail = (
-            f" {_list(missing)} {'has' if len(missing) == 1 else 'have'} no final result." if missing else ""
-        )
+        tail = f" {_list(missing)} {'has' if len(missing) == 1 else 'have'} no final result." if missing else ""
         return [f"{tasks} failed; what follows covers what was finished.{tail}"]
     if summary["status"] == "stopped":
         return ["The run was stopped before its end; the same command goes on from here."]
-    return (
-        [f"{_list(missing)} {'has' if len(missing) == 1 else 'have'} no final result yet."] if missing else []
-    )
+    return [f"{_list(missing)} {'has' if len(missing) == 1 else 'have'} no final result yet."] if missing else []
 
 
 def _noise(accuracy: Mapping[str, float], ranked: list[str], names: Json, rows: int | None) -> list[str]:

@@ -32,9 +32,7 @@ def wanted(plan: Plan, *, committed: Ids, released: Ids = NONE) -> frozenset[str
     return frozenset(result)
 
 
-def ready(
-    plan: Plan, *, committed: Ids, released: Ids = NONE, running: Ids = NONE, failed: Ids = NONE
-) -> list[Node]:
+def ready(plan: Plan, *, committed: Ids, released: Ids = NONE, running: Ids = NONE, failed: Ids = NONE) -> list[Node]:
     """Wanted nodes whose parents are all there, neither running nor failed, in plan order."""
     todo = wanted(plan, committed=committed, released=released)
     return [

@@ -66,9 +66,7 @@ def _layer_wise(blocks: tuple[str, ...], size: int) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _segprop(
-    blocks: tuple[str, ...], p: int, m: int, size: int, frozen: bool, train_base: bool
-) -> tuple[Stage, ...]:
+def _segprop(blocks: tuple[str, ...], p: int, m: int, size: int, frozen: bool, train_base: bool) -> tuple[Stage, ...]:
     """`m = n - r` is the boundary where the global head begins."""
     base, tail = blocks[:p], (*blocks[m:], "head")
 

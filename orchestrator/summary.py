@@ -50,18 +50,14 @@ def summarize(
     failures = failures or {}
     exports = exports or {}
     nodes: dict[str, Node] = {node.id: node for node in plan.nodes}
-    results: dict[str, Json] = {
-        key: commit.get("result", {}) for key, commit in commits.items() if key in nodes
-    }
+    results: dict[str, Json] = {key: commit.get("result", {}) for key, commit in commits.items() if key in nodes}
     view = _View(nodes=nodes, results=results, reused=frozenset(reused), failures=failures)
     summary: Json = {
         "format": FORMAT,
         "run": run,
         "status": status,
         "environment": dict(environment),
-        "regimes": {
-            name: _regime(view, name, regime, exports.get(name)) for name, regime in plan.regimes.items()
-        },
+        "regimes": {name: _regime(view, name, regime, exports.get(name)) for name, regime in plan.regimes.items()},
         "nodes": {
             "total": len(nodes),
             "done": len(results),
@@ -206,8 +202,7 @@ def _stage(view: _View, node_id: str, regime: RegimePlan) -> Json:
         "host_baseline_bytes": baseline,
         "host_growth_bytes": growth,
         "snapshot": {
-            key: result.get("snapshot", {}).get(key, 0)
-            for key in ("hits", "misses", "bytes_read", "bytes_written")
+            key: result.get("snapshot", {}).get(key, 0) for key in ("hits", "misses", "bytes_read", "bytes_written")
         },
         "forwards": dict(result.get("forwards", {})),
         "reused": node_id in view.reused and node_id in view.results,

@@ -118,9 +118,7 @@ def parse_document(text: str, source: str = "<text>") -> Document:
         document.data = value
     else:
         document.problems.append(
-            Problem(
-                (), f"{_short(value)}: must be a mapping of keys to values", line=root.start_mark.line + 1
-            )
+            Problem((), f"{_short(value)}: must be a mapping of keys to values", line=root.start_mark.line + 1)
         )
     return document
 
@@ -141,9 +139,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
             continue
         scratch = Document(origin, {})
         value = None if root is None else _Builder(scratch).build(root, (), 0)
-        document.problems += [
-            Problem(parts + found.path, found.message, origin=origin) for found in scratch.problems
-        ]
+        document.problems += [Problem(parts + found.path, found.message, origin=origin) for found in scratch.problems]
         _assign(document, parts, value, origin)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cache_store.prefetch import prefetch
 from cache_store.reader import RowReader
@@ -33,7 +33,7 @@ class Inputs(Protocol):
 class ImageInputs:
     """Augmented images; with a `prefix`, the frozen blocks run on the device for every batch (recompute)."""
 
-    def __init__(self, images: ImageSource, prefix: nn.Module | None = None) -> None:
+    def __init__(self, images: ImageSource, prefix: Callable[[Boundary], Boundary] | None = None) -> None:
         self._images = images
         self._prefix = prefix
 

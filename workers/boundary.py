@@ -57,10 +57,10 @@ class StoredBoundary:
             rows=images.rows,
             fields=fields,
             group_rows=boundary.group_rows,
-            shard_rows=rows_per_shard(
-                sum(field.bytes for field in fields), boundary.shard_bytes, boundary.group_rows
-            ),
+            shard_rows=rows_per_shard(sum(field.bytes for field in fields), boundary.shard_bytes, boundary.group_rows),
         )
+        #: Read as it is found: not created, and perhaps not there at all.
+        self._stored = SnapshotSet(environment.storage, self.spec)
         self._set: SnapshotSet | None = None
         #: Samples each frozen block was run over by this object.
         self.forwards: Counter[str] = Counter()
@@ -90,18 +90,15 @@ class StoredBoundary:
         """Rows of one group as host tensors of the stored dtype: from the store if it is there."""
         rows = self._group_range(group)
         shard = rows.start // self.spec.shard_rows
-        found = self._environment.snapshots.find(self.spec.id)
-        if found is not None:
-            try:
-                arrays = found.shard(shard)
-            except (MissingShard, CorruptShard):
-                return self._compute_group(group)  # released, lost or damaged: its successor needs only these rows
-            first = rows.start - shard * self.spec.shard_rows
-            return tuple(
-                _to_tensor(array[first : first + len(rows)], field)
-                for array, field in zip(arrays, self.spec.fields, strict=True)
-            )
-        return self._compute_group(group)
+        try:
+            arrays = self._stored.shard(shard)
+        except (MissingShard, CorruptShard):
+            return self._compute_group(group)  # released, lost or damaged: its successor needs only these rows
+        first = rows.start - shard * self.spec.shard_rows
+        return tuple(
+            _to_tensor(array[first : first + len(rows)], field)
+            for array, field in zip(arrays, self.spec.fields, strict=True)
+        )
 
     def _compute_group(self, group: int) -> Boundary:
         rows = self._group_range(group)
@@ -115,7 +112,7 @@ class StoredBoundary:
             blocks = self._boundary.hops[-1]
             self._hop = Path({name: self._weights.build(name) for name in blocks}, trained=())
             if self._boundary.channels_last:
-                self._hop.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                self._hop.to(memory_format=torch.channels_last)
         for block in self._boundary.hops[-1]:
             self.forwards[block] += len(rows)
         with torch.no_grad(), autocast(self._boundary.precision, device):

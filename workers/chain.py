@@ -23,7 +23,11 @@ class Path(nn.Module):
     """
 
     def __init__(
-        self, parts: Mapping[str, nn.Module], trained: Collection[str], *, activation_checkpointing: bool = False
+        self,
+        parts: Mapping[str, nn.Module],
+        trained: Collection[str],
+        *,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.parts = nn.ModuleDict(parts)
@@ -88,15 +92,13 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        total.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()[:32]
 
 
 def cpu_state(module: nn.Module) -> State:
     """A copy of the module's state on the host, contiguous (safetensors wants neither views nor channels_last)."""
-    return {
-        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()
-    }
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()}
 
 
 def module_bytes(module: nn.Module) -> int:

@@ -55,7 +55,7 @@ def save(nodes: NodeStore, node_id: str, attempt_id: str, snapshot: Snapshot) ->
         **{f"optimizer/{name}": tensor for name, tensor in snapshot.optimizer.items()},
         "rng/cpu": torch.get_rng_state(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         tensors["rng/cuda"] = torch.cuda.get_rng_state()
     position = [snapshot.progress.global_step, snapshot.progress.epoch, snapshot.progress.step]
     nodes.save_checkpoint(

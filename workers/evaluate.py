@@ -32,7 +32,7 @@ def evaluate(
     weights = Weights(environment.nodes, parents, task.experiment, device)
     path = Path({name: weights.build(name) for name in task.path}, trained=())
     if task.channels_last:
-        path.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        path.to(memory_format=torch.channels_last)
     loaded = batches(
         ImageInputs(images),
         images.labels,

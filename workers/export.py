@@ -55,9 +55,9 @@ def export(
     """
     sources = {name: [commit["node"], commit["attempt"]] for name, commit in parts.items()}
     weights_path, facts_path = target / "model.safetensors", target / "model.json"
-    if weights_path.exists() and facts_path.exists():
-        if json.loads(facts_path.read_text()).get("sources") == sources:
-            return weights_path
+    written = weights_path.exists() and facts_path.exists()
+    if written and json.loads(facts_path.read_text()).get("sources") == sources:
+        return weights_path
     import torch
     from safetensors.torch import save
 

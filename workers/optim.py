@@ -74,9 +74,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) ->
     }
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: dict[str, torch.Tensor]
-) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: dict[str, torch.Tensor]) -> None:
     """Put back the state of every named parameter found in `tensors`; others keep a fresh state."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for index, name in enumerate(names):

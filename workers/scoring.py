@@ -23,7 +23,9 @@ class Sums:
         """`loss` is the mean over the batch; logits (B, classes); labels (B,) int64."""
         count = len(labels)
         correct = (logits.detach().argmax(dim=1) == labels).sum()
-        self._sums += torch.stack((loss.detach().double() * count, correct.double(), correct.new_full((), count).double()))
+        self._sums += torch.stack(
+            (loss.detach().double() * count, correct.double(), correct.new_full((), count).double())
+        )
 
     def read(self) -> list[float]:
         values: list[float] = self._sums.tolist()

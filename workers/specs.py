@@ -21,9 +21,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 Precision = Literal["fp32", "bf16", "fp16"]
 SnapshotDtype = Literal["auto", "float32", "bfloat16", "float16"]
-ResNetName = Literal[
-    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "resnext50_32x4d"
-]
+ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "resnext50_32x4d"]
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 

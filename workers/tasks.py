@@ -55,10 +55,8 @@ def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
 
 def _prepare_data(task: specs.DataTask, environment: WorkerEnvironment, attempt: Attempt) -> dict[str, Any]:
     started = time.monotonic()
-    result = prepare(task.data, environment.snapshots, environment.control.progress)
-    return attempt.commit(
-        {**result, "seconds": time.monotonic() - started, "where": environment.where()}
-    )
+    result = prepare(task.data, environment.snapshots, environment.control.progress, fingerprint=task.fingerprint)
+    return attempt.commit({**result, "seconds": time.monotonic() - started, "where": environment.where()})
 
 
 def _initial_model(task: specs.ModelTask, environment: WorkerEnvironment, attempt: Attempt) -> dict[str, Any]:

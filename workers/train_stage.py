@@ -79,17 +79,13 @@ class Stage:
         self.parameters = [parameter for _, parameter in self.path.trained_parameters()]
         self.optimizer = build_optimizer(self.train.optimizer, self.parameters)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.train.precision == "fp16")
-        self.forward: Callable[[Boundary], Tensor] = (
-            torch.compile(self.path) if self.train.compile else self.path
-        )
+        self.forward: Callable[[Boundary], Tensor] = torch.compile(self.path) if self.train.compile else self.path
 
         self.images = {split: self._images(split) for split in ("train", "validation")}
         self.boundaries: dict[tuple[str, int | None], StoredBoundary] = {}
         self._prefix: Path | None = None
         self.inputs = {split: self._inputs(split) for split in ("train", "validation")}
-        self.per_epoch = steps_per_epoch(
-            self.images["train"].rows, self.train.batch_size, self.train.drop_last
-        )
+        self.per_epoch = steps_per_epoch(self.images["train"].rows, self.train.batch_size, self.train.drop_last)
         self.total_steps = self.train.epochs * self.per_epoch
         if self.train.exit.steps is not None:
             self.total_steps = min(self.total_steps, self.train.exit.steps)
@@ -111,7 +107,7 @@ class Stage:
         path = Path(parts, trained, activation_checkpointing=self.train.activation_checkpointing)
         path.to(self.device)
         if self.train.channels_last:
-            path.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            path.to(memory_format=torch.channels_last)
         return path
 
     def _training_only_part(self, name: str, index: int) -> nn.Module:
@@ -127,9 +123,7 @@ class Stage:
         return models.build_adapter(spec.model, size, spec.classes, source, target, seed, self.device)
 
     def _images(self, split: str) -> ImageSource:
-        return ImageSource(
-            self.task.experiment, self._parents["data"]["result"], self.environment.snapshots, split
-        )
+        return ImageSource(self.task.experiment, self._parents["data"]["result"], self.environment.snapshots, split)
 
     def _inputs(self, split: str) -> Inputs:
         task, images = self.task, self.images[split]
@@ -144,9 +138,7 @@ class Stage:
         views = range(min(task.experiment.data.views, task.train.epochs)) if split == "train" else [None]
         readers = {}
         for view in views:
-            boundary = StoredBoundary(
-                self.environment, task.experiment, task.boundary, images, self.weights, view
-            )
+            boundary = StoredBoundary(self.environment, task.experiment, task.boundary, images, self.weights, view)
             self.boundaries[split, view] = boundary
             readers[view] = boundary.reader()
         return SnapshotInputs(readers, self.device)
@@ -185,7 +177,7 @@ class Stage:
             self.scaler.load_state_dict(found.scaler)
 
     def _run_epoch(self) -> None:
-        progress, train = self.progress, self.train
+        progress = self.progress
         epoch = progress.epoch
         view = epoch % self.task.experiment.data.views
         order = epoch_order(self.task.experiment.seed, epoch, self.images["train"].rows)
@@ -234,9 +226,7 @@ class Stage:
                 self.best = self._model_state()
         progress.epoch, progress.step = progress.epoch + 1, 0
         progress.sums, progress.epoch_seconds = [0.0, 0.0, 0.0], 0.0
-        progress.exit = exit_reason(
-            self.train, progress.history, progress.global_step, self.total_steps
-        )
+        progress.exit = exit_reason(self.train, progress.history, progress.global_step, self.total_steps)
         if progress.exit is None and self._checkpoint_due():
             self._save()
 
@@ -259,7 +249,7 @@ class Stage:
             loss = F.cross_entropy(logits.float(), targets, label_smoothing=train.label_smoothing)
             sums.add(loss, logits, targets)
             weighted = loss if micro >= count else loss * (len(targets) / count)
-            self.scaler.scale(weighted).backward()
+            self.scaler.scale(weighted).backward()  # type: ignore[no-untyped-call]
             total = weighted.detach() if total is None else total + weighted.detach()
         if train.clip is not None:
             self.scaler.unscale_(self.optimizer)

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from cache_store.records import NodeStore
 from safetensors import safe_open
 from safetensors.torch import load as load_bytes
 from torch import nn
 
 from cache_store.errors import CorruptShard
+from cache_store.records import NodeStore
 from workers import models
 from workers.chain import State, state_digest
 from workers.specs import Experiment
@@ -33,9 +33,7 @@ class Weights:
     ) -> None:
         self._nodes = nodes
         self._commits = {
-            role.removeprefix("weights/"): commit
-            for role, commit in parents.items()
-            if role.startswith("weights/")
+            role.removeprefix("weights/"): commit for role, commit in parents.items() if role.startswith("weights/")
         }
         self._experiment = experiment
         self._device = device

@@ -44,9 +44,7 @@ def test_real_cifar10_is_described_decoded_once_and_augmented(tmp_path: Path) ->
     assert pixels.mean(axis=(0, 2, 3)) == pytest.approx(outline.mean, abs=0.01)
 
     experiment = Experiment(model=ModelSpec(name="resnet18", stem="small"), data=data, classes=10, seed=0)
-    splits = {
-        name: ImageSource(experiment, result, snapshots, name) for name in ("train", "validation", "test")
-    }
+    splits = {name: ImageSource(experiment, result, snapshots, name) for name in ("train", "validation", "test")}
     assert {name: source.rows for name, source in splits.items()} == {
         "train": 2000,
         "validation": 5000,

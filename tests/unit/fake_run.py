@@ -36,9 +36,7 @@ def make_plan(folder: Path, *, regimes: str = "[e2e, lw, segprop]", epochs: int 
         f"regimes: {regimes}\n"
     )
     config = configuration.load(file)
-    outlines = {
-        name: outline(config.regime(name).model, config.data.image_size, 10) for name in config.regimes
-    }
+    outlines = {name: outline(config.regime(name).model, config.data.image_size, 10) for name in config.regimes}
     values: dict[str, Any] = {
         "classes": 10,
         "class_names": tuple("0123456789"),
@@ -125,9 +123,7 @@ def _result(plan: Plan, node: Node, seconds: float, cuda: bool) -> dict[str, Any
     return _train_result(node, seconds, cuda, ceiling, counters)
 
 
-def _train_result(
-    node: Node, seconds: float, cuda: bool, ceiling: float, counters: dict[str, int]
-) -> dict[str, Any]:
+def _train_result(node: Node, seconds: float, cuda: bool, ceiling: float, counters: dict[str, int]) -> dict[str, Any]:
     epochs = node.task["train"]["epochs"]
     peak = int(node.estimate.peak_bytes * (1.05 + 0.2 * _noise(node.label)))
     baseline = 420 << 20
@@ -155,9 +151,7 @@ def _train_result(
     reads = node.task["source"] == "snapshots"
     return {
         "stage": node.task["name"],
-        "parts": {
-            part: {"file": f"{part}.safetensors", "digest": "d", "bytes": 1} for part in node.task["trained"]
-        },
+        "parts": {part: {"file": f"{part}.safetensors", "digest": "d", "bytes": 1} for part in node.task["trained"]},
         "epochs": curve,
         "best_epoch": best,
         "committed_epoch": best,
@@ -170,9 +164,7 @@ def _train_result(
         "peak_device_reserved_bytes": int(peak * 1.2) if cuda else None,
         "peak_host_bytes": baseline + peak,
         "host_baseline_bytes": baseline,
-        "snapshot": {**counters, "hits": 20 * epochs, "bytes_read": 40_000_000 * epochs}
-        if reads
-        else counters,
+        "snapshot": {**counters, "hits": 20 * epochs, "bytes_read": 40_000_000 * epochs} if reads else counters,
         "forwards": {},
         "resumed": 0,
     }

@@ -229,9 +229,7 @@ def grey_levels(ours: Tensor, theirs: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("native", "resize", "size"), [(32, 37, 32), (32, 18, 16), (8, 18, 16), (32, 64, 56), (48, 48, 42)]
 )
-def test_resize_and_crop_match_torchvision_within_two_grey_levels(
-    native: int, resize: int, size: int
-) -> None:
+def test_resize_and_crop_match_torchvision_within_two_grey_levels(native: int, resize: int, size: int) -> None:
     images = torch.cat([real(40, native), noise(40, native)])
     boxes = crop_boxes(Draws(4, np.arange(80), 0), resize)
     resampler = Resampler(native, resize, size)

@@ -86,9 +86,7 @@ def test_of_eight_racing_attempts_all_get_the_one_commit(nodes: NodeStore) -> No
 
 
 @pytest.mark.parametrize("before", ["absent", "ours", "theirs"])
-def test_an_unacknowledged_commit_is_read_back(
-    nodes: NodeStore, monkeypatch: pytest.MonkeyPatch, before: str
-) -> None:
+def test_an_unacknowledged_commit_is_read_back(nodes: NodeStore, monkeypatch: pytest.MonkeyPatch, before: str) -> None:
     attempt, rival = nodes.attempt(NODE), nodes.attempt(NODE)
     attempt.write("f", b"1")
     storage_class = type(nodes.storage)
@@ -112,9 +110,7 @@ def test_an_unacknowledged_commit_is_read_back(
 
 
 @pytest.mark.parametrize("result", [{"a": float("nan")}, {"a": {1, 2}}, {"a": "x" * (16 << 20)}])
-def test_a_result_that_is_not_small_json_is_refused_and_nothing_committed(
-    nodes: NodeStore, result: Any
-) -> None:
+def test_a_result_that_is_not_small_json_is_refused_and_nothing_committed(nodes: NodeStore, result: Any) -> None:
     with pytest.raises(StoreError):
         nodes.attempt(NODE).commit(result)
     assert nodes.commit_of(NODE) is None
@@ -133,10 +129,7 @@ def damaged(commit: dict[str, Any]) -> list[bytes]:
         {"files": {name: 1}},
         {"files": {"other": record}},
         {"files": {"../x": record}},
-        *(
-            {"files": {name: {**record, **c}}}
-            for c in ({"bytes": -1}, {"xxh3": "q"}, {"sha256": 1}, {"more": 1})
-        ),
+        *({"files": {name: {**record, **c}}} for c in ({"bytes": -1}, {"xxh3": "q"}, {"sha256": 1}, {"more": 1})),
         *({"files": {name: {**record, "path": p}}} for p in ("/etc/passwd", "../../x", "store.json")),
     ]
     whole = json.dumps(commit).encode()
@@ -172,9 +165,7 @@ def test_damaged_and_missing_files_are_refused(local: NodeStore) -> None:
             check(record)
 
 
-def test_a_mapped_file_is_checked_once_until_it_changes(
-    local: NodeStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mapped_file_is_checked_once_until_it_changes(local: NodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     record = local.attempt(NODE).write("f", b"1")
     checked: list[str] = []
     monkeypatch.setattr("cache_store.records.verify", lambda _, r: checked.append(r["path"]))

@@ -39,9 +39,7 @@ FIELDS = (Field("x", "bfloat16", (3, 5)), Field("label", "int64", ()), Field("im
 
 @pytest.fixture(params=["local", "memory"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    return Storage.open(
-        str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
-    )
+    return Storage.open(str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}")
 
 
 @pytest.fixture
@@ -96,9 +94,7 @@ def commit_file(storage: Storage, snapshots: SnapshotSet, i: int) -> Path:
     st.integers(1, 70),
 )
 @settings(max_examples=60, deadline=None)
-def test_decoding_returns_the_bits_encoded_for_every_dtype(
-    kinds: list[tuple[str, list[int]]], rows: int
-) -> None:
+def test_decoding_returns_the_bits_encoded_for_every_dtype(kinds: list[tuple[str, list[int]]], rows: int) -> None:
     fields = tuple(Field(f"f{i}", dtype, tuple(shape)) for i, (dtype, shape) in enumerate(kinds))
     arrays = values(fields, range(rows))
     data = b"".join(encode(fields, arrays))
@@ -289,9 +285,7 @@ def test_a_lost_race_leaves_the_winners_shard_and_no_bytes_of_the_loser(
 
 
 @pytest.mark.parametrize("landed", [True, False])
-def test_an_unacknowledged_commit_is_read_back(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch, landed: bool
-) -> None:
+def test_an_unacknowledged_commit_is_read_back(storage: Storage, monkeypatch: pytest.MonkeyPatch, landed: bool) -> None:
     snapshots = SnapshotStore(storage).open(spec_of())
     create = type(storage)._create
 
@@ -573,9 +567,7 @@ def test_a_record_naming_a_file_elsewhere_is_refused_and_the_file_untouched(
         {"attempt": "../a"},
     ],
 )
-def test_a_record_of_another_shape_is_quarantined_and_put_succeeds(
-    storage: Storage, change: dict[str, Any]
-) -> None:
+def test_a_record_of_another_shape_is_quarantined_and_put_succeeds(storage: Storage, change: dict[str, Any]) -> None:
     snapshots = SnapshotStore(storage).open(spec_of())
     fill(snapshots)
     path = f"sets/{snapshots.spec.id}/commits/000000.json"
@@ -767,9 +759,7 @@ def test_without_compute_the_typed_error_reaches_the_caller(local: Storage) -> N
         RowReader(SnapshotStore(local).open(spec_of())).gather(np.arange(8))
 
 
-def test_a_full_disk_while_inserting_reaches_the_caller(
-    local: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_while_inserting_reaches_the_caller(local: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshots = SnapshotStore(local).open(spec_of())
 
     def fail(*_: object) -> int:

@@ -19,9 +19,7 @@ from cache_store.storage import Storage
 
 @pytest.fixture(params=["local", "memory"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    return Storage.open(
-        str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
-    )
+    return Storage.open(str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}")
 
 
 @pytest.fixture
@@ -82,9 +80,7 @@ def test_move_and_delete_tree(storage: Storage) -> None:
     assert storage.list("q") == []
 
 
-@pytest.mark.parametrize(
-    "path", ["../x", "/etc/passwd", "a/../../x", "a//b", "a/./b", "", "a/", "a\0b", "a\\b"]
-)
+@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "a//b", "a/./b", "", "a/", "a\0b", "a\\b"])
 def test_paths_never_leave_the_root(storage: Storage, path: str) -> None:
     for use in (
         storage.read,
@@ -156,9 +152,7 @@ def test_a_file_in_place_of_the_root_is_refused(tmp_path: Path) -> None:
         Storage.open(str(tmp_path / "f"))
 
 
-def test_the_probe_runs_once_and_leaves_only_the_marker(
-    local: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_probe_runs_once_and_leaves_only_the_marker(local: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.listdir(local.uri) == ["store.json"]
 
     def never(*_: object) -> None:
@@ -168,9 +162,7 @@ def test_the_probe_runs_once_and_leaves_only_the_marker(
     Storage.open(local.uri)
 
 
-def test_storage_without_exclusive_creation_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_storage_without_exclusive_creation_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", os.replace)
     with pytest.raises(StoreError):
         Storage.open(str(tmp_path / "s"))

@@ -118,9 +118,7 @@ def test_every_key_and_item_knows_its_line() -> None:
 def test_surprising_yaml_is_refused(text: str, message: str | None) -> None:
     document = parse_document(text)
     if message is None:
-        assert document.data == {
-            "a": ["x"]
-        }  # a sequence is a sequence whatever its tag: nothing is ever called
+        assert document.data == {"a": ["x"]}  # a sequence is a sequence whatever its tag: nothing is ever called
     else:
         assert [str(problem) for problem in document.problems] == [message]
 
@@ -210,9 +208,7 @@ def test_stage_overrides_win_over_groups_and_groups_over_the_regime(tmp_path: Pa
         },
     )
     regime = config.regime("segprop")
-    stages = {
-        stage.name: regime.stage_training(stage) for stage in regime.layout(["seg1", "seg2", "seg3", "seg4"])
-    }
+    stages = {stage.name: regime.stage_training(stage) for stage in regime.layout(["seg1", "seg2", "seg3", "seg4"])}
     assert (stages["stage1-base"].epochs, stages["stage1-base"].optimizer.lr) == (7, 0.5)
     assert (stages["stage2-seg2"].epochs, stages["stage2-seg2"].optimizer.eps) == (9, 1e-3)
     assert stages["stage3-seg3"].optimizer.lr == 0.25
@@ -416,16 +412,12 @@ def test_a_missing_weights_file_and_too_large_a_validation_split(tmp_path: Path)
     with pytest.raises(ConfigError) as caught:
         prepare(write(tmp_path, text), inspect=lambda data: CIFAR)
     assert "model.weights: absent.safetensors: No such file" in caught.value.message
-    assert (
-        "data.validation: 50000: of 50000 training samples, leaves none to train on" in caught.value.message
-    )
+    assert "data.validation: 50000: of 50000 training samples, leaves none to train on" in caught.value.message
 
 
 def test_insisting_on_snapshots_beyond_the_budget_names_the_numbers(tmp_path: Path) -> None:
     path = write(tmp_path, BASE + "snapshots:\n  mode: always\n  budget: 1MB\n")
-    with pytest.raises(
-        ConfigError, match=r"line 9: snapshots.budget: snapshots need .* the budget allows 500.0 kB"
-    ):
+    with pytest.raises(ConfigError, match=r"line 9: snapshots.budget: snapshots need .* the budget allows 500.0 kB"):
         prepare(path, inspect=lambda data: CIFAR)
 
 
@@ -476,9 +468,7 @@ def test_measured_speed_changes_times_only(tmp_path: Path) -> None:
         ({"store": "elsewhere"}, ["store"]),
     ],
 )
-def test_a_run_directory_may_grow_but_not_change(
-    tmp_path: Path, changes: dict[str, Any], conflicts: list[str]
-) -> None:
+def test_a_run_directory_may_grow_but_not_change(tmp_path: Path, changes: dict[str, Any], conflicts: list[str]) -> None:
     old = small_config(tmp_path).resolved()
     assert compatible(old, small_config(tmp_path, changes).resolved()) == conflicts
 
@@ -522,7 +512,6 @@ def test_an_adapter_that_cannot_reach_the_grid_is_reported_with_its_stage(
     monkeypatch.setattr(sys.modules["workers.models.outline"], "stride_between", unreachable)
     found = problems_of(tmp_path, BASE + "regimes: [segprop]\n")
     assert found[0] == (
-        "line 6: data.image_size: stage1-base of segprop: no stride takes a 1x1 convolution "
-        "from a grid of 5x5 to 4x4"
+        "line 6: data.image_size: stage1-base of segprop: no stride takes a 1x1 convolution from a grid of 5x5 to 4x4"
     )
     assert len(found) == 3

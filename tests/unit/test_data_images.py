@@ -36,9 +36,7 @@ def result(snapshots: SnapshotStore) -> dict[str, Any]:
     return prepare(DIGITS, snapshots)
 
 
-def test_a_batch_is_normalised_float32_of_the_configured_size(
-    snapshots: SnapshotStore, result: dict[str, Any]
-) -> None:
+def test_a_batch_is_normalised_float32_of_the_configured_size(snapshots: SnapshotStore, result: dict[str, Any]) -> None:
     source = ImageSource(experiment(DIGITS), result, snapshots, "train")
     batch = source.batch(torch.arange(source.rows), None)
     assert batch.shape == (source.rows, 3, 16, 16)
@@ -59,9 +57,7 @@ def test_labels_belong_to_the_rows_of_the_split(snapshots: SnapshotStore, result
         assert (source.labels.numpy() == labels[chosen[split]]).all()
 
 
-def test_rows_may_be_numpy_or_torch_in_any_order_and_twice(
-    snapshots: SnapshotStore, result: dict[str, Any]
-) -> None:
+def test_rows_may_be_numpy_or_torch_in_any_order_and_twice(snapshots: SnapshotStore, result: dict[str, Any]) -> None:
     source = ImageSource(experiment(DIGITS), result, snapshots, "train")
     rows = np.array([9, 2, 9, 1200])
     assert torch.equal(source.batch(rows, 1), source.batch(torch.from_numpy(rows), 1))
@@ -143,9 +139,7 @@ def test_damaged_and_missing_shards_are_decoded_again(
     assert torch.equal(source.batch(np.arange(50), 0), whole)
 
 
-def test_a_lost_shard_whose_source_has_changed_is_a_data_error(
-    tmp_path: Path, snapshots: SnapshotStore
-) -> None:
+def test_a_lost_shard_whose_source_has_changed_is_a_data_error(tmp_path: Path, snapshots: SnapshotStore) -> None:
     parquet_set(tmp_path / "data")
     data = DataSpec(name="cifar10", path=str(tmp_path), image_size=16, validation=4)
     result = prepare(data, snapshots)

@@ -204,9 +204,7 @@ def test_a_failed_download_is_a_data_error(tmp_path: Path, monkeypatch: pytest.M
         inspect(DataSpec(name="cifar10", path=str(tmp_path), download=True))
 
 
-def test_download_puts_torchvisions_folder_at_the_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_download_puts_torchvisions_folder_at_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torchvision.datasets
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", lambda root, download: pickle_set(Path(root)))

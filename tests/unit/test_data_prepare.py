@@ -70,9 +70,7 @@ def test_torchvisions_batches_are_stored_unchanged(tmp_path: Path, snapshots: Sn
     assert (content(snapshots, result, "test")[0] == images[30:]).all()
 
 
-def test_folder_images_are_resized_and_cut_as_torchvision_does(
-    tmp_path: Path, snapshots: SnapshotStore
-) -> None:
+def test_folder_images_are_resized_and_cut_as_torchvision_does(tmp_path: Path, snapshots: SnapshotStore) -> None:
     folder_set(tmp_path / "digits")
     result = prepare(DataSpec(name="folder", path=str(tmp_path / "digits"), image_size=14), snapshots)
     stored, labels = content(snapshots, result, "train")
@@ -133,9 +131,7 @@ def test_only_the_missing_shards_are_decoded(
     next(path for path in commits.iterdir() if path.name.endswith("2.json")).unlink()
     decoded: list[int] = []
     original = module._Parquet.image
-    monkeypatch.setattr(
-        module._Parquet, "image", lambda self, item: (decoded.append(1), original(self, item))[1]
-    )
+    monkeypatch.setattr(module._Parquet, "image", lambda self, item: (decoded.append(1), original(self, item))[1])
     assert prepare(data, snapshots) == whole
     assert len(decoded) == 10
 
@@ -154,9 +150,7 @@ def test_damaged_commit_records_are_replaced(
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "null"])
-def test_a_corrupt_image_is_named_by_file_and_row(
-    tmp_path: Path, snapshots: SnapshotStore, damage: str
-) -> None:
+def test_a_corrupt_image_is_named_by_file_and_row(tmp_path: Path, snapshots: SnapshotStore, damage: str) -> None:
     images, labels = digit_images(30)
     encoded: list[bytes | None] = [encode(image, "JPEG") for image in images]
     good = encoded[17]
@@ -204,9 +198,7 @@ def test_a_bad_label_is_named_with_the_allowed_range(
     encoded = [encode(image) for image in images]
     write_parquet(tmp_path / "train-0.parquet", encoded, labels.tolist())
     write_parquet(tmp_path / "test-0.parquet", encoded, bad)
-    with pytest.raises(
-        DataError, match=rf"row 11 of .*test-0\.parquet: {shown}; allowed: 0 to 9 \(and 1 more\)"
-    ):
+    with pytest.raises(DataError, match=rf"row 11 of .*test-0\.parquet: {shown}; allowed: 0 to 9 \(and 1 more\)"):
         prepare(DataSpec(name="cifar10", path=str(tmp_path)), snapshots)
 
 

@@ -69,11 +69,7 @@ def test_lines_cover_every_node_of_a_regime_once(small: Path) -> None:
     for regime in plan.regimes.values():
         lines = [node.id for row in regime_rows(plan, regime) for node in row.nodes]
         assert len(lines) == len(set(lines))
-        mine = {
-            node.id
-            for node in plan.nodes
-            if regime.name in node.regimes and node.kind not in ("data", "model")
-        }
+        mine = {node.id for node in plan.nodes if regime.name in node.regimes and node.kind not in ("data", "model")}
         assert set(lines) == mine
 
 
@@ -100,9 +96,7 @@ def test_counts_read_naturally() -> None:
 # -- the program --------------------------------------------------------------------------------------------
 
 
-def program(
-    *arguments: str, module: str = "orchestrator.cli", check: str = ""
-) -> subprocess.CompletedProcess[str]:
+def program(*arguments: str, module: str = "orchestrator.cli", check: str = "") -> subprocess.CompletedProcess[str]:
     """The program in its own process; `check` runs after it in the same interpreter."""
     script = f"import sys; sys.argv = ['segprop', *{list(arguments)!r}]\n"
     script += f"from orchestrator.cli import main\ncode = main()\n{check}\nsys.exit(code)"

@@ -76,9 +76,7 @@ def test_checkpointing_keeps_inputs_and_one_part_and_runs_forward_twice() -> Non
     parts = [part(f"seg{index}", saved_elements=1000) for index in range(4)]
     trained = {item.name for item in parts}
     plain = estimated(TrainSpec(epochs=1, batch_size=8), *parts, trained=trained)
-    saving = estimated(
-        TrainSpec(epochs=1, batch_size=8, activation_checkpointing=True), *parts, trained=trained
-    )
+    saving = estimated(TrainSpec(epochs=1, batch_size=8, activation_checkpointing=True), *parts, trained=trained)
     assert plain.peak_bytes - saving.peak_bytes == 8 * 4 * (4000 - (1000 + 4 * 32))
     assert saving.flops - plain.flops == 100 * 4 * 500
 

@@ -30,9 +30,7 @@ def message(**settings: Any) -> str:
 
 
 def test_no_torch_is_imported() -> None:
-    code = (
-        "import workers.models.outline, sys; from workers import models; from workers.specs import ModelSpec;"
-    )
+    code = "import workers.models.outline, sys; from workers import models; from workers.specs import ModelSpec;"
     code += "models.outline(ModelSpec(name='resnet50'), 224, 10).adapter(1, 4);"
     code += "from workers.models.outline import outline; assert outline is models.outline;"
     code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
@@ -108,16 +106,12 @@ def test_torchvision_parameter_totals() -> None:
     stem=st.sampled_from(["imagenet", "small"]),
     size=st.integers(1, 300),
 )
-def test_segmentation_changes_no_total_and_every_grid_is_reached(
-    name: str, cut: int, stem: str, size: int
-) -> None:
+def test_segmentation_changes_no_total_and_every_grid_is_reached(name: str, cut: int, stem: str, size: int) -> None:
     stages, blocks = (
         chain(name, size, head_convs=cut, stem=stem, segments=segments) for segments in ("stages", "blocks")
     )
     for figure in ("parameters", "buffer_elements", "flops"):
-        totals = [
-            sum(getattr(part, figure) for part in (*found.blocks, found.head)) for found in (stages, blocks)
-        ]
+        totals = [sum(getattr(part, figure) for part in (*found.blocks, found.head)) for found in (stages, blocks)]
         assert totals[0] == totals[1]
     for found in (stages, blocks):
         for before, part in zip(found.boundaries, (*found.blocks, found.head), strict=True):

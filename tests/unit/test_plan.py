@@ -179,9 +179,7 @@ def test_evaluations_assemble_the_whole_chain(tmp_path: Path) -> None:
 
 
 def test_a_stage_reads_one_set_per_view_it_uses_and_one_for_validation(tmp_path: Path) -> None:
-    plan = small_plan(
-        tmp_path, {"data.views": 3, "regimes": {"segprop": {"stages": {"stage3-seg3": {"epochs": 2}}}}}
-    )
+    plan = small_plan(tmp_path, {"data.views": 3, "regimes": {"segprop": {"stages": {"stage3-seg3": {"epochs": 2}}}}})
     reads = {
         name: [role for role in regime_node(plan, "segprop", name).parents if role.startswith("snapshot/")]
         for name in names(plan, "segprop")
@@ -288,9 +286,7 @@ def test_equal_work_of_two_regimes_is_one_node(tmp_path: Path) -> None:
 
 
 def test_chains_cut_at_different_convolutions_start_from_the_same_weights(tmp_path: Path) -> None:
-    plan = small_plan(
-        tmp_path, {"regimes": {"one": {"kind": "segprop"}, "two": {"kind": "segprop", "head_convs": 2}}}
-    )
+    plan = small_plan(tmp_path, {"regimes": {"one": {"kind": "segprop"}, "two": {"kind": "segprop", "head_convs": 2}}})
     assert [node.regimes for node in plan.nodes if node.kind == "model"] == [("one", "two")]
     assert not set(plan.regimes["one"].stages) & set(plan.regimes["two"].stages)
 
@@ -310,9 +306,7 @@ def test_chains_cut_at_different_convolutions_start_from_the_same_weights(tmp_pa
         ({"seed": 1}, {"data"}),
     ],
 )
-def test_a_setting_changes_the_ids_of_what_depends_on_it(
-    tmp_path: Path, changes: dict[str, Any], kept: Any
-) -> None:
+def test_a_setting_changes_the_ids_of_what_depends_on_it(tmp_path: Path, changes: dict[str, Any], kept: Any) -> None:
     before, after = small_plan(tmp_path), small_plan(tmp_path, changes)
     if kept == "all":
         assert [node.id for node in before.nodes] == [node.id for node in after.nodes]
@@ -328,9 +322,7 @@ def test_a_moved_data_set_is_the_same_and_a_changed_one_is_not(tmp_path: Path) -
     assert [node.id for node in plan_of(config).nodes] == [node.id for node in plan_of(moved).nodes]
     assert plan_of(moved).nodes[0].task["data"]["path"] == "there"
     changed = plan_of(config, replace(CIFAR, fingerprint="0" * 64))
-    assert not {node.id for node in plan_of(config).nodes if node.kind != "model"} & {
-        node.id for node in changed.nodes
-    }
+    assert not {node.id for node in plan_of(config).nodes if node.kind != "model"} & {node.id for node in changed.nodes}
 
 
 def test_adding_a_regime_changes_no_other(tmp_path: Path) -> None:
@@ -344,9 +336,7 @@ def test_adding_a_regime_changes_no_other(tmp_path: Path) -> None:
 
 
 def test_ten_thousand_nodes_are_planned_within_two_seconds(tmp_path: Path) -> None:
-    config = small_config(
-        tmp_path, {"data.views": 1700, "training.epochs": 1700, "regimes": ["lw", "segprop"]}
-    )
+    config = small_config(tmp_path, {"data.views": 1700, "training.epochs": 1700, "regimes": ["lw", "segprop"]})
     started = time.process_time()
     plan = plan_of(config)
     assert time.process_time() - started < 2.0

@@ -57,9 +57,7 @@ def test_kept_sets_are_all_alive_at_once() -> None:
 
 
 def test_insisting_on_what_does_not_fit_is_an_error_with_the_numbers() -> None:
-    with pytest.raises(
-        ConfigError, match=r"need 120 B at one time, the budget allows 119 B \(120 > 119 bytes\)"
-    ):
+    with pytest.raises(ConfigError, match=r"need 120 B at one time, the budget allows 119 B \(120 > 119 bytes\)"):
         sources(boundary(80, 1, 1, 1), boundary(40, 1, 1, 1), mode="always", budget=119)
 
 
@@ -94,9 +92,7 @@ def test_auto_finds_the_least_work_that_fits(chain: list[Boundary], budget: int 
 
     chosen = tuple(decision.source == "snapshots" for decision in decide(chain, "auto", budget))
     assert fits(chosen)
-    assert work(chosen) == min(
-        work(stored) for stored in product([False, True], repeat=len(chain)) if fits(stored)
-    )
+    assert work(chosen) == min(work(stored) for stored in product([False, True], repeat=len(chain)) if fits(stored))
 
 
 @pytest.mark.parametrize(

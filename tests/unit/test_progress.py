@@ -42,8 +42,7 @@ FIELDS = {
 
 def test_a_line_names_everything_the_worker_sent() -> None:
     assert describe(FIELDS) == (
-        "epoch 3/8, step 5/20, loss 0.4321, accuracy 87.1 %, 1,234/s, "
-        "cache 40 hits, 2 misses, 1 min 15 s left"
+        "epoch 3/8, step 5/20, loss 0.4321, accuracy 87.1 %, 1,234/s, cache 40 hits, 2 misses, 1 min 15 s left"
     )
 
 

@@ -341,9 +341,7 @@ def test_weights_fill_everything_but_another_classifier(tmp_path: Path, suffix: 
 
 
 def test_weights_with_another_stem_leave_the_whole_stem_random(tmp_path: Path) -> None:
-    given = {name: tensor.half() for name, tensor in published().items()} | {
-        "bn1.weight": torch.full((64,), 2.0)
-    }
+    given = {name: tensor.half() for name, tensor in published().items()} | {"bn1.weight": torch.full((64,), 2.0)}
     path = save(given, tmp_path / "half.safetensors")
     state = models.initial_state(spec("resnet18", stem="small", weights=path), CLASSES, 0)
     assert state["conv1.weight"].shape == (64, 3, 3, 3)

@@ -124,9 +124,7 @@ def test_any_order_finishes_every_target_and_runs_each_node_once(plan: Plan, dat
 
 @settings(max_examples=200, deadline=None)
 @given(graphs(), st.data())
-def test_killed_at_any_moment_it_goes_on_without_repeating_what_is_committed(
-    plan: Plan, data: st.DataObject
-) -> None:
+def test_killed_at_any_moment_it_goes_on_without_repeating_what_is_committed(plan: Plan, data: st.DataObject) -> None:
     world = World(plan)
     drive(world, data, kills=3)
     assert schedule.finished(plan, committed=world.committed)

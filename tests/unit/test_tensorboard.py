@@ -41,9 +41,7 @@ def test_every_epoch_of_every_regime_is_read_back(tmp_path: Path, summary: dict[
         assert len(assembled) == len(regime["stages"])
 
 
-def test_writing_again_gives_the_same_bytes_and_no_second_file(
-    tmp_path: Path, summary: dict[str, Any]
-) -> None:
+def test_writing_again_gives_the_same_bytes_and_no_second_file(tmp_path: Path, summary: dict[str, Any]) -> None:
     write_tensorboard(tmp_path / "tb", summary)
     first = contents(tmp_path / "tb")
     write_tensorboard(tmp_path / "tb", summary)

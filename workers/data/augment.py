@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from cache_store.errors import ConfigError
+from workers.data.inspect import resize_of
+from workers.specs import DataSpec
+
+#: Raise it when the same settings give other pixels: snapshots are addressed by it.
+VERSION = 1
 
 #: RandomResizedCrop of the paper: area and aspect ratio relative to the resized image.
 CROP_SCALE = (0.6, 1.0)
@@ -110,9 +115,7 @@ def _boxes(
     first = (np.arange(len(fits)), fits.argmax(axis=1))
     height = np.where(found, sizes[0][first], side).astype(np.int64)
     width = np.where(found, sizes[1][first], side).astype(np.int64)
-    return Boxes(
-        draws.below(top, side - height + 1), draws.below(left, side - width + 1), height, width, found
-    )
+    return Boxes(draws.below(top, side - height + 1), draws.below(left, side - width + 1), height, width, found)
 
 
 def crop_boxes(draws: Draws, side: int) -> Boxes:
@@ -398,6 +401,21 @@ def rand_augment(images: Tensor, draws: Draws) -> Tensor:
 
 
 _SIGNED = np.array([operation.signed for operation in OPERATIONS])
+
+
+# --- identity ---------------------------------------------------------------------------------------------
+
+
+def view_identity(data: DataSpec, seed: int, view: int | None) -> dict[str, Any]:
+    """Everything besides the stored images that determines the pixels of a view: part of snapshot addresses."""
+    evaluation = view is None or data.augment == "none"
+    return {
+        "version": VERSION,
+        "augment": "none" if evaluation else data.augment,
+        "size": data.image_size,
+        "resize": resize_of(data),
+        **({} if evaluation else {"flip": data.flip, "seed": seed, "view": view}),
+    }
 
 
 # --- the whole --------------------------------------------------------------------------------------------

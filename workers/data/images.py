@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cache_store.errors import CorruptShard, DataError, MissingShard
+from cache_store.keys import digest_json
 from cache_store.snapshots import SnapshotSet, SnapshotStore
 from workers.data import splits
 from workers.data.augment import Augment
@@ -58,6 +60,10 @@ class ImageSource:
         )
         self.classes = experiment.classes
         self.rows = len(self._samples)
+        #: Which images in which order: digest of the prepared set and of the split's rows.
+        self.identity = digest_json(
+            [str(data_result["digest"]), SET_OF[split], hashlib.sha256(self._samples.tobytes()).hexdigest()]
+        )
         self.labels: Tensor = torch.from_numpy(self._set.labels[self._samples])
 
     def batch(self, rows: Tensor | np.ndarray, view: int | None) -> Tensor:

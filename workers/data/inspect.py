@@ -409,9 +409,7 @@ def _find_pickles(data: DataSpec, filesystem: Any, root: str) -> Source | None:
     assert pickles is not None
     wanted = [name for split in SPLITS for name in pickles.files[split]]
     for folder in (root, _join(root, pickles.folder)):
-        infos = {
-            _base(str(info["name"])): info for info in _infos(filesystem, folder) if info["type"] == "file"
-        }
+        infos = {_base(str(info["name"])): info for info in _infos(filesystem, folder) if info["type"] == "file"}
         if infos.keys() & set(wanted):
             break
     else:

@@ -73,9 +73,7 @@ def prepare(
     source = locate(data)
     outline = outline_of(data, source)
     if fingerprint not in (None, outline.fingerprint):
-        raise DataError(
-            f"data.path: the files of {source.root} have changed since the run was planned; run again"
-        )
+        raise DataError(f"data.path: the files of {source.root} have changed since the run was planned; run again")
     total = outline.train_rows + outline.test_rows
     before = 0  # rows of the splits that are complete
     sets: dict[str, str] = {}
@@ -159,9 +157,7 @@ class _Decoder:
 
     piece_rows = _SMALL
 
-    def __init__(
-        self, data: DataSpec, source: Source, outline: DataOutline, pool: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, data: DataSpec, source: Source, outline: DataOutline, pool: ThreadPoolExecutor) -> None:
         self.data = data
         self.source = source
         self.outline = outline
@@ -223,8 +219,7 @@ class _Decoder:
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
             shown = "missing" if label is None else repr(label)
             raise DataError(
-                f"row {piece.first + row} of {piece.file}: the label is {shown}; "
-                f"allowed: 0 to {classes - 1}{more}",
+                f"row {piece.first + row} of {piece.file}: the label is {shown}; allowed: 0 to {classes - 1}{more}",
                 file=piece.file,
                 row=piece.first + row,
             )
@@ -244,9 +239,7 @@ def _overlaps(lengths: Sequence[int], rows: range) -> Iterator[tuple[int, int, i
 class _Digits(_Decoder):
     def file_piece(self, split: Split, index: int, start: int, stop: int) -> _Piece:
         images, labels = digits()[split]
-        return _Piece(
-            self.source.files[split][index].path, start, images[start:stop], labels[start:stop].tolist()
-        )
+        return _Piece(self.source.files[split][index].path, start, images[start:stop], labels[start:stop].tolist())
 
     def image(self, item: np.ndarray) -> np.ndarray:
         return np.rint(item * (255 / 16)).astype(np.uint8)  # grey: broadcast to three channels
@@ -276,9 +269,7 @@ class _Parquet(_Decoder):
             try:
                 with self.source.filesystem.open(path, "rb") as stream:
                     parquet = pq.ParquetFile(stream)
-                    lengths = [
-                        parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)
-                    ]
+                    lengths = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
                     for low, high, group in _overlaps(lengths, range(start, stop)):
                         table = parquet.read_row_group(group, columns=[image_column, label_column])
                         table = table.slice(low, high - low)

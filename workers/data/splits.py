@@ -29,9 +29,7 @@ def rows(data: DataSpec, seed: int, train_rows: int, test_rows: int) -> dict[str
 def _validation_rows(validation: float, train_rows: int) -> int:
     count = round(validation * train_rows) if validation < 1 else int(validation)
     if validation >= 1 and count != validation:
-        raise ConfigError(
-            f"data.validation: {validation} is no whole number of samples; allowed: a share below 1"
-        )
+        raise ConfigError(f"data.validation: {validation} is no whole number of samples; allowed: a share below 1")
     if not 0 < count < train_rows:
         left = "validate" if count == 0 else "train"
         raise ConfigError(

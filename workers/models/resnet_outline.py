@@ -52,8 +52,7 @@ def facts_of(model: ModelSpec) -> ResNetFacts:
     facts = RESNETS.get(model.name)
     if facts is None:
         raise ConfigError(
-            f"model.name: {model.name!r} is not known; {suggestion(model.name, RESNETS)}"
-            f"allowed: {', '.join(RESNETS)}",
+            f"model.name: {model.name!r} is not known; {suggestion(model.name, RESNETS)}allowed: {', '.join(RESNETS)}",
             where="model.name",
             value=model.name,
             allowed=list(RESNETS),
@@ -99,9 +98,7 @@ def resnet_outline(model: ModelSpec, image_size: int, classes: int) -> ChainOutl
     )
 
 
-def _walk(
-    model: ModelSpec, facts: ResNetFacts, image_size: int, classes: int
-) -> tuple[list[Piece], list[Piece]]:
+def _walk(model: ModelSpec, facts: ResNetFacts, image_size: int, classes: int) -> tuple[list[Piece], list[Piece]]:
     """Pieces before the head's cut, and those of the head."""
     pieces = [_stem(model, image_size)]
     tail: list[Piece] = []

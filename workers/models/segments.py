@@ -91,15 +91,11 @@ def _coverage(groups: list[list[str]], units: Sequence[str]) -> list[str]:
         for unit in members:
             homes.setdefault(unit, []).append(f"seg{index}")
     problems = [
-        f"{unit!r} is listed {len(where)} times ({', '.join(where)})"
-        for unit, where in homes.items()
-        if len(where) > 1
+        f"{unit!r} is listed {len(where)} times ({', '.join(where)})" for unit, where in homes.items() if len(where) > 1
     ]
     missing = [unit for unit in units if unit not in homes]
     if missing:
-        problems.append(
-            f"missing {', '.join(map(repr, missing))}: segments must cover the chain up to the head"
-        )
+        problems.append(f"missing {', '.join(map(repr, missing))}: segments must cover the chain up to the head")
     if not problems:
         problems += _order([unit for members in groups for unit in members], units)
     return problems

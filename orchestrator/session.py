@@ -1,0 +1,215 @@
+"""One invocation: opens the store, picks the runner, drives the plan, and writes what a run leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cache_store.errors import SegpropError, UserError
+from cache_store.records import NodeStore
+from cache_store.storage import Storage
+from orchestrator.driver import Driver, Outcome, stop_on_signals
+from orchestrator.environment import describe_environment
+from orchestrator.ledger import Ledger
+from orchestrator.plan import RegimePlan
+from orchestrator.prepare import Prepared
+from orchestrator.progress import Progress, print_table
+from orchestrator.report import write_report
+from orchestrator.runner import Runner
+from orchestrator.summary import summarize, write_summary
+from orchestrator.tensorboard_log import write_tensorboard
+from workers.specs import DataSpec, Experiment
+
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
+
+
+def execute(prepared: Prepared, *, quiet: bool = False) -> int:
+    """Run the plan to its end and write the results; returns the exit code (0 done, 1 failed, 2 bad input).
+
+    A run that has nothing left to do starts no worker and no Ray.
+    """
+    storage = Storage.open(prepared.config.store)
+    ledger = Ledger.read(storage, prepared.plan)
+    outcome = Outcome("done", reused=set(ledger.commits))
+    if any(target not in ledger.commits for target in prepared.plan.targets):
+        outcome = _drive(prepared, ledger, quiet)
+    exports = _export_finished(prepared, ledger, list(prepared.plan.regimes))
+    summary = _write_results(prepared, ledger, outcome, exports)
+    print_table(summary)
+    if outcome.status == "stopped":
+        raise SegpropError("stopped; finished work and checkpoints are kept: run the same command to go on")
+    if outcome.status == "done":
+        return EXIT_DONE
+    bad_input = any(isinstance(error, UserError) for error in outcome.errors.values())
+    return EXIT_BAD_INPUT if bad_input else EXIT_FAILED
+
+
+def _drive(prepared: Prepared, ledger: Ledger, quiet: bool) -> Outcome:
+    config = prepared.config
+    runner = make_runner(prepared)
+    with Progress(len(prepared.plan.nodes), len(ledger.commits), quiet=quiet) as progress:
+        try:
+            runner.start()
+            with stop_on_signals() as stop_requested:
+                driver = Driver(
+                    prepared.plan,
+                    ledger,
+                    runner,
+                    progress,
+                    store=config.store,
+                    max_attempts=config.resources.max_attempts,
+                    stop_requested=stop_requested,
+                )
+                return driver.run()
+        finally:
+            runner.close()
+
+
+def make_runner(prepared: Prepared) -> Runner:
+    """The runner the configuration asks for, with slots and threads settled."""
+    resources = prepared.config.resources
+    device = _device(resources.device)
+    slots, threads = settle_slots(
+        resources.slots,
+        resources.threads,
+        device=device,
+        devices=_device_count(device),
+        chains=len(prepared.plan.regimes),
+    )
+    if resources.runner == "local":
+        from orchestrator.local_runner import LocalRunner
+
+        return LocalRunner(threads=slots * threads if resources.threads == "auto" else threads, device=device)
+    from orchestrator.ray_runner import RayRunner
+
+    return RayRunner(slots=slots, threads=threads, device=device, address=resources.address)
+
+
+def settle_slots(slots: int | str, threads: int | str, *, device: str, devices: int, chains: int) -> tuple[int, int]:
+    """(slots, threads of each). `devices`: GPUs or CPU cores there are; `chains`: regimes, each a chain of
+    stages that run one after the other.
+
+    One slot a GPU. On a CPU-only machine a slot is a share of the cores: as many slots as regimes can use, since
+    two one-thread workers do more than one two-thread worker.
+    """
+    if device == "cuda":
+        count = devices if slots == "auto" else int(slots)
+        return count, 1 if threads == "auto" else int(threads)
+    if slots == "auto" and threads == "auto":
+        count = max(1, min(devices, chains))
+        return count, max(1, devices // count)
+    if slots == "auto":
+        return max(1, devices // int(threads)), int(threads)
+    return int(slots), max(1, devices // int(slots)) if threads == "auto" else int(threads)
+
+
+def _device(wanted: str) -> str:
+    if wanted == "cpu":
+        return "cpu"
+    import torch
+
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UserError("resources.device: cuda, but torch finds no CUDA device here; allowed here: cpu, auto")
+    return "cuda" if available else "cpu"
+
+
+def _device_count(device: str) -> int:
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.device_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def report(prepared: Prepared) -> None:
+    """Write summary.json and report.html again from what the store holds."""
+    ledger = Ledger.read(Storage.open(prepared.config.store), prepared.plan)
+    finished = all(target in ledger.commits for target in prepared.plan.targets)
+    outcome = Outcome("done" if finished else "stopped", reused=set(ledger.commits))
+    exports = {
+        name: str(path.relative_to(prepared.run_dir))
+        for name in prepared.plan.regimes
+        if (path := _export_folder(prepared, name)).exists()
+    }
+    print_table(_write_results(prepared, ledger, outcome, exports))
+
+
+def export(prepared: Prepared, regimes: Sequence[str]) -> None:
+    """Write the final weights of these regimes again. UserError when one of them is not finished."""
+    ledger = Ledger.read(Storage.open(prepared.config.store), prepared.plan)
+    for name in regimes:
+        if not _is_finished(prepared.plan.regimes[name], ledger):
+            raise UserError(f"{name}: not finished, there are no final weights to export yet; run it first")
+    for path in _export_finished(prepared, ledger, regimes).values():
+        print(prepared.run_dir / path)
+
+
+def _is_finished(regime: RegimePlan, ledger: Ledger) -> bool:
+    return all(node in ledger.commits for node in regime.weights.values())
+
+
+def _export_folder(prepared: Prepared, regime: str) -> Path:
+    return prepared.run_dir / "model" / regime
+
+
+def _export_finished(prepared: Prepared, ledger: Ledger, regimes: Sequence[str]) -> dict[str, str]:
+    """Regime -> folder of its checkpoint, relative to the run directory, for those that are finished."""
+    from workers.data.inspect import resize_of
+    from workers.export import export as write_export
+
+    config, data = prepared.config, prepared.data
+    nodes = NodeStore(ledger.storage)
+    written: dict[str, str] = {}
+    for name in regimes:
+        regime = prepared.plan.regimes[name]
+        if not _is_finished(regime, ledger):
+            continue
+        folder = _export_folder(prepared, name)
+        write_export(
+            _experiment(prepared, name),
+            {part: ledger.commits[node] for part, node in regime.weights.items()},
+            nodes,
+            folder,
+            class_names=tuple(data.class_names),
+            preprocessing={
+                "resize": resize_of(config.data),
+                "center_crop": config.data.image_size,
+                "mean": list(data.mean),
+                "std": list(data.std),
+            },
+        )
+        written[name] = str(folder.relative_to(prepared.run_dir))
+    return written
+
+
+def _experiment(prepared: Prepared, regime: str) -> Experiment:
+    config = prepared.config
+    data: DataSpec = dataclasses.replace(config.data, path=None, download=False)
+    return Experiment(
+        model=dataclasses.replace(config.regime(regime).model, weights=None),
+        data=data,
+        classes=prepared.data.classes,
+        seed=config.seed,
+    )
+
+
+def _write_results(prepared: Prepared, ledger: Ledger, outcome: Outcome, exports: dict[str, str]) -> dict[str, Any]:
+    run_dir = prepared.run_dir
+    summary = summarize(
+        prepared.config.run,
+        prepared.plan,
+        ledger.commits,
+        status=outcome.status,
+        environment=describe_environment(),
+        reused=outcome.reused,
+        failures=outcome.failures,
+        exports=exports,
+    )
+    write_summary(run_dir / "summary.json", summary)
+    write_report(summary, run_dir / "report.html")
+    write_tensorboard(run_dir / "tb", summary)
+    return summary
