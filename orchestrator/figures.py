@@ -47,7 +47,8 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
-    "hatch.linewidth": 1.0,
+    "hatch.linewidth": 1.2,
+    "hatch.color": "white",
 }
 
 
@@ -227,7 +228,7 @@ def timeline(work: Sequence[Json], regimes: Mapping[str, Json], titles: Mapping[
             colour = palette[item["regimes"][0]] if len(item["regimes"]) == 1 else "#8a96a3"
             look: dict[str, Any] = {"color": colour, "ec": "white", "lw": 0.8}
             if item["kind"] == "materialize":
-                look = {"fc": "white", "ec": colour, "hatch": "////", "lw": 0.8}
+                look = {"fc": colour, "ec": "white", "hatch": "////", "lw": 0.8}
             elif item["kind"] != "train":
                 look = {"color": colour, "alpha": 0.35, "lw": 0}
             axes.barh(row, width, left=start, height=0.66, gid=f"task-{slug(item['node'])}", **look)
@@ -371,13 +372,13 @@ def predictions(work: Sequence[Json], regimes: Mapping[str, Json]) -> str | None
 
 
 def _log_ticks(low: float, high: float, *, sizes: bool) -> list[float]:
-    """Three to six round values between the limits."""
+    """A few round values between the limits."""
     if sizes:
         candidates = [step * 10.0**power for power in range(-1, 16) for step in (1, 2, 5)]
     else:
         candidates = [0.001, 0.01, 0.1, 1, 10, 60, 600, 3600, 36000, 86400, 864000]
     inside = [value for value in candidates if low <= value <= high]
-    stride = max(1, -(-len(inside) // 5))
+    stride = max(1, -(-len(inside) // 4))
     return inside[::stride]
 
 
@@ -396,7 +397,7 @@ def _svg(figure: Figure, name: str, label: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\sid="([^"]+)"', rf' id="{name}-\1"', text)
-    text = re.sub(r'"#([^"]+)"', rf'"#{name}-\1"', text)
+    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
     text = re.sub(r"font: ([^;\"]*?)('[^;\"]*|[\w-]+)(?=[;\"])", _font, text)
     opening = re.compile(r"<svg\b[^>]*>")

@@ -131,11 +131,16 @@ def verdict(summary: Json) -> list[str]:
         return sentences
     if len(ranked) > 1:
         top = accuracy[best]
-        others = ", ".join(
+        equal = [name for name in ranked if percent_text(accuracy[name], 2) == percent_text(top, 2)]
+        rest = ", ".join(
             f"{names[name]} {percent_text(accuracy[name], 2)} (−{100 * (top - accuracy[name]):.2f} points)"
-            for name in ranked[1:]
+            for name in ranked
+            if name not in equal
         )
-        sentences.append(f"{names[best]} has the best test accuracy, {percent_text(top, 2)}; {others}.")
+        leaders = _list([names[name] for name in equal])
+        verb = "has" if len(equal) == 1 else "share"
+        tail = f"; {rest}" if rest else ""
+        sentences.append(f"{leaders} {verb} the best test accuracy, {percent_text(top, 2)}{tail}.")
         sentences += _noise(accuracy, ranked, names, regimes[best]["final"].get("rows"))
     else:
         sentences.append(f"{names[best]} reached {percent_text(accuracy[best], 2)} test accuracy.")
@@ -159,7 +164,11 @@ def _noise(accuracy: Mapping[str, float], ranked: list[str], names: Json, rows: 
         return []
     mean = sum(accuracy.values()) / len(accuracy)
     margin = 2 * math.sqrt(2 * max(mean * (1 - mean), 1e-9) / rows)
-    close = [name for name in ranked[1:] if accuracy[ranked[0]] - accuracy[name] < margin]
+    top = accuracy[ranked[0]]
+    behind = [name for name in ranked if percent_text(accuracy[name], 2) != percent_text(top, 2)]
+    close = [name for name in behind if top - accuracy[name] < margin]
+    if not behind:
+        return []
     text = f"with {rows:,} test samples and one seed, anything below about {100 * margin:.1f} points is noise"
     if not close:
         return [f"The differences are larger than chance alone would explain: {text}."]

@@ -71,6 +71,15 @@ def test_ids_are_unique_across_all_figures(page: str) -> None:
     assert len(ids) == len(set(ids))
 
 
+def test_references_inside_figures_have_a_target_and_colours_stay_colours(page: str) -> None:
+    ids = set(_Collector(page).ids)
+    targets = re.findall(r'href="#([^"]+)"', page) + re.findall(r"url\(#([^)]+)\)", page)
+    assert targets
+    assert set(targets) <= ids
+    for value in re.findall(r'(?:fill|stroke)(?:="|: ?)(#[^";]+)', page):
+        assert re.fullmatch(r"#[0-9a-f]{3,8}", value), value
+
+
 def test_figures_are_well_formed(page: str) -> None:
     figures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
     assert len(figures) == 3
@@ -119,8 +128,11 @@ def test_hostile_names_are_escaped_in_html_and_in_figures(summary: dict[str, Any
     assert "script" not in collected.tags
     assert "<script" not in page
     assert HOSTILE in "".join(collected.text)
+    words: list[str] = []
     for figure in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
-        ElementTree.fromstring(figure)
+        words += [text for node in ElementTree.fromstring(figure).iter() if (text := node.text)]
+    assert f"{HOSTILE} · aux" in words  # as it is, not typeset as mathematics
+    assert HOSTILE in words
 
 
 def test_every_prefix_of_a_run_renders(tmp_path: Path) -> None:
@@ -186,6 +198,17 @@ def test_the_verdict_follows_the_figures(summary: dict[str, Any]) -> None:
     assert "SegProp is within noise of the best" in text
     assert "SegProp 63 %" in text
     assert "SegProp 1.25×" in text
+
+
+def test_equal_accuracies_share_the_first_place(summary: dict[str, Any]) -> None:
+    figures = copy.deepcopy(summary)
+    for name, accuracy in (("e2e", 0.95), ("lw", 0.90), ("segprop", 0.95)):
+        figures["regimes"][name]["final"]["metrics"]["accuracy"] = accuracy
+    first = verdict(figures)[0]
+    assert first.startswith("End-to-end and SegProp share the best test accuracy, 95.00 %; Layer-wise 90.00 %")
+    figures["regimes"]["lw"]["final"]["metrics"]["accuracy"] = 0.95
+    assert "End-to-end, Layer-wise and SegProp share" in verdict(figures)[0]
+    assert not any("noise" in sentence for sentence in verdict(figures))
 
 
 def test_an_unfinished_regime_is_not_compared_by_cost(summary: dict[str, Any]) -> None:
