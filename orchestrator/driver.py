@@ -101,7 +101,8 @@ class Driver:
             failed=set(self._outcome.failures),
         )
         now = time.monotonic()
-        for node in ready:
+        # Nothing but the final table waits for an evaluation; stages and snapshots have followers.
+        for node in sorted(ready, key=lambda node: node.kind == "evaluate"):
             if self._not_before.get(node.id, 0.0) > now:
                 continue
             if self._runner.free() == 0:

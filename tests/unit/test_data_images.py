@@ -112,10 +112,20 @@ def test_a_small_set_is_held_once_in_a_process_within_the_limit(
     module._cache.clear()
     first = ImageSource(experiment(DIGITS), result, snapshots, "train")
     second = ImageSource(experiment(DIGITS), result, snapshots, "validation")
+    first.batch(np.arange(2), 0), second.batch(np.arange(2), None)
     assert first._set._memory is second._set._memory
     bytes_of_train = 1437 * 3 * 64
-    ImageSource(experiment(DIGITS), result, snapshots, "test", cache_bytes=bytes_of_train)
+    ImageSource(experiment(DIGITS), result, snapshots, "test", cache_bytes=bytes_of_train).batch(np.arange(2), None)
     assert len(module._cache) == 1
+
+
+def test_a_source_that_is_asked_for_labels_alone_holds_no_images(
+    snapshots: SnapshotStore, result: dict[str, Any]
+) -> None:
+    module._cache.clear()
+    source = ImageSource(experiment(DIGITS), result, snapshots, "train")
+    assert len(source.labels) == source.rows
+    assert not module._cache
 
 
 @pytest.mark.parametrize("damage", ["corrupt", "missing", "dropped"])

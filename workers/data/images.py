@@ -102,18 +102,20 @@ class _PreparedSet:
         self._shape = spec.fields[0].shape
         self.side = self._shape[-1]
         self._memory: Tensor | None = None
+        self._cache_bytes = cache_bytes
+        self._held = spec.rows * int(np.prod(self._shape)) <= cache_bytes
         self.labels = np.empty(spec.rows, dtype=np.int64)
-        held = spec.rows * int(np.prod(self._shape)) <= cache_bytes
-        images = self._cached(cache_bytes) if held else None
         for shard in range(spec.shards):
             rows = spec.shard_range(shard)
             self.labels[rows.start : rows.stop] = self._shard(shard)[1]
-        self._memory = images
-        if images is not None:
-            self._set.close()
+        self._set.close()
 
     def gather(self, samples: np.ndarray) -> Tensor:
-        """uint8 (B, 3, H, W): rows of the set."""
+        """uint8 (B, 3, H, W): rows of the set. A small set is read into memory here, not before: a stage that
+        is fed from snapshots asks for labels alone."""
+        if self._held and self._memory is None:
+            self._memory = self._cached(self._cache_bytes)
+            self._set.close()
         if self._memory is not None:
             return self._memory[torch.from_numpy(samples)]
         out = np.empty((len(samples), *self._shape), dtype=np.uint8)
