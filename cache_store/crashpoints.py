@@ -1,7 +1,9 @@
-"""Named places where tests kill the process, to show that a killed writer leaves no half-written record.
+"""Named places where tests kill the process, to show that nothing is lost or half written then.
 
-Armed only by the environment variable ``SEGPROP_CRASH="<point>:<n>:<marker path>"``, read once when this
-module is imported. Unarmed, `reach` costs the test of one global bool.
+Armed only by the environment variable ``SEGPROP_CRASH="<point>:<n>:<marker path>"``, several of them joined by
+commas, read once when this module is imported. Unarmed, `reach` costs the test of one global bool. `driver.*`
+points lie in the driver alone, `stage.*`, `shard.*`, `node.*` and `checkpoint.*` in workers, so that one
+environment serves both.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections import Counter
 
 POINTS = (
     "storage.before-rename",
@@ -20,21 +23,34 @@ POINTS = (
     "node.committed",
     "checkpoint.written",
     "checkpoint.committed",
+    "stage.step",
+    "stage.epoch",
+    "driver.submitted",
+    "driver.committed",
+    "driver.before-release",
+    "driver.after-release",
+    "driver.exported",
 )
 
 
-def _parse(value: str) -> tuple[str, int, str]:
-    point, _, rest = value.partition(":")
-    number, _, marker = rest.partition(":")
-    if not point or not number.isdigit() or int(number) < 1 or not marker:
-        raise ValueError(f"SEGPROP_CRASH={value!r}: expected <point>:<n>:<marker path> with n >= 1")
-    return point, int(number), marker
+def _parse(value: str) -> list[tuple[str, int, str]]:
+    parsed = []
+    for item in value.split(","):
+        point, _, rest = item.partition(":")
+        number, _, marker = rest.partition(":")
+        if point not in POINTS or not number.isdigit() or int(number) < 1 or not marker:
+            raise ValueError(
+                f"SEGPROP_CRASH={item!r}: expected <point>:<n>:<marker path> with n >= 1 and a point out of "
+                f"{', '.join(POINTS)}"
+            )
+        parsed.append((point, int(number), marker))
+    return parsed
 
 
 _setting = os.environ.get("SEGPROP_CRASH", "")
 _armed = bool(_setting)
-_point, _number, _marker = _parse(_setting) if _armed else ("", 0, "")
-_reached = 0
+_plans = _parse(_setting) if _armed else []
+_reached: Counter[str] = Counter()
 _lock = threading.Lock()
 
 
@@ -49,15 +65,13 @@ def reach(name: str) -> None:
 
 
 def _reach_armed(name: str) -> None:
-    global _reached
-    if name != _point:
-        return
     with _lock:
-        _reached += 1
-        if _reached != _number:
-            return
-        try:
-            os.close(os.open(_marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-        except FileExistsError:
-            return
-        os.kill(os.getpid(), signal.SIGKILL)
+        _reached[name] += 1
+        for point, number, marker in _plans:
+            if name != point or _reached[name] != number:
+                continue
+            try:
+                os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            except FileExistsError:
+                continue
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from cache_store.crashpoints import reach
 from cache_store.errors import Interrupted, StoreError
 from orchestrator import retry, schedule
 from orchestrator.ledger import Ledger
@@ -109,6 +110,7 @@ class Driver:
                 break
             self._attempts[node.id] += 1
             self._runner.submit(self._order(node))
+            reach("driver.submitted")
             self._running.add(node.id)
             self._progress.started(node.label)
         return bool(ready)
@@ -129,6 +131,7 @@ class Driver:
         self._running.discard(node.id)
         if isinstance(event, Succeeded):
             self._ledger.add(node.id, event.commit)
+            reach("driver.committed")
             self._outcome.reused.discard(node.id)
             self._progress.finished(node.label, event.commit["result"].get("seconds", 0.0), reused=False)
             return
@@ -154,12 +157,14 @@ class Driver:
             released=self._ledger.released,
             running=self._running,
         ):
+            reach("driver.before-release")
             try:
                 self._ledger.release(node_id)
             except StoreError as error:
                 # Space is not worth a run: the set stays and the next pass, or the next run, tries again.
                 self._progress.note(f"could not release {self._nodes[node_id].label}: {error}")
                 self._ledger.released.add(node_id)
+            reach("driver.after-release")
 
 
 @contextmanager

@@ -37,7 +37,8 @@ class Worker:
     def run(self, order: WorkOrder) -> dict[str, Any]:
         from workers.tasks import execute
 
-        self._control.clear()
+        # A stop is for good: one that comes between two orders holds for the order on its way.
+        self._control.progress()
         return execute(order, self._control)
 
     def ready(self) -> bool:
@@ -87,7 +88,9 @@ class RayRunner:
             if address:
                 options["address"] = address
             else:
-                options |= {"include_dashboard": False, "num_cpus": self._slots_wanted * self.threads}
+                # "local": without it ray.init would join whatever `ray start` left running on this machine.
+                options |= {"address": "local", "include_dashboard": False}
+                options["num_cpus"] = self._slots_wanted * self.threads
             ray.init(**options)
         self._require_resources()
         self._slots = [self._new_slot() for _ in range(self._slots_wanted)]

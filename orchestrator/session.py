@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cache_store.crashpoints import reach
 from cache_store.errors import SegpropError, UserError
 from cache_store.records import NodeStore
 from cache_store.storage import Storage
@@ -37,6 +38,7 @@ def execute(prepared: Prepared, *, quiet: bool = False) -> int:
     if any(target not in ledger.commits for target in prepared.plan.targets):
         outcome = _drive(prepared, ledger, quiet)
     exports = _export_finished(prepared, ledger, list(prepared.plan.regimes))
+    reach("driver.exported")
     summary = _write_results(prepared, ledger, outcome, exports)
     print_table(summary)
     if outcome.status == "stopped":

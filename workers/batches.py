@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from typing import Protocol
 
@@ -95,7 +95,7 @@ def batches(
     steps: range,
     device: torch.device,
     channels_last: bool = False,
-) -> Iterator[tuple[int, Boundary, Tensor]]:
+) -> Generator[tuple[int, Boundary, Tensor], None, None]:
     """(step, boundary on the device, labels (B,) int64 on the device) for every step of the range, in order."""
 
     def load() -> Iterator[tuple[int, Boundary, Tensor]]:

@@ -32,9 +32,5 @@ class ThreadControl:
     def stop(self) -> None:
         self._stop.set()
 
-    def clear(self) -> None:
-        self._stop.clear()
-        self._latest = {}
-
     def latest(self) -> dict[str, Any]:
         return self._latest

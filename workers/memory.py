@@ -1,18 +1,24 @@
-"""Peak memory by the published protocol: reset before a steady-state epoch, read after it.
+"""Peak memory by the published protocol: start before a steady-state epoch, read after it.
 
-Device: `torch.cuda.max_memory_allocated` (reserved beside it). Host: the kernel's resident-set high-water mark,
-which Linux lets a process reset; where it does not, the process's lifetime peak is all there is.
+Device: `torch.cuda.max_memory_allocated` (reserved beside it). Host: the largest *private* memory of the process,
+sampled, because the kernel's own high-water mark also counts mapped files: a stage reading snapshots would be
+charged for page cache that the kernel may take back at any time.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import sys
+import threading
 from dataclasses import dataclass
-from pathlib import Path
+from types import TracebackType
 
 import torch
+
+#: Seconds between samples of host memory: a CPU step takes longer, and a sample costs a few microseconds.
+SAMPLE_EVERY_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -24,39 +30,56 @@ class Peak:
     host: int
 
 
-def reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return  # not Linux, or not permitted: `read_peak` then gives the lifetime peak
+class PeakMeter:
+    """Measures from construction to `stop()`; also a context manager, so that its thread always ends."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._host = private_bytes()
+        self._done = threading.Event()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self._thread = threading.Thread(target=self._sample, name="segprop-memory", daemon=True)
+        self._thread.start()
+
+    def _sample(self) -> None:
+        while not self._done.wait(SAMPLE_EVERY_S):
+            self._host = max(self._host, private_bytes())
+
+    def stop(self) -> Peak:
+        self._done.set()
+        self._thread.join()
+        allocated = reserved = None
+        if self._device.type == "cuda":
+            allocated = torch.cuda.max_memory_allocated(self._device)
+            reserved = torch.cuda.max_memory_reserved(self._device)
+        return Peak(device=allocated, device_reserved=reserved, host=max(self._host, private_bytes()))
+
+    def __enter__(self) -> PeakMeter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
 
 
-def read_peak(device: torch.device) -> Peak:
-    allocated = reserved = None
-    if device.type == "cuda":
-        allocated = torch.cuda.max_memory_allocated(device)
-        reserved = torch.cuda.max_memory_reserved(device)
-    return Peak(device=allocated, device_reserved=reserved, host=_status_kb("VmHWM") * 1024)
-
-
-def resident_bytes() -> int:
-    """Resident set of this process now, after handing freed memory back, so that stages of a pooled worker compare."""
+def settled_private_bytes() -> int:
+    """Private memory after handing freed memory back, so that the stages of one pooled worker compare."""
     if sys.platform == "linux":
         try:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-        except (OSError, AttributeError):
-            return _status_kb("VmRSS") * 1024  # musl has no malloc_trim
-    return _status_kb("VmRSS") * 1024
+        except (OSError, AttributeError):  # musl has no malloc_trim
+            return private_bytes()
+    return private_bytes()
 
 
-def _status_kb(name: str) -> int:
+def private_bytes() -> int:
+    """Resident memory of this process that no file backs. Where /proc is missing: its lifetime peak."""
     try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(name + ":"):
-                return int(line.split()[1])
+        with open("/proc/self/statm", "rb") as file:
+            _, resident, shared, *_ = file.read().split()
     except OSError:
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // 1024 if sys.platform == "darwin" else peak
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")

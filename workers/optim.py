@@ -83,3 +83,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], te
         if found:
             state[index] = found
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    # Files hold contiguous tensors. Fused steps walk parameter and state side by side in memory order, so a
+    # channels_last parameter must get its state back in its own layout: the CPU kernel would silently mix elements.
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

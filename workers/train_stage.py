@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cache_store.crashpoints import reach
 from cache_store.errors import Interrupted, TrainingDiverged
 from cache_store.records import Attempt
 from workers import checkpoint, models
@@ -36,7 +38,7 @@ from workers.checkpoint import Snapshot, StageProgress
 from workers.data.images import ImageSource
 from workers.environment import WorkerEnvironment
 from workers.exits import exit_reason, is_better
-from workers.memory import read_peak, reset_peak, resident_bytes
+from workers.memory import PeakMeter, settled_private_bytes
 from workers.optim import (
     autocast,
     build_optimizer,
@@ -71,7 +73,7 @@ class Stage:
         self._attempt = attempt
         self._parents = parents
         self.weights = Weights(environment.nodes, parents, task.experiment, self.device)
-        self._host_baseline = resident_bytes()
+        self._host_baseline = settled_private_bytes()
 
         torch.manual_seed(derive_seed(task.experiment.seed, "stage", task.name))
         self.path = self._build_path()
@@ -91,7 +93,7 @@ class Stage:
             self.total_steps = min(self.total_steps, self.train.exit.steps)
         self.progress = StageProgress()
         self.best: State = {}
-        self._saved = time.monotonic()
+        self._saved = self._looked = time.monotonic()
 
     # -- building ---------------------------------------------------------------------------------------
 
@@ -114,7 +116,11 @@ class Stage:
         """The adapter (to whatever follows it in the path) or the local head, fresh from its own seed."""
         spec, path = self.task.experiment, self.task.path
         blocks = models.part_names(spec.model, spec.data.image_size, spec.classes)
-        source = blocks.index(path[index - 1]) + 1
+        if index > 0:
+            source = blocks.index(path[index - 1]) + 1
+        else:  # right after the stored boundary: the base is taken as it comes
+            assert self.task.boundary is not None
+            source = sum(len(hop) for hop in self.task.boundary.hops)
         seed = derive_seed(spec.seed, name, self.task.name)
         size = spec.data.image_size
         if name == AUX:
@@ -186,20 +192,25 @@ class Stage:
         # The first step with a loss that is not finite, kept on the device until the next look at it.
         bad_step = torch.full((), math.inf, dtype=torch.float64, device=self.device)
         clock = _Clock(progress.epoch_seconds)
-        reset_peak(self.device)
         self.path.train(True)
-        for step, boundary, labels in self._batches("train", order, view, range(progress.step, last)):
-            loss = self._step(boundary, labels, self._rate(progress.global_step), sums)
-            bad_step = torch.where(loss.isfinite(), bad_step, bad_step.clamp(max=progress.global_step))
-            progress.step, progress.global_step = step + 1, progress.global_step + 1
-            if clock.due(REPORT_EVERY_S):
-                self._look(bad_step, sums, clock, last)
-        self._check_finite(bad_step)
-        peak = read_peak(self.device)
+        batches_of_epoch = self._batches("train", order, view, range(progress.step, last))
+        with PeakMeter(self.device) as meter, closing(batches_of_epoch):
+            for step, boundary, labels in batches_of_epoch:
+                loss = self._step(boundary, labels, self._rate(progress.global_step), sums)
+                bad_step = torch.where(loss.isfinite(), bad_step, bad_step.clamp(max=progress.global_step))
+                progress.step, progress.global_step = step + 1, progress.global_step + 1
+                reach("stage.step")
+                if self._look_due():
+                    self._look(bad_step, sums, clock, last)
+            self._check_finite(bad_step)
+            peak = meter.stop()
         seconds = clock.seconds()
         train_loss, train_accuracy = sums.mean()
         samples = int(sums.read()[2])
         validation_loss, validation_accuracy = self._validate()
+        if not math.isfinite(validation_loss):
+            # The last step's own loss was finite, but not what it made of the weights.
+            self._check_finite(bad_step.clamp(max=progress.global_step - 1))
         progress.history.append(
             {
                 "epoch": epoch,
@@ -229,6 +240,7 @@ class Stage:
         progress.exit = exit_reason(self.train, progress.history, progress.global_step, self.total_steps)
         if progress.exit is None and self._checkpoint_due():
             self._save()
+        reach("stage.epoch")
 
     def _rate(self, step: int) -> float:
         return learning_rate(self.train.optimizer.lr, self.train.schedule, step, self.total_steps)
@@ -262,7 +274,7 @@ class Stage:
 
     def _batches(
         self, split: str, order: np.ndarray, view: int | None, steps: range
-    ) -> Iterator[tuple[int, Boundary, Tensor]]:
+    ) -> Generator[tuple[int, Boundary, Tensor], None, None]:
         return batches(
             self.inputs[split],
             self.images[split].labels,
@@ -314,6 +326,14 @@ class Stage:
                 f"{self.task.name} stopped at epoch {progress.epoch + 1}, step {progress.step}; "
                 "its checkpoint is kept: run the same command to go on"
             )
+
+    def _look_due(self) -> bool:
+        """By the stage's clock, not the epoch's: epochs may be shorter than the interval."""
+        now = time.monotonic()
+        if now - self._looked < REPORT_EVERY_S:
+            return False
+        self._looked = now
+        return True
 
     def _check_finite(self, bad_step: Tensor) -> None:
         step = bad_step.item()
@@ -370,7 +390,12 @@ class Stage:
             record = self._attempt.write(file, save_bytes(tensors))
             parts[part] = {"file": file, "digest": state_digest(tensors), "bytes": record["bytes"]}
         if self.train.head_optimizer == "carry":
-            tensors = optimizer_tensors(self.optimizer, self.names)
+            # Not of what ends with this stage: the next adapter is another module under the same name.
+            tensors = {
+                name: tensor
+                for name, tensor in optimizer_tensors(self.optimizer, self.names).items()
+                if not name.startswith((f"{ADAPTER}/", f"{AUX}/"))
+            }
             self._attempt.write(OPTIMIZER_FILE, save_bytes(tensors))
         committed = progress.best_epoch if self.train.commit == "best" else progress.epoch - 1
         commit = self._attempt.commit(
@@ -417,21 +442,14 @@ class Stage:
 
 
 class _Clock:
-    """Seconds of the current epoch, and when to look up next."""
+    """Seconds of the current epoch."""
 
     def __init__(self, earlier: float) -> None:
         self._earlier = earlier
-        self._started = self._looked = time.monotonic()
+        self._started = time.monotonic()
 
     def seconds(self) -> float:
         return self._earlier + time.monotonic() - self._started
-
-    def due(self, every_s: float) -> bool:
-        now = time.monotonic()
-        if now - self._looked < every_s:
-            return False
-        self._looked = now
-        return True
 
 
 def _part_state(state: State, part: str) -> State:

@@ -1,0 +1,217 @@
+"""What one stage changes, when it ends, and what it hands on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from running import Lab, digests
+from safetensors.torch import load_file
+
+from cache_store.errors import TrainingDiverged
+from workers import specs, tasks, train_stage
+from workers.chain import State, cpu_state
+from workers.environment import WorkerEnvironment
+from workers.specs import StageTask
+from workers.train_stage import Stage
+
+#: Every kind of stage there is: with and without adapter, local head, frozen prefix, frozen intermediate blocks.
+REGIMES: dict[str, Any] = {
+    "e2e": {},
+    "lw": {},
+    "segprop": {},
+    "frozen": {"kind": "segprop", "split": {"intermediate": "frozen"}},
+    "ready": {"kind": "segprop", "split": {"train_base": False, "head": 1}},
+    "never": {"kind": "segprop", "split": {"segment_size": 2}, "snapshots": {"mode": "never"}},
+}
+
+
+@dataclass
+class Seen:
+    """The states of every part a stage held, before and after it ran."""
+
+    task: StageTask
+    before: dict[str, State]
+    after: dict[str, State]
+    commit: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
+    lab = Lab.make(
+        tmp_path_factory.mktemp("stages"),
+        {"regimes": REGIMES, "training.epochs": 1, "training.commit": "last", "data.train_limit": 32},
+    )
+    found: list[Seen] = []
+
+    def states(stage: Stage) -> dict[str, State]:
+        parts = {name: cpu_state(part) for name, part in stage.path.parts.items()}
+        if stage._prefix is not None:
+            parts |= {f"prefix {name}": cpu_state(part) for name, part in stage._prefix.parts.items()}
+        return parts
+
+    class Watched(Stage):
+        def run(self) -> dict[str, Any]:
+            before = states(self)
+            commit = super().run()
+            found.append(Seen(self.task, before, states(self), commit))
+            return commit
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "Stage", Watched)
+        lab.run_all(("data", "model", "train", "materialize"))
+    by_node = {item.commit["node"]: item for item in found}
+    return {node.label: by_node[node.id] for node in lab.prepared.plan.nodes if node.kind == "train"}
+
+
+def test_a_stage_changes_its_named_parameters_and_buffers_and_nothing_else(seen: dict[str, Seen]) -> None:
+    kinds = set()
+    for label, item in seen.items():
+        for part, before in item.before.items():
+            after = item.after[part]
+            changed = {name for name in before if not torch.equal(before[name], after[name])}
+            if part in item.task.trained or part in ("adapter", "aux"):
+                assert changed == set(before), f"{label}: of {part}, these did not move: {set(before) - changed}"
+                kinds.add(part if part in ("adapter", "aux") else "trained")
+            else:
+                # Neither weights nor the running statistics and counters of its batch normalization.
+                assert changed == set(), f"{label}: {part} is frozen"
+                assert any(name.endswith("num_batches_tracked") for name in before)
+                kinds.add("prefix" if part.startswith("prefix") else "frozen")
+    assert kinds == {"trained", "adapter", "aux", "frozen", "prefix"}, "the regimes cover all there is"
+
+
+def test_a_stage_commits_what_it_trained_and_neither_adapter_nor_local_head(seen: dict[str, Seen]) -> None:
+    for label, item in seen.items():
+        parts = item.commit["result"]["parts"]
+        assert tuple(parts) == item.task.trained, label
+        assert set(item.commit["files"]) == {f"{part}.safetensors" for part in item.task.trained}, label
+
+
+def test_with_snapshots_a_stage_holds_its_own_parts_only(seen: dict[str, Seen]) -> None:
+    stage = seen["segprop/stage3-seg3"]
+    assert list(stage.before) == ["seg3", "adapter", "head"]
+    held = sum(tensor.nbytes for state in stage.before.values() for tensor in state.values())
+    assert stage.commit["result"]["resident_bytes"] == held
+    assert set(seen["never/stage2-seg2-seg3"].before) == {"prefix seg1", "seg2", "seg3", "adapter", "head"}
+
+
+# -- exits ----------------------------------------------------------------------------------------------------
+
+STAGE = "segprop/stage1-base"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("exits")
+
+
+@pytest.mark.parametrize(
+    ("exit_", "reason", "epochs", "steps"),
+    [
+        ({"target": 0.01}, "target", 1, 6),
+        ({"plateau": 2, "min_delta": 1.0}, "plateau", 3, 18),
+        ({"steps": 8}, "steps", 2, 8),
+        ({}, "epochs", 4, 24),
+    ],
+)
+def test_a_stage_ends_at_its_exit(folder: Path, exit_: dict[str, Any], reason: str, epochs: int, steps: int) -> None:
+    lab = Lab.make(folder, {"training.exit": exit_, "training.epochs": 4})
+    result = lab.run(STAGE)["result"]
+    assert (result["exit"], len(result["epochs"]), result["steps"]) == (reason, epochs, steps)
+
+
+def test_best_commits_the_weights_of_the_best_epoch_and_last_those_of_the_last(folder: Path) -> None:
+    # With a constant rate, a shorter stage is the beginning of a longer one. A high one makes accuracy jump.
+    changes = {"training.optimizer.lr": 0.03, "seed": 2}
+    best = Lab.make(folder, {**changes, "training.epochs": 4, "training.commit": "best"}).run(STAGE)
+    last = Lab.make(folder, {**changes, "training.epochs": 4, "training.commit": "last"}).run(STAGE)
+    assert best["result"]["best_epoch"] == best["result"]["committed_epoch"]
+    assert last["result"]["committed_epoch"] == 3
+    assert best["result"]["best_epoch"] < 3, "a seed is needed whose best epoch is not the last"
+    accuracies = [epoch["validation_accuracy"] for epoch in best["result"]["epochs"]]
+    assert accuracies[best["result"]["best_epoch"]] == max(accuracies)
+    short = {"training.epochs": best["result"]["best_epoch"] + 1, "training.commit": "last"}
+    assert digests(Lab.make(folder, {**changes, **short}).run(STAGE)) == digests(best)
+    assert digests(last) != digests(best)
+
+
+def test_the_schedule_starts_again_at_its_base_rate_with_every_stage(folder: Path) -> None:
+    lab = Lab.make(
+        folder,
+        {"training.epochs": 3, "training.schedule": {"name": "cosine", "final": 0.01}, "training.optimizer.lr": 2e-3},
+    )
+    rates = []
+    for label in (STAGE, "segprop/stage2-seg2"):
+        rates.append([epoch["lr"] for epoch in lab.run(label)["result"]["epochs"]])
+    assert rates[0] == rates[1]
+    assert rates[0][0] > 0.75 * 2e-3
+    assert rates[0][-1] == pytest.approx(2e-5)
+
+
+def test_carried_optimizer_state_is_the_global_heads_alone(folder: Path) -> None:
+    changes = {"split.head": 1, "training.head_optimizer": "carry"}
+    carry, reset = Lab.make(folder, changes), Lab.make(folder, {"split.head": 1})
+    first, second = "segprop/stage1-base", "segprop/stage2-seg2"
+    assert digests(carry.run(first)) == digests(reset.run(first))
+    assert digests(carry.run(second))["head"] != digests(reset.run(second))["head"]
+
+    saved = load_file(Path(carry.store) / carry.commit(first)["files"]["optimizer.safetensors"]["path"])
+    assert {name.split("/")[0] for name in saved} == {"seg1", "seg4", "head"}
+    order = carry.order(carry.node(second))
+    environment = WorkerEnvironment(carry.storage, torch.device("cpu"), 1, carry.control)
+    task = specs.from_json(StageTask, order.task)
+    stage = Stage(task, order.parents, environment, environment.nodes.attempt("unused"))
+    stage._start()
+    for name, parameter in zip(stage.names, stage.parameters, strict=True):
+        state = stage.optimizer.state.get(parameter, {})
+        if name.startswith(("seg4/", "head/")):
+            assert set(state) == {"step", "exp_avg", "exp_avg_sq"}
+            assert all(torch.equal(value, saved[f"{name}//{key}"]) for key, value in state.items())
+        else:
+            assert not state, f"{name} starts afresh"
+    assert stage.optimizer.param_groups[0]["lr"] == task.train.optimizer.lr
+
+
+# -- losses that are not finite ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exploding(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """From the given step on the rate is 1e30."""
+    step: list[int] = []
+    plain = train_stage.learning_rate
+    monkeypatch.setattr(
+        train_stage, "learning_rate", lambda base, schedule, at, total: 1e30 if at >= step[0] else plain(base, schedule, at, total)
+    )
+    yield step
+
+
+def test_divergence_names_its_step_and_keeps_the_last_good_checkpoint(folder: Path, exploding: list[int]) -> None:
+    exploding.append(8)  # the loss of step 9 is the first that shows it
+    lab = Lab.make(folder, {"seed": 3, "training.checkpoint_every_s": 1e-6})
+    with pytest.raises(TrainingDiverged, match=r"stage1-base: .* not finite at step 9 \(epoch 2, step 4 "):
+        lab.run(STAGE)
+    kept = lab.nodes.latest_checkpoint(lab.node(STAGE).id)
+    assert kept is not None
+    assert kept.position == (6, 1, 0)
+    tensors = load_file(Path(lab.store) / kept.files["state.safetensors"]["path"])
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_weights_ruined_by_the_last_step_are_divergence_too(folder: Path, exploding: list[int]) -> None:
+    exploding.append(5)  # the last step of the first epoch: only validation sees what it did
+    lab = Lab.make(folder, {"seed": 4})
+    with pytest.raises(TrainingDiverged, match=r"at step 5 \(epoch 1, step 6 "):
+        lab.run(STAGE)
+
+
+def test_snapshots_are_what_later_stages_read(seen: dict[str, Seen]) -> None:
+    for label, item in seen.items():
+        hits = item.commit["result"]["snapshot"]["hits"]
+        assert (hits > 0) == (item.task.source == "snapshots"), label
+        assert item.commit["result"]["snapshot"]["misses"] == 0
