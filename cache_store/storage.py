@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cache_store.crashpoints import reach
-from cache_store.errors import StorageDenied, StorageFull, StorageUnavailable, StoreError, UserError
+from cache_store.durable import TEMPORARY, make_folders, sync_folder, temporary_file
+from cache_store.errors import StorageUnavailable, StoreError, UserError
+from cache_store.os_errors import typed_error
 
 if TYPE_CHECKING:
     import typing_extensions
@@ -37,47 +39,11 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MARKER = "store.json"
-_TEMPORARY = ".tmp-"
 _CHUNK = 4 << 20
 _READ_CHUNK = 1 << 20
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):/")
 
 Observer = Callable[[memoryview], None]
-
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
-_PASSING = {
-    errno.EAGAIN,
-    errno.EBUSY,
-    errno.ECONNABORTED,
-    errno.ECONNRESET,
-    errno.EHOSTUNREACH,
-    errno.EINTR,
-    errno.EIO,
-    errno.EMFILE,
-    errno.ENETDOWN,
-    errno.ENETUNREACH,
-    errno.ENFILE,
-    errno.ENOLCK,
-    errno.ENOMEM,
-    errno.EPIPE,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-}
-
-
-def typed_error(error: OSError, doing: str, where: str) -> StoreError:
-    """The StoreError that says what `error` means for the store: full, denied, passing fault, or other."""
-    code = error.errno
-    reason = error.strerror or str(error) or type(error).__name__
-    text = f"cannot {doing} {where}: {reason}"
-    if code in _FULL:
-        return StorageFull(f"{text}; free some space and run again", path=where, errno=code)
-    if code in _DENIED:
-        return StorageDenied(f"{text}; the store must be writable by this user", path=where, errno=code)
-    if code in _PASSING or isinstance(error, TimeoutError):
-        return StorageUnavailable(text, path=where, errno=code)
-    return StoreError(text, path=where, errno=code)
 
 
 def _check(path: str, *, root_allowed: bool = False) -> str:
@@ -94,6 +60,16 @@ def _views(buffers: tuple[Buffer, ...]) -> Iterator[memoryview]:
         view = memoryview(buffer)  # type: ignore[arg-type]
         if view.nbytes:
             yield view.cast("B")
+
+
+def _pieces(buffers: tuple[Buffer, ...], observe: Observer | None) -> Iterator[memoryview]:
+    """The bytes of `buffers` in pieces of at most 4 MiB, each seen by `observe` just before it is used."""
+    for view in _views(buffers):
+        for start in range(0, view.nbytes, _CHUNK):
+            piece = view[start : start + _CHUNK]
+            if observe is not None:
+                observe(piece)
+            yield piece
 
 
 class Storage(abc.ABC):
@@ -163,7 +139,7 @@ class Storage(abc.ABC):
         """Names (not paths) of the immediate children of a folder, sorted; empty when there is none. "" is
         the root."""
         with self._errors("list", prefix):
-            return sorted(n for n in self._list(_check(prefix, root_allowed=True)) if not n.startswith(_TEMPORARY))
+            return sorted(n for n in self._list(_check(prefix, root_allowed=True)) if not n.startswith(TEMPORARY))
 
     def move(self, source: str, target: str) -> None:
         """Rename a file, durably. FileNotFoundError when `source` is absent. `target` should not exist."""
@@ -278,65 +254,19 @@ class LocalStorage(Storage):
             return
         if self.root.exists():
             raise UserError(f"{self.uri} is a file; the store needs a folder")
-        self._make_folders(self.root, Path(self.root.anchor))
-
-    @staticmethod
-    def _make_folders(folder: Path, top: Path) -> None:
-        missing = []
-        while folder != top and not folder.is_dir():
-            missing.append(folder)
-            folder = folder.parent
-        for each in reversed(missing):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(each)
-            _sync_folder(each.parent)
-
-    @contextlib.contextmanager
-    def _temporary(
-        self, target: Path, buffers: tuple[Buffer, ...], observe: Observer | None
-    ) -> Iterator[tuple[Path, int]]:
-        """A complete, fsynced file beside `target`; gone afterwards unless it was renamed."""
-        temporary = target.parent / f"{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        try:
-            file = os.open(temporary, flags, 0o666)
-        except FileNotFoundError:
-            if not self.root.is_dir():
-                # Making it anew could put the data under an unmounted disk's mount point.
-                raise StorageUnavailable(f"the storage root {self.uri} has disappeared", path=self.uri) from None
-            self._make_folders(target.parent, self.root)
-            file = os.open(temporary, flags, 0o666)
-        try:
-            total = 0
-            try:
-                for view in _views(buffers):
-                    for start in range(0, view.nbytes, _CHUNK):
-                        piece = view[start : start + _CHUNK]
-                        if observe is not None:
-                            observe(piece)
-                        while piece.nbytes:
-                            written = os.write(file, piece)
-                            piece = piece[written:]
-                            total += written
-                os.fsync(file)
-            finally:
-                os.close(file)
-            yield temporary, total
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        make_folders(self.root, Path(self.root.anchor))
 
     def _write(self, path: str, buffers: tuple[Buffer, ...], observe: Observer | None) -> int:
         target = self.root / path
-        with self._temporary(target, buffers, observe) as (temporary, total):
+        with temporary_file(target, self.root, _pieces(buffers, observe)) as (temporary, total):
             reach("storage.before-rename")
             os.replace(temporary, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         return total
 
     def _create(self, path: str, data: bytes) -> bool:
         target = self.root / path
-        with self._temporary(target, (data,), None) as (temporary, _):
+        with temporary_file(target, self.root, _pieces((data,), None)) as (temporary, _):
             reach("storage.before-link")
             try:
                 os.link(temporary, target)
@@ -355,7 +285,7 @@ class LocalStorage(Storage):
             if first:
                 reach("storage.after-link")
         # Also for the loser: it will rely on the winner's file, whose folder entry may not be on disk yet.
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         return first
 
     def _open(self, path: str) -> BinaryIO:
@@ -379,15 +309,15 @@ class LocalStorage(Storage):
     def _move(self, source: str, target: str) -> None:
         origin, goal = self.root / source, self.root / target
         os.stat(origin)
-        self._make_folders(goal.parent, self.root)
+        make_folders(goal.parent, self.root)
         os.replace(origin, goal)
-        _sync_folder(goal.parent)
-        _sync_folder(origin.parent)
+        sync_folder(goal.parent)
+        sync_folder(origin.parent)
 
     def _delete(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(self.root / path)
-            _sync_folder((self.root / path).parent)
+            sync_folder((self.root / path).parent)
 
     def _delete_tree(self, prefix: str) -> None:
         folder = self.root / prefix
@@ -403,18 +333,10 @@ class LocalStorage(Storage):
                 if last or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
         with contextlib.suppress(FileNotFoundError):
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
 
     def _local_path(self, path: str) -> Path | None:
         return self.root / path
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # fsspec's memory file system is one dictionary a process, whatever the root.

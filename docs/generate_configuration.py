@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from orchestrator.config import Bytes, Config, RegimeConfig  # noqa: E402
+from orchestrator.sections import Bytes, Config, RegimeConfig  # noqa: E402
 
 TARGET = ROOT / "docs" / "configuration.md"
 INTRO = """\
@@ -72,7 +72,6 @@ MEANINGS = {
     "data.test_limit": "See `data.train_limit`.",
     "training.epochs": "Of every stage, unless an exit rule ends it before.",
     "training.batch_size": "Samples of one optimizer step.",
-    "training.optimizer.name": "",
     "training.optimizer.lr": "Base rate; every stage starts from it.",
     "training.optimizer.betas": "adamw.",
     "training.optimizer.eps": "adamw.",

@@ -1,21 +1,18 @@
-"""The stage graph of a configuration, as data.
+"""The stage graph that a configuration asks for, built.
 
-Pure: configuration, outlines of the chain and of the data set go in, nodes come out. No torch, no Ray, no
-clock, no file. A node's id is the digest of what determines its outcome, so the same work has the same id in
-every regime, run and sweep trial, and a changed setting changes the ids of exactly what depends on it.
+Pure: configuration, outlines of the chain and of the data set go in, nodes come out (`graph` says what these
+are). No torch, no Ray, no clock, no file.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from cache_store.keys import digest_json
 from orchestrator import estimate, policy
 from orchestrator.estimate import Estimate, Rates
+from orchestrator.graph import FORMAT, Kind, Node, Plan, RegimePlan, node_id
 from orchestrator.policy import Decision
 from orchestrator.stages import Stage
 from workers.specs import (
@@ -37,127 +34,7 @@ if TYPE_CHECKING:
     from workers.data.inspect import DataOutline
     from workers.models.outline import ChainOutline, PartOutline
 
-#: Part of every id. Raise it when the meaning of a task changes: no old commit is then taken for a new one.
-FORMAT = 1
-
-Kind = Literal["data", "model", "train", "materialize", "evaluate"]
-
-
-@dataclass(frozen=True)
-class Node:
-    """One piece of work. `parents`: role -> node id, roles as the task's class documents them."""
-
-    id: str
-    kind: Kind
-    label: str
-    #: The regimes that asked for it, in the order of the configuration.
-    regimes: tuple[str, ...]
-    #: `workers.specs.to_json` of the task.
-    task: dict[str, Any]
-    parents: dict[str, str]
-    estimate: Estimate
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "kind": self.kind,
-            "label": self.label,
-            "regimes": list(self.regimes),
-            "task": self.task,
-            "parents": self.parents,
-            "estimate": self.estimate.to_json(),
-        }
-
-
-@dataclass(frozen=True)
-class RegimePlan:
-    """Where one regime's outcome is found in the graph."""
-
-    name: str
-    kind: str
-    #: Train nodes in order.
-    stages: tuple[str, ...]
-    #: The node whose commit holds the final weights of each part of the chain.
-    weights: dict[str, str]
-    #: Train node -> evaluate node of the whole chain after that stage, on validation ({} when switched off).
-    assembled: dict[str, str]
-    #: Evaluate nodes of the final chain.
-    validation: str
-    test: str
-    #: Train node -> where its input comes from and why.
-    decisions: dict[str, Decision]
-    #: Train node -> the materialize nodes it reads.
-    reads: dict[str, tuple[str, ...]]
-    #: Most snapshot bytes alive at one time.
-    peak_snapshot_bytes: int
-    retention: str
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Nodes in topological order, which is also the order of preference."""
-
-    nodes: tuple[Node, ...]
-    #: Everything that has to be committed in the end.
-    targets: tuple[str, ...]
-    regimes: dict[str, RegimePlan]
-
-    def node(self, node_id: str) -> Node:
-        return self._by_id[node_id]
-
-    def __contains__(self, node_id: object) -> bool:
-        return node_id in self._by_id
-
-    def in_order(self, ids: Iterable[str]) -> list[Node]:
-        """The nodes with these ids, parents before children."""
-        return [self.nodes[position] for position in sorted(self._position[node_id] for node_id in ids)]
-
-    def readers(self, node_id: str) -> tuple[str, ...]:
-        """Nodes that have this node as a parent."""
-        return self._readers.get(node_id, ())
-
-    @cached_property
-    def sets(self) -> tuple[Node, ...]:
-        """All materialize nodes."""
-        return tuple(node for node in self.nodes if node.kind == "materialize")
-
-    @cached_property
-    def kept(self) -> frozenset[str]:
-        """Materialize nodes that some regime wants to keep after their last use."""
-        keeping = {name for name, regime in self.regimes.items() if regime.retention == "keep"}
-        return frozenset(node.id for node in self.sets if not keeping.isdisjoint(node.regimes))
-
-    @cached_property
-    def peak_snapshot_bytes(self) -> int:
-        """Most snapshot bytes alive at one time when all regimes run side by side."""
-        return sum(regime.peak_snapshot_bytes for regime in self.regimes.values())
-
-    @cached_property
-    def _by_id(self) -> dict[str, Node]:
-        return {node.id: node for node in self.nodes}
-
-    @cached_property
-    def _position(self) -> dict[str, int]:
-        return {node.id: index for index, node in enumerate(self.nodes)}
-
-    @cached_property
-    def _readers(self) -> dict[str, tuple[str, ...]]:
-        readers: dict[str, list[str]] = {}
-        for node in self.nodes:
-            for parent in dict.fromkeys(node.parents.values()):
-                readers.setdefault(parent, []).append(node.id)
-        return {parent: tuple(children) for parent, children in readers.items()}
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "nodes": [node.to_json() for node in self.nodes],
-            "targets": list(self.targets),
-            "regimes": {name: regime.to_json() for name, regime in self.regimes.items()},
-        }
+__all__ = ["FORMAT", "Node", "Plan", "RegimePlan", "build_plan", "node_id"]
 
 
 def build_plan(
@@ -175,26 +52,6 @@ def build_plan(
     for name in config.regimes:
         builder.add(config.regime(name), outlines[name])
     return builder.plan()
-
-
-def node_id(kind: str, task: Mapping[str, Any], parents: Mapping[str, str]) -> str:
-    """Digest of what determines the outcome: the task without what only says where to look or how often to
-    save, and the parents."""
-    return digest_json([FORMAT, kind, _identity(kind, task), sorted(parents.items())])
-
-
-def _identity(kind: str, task: Mapping[str, Any]) -> Mapping[str, Any]:
-    if kind == "data":  # the fingerprint says which files, wherever they lie
-        return {**task, "data": _without(task["data"], "path", "download")}
-    if kind == "model":  # so does the digest of the weights file
-        return {**task, "model": _without(task["model"], "weights")}
-    if kind == "train":
-        return {**task, "train": _without(task["train"], "checkpoint_every_s")}
-    return task
-
-
-def _without(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in section.items() if key not in keys}
 
 
 class _Builder:
@@ -538,6 +395,3 @@ def _decoding(data: DataSpec) -> DataSpec:
 def _initializing(model: ModelSpec) -> ModelSpec:
     """The settings that decide the initial weights: how the chain is cut later does not."""
     return dataclasses.replace(model, segments="stages", head_convs=1, dropout=ModelSpec.dropout)
-
-
-__all__ = ["FORMAT", "Node", "Plan", "RegimePlan", "build_plan", "node_id"]

@@ -91,7 +91,14 @@ class RayRunner:
                 # "local": without it ray.init would join whatever `ray start` left running on this machine.
                 options |= {"address": "local", "include_dashboard": False}
                 options["num_cpus"] = self._slots_wanted * self.threads
-            ray.init(**options)
+            try:
+                ray.init(**options)
+            except ConnectionError as error:
+                cause = _first_line(error.__cause__ or error)
+                raise UserError(
+                    f"resources.address: no Ray cluster lets us in at {address} ({cause}); is it running, and, where "
+                    "it asks for tokens, is RAY_AUTH_MODE=token set with a token at hand?"
+                ) from error
         self._require_resources()
         self._slots = [self._new_slot() for _ in range(self._slots_wanted)]
 

@@ -14,7 +14,9 @@ from cache_store.prefetch import prefetch
 from cache_store.reader import RowReader
 from workers.chain import Boundary
 from workers.data.images import ImageSource
+from workers.optim import as_input
 from workers.seeds import derive_seed
+from workers.specs import Precision
 
 #: Batches loaded ahead of the step. Two hide the loader's jitter; more only hold memory.
 AHEAD = 2
@@ -44,7 +46,7 @@ class ImageInputs:
         if self._prefix is None:
             return boundary
         with torch.no_grad():
-            return tuple(tensor.float() for tensor in self._prefix(boundary))
+            return self._prefix(boundary)
 
 
 class SnapshotInputs:
@@ -54,8 +56,9 @@ class SnapshotInputs:
     once the asynchronous copy out of it has finished, which a ring of our own would have to track.
     """
 
-    def __init__(self, readers: Mapping[int | None, RowReader], device: torch.device) -> None:
+    def __init__(self, readers: Mapping[int | None, RowReader], device: torch.device, precision: Precision) -> None:
         self._readers = readers
+        self._precision = precision
         self._pinned = device.type == "cuda"
         # One buffer being filled, AHEAD waiting, one in the step.
         self._ring: list[Boundary | None] = [None] * (AHEAD + 2)
@@ -72,7 +75,7 @@ class SnapshotInputs:
         return reader.gather(rows, tuple(tensor[: len(rows)] for tensor in buffer))
 
     def finish(self, boundary: Boundary) -> Boundary:
-        return tuple(tensor.float() for tensor in boundary)
+        return as_input(boundary, self._precision)
 
 
 def epoch_order(seed: int, epoch: int, rows: int) -> np.ndarray:

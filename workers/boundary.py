@@ -19,7 +19,7 @@ from workers.chain import Boundary, Path
 from workers.data.augment import view_identity
 from workers.data.images import ImageSource
 from workers.environment import WorkerEnvironment
-from workers.optim import autocast
+from workers.optim import as_input, autocast
 from workers.specs import BoundarySpec, Experiment, rows_per_shard
 from workers.weights import Weights
 
@@ -116,7 +116,8 @@ class StoredBoundary:
         for block in self._boundary.hops[-1]:
             self.forwards[block] += len(rows)
         with torch.no_grad(), autocast(self._boundary.precision, device):
-            outputs = self._hop(tuple(tensor.to(device).float() for tensor in inputs))
+            moved = tuple(tensor.to(device) for tensor in inputs)
+            outputs = self._hop(as_input(moved, self._boundary.precision))
         dtype = TORCH_DTYPES[self._boundary.dtype]
         return tuple(tensor.to("cpu", dtype).contiguous() for tensor in outputs)
 

@@ -63,6 +63,16 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, DTYPES[precision])
 
 
+def as_input(boundary: tuple[torch.Tensor, ...], precision: Precision) -> tuple[torch.Tensor, ...]:
+    """A frozen boundary as the next part takes it: float32, unless it is in the type that autocast computes in.
+
+    Autocast would only cast float32 back to that type, once for every convolution that reads the boundary and each
+    copy kept for the backward pass: same bits, several times the memory.
+    """
+    computed = DTYPES[precision]
+    return tuple(tensor if tensor.dtype == computed else tensor.float() for tensor in boundary)
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """The optimizer's state as host tensors named `<parameter>//<key>`, for safetensors."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -79,6 +79,7 @@ class DataSpec:
 class OptimizerSpec:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
+    #: Update rule; momentum and nesterov count for sgd, betas and eps for adamw.
     name: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[float, Gt(0)] = 3e-4
     betas: tuple[float, float] = (0.9, 0.999)

@@ -40,6 +40,7 @@ from workers.environment import WorkerEnvironment
 from workers.exits import exit_reason, is_better
 from workers.memory import PeakMeter, settled_private_bytes
 from workers.optim import (
+    as_input,
     autocast,
     build_optimizer,
     learning_rate,
@@ -94,6 +95,8 @@ class Stage:
         self.progress = StageProgress()
         self.best: State = {}
         self._saved = self._looked = time.monotonic()
+        #: When this attempt's first step began (unix seconds); what lies before it is hand-over.
+        self._first_step = 0.0
 
     # -- building ---------------------------------------------------------------------------------------
 
@@ -147,13 +150,13 @@ class Stage:
             boundary = StoredBoundary(self.environment, task.experiment, task.boundary, images, self.weights, view)
             self.boundaries[split, view] = boundary
             readers[view] = boundary.reader()
-        return SnapshotInputs(readers, self.device)
+        return SnapshotInputs(readers, self.device, self.train.precision)
 
     def _frozen_forward(self, boundary: Boundary) -> Boundary:
         assert self._prefix is not None
         with autocast(self.train.precision, self.device):
             outputs: Boundary = self._prefix(boundary)
-        return outputs
+        return as_input(outputs, self.train.precision)
 
     # -- running ----------------------------------------------------------------------------------------
 
@@ -164,6 +167,7 @@ class Stage:
         a checkpoint, when asked to stop.
         """
         self._start()
+        self._first_step = time.time()
         while self.progress.exit is None:
             self._run_epoch()
         return self._commit()
@@ -437,7 +441,7 @@ class Stage:
             "seconds": sum(e["seconds"] + e["validation_seconds"] for e in history),
             "resumed": self.progress.resumed,
             "train_spec": asdict(self.train),
-            "where": self.environment.where(),
+            "where": {**self.environment.where(), "first_step": self._first_step},
         }
 
 

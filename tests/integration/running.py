@@ -156,7 +156,9 @@ class Lab:
         """The same plan over a copy of the store. Files are hard links: replace them, never write into them."""
         shutil.copytree(self.store, folder / "store", copy_function=os.link)
         config = self.prepared.config.model_copy(update={"store": str(folder / "store")})
-        return Lab(Prepared(self.prepared.source, config, self.prepared.outlines, self.prepared.data, self.prepared.plan))
+        return Lab(
+            Prepared(self.prepared.source, config, self.prepared.outlines, self.prepared.data, self.prepared.plan)
+        )
 
 
 def digests(commit: dict[str, Any]) -> dict[str, str]:
@@ -244,9 +246,7 @@ class RayHome:
                 state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
                 title = (entry / "cmdline").read_bytes()
                 mine = needle in title or b"RAY_TMPDIR=" + needle in (entry / "environ").read_bytes()
-                mine = mine or any(
-                    os.readlink(link).startswith(str(self.folder)) for link in (entry / "fd").iterdir()
-                )
+                mine = mine or any(os.readlink(link).startswith(str(self.folder)) for link in (entry / "fd").iterdir())
             except OSError:
                 continue
             if mine and state != "Z":

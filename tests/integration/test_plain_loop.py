@@ -121,7 +121,10 @@ def test_the_e2e_regime_equals_a_plain_loop_bit_for_bit_over_20_steps(folder: Pa
 def test_segprop_with_all_blocks_in_its_base_equals_e2e(folder: Path) -> None:
     # Dropout is seeded by the stage's name, which differs.
     lab = Lab.make(folder, {**STEPS, "regimes": ["e2e", "segprop"], "split.base": 4, "model.dropout": 0.0})
-    assert [node.label for node in lab.prepared.plan.nodes if node.kind == "train"] == ["e2e/e2e", "segprop/stage1-base"]
+    assert [node.label for node in lab.prepared.plan.nodes if node.kind == "train"] == [
+        "e2e/e2e",
+        "segprop/stage1-base",
+    ]
     assert digests(lab.run("segprop/stage1-base")) == digests(lab.run("e2e/e2e"))
 
 

@@ -75,7 +75,9 @@ def test_a_stage_stopped_in_mid_epoch_and_resumed_equals_the_uninterrupted_one(i
 def test_a_stage_that_crashes_goes_on_from_its_last_periodic_checkpoint(interrupted: tuple[Lab, Lab]) -> None:
     reference, other = interrupted
     # The interval is no part of what is trained, nor of the node's id.
-    frequent = Lab.make(Path(other.store).parent, {**BASE, **CASES["bf16, channels_last"], "training.checkpoint_every_s": 1e-6})
+    frequent = Lab.make(
+        Path(other.store).parent, {**BASE, **CASES["bf16, channels_last"], "training.checkpoint_every_s": 1e-6}
+    )
     assert frequent.node(STAGE).id == reference.node(STAGE).id
     with pytest.raises(Crash):
         frequent.run(STAGE, StopAfter(9, Crash))
@@ -90,7 +92,9 @@ def test_a_stage_that_crashes_goes_on_from_its_last_periodic_checkpoint(interrup
 @pytest.mark.parametrize("interrupted", ["fp32 with dropout"], indirect=True)
 def test_a_damaged_checkpoint_is_passed_over(interrupted: tuple[Lab, Lab]) -> None:
     reference, other = interrupted
-    frequent = Lab.make(Path(other.store).parent, {**BASE, **CASES["fp32 with dropout"], "training.checkpoint_every_s": 1e-6})
+    frequent = Lab.make(
+        Path(other.store).parent, {**BASE, **CASES["fp32 with dropout"], "training.checkpoint_every_s": 1e-6}
+    )
     with pytest.raises(Crash):
         frequent.run(STAGE, StopAfter(9, Crash))
     newest = frequent.nodes.checkpoints(frequent.node(STAGE).id)[0]

@@ -186,7 +186,9 @@ def exploding(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     step: list[int] = []
     plain = train_stage.learning_rate
     monkeypatch.setattr(
-        train_stage, "learning_rate", lambda base, schedule, at, total: 1e30 if at >= step[0] else plain(base, schedule, at, total)
+        train_stage,
+        "learning_rate",
+        lambda base, schedule, at, total: 1e30 if at >= step[0] else plain(base, schedule, at, total),
     )
     yield step
 

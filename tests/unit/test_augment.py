@@ -16,16 +16,11 @@ from torchvision.transforms.v2 import functional as F
 
 from cache_store.errors import ConfigError
 from workers.data import augment as module
-from workers.data.augment import (
-    OPERATIONS,
-    Augment,
-    Draws,
-    Resampler,
-    crop_boxes,
-    erase_boxes,
-    flips,
-    rand_operations,
-)
+from workers.data import resample
+from workers.data.augment import Augment
+from workers.data.draws import Draws, crop_boxes, erase_boxes, flips
+from workers.data.rand_augment import OPERATIONS, rand_augment, rand_operations
+from workers.data.resample import Resampler
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 MANY = np.arange(40_000)
@@ -84,14 +79,14 @@ def test_a_large_batch_gives_what_single_images_give() -> None:
 def test_a_batch_that_is_cut_into_chunks_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     images, samples = noise(20), np.arange(20)
     whole = make()(images, samples, 0)
-    monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 3 * 32 * 32 * 7)
+    monkeypatch.setattr(resample, "_CHUNK_ELEMENTS", 3 * 32 * 32 * 7)
     assert torch.equal(make()(images, samples, 0), whole)
 
 
 def test_a_full_table_of_weights_starts_over_with_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     images, samples = noise(50), np.arange(50)
     whole = make()(images, samples, 0)
-    monkeypatch.setattr(module, "_TABLE_BYTES", 1 << 12)
+    monkeypatch.setattr(resample, "_TABLE_BYTES", 1 << 12)
     small = make()
     small(images, samples + 50, 0)
     assert torch.equal(small(images, samples, 0), whole)
@@ -323,7 +318,7 @@ def test_operations_are_torchvisions_at_magnitude_nine(index: int, side: int) ->
 def test_rand_augment_applies_both_slots_in_order() -> None:
     images = noise(300)
     draws = Draws(8, np.arange(300), 1)
-    ours = module.rand_augment(images.clone(), draws)
+    ours = rand_augment(images.clone(), draws)
     slots = [rand_operations(draws, slot) for slot in range(2)]
     for row in range(300):
         expected = images[row : row + 1]

@@ -18,7 +18,7 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache_store import codec, records
+from cache_store import codec, files
 from cache_store import storage as storage_module
 from cache_store.codec import DTYPES, Array, Field, decode, encode
 from cache_store.errors import (
@@ -637,13 +637,13 @@ def test_a_shard_is_read_whole_once_by_a_process_and_again_when_its_file_changed
     fill(snapshots)
     path = shard_file(local, snapshots, 0)
     os.utime(path, ns=(1, 1))
-    real, checked = records.verify, []
+    real, checked = files.verify, []
 
     def spy(storage: Storage, record: Any) -> None:
         checked.append(record["path"])
         real(storage, record)
 
-    monkeypatch.setattr(records, "verify", spy)
+    monkeypatch.setattr(files, "verify", spy)
     assert [outcome(local, snapshots.spec) for _ in range(3)] == ["equal"] * 3
     assert len(checked) == 1
     path.write_bytes(b"x" * path.stat().st_size)

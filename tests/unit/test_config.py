@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -508,8 +507,7 @@ def test_an_adapter_that_cannot_reach_the_grid_is_reported_with_its_stage(
     def unreachable(source: Any, target: Any) -> int:
         raise ConfigError("no stride takes a 1x1 convolution from a grid of 5x5 to 4x4")
 
-    # By way of sys.modules: the package offers a function of the same name.
-    monkeypatch.setattr(sys.modules["workers.models.outline"], "stride_between", unreachable)
+    monkeypatch.setattr("workers.models.chain_outline.stride_between", unreachable)
     found = problems_of(tmp_path, BASE + "regimes: [segprop]\n")
     assert found[0] == (
         "line 6: data.image_size: stage1-base of segprop: no stride takes a 1x1 convolution from a grid of 5x5 to 4x4"

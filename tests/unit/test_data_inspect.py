@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import subprocess
@@ -8,14 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn
 from data_makers import digit_images, encode, folder_set, parquet_set, pickle_set, write_parquet
+from sklearn.datasets import load_digits
 
 from cache_store.errors import ConfigError, DataError
-from workers.data.inspect import FACTS, digits, inspect, resize_of
+from workers.data import digits as digits_module
+from workers.data.digits import digits
+from workers.data.facts import FACTS, SPLITS
+from workers.data.inspect import inspect, locate, resize_of
 from workers.specs import DataSpec
 
 
-def test_inspect_imports_no_torch(tmp_path: Path) -> None:
+def test_inspect_imports_neither_torch_nor_scikit_learn(tmp_path: Path) -> None:
     parquet_set(tmp_path)
     code = (
         "import sys\n"
@@ -23,7 +29,7 @@ def test_inspect_imports_no_torch(tmp_path: Path) -> None:
         "from workers.specs import DataSpec\n"
         "inspect(DataSpec(name='digits'))\n"
         f"inspect(DataSpec(name='cifar10', path={str(tmp_path)!r}))\n"
-        "print(sorted({'torch', 'torchvision', 'ray'} & set(sys.modules)))\n"
+        "print(sorted({'torch', 'torchvision', 'ray', 'sklearn', 'pandas', 'scipy'} & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -39,6 +45,29 @@ def test_digits_have_a_fixed_stratified_test_split_of_360() -> None:
 
 
 DIGITS_TEST_LABELS = [3, 6, 7, 9, 7, 8, 0, 9, 8, 9, 3, 2]
+
+
+def test_the_digits_are_those_of_scikit_learn_wherever_it_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    bunch = load_digits()
+    table = np.column_stack([bunch.data, bunch.target])
+    stamp = inspect(DataSpec(name="digits")).fingerprint
+    for elsewhere in (False, True):
+        if elsewhere:
+            monkeypatch.setattr("pathlib.Path.is_file", lambda self: False)
+        digits.cache_clear()
+        assert np.array_equal(digits_module._table(), table)
+        splits = [digits()[split] for split in SPLITS]
+        assert [(images.dtype, labels.dtype) for images, labels in splits] == [(np.float64, np.int64)] * 2
+        rows = np.concatenate([np.column_stack([images.reshape(-1, 64), labels]) for images, labels in splits])
+        assert sorted(map(tuple, rows)) == sorted(map(tuple, table))
+        assert inspect(DataSpec(name="digits")).fingerprint == stamp
+
+
+def test_the_fingerprint_of_the_digits_names_scikit_learns_version_and_the_content() -> None:
+    for split, (images, labels) in digits().items():
+        (file,) = locate(DataSpec(name="digits")).files[split]
+        content = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+        assert file.stamp == f"scikit-learn {sklearn.__version__} {content}"
 
 
 def test_the_digits_constants_are_those_of_the_training_images() -> None:

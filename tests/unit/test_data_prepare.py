@@ -14,7 +14,8 @@ from cache_store.errors import DataError
 from cache_store.snapshots import SnapshotStore
 from cache_store.storage import Storage
 from workers.data import prepare as module
-from workers.data.inspect import digits, inspect
+from workers.data.digits import digits
+from workers.data.inspect import inspect
 from workers.data.prepare import prepare
 from workers.specs import DataSpec
 

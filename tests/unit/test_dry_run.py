@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +104,11 @@ def program(*arguments: str, module: str = "orchestrator.cli", check: str = "") 
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
 
 
-def test_a_dry_run_is_quick_and_imports_neither_ray_nor_torch() -> None:
+def test_a_dry_run_imports_neither_ray_nor_torch() -> None:
+    # That is what makes it quick; how quick is measured by `benchmarks/startup.py`.
     check = "heavy = {'ray', 'torch', 'matplotlib'} & set(sys.modules); assert not heavy, heavy"
-    started = time.monotonic()
     done = program("run", "configs/quickstart.yaml", "--dry-run", check=check)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - started < 6
     assert "stage4-seg4" in done.stdout
     assert not (ROOT / "runs" / "never-made").exists()
 
@@ -171,13 +169,10 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"\n  {command} " in text
 
 
-def test_exit_codes_of_a_run_come_from_the_driver(
+def test_exit_codes_of_a_run_come_from_its_session(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import types
-
     calls: list[Any] = []
-    driver = types.ModuleType("orchestrator.driver")
 
     def execute(prepared: Prepared, *, quiet: bool = False) -> int:
         calls.append((prepared.config.run, quiet, (tmp_path / "run" / "config.yaml").exists()))
@@ -185,9 +180,7 @@ def test_exit_codes_of_a_run_come_from_the_driver(
             raise StorageFull("no space left on /store")
         return prepared.config.seed
 
-    driver.execute = execute  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "orchestrator.driver", driver)
-    monkeypatch.setattr("orchestrator.driver", driver, raising=False)
+    monkeypatch.setattr("orchestrator.session.execute", execute)
     assert cli.main(["run", str(small)]) == 0
     assert cli.main(["run", str(small), "-q", "seed=1", f"run_dir={tmp_path / 'b'}"]) == 1
     assert cli.main(["run", str(small), "seed=9", f"run_dir={tmp_path / 'c'}"]) == 1

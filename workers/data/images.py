@@ -17,7 +17,8 @@ from cache_store.keys import digest_json
 from cache_store.snapshots import SnapshotSet, SnapshotStore
 from workers.data import splits
 from workers.data.augment import Augment
-from workers.data.inspect import FACTS, resize_of
+from workers.data.facts import FACTS
+from workers.data.inspect import resize_of
 from workers.data.prepare import prepare
 from workers.seeds import derive_seed
 from workers.specs import Experiment

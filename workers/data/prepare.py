@@ -21,17 +21,11 @@ from PIL import Image
 from cache_store.errors import CorruptShard, DataError, MissingShard
 from cache_store.keys import digest_json
 from cache_store.snapshots import Field, SetSpec, SnapshotSet, SnapshotStore
-from workers.data.inspect import (
-    FACTS,
-    SPLITS,
-    DataOutline,
-    Source,
-    Split,
-    digits,
-    locate,
-    outline_of,
-    read_pickle,
-)
+from workers.data.cifar import read_pickle
+from workers.data.digits import digits
+from workers.data.facts import FACTS, SPLITS, Split
+from workers.data.inspect import DataOutline, locate, outline_of
+from workers.data.sources import Source
 from workers.specs import DataSpec, rows_per_shard
 
 SHARD_BYTES = 64 << 20

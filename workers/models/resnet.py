@@ -7,8 +7,10 @@ never allocates another. A boundary is a tuple of float tensors (B, C, H, W).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -151,20 +153,27 @@ class ResNetHead(nn.Module):
         return cast("Tensor", self.fc(out))
 
 
+@lru_cache(maxsize=16)
+def _skeleton(model: ModelSpec, classes: int) -> nn.Module:
+    """The whole network on the meta device, made once: torchvision initialises there too, which takes time. Parts
+    are put together from its modules and then copied; it is never changed."""
+    with torch.device("meta"):
+        return build_torchvision(model, classes)
+
+
 def _assemble(model: ModelSpec, chain: ChainOutline, name: str) -> nn.Module:
-    """The part on the meta device."""
+    """The part on the meta device, made of the skeleton's own modules: copy it before use."""
     facts = facts_of(model)
     part = chain.part(name)
     cut = facts.convs - model.head_convs
-    with torch.device("meta"):
-        network = build_torchvision(model, chain.classes)
-        if name == "head":
-            unit = part.units[0]
-            back = BlockBack(network.get_submodule(unit), cut + 1, facts.convs)
-            return ResNetHead(network, unit, back)
-        is_cut = len(part.outputs) == 2
-        front = BlockFront(network.get_submodule(part.units[-1]), cut) if is_cut else None
-        return ResNetBlock(network, part.units, front)
+    network = _skeleton(model, chain.classes)
+    if name == "head":
+        unit = part.units[0]
+        back = BlockBack(network.get_submodule(unit), cut + 1, facts.convs)
+        return ResNetHead(network, unit, back)
+    is_cut = len(part.outputs) == 2
+    front = BlockFront(network.get_submodule(part.units[-1]), cut) if is_cut else None
+    return ResNetBlock(network, part.units, front)
 
 
 def build_part(
@@ -176,7 +185,7 @@ def build_part(
     ConfigError for an impossible model, ValueError for an unknown part.
     """
     part = _assemble(model, outline(model, image_size, classes), name)
-    return part.to_empty(device=device)
+    return copy.deepcopy(part).to_empty(device=device)
 
 
 def part_names(model: ModelSpec, image_size: int, classes: int) -> list[str]:

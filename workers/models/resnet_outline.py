@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cache_store.errors import ConfigError
+from workers.models.chain_outline import ChainOutline, Piece, join
 from workers.models.counting import Cost, Layer, Shape, conv_bn, elements, window
-from workers.models.outline import ChainOutline, Piece, join
 from workers.models.segments import group, suggestion
 from workers.specs import ModelSpec
 

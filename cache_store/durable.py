@@ -1,0 +1,68 @@
+"""Writes to a local folder that are on disk when they return: files, new folders and folder entries."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from cache_store.errors import StorageUnavailable
+
+#: How names of files begin that are being written, or were when a process died.
+TEMPORARY = ".tmp-"
+
+
+def make_folders(folder: Path, top: Path) -> None:
+    """Make `folder` and what is missing above it, up to `top`."""
+    missing = []
+    while folder != top and not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for each in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(each)
+        sync_folder(each.parent)
+
+
+@contextlib.contextmanager
+def temporary_file(target: Path, root: Path, pieces: Iterable[memoryview]) -> Iterator[tuple[Path, int]]:
+    """A complete, fsynced file of `pieces` beside `target`, and its bytes; gone afterwards unless renamed.
+
+    Folders between `root` and `target` are made. StorageUnavailable when `root` itself has disappeared.
+    """
+    temporary = target.parent / f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        file = os.open(temporary, flags, 0o666)
+    except FileNotFoundError:
+        if not root.is_dir():
+            # Making it anew could put the data under an unmounted disk's mount point.
+            raise StorageUnavailable(f"the storage root {root} has disappeared", path=str(root)) from None
+        make_folders(target.parent, root)
+        file = os.open(temporary, flags, 0o666)
+    try:
+        total = 0
+        try:
+            for piece in pieces:
+                while piece.nbytes:
+                    written = os.write(file, piece)
+                    piece = piece[written:]
+                    total += written
+            os.fsync(file)
+        finally:
+            os.close(file)
+        yield temporary, total
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was created, renamed or deleted in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,134 @@
+"""Files that a record publishes: written with their checksums, verified against them when read."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import xxhash
+
+from cache_store.errors import CorruptShard
+from cache_store.keys import Digests
+from cache_store.os_errors import typed_error
+from cache_store.publish import is_name
+from cache_store.storage import Storage
+
+if TYPE_CHECKING:
+    from cache_store.storage import Buffer
+
+_HEX = re.compile(r"[0-9a-f]+")
+
+
+class FileRecord(TypedDict):
+    """One file a record publishes; plain JSON. `path` from the storage root, `bytes` its length, `xxh3` the
+    xxh3_128 and `sha256` the sha256 of its bytes in lower-case hex."""
+
+    path: str
+    bytes: int
+    xxh3: str
+    sha256: str
+
+
+def valid_digests(size: Any, xxh3: Any, sha256: Any) -> bool:
+    """Whether these can be the length, xxh3_128 and sha256 of a file."""
+    return (
+        type(size) is int
+        and size >= 0
+        and isinstance(xxh3, str)
+        and len(xxh3) == 32
+        and _HEX.fullmatch(xxh3) is not None
+        and isinstance(sha256, str)
+        and len(sha256) == 64
+        and _HEX.fullmatch(sha256) is not None
+    )
+
+
+def valid_files(files: Any, folder: str) -> bool:
+    """Whether `files` maps names to records of files of these names in `folder`."""
+    if not isinstance(files, dict):
+        return False
+    for name, record in files.items():
+        if not (
+            isinstance(record, dict)
+            and set(record) == {"path", "bytes", "xxh3", "sha256"}
+            and is_name(name)
+            and record["path"] == f"{folder}/{name}"
+            and valid_digests(record["bytes"], record["xxh3"], record["sha256"])
+        ):
+            return False
+    return True
+
+
+def write_file(storage: Storage, path: str, *buffers: Buffer) -> FileRecord:
+    """Write a file private to an attempt, computing both checksums on the way. StoreErrors as
+    `Storage.write`."""
+    digests = Digests()
+    storage.write(path, *buffers, observe=digests.update)
+    return {"path": path, "bytes": digests.bytes, "xxh3": digests.xxh3, "sha256": digests.sha256}
+
+
+def _mismatch(storage: Storage, record: Mapping[str, Any], why: str) -> CorruptShard:
+    return CorruptShard(f"{storage.uri}: {record['path']} {why}", path=record["path"])
+
+
+def verify(storage: Storage, record: Mapping[str, Any]) -> None:
+    """Check a file's length and xxh3_128, reading it once in pieces. CorruptShard when it differs or is
+    gone."""
+    try:
+        size = storage.size(record["path"])
+        if size != record["bytes"]:
+            raise _mismatch(storage, record, f"has {size} bytes, its record says {record['bytes']}")
+        hasher = xxhash.xxh3_128()
+        for piece in storage.chunks(record["path"]):
+            hasher.update(piece)
+    except FileNotFoundError as error:
+        raise _mismatch(storage, record, "is missing, though a record lists it") from error
+    if hasher.hexdigest() != record["xxh3"]:
+        raise _mismatch(storage, record, "does not match its checksum")
+
+
+# (path, expected xxh3, size, mtime_ns, inode) of local files this process has checked.
+_verified: set[tuple[Path, str, int, int, int]] = set()
+_verified_lock = threading.Lock()
+# A file changed twice within one tick of the clock keeps its mtime: younger ones are checked every time.
+_SETTLED_NS = 2_000_000_000
+
+
+def verify_once(storage: Storage, record: Mapping[str, Any]) -> Path | None:
+    """As `verify`, but a local file this process has checked, unchanged in size and mtime since, is not read
+    again. Its local path, for mapping; None (and nothing checked) on storage that is not local."""
+    path = storage.local_path(record["path"])
+    if path is None:
+        return None
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise _mismatch(storage, record, "is missing, though a record lists it") from error
+    except OSError as error:
+        raise typed_error(error, "look up", str(path)) from error
+    key = (path, record["xxh3"], status.st_size, status.st_mtime_ns, status.st_ino)
+    with _verified_lock:
+        known = key in _verified
+    if not known or status.st_size != record["bytes"]:
+        settled = time.time_ns() - status.st_mtime_ns > _SETTLED_NS
+        verify(storage, record)
+        if settled:
+            with _verified_lock:
+                _verified.add(key)
+    return path
+
+
+def read_file(storage: Storage, record: Mapping[str, Any]) -> bytes:
+    """The verified bytes of a file. CorruptShard when they differ from the record or the file is gone."""
+    try:
+        # One byte more than recorded shows a longer file without reading all of it.
+        data = storage.read(record["path"], limit=record["bytes"] + 1)
+    except FileNotFoundError as error:
+        raise _mismatch(storage, record, "is missing, though a record lists it") from error
+    if len(data) != record["bytes"] or xxhash.xxh3_128_hexdigest(data) != record["xxh3"]:
+        raise _mismatch(storage, record, "does not match its checksum")
+    return data

@@ -1,0 +1,95 @@
+"""Small JSON records that publish something: bounded, checked before use, created exclusively."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cache_store.errors import CorruptRecord, StoreError
+from cache_store.storage import Storage
+
+MAX_RECORD_BYTES = 16 << 20
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
+
+
+def new_attempt_id() -> str:
+    """An id no other attempt has; ids made later sort later (to the clock's precision)."""
+    return f"{time.time_ns() // 1_000_000:011x}-{secrets.token_hex(6)}"
+
+
+def is_name(name: str) -> bool:
+    """Whether `name` can be one component of a store path."""
+    return _NAME.fullmatch(name) is not None
+
+
+def check_name(name: str) -> str:
+    """`name` if it can be one component of a store path; StoreError otherwise."""
+    if not is_name(name):
+        raise StoreError(f"{name!r} is not a name for the store: use letters, digits, '_', '.', '+', '-'")
+    return name
+
+
+def dump_record(record: Mapping[str, Any], what: str) -> bytes:
+    """JSON bytes of a record. StoreError when it is not JSON (NaN included) or longer than 16 MiB."""
+    try:
+        data = json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StoreError(f"{what} is not JSON: {error}") from error
+    if len(data) > MAX_RECORD_BYTES:
+        raise StoreError(f"{what} takes {len(data)} bytes; at most {MAX_RECORD_BYTES} are allowed")
+    return data
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def parse_record(data: bytes, path: str) -> dict[str, Any]:
+    """The object in `data`. CorruptRecord when it is not a JSON object or longer than 16 MiB."""
+    if len(data) > MAX_RECORD_BYTES:
+        raise CorruptRecord(f"{path} is longer than {MAX_RECORD_BYTES} bytes", path=path)
+    try:
+        record = json.loads(data, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise CorruptRecord(f"{path} is not JSON: {error}", path=path) from error
+    if not isinstance(record, dict):
+        raise CorruptRecord(f"{path} is not a JSON object", path=path)
+    return record
+
+
+def read_bounded(storage: Storage, path: str) -> bytes | None:
+    """The bytes of a record, cut just above 16 MiB (which `parse_record` refuses); None when absent."""
+    try:
+        return storage.read(path, limit=MAX_RECORD_BYTES + 1)
+    except FileNotFoundError:
+        return None
+
+
+def publish(storage: Storage, path: str, data: bytes, attempt: str, read: Callable[[], str | None]) -> bool:
+    """Create the record at `path` exclusively; True when it is `attempt`'s, False when another attempt's
+    counts.
+
+    `read()` returns the attempt id of the valid record that is there, None when there is none. A creation
+    that failed without an answer is read back: if a record is there, it decides, otherwise the failure is
+    raised.
+    """
+    for last in (False, False, True):
+        failure: StoreError | None = None
+        try:
+            if storage.create(path, data):
+                return True
+        except StoreError as error:
+            failure = error
+        winner = read()
+        if winner is not None:
+            return winner == attempt
+        if failure is not None:
+            raise failure
+        # Somebody was first and the record is gone again (quarantined or dropped meanwhile): once more.
+        if last:
+            break
+    raise StoreError(f"{path} keeps appearing and disappearing", path=path)

@@ -1,0 +1,255 @@
+"""What a configuration may say and what it means: its sections, and regimes with every override resolved.
+
+Sections that travel to workers are the dataclasses of `workers.specs`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+
+from orchestrator.estimate import Rates
+from orchestrator.stages import Kind, Stage, layout
+from workers.specs import DataSpec, ModelSpec, SnapshotDtype, TrainSpec, to_json
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?)B", re.IGNORECASE)
+_UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def parse_size(value: Any) -> Any:
+    """Bytes as a number, or text such as `20GB`, `32 MiB`."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise ValueError("must be bytes as a whole number, or text such as 20GB or 32MiB")
+    number, unit = match.groups()
+    base = 1024 if unit.lower().endswith("i") else 1000
+    return int(float(number) * base ** _UNITS[unit.lower().rstrip("i")])
+
+
+Bytes = Annotated[int, BeforeValidator(parse_size), Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SplitConfig(Section):
+    """How the chain is cut into base prefix, intermediate blocks and global head."""
+
+    base: int = Field(default=1, ge=1, description="p: blocks 0..p-1 are trained first, together with the global head.")
+    head: int = Field(default=0, ge=0, description="r: the global head is the last r blocks and the head itself.")
+    segment_size: int = Field(default=1, ge=1, description="Blocks that are trained together in one stage.")
+    intermediate: Literal["omit", "frozen"] = Field(
+        default="omit",
+        description="Blocks between the current segment and the global head: bridged by an adapter, or kept "
+        "in the path without being trained (for pretrained models).",
+    )
+    train_base: bool = Field(
+        default=True,
+        description="false: the base is taken as it comes, stage 1 trains the global head alone.",
+    )
+
+
+class SnapshotConfig(Section):
+    """Frozen prefix activations: whether they are stored, and how."""
+
+    mode: Literal["auto", "always", "never"] = Field(
+        default="auto", description="auto: stored where that saves forward work and fits the budget."
+    )
+    dtype: SnapshotDtype = Field(default="auto", description="auto: the type the training precision computes in.")
+    group_rows: int = Field(default=256, ge=1, description="Samples that go through the frozen prefix together.")
+    shard_bytes: Bytes = Field(default=32 << 20, description="Size of a shard, rounded down to whole groups.")
+    budget: Bytes | None = Field(
+        default=None,
+        description="Most snapshot bytes alive at one time, e.g. 20GB; shared evenly by the regimes that "
+        "store. None: the free space.",
+    )
+    retention: Literal["release", "keep"] = Field(
+        default="release", description="release: a set is dropped when its last reader has committed."
+    )
+
+
+class ResourceConfig(Section):
+    """Where the work runs. Nothing here changes a result, so a run may go on with other resources."""
+
+    runner: Literal["ray", "local"] = Field(default="ray", description="local: in this process, one task at a time.")
+    address: str | None = Field(default=None, description="Address of a running Ray cluster; None: start one here.")
+    slots: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        default="auto",
+        description="Tasks at one time; auto: one per GPU, or one per CPU core where there is none.",
+    )
+    threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        default="auto", description="CPU threads of a task; auto: the cores divided by the slots."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one.")
+    max_attempts: int = Field(default=3, ge=1, description="Attempts of a task before it counts as failed.")
+    gflops: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+        default="auto",
+        description="Measured speed of one slot in GFLOP/s, for predicted times; auto: nominal figures.",
+    )
+
+
+class EvaluationConfig(Section):
+    batch_size: int = Field(default=512, ge=1, description="Samples of one evaluation batch.")
+    stages: bool = Field(default=True, description="Score the whole chain on validation after every stage.")
+
+
+class RegimeConfig(Section):
+    """One regime of the comparison. Every mapping is a partial override of the section of the same name."""
+
+    kind: Kind = Field(description="e2e, lw or segprop; needed where the regime has another name.")
+    head_convs: int | None = Field(default=None, ge=1, le=3, description="Overrides model.head_convs.")
+    training: dict[str, Any] = Field(default_factory=dict, description="Overrides `training`.")
+    split: dict[str, Any] = Field(default_factory=dict, description="Overrides `split`.")
+    snapshots: dict[str, Any] = Field(default_factory=dict, description="Overrides `snapshots`.")
+    stages: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Overrides `training` for single stages, by name (stage2-seg2) or by group (base, segments, head).",
+    )
+
+
+@dataclass(frozen=True)
+class Regime:
+    """One regime with everything resolved."""
+
+    name: str
+    kind: Kind
+    model: ModelSpec
+    split: SplitConfig
+    training: TrainSpec
+    snapshots: SnapshotConfig
+    #: Partial overrides of `training` by stage name or group.
+    stages: Mapping[str, Mapping[str, Any]]
+
+    def layout(self, blocks: Sequence[str]) -> tuple[Stage, ...]:
+        return layout(
+            self.kind,
+            blocks,
+            base=self.split.base,
+            head=self.split.head,
+            segment_size=self.split.segment_size,
+            frozen_intermediate=self.split.intermediate == "frozen",
+            train_base=self.split.train_base,
+        )
+
+    def stage_training(self, stage: Stage) -> TrainSpec:
+        """`training` for one stage: the override of its name wins over that of its group."""
+        merged = to_json(self.training)
+        for key in (stage.group, stage.name) if stage.group != stage.name else (stage.name,):
+            merged = merge(merged, self.stages.get(key, {}))
+        spec: TrainSpec = validate(TrainSpec, merged)
+        return spec
+
+
+class Config(Section):
+    """A whole configuration."""
+
+    run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name; default: the file's name.")
+    run_dir: str = Field(min_length=1, description="Folder of the results; default: runs/<run>.")
+    store: str = Field(min_length=1, description="Storage root, a folder or URI; default: <run_dir>/store.")
+    seed: int = Field(default=0, ge=0, lt=1 << 63, description="Every random choice derives from it.")
+    model: ModelSpec
+    data: DataSpec
+    split: SplitConfig = Field(default_factory=SplitConfig)
+    training: TrainSpec = Field(default_factory=TrainSpec)
+    regimes: dict[str, RegimeConfig] = Field(
+        min_length=1, description="Names out of e2e, lw, segprop, or name -> overrides. Default: all three."
+    )
+    snapshots: SnapshotConfig = Field(default_factory=SnapshotConfig)
+    resources: ResourceConfig = Field(default_factory=ResourceConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    def regime(self, name: str) -> Regime:
+        """The regime called `name`, resolved."""
+        own = self.regimes[name]
+        model = self.model if own.head_convs is None else dataclasses.replace(self.model, head_convs=own.head_convs)
+        return Regime(
+            name=name,
+            kind=own.kind,
+            model=model,
+            split=validate(SplitConfig, merge(plain(self.split), own.split)),
+            training=validate(TrainSpec, merge(plain(self.training), own.training)),
+            snapshots=validate(SnapshotConfig, merge(plain(self.snapshots), own.snapshots)),
+            stages=own.stages,
+        )
+
+    def rates(self) -> Rates:
+        """Speed of a slot for predicted times; without a measured figure `auto` counts as a CPU."""
+        resources = self.resources
+        if resources.gflops != "auto":
+            return Rates.measured(resources.gflops)
+        threads = resources.threads if resources.threads != "auto" else 1
+        return Rates.nominal("cuda" if resources.device == "cuda" else "cpu", threads)
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting written out and loadable again: what `config.yaml` in a run directory holds."""
+        dump: dict[str, Any] = {
+            name: plain(getattr(self, name)) for name in type(self).model_fields if name != "regimes"
+        }
+        if self.store == default_store(self.run_dir):
+            del dump["store"]  # so that a run directory can be moved
+        dump["regimes"] = {
+            name: {
+                "kind": regime.kind,
+                "head_convs": regime.model.head_convs,
+                "training": plain(regime.training),
+                "split": plain(regime.split),
+                "snapshots": plain(regime.snapshots),
+                "stages": plain(regime.stages),
+            }
+            for name, regime in ((name, self.regime(name)) for name in self.regimes)
+        }
+        return dump
+
+
+def default_store(run_dir: str) -> str:
+    return f"{run_dir}/store"
+
+
+#: The sections that a regime may override.
+OVERRIDES: dict[str, type[Any]] = {
+    "training": TrainSpec,
+    "split": SplitConfig,
+    "snapshots": SnapshotConfig,
+}
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def validate(kind: Any, raw: Any) -> Any:
+    """`raw` as `kind`; pydantic's ValidationError when it is not one."""
+    # Through JSON, where strict mode still takes a list for a tuple, but never "3" or true for 3.
+    return _adapter(kind).validate_json(json.dumps(raw), strict=True)
+
+
+def plain(value: Any) -> Any:
+    """JSON values of a section."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value):
+        return to_json(value)
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return value
+
+
+def merge(base: Any, override: Any) -> Any:
+    """`override` laid over `base`, section by section."""
+    if not isinstance(base, Mapping) or not isinstance(override, Mapping):
+        return override
+    merged = dict(base)
+    for key, value in override.items():
+        merged[key] = merge(base[key], value) if key in base else value
+    return merged
