@@ -1,0 +1,76 @@
+"""`python -m benchmarks [NAME…] [--quick]`: run benchmarks and write benchmarks/results/<name>.{json,md}.
+
+Options of one benchmark need its name: `python -m benchmarks segprop_vs_e2e --model resnet50`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import harness
+
+#: Name -> what it answers, in the order in which all are run.
+NAMES = {
+    "startup": "how long until something happens",
+    "augment": "images a second of the view pipeline, beside torchvision's transforms",
+    "memory": "peak memory of each stage, beside end-to-end training",
+    "overhead": "an orchestrated run beside a plain PyTorch loop",
+    "segprop_vs_e2e": "a whole SegProp run beside an end-to-end run",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(NAMES)}; all by default")
+    common.add_argument("--quick", action="store_true", help="seconds instead of minutes; for trying, not for quoting")
+    common.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
+    chosen, others = common.parse_known_args(arguments)
+    names = chosen.names or list(NAMES)
+    # An option's value looks like a name to this first look; the benchmark's own parser knows better.
+    names = [name for name in names if name in NAMES] if others else names
+    unknown = [name for name in names if name not in NAMES]
+    helping = {"-h", "--help"} & set(others)
+    if unknown or (helping and len(names) != 1):
+        parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__, parents=[common])
+        if unknown:
+            parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(NAMES)}")
+        parser.print_help()
+        return 0
+    if len(names) == 1:
+        return run(names[0], common, arguments)
+    if others:
+        common.error(f"{' '.join(others)}: options of a benchmark need exactly one NAME")
+    # Each in a process of its own: none inherits another's threads, caches or peak memory.
+    options = ["--out", str(chosen.out), *(["--quick"] if chosen.quick else [])]
+    codes = [
+        subprocess.run([sys.executable, "-m", "benchmarks", name, *options], check=False).returncode for name in names
+    ]
+    return max(codes)
+
+
+def run(name: str, common: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
+    module = importlib.import_module(f"benchmarks.{name}")
+    parser = argparse.ArgumentParser(f"python -m benchmarks {name}", description=module.__doc__, parents=[common])
+    module.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    context = harness.context(arguments)
+    harness.say(f"{name}: {NAMES[name]}")
+    report: harness.Report = module.run(options)
+    report.settings = {"quick": options.quick, **report.settings}
+    if hasattr(module, "result_name"):
+        name = module.result_name(options)
+    # Quick figures never replace real ones.
+    paths = harness.write(report, f"{name}.quick" if options.quick else name, context, options.out)
+    print(harness.markdown(report, name, context))
+    for path in paths:
+        harness.say(f"written: {path.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
