@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,7 @@ class Lab:
     @classmethod
     def make(cls, folder: Path, changes: dict[str, Any] | None = None) -> Lab:
         """Labs of one folder share its store."""
-        lab = cls(prepare(write_config(folder, {"store": str(folder / "store"), **(changes or {})})))
-        return lab
+        return cls(prepare(write_config(folder, {"store": str(folder / "store"), **(changes or {})})))
 
     @property
     def store(self) -> str:
@@ -156,9 +155,7 @@ class Lab:
         """The same plan over a copy of the store. Files are hard links: replace them, never write into them."""
         shutil.copytree(self.store, folder / "store", copy_function=os.link)
         config = self.prepared.config.model_copy(update={"store": str(folder / "store")})
-        return Lab(
-            Prepared(self.prepared.source, config, self.prepared.outlines, self.prepared.data, self.prepared.plan)
-        )
+        return Lab(replace(self.prepared, config=config))
 
 
 def digests(commit: dict[str, Any]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from orchestrator.prepare import prepare
 #: Stages of some seconds, with a checkpoint a second.
 LONG = {
     "regimes": ["segprop"],
-    "data.train_limit": 256,
+    "data.train_limit": 128,
     "training.epochs": 12,
     "training.precision": "bf16",
     "training.channels_last": True,

@@ -28,8 +28,13 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-class Crash(Exception):
+class CrashError(Exception):
     pass
+
+
+def often(lab: Lab, case: str) -> Lab:
+    """The same with a checkpoint after every step."""
+    return Lab.make(Path(lab.store).parent, {**BASE, **CASES[case], "training.checkpoint_every_s": 1e-6})
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +80,10 @@ def test_a_stage_stopped_in_mid_epoch_and_resumed_equals_the_uninterrupted_one(i
 def test_a_stage_that_crashes_goes_on_from_its_last_periodic_checkpoint(interrupted: tuple[Lab, Lab]) -> None:
     reference, other = interrupted
     # The interval is no part of what is trained, nor of the node's id.
-    frequent = Lab.make(
-        Path(other.store).parent, {**BASE, **CASES["bf16, channels_last"], "training.checkpoint_every_s": 1e-6}
-    )
+    frequent = often(other, "bf16, channels_last")
     assert frequent.node(STAGE).id == reference.node(STAGE).id
-    with pytest.raises(Crash):
-        frequent.run(STAGE, StopAfter(9, Crash))
+    with pytest.raises(CrashError):
+        frequent.run(STAGE, StopAfter(9, CrashError))
     found = frequent.nodes.checkpoints(frequent.node(STAGE).id)
     assert [checkpoint.position for checkpoint in found] == [(8, 1, 2), (7, 1, 1)], "two are kept"
     commit = frequent.run(STAGE)
@@ -92,11 +95,9 @@ def test_a_stage_that_crashes_goes_on_from_its_last_periodic_checkpoint(interrup
 @pytest.mark.parametrize("interrupted", ["fp32 with dropout"], indirect=True)
 def test_a_damaged_checkpoint_is_passed_over(interrupted: tuple[Lab, Lab]) -> None:
     reference, other = interrupted
-    frequent = Lab.make(
-        Path(other.store).parent, {**BASE, **CASES["fp32 with dropout"], "training.checkpoint_every_s": 1e-6}
-    )
-    with pytest.raises(Crash):
-        frequent.run(STAGE, StopAfter(9, Crash))
+    frequent = often(other, "fp32 with dropout")
+    with pytest.raises(CrashError):
+        frequent.run(STAGE, StopAfter(9, CrashError))
     newest = frequent.nodes.checkpoints(frequent.node(STAGE).id)[0]
     path = Path(frequent.store) / newest.files["state.safetensors"]["path"]
     data = bytearray(path.read_bytes())

@@ -289,7 +289,7 @@ def test_a_diverging_regime_fails_by_name_and_the_others_finish(
 
 
 BAD = """
-model: {name: resnet19, stem: small}
+model: {name: resnet18, stem: small, classifier: mpl}
 data: {name: digits, image_size: 8, veiws: 2}
 training: {epochs: 0, batch_size: 64, accumulate: 3}
 regimes: [segprop]
@@ -306,8 +306,9 @@ def test_all_problems_of_a_file_are_reported_at_once_and_nothing_is_created(tmp_
         [sys.executable, "-m", "orchestrator.run", str(config)], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2
+    assert "5 problems" in done.stderr
     for key, hint in {
-        "model.name": "resnet1",
+        "model.classifier": "mlp",
         "data.veiws": "views",
         "training.epochs": "0",
         "training.accumulate": "must divide",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,16 +180,16 @@ def test_carried_optimizer_state_is_the_global_heads_alone(folder: Path) -> None
 
 
 @pytest.fixture
-def exploding(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def exploding(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """From the given step on the rate is 1e30."""
     step: list[int] = []
     plain = train_stage.learning_rate
-    monkeypatch.setattr(
-        train_stage,
-        "learning_rate",
-        lambda base, schedule, at, total: 1e30 if at >= step[0] else plain(base, schedule, at, total),
-    )
-    yield step
+
+    def rate(base: float, schedule: specs.ScheduleSpec, at: int, total: int) -> float:
+        return 1e30 if at >= step[0] else plain(base, schedule, at, total)
+
+    monkeypatch.setattr(train_stage, "learning_rate", rate)
+    return step
 
 
 def test_divergence_names_its_step_and_keeps_the_last_good_checkpoint(folder: Path, exploding: list[int]) -> None:
