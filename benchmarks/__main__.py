@@ -58,6 +58,8 @@ def run(name: str, common: argparse.ArgumentParser, arguments: Sequence[str]) ->
     parser = argparse.ArgumentParser(f"python -m benchmarks {name}", description=module.__doc__, parents=[common])
     module.add_arguments(parser)
     options = parser.parse_args(arguments)
+    if options.names != [name]:
+        parser.error(f"give one NAME with options of a benchmark, not {' '.join(options.names)}")
     context = harness.context(arguments)
     harness.say(f"{name}: {NAMES[name]}")
     report: harness.Report = module.run(options)

@@ -164,7 +164,7 @@ def counted_ratio(settings: Json) -> float:
     adapters = sum(chain.adapter(source, n).flops for source in range(1, n))
     trained = 3 * settings["epochs"] * (sum(blocks) + n * chain.head.flops + adapters)
     rolled = min(settings["views"], settings["epochs"]) * sum(blocks[:-1])
-    return float((trained + rolled) / (3 * settings["epochs"] * whole)
+    return float((trained + rolled) / (3 * settings["epochs"] * whole))
 
 
 def _report(results: dict[str, list[Json]], settings: Json) -> Report:
