@@ -58,6 +58,7 @@ def _config(options: argparse.Namespace, folder: Path, *, rows: int, epochs: int
             "views": 2,
             "train_limit": rows,
             "test_limit": max(100, rows // 6),
+            "validation": max(100, rows // 6),
         },
         "training": {
             "epochs": epochs,

@@ -98,6 +98,7 @@ def _config(options: argparse.Namespace, folder: Path, *, rows: int, epochs: int
             "views": options.views,
             "train_limit": rows,
             "test_limit": max(100, rows // 4),
+            "validation": max(100, rows // 8),
         },
         "training": {
             "epochs": epochs,
