@@ -52,6 +52,7 @@ class Plain:
         self.size, self.classes = self.experiment.data.image_size, self.experiment.classes
         self.folder = folder
         torch.set_num_threads(settings["threads"])
+        torch.use_deterministic_algorithms(True)  # the default of a stage: the same work, bit for bit
         snapshots = SnapshotStore(Storage.open(str(folder / "data")))
         data = prepare(from_json(DataSpec, settings["data"]), snapshots)
         self.images = {

@@ -102,6 +102,9 @@ def batches(
     """(step, boundary on the device, labels (B,) int64 on the device) for every step of the range, in order."""
 
     def load() -> Iterator[tuple[int, Boundary, Tensor]]:
+        if device.type == "cpu":
+            # The step computes on the same cores: a second pool of threads would only take turns with the first.
+            torch.set_num_threads(1)
         for step in steps:
             rows = order[step * batch_size : (step + 1) * batch_size]
             yield step, inputs.load(rows, view), labels[torch.from_numpy(rows)]
