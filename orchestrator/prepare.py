@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from orchestrator.config import Config
 from orchestrator.estimate import Rates, split_rows
 from orchestrator.plan import Plan, build_plan
 from orchestrator.policy import human_bytes
+from orchestrator.summary import write_atomically
 from orchestrator.yaml_loader import Document, KeyPath, Problem, parse_document, raise_problems
 
 if TYPE_CHECKING:
@@ -167,24 +167,9 @@ def claim_run_dir(prepared: Prepared) -> None:
     if text == existing:
         return
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        _replace(target, text)
+        write_atomically(target, text.encode())
     except OSError as error:
         raise ConfigError(f"run_dir: {run_dir} cannot be written: {error.strerror or error}") from error
-
-
-def _replace(target: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _check_space(prepared: Prepared) -> None:
