@@ -53,6 +53,7 @@ class Plain:
         self.folder = folder
         torch.set_num_threads(settings["threads"])
         torch.use_deterministic_algorithms(True)  # the default of a stage: the same work, bit for bit
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         snapshots = SnapshotStore(Storage.open(str(folder / "data")))
         data = prepare(from_json(DataSpec, settings["data"]), snapshots)
         self.images = {

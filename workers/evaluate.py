@@ -34,7 +34,7 @@ def evaluate(
     if task.channels_last:
         path.to(memory_format=torch.channels_last)
     loaded = batches(
-        ImageInputs(images),
+        ImageInputs(images, environment.device),
         images.labels,
         np.arange(images.rows),
         batch_size=task.batch_size,

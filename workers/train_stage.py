@@ -137,13 +137,13 @@ class Stage:
     def _inputs(self, split: str) -> Inputs:
         task, images = self.task, self.images[split]
         if task.source == "images":
-            return ImageInputs(images)
+            return ImageInputs(images, self.device)
         assert task.boundary is not None
         if task.source == "recompute":
             if self._prefix is None:
                 blocks = [name for hop in task.boundary.hops for name in hop]
                 self._prefix = Path({name: self.weights.build(name) for name in blocks}, trained=())
-            return ImageInputs(images, self._frozen_forward)
+            return ImageInputs(images, self.device, self._frozen_forward)
         views = range(min(task.experiment.data.views, task.train.epochs)) if split == "train" else [None]
         readers = {}
         for view in views:
