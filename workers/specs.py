@@ -19,6 +19,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from workers.lm_specs import CausalLMSpec, LoraSpec, TextSpec
+
 Precision = Literal["fp32", "bf16", "fp16"]
 SnapshotDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "resnext50_32x4d"]
@@ -142,6 +144,10 @@ class TrainSpec:
     channels_last: bool = False
     compile: bool = False
     deterministic: bool = True
+    #: Train low-rank adapters instead of whole matrices (language models).
+    lora: LoraSpec | None = None
+    #: The LM head's matrix in a stage that has it: trained, left alone, or (with lora) trained by an adapter.
+    lm_head: Literal["train", "frozen", "lora"] = "train"
     #: Mid-stage checkpoint about this often (seconds), between steps; None: after every epoch.
     checkpoint_every_s: Annotated[float, Gt(0)] | None = 60.0
 
@@ -150,8 +156,9 @@ class TrainSpec:
 class Experiment:
     """What all nodes of a regime share: the chain, the data and the seed."""
 
-    model: ModelSpec
-    data: DataSpec
+    model: ModelSpec | CausalLMSpec
+    data: DataSpec | TextSpec
+    #: Classes, or the size of the vocabulary.
     classes: int
     seed: int
 
@@ -160,18 +167,21 @@ class Experiment:
 class DataTask:
     """Decode a data set once into the store. `fingerprint` identifies the source files (names, sizes, times)."""
 
-    data: DataSpec
+    data: DataSpec | TextSpec
     fingerprint: str
+    #: Text is split and tokenized by this task: its seed, and the model whose tokenizer it takes.
+    seed: int = 0
+    model: CausalLMSpec | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTask:
     """Write the initial state (torchvision names) as one safetensors file."""
 
-    model: ModelSpec
+    model: ModelSpec | CausalLMSpec
     classes: int
     seed: int
-    #: Identity of `model.weights` (sha256 of the file) or None.
+    #: Identity of the initial weights (sha256 of the file, or of a checkpoint's files) or None.
     weights_digest: str | None = None
 
 
@@ -284,9 +294,11 @@ def _build(hint: Any, value: Any) -> Any:
             return tuple(_build(arguments[0], item) for item in value)
         return tuple(_build(argument, item) for argument, item in zip(arguments, value, strict=True))
     if origin in (typing.Union, types.UnionType) and value is not None:
+        classes = [argument for argument in arguments if dataclasses.is_dataclass(argument)]
+        if classes and isinstance(value, dict):
+            # The first that has all these fields: no two members of a union here have the same.
+            return _build(next(c for c in classes if value.keys() <= {f.name for f in dataclasses.fields(c)}), value)
         for argument in arguments:
-            if dataclasses.is_dataclass(argument) and isinstance(value, dict):
-                return _build(argument, value)
             if typing.get_origin(argument) is tuple and isinstance(value, list):
                 return _build(argument, value)
     return value
