@@ -36,6 +36,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype("<u2"),
     "float16": np.dtype("<f2"),
     "uint8": np.dtype("u1"),
+    "int32": np.dtype("<i4"),
     "int64": np.dtype("<i8"),
 }
 _MAX_ROW_BYTES = 2**31 - 1  # Arrow's widths are int32
@@ -46,7 +47,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 @dataclass(frozen=True)
 class Field:
     """One value a row: `shape` without the row dimension (`()` for a scalar), dtype one of
-    float32, bfloat16, float16, uint8, int64. ValueError when it is not storable."""
+    float32, bfloat16, float16, uint8, int32, int64. ValueError when it is not storable."""
 
     name: str
     dtype: str

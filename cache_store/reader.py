@@ -18,6 +18,7 @@ _TORCH = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "uint8": torch.uint8,
+    "int32": torch.int32,
     "int64": torch.int64,
 }
 
@@ -54,13 +55,13 @@ class RowReader:
         if not index.size:
             return tensors
         targets = [_raw(_bits(t), f.bytes) for t, f in zip(tensors, spec.fields, strict=True)]
-        shards = index // spec.shard_rows
+        shards, within = spec.locate(index)
         order = np.argsort(shards, kind="stable")
         bounds = np.flatnonzero(np.diff(shards[order])) + 1
         for places in np.split(order, bounds):
             i = int(shards[places[0]])
             arrays = self._shard(i)
-            local = index[places] - i * spec.shard_rows
+            local = within[places]
             # Rows in a run of the output need no intermediate copy.
             run = int(places[-1]) - int(places[0]) + 1 == len(places)
             for target, array, field in zip(targets, arrays, spec.fields, strict=True):
