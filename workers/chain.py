@@ -16,7 +16,8 @@ State = dict[str, Tensor]
 
 
 class Path(nn.Module):
-    """Parts applied one after the other: blocks map a boundary to a boundary, the last part gives logits (B, classes).
+    """Parts applied one after the other: blocks map a boundary to a boundary, the last part gives the output (images:
+    logits (B, classes)). A `context`, where there is one, goes to every part beside its input.
 
     Parts outside `trained` are frozen: no gradient, and in eval mode whatever mode the path is in, so that a
     frozen BatchNorm never moves (`requires_grad=False` alone would not stop its running statistics).
@@ -44,14 +45,15 @@ class Path(nn.Module):
                 part.train(False)
         return self
 
-    def forward(self, boundary: Boundary) -> Any:
+    def forward(self, boundary: Boundary, context: Any = None) -> Any:
         value: Any = boundary
+        beside = () if context is None else (context,)
         for part in self.parts.values():
             if self.activation_checkpointing and self.training and torch.is_grad_enabled():
                 # Non-re-entrant: the re-entrant kind silently drops gradients when its inputs are frozen.
-                value = checkpoint(part, value, use_reentrant=False, context_fn=_recompute_contexts(part))
+                value = checkpoint(part, value, *beside, use_reentrant=False, context_fn=_recompute_contexts(part))
             else:
-                value = part(value)
+                value = part(value, *beside)
         return value
 
     def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -61,6 +63,7 @@ class Path(nn.Module):
             for name, part in self.parts.items()
             if name in self.trained
             for key, parameter in part.named_parameters()
+            if parameter.requires_grad
         ]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_store.records import NodeStore
-from workers.specs import Experiment
+from workers.specs import Experiment, ModelSpec
 
 _LOADING = '''"""Rebuild this model with torchvision alone: `model = load()`."""
 
@@ -61,13 +61,14 @@ def export(
     import torch
     from safetensors.torch import save
 
+    from workers.domains import domain_of
     from workers.weights import Weights
 
-    weights = Weights(
-        nodes, {f"weights/{name}": commit for name, commit in parts.items()}, experiment, torch.device("cpu")
-    )
+    commits = {f"weights/{name}": commit for name, commit in parts.items()}
+    weights = Weights(nodes, commits, domain_of(experiment), torch.device("cpu"))
     state = {name: tensor for part in parts for name, tensor in weights.state(part).items()}
     model = experiment.model
+    assert isinstance(model, ModelSpec)
     target.mkdir(parents=True, exist_ok=True)
     facts = {
         "model": asdict(model),

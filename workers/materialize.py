@@ -1,4 +1,4 @@
-"""Fill one snapshot set: roll the stored boundary forward by one hop, or make the first one from the images."""
+"""Fill one snapshot set: roll the stored boundary forward by one hop, or make the first one from the raw inputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from cache_store.errors import Interrupted
 from cache_store.records import Attempt
 from workers.boundary import StoredBoundary, snapshot_counters
-from workers.data.images import ImageSource
+from workers.domains import domain_of
 from workers.environment import WorkerEnvironment
 from workers.specs import MaterializeTask
 from workers.weights import Weights
@@ -23,10 +23,10 @@ def materialize(
 ) -> dict[str, Any]:
     """Compute what is missing of the set and commit. Shards already there (an earlier attempt's) are kept."""
     started = time.monotonic()
-    spec = task.experiment
-    images = ImageSource(spec, parents["data"]["result"], environment.snapshots, task.split)
-    weights = Weights(environment.nodes, parents, spec, environment.device)
-    boundary = StoredBoundary(environment, spec, task.boundary, images, weights, task.view)
+    domain = domain_of(task.experiment)
+    source = domain.source(parents["data"]["result"], environment.snapshots, task.split)
+    weights = Weights(environment.nodes, parents, domain, environment.device)
+    boundary = StoredBoundary(environment, domain, task.boundary, source, weights, task.view)
     snapshots = boundary.snapshots
     missing = snapshots.missing()
     done = 0
@@ -39,7 +39,7 @@ def materialize(
             phase="materialize",
             done=done,
             total=done + left,
-            unit="samples",
+            unit=domain.row_unit,
             rate=done / max(seconds, 1e-9),
             seconds_left=left * seconds / max(done, 1),
         )
@@ -48,7 +48,7 @@ def materialize(
     return attempt.commit(
         {
             "set": boundary.spec.id,
-            "rows": boundary.spec.rows,
+            "rows": source.rows,
             "bytes": boundary.spec.bytes,
             "forwards": dict(boundary.total_forwards()),
             "snapshot": snapshot_counters({None: boundary}),

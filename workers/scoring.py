@@ -3,52 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from workers.chain import Boundary, Path
+from workers.chain import Path
 from workers.optim import autocast
 from workers.specs import Precision
 
+if TYPE_CHECKING:
+    from workers.domains.base import Batch, Scorer
+
 
 class Sums:
-    """Running sums over samples, on the device: loss * n, correct, n. Reading them is the only synchronization."""
+    """Running sums over targets, on the device: loss * n, correct, n. Reading them is the only synchronization.
+
+    There is no accuracy from the first batch on whose right predictions nobody counted.
+    """
 
     def __init__(self, device: torch.device, start: Iterable[float] = (0.0, 0.0, 0.0)) -> None:
         self._sums = torch.tensor(list(start), dtype=torch.float64, device=device)
+        self._counted = True
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """`loss` is the mean over the batch; logits (B, classes); labels (B,) int64."""
-        count = len(labels)
-        correct = (logits.detach().argmax(dim=1) == labels).sum()
-        self._sums += torch.stack(
-            (loss.detach().double() * count, correct.double(), correct.new_full((), count).double())
-        )
+    def add(self, loss: Tensor, correct: Tensor | None, count: int) -> None:
+        """`loss` is the mean over `count` targets, of which `correct` were predicted right (None: not counted)."""
+        known = loss.detach().double()
+        self._counted = self._counted and correct is not None
+        right = known.new_zeros(()) if correct is None else correct.double()
+        self._sums += torch.stack((known * count, right, known.new_full((), count)))
 
     def read(self) -> list[float]:
         values: list[float] = self._sums.tolist()
         return values
 
-    def mean(self) -> tuple[float, float]:
-        """(mean loss, accuracy 0..1)."""
+    def mean(self) -> tuple[float, float | None]:
+        """(mean loss, accuracy 0..1 or None where it was not counted)."""
         loss, correct, count = self.read()
-        return loss / max(count, 1.0), correct / max(count, 1.0)
+        return loss / max(count, 1.0), correct / max(count, 1.0) if self._counted else None
 
 
 @torch.no_grad()
 def score(
-    path: Path, batches: Iterable[tuple[int, Boundary, Tensor]], precision: Precision, device: torch.device
-) -> tuple[float, float, int]:
-    """(mean cross-entropy, accuracy 0..1, samples) of the path in eval mode; the mode is put back."""
+    path: Path, batches: Iterable[Batch], scorer: Scorer, precision: Precision, device: torch.device
+) -> dict[str, float]:
+    """The scorer's metrics of the path in eval mode; the mode is put back."""
     was_training = path.training
     path.train(False)
-    sums = Sums(device)
-    for _, boundary, labels in batches:
+    for batch in batches:
         with autocast(precision, device):
-            logits = path(boundary)
-        sums.add(F.cross_entropy(logits.float(), labels), logits, labels)
+            output = path(batch.boundary, batch.context)
+        scorer.add(output, batch)
     path.train(was_training)
-    loss, accuracy = sums.mean()
-    return loss, accuracy, int(sums.read()[2])
+    return scorer.metrics()

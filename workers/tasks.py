@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save as save_bytes
 
+from cache_store.errors import Interrupted
 from cache_store.records import Attempt
 from cache_store.storage import Storage
 from workers import models, specs
@@ -17,8 +18,12 @@ from workers.data.prepare import prepare
 from workers.environment import WorkerEnvironment, prepare_process
 from workers.evaluate import evaluate
 from workers.materialize import materialize
+from workers.lm_specs import CausalLMSpec, TextSpec
 from workers.orders import WorkOrder
 from workers.train_stage import Stage
+
+#: Files beside a language model's weights (tokenizer, generation settings) are kept under names that begin so.
+COMPANION = "companion-"
 
 
 def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
@@ -55,17 +60,58 @@ def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
 
 def _prepare_data(task: specs.DataTask, environment: WorkerEnvironment, attempt: Attempt) -> dict[str, Any]:
     started = time.monotonic()
-    result = prepare(task.data, environment.snapshots, environment.control.progress, fingerprint=task.fingerprint)
+    progress = environment.control.progress
+    if isinstance(task.data, TextSpec):
+        from workers.data.text.prepare import prepare_text
+
+        assert task.model is not None
+        result = prepare_text(
+            task.data, task.model, task.seed, environment.snapshots, progress, fingerprint=task.fingerprint
+        )
+    else:
+        result = prepare(task.data, environment.snapshots, progress, fingerprint=task.fingerprint)
     return attempt.commit({**result, "seconds": time.monotonic() - started, "where": environment.where()})
 
 
 def _initial_model(task: specs.ModelTask, environment: WorkerEnvironment, attempt: Attempt) -> dict[str, Any]:
     started = time.monotonic()
+    if isinstance(task.model, CausalLMSpec):
+        return _import_language_model(task, task.model, environment, attempt)
     state = models.initial_state(task.model, task.classes, task.seed)
     attempt.write("state.safetensors", save_bytes(state))
     return attempt.commit(
         {
             "digest": state_digest(state),
+            "seconds": time.monotonic() - started,
+            "where": environment.where(),
+        }
+    )
+
+
+def _import_language_model(
+    task: specs.ModelTask, model: CausalLMSpec, environment: WorkerEnvironment, attempt: Attempt
+) -> dict[str, Any]:
+    """One file a part, written as it is read: the model is never held whole."""
+    from workers.models.causal_lm.imports import companions, import_parts
+    from workers.models.causal_lm.parts import part_names
+
+    started = time.monotonic()
+    total = len(part_names(model))
+    parts: dict[str, Any] = {}
+    for name, state in import_parts(model, task.seed):
+        file = f"{name}.safetensors"
+        record = attempt.write(file, save_bytes(state))
+        parts[name] = {"file": file, "digest": state_digest(state), "bytes": record["bytes"]}
+        environment.control.progress(phase="import", done=len(parts), total=total, unit="parts")
+        if environment.control.should_stop():
+            raise Interrupted("the import of the model was stopped; it starts again with the next run")
+    beside = companions(model)
+    for name, data in beside.items():
+        attempt.write(f"{COMPANION}{name}", data)
+    return attempt.commit(
+        {
+            "parts": parts,
+            "companions": sorted(beside),
             "seconds": time.monotonic() - started,
             "where": environment.where(),
         }

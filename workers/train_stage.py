@@ -7,38 +7,39 @@ and run again ends with the same bits (same machine, same thread count, determin
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save as save_bytes
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from cache_store.crashpoints import reach
 from cache_store.errors import Interrupted, TrainingDiverged
 from cache_store.records import Attempt
-from workers import checkpoint, models
+from workers import checkpoint
 from workers.batches import (
-    ImageInputs,
     Inputs,
-    SnapshotInputs,
-    batches,
+    MicroBatch,
+    RawInputs,
+    StoredInputs,
     epoch_order,
+    in_order,
+    micro_batches,
     steps_per_epoch,
 )
 from workers.boundary import StoredBoundary, snapshot_counters
-from workers.chain import Boundary, Path, State, cpu_state, module_bytes, state_digest
+from workers.chain import Boundary, Path, State, module_bytes, state_digest
 from workers.checkpoint import Snapshot, StageProgress
-from workers.data.images import ImageSource
+from workers.domains import Batch, Source, domain_of
 from workers.environment import WorkerEnvironment
 from workers.exits import exit_reason, is_better
-from workers.memory import PeakMeter, settled_private_bytes
+from workers.memory import SAMPLED_EPOCHS, PeakMeter, settled_private_bytes
 from workers.optim import (
     as_input,
     autocast,
@@ -50,6 +51,7 @@ from workers.optim import (
 from workers.scoring import Sums, score
 from workers.seeds import derive_seed
 from workers.specs import StageTask
+from workers.stage_path import StagePath
 from workers.weights import ADAPTER, AUX, Weights, read_tensors
 
 #: Seconds between looks at the loss, the stop flag and the clock. On a device each look is one synchronization.
@@ -71,24 +73,25 @@ class Stage:
         self.train = task.train
         self.environment = environment
         self.device = environment.device
+        self.domain = domain_of(task.experiment)
         self._attempt = attempt
         self._parents = parents
-        self.weights = Weights(environment.nodes, parents, task.experiment, self.device)
+        self.weights = Weights(environment.nodes, parents, self.domain, self.device)
         self._host_baseline = settled_private_bytes()
 
         torch.manual_seed(derive_seed(task.experiment.seed, "stage", task.name))
-        self.path = self._build_path()
-        self.names = [name for name, _ in self.path.trained_parameters()]
-        self.parameters = [parameter for _, parameter in self.path.trained_parameters()]
-        self.optimizer = build_optimizer(self.train.optimizer, self.parameters)
+        self.path = StagePath(task, self.domain, self.weights, self.device)
+        self.optimizer = build_optimizer(self.train.optimizer, self.path.parameters)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.train.precision == "fp16")
-        self.forward: Callable[[Boundary], Tensor] = torch.compile(self.path) if self.train.compile else self.path
+        module = self.path.module
+        self.forward: Callable[..., Any] = torch.compile(module) if self.train.compile else module
 
-        self.images = {split: self._images(split) for split in ("train", "validation")}
+        self.sources = {split: self._source(split) for split in ("train", "validation")}
+        self.views = self.domain.views(self.sources["train"])
         self.boundaries: dict[tuple[str, int | None], StoredBoundary] = {}
         self._prefix: Path | None = None
         self.inputs = {split: self._inputs(split) for split in ("train", "validation")}
-        self.per_epoch = steps_per_epoch(self.images["train"].rows, self.train.batch_size, self.train.drop_last)
+        self.per_epoch = steps_per_epoch(self.sources["train"].rows, self.train.batch_size, self.train.drop_last)
         self.total_steps = self.train.epochs * self.per_epoch
         if self.train.exit.steps is not None:
             self.total_steps = min(self.total_steps, self.train.exit.steps)
@@ -100,63 +103,43 @@ class Stage:
 
     # -- building ---------------------------------------------------------------------------------------
 
-    def _build_path(self) -> Path:
-        task = self.task
-        parts: dict[str, nn.Module] = {}
-        for index, name in enumerate(task.path):
-            if name in (ADAPTER, AUX):
-                parts[name] = self._training_only_part(name, index)
-            else:
-                parts[name] = self.weights.build(name)
-        trained = {*task.trained, *({ADAPTER, AUX} & set(task.path))}
-        path = Path(parts, trained, activation_checkpointing=self.train.activation_checkpointing)
-        path.to(self.device)
-        if self.train.channels_last:
-            path.to(memory_format=torch.channels_last)
-        return path
-
-    def _training_only_part(self, name: str, index: int) -> nn.Module:
-        """The adapter (to whatever follows it in the path) or the local head, fresh from its own seed."""
-        spec, path = self.task.experiment, self.task.path
-        blocks = models.part_names(spec.model, spec.data.image_size, spec.classes)
-        if index > 0:
-            source = blocks.index(path[index - 1]) + 1
-        else:  # right after the stored boundary: the base is taken as it comes
-            assert self.task.boundary is not None
-            source = sum(len(hop) for hop in self.task.boundary.hops)
-        seed = derive_seed(spec.seed, name, self.task.name)
-        size = spec.data.image_size
-        if name == AUX:
-            return models.build_aux(spec.model, size, spec.classes, source, seed, self.device)
-        target = blocks.index(path[index + 1])
-        return models.build_adapter(spec.model, size, spec.classes, source, target, seed, self.device)
-
-    def _images(self, split: str) -> ImageSource:
-        return ImageSource(self.task.experiment, self._parents["data"]["result"], self.environment.snapshots, split)
+    def _source(self, split: str) -> Source:
+        return self.domain.source(self._parents["data"]["result"], self.environment.snapshots, split)
 
     def _inputs(self, split: str) -> Inputs:
-        task, images = self.task, self.images[split]
-        if task.source == "images":
-            return ImageInputs(images, self.device)
+        task, source, train = self.task, self.sources[split], self.train
+        if task.source != "snapshots":
+            prefix = None
+            if task.source == "recompute":
+                assert task.boundary is not None
+                if self._prefix is None:
+                    blocks = [name for hop in task.boundary.hops for name in hop]
+                    self._prefix = Path({name: self.weights.build(name) for name in blocks}, trained=())
+                prefix = self._frozen_forward
+            return RawInputs(
+                self.domain,
+                source,
+                self.device,
+                train.precision,
+                channels_last=train.channels_last,
+                prefix=prefix,
+            )
         assert task.boundary is not None
-        if task.source == "recompute":
-            if self._prefix is None:
-                blocks = [name for hop in task.boundary.hops for name in hop]
-                self._prefix = Path({name: self.weights.build(name) for name in blocks}, trained=())
-            return ImageInputs(images, self.device, self._frozen_forward)
-        views = range(min(task.experiment.data.views, task.train.epochs)) if split == "train" else [None]
+        views = range(min(self.views, train.epochs)) if split == "train" else [None]
         readers = {}
         for view in views:
-            boundary = StoredBoundary(self.environment, task.experiment, task.boundary, images, self.weights, view)
+            boundary = StoredBoundary(self.environment, self.domain, task.boundary, source, self.weights, view)
             self.boundaries[split, view] = boundary
             readers[view] = boundary.reader()
-        return SnapshotInputs(readers, self.device, self.train.precision)
+        return StoredInputs(
+            self.domain, source, readers, self.device, train.precision, channels_last=train.channels_last
+        )
 
-    def _frozen_forward(self, boundary: Boundary) -> Boundary:
+    def _frozen_forward(self, batch: Batch) -> Batch:
         assert self._prefix is not None
         with autocast(self.train.precision, self.device):
-            outputs: Boundary = self._prefix(boundary)
-        return as_input(outputs, self.train.precision)
+            outputs: Boundary = self._prefix(batch.boundary, batch.context)
+        return dataclasses.replace(batch, boundary=as_input(outputs, self.train.precision))
 
     # -- running ----------------------------------------------------------------------------------------
 
@@ -176,33 +159,44 @@ class Stage:
         if self.train.head_optimizer == "carry" and "optimizer" in self._parents:
             record = self._parents["optimizer"]["files"].get(OPTIMIZER_FILE)
             if record is not None:
-                restore_optimizer(self.optimizer, self.names, read_tensors(self.environment.nodes, record))
+                restore_optimizer(self.optimizer, self.path.names, read_tensors(self.environment.nodes, record))
         found = checkpoint.load(self.environment.nodes, self._attempt.node_id)
         if found is None:
             return
         self.progress, self.best = found.progress, found.best
-        self._load_model(found.model)
-        restore_optimizer(self.optimizer, self.names, found.optimizer)
+        self.path.load(found.model)
+        restore_optimizer(self.optimizer, self.path.names, found.optimizer)
         if found.scaler:
             self.scaler.load_state_dict(found.scaler)
 
     def _run_epoch(self) -> None:
         progress = self.progress
         epoch = progress.epoch
-        view = epoch % self.task.experiment.data.views
-        order = epoch_order(self.task.experiment.seed, epoch, self.images["train"].rows)
+        order = epoch_order(self.task.experiment.seed, epoch, self.sources["train"].rows)
         last = min(self.per_epoch, self.total_steps - epoch * self.per_epoch)
         sums = Sums(self.device, progress.sums)
         # The first step with a loss that is not finite, kept on the device until the next look at it.
         bad_step = torch.full((), math.inf, dtype=torch.float64, device=self.device)
         clock = _Clock(progress.epoch_seconds)
-        self.path.train(True)
-        batches_of_epoch = self._batches("train", order, view, range(progress.step, last))
-        with PeakMeter(self.device) as meter, closing(batches_of_epoch):
-            for step, boundary, labels in batches_of_epoch:
-                loss = self._step(boundary, labels, self._rate(progress.global_step), sums)
+        self.path.module.train(True)
+        loaded = micro_batches(
+            self.inputs["train"],
+            order,
+            batch_size=self.train.batch_size,
+            accumulate=self.train.accumulate,
+            view=epoch % self.views,
+            steps=range(progress.step, last),
+            device=self.device,
+        )
+        sampled = epoch < SAMPLED_EPOCHS
+        with PeakMeter(self.device, host=sampled) as meter, closing(loaded):
+            for micro in loaded:
+                loss = self._backward(micro, sums)
                 bad_step = torch.where(loss.isfinite(), bad_step, bad_step.clamp(max=progress.global_step))
-                progress.step, progress.global_step = step + 1, progress.global_step + 1
+                if not micro.last:
+                    continue
+                self._update(self._rate(progress.global_step))
+                progress.step, progress.global_step = micro.step + 1, progress.global_step + 1
                 reach("stage.step")
                 if self._look_due():
                     self._look(bad_step, sums, clock, last)
@@ -210,9 +204,8 @@ class Stage:
             peak = meter.stop()
         seconds = clock.seconds()
         train_loss, train_accuracy = sums.mean()
-        samples = int(sums.read()[2])
-        validation_loss, validation_accuracy = self._validate()
-        if not math.isfinite(validation_loss):
+        validation = self._validate()
+        if not math.isfinite(validation["loss"]):
             # The last step's own loss was finite, but not what it made of the weights.
             self._check_finite(bad_step.clamp(max=progress.global_step - 1))
         progress.history.append(
@@ -220,12 +213,13 @@ class Stage:
                 "epoch": epoch,
                 "train_loss": train_loss,
                 "train_accuracy": train_accuracy,
-                "validation_loss": validation_loss,
-                "validation_accuracy": validation_accuracy,
+                "validation_loss": validation["loss"],
+                "validation_accuracy": validation["accuracy"],
+                "validation": validation,
                 "lr": self._rate(progress.global_step - 1),
                 "seconds": seconds,
                 "validation_seconds": clock.seconds() - seconds,
-                "images_per_s": samples / max(seconds, 1e-9),
+                f"{self.domain.unit}_per_s": last * self.train.batch_size / max(seconds, 1e-9),
                 "peak_device_bytes": peak.device,
                 "peak_device_reserved_bytes": peak.device_reserved,
                 "peak_host_bytes": peak.host,
@@ -234,14 +228,14 @@ class Stage:
         self._end_epoch()
 
     def _end_epoch(self) -> None:
-        progress = self.progress
-        if is_better(progress.history, progress.best_epoch):
+        progress, monitor = self.progress, self.domain.monitor
+        if is_better(progress.history, progress.best_epoch, monitor):
             progress.best_epoch = progress.epoch
             if self.train.commit == "best":
-                self.best = self._model_state()
+                self.best = self.path.state()
         progress.epoch, progress.step = progress.epoch + 1, 0
         progress.sums, progress.epoch_seconds = [0.0, 0.0, 0.0], 0.0
-        progress.exit = exit_reason(self.train, progress.history, progress.global_step, self.total_steps)
+        progress.exit = exit_reason(self.train, progress.history, progress.global_step, self.total_steps, monitor)
         if progress.exit is None and self._checkpoint_due():
             self._save()
         reach("stage.epoch")
@@ -249,53 +243,34 @@ class Stage:
     def _rate(self, step: int) -> float:
         return learning_rate(self.train.optimizer.lr, self.train.schedule, step, self.total_steps)
 
-    def _step(self, boundary: Boundary, labels: Tensor, rate: float, sums: Sums) -> Tensor:
-        """One optimizer step over `accumulate` micro-batches; returns the mean loss (on the device)."""
-        train = self.train
+    def _backward(self, micro: MicroBatch, sums: Sums) -> Tensor:
+        """Gradients of one micro-batch, weighted by its share of the step; returns its loss (on the device)."""
+        batch = micro.batch
+        with autocast(self.train.precision, self.device):
+            output = self.forward(batch.boundary, batch.context)
+        loss, correct = self.domain.loss(output, batch.targets, self.train)
+        sums.add(loss, correct, len(batch.targets))
+        weighted = loss if micro.share == 1.0 else loss * micro.share
+        self.scaler.scale(weighted).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _update(self, rate: float) -> None:
+        """One optimizer step with the gradients there are."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        total: Tensor | None = None
-        count = len(labels)
-        micro = -(-count // train.accumulate)
-        for first in range(0, count, micro):
-            part = tuple(tensor[first : first + micro] for tensor in boundary) if micro < count else boundary
-            targets = labels[first : first + micro]
-            with autocast(train.precision, self.device):
-                logits = self.forward(part)
-            loss = F.cross_entropy(logits.float(), targets, label_smoothing=train.label_smoothing)
-            sums.add(loss, logits, targets)
-            weighted = loss if micro >= count else loss * (len(targets) / count)
-            self.scaler.scale(weighted).backward()  # type: ignore[no-untyped-call]
-            total = weighted.detach() if total is None else total + weighted.detach()
-        if train.clip is not None:
+        if self.train.clip is not None:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.parameters, train.clip)
+            torch.nn.utils.clip_grad_norm_(self.path.parameters, self.train.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        assert total is not None
-        return total
 
-    def _batches(
-        self, split: str, order: np.ndarray, view: int | None, steps: range
-    ) -> Generator[tuple[int, Boundary, Tensor], None, None]:
-        return batches(
-            self.inputs[split],
-            self.images[split].labels,
-            order,
-            batch_size=self.train.batch_size,
-            view=view,
-            steps=steps,
-            device=self.device,
-            channels_last=self.train.channels_last,
-        )
-
-    def _validate(self) -> tuple[float, float]:
-        rows = self.images["validation"].rows
-        steps = range(-(-rows // self.train.batch_size))
-        loaded = self._batches("validation", np.arange(rows), None, steps)
-        loss, accuracy, _ = score(self.path, loaded, self.train.precision, self.device)
-        return loss, accuracy
+    def _validate(self) -> dict[str, float]:
+        micro = -(-self.train.batch_size // self.train.accumulate)
+        inputs = self.inputs["validation"]
+        loaded = in_order(inputs, batch_size=micro, device=self.device)
+        scorer = self.domain.scorer(inputs.source, self.device)
+        return score(self.path.module, loaded, scorer, self.train.precision, self.device)
 
     # -- looking up from the loop -----------------------------------------------------------------------
 
@@ -314,6 +289,7 @@ class Stage:
             step=progress.step,
             steps=last,
             rate=rate * self.train.batch_size,
+            unit=self.domain.unit,
             seconds_left=(self.total_steps - done) / max(rate, 1e-9),
             loss=loss,
             accuracy=accuracy,
@@ -352,19 +328,6 @@ class Stage:
 
     # -- states -----------------------------------------------------------------------------------------
 
-    def _model_state(self) -> State:
-        """Everything of the path that changes, on the host, named `<part>/<tensor>`."""
-        return {
-            f"{part}/{name}": tensor
-            for part in self.path.parts
-            if part in self.path.trained
-            for name, tensor in cpu_state(self.path.parts[part]).items()
-        }
-
-    def _load_model(self, state: State) -> None:
-        for part in self.path.trained:
-            self.path.parts[part].load_state_dict(_part_state(state, part), strict=True)
-
     def _checkpoint_due(self) -> bool:
         every_s = self.train.checkpoint_every_s
         return every_s is None or time.monotonic() - self._saved >= every_s
@@ -377,19 +340,20 @@ class Stage:
             self._attempt.id,
             Snapshot(
                 progress=self.progress,
-                model=self._model_state(),
+                model=self.path.state(),
                 best=self.best,
-                optimizer=optimizer_tensors(self.optimizer, self.names),
+                optimizer=optimizer_tensors(self.optimizer, self.path.names),
                 scaler=self.scaler.state_dict() if self.scaler.is_enabled() else {},
             ),
         )
 
     def _commit(self) -> dict[str, Any]:
         progress, task = self.progress, self.task
-        state = self.best if self.train.commit == "best" else self._model_state()
+        if self.train.commit == "best":
+            self.path.load(self.best)
         parts: dict[str, Any] = {}
         for part in task.trained:
-            tensors = _part_state(state, part)
+            tensors = self.path.final(part)
             file = f"{part}.safetensors"
             record = self._attempt.write(file, save_bytes(tensors))
             parts[part] = {"file": file, "digest": state_digest(tensors), "bytes": record["bytes"]}
@@ -397,7 +361,7 @@ class Stage:
             # Not of what ends with this stage: the next adapter is another module under the same name.
             tensors = {
                 name: tensor
-                for name, tensor in optimizer_tensors(self.optimizer, self.names).items()
+                for name, tensor in optimizer_tensors(self.optimizer, self.path.names).items()
                 if not name.startswith((f"{ADAPTER}/", f"{AUX}/"))
             }
             self._attempt.write(OPTIMIZER_FILE, save_bytes(tensors))
@@ -427,11 +391,11 @@ class Stage:
                 forwards[block] = forwards.get(block, 0) + count
         if self._prefix is not None:
             samples = self.progress.global_step * self.train.batch_size
-            samples += len(history) * self.images["validation"].rows
+            samples += len(history) * self.sources["validation"].rows
             forwards = dict.fromkeys(self._prefix.parts, samples)
         return {
-            "trainable_parameters": sum(parameter.numel() for parameter in self.parameters),
-            "resident_bytes": module_bytes(self.path) + (module_bytes(self._prefix) if self._prefix else 0),
+            "trainable_parameters": sum(parameter.numel() for parameter in self.path.parameters),
+            "resident_bytes": self.path.resident_bytes() + (module_bytes(self._prefix) if self._prefix else 0),
             "peak_device_bytes": _largest(steady, "peak_device_bytes"),
             "peak_device_reserved_bytes": _largest(steady, "peak_device_reserved_bytes"),
             "peak_host_bytes": _largest(steady, "peak_host_bytes"),
@@ -454,11 +418,6 @@ class _Clock:
 
     def seconds(self) -> float:
         return self._earlier + time.monotonic() - self._started
-
-
-def _part_state(state: State, part: str) -> State:
-    prefix = f"{part}/"
-    return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _largest(history: list[dict[str, Any]], key: str) -> int | None:

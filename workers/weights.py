@@ -12,9 +12,8 @@ from torch import nn
 
 from cache_store.errors import CorruptShard
 from cache_store.records import NodeStore
-from workers import models
 from workers.chain import State, state_digest
-from workers.specs import Experiment
+from workers.domains.base import Domain
 
 ADAPTER = "adapter"
 AUX = "aux"
@@ -28,16 +27,20 @@ class Weights:
         self,
         nodes: NodeStore,
         parents: Mapping[str, Mapping[str, Any]],
-        experiment: Experiment,
+        domain: Domain,
         device: torch.device,
     ) -> None:
         self._nodes = nodes
         self._commits = {
             role.removeprefix("weights/"): commit for role, commit in parents.items() if role.startswith("weights/")
         }
-        self._experiment = experiment
+        self._domain = domain
         self._device = device
         self._digests: dict[str, str] = {}
+
+    def has(self, part: str) -> bool:
+        """Whether a parent holds this part."""
+        return part in self._commits
 
     def digest(self, part: str) -> str:
         """Digest of the part's state: what snapshots downstream of it are addressed by."""
@@ -54,14 +57,11 @@ class Weights:
         commit = self._commits[part]
         trained = commit["result"].get("parts", {})
         file = trained[part]["file"] if part in trained else "state.safetensors"
-        model = self._experiment.model
-        names = models.part_state_names(model, self._experiment.data.image_size, self._experiment.classes, part)
-        return read_tensors(self._nodes, commit["files"][file], names)
+        return read_tensors(self._nodes, commit["files"][file], self._domain.part_state_names(part))
 
     def build(self, part: str) -> nn.Module:
         """The part on the task's device with its weights; frozen or not is the caller's business."""
-        spec = self._experiment
-        module = models.build_part(spec.model, spec.data.image_size, spec.classes, part, self._device)
+        module = self._domain.build_part(part, self._device)
         module.load_state_dict(self.state(part), strict=True)
         return module
 

@@ -1,0 +1,147 @@
+"""The contract between the training code and a kind of data; see `workers.domains`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cache_store.codec import Field
+from cache_store.snapshots import SnapshotStore
+from workers.chain import Boundary, State
+from workers.specs import Precision, TrainSpec
+
+
+class Source(Protocol):
+    """One split of a prepared data set, sample by sample."""
+
+    rows: int
+    #: Digest of everything that determines its samples and their order.
+    identity: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some samples on the host: which, what is to be predicted, and what their shape needs to be known."""
+
+    index: np.ndarray
+    #: Images: classes (B,) int64. Text: next tokens (N,) int64 of the positions that count.
+    targets: Tensor
+    #: Text: the padded batch; None for images.
+    text: Any = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples on the device, as a path takes them."""
+
+    boundary: Boundary
+    targets: Tensor
+    #: What parts need beside the boundary (text: positions, masks, rotary embeddings); None for images.
+    context: Any
+    rows: Rows
+
+
+class Scorer(Protocol):
+    """Sums what a path makes of a split, on the device, and reads it out once."""
+
+    def add(self, output: Any, batch: Batch) -> None:
+        """Take in the path's output for one batch."""
+
+    def metrics(self) -> dict[str, float]:
+        """At least `loss` and `accuracy` (0..1). The only synchronization with the device."""
+
+
+class Domain(Protocol):
+    """Images or text. One object serves one task."""
+
+    #: Which validation metric chooses epochs: `accuracy` (higher is better) or `loss` (lower is).
+    monitor: Literal["accuracy", "loss"]
+    #: What a sample and a row of a snapshot set are called.
+    unit: str
+    row_unit: str
+
+    # -- parts --------------------------------------------------------------------------------------------
+
+    def part_names(self) -> list[str]:
+        """Blocks in forward order, then `head`."""
+
+    def part_state_names(self, part: str) -> list[str]:
+        """Names in the part's state dict, without allocating it."""
+
+    def build_part(self, part: str, device: torch.device) -> nn.Module:
+        """The part, allocated, weights unset."""
+
+    def build_adapter(self, source: int, target: int, seed: int, device: torch.device) -> nn.Module:
+        """Training-only map from boundary `source` to the input of block `target` (n: the head)."""
+
+    def build_aux(self, source: int, seed: int, device: torch.device, head: State | None) -> nn.Module:
+        """LW's local head on boundary `source`; `head`: the state of the real head, where it starts from that."""
+
+    def prepare_training(self, part: str, module: nn.Module, train: TrainSpec, seed: int) -> None:
+        """Make the part ready to be trained: freeze what stays, put low-rank adapters in. All its parameters require
+        gradients before."""
+
+    def final_state(self, module: nn.Module) -> State:
+        """A trained part's own tensors on the host, named as `part_state_names` does."""
+
+    # -- rows ---------------------------------------------------------------------------------------------
+
+    def source(self, data_result: Mapping[str, Any], snapshots: SnapshotStore, split: str) -> Source:
+        """A split of the prepared data."""
+
+    def views(self, source: Source) -> int:
+        """Augmentation views: epoch e uses view e mod views."""
+
+    def rows(self, source: Source, index: np.ndarray) -> Rows:
+        """Targets and shapes of some samples, without their inputs."""
+
+    def target_counts(self, source: Source, index: np.ndarray) -> np.ndarray:
+        """How many targets each of these samples has: int64, like `index`."""
+
+    def load(self, source: Source, rows: Rows, view: int | None) -> Boundary:
+        """Boundary 0 of these samples, host tensors."""
+
+    def batch(
+        self,
+        rows: Rows,
+        boundary: Boundary,
+        *,
+        stored: bool,
+        device: torch.device,
+        precision: Precision,
+        channels_last: bool = False,
+    ) -> Batch:
+        """Host tensors as a batch on the device. `stored`: `boundary` holds rows of a snapshot set."""
+
+    # -- snapshots ----------------------------------------------------------------------------------------
+
+    def fields(self, blocks: int, dtype: str) -> tuple[Field, ...]:
+        """What a row of the boundary after the first `blocks` blocks holds."""
+
+    def offsets(self, source: Source) -> np.ndarray | None:
+        """First set row of every sample, int64 (samples + 1,); None where a sample is a row."""
+
+    def set_rows(self, source: Source, index: np.ndarray) -> np.ndarray:
+        """The rows of a snapshot set that belong to these samples, in order."""
+
+    def to_rows(self, boundary: Boundary, batch: Batch) -> Boundary:
+        """A boundary computed from `batch` as rows of a snapshot set (nothing padded)."""
+
+    def view_identity(self, view: int | None) -> Any:
+        """JSON that names everything a view depends on."""
+
+    def model_identity(self) -> Any:
+        """JSON that names the architecture, where digests of states do not."""
+
+    # -- objective ----------------------------------------------------------------------------------------
+
+    def loss(self, output: Any, targets: Tensor, train: TrainSpec) -> tuple[Tensor, Tensor | None]:
+        """(mean loss over the targets, how many were predicted right or None), on the device."""
+
+    def scorer(self, source: Source, device: torch.device) -> Scorer:
+        """A fresh scorer for one pass over the split."""

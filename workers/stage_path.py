@@ -1,0 +1,83 @@
+"""What one stage trains: its path built, its parameters named, its state taken and put back."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from workers.chain import Path, State, module_bytes
+from workers.domains.base import Domain
+from workers.seeds import derive_seed
+from workers.specs import StageTask
+from workers.weights import ADAPTER, AUX, Weights
+
+
+class StagePath:
+    """The path of a stage on its device. `names` and `parameters`: what is updated, in forward order."""
+
+    def __init__(self, task: StageTask, domain: Domain, weights: Weights, device: torch.device) -> None:
+        self._task, self._domain, self._weights, self._device = task, domain, weights, device
+        parts: dict[str, nn.Module] = {}
+        for index, name in enumerate(task.path):
+            parts[name] = self._training_only(name, index) if name in (ADAPTER, AUX) else weights.build(name)
+        trained = {*task.trained, *({ADAPTER, AUX} & set(task.path))}
+        checkpointing = task.train.activation_checkpointing
+        self.module = Path(parts, trained, activation_checkpointing=checkpointing)
+        for name in sorted(trained):
+            seed = derive_seed(task.experiment.seed, "lora", task.name, name)
+            domain.prepare_training(name, parts[name], task.train, seed)
+        self.module.to(device)
+        if task.train.channels_last:
+            self.module.to(memory_format=torch.channels_last)
+        named = self.module.trained_parameters()
+        self.names = [name for name, _ in named]
+        self.parameters = [parameter for _, parameter in named]
+
+    def _training_only(self, name: str, index: int) -> nn.Module:
+        """The adapter (to whatever follows it in the path) or the local head, fresh from its own seed."""
+        task, domain = self._task, self._domain
+        blocks = domain.part_names()
+        if index > 0:
+            source = blocks.index(task.path[index - 1]) + 1
+        else:  # right after the stored boundary: the base is taken as it comes
+            assert task.boundary is not None
+            source = sum(len(hop) for hop in task.boundary.hops)
+        seed = derive_seed(task.experiment.seed, name, task.name)
+        if name == AUX:
+            head = self._weights.state("head") if self._weights.has("head") else None
+            return domain.build_aux(source, seed, self._device, head)
+        return domain.build_adapter(source, blocks.index(task.path[index + 1]), seed, self._device)
+
+    def state(self) -> State:
+        """Everything that changes while the stage trains, on the host, named `<part>/<tensor>`."""
+        return {
+            f"{part}/{name}": tensor.detach().to("cpu", copy=True).contiguous()
+            for part, module in self._trained()
+            for name, tensor in _changing(module).items()
+        }
+
+    def load(self, state: State) -> None:
+        """Put back what `state()` gave."""
+        for part, module in self._trained():
+            prefix = f"{part}/"
+            own = {key[len(prefix) :]: tensor for key, tensor in state.items() if key.startswith(prefix)}
+            expected = _changing(module).keys()
+            if own.keys() != expected:
+                raise ValueError(f"{part}: a state of other tensors, {sorted(own.keys() ^ expected)[:3]}")
+            module.load_state_dict(own, strict=False)
+
+    def final(self, part: str) -> State:
+        """The part's own tensors as they are committed, on the host."""
+        return self._domain.final_state(self.module.parts[part])
+
+    def resident_bytes(self) -> int:
+        return module_bytes(self.module)
+
+    def _trained(self) -> list[tuple[str, nn.Module]]:
+        return [(name, part) for name, part in self.module.parts.items() if name in self.module.trained]
+
+
+def _changing(module: nn.Module) -> State:
+    """Trained parameters and buffers: a frozen matrix under a low-rank adapter need not be saved again."""
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
