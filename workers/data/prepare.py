@@ -18,13 +18,14 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from cache_store.errors import CorruptShard, DataError, MissingShard
+from cache_store.errors import DataError
 from cache_store.keys import digest_json
-from cache_store.snapshots import Field, SetSpec, SnapshotSet, SnapshotStore
+from cache_store.snapshots import Field, SetSpec, SnapshotStore
 from workers.data.cifar import read_pickle
 from workers.data.digits import digits
 from workers.data.facts import FACTS, SPLITS, Split
 from workers.data.inspect import DataOutline, locate, outline_of
+from workers.data.missing import missing_shards
 from workers.data.sources import Source
 from workers.specs import DataSpec, rows_per_shard
 
@@ -77,7 +78,7 @@ def prepare(
         for split in SPLITS:
             target = snapshots.open(set_spec(data, source, outline, split))
             spec = target.spec
-            while missing := _missing(target):
+            while missing := missing_shards(target):
                 done = before + spec.rows - sum(len(spec.shard_range(shard)) for shard in missing)
                 for shard in missing:
                     rows = spec.shard_range(shard)
@@ -97,18 +98,6 @@ def prepare(
         "rows": {"train": outline.train_rows, "test": outline.test_rows},
         "classes": outline.classes,
     }
-
-
-def _missing(target: SnapshotSet) -> list[int]:
-    """Shards to decode: those without a record; a damaged record is moved aside first."""
-    try:
-        target.digest()
-        return []
-    except (MissingShard, CorruptShard):
-        missing = target.missing()
-        if not missing:  # damaged, but could not be moved aside
-            raise
-        return missing
 
 
 def set_spec(data: DataSpec, source: Source, outline: DataOutline, split: Split) -> SetSpec:

@@ -16,13 +16,13 @@ def rows(data: DataSpec, seed: int, train_rows: int, test_rows: int) -> dict[str
     from the rest, so a limit never changes what validation is. A limit above what there is means all of it.
     Raises ConfigError when `validation` leaves no sample to train or to validate on.
     """
-    order = _permutation(train_rows, seed, "train")
+    order = permutation(train_rows, seed, "train")
     held_out = _validation_rows(data.validation, train_rows)
     validation, train = order[:held_out], order[held_out:]
     return {
         "train": np.sort(train[: data.train_limit]),
         "validation": np.sort(validation),
-        "test": np.sort(_permutation(test_rows, seed, "test")[: data.test_limit]),
+        "test": np.sort(permutation(test_rows, seed, "test")[: data.test_limit]),
     }
 
 
@@ -39,7 +39,8 @@ def _validation_rows(validation: float, train_rows: int) -> int:
     return count
 
 
-def _permutation(count: int, seed: int, name: str) -> np.ndarray:
+def permutation(count: int, seed: int, name: str) -> np.ndarray:
+    """The numbers 0 .. count - 1 in an order that is a function of (count, seed, name) alone, int64."""
     # Sorting a bit generator's raw stream: numpy keeps that stable across versions, unlike `permutation`.
     keys = np.random.Philox(key=derive_seed(seed, "split", name)).random_raw(count)
     return np.argsort(keys, kind="stable").astype(np.int64)

@@ -1,0 +1,18 @@
+"""Which shards of a prepared set have yet to be made."""
+
+from __future__ import annotations
+
+from cache_store.errors import CorruptShard, MissingShard
+from cache_store.snapshots import SnapshotSet
+
+
+def missing_shards(target: SnapshotSet) -> list[int]:
+    """Shards to make: those without a record; a damaged record is moved aside first."""
+    try:
+        target.digest()
+        return []
+    except (MissingShard, CorruptShard):
+        missing = target.missing()
+        if not missing:  # damaged, but could not be moved aside
+            raise
+        return missing

@@ -1,0 +1,74 @@
+"""What a text data set is, without a tokenizer: found, counted, fingerprinted. No torch, no transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from workers.data.text.hub import HubCorpus
+from workers.data.text.records import SPLITS, Corpus
+from workers.data.text.running import FileCorpus, StdlibCorpus
+from workers.data.text.splits import data_is_packed, split_documents
+from workers.data.text.tasks import MMLU, WinoGrande
+from workers.lm_specs import TextSpec
+
+#: Bytes of text a token, about: for estimates before anything is tokenized.
+BYTES_PER_TOKEN = 4
+#: Candidates a question, of which training takes one.
+_CANDIDATES = {"mmlu": 4, "winogrande": 2}
+
+_CORPORA: dict[str, Callable[[TextSpec], Corpus]] = {
+    "text": FileCorpus,
+    "chat": FileCorpus,
+    "mmlu": MMLU,
+    "winogrande": WinoGrande,
+    "hub": HubCorpus,
+    "stdlib": StdlibCorpus,
+}
+
+
+@dataclass(frozen=True)
+class TextOutline:
+    """A text data set in figures.
+
+    `documents`: those of each split (of a task: questions); `bytes`: about their text; `rows`: samples of each split,
+    exact where a sample is a document that is not dropped, else estimated from the bytes; `fingerprint` (sha256, hex)
+    changes with the documents.
+    """
+
+    documents: dict[str, int]
+    bytes: int
+    rows: dict[str, int]
+    fingerprint: str
+
+
+def inspect_text(data: TextSpec, seed: int = 0) -> TextOutline:
+    """Describe a text data set: reads listings, Parquet footers and counts lines; of tasks and stdlib, all.
+
+    DataError, all problems of the files at once: nothing at `path`, unreadable or empty files, no such column (with
+    the nearest one), a broken question. ConfigError: a split without documents, a hub data set that is not pinned.
+    `seed` changes no figure, only which documents are meant.
+    """
+    corpus = open_corpus(data)
+    parts = split_documents(data, seed, corpus.documents)
+    documents = {split: len(numbers) for split, (_, numbers) in parts.items()}
+    rows = dict(documents)
+    if data_is_packed(data):
+        limits = {"train": data.train_limit, "validation": data.validation_limit, "test": data.test_limit}
+        for split, (own, numbers) in parts.items():
+            size = corpus.bytes[own] * len(numbers) / corpus.documents[own]
+            estimate = max(1, round(size / BYTES_PER_TOKEN / data.sequence_length))
+            rows[split] = min(estimate, limits[split] or estimate)
+    for split in ("validation", "test"):
+        rows[split] *= _CANDIDATES.get(data.name, 1)
+    return TextOutline(
+        documents={split: documents[split] for split in SPLITS},
+        bytes=sum(corpus.bytes.values()),
+        rows={split: rows[split] for split in SPLITS},
+        fingerprint=corpus.fingerprint,
+    )
+
+
+def open_corpus(data: TextSpec) -> Corpus:
+    """Find the documents of a data set. Errors as `inspect_text`."""
+    return _CORPORA[data.name](data)

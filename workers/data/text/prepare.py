@@ -1,0 +1,311 @@
+"""Tokenize a text data set once into the store: two sets a split, of tokens and of samples.
+
+Documents are read, tokenized in batches by the tokenizer's own threads and spooled to a temporary file; then the
+samples are laid out and their shards written one after another. Memory is bounded by a batch of documents and one
+shard, plus some bytes a document. What is complete in the store is not tokenized again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import numpy as np
+
+from cache_store.errors import ConfigError, DataError
+from cache_store.keys import digest_json
+from cache_store.snapshots import SnapshotStore
+from workers.data.missing import missing_shards
+from workers.data.splits import permutation
+from workers.data.text.encoding import Encoded, Encoder, encoder_of
+from workers.data.text.inspect import open_corpus
+from workers.data.text.layout import Samples, cut_overlong, document_samples, packed_samples, token_fields, without
+from workers.data.text.ragged import offsets_of
+from workers.data.text.records import SPLITS, Corpus, Record, broken
+from workers.data.text.splits import data_is_packed, split_documents
+from workers.data.text.spool import Spool
+from workers.data.text.statistics import split_statistics
+from workers.data.text.stored import Summary, cuts_of, is_complete, open_sets, sample_columns, split_result
+from workers.data.text.tasks import WinoGrande
+from workers.data.text.tokenizers import Tokenizer, load_tokenizer, longest_sample
+from workers.lm_specs import CausalLMSpec, TextSpec
+
+#: Documents tokenized together: enough to keep a tokenizer's threads busy.
+_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 512, 4 << 20
+
+
+class Progress(Protocol):
+    def __call__(self, *, done: int, total: int, unit: str) -> None: ...
+
+
+def prepare_text(
+    data: TextSpec,
+    model: CausalLMSpec,
+    seed: int,
+    snapshots: SnapshotStore,
+    progress: Progress | Callable[..., None] | None = None,
+    fingerprint: str | None = None,
+) -> dict[str, Any]:
+    """Tokenize what is not in the store yet; return a JSON value:
+
+    `{"train": {"tokens": set id, "samples": set id, "digest"}, "validation": …, "test": …, "digest", "rows": {split:
+    samples}, "tokens": {split: tokens}, "pad": token, "tokenizer": digest, "vocabulary": tokens, "packed", "restarts",
+    "statistics": {split: …}}`; see `workers.data.text.statistics`.
+
+    Packed: the documents of a split, joined by the end-of-text token, as samples of exactly `sequence_length` tokens
+    (the last one shorter). Else a sample a document; longer ones as `overlong` says, cut at their end (a task's
+    question at its beginning, where lm-evaluation-harness cuts). Train holds the correct candidate of a question,
+    validation and test all of them. A sample in which nothing counts is left out and counted. Limits take samples
+    (packed), documents or questions.
+
+    `progress(done=, total=, unit="documents")`. ConfigError: the tokenizer does not fit (see `load_tokenizer`), has no
+    chat template, or `sequence_length` exceeds the model's positions. DataError: as `inspect_text`; a document that
+    cannot be used (file and row); a split in which nothing is left; the files' fingerprint is not `fingerprint`.
+    """
+    _check_length(data, model)
+    corpus = open_corpus(data)
+    if fingerprint not in (None, corpus.fingerprint):
+        raise DataError(f"data.path: the files of {data.path} have changed since the run was planned; run again")
+    tokenizer = load_tokenizer(model)
+    encoder = encoder_of(data, tokenizer)
+    parts = split_documents(data, seed, corpus.documents)
+    if isinstance(corpus, WinoGrande):
+        corpus.draw_shots(_all_trained(data, seed, corpus), seed)
+    splits = {split: _Split(data, seed, split, corpus, tokenizer, snapshots) for split in SPLITS}
+    todo = {split: parts[split] for split in SPLITS if not splits[split].find()}
+    with ExitStack() as spools:
+        for split in todo:
+            splits[split].begin(spools.enter_context(Spool()))
+        counter = _Counter(progress, sum(len(numbers) for _, numbers in parts.values()))
+        counter.add(sum(len(numbers) for split, (_, numbers) in parts.items() if split not in todo))
+        _tokenize(corpus, encoder, splits, todo, counter)
+        for split in todo:
+            splits[split].finish()
+    statistics = {split: splits[split].summary["statistics"] for split in SPLITS}
+    results = {split: splits[split].result() for split in SPLITS}
+    packed = data_is_packed(data)
+    return {
+        **results,
+        "digest": digest_json([results[split]["digest"] for split in SPLITS]),
+        "rows": {split: statistics[split]["samples"]["count"] for split in SPLITS},
+        "tokens": {split: statistics[split]["tokens"] for split in SPLITS},
+        "pad": tokenizer.pad,
+        "tokenizer": tokenizer.digest,
+        "vocabulary": tokenizer.vocabulary,
+        "packed": packed,
+        "restarts": packed and data.isolate,
+        "statistics": statistics,
+    }
+
+
+def _check_length(data: TextSpec, model: CausalLMSpec) -> None:
+    positions = longest_sample(model)
+    if positions is not None and data.sequence_length > positions:
+        raise ConfigError(
+            f"data.sequence_length: {data.sequence_length} tokens are more than the model has positions for; allowed: "
+            f"2 to {positions}"
+        )
+
+
+def _all_trained(data: TextSpec, seed: int, corpus: Corpus) -> np.ndarray:
+    """The documents of train whatever its limit, so that examples do not change with it."""
+    import dataclasses
+
+    return split_documents(dataclasses.replace(data, train_limit=None), seed, corpus.documents)["train"][1]
+
+
+class _Counter:
+    def __init__(self, progress: Progress | Callable[..., None] | None, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+
+    def add(self, documents: int) -> None:
+        self._done += documents
+        if self._progress is not None and documents:
+            self._progress(done=self._done, total=self._total, unit="documents")
+
+
+def _tokenize(
+    corpus: Corpus,
+    encoder: Encoder,
+    splits: Mapping[str, _Split],
+    todo: Mapping[str, tuple[str, np.ndarray]],
+    counter: _Counter,
+) -> None:
+    """Read every document of the splits to do once, and hand it to its split, in order."""
+    for own in dict.fromkeys(own for own, _ in todo.values()):
+        names = [split for split in todo if todo[split][0] == own]
+        owner = np.full(corpus.documents[own], -1, np.int8)
+        for index, split in enumerate(names):
+            owner[todo[split][1]] = index
+        pending: list[list[Record]] = [[] for _ in names]
+        characters = [0] * len(names)
+
+        def flush(index: int, names: list[str] = names, pending: list[list[Record]] = pending) -> None:
+            records, pending[index] = pending[index], []
+            if records:
+                splits[names[index]].add(records, encoder)
+                counter.add(len(records))
+
+        for number, record in corpus.records(own, owner >= 0):
+            index = int(owner[number])
+            pending[index].append(record)
+            characters[index] += len(record.value) if isinstance(record.value, str) else 0
+            if len(pending[index]) >= _BATCH_DOCUMENTS or characters[index] >= _BATCH_CHARACTERS:
+                flush(index)
+                characters[index] = 0
+        for index in range(len(names)):
+            flush(index)
+
+
+class _Split:
+    """One split on its way into the store: `find`; else `begin`, `add` all documents, `finish`; then `result`."""
+
+    def __init__(
+        self, data: TextSpec, seed: int, split: str, corpus: Corpus, tokenizer: Tokenizer, snapshots: SnapshotStore
+    ) -> None:
+        self._data = data
+        self._seed = seed
+        self._name = split
+        self._snapshots = snapshots
+        self._packed = data_is_packed(data)
+        questions = data.name in ("mmlu", "winogrande")
+        self._candidates = questions and split != "train"
+        self._keep_end = questions
+        self._limit = {"train": data.train_limit, "validation": data.validation_limit, "test": data.test_limit}[split]
+        self._key = {
+            "kind": "text",
+            "version": 1,
+            "split": split,
+            "fingerprint": corpus.fingerprint,
+            "tokenizer": tokenizer.digest,
+            "seed": seed,
+            "name": data.name,
+            "held_out": [data.validation, data.test],
+            "length": data.sequence_length,
+            "overlong": None if self._packed else data.overlong,
+            "packed": self._packed,
+            "isolate": self._packed and data.isolate,
+            "shots": data.shots if questions else 0,
+            "limit": self._limit,
+        }
+        self._summary = Summary(snapshots, self._key)
+        self.summary: dict[str, Any] = {}
+
+    def find(self) -> bool:
+        """Whether the split is complete in the store."""
+        summary = self._summary.read()
+        if summary is None:
+            return False
+        self.summary = summary
+        return is_complete(*self._sets())
+
+    def begin(self, spool: Spool) -> None:
+        """Get ready to take documents."""
+        self._spool = spool
+        self._documents: list[np.ndarray] = []
+        self._lengths: list[np.ndarray] = []
+        self._groups: list[np.ndarray] = []
+        self._correct: list[np.ndarray] = []
+        self._questions = 0
+        self._counts = {"truncated": 0, "dropped": 0, "empty": 0}
+
+    def add(self, records: Sequence[Record], encoder: Encoder) -> None:
+        """Tokenize some documents and append them."""
+        encoded = encoder(records, self._candidates)
+        self._documents.append(encoded.lengths[encoded.lengths > 0])
+        self._counts["empty"] += int((encoded.lengths == 0).sum())
+        if not self._packed:
+            encoded = self._fit(encoded, records)
+        encoded = without(encoded, encoded.lengths == 0)
+        self._spool.add(encoded.tokens, encoded.flags)
+        self._lengths.append(encoded.lengths)
+        self._groups.append(encoded.owners + self._questions)
+        self._correct.append(encoded.correct)
+        self._questions += len(records)
+
+    def _fit(self, encoded: Encoded, records: Sequence[Record]) -> Encoded:
+        longest = self._data.sequence_length
+        overlong = encoded.lengths > longest
+        if not overlong.any():
+            return encoded
+        if self._data.overlong == "refuse":
+            first = int(overlong.argmax())
+            raise broken(
+                records[int(encoded.owners[first])],
+                f"it takes {int(encoded.lengths[first])} tokens; data.sequence_length allows {longest}, and "
+                "data.overlong refuses longer ones",
+            )
+        if self._data.overlong == "drop":
+            # A question goes with all its candidates.
+            dropped = np.isin(encoded.owners, encoded.owners[overlong])
+            self._counts["dropped"] += int(dropped.sum())
+            return without(encoded, dropped)
+        encoded, cut = cut_overlong(encoded, longest, self._keep_end)
+        self._counts["truncated"] += cut
+        return encoded
+
+    def finish(self) -> None:
+        """Lay the samples out and write what is missing. DataError when nothing is left."""
+        lengths = _joined(self._lengths, np.int64)
+        documents = offsets_of(lengths)[:-1] if self._packed and self._data.isolate else None
+        samples = self._samples(lengths)
+        counted = samples.targets > 0
+        if self._candidates:
+            counted = ~np.isin(samples.group, samples.group[~counted])
+        self._counts["without_targets"] = int((~counted).sum())
+        samples = self._chosen(samples.take(np.flatnonzero(counted)))
+        if not len(samples.starts):
+            raise DataError(
+                f"data.{self._name}: no samples are left of {sum(map(len, self._documents))} documents "
+                f"({', '.join(f'{count} {what}' for what, count in self._counts.items())})"
+            )
+        statistics = split_statistics(
+            _joined(self._documents, np.int64), samples.lengths, samples.targets, self._counts
+        )
+        self.summary = {
+            "samples": len(samples.starts),
+            "cuts": cuts_of(samples.lengths),
+            "candidates": self._candidates,
+            "statistics": statistics,
+        }
+        tokens, table = self._sets()
+        columns = sample_columns(samples, self._candidates)
+        while missing := missing_shards(table):
+            for shard in missing:
+                rows = table.spec.shard_range(shard)
+                table.put(shard, [column[rows.start : rows.stop] for column in columns])
+        ends = columns[0] + samples.lengths
+        while missing := missing_shards(tokens):
+            for shard in missing:
+                rows = tokens.spec.shard_range(shard)
+                inside = np.flatnonzero((columns[0] >= rows.start) & (ends <= rows.stop))
+                tokens.put(shard, token_fields(samples.take(inside), self._spool, documents))
+        self._summary.write(self.summary)
+
+    def _samples(self, lengths: np.ndarray) -> Samples:
+        if self._packed:
+            return packed_samples(self._spool.tokens, self._data.sequence_length, self._spool)
+        return document_samples(lengths, _joined(self._groups, np.int64), _joined(self._correct, np.uint8), self._spool)
+
+    def _chosen(self, samples: Samples) -> Samples:
+        """Within the limit of packed samples (documents were limited before), groups numbered from 0."""
+        if self._packed and self._limit is not None:
+            order = permutation(len(samples.starts), self._seed, f"{self._name} samples")
+            samples = samples.take(np.sort(order[: self._limit]))
+        samples.group = np.unique(samples.group, return_inverse=True)[1].astype(np.int64)
+        return samples
+
+    def _sets(self) -> Any:
+        summary = self.summary
+        return open_sets(self._snapshots, self._key, summary["cuts"], summary["samples"], summary["candidates"])
+
+    def result(self) -> dict[str, str]:
+        """Where the split lies."""
+        return split_result(*self._sets())
+
+
+def _joined(pieces: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype), *pieces])

@@ -1,0 +1,141 @@
+"""Token sequences of one split as batches for a model, read from the prepared sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache_store.errors import CorruptShard, DataError, MissingShard
+from cache_store.keys import digest_json
+from cache_store.reader import RowReader
+from cache_store.snapshots import SnapshotSet, SnapshotStore
+from workers.data.text.prepare import prepare_text
+from workers.data.text.ragged import flat_rows, offsets_of
+from workers.lm_specs import CausalLMSpec, TextSpec
+from workers.specs import Experiment
+
+T = TypeVar("T")
+
+
+@dataclass
+class TextBatch:
+    """Host tensors of some samples, padded on the right to the longest of them.
+
+    `ids` and `position_ids` int64 (B, T): padding holds the tokenizer's pad token and position 0. `attention_mask`
+    bool (B, T), False at padding; None when there is none. `where` int64 (N,): flat positions in B·T whose *next*
+    token counts, ascending; `targets` int64 (N,): those next tokens.
+    """
+
+    ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor | None
+    where: Tensor
+    targets: Tensor
+
+
+class TextSource:
+    """One split of a prepared text data set.
+
+    `rows` samples of `tokens` tokens in all; sample i is tokens `offsets[i]` up to `offsets[i + 1]` of the split
+    (`offsets` int64 (rows + 1,)), `targets` int64 (rows,) of which count. `restarts`: positions restart inside
+    samples, where documents do; attention should not cross. `groups`: None, or for splits that hold all candidates
+    of each question (group int64 (rows,), correct bool (rows,)), candidates side by side and groups from 0: a question
+    is answered right when its correct candidate has the group's greatest summed log-probability of targets.
+    `identity`: digest of tokens, order, targets and positions. Shards that are missing or damaged are made again from
+    the data set's files. Not for use by two threads at once.
+    """
+
+    def __init__(
+        self, experiment: Experiment, data_result: Mapping[str, Any], snapshots: SnapshotStore, split: str
+    ) -> None:
+        """`data_result`: what `prepare_text` returned. DataError when the sets can neither be read nor restored."""
+        if not isinstance(experiment.data, TextSpec) or not isinstance(experiment.model, CausalLMSpec):
+            raise TypeError("a text source needs a TextSpec and a CausalLMSpec")
+        self._data, self._model, self._seed = experiment.data, experiment.model, experiment.seed
+        self._result = data_result
+        self._split = split
+        self._snapshots = snapshots
+        self._pad = int(data_result["pad"])
+        self.restarts = bool(data_result["restarts"])
+        self.identity = digest_json(["text", data_result[split]["digest"]])
+        columns = self._read_samples()
+        self.rows = len(columns[0])
+        self.offsets = offsets_of(columns[1])
+        self.tokens = int(self.offsets[-1])
+        self.targets = columns[2]
+        self.groups: tuple[np.ndarray, np.ndarray] | None = None
+        if len(columns) > 3:
+            self.groups = columns[3], columns[4].astype(bool)
+        self._reader = RowReader(self._restoring(lambda: self._load("tokens")))
+
+    def token_rows(self, rows: Tensor | np.ndarray) -> np.ndarray:
+        """Flat token numbers (int64) of these samples, in order. IndexError when a sample is not in the split."""
+        starts, lengths = self._ranges(rows)
+        return flat_rows(starts, lengths)
+
+    def batch(self, rows: Tensor | np.ndarray) -> TextBatch:
+        """The samples `rows` int64 (B,), B >= 1, of this split. IndexError when one is not in it."""
+        starts, lengths = self._ranges(rows)
+        flat = flat_rows(starts, lengths)
+        token, target, position = self._restoring(lambda: self._reader.gather(flat))
+        shape = (len(lengths), int(lengths.max()))
+        if len(flat) == shape[0] * shape[1]:
+            mask = None
+            ids, position_ids, counts = (column.view(shape) for column in (token, position, target))
+            ids, position_ids = ids.long(), position_ids.long()
+        else:
+            mask = torch.arange(shape[1]) < torch.from_numpy(lengths)[:, None]
+            ids = torch.full(shape, self._pad).masked_scatter_(mask, token.long())
+            position_ids = torch.zeros(shape, dtype=torch.int64).masked_scatter_(mask, position.long())
+            counts = torch.zeros(shape, dtype=torch.uint8).masked_scatter_(mask, target)
+        # The first token of a sample never counts, so the position before one that does is in the same sample.
+        counted = counts.view(-1).nonzero()[:, 0]
+        return TextBatch(ids, position_ids, mask, counted - 1, ids.view(-1)[counted])
+
+    def _ranges(self, rows: Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        index = np.asarray(rows, dtype=np.int64)
+        if len(index) and not 0 <= index.min() <= index.max() < self.rows:
+            raise IndexError(f"rows {index.min()} to {index.max()} of a split of {self.rows}")
+        starts = self.offsets[index]
+        return starts, self.offsets[index + 1] - starts
+
+    def _read_samples(self) -> list[np.ndarray]:
+        def read() -> list[np.ndarray]:
+            table = self._load("samples")
+            shards = [table.shard(i) for i in range(table.spec.shards)]
+            return [np.concatenate(column) for column in zip(*shards, strict=True)]
+
+        return self._restoring(read)
+
+    def _load(self, what: str) -> SnapshotSet:
+        return self._snapshots.load(str(self._result[self._split][what]))
+
+    def _restoring(self, read: Callable[[], T]) -> T:
+        """What `read` returns, after restoring what it does not find."""
+        try:
+            return read()
+        except (MissingShard, CorruptShard) as error:
+            self._restore(error)
+            return read()
+
+    def _restore(self, error: Exception) -> None:
+        """Tokenize what is missing from the data set's own files, which must still be those of the plan."""
+        # All that is damaged is found now: each restoring tokenizes the whole split.
+        for what in ("samples", "tokens"):
+            with suppress(MissingShard):
+                found = self._load(what)
+                for shard in range(found.spec.shards):
+                    with suppress(MissingShard, CorruptShard):
+                        found.touch(shard)
+        again = prepare_text(self._data, self._model, self._seed, self._snapshots)
+        if again[self._split] != self._result[self._split]:
+            raise DataError(
+                f"data.path: prepared text is missing or damaged ({error}) and the files at {self._data.path} or the "
+                "tokenizer have changed since it was tokenized; run again to plan anew"
+            ) from error
