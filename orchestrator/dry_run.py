@@ -12,7 +12,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.config import ImageConfig, TextConfig
 from orchestrator.estimate import Estimate
+from orchestrator.experiment import rows_of, tokens_a_sample
 from orchestrator.plan import Node, Plan, RegimePlan
 from orchestrator.policy import human_bytes
 from orchestrator.prepare import Prepared
@@ -85,7 +87,7 @@ def _boundary(node: Node) -> tuple[tuple[str, ...], ...]:
 
 def _sets_detail(nodes: Sequence[Node]) -> str:
     views = sum(node.task["split"] == "train" for node in nodes)
-    made = "rolled forward by " if "previous" in nodes[0].parents else "from the images by "
+    made = "rolled forward by " if "previous" in nodes[0].parents else "from the start by "
     hops = _boundary(nodes[0])
     blocks = hops[-1] if "previous" in nodes[0].parents else tuple(block for hop in hops for block in hop)
     text = f"{views} view{'s' if views != 1 else ''} + validation, {nodes[0].task['boundary']['dtype']}, "
@@ -94,14 +96,12 @@ def _sets_detail(nodes: Sequence[Node]) -> str:
 
 def render(prepared: Prepared) -> RenderableType:
     """All tables."""
-    plan, config, data = prepared.plan, prepared.config, prepared.data
+    plan, config = prepared.plan, prepared.config
     shared = [node for node in plan.nodes if node.kind in ("data", "model")]
     head = Text()
     head.append(f"{config.run}", style="bold")
     head.append(
-        f"  {config.model.name} on {config.data.name}: {data.train_rows} + {data.test_rows} images, "
-        f"{data.classes} classes, {config.data.image_size}x{config.data.image_size}, "
-        f"views {config.data.views}, seed {config.seed}\n"
+        f"  {_input(prepared)}, seed {config.seed}\n",
     )
     head.append(f"{len(plan.nodes)} nodes -> {config.run_dir}, store {config.store}")
     parts: list[RenderableType] = [head]
@@ -137,6 +137,28 @@ def _figures(item: Estimate) -> tuple[str, ...]:
         human_bytes(item.snapshot_bytes) if item.snapshot_bytes else "",
         human_flops(item.flops),
         human_seconds(item.seconds),
+    )
+
+
+def _input(prepared: Prepared) -> str:
+    """The model and its data in a few words."""
+    config, found, language = prepared.config, prepared.data, prepared.language
+    if language is None:
+        assert isinstance(config, ImageConfig)
+        size = config.data.image_size
+        rows = rows_of(config, found)
+        return (
+            f"{config.model.name} on {config.data.name}: {rows.train} + {rows.validation} + {rows.test} images, "
+            f"{size}x{size}, views {config.data.views}"
+        )
+    assert isinstance(config, TextConfig)
+    rows = rows_of(config, found)
+    weights = config.model.path or "random weights"
+    if config.model.path is not None and not language.has_weights:
+        weights += " (no weights there: it can be planned, not run)"
+    return (
+        f"{language.config.get('model_type')}, {language.layers} layers, {weights}, on {config.data.name}: about "
+        f"{rows.train} + {rows.validation} + {rows.test} samples of {tokens_a_sample(config, found)} tokens"
     )
 
 

@@ -96,9 +96,9 @@ def epochs_to_run(train: TrainSpec, rows: int) -> int:
     return min(train.epochs, math.ceil(train.exit.steps / max(1, steps)))
 
 
-def views_used(data: DataSpec, epochs: int) -> int:
+def views_used(views: int, epochs: int) -> int:
     """Epoch e uses view e mod views, so short stages never see the later ones."""
-    return min(data.views, epochs)
+    return min(views, epochs)
 
 
 def elements(shapes: Iterable[Shape]) -> int:

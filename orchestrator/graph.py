@@ -60,6 +60,9 @@ class RegimePlan:
     weights: dict[str, str]
     #: Train node -> evaluate node of the whole chain after that stage, on validation ({} when switched off).
     assembled: dict[str, str]
+    #: Train node -> evaluate node of the chain as far as it was trained, with the head, where the stage's own
+    #: validation is not that.
+    truncated: dict[str, str]
     #: Evaluate nodes of the final chain.
     validation: str
     test: str
@@ -83,6 +86,8 @@ class Plan:
     #: Everything that has to be committed in the end.
     targets: tuple[str, ...]
     regimes: dict[str, RegimePlan]
+    #: Split -> evaluate node of the model as it came ({} where it came without weights).
+    original: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def node(self, node_id: str) -> Node:
         return self._by_id[node_id]
@@ -136,6 +141,7 @@ class Plan:
             "nodes": [node.to_json() for node in self.nodes],
             "targets": list(self.targets),
             "regimes": {name: regime.to_json() for name, regime in self.regimes.items()},
+            "original": dict(self.original),
         }
 
 
@@ -147,9 +153,10 @@ def node_id(kind: str, task: Mapping[str, Any], parents: Mapping[str, str]) -> s
 
 def _identity(kind: str, task: Mapping[str, Any]) -> Mapping[str, Any]:
     if kind == "data":  # the fingerprint says which files, wherever they lie
-        return {**task, "data": _without(task["data"], "path", "download")}
-    if kind == "model":  # so does the digest of the weights file
-        return {**task, "model": _without(task["model"], "weights")}
+        model = task["model"] and _without(task["model"], "path", "revision")
+        return {**task, "data": _without(task["data"], "path", "download"), "model": model}
+    if kind == "model":  # so does the digest of the weights' files
+        return {**task, "model": _without(task["model"], "weights", "path", "revision")}
     if kind == "train":
         return {**task, "train": _without(task["train"], "checkpoint_every_s")}
     return task

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator import estimate, policy
 from orchestrator.estimate import Estimate, Rates
+from orchestrator.experiment import decoding, experiment_of, initializing, rows_of, tokenizing
 from orchestrator.graph import FORMAT, Kind, Node, Plan, RegimePlan, node_id
 from orchestrator.policy import Decision
 from orchestrator.stages import Stage
+from workers.lm_specs import CausalLMSpec
 from workers.specs import (
     BoundarySpec,
     DataSpec,
     DataTask,
     EvaluateTask,
-    Experiment,
     MaterializeTask,
-    ModelSpec,
     ModelTask,
     StageTask,
     TrainSpec,
@@ -30,8 +30,11 @@ from workers.specs import (
 )
 
 if TYPE_CHECKING:
+    from workers.models.causal_lm.outline import LMOutline
+
     from orchestrator.config import Config, Regime
     from workers.data.inspect import DataOutline
+    from workers.data.text.inspect import TextOutline
     from workers.models.outline import ChainOutline, PartOutline
 
 __all__ = ["FORMAT", "Node", "Plan", "RegimePlan", "build_plan", "node_id"]
@@ -40,15 +43,16 @@ __all__ = ["FORMAT", "Node", "Plan", "RegimePlan", "build_plan", "node_id"]
 def build_plan(
     config: Config,
     outlines: Mapping[str, ChainOutline],
-    data: DataOutline,
+    data: DataOutline | TextOutline,
     *,
+    language: LMOutline | None = None,
     weights_digest: str | None = None,
     rates: Rates | None = None,
 ) -> Plan:
-    """The graph of all regimes. `outlines`: regime name -> its chain. `weights_digest`: sha256 of the file
-    `model.weights`. `rates` only change predicted seconds. Raises ConfigError when a regime insists on
-    snapshots that exceed the budget."""
-    builder = _Builder(config, data, weights_digest, rates or config.rates())
+    """The graph of all regimes. `outlines`: regime name -> its chain. `language`: the checkpoint of a language
+    model. `weights_digest`: identity of the initial weights' files. `rates` only change predicted seconds. Raises
+    ConfigError when a regime insists on snapshots that exceed the budget."""
+    builder = _Builder(config, data, language, weights_digest, rates or config.rates())
     for name in config.regimes:
         builder.add(config.regime(name), outlines[name])
     return builder.plan()
@@ -57,16 +61,27 @@ def build_plan(
 class _Builder:
     """Collects nodes; a node asked for twice is one node."""
 
-    def __init__(self, config: Config, data: DataOutline, weights_digest: str | None, rates: Rates) -> None:
+    def __init__(
+        self,
+        config: Config,
+        data: DataOutline | TextOutline,
+        language: LMOutline | None,
+        weights_digest: str | None,
+        rates: Rates,
+    ) -> None:
         self.config = config
         self.data = data
+        self.language = language
+        self.classes = data.classes if language is None else language.vocabulary  # type: ignore[union-attr]
         self.weights_digest = weights_digest
         self.rates = rates
-        self.rows = estimate.split_rows(config.data, data.train_rows, data.test_rows)
+        self.rows = rows_of(config, data)
         self.nodes: dict[str, Node] = {}
         self.asked: dict[str, dict[str, None]] = {}
         self.targets: dict[str, None] = {}
         self.regimes: dict[str, RegimePlan] = {}
+        #: Split -> evaluate node of the model as it came (pretrained language models).
+        self.original: dict[str, str] = {}
         storing = [name for name in config.regimes if config.regime(name).kind != "e2e"]
         self.sharing = max(1, len(storing))
 
@@ -77,7 +92,7 @@ class _Builder:
             else dataclasses.replace(node, regimes=tuple(self.asked[node.id]))
             for node in self.nodes.values()
         )
-        return Plan(nodes, tuple(self.targets), dict(self.regimes))
+        return Plan(nodes, tuple(self.targets), dict(self.regimes), dict(self.original))
 
     def node(
         self,
@@ -107,15 +122,10 @@ class _RegimeBuilder:
         self.outline = outline
         self.blocks = tuple(block.name for block in outline.blocks)
         self.stages = regime.layout(self.blocks)
+        self.training_blocks = regime.in_training(self.blocks)
         self.training = {stage.name: regime.stage_training(stage) for stage in self.stages}
         config = graph.config
-        self.experiment = Experiment(
-            # Where files lie is no part of the experiment: the store holds decoded data and initial weights.
-            model=dataclasses.replace(regime.model, weights=None),
-            data=dataclasses.replace(config.data, path=None, download=False),
-            classes=graph.data.classes,
-            seed=config.seed,
-        )
+        self.experiment = experiment_of(config, regime, graph.classes, graph.language)
         self.experiment_json = to_json(self.experiment)
         self.boundaries = _boundary_order(self.stages)
         self.specs = {hops: self._boundary_spec(hops) for hops in self.boundaries}
@@ -142,8 +152,13 @@ class _RegimeBuilder:
         self.data_node = self._data_node()
         model_node = self._model_node()
         self.weights = dict.fromkeys((*self.blocks, "head"), model_node)
+        if graph.language is not None and graph.weights_digest is not None and not graph.original:
+            for split in ("validation", "test"):
+                graph.original[split] = self._evaluate_node(f"original {split}", split)
+            graph.targets.update(dict.fromkeys(graph.original.values()))
         stage_ids: list[str] = []
         assembled: dict[str, str] = {}
+        truncated: dict[str, str] = {}
         reasons: dict[str, Decision] = {}
         reads: dict[str, tuple[str, ...]] = {}
         for stage in self.stages:
@@ -153,15 +168,19 @@ class _RegimeBuilder:
             self.weights.update(dict.fromkeys(stage.trained, node))
             if graph.config.evaluation.stages:
                 assembled[node] = self._evaluate_node(f"assembled after {stage.name}", "validation")
+                shorter = self._truncated(stage)
+                if shorter is not None:
+                    truncated[node] = self._evaluate_node(f"truncated after {stage.name}", "validation", shorter)
         validation = self._evaluate_node("final validation", "validation")
         test = self._evaluate_node("final test", "test")
-        graph.targets.update(dict.fromkeys((*stage_ids, *assembled.values(), validation, test)))
+        graph.targets.update(dict.fromkeys((*stage_ids, *assembled.values(), *truncated.values(), validation, test)))
         return RegimePlan(
             name=regime.name,
             kind=regime.kind,
             stages=tuple(stage_ids),
             weights=dict(self.weights),
             assembled=assembled,
+            truncated=truncated,
             validation=validation,
             test=test,
             decisions=reasons,
@@ -178,16 +197,19 @@ class _RegimeBuilder:
         return self.graph.node(kind, self.regime.name, text, task, parents, predicted)
 
     def _data_node(self) -> str:
-        data = self.graph.config.data
-        task = to_json(DataTask(data=_decoding(data), fingerprint=self.graph.data.fingerprint))
-        rows = self.graph.data.train_rows + self.graph.data.test_rows
-        return self._add("data", "data", task, {}, estimate.data_estimate(rows))
+        config, graph = self.graph.config, self.graph
+        task = DataTask(data=decoding(config.data), fingerprint=graph.data.fingerprint)
+        if isinstance(config.model, CausalLMSpec):
+            # Text is split before it is packed, so that no document is in two splits.
+            task = dataclasses.replace(task, seed=config.seed, model=tokenizing(config.model))
+        rows = graph.rows.train + graph.rows.validation + graph.rows.test
+        return self._add("data", "data", to_json(task), {}, estimate.data_estimate(rows))
 
     def _model_node(self) -> str:
         config = self.graph.config
         task = ModelTask(
-            model=_initializing(self.regime.model),
-            classes=self.graph.data.classes,
+            model=initializing(self.regime.model, self.graph.language),
+            classes=self.graph.classes,
             seed=config.seed,
             weights_digest=self.graph.weights_digest,
         )
@@ -200,6 +222,8 @@ class _RegimeBuilder:
         # In the order of the path, with the prefix first: what a stage loads, as one reads the chain.
         hop_parts = [block for hop in stage.hops for block in hop]
         parts = [part for part in stage.path if part not in ("adapter", "aux")]
+        if "aux" in stage.path and self.regime.is_text:
+            parts.append("head")  # a language model's local head starts as a copy of its own
         parents |= {f"weights/{part}": self.weights[part] for part in (*hop_parts, *parts)}
         sets: tuple[str, ...] = ()
         decision = self.decisions[stage.hops] if stage.hops else Decision("images", "starts at the images")
@@ -278,14 +302,33 @@ class _RegimeBuilder:
             cache[index] = to_json(task)
         return cache[index]
 
-    def _evaluate_node(self, label: str, split: Literal["validation", "test"]) -> str:
+    def _truncated(self, stage: Stage) -> tuple[str, ...] | None:
+        """The chain as far as it is trained, and the global head: None where a stage's own path says it already, or
+        where parts of different shapes do not fit together (ResNets)."""
+        if not self.regime.is_text or self.regime.kind != "segprop":
+            return None
+        end = sum(len(hop) for hop in stage.hops)
+        end += sum(part in self.training_blocks[end : self._head_start] for part in stage.trained)
+        if not stage.hops:
+            end = self.regime.base
+        if self.regime.split.intermediate == "omit" or end >= self._head_start:
+            return None
+        return (*self.training_blocks[:end], *self.training_blocks[self._head_start :], "head")
+
+    @property
+    def _head_start(self) -> int:
+        return len(self.training_blocks) - self.regime.split.head
+
+    def _evaluate_node(
+        self, label: str, split: Literal["validation", "test"], path: tuple[str, ...] | None = None
+    ) -> str:
         config, training = self.graph.config, self.regime.training
-        path = (*self.blocks, "head")
+        path = path or (*self.blocks, "head")
         task = EvaluateTask(
             experiment=self.experiment,
             path=path,
             split=split,
-            batch_size=config.evaluation.batch_size,
+            batch_size=config.evaluation_batch,
             precision=training.precision,
             channels_last=training.channels_last,
         )
@@ -294,7 +337,7 @@ class _RegimeBuilder:
         predicted = estimate.frozen_estimate(
             [self.outline.part(part) for part in path],
             rows=rows,
-            batch_rows=min(config.evaluation.batch_size, rows),
+            batch_rows=min(config.evaluation_batch, rows),
             precision=training.precision,
             rates=self.graph.rates,
         )
@@ -304,7 +347,8 @@ class _RegimeBuilder:
 
     def _views(self, stage: Stage) -> int:
         epochs = estimate.epochs_to_run(self.training[stage.name], self.graph.rows.train)
-        return estimate.views_used(self.graph.config.data, epochs)
+        data = self.graph.config.data
+        return estimate.views_used(data.views, epochs) if isinstance(data, DataSpec) else 1
 
     def _shapes(self, hops: Sequence[Sequence[str]]) -> tuple[tuple[int, ...], ...]:
         return self.outline.boundaries[sum(len(hop) for hop in hops)]
@@ -316,7 +360,7 @@ class _RegimeBuilder:
             hops=hops,
             precision=training.precision,
             dtype=dtype,
-            group_rows=settings.group_rows,
+            group_rows=self.regime.group_rows,
             shard_bytes=settings.shard_bytes,
             channels_last=training.channels_last,
         )
@@ -378,20 +422,3 @@ class _RegimeBuilder:
 def _boundary_order(stages: Sequence[Stage]) -> list[tuple[tuple[str, ...], ...]]:
     """The distinct boundaries that stages read, from the images on. Each is the one before plus one hop."""
     return list(dict.fromkeys(stage.hops for stage in stages if stage.hops))
-
-
-def _decoding(data: DataSpec) -> DataSpec:
-    """The settings that decide how a data set is decoded; the others are set to their defaults, so that data
-    are decoded once for all the ways they are augmented, split and limited."""
-    return DataSpec(
-        name=data.name,
-        path=data.path,
-        download=data.download,
-        image_size=data.image_size,
-        resize=data.resize,
-    )
-
-
-def _initializing(model: ModelSpec) -> ModelSpec:
-    """The settings that decide the initial weights: how the chain is cut later does not."""
-    return dataclasses.replace(model, segments="stages", head_convs=1, dropout=ModelSpec.dropout)

@@ -19,17 +19,25 @@ import yaml
 
 from cache_store.errors import ConfigError, UserError
 from orchestrator import config as configuration
-from orchestrator.config import Config
-from orchestrator.estimate import Rates, split_rows
+from orchestrator.config import Config, ImageConfig
+from orchestrator.estimate import Rates
+from orchestrator.experiment import rows_of, tokens_a_sample
 from orchestrator.plan import Plan, build_plan
 from orchestrator.policy import human_bytes
 from orchestrator.summary import write_atomically
 from orchestrator.yaml_loader import Document, KeyPath, Problem, parse_document, raise_problems
+from workers.lm_specs import TextSpec
+from workers.specs import DataSpec, ModelSpec
 
 if TYPE_CHECKING:
+    from workers.models.causal_lm.outline import LMOutline
+
     from workers.data.inspect import DataOutline
+    from workers.data.text.inspect import TextOutline
     from workers.models.outline import ChainOutline
-    from workers.specs import DataSpec
+
+    AnyData = DataSpec | TextSpec
+    AnyOutline = DataOutline | TextOutline
 
 CONFIG_FILE = "config.yaml"
 
@@ -40,9 +48,9 @@ class Prepared:
 
     source: str
     config: Config
-    #: By regime.
-    outlines: dict[str, ChainOutline]
-    data: DataOutline
+    data: AnyOutline
+    #: The checkpoint of a language model.
+    language: LMOutline | None
     plan: Plan
 
     @property
@@ -54,23 +62,23 @@ def prepare(
     path: str | Path,
     overrides: Sequence[str] = (),
     *,
-    inspect: Callable[[DataSpec], DataOutline] | None = None,
+    inspect: Callable[[AnyData, int], AnyOutline] | None = None,
 ) -> Prepared:
     """Check everything and make the plan. Raises ConfigError (or DataError, when the data set is the only
-    problem) with all problems at once. `inspect` stands in for `workers.data.inspect.inspect`."""
+    problem) with all problems at once. `inspect` stands in for looking at the data set."""
     checked = configuration.check(configuration.read_document(path, overrides))
     document, config, problems = checked.document, checked.config, list(checked.problems)
-    data: DataOutline | None = None
+    data: AnyOutline | None = None
     kind: type[UserError] = ConfigError
     if checked.data is not None:
         try:
-            data = (inspect or _inspect)(checked.data)
+            data = (inspect or _inspect)(checked.data, config.seed if config is not None else 0)
         except UserError as error:
             found = _data_problems(error, document, problems)
             kind = ConfigError if problems else type(error)
             problems += found
-    weights_digest = None
-    if config is not None and config.model.weights is not None:
+    weights_digest = checked.language.weights_digest if checked.language is not None else None
+    if isinstance(config, ImageConfig) and config.model.weights is not None:
         try:
             weights_digest = _file_digest(config.model.weights)
         except OSError as error:
@@ -81,20 +89,44 @@ def prepare(
     raise_problems(document.source, problems, kind)
     assert config is not None
     assert data is not None
-    from workers.models.outline import outline
-
-    outlines = {
-        name: outline(config.regime(name).model, config.data.image_size, data.classes) for name in config.regimes
-    }
     try:
-        plan = build_plan(config, outlines, data, weights_digest=weights_digest, rates=_rates(config))
+        plan = build_plan(
+            config,
+            _outlines(config, data, checked.language),
+            data,
+            language=checked.language,
+            weights_digest=weights_digest,
+            rates=_rates(config),
+        )
     except ConfigError as error:
         raise_problems(document.source, [document.problem(("snapshots", "budget"), error.message)])
         raise
-    return Prepared(document.source, config, outlines, data, plan)
+    return Prepared(document.source, config, data, checked.language, plan)
 
 
-def _inspect(data: DataSpec) -> DataOutline:
+def _outlines(config: Config, data: AnyOutline, language: LMOutline | None) -> dict[str, ChainOutline]:
+    """The chain of every regime, for one sample."""
+    if language is not None:
+        from workers.models.causal_lm.outline import lm_chain
+
+        chain: ChainOutline = lm_chain(language, tokens_a_sample(config, data))
+        return dict.fromkeys(config.regimes, chain)
+    from workers.models.outline import outline
+
+    assert isinstance(config, ImageConfig)
+    found = {}
+    for name in config.regimes:
+        model = config.regime(name).model
+        assert isinstance(model, ModelSpec)
+        found[name] = outline(model, config.data.image_size, data.classes)  # type: ignore[union-attr]
+    return found
+
+
+def _inspect(data: AnyData, seed: int) -> AnyOutline:
+    if isinstance(data, TextSpec):
+        from workers.data.text.inspect import inspect_text
+
+        return inspect_text(data, seed)
     from workers.data.inspect import inspect
 
     return inspect(data)
@@ -112,12 +144,16 @@ def _data_problems(error: UserError, document: Document, known: Sequence[Problem
     return found
 
 
-def _row_problems(config: Config, data: DataOutline, document: Document) -> list[Problem]:
-    rows = split_rows(config.data, data.train_rows, data.test_rows)
+def _row_problems(config: Config, data: AnyOutline, document: Document) -> list[Problem]:
+    if not isinstance(config, ImageConfig):
+        return []  # text says so itself
+    rows = rows_of(config, data)
     if rows.validation >= 1 and rows.train >= 1:
         return []
     left = "validate" if rows.validation < 1 else "train"
-    message = f"{config.data.validation:g}: of {data.train_rows} training samples, leaves none to {left} on"
+    message = (
+        f"{config.data.validation:g}: of {rows.train + rows.validation} training samples, leaves none to {left} on"
+    )
     return [document.problem(("data", "validation"), message)]
 
 

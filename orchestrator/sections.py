@@ -17,7 +17,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from orchestrator.estimate import Rates
 from orchestrator.stages import Kind, Stage, layout
+from workers.lm_specs import CausalLMSpec, TextSpec
 from workers.specs import DataSpec, ModelSpec, SnapshotDtype, TrainSpec, to_json
+
+#: Samples that go through frozen blocks together, and samples of an evaluation batch, where nothing is said.
+IMAGE_GROUP, TEXT_GROUP = 256, 16
+IMAGE_BATCH, TEXT_BATCH = 512, 16
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?)B", re.IGNORECASE)
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -45,7 +50,12 @@ class Section(BaseModel):
 class SplitConfig(Section):
     """How the chain is cut into base prefix, intermediate blocks and global head."""
 
-    base: int = Field(default=1, ge=1, description="p: blocks 0..p-1 are trained first, together with the global head.")
+    base: int = Field(
+        default=1,
+        ge=0,
+        description="p: blocks 0..p-1 are trained first, together with the global head. 0 (language models only): the "
+        "embedding alone.",
+    )
     head: int = Field(default=0, ge=0, description="r: the global head is the last r blocks and the head itself.")
     segment_size: int = Field(default=1, ge=1, description="Blocks that are trained together in one stage.")
     intermediate: Literal["omit", "frozen"] = Field(
@@ -57,6 +67,13 @@ class SplitConfig(Section):
         default=True,
         description="false: the base is taken as it comes, stage 1 trains the global head alone.",
     )
+    embedding: Literal["train", "frozen"] = Field(
+        default="train", description="Whether the base's stage trains the token embedding too (language models)."
+    )
+    omit: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(),
+        description="Decoder layers left out while training and put back untouched afterwards (language models).",
+    )
 
 
 class SnapshotConfig(Section):
@@ -66,7 +83,11 @@ class SnapshotConfig(Section):
         default="auto", description="auto: stored where that saves forward work and fits the budget."
     )
     dtype: SnapshotDtype = Field(default="auto", description="auto: the type the training precision computes in.")
-    group_rows: int = Field(default=256, ge=1, description="Samples that go through the frozen prefix together.")
+    group_rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="Samples that go through the frozen prefix together. None: 256 images, 16 samples of text.",
+    )
     shard_bytes: Bytes = Field(default=32 << 20, description="Size of a shard, rounded down to whole groups.")
     budget: Bytes | None = Field(
         default=None,
@@ -99,8 +120,14 @@ class ResourceConfig(Section):
 
 
 class EvaluationConfig(Section):
-    batch_size: int = Field(default=512, ge=1, description="Samples of one evaluation batch.")
-    stages: bool = Field(default=True, description="Score the whole chain on validation after every stage.")
+    batch_size: int | None = Field(
+        default=None, ge=1, description="Samples of one evaluation batch. None: 512 images, 16 samples of text."
+    )
+    stages: bool = Field(
+        default=True,
+        description="Score the whole chain on validation after every stage; of a language model also the truncated "
+        "one, whose missing blocks are simply left out.",
+    )
 
 
 class RegimeConfig(Section):
@@ -123,22 +150,43 @@ class Regime:
 
     name: str
     kind: Kind
-    model: ModelSpec
+    model: ModelSpec | CausalLMSpec
     split: SplitConfig
     training: TrainSpec
     snapshots: SnapshotConfig
     #: Partial overrides of `training` by stage name or group.
     stages: Mapping[str, Mapping[str, Any]]
 
+    @property
+    def is_text(self) -> bool:
+        return isinstance(self.model, CausalLMSpec)
+
+    @property
+    def base(self) -> int:
+        """Blocks of the base: a language model's embedding is one of its blocks, but not one that users count."""
+        return self.split.base + (1 if self.is_text else 0)
+
+    @property
+    def group_rows(self) -> int:
+        return self.snapshots.group_rows or (TEXT_GROUP if self.is_text else IMAGE_GROUP)
+
+    def in_training(self, blocks: Sequence[str]) -> tuple[str, ...]:
+        """The blocks that stages see: all but those omitted for the time being."""
+        omitted = {f"layer{index}" for index in self.split.omit} if self.is_text else set()
+        return tuple(block for block in blocks if block not in omitted)
+
     def layout(self, blocks: Sequence[str]) -> tuple[Stage, ...]:
         return layout(
             self.kind,
-            blocks,
-            base=self.split.base,
+            self.in_training(blocks),
+            base=self.base,
             head=self.split.head,
             segment_size=self.split.segment_size,
             frozen_intermediate=self.split.intermediate == "frozen",
             train_base=self.split.train_base,
+            adapters=not self.is_text,
+            untrained=("embed",) if self.is_text and self.split.embedding == "frozen" else (),
+            first_segment=2 if self.is_text else 1,
         )
 
     def stage_training(self, stage: Stage) -> TrainSpec:
@@ -157,8 +205,8 @@ class Config(Section):
     run_dir: str = Field(min_length=1, description="Folder of the results; default: runs/<run>.")
     store: str = Field(min_length=1, description="Storage root, a folder or URI; default: <run_dir>/store.")
     seed: int = Field(default=0, ge=0, lt=1 << 63, description="Every random choice derives from it.")
-    model: ModelSpec
-    data: DataSpec
+    model: ModelSpec | CausalLMSpec
+    data: DataSpec | TextSpec
     split: SplitConfig = Field(default_factory=SplitConfig)
     training: TrainSpec = Field(default_factory=TrainSpec)
     regimes: dict[str, RegimeConfig] = Field(
@@ -171,7 +219,9 @@ class Config(Section):
     def regime(self, name: str) -> Regime:
         """The regime called `name`, resolved."""
         own = self.regimes[name]
-        model = self.model if own.head_convs is None else dataclasses.replace(self.model, head_convs=own.head_convs)
+        model = self.model
+        if own.head_convs is not None and isinstance(model, ModelSpec):
+            model = dataclasses.replace(model, head_convs=own.head_convs)
         return Regime(
             name=name,
             kind=own.kind,
@@ -181,6 +231,11 @@ class Config(Section):
             snapshots=validate(SnapshotConfig, merge(plain(self.snapshots), own.snapshots)),
             stages=own.stages,
         )
+
+    @property
+    def evaluation_batch(self) -> int:
+        text = isinstance(self.model, CausalLMSpec)
+        return self.evaluation.batch_size or (TEXT_BATCH if text else IMAGE_BATCH)
 
     def rates(self) -> Rates:
         """Speed of a slot for predicted times; without a measured figure `auto` counts as a CPU."""
@@ -200,7 +255,7 @@ class Config(Section):
         dump["regimes"] = {
             name: {
                 "kind": regime.kind,
-                "head_convs": regime.model.head_convs,
+                **({"head_convs": regime.model.head_convs} if isinstance(regime.model, ModelSpec) else {}),
                 "training": plain(regime.training),
                 "split": plain(regime.split),
                 "snapshots": plain(regime.snapshots),
@@ -209,6 +264,27 @@ class Config(Section):
             for name, regime in ((name, self.regime(name)) for name in self.regimes)
         }
         return dump
+
+
+class ImageConfig(Config):
+    """A configuration whose model is a ResNet."""
+
+    model: ModelSpec
+    data: DataSpec
+
+
+class TextConfig(Config):
+    """A configuration whose model is a causal language model."""
+
+    model: CausalLMSpec
+    data: TextSpec
+
+
+def config_kind(raw: Mapping[str, Any]) -> type[Config]:
+    """The kind of configuration a file is, by `model.family`: then only what it may say is offered."""
+    model = raw.get("model")
+    family = model.get("family") if isinstance(model, Mapping) else None
+    return TextConfig if family == "causal_lm" else ImageConfig
 
 
 def default_store(run_dir: str) -> str:

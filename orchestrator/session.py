@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,10 @@ from cache_store.crashpoints import reach
 from cache_store.errors import SegpropError, UserError
 from cache_store.records import NodeStore
 from cache_store.storage import Storage
+from orchestrator.config import ImageConfig
 from orchestrator.driver import Driver, Outcome, stop_on_signals
 from orchestrator.environment import describe_environment
+from orchestrator.experiment import experiment_of
 from orchestrator.ledger import Ledger
 from orchestrator.plan import RegimePlan
 from orchestrator.prepare import Prepared
@@ -22,7 +23,7 @@ from orchestrator.report import write_report
 from orchestrator.runner import Runner
 from orchestrator.summary import summarize, write_summary
 from orchestrator.tensorboard_log import write_tensorboard
-from workers.specs import DataSpec, Experiment
+from workers.specs import Experiment
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
@@ -160,10 +161,6 @@ def _export_folder(prepared: Prepared, regime: str) -> Path:
 
 def _export_finished(prepared: Prepared, ledger: Ledger, regimes: Sequence[str]) -> dict[str, str]:
     """Regime -> folder of its checkpoint, relative to the run directory, for those that are finished."""
-    from workers.data.inspect import resize_of
-    from workers.export import export as write_export
-
-    config, data = prepared.config, prepared.data
     nodes = NodeStore(ledger.storage)
     written: dict[str, str] = {}
     for name in regimes:
@@ -171,32 +168,51 @@ def _export_finished(prepared: Prepared, ledger: Ledger, regimes: Sequence[str])
         if not _is_finished(regime, ledger):
             continue
         folder = _export_folder(prepared, name)
-        write_export(
-            _experiment(prepared, name),
-            {part: ledger.commits[node] for part, node in regime.weights.items()},
-            nodes,
-            folder,
-            class_names=tuple(data.class_names),
-            preprocessing={
-                "resize": resize_of(config.data),
-                "center_crop": config.data.image_size,
-                "mean": list(data.mean),
-                "std": list(data.std),
-            },
-        )
+        parts = {part: ledger.commits[node] for part, node in regime.weights.items()}
+        _export(prepared, name, parts, nodes, folder)
         written[name] = str(folder.relative_to(prepared.run_dir))
     return written
 
 
-def _experiment(prepared: Prepared, regime: str) -> Experiment:
-    config = prepared.config
-    data: DataSpec = dataclasses.replace(config.data, path=None, download=False)
-    return Experiment(
-        model=dataclasses.replace(config.regime(regime).model, weights=None),
-        data=data,
-        classes=prepared.data.classes,
-        seed=config.seed,
+def _export(prepared: Prepared, name: str, parts: dict[str, Any], nodes: NodeStore, folder: Path) -> None:
+    config, data = prepared.config, prepared.data
+    if prepared.language is not None:
+        from workers.export_language_model import export_language_model
+
+        export_language_model(_experiment(prepared, name), parts, _model_commit(prepared, nodes), nodes, folder)
+        return
+    from workers.data.inspect import DataOutline, resize_of
+    from workers.export import export as write_export
+
+    assert isinstance(config, ImageConfig)
+    assert isinstance(data, DataOutline)
+    write_export(
+        _experiment(prepared, name),
+        parts,
+        nodes,
+        folder,
+        class_names=tuple(data.class_names),
+        preprocessing={
+            "resize": resize_of(config.data),
+            "center_crop": config.data.image_size,
+            "mean": list(data.mean),
+            "std": list(data.std),
+        },
     )
+
+
+def _model_commit(prepared: Prepared, nodes: NodeStore) -> dict[str, Any]:
+    """The commit of the imported checkpoint, which holds what goes beside the weights."""
+    node = next(node for node in prepared.plan.nodes if node.kind == "model")
+    commit = nodes.commit_of(node.id)
+    assert commit is not None
+    return commit
+
+
+def _experiment(prepared: Prepared, regime: str) -> Experiment:
+    config, language = prepared.config, prepared.language
+    classes: int = language.vocabulary if language is not None else prepared.data.classes  # type: ignore[union-attr]
+    return experiment_of(config, config.regime(regime), classes, language)
 
 
 def _write_results(prepared: Prepared, ledger: Ledger, outcome: Outcome, exports: dict[str, str]) -> dict[str, Any]:

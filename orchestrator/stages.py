@@ -7,7 +7,7 @@ blocks `p..n-r-1` are intermediate and are trained one group of `segment_size` a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,22 +41,33 @@ def layout(
     segment_size: int,
     frozen_intermediate: bool,
     train_base: bool,
+    adapters: bool = True,
+    untrained: Collection[str] = (),
+    first_segment: int = 1,
 ) -> tuple[Stage, ...]:
-    """The stages of one regime in order. The caller has checked 1 <= base and base + head <= len(blocks)."""
+    """The stages of one regime in order. The caller has checked 1 <= base and base + head <= len(blocks).
+
+    `adapters` false: every boundary is the same (decoder layers), so a segment meets the head as it is. `untrained`:
+    blocks of the base that stay as they are. `first_segment`: least blocks of LW's first segment (a language model's
+    embedding alone is none).
+    """
     names = tuple(blocks)
     if kind == "e2e":
         everything = (*names, "head")
         return (Stage("e2e", "e2e", (), everything, everything),)
     if kind == "lw":
-        return _layer_wise(names, segment_size)
-    return _segprop(names, base, len(names) - head, segment_size, frozen_intermediate, train_base)
+        return _layer_wise(names, segment_size, first_segment)
+    tail = len(names) - head
+    return _segprop(names, base, tail, segment_size, frozen_intermediate, train_base, adapters, frozenset(untrained))
 
 
-def _layer_wise(blocks: tuple[str, ...], size: int) -> tuple[Stage, ...]:
+def _layer_wise(blocks: tuple[str, ...], size: int, first_segment: int) -> tuple[Stage, ...]:
     stages: list[Stage] = []
     hops: tuple[tuple[str, ...], ...] = ()
-    for start in range(0, len(blocks), size):
-        group = blocks[start : start + size]
+    # The embedding, where it counts as a block, comes on top of the first segment's own blocks.
+    first = size + first_segment - 1
+    for start in (0, *range(first, len(blocks), size)):
+        group = blocks[start : start + (size if start else first)]
         name = f"stage{len(stages) + 1}-{_span(group)}"
         end = start + len(group)
         stages.append(Stage(name, "segments", hops, (*group, "aux"), group, aux=end))
@@ -66,7 +77,16 @@ def _layer_wise(blocks: tuple[str, ...], size: int) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _segprop(blocks: tuple[str, ...], p: int, m: int, size: int, frozen: bool, train_base: bool) -> tuple[Stage, ...]:
+def _segprop(
+    blocks: tuple[str, ...],
+    p: int,
+    m: int,
+    size: int,
+    frozen: bool,
+    train_base: bool,
+    adapters: bool,
+    untrained: frozenset[str],
+) -> tuple[Stage, ...]:
     """`m = n - r` is the boundary where the global head begins."""
     base, tail = blocks[:p], (*blocks[m:], "head")
 
@@ -74,11 +94,14 @@ def _segprop(blocks: tuple[str, ...], p: int, m: int, size: int, frozen: bool, t
         """What stands between boundary `end` and the global head: frozen blocks, an adapter, or nothing."""
         if end == m:
             return (), None
-        return (blocks[end:m], None) if frozen else (("adapter",), (end, m))
+        if frozen:
+            return blocks[end:m], None
+        return (("adapter",), (end, m)) if adapters else ((), None)
 
     middle, adapter = between(p)
     if train_base:
-        first = Stage("stage1-base", "base", (), (*base, *middle, *tail), (*base, *tail), adapter)
+        trained = tuple(block for block in base if block not in untrained)
+        first = Stage("stage1-base", "base", (), (*base, *middle, *tail), (*trained, *tail), adapter)
     else:
         first = Stage("stage1-base", "base", (base,), (*middle, *tail), tail, adapter)
     stages = [first]

@@ -103,10 +103,8 @@ class StoredBoundary:
         device, domain = self._environment.device, self._domain
         samples = self.geometry.samples_of_group(group)
         rows = domain.rows(self._source, np.arange(samples.start, samples.stop))
-        if self._previous is None:
-            inputs = domain.load(self._source, rows, self._view)
-        else:
-            inputs = self._previous._group(group)
+        previous = self._previous
+        inputs = domain.load(self._source, rows, self._view) if previous is None else previous._group(group)
         if self._hop is None:
             blocks = self._boundary.hops[-1]
             self._hop = Path({name: self._weights.build(name) for name in blocks}, trained=())
@@ -114,7 +112,7 @@ class StoredBoundary:
                 self._hop.to(memory_format=torch.channels_last)
         for block in self._boundary.hops[-1]:
             self.forwards[block] += len(samples)
-        stored = self._previous is not None
+        stored = previous is not None
         with torch.no_grad(), autocast(self._boundary.precision, device):
             batch: Batch = domain.batch(rows, inputs, stored=stored, device=device, precision=self._boundary.precision)
             outputs = domain.to_rows(self._hop(batch.boundary, batch.context), batch)

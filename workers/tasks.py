@@ -17,13 +17,11 @@ from workers.control import Control
 from workers.data.prepare import prepare
 from workers.environment import WorkerEnvironment, prepare_process
 from workers.evaluate import evaluate
-from workers.materialize import materialize
+from workers.export_language_model import COMPANION
 from workers.lm_specs import CausalLMSpec, TextSpec
+from workers.materialize import materialize
 from workers.orders import WorkOrder
 from workers.train_stage import Stage
-
-#: Files beside a language model's weights (tokenizer, generation settings) are kept under names that begin so.
-COMPANION = "companion-"
 
 
 def execute(order: WorkOrder, control: Control) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
     found: list[Seen] = []
 
     def states(stage: Stage) -> dict[str, State]:
-        parts = {name: cpu_state(part) for name, part in stage.path.parts.items()}
+        parts = {name: cpu_state(part) for name, part in stage.path.module.parts.items()}
         if stage._prefix is not None:
             parts |= {f"prefix {name}": cpu_state(part) for name, part in stage._prefix.parts.items()}
         return parts
@@ -166,7 +166,7 @@ def test_carried_optimizer_state_is_the_global_heads_alone(folder: Path) -> None
     task = specs.from_json(StageTask, order.task)
     stage = Stage(task, order.parents, environment, environment.nodes.attempt("unused"))
     stage._start()
-    for name, parameter in zip(stage.names, stage.parameters, strict=True):
+    for name, parameter in zip(stage.path.names, stage.path.parameters, strict=True):
         state = stage.optimizer.state.get(parameter, {})
         if name.startswith(("seg4/", "head/")):
             assert set(state) == {"step", "exp_avg", "exp_avg_sq"}

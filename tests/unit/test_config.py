@@ -409,7 +409,7 @@ def test_data_problems_are_reported_with_the_others(tmp_path: Path) -> None:
 def test_a_missing_weights_file_and_too_large_a_validation_split(tmp_path: Path) -> None:
     text = BASE.replace("  stem: small\n", "  weights: absent.safetensors\n") + "  validation: 50000\n"
     with pytest.raises(ConfigError) as caught:
-        prepare(write(tmp_path, text), inspect=lambda data: CIFAR)
+        prepare(write(tmp_path, text), inspect=lambda data, seed: CIFAR)
     assert "model.weights: absent.safetensors: No such file" in caught.value.message
     assert "data.validation: 50000: of 50000 training samples, leaves none to train on" in caught.value.message
 
@@ -417,7 +417,7 @@ def test_a_missing_weights_file_and_too_large_a_validation_split(tmp_path: Path)
 def test_insisting_on_snapshots_beyond_the_budget_names_the_numbers(tmp_path: Path) -> None:
     path = write(tmp_path, BASE + "snapshots:\n  mode: always\n  budget: 1MB\n")
     with pytest.raises(ConfigError, match=r"line 9: snapshots.budget: snapshots need .* the budget allows 500.0 kB"):
-        prepare(path, inspect=lambda data: CIFAR)
+        prepare(path, inspect=lambda data, seed: CIFAR)
 
 
 def test_the_weights_file_is_part_of_the_plan(tmp_path: Path) -> None:
@@ -426,7 +426,7 @@ def test_the_weights_file_is_part_of_the_plan(tmp_path: Path) -> None:
     ids = []
     for content in (b"a", b"b"):
         weights.write_bytes(content)
-        ids.append(prepare(write(tmp_path, text), inspect=lambda data: CIFAR).plan.targets)
+        ids.append(prepare(write(tmp_path, text), inspect=lambda data, seed: CIFAR).plan.targets)
     assert not set(ids[0]) & set(ids[1])
 
 
@@ -475,14 +475,14 @@ def test_a_run_directory_may_grow_but_not_change(tmp_path: Path, changes: dict[s
 def test_claiming_a_run_directory(tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "x"
     path = write(tmp_path, BASE + f"run_dir: {run_dir}\n")
-    claim_run_dir(prepare(path, inspect=lambda data: CIFAR))
+    claim_run_dir(prepare(path, inspect=lambda data, seed: CIFAR))
     first = (run_dir / "config.yaml").read_text()
-    claim_run_dir(prepare(path, ["resources.slots=1"], inspect=lambda data: CIFAR))
+    claim_run_dir(prepare(path, ["resources.slots=1"], inspect=lambda data, seed: CIFAR))
     second = (run_dir / "config.yaml").read_text()
     assert yaml.safe_load(second)["resources"]["slots"] == 1
     assert yaml.safe_load(first)["resources"]["slots"] == "auto"
     with pytest.raises(ConfigError, match=r"another configuration.*\n  seed"):
-        claim_run_dir(prepare(path, ["seed=4"], inspect=lambda data: CIFAR))
+        claim_run_dir(prepare(path, ["seed=4"], inspect=lambda data, seed: CIFAR))
     assert (run_dir / "config.yaml").read_text() == second
     assert sorted(item.name for item in run_dir.iterdir()) == ["config.yaml"]
 
@@ -493,11 +493,11 @@ def test_a_run_directory_that_is_a_file_or_has_no_room_is_bad_input(
     (tmp_path / "file").write_text("")
     path = write(tmp_path, BASE + f"run_dir: {tmp_path / 'file'}\n")
     with pytest.raises(ConfigError, match="run_dir"):
-        claim_run_dir(prepare(path, inspect=lambda data: CIFAR))
+        claim_run_dir(prepare(path, inspect=lambda data, seed: CIFAR))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
     path = write(tmp_path, BASE + f"run_dir: {tmp_path / 'new'}\ntraining: {{epochs: 9}}\n")
     with pytest.raises(ConfigError, match=r"need about .* 1.0 kB free"):
-        claim_run_dir(prepare(path, inspect=lambda data: CIFAR))
+        claim_run_dir(prepare(path, inspect=lambda data, seed: CIFAR))
     assert not (tmp_path / "new").exists()
 
 

@@ -30,7 +30,7 @@ def small(tmp_path: Path) -> Path:
 
 
 def prepared(path: Path, *overrides: str) -> Prepared:
-    return prepare(path, overrides, inspect=lambda data: CIFAR)
+    return prepare(path, overrides, inspect=lambda data, seed: CIFAR)
 
 
 def shown(path: Path, *overrides: str) -> str:

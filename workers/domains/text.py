@@ -64,7 +64,9 @@ class TextDomain:
             cast("parts.Head", module).output_layer().requires_grad_(train.lm_head == "train" and train.lora is None)
 
     def final_state(self, module: nn.Module) -> State:
-        return merged_state(module) if any("lora_" in name for name, _ in module.named_parameters()) else cpu_state(module)
+        return (
+            merged_state(module) if any("lora_" in name for name, _ in module.named_parameters()) else cpu_state(module)
+        )
 
     # -- rows ---------------------------------------------------------------------------------------------
 
@@ -152,8 +154,8 @@ class TextDomain:
 
 
 class TextScorer:
-    """Mean negative log-likelihood over targets, perplexity, share of targets predicted right; of questions (splits with
-    all candidates) the loss of the right answers, and how often the right one is the likeliest (`accuracy`)."""
+    """Mean negative log-likelihood over targets, perplexity, share of targets predicted right; of questions (splits
+    with all candidates) the loss of the right answers, and how often the right one is the likeliest (`accuracy`)."""
 
     def __init__(self, source: TextSource, device: torch.device) -> None:
         self._source = source
