@@ -62,7 +62,7 @@ def _piece(hidden: Tensor, head: nn.Module, link: Link, targets: Tensor, smoothi
 
 @torch.no_grad()
 def token_scores(readout: Readout, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Of targets int64 (N,): negative log-likelihood float32 (N,), and whether the target's logit is the largest (N,)."""
+    """Of targets int64 (N,): negative log-likelihood float32 (N,), and whether its logit is the largest (N,)."""
     nll = targets.new_empty(targets.shape, dtype=torch.float32)
     correct = targets.new_empty(targets.shape, dtype=torch.bool)
     for rows in pieces(readout):

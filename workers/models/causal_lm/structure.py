@@ -48,6 +48,8 @@ class Structure:
     plain_embedding: bool
     #: Layers return a tuple that begins with the hidden states.
     tuples: bool
+    #: The model's own masks keep packed documents (restarting positions) apart.
+    isolates: bool
     link: Link
 
 
@@ -225,6 +227,15 @@ class _Search:
         plain = not before and calls[0].hidden is embedded
         return f"{owner}.{after[0][0]}".lstrip("."), plain
 
+    def isolates(self, owner: str, layers: str, tuples: bool, width: int) -> bool:
+        """Whether the masks of two documents of two tokens in one row hide the first from the second."""
+        recording = Recording(self.model, owner, layers, tuples, "cpu")
+        try:
+            recording.run(torch.zeros((1, 4, width)), torch.tensor([[0, 1, 0, 1]]), None)
+        except Exception as e:
+            raise self.fail(f"its forward cannot be followed: {first_line(e)}") from e
+        return all(any(_hides(t) for t in _tensors([call.args, call.kwargs])) for call in recording.calls)
+
     def _one_after_the_other(self, calls: list[LayerCall], count: int) -> None:
         if [call.index for call in calls] != list(range(count)):
             raise self.fail("its layers do not run once each, in order")
@@ -274,19 +285,29 @@ class _Search:
 def _alike(first: list[LayerCall], second: list[LayerCall]) -> bool:
     """Whether two passes over different hidden states gave the layers the same context."""
 
-    def tensors(value: Any) -> list[Tensor]:
-        if isinstance(value, Tensor):
-            return [value]
-        if isinstance(value, dict):
-            value = list(value.values())
-        return [t for item in value for t in tensors(item)] if isinstance(value, list | tuple) else []
-
     pairs = zip(first, second, strict=True)
     return all(
         torch.equal(a, b)
         for one, two in pairs
-        for a, b in zip(tensors([one.args, one.kwargs]), tensors([two.args, two.kwargs]), strict=True)
+        for a, b in zip(_tensors([one.args, one.kwargs]), _tensors([two.args, two.kwargs]), strict=True)
     )
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """All tensors in nested containers."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for item in value for t in _tensors(item)] if isinstance(value, list | tuple) else []
+
+
+def _hides(mask: Tensor) -> bool:
+    """Whether this is an attention mask over four tokens in which the third does not see the first two."""
+    if mask.ndim < 3 or mask.shape[-2:] != (4, 4):
+        return False
+    seen = mask if mask.dtype == torch.bool else mask > -1e3
+    return not bool(seen[..., 2, :2].any()) and bool(seen[..., 3, 2].all())
 
 
 def _last(output: Any) -> Any:
@@ -344,4 +365,6 @@ def _find(model: PreTrainedModel) -> Structure:
     if not isinstance(head, nn.Linear) or "." in lm_head or not owner:
         raise search.fail("its LM head is no linear layer beside the layers")
     norm, plain, tuples = search.watch(owner, layers, count, embedding)
-    return Structure(owner, layers, count, embedding, norm, lm_head, plain, tuples, search.link(owner, lm_head))
+    isolates = search.isolates(owner, layers, tuples, _width(model.get_input_embeddings()))
+    link = search.link(owner, lm_head)
+    return Structure(owner, layers, count, embedding, norm, lm_head, plain, tuples, isolates, link)
