@@ -1,0 +1,97 @@
+"""What a part costs, counted on its meta module: exact parameters, multiply-accumulates, activations by rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from workers.models.causal_lm.outline import PartFacts
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Widths of a decoder layer, as its config names them."""
+
+    hidden: int
+    heads: int
+    queries: int
+    keys: int
+
+    @classmethod
+    def of(cls, config: Any, hidden: int) -> Widths:
+        heads = int(getattr(config, "num_attention_heads", None) or 1)
+        head_dim = int(getattr(config, "head_dim", None) or hidden // heads)
+        keys = int(getattr(config, "num_key_value_heads", None) or heads)
+        return cls(hidden, heads, heads * head_dim, keys * head_dim)
+
+
+def count_parameters(part: nn.Module) -> tuple[int, int]:
+    """Parameters, and elements of buffers."""
+    return sum(p.numel() for p in part.parameters()), sum(b.numel() for b in part.buffers())
+
+
+def embed_facts(part: nn.Module) -> PartFacts:
+    """A lookup: it keeps the ids."""
+    parameters, buffers = count_parameters(part)
+    return PartFacts(parameters, buffers, macs=0, saved=1)
+
+
+def head_facts(part: nn.Module, hidden: int, vocabulary: int) -> PartFacts:
+    """Norm and LM head over all positions. Logits come in pieces: what is kept is the gradient of the hidden states."""
+    parameters, buffers = count_parameters(part)
+    return PartFacts(parameters, buffers, macs=hidden * vocabulary, saved=_norms(part, hidden))
+
+
+def layer_facts(part: nn.Module, config: Any, index: int, hidden: int) -> PartFacts:
+    """A decoder layer with attention over `config`'s heads and a feed-forward network, gated or not."""
+    parameters, buffers = count_parameters(part)
+    widths = Widths.of(config, hidden)
+    macs = _macs(part, config)
+    attention = hidden * (2 * widths.queries + 2 * widths.keys)
+    gated = any("gate" in name for name, _ in part.named_parameters())
+    inner = max(0, macs - attention) // (hidden * (3 if gated else 2))
+    # Queries, keys, values and the result; the network's products before, in and after the activation.
+    saved = _norms(part, hidden) + 2 * widths.queries + 2 * widths.keys + inner * (4 if gated else 2)
+    return PartFacts(
+        parameters=parameters,
+        buffer_elements=buffers,
+        macs=macs,
+        saved=saved,
+        attention_width=widths.queries,
+        heads=widths.heads,
+        window=_window(config, index),
+        keeps_scores=config._attn_implementation == "eager",
+    )
+
+
+def _macs(part: nn.Module, config: Any) -> int:
+    """Multiply-accumulates per token: every matrix once, of stacked experts those that a token visits."""
+    visited = int(getattr(config, "num_experts_per_tok", None) or 1)
+    total = 0
+    for parameter in part.parameters():
+        if parameter.ndim == 2:
+            total += parameter.numel()
+        elif parameter.ndim == 3:
+            total += parameter.numel() // parameter.shape[0] * min(visited, parameter.shape[0])
+    return total
+
+
+def _norms(part: nn.Module, hidden: int) -> int:
+    """Kept by normalisations: input, normalised input and result; LayerNorm's one kernel needs no second."""
+    total = 0
+    for module in part.modules():
+        weight = getattr(module, "weight", None)
+        if "Norm" in type(module).__name__ and weight is not None and weight.numel() == hidden:
+            total += hidden * (2 if isinstance(module, nn.LayerNorm) else 3)
+    return total
+
+
+def _window(config: Any, index: int) -> int | None:
+    """How far back a layer's tokens see, when not all the way."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if window is None or (kinds is not None and kinds[index] != "sliding_attention"):
+        return None
+    return int(window)

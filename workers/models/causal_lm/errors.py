@@ -1,0 +1,18 @@
+"""How this package refuses a model: one sentence, the setting it is about, what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cache_store.errors import ConfigError
+
+
+def refuse(problem: str, where: str = "model", **details: Any) -> ConfigError:
+    """A ConfigError for the setting `where`; raise what this returns."""
+    return ConfigError(f"{where}: {problem}", where=where, **details)
+
+
+def first_line(error: BaseException) -> str:
+    """What a library said, short enough for one of our sentences."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else repr(error)

@@ -1,0 +1,73 @@
+"""What a causal LM is, without its weights: from a config.json, the hub, a GGUF file or a description."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+from torch import nn
+
+from workers.lm_specs import CausalLMSpec
+from workers.models.causal_lm.checkpoint import Checkpoint, weights_digest
+from workers.models.causal_lm.configs import whole_config
+from workers.models.causal_lm.counting import embed_facts, head_facts, layer_facts
+from workers.models.causal_lm.locate import Located, locate
+from workers.models.causal_lm.outline import LMOutline, PartFacts
+from workers.models.causal_lm.parts import assemble, part_names
+from workers.models.causal_lm.safetensors_files import weight_files
+from workers.models.causal_lm.skeleton import build_skeleton
+from workers.models.causal_lm.structure import structure
+
+__all__ = ["LMOutline", "inspect"]
+
+
+def inspect(spec: CausalLMSpec) -> LMOutline:
+    """The model of a user's spec in figures; nothing is allocated. Its `config` is the one for tasks.
+
+    Reads configuration and the headers of local weight files (from the hub: the configuration alone). ConfigError
+    for whatever is missing, gated, damaged, of another shape than the configuration says, or no chain.
+    """
+    located = locate(spec, weights=False)
+    whole = replace(spec, config=whole_config(spec, located))
+    found, model = structure(whole), build_skeleton(whole)
+    has_weights = located is not None and _has_weights(located)
+    if located is not None and has_weights and located.commit is None:
+        Checkpoint(whole, located)
+    lm_head = cast("nn.Linear", model.get_submodule(found.lm_head))
+    hidden, vocabulary = lm_head.in_features, lm_head.out_features
+    return LMOutline(
+        config=cast("dict[str, object]", whole.config),
+        layers=found.count,
+        hidden=hidden,
+        vocabulary=vocabulary,
+        positions=_positions(model.config),
+        weights_digest=weights_digest(located) if located is not None and has_weights else None,
+        has_weights=has_weights,
+        isolates=found.isolates,
+        parts={name: _facts(whole, name, hidden, vocabulary) for name in part_names(whole)},
+    )
+
+
+def _has_weights(located: Located) -> bool:
+    """A folder with a config.json alone can be planned for, not trained."""
+    if located.gguf is not None or located.commit is not None:
+        return True
+    pickles = any(any(located.folder.glob(pattern)) for pattern in ("*.bin", "*.pt", "*.pth"))
+    return pickles or bool(weight_files(located.folder))
+
+
+def _facts(spec: CausalLMSpec, name: str, hidden: int, vocabulary: int) -> PartFacts:
+    part = assemble(spec, name)
+    if name == "embed":
+        return embed_facts(part)
+    if name == "head":
+        return head_facts(part, hidden, vocabulary)
+    return layer_facts(part, build_skeleton(spec).config, int(name.removeprefix("layer")), hidden)
+
+
+def _positions(config: object) -> int | None:
+    for key in ("max_position_embeddings", "n_positions"):
+        value = getattr(config, key, None)
+        if isinstance(value, int):
+            return value
+    return None

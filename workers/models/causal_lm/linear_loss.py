@@ -1,0 +1,131 @@
+"""Cross-entropy of a linear layer's output without its logits: in pieces of rows, gradients along the way."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from workers.models.causal_lm.structure import Link
+
+#: Float32 logits of one piece take about this much; there are two or three such buffers at a time.
+PIECE_BYTES = 64 * 2**20
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """Rows of logits made at once."""
+    return max(1, PIECE_BYTES // (4 * vocabulary))
+
+
+def nll_sum(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Summed cross-entropy of logits (N, V), any type, as float32."""
+    return F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, link: Link, smoothing: float
+) -> Tensor:
+    """Mean cross-entropy (float32 scalar) of the logits of hidden (N, D), weight (V, D), bias (V,) or None.
+
+    Products are computed in the autocast type where autocast is on, else in the type of the weight; logits,
+    softmax, losses and the sums over pieces in float32.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    with torch.autocast(device, enabled=False):
+        return cast("Tensor", _Chunked.apply(hidden, weight, bias, targets, link, smoothing, dtype))
+
+
+class _Chunked(torch.autograd.Function):
+    """Gradients are made in the forward pass, unscaled (in [-1, 1] before the products, so float16 holds them);
+    the backward pass only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        link: Link,
+        smoothing: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        matrix = weight.to(dtype)
+        d_hidden = torch.empty_like(hidden) if wants_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        d_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias and bias is not None else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        step = chunk_rows(weight.shape[0])
+        for start in range(0, hidden.shape[0], step):
+            rows = slice(start, start + step)
+            x = hidden[rows].to(dtype)
+            if link.before != 1.0:
+                x = x * link.before
+            logits = F.linear(x, matrix, None if bias is None else bias.to(dtype)).float()
+            slope = _bend(logits, link)
+            piece, grad = _softmax_loss(logits, targets[rows], smoothing, wants_hidden or wants_weight or wants_bias)
+            total += piece
+            if grad is None:
+                continue
+            if slope is not None:
+                grad *= slope
+            if link.scale != 1.0:
+                grad *= link.scale
+            if d_bias is not None:
+                d_bias += grad.sum(dim=0)
+            narrow = grad.to(dtype)
+            if d_hidden is not None:
+                d_hidden[rows] = (narrow @ matrix) * link.before
+            if d_weight is not None:
+                if dtype == torch.float32:
+                    d_weight.addmm_(narrow.T, x)
+                else:
+                    d_weight += narrow.T @ x
+        ctx.grads = (d_hidden, d_weight, d_bias)
+        ctx.types = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        ctx.count = targets.numel()
+        return total / targets.numel()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.grads is None:
+            raise RuntimeError("the gradients of this loss were used already; compute the loss again")
+        factor = scale.float() / ctx.count
+        made: list[Tensor | None] = []
+        for grad, dtype in zip(ctx.grads, ctx.types, strict=True):
+            made.append(None if grad is None else grad.mul_(factor.to(grad.dtype)).to(dtype))
+        ctx.grads = None
+        return (*made, None, None, None, None)
+
+
+def _bend(logits: Tensor, link: Link) -> Tensor | None:
+    """Apply scale and cap in place; the derivative of the cap, where there is one."""
+    if link.scale != 1.0:
+        logits.mul_(link.scale)
+    if link.cap is None:
+        return None
+    logits.div_(link.cap).tanh_()
+    slope = 1.0 - logits * logits
+    logits.mul_(link.cap)
+    return slope
+
+
+def _softmax_loss(logits: Tensor, targets: Tensor, smoothing: float, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """Summed loss of float32 logits (N, V), and its gradient in the memory of the logits where wanted."""
+    norm = logits.logsumexp(dim=-1, keepdim=True)
+    column = targets[:, None]
+    total = (norm - logits.gather(1, column)).sum()
+    if smoothing:
+        uniform = (norm.squeeze(1) - logits.mean(dim=-1)).sum()
+        total = total * (1.0 - smoothing) + uniform * smoothing
+    if not wanted:
+        return total, None
+    grad = logits.sub_(norm).exp_()
+    if smoothing:
+        grad -= smoothing / grad.shape[-1]
+    grad.scatter_add_(1, column, torch.full_like(norm, smoothing - 1.0))
+    return total, grad

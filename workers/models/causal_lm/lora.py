@@ -1,0 +1,104 @@
+"""Low-rank adapters (peft) inside a built part; merged into ordinary weights when a stage commits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workers.lm_specs import LoraSpec
+from workers.models.causal_lm.errors import refuse
+from workers.models.causal_lm.locate import require
+from workers.models.causal_lm.parts import Embed, Head
+from workers.seeds import derive_seed
+
+_ADAPTER = "default"
+
+
+def add_lora(part: nn.Module, lora: LoraSpec, seed: int, lm_head: bool = False) -> nn.Module:
+    """Put adapters on a part's linear layers and freeze everything else; changes and returns the part.
+
+    Decoder layers get them on `lora.targets`, the head on its LM head where `lm_head` is set, the embedding never.
+    Adapters are float32 and drawn from the seed and their own names: the same on every device and beside whatever
+    other parts. At first they change nothing (B is zero). ConfigError when no target is found.
+    """
+    require("peft", "train.lora", "train.lora")
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = _targets(part, lora, lm_head)
+    part.requires_grad_(False)
+    if not targets:
+        return part
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, bias="none"
+    )
+    inject_adapter_in_model(config, part, adapter_name=_ADAPTER)
+    for name, parameter in part.named_parameters():
+        adapts = "lora_" in name
+        parameter.requires_grad_(adapts)
+        if adapts:
+            parameter.data = _initial(name, parameter, seed).to(parameter.device)
+    return part
+
+
+def _targets(part: nn.Module, lora: LoraSpec, lm_head: bool) -> list[str]:
+    if isinstance(part, Embed):
+        return []
+    linear = [name for name, module in part.named_modules() if _is_linear(module)]
+    if isinstance(part, Head):
+        return linear if lm_head else []
+    if lora.targets == "all-linear":
+        return linear
+    chosen = [name for name in linear if any(name == t or name.endswith(f".{t}") for t in lora.targets)]
+    if not chosen:
+        short = sorted({name.rpartition(".")[2] for name in linear})
+        raise refuse(
+            f"no linear layer is called {', '.join(lora.targets)}; allowed: all-linear, or some of {', '.join(short)}",
+            "train.lora.targets",
+            value=list(lora.targets),
+            allowed=short,
+        )
+    return chosen
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # transformers' Conv1D (GPT-2) is a linear layer with its matrix the other way round; peft knows it too.
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _initial(name: str, parameter: Tensor, seed: int) -> Tensor:
+    """peft's own start: A uniform as in nn.Linear, B zero."""
+    value = torch.zeros(parameter.shape, dtype=torch.float32)
+    if "lora_A" in name:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "lora", name))
+        nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
+    return value
+
+
+def trainable(part: nn.Module) -> dict[str, nn.Parameter]:
+    """The part's parameters that get gradients, by name."""
+    return {name: parameter for name, parameter in part.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def merged_state(part: nn.Module) -> dict[str, Tensor]:
+    """The part's state under its ordinary names with adapters added into the matrices they belong to.
+
+    Sums are made in float32 and rounded once to the matrix's own type. The part itself is left as it is; tensors
+    without adapters are its own, not copies.
+    """
+    adapters: dict[str, Any] = {
+        f"{name}.weight": module for name, module in part.named_modules() if hasattr(module, "get_delta_weight")
+    }
+    state: dict[str, Tensor] = {}
+    for name, tensor in part.state_dict().items():
+        if ".lora_" in name:
+            continue
+        plain = name.replace(".base_layer.", ".")
+        adapter = adapters.get(plain)
+        if adapter is not None and _ADAPTER in adapter.lora_A:
+            tensor = (tensor.float() + adapter.get_delta_weight(_ADAPTER).float()).to(tensor.dtype)
+        state[plain] = tensor
+    return state

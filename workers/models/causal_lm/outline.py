@@ -1,0 +1,134 @@
+"""A causal LM as arithmetic: parameters, flops, kept activations of every part. Pure: no torch, no transformers.
+
+Figures are of one sample of `tokens` tokens. Parameters are counted exactly when the model is inspected; flops are
+2 per multiply-accumulate of linear layers (of experts, those a token visits) and of attention scores and sums, over
+all pairs of tokens (a sliding window bounds them). `saved_elements` follows the rules of `chain_outline`, for
+attention kernels that keep no scores (sdpa, flash): with `eager` they are added. Fixed per-batch tensors (masks,
+rotary embeddings) are nobody's activations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cache_store.errors import ConfigError
+from workers.models.chain_outline import ChainOutline, PartOutline
+from workers.models.counting import Shape
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """What was counted in one part."""
+
+    parameters: int
+    buffer_elements: int
+    #: Multiply-accumulates of linear layers per token.
+    macs: int
+    #: Elements autograd keeps per token when the part trains, but for attention scores.
+    saved: int
+    #: Width of all query heads together, their number, and the tokens a token can look back; 0: no attention.
+    attention_width: int = 0
+    heads: int = 0
+    window: int | None = None
+    #: The kernel keeps scores.
+    keeps_scores: bool = False
+
+
+@dataclass(frozen=True)
+class LMOutline:
+    """A causal LM in figures, as `inspect` reads them from a config alone.
+
+    config: the whole architecture, for tasks (pruned, untied, dtype of the master weights). positions: the longest
+    sequence the model knows positions for, None when it does not say. weights_digest: identity of the stored
+    weights, None for random ones. isolates: its own masks keep packed documents apart.
+    """
+
+    config: dict[str, Any]
+    layers: int
+    hidden: int
+    vocabulary: int
+    positions: int | None
+    weights_digest: str | None
+    has_weights: bool
+    isolates: bool
+    #: `embed`, `layer0` …, `head`.
+    parts: dict[str, PartFacts]
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        return {name: facts.parameters for name, facts in self.parts.items()}
+
+
+@dataclass(frozen=True)
+class LMChainOutline(ChainOutline):
+    """The chain of a language model: boundaries (tokens, hidden), identity adapters, whole heads as auxiliary."""
+
+    def adapter(self, source: int, target: int) -> PartOutline:
+        """Identity: every boundary between layers has the same shape."""
+        self._check_boundary("source", source)
+        self._check_boundary("target", target)
+        shape = self.boundaries[source]
+        return PartOutline("adapter", ("adapter",), shape, shape, 0, 0, 0, 0)
+
+    def aux(self, source: int) -> PartOutline:
+        """LW's local head: a norm and LM head of its own."""
+        self._check_boundary("source", source)
+        head = self.head
+        return PartOutline(
+            "aux",
+            ("aux",),
+            head.inputs,
+            head.outputs,
+            head.parameters,
+            head.buffer_elements,
+            head.flops,
+            head.saved_elements,
+        )
+
+
+def lm_chain(lm: LMOutline, tokens: int) -> LMChainOutline:
+    """The chain's figures for samples of `tokens` tokens. Block 0 is `embed`, so block j+1 is decoder layer j.
+
+    ConfigError when the model has no positions for so many tokens.
+    """
+    if tokens < 1 or (lm.positions is not None and tokens > lm.positions):
+        raise ConfigError(
+            f"data.sequence_length: {tokens} tokens, but the model knows positions for 1-{lm.positions}",
+            where="data.sequence_length",
+            value=tokens,
+        )
+    hidden: Shape = (tokens, lm.hidden)
+    names = list(lm.parts)
+    shapes: dict[str, tuple[Shape, Shape]] = dict.fromkeys(names, (hidden, hidden))
+    shapes["embed"] = ((tokens,), hidden)
+    shapes["head"] = (hidden, (tokens, lm.vocabulary))
+    parts = [_part(name, lm.parts[name], *shapes[name], tokens) for name in names]
+    *blocks, head = parts
+    return LMChainOutline(
+        blocks=tuple(blocks),
+        head=head,
+        boundaries=(*(block.inputs for block in blocks), head.inputs),
+        head_input=head.inputs,
+        classes=lm.vocabulary,
+        aux_channels=lm.hidden,
+    )
+
+
+def _part(name: str, facts: PartFacts, inputs: Shape, outputs: Shape, tokens: int) -> PartOutline:
+    seen = tokens if facts.window is None else min(tokens, facts.window)
+    pairs = tokens * seen
+    saved = facts.saved * tokens
+    if facts.keeps_scores:
+        # Scores after softmax, in the type of softmax and in that of the values.
+        saved += 2 * facts.heads * tokens * tokens
+    return PartOutline(
+        name=name,
+        units=(name,),
+        inputs=(inputs,),
+        outputs=(outputs,),
+        parameters=facts.parameters,
+        buffer_elements=facts.buffer_elements,
+        flops=2 * facts.macs * tokens + 4 * facts.attention_width * pairs,
+        saved_elements=saved,
+    )
