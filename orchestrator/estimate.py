@@ -146,7 +146,7 @@ def train_estimate(
     """One stage over its whole schedule. `trained` names the parts that get gradients (adapter and aux among
     them); `prefix` are frozen blocks run on the device in groups of `group_rows` before every step."""
     item = ACTIVATION_BYTES[train.precision]
-    micro = max(1, train.batch_size // train.accumulate)
+    micro = train.micro
     updated = [part for part in path if part.name in trained]
     trainable = sum(part.parameters for part in updated)
     optimizer_copies = 2 if train.optimizer.name == "adamw" else 1 if train.optimizer.momentum else 0

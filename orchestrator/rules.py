@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 
 from pydantic import ValidationError
@@ -52,6 +53,8 @@ class CrossChecks:
         if train.batch_size % train.accumulate:
             message = f"{train.accumulate}: must divide the batch_size, which is {train.batch_size}"
             self.report(at("accumulate"), message)
+        if train.micro_batch is not None and train.accumulate != 1:
+            self.report(at("micro_batch"), "sets the micro-batches of a step by itself; leave accumulate out")
         if not all(0 <= beta < 1 for beta in train.optimizer.betas):
             self.report(
                 at("optimizer", "betas"),
@@ -59,6 +62,13 @@ class CrossChecks:
             )
         if train.optimizer.nesterov and (train.optimizer.name != "sgd" or train.optimizer.momentum == 0):
             self.report(at("optimizer", "nesterov"), "true: needs sgd with a momentum above 0")
+        if train.optimizer.name == "adamw8bit" or train.frozen_weights != "full":
+            key = ("optimizer", "name") if train.optimizer.name == "adamw8bit" else ("frozen_weights",)
+            value = train.optimizer.name if len(key) == 2 else train.frozen_weights
+            if importlib.util.find_spec("bitsandbytes") is None:
+                self.report(at(*key), f"{value}: needs bitsandbytes: pip install 'segprop[quantized]'")
+            elif self.config.resources.device == "cpu":
+                self.report(at(*key), f"{value}: needs a CUDA device; resources.device is cpu")
         if train.precision == "fp16" and self.config.resources.device == "cpu":
             self.report(at("precision"), "fp16: not available on resources.device cpu; allowed there: fp32, bf16")
 

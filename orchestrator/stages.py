@@ -56,16 +56,15 @@ def layout(
         everything = (*names, "head")
         return (Stage("e2e", "e2e", (), everything, everything),)
     if kind == "lw":
-        return _layer_wise(names, segment_size, first_segment)
+        return _layer_wise(names, segment_size, max(base, segment_size + first_segment - 1))
     tail = len(names) - head
     return _segprop(names, base, tail, segment_size, frozen_intermediate, train_base, adapters, frozenset(untrained))
 
 
-def _layer_wise(blocks: tuple[str, ...], size: int, first_segment: int) -> tuple[Stage, ...]:
+def _layer_wise(blocks: tuple[str, ...], size: int, first: int) -> tuple[Stage, ...]:
+    """`first`: blocks of the first segment, so that a deep base is trained in one stage here too."""
     stages: list[Stage] = []
     hops: tuple[tuple[str, ...], ...] = ()
-    # The embedding, where it counts as a block, comes on top of the first segment's own blocks.
-    first = size + first_segment - 1
     for start in (0, *range(first, len(blocks), size)):
         group = blocks[start : start + (size if start else first)]
         name = f"stage{len(stages) + 1}-{_span(group)}"

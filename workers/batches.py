@@ -152,7 +152,7 @@ def micro_batches(
     order: np.ndarray,
     *,
     batch_size: int,
-    accumulate: int = 1,
+    micro: int,
     view: int | None,
     steps: range,
     device: torch.device,
@@ -164,13 +164,12 @@ def micro_batches(
             torch.set_num_threads(1)  # of the background thread: the step computes on the same cores
         for step in steps:
             index = order[step * batch_size : (step + 1) * batch_size]
-            size = -(-len(index) // accumulate)
             counts = inputs.domain.target_counts(inputs.source, index)
             total = max(1, int(counts.sum()))
-            for first in range(0, len(index), size):
-                rows = inputs.domain.rows(inputs.source, index[first : first + size])
-                share = int(counts[first : first + size].sum()) / total
-                yield step, rows, inputs.load(rows, view), share, first + size >= len(index)
+            for first in range(0, len(index), micro):
+                rows = inputs.domain.rows(inputs.source, index[first : first + micro])
+                share = int(counts[first : first + micro].sum()) / total
+                yield step, rows, inputs.load(rows, view), share, first + micro >= len(index)
 
     with closing(prefetch(load(), inputs.ahead) if inputs.ahead else load()) as loaded:
         for step, rows, boundary, share, last in loaded:
@@ -181,7 +180,9 @@ def in_order(inputs: Inputs, *, batch_size: int, device: torch.device) -> Genera
     """The whole split in data set order under the evaluation view."""
     rows = inputs.source.rows
     steps = range(-(-rows // batch_size))
-    loaded = micro_batches(inputs, np.arange(rows), batch_size=batch_size, view=None, steps=steps, device=device)
+    loaded = micro_batches(
+        inputs, np.arange(rows), batch_size=batch_size, micro=batch_size, view=None, steps=steps, device=device
+    )
     with closing(loaded):
         for micro in loaded:
             yield micro.batch

@@ -30,6 +30,13 @@ def build_optimizer(spec: OptimizerSpec, parameters: Sequence[nn.Parameter]) -> 
             weight_decay=spec.weight_decay,
             fused=True,
         )
+    if spec.name == "adamw8bit":
+        import bitsandbytes  # type: ignore[import-not-found, unused-ignore]  # an extra; its absence is found early
+
+        eight: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
+            parameters, lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay
+        )
+        return eight
     return torch.optim.AdamW(
         parameters,
         lr=spec.lr,

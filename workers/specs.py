@@ -81,8 +81,9 @@ class DataSpec:
 class OptimizerSpec:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
-    #: Update rule; momentum and nesterov count for sgd, betas and eps for adamw.
-    name: Literal["adamw", "sgd"] = "adamw"
+    #: Update rule; momentum and nesterov count for sgd, betas and eps for adamw. adamw8bit: its moments in 8 bits
+    #: (bitsandbytes).
+    name: Literal["adamw", "sgd", "adamw8bit"] = "adamw"
     lr: Annotated[float, Gt(0)] = 3e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: Annotated[float, Gt(0)] = 1e-8
@@ -127,6 +128,9 @@ class TrainSpec:
     batch_size: Annotated[int, Ge(1)] = 256
     #: Micro-batches per optimizer step; batch_size must be a multiple.
     accumulate: Annotated[int, Ge(1)] = 1
+    #: Most samples that go through the path at once; None: batch_size / accumulate. With it the batch stays what it
+    #: is wherever the stage runs, and the micro-batches per step follow.
+    micro_batch: Annotated[int, Ge(1)] | None = None
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
     exit: ExitSpec = field(default_factory=ExitSpec)
@@ -148,8 +152,15 @@ class TrainSpec:
     lora: LoraSpec | None = None
     #: The LM head's matrix in a stage that has it: trained, left alone, or (with lora) trained by an adapter.
     lm_head: Literal["train", "frozen", "lora"] = "train"
+    #: Weights of the frozen parts of a path on the device (bitsandbytes, CUDA): 8 or 4 bits, or as they are.
+    frozen_weights: Literal["full", "int8", "nf4"] = "full"
     #: Mid-stage checkpoint about this often (seconds), between steps; None: after every epoch.
     checkpoint_every_s: Annotated[float, Gt(0)] | None = 60.0
+
+    @property
+    def micro(self) -> int:
+        """Samples of a micro-batch (the last of a step may be smaller)."""
+        return min(self.batch_size, self.micro_batch or -(-self.batch_size // self.accumulate))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -183,7 +183,7 @@ class Stage:
             self.inputs["train"],
             order,
             batch_size=self.train.batch_size,
-            accumulate=self.train.accumulate,
+            micro=self.train.micro,
             view=epoch % self.views,
             steps=range(progress.step, last),
             device=self.device,
@@ -266,9 +266,8 @@ class Stage:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _validate(self) -> dict[str, float]:
-        micro = -(-self.train.batch_size // self.train.accumulate)
         inputs = self.inputs["validation"]
-        loaded = in_order(inputs, batch_size=micro, device=self.device)
+        loaded = in_order(inputs, batch_size=self.train.micro, device=self.device)
         scorer = self.domain.scorer(inputs.source, self.device)
         return score(self.path.module, loaded, scorer, self.train.precision, self.device)
 
