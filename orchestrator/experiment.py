@@ -44,7 +44,8 @@ def initializing(model: ModelSpec | CausalLMSpec, language: LMOutline | None) ->
     """The settings that decide the initial weights: how the chain is cut, or computes, later does not."""
     if isinstance(model, ModelSpec):
         return dataclasses.replace(model, segments="stages", head_convs=1, dropout=ModelSpec.dropout)
-    return dataclasses.replace(model, attention="sdpa", tokenizer=None)
+    assert language is not None
+    return dataclasses.replace(model, attention="sdpa", config=dict(language.config))
 
 
 def decoding(data: DataSpec | TextSpec) -> DataSpec | TextSpec:
