@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Literal
 
 from cache_store.keys import digest_json
 from orchestrator.estimate import Estimate
@@ -63,6 +63,8 @@ class RegimePlan:
     #: Train node -> evaluate node of the chain as far as it was trained, with the head, where the stage's own
     #: validation is not that.
     truncated: dict[str, str]
+    #: Train node -> the last decoder layer it trains before the global head, or `head` (language models).
+    layers: dict[str, int | Literal["head"]]
     #: Evaluate nodes of the final chain.
     validation: str
     test: str

@@ -159,6 +159,7 @@ class _RegimeBuilder:
         stage_ids: list[str] = []
         assembled: dict[str, str] = {}
         truncated: dict[str, str] = {}
+        layers: dict[str, int | Literal["head"]] = {}
         reasons: dict[str, Decision] = {}
         reads: dict[str, tuple[str, ...]] = {}
         for stage in self.stages:
@@ -166,6 +167,8 @@ class _RegimeBuilder:
             stage_ids.append(node)
             reasons[node], reads[node] = decision, sets
             self.weights.update(dict.fromkeys(stage.trained, node))
+            if regime.is_text and regime.kind != "e2e":
+                layers[node] = self._last_layer(stage)
             if graph.config.evaluation.stages:
                 assembled[node] = self._evaluate_node(f"assembled after {stage.name}", "validation")
                 shorter = self._truncated(stage)
@@ -181,6 +184,7 @@ class _RegimeBuilder:
             weights=dict(self.weights),
             assembled=assembled,
             truncated=truncated,
+            layers=layers,
             validation=validation,
             test=test,
             decisions=reasons,
@@ -314,6 +318,17 @@ class _RegimeBuilder:
         if self.regime.split.intermediate == "omit" or end >= self._head_start:
             return None
         return (*self.training_blocks[:end], *self.training_blocks[self._head_start :], "head")
+
+    def _last_layer(self, stage: Stage) -> int | Literal["head"]:
+        if stage.group == "head":
+            return "head"
+        end = self._head_start if self.regime.kind == "segprop" else len(self.training_blocks)
+        numbers = [
+            int(block.removeprefix("layer"))
+            for block in (*(block for hop in stage.hops for block in hop), *stage.trained)
+            if block in self.training_blocks[1:end]
+        ]
+        return max(numbers, default=-1)
 
     @property
     def _head_start(self) -> int:

@@ -210,11 +210,15 @@ def _result_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     memory = MemoryBasis(summary)
     base = next((r for r in regimes.values() if r["kind"] == "e2e" and finished(r)), None)
     peak = "peak device memory" if memory.device else "peak host growth"
+    # Classifiers are read by accuracy, language models by loss.
+    text = any("perplexity" in regime["final"]["metrics"] for regime in regimes.values()) or bool(
+        summary.get("original")
+    )
     rows = [
         [
             "regime",
-            "test acc.",
-            "val. acc.",
+            "test loss" if text else "test acc.",
+            "val. loss" if text else "val. acc.",
             peak,
             "of e2e",
             "time",
@@ -224,6 +228,9 @@ def _result_rows(summary: Mapping[str, Any]) -> list[list[str]]:
             "stages",
         ]
     ]
+    if summary.get("original"):
+        scores = [_quality_text(summary.get("original").get(split, {}), text) for split in ("test", "validation")]
+        rows.append(["as it came", *scores, *[DASH] * (len(rows[0]) - 3)])
     for name, regime in regimes.items():
         stages = regime["stages"]
         done = [stage for stage in stages if stage["status"] in ("done", "reused")]
@@ -238,8 +245,8 @@ def _result_rows(summary: Mapping[str, Any]) -> list[list[str]]:
         rows.append(
             [
                 f"{TITLES[name]} ({name})" if name in TITLES else name,
-                percent_text(regime["final"]["metrics"].get("accuracy"), 2),
-                percent_text(regime["final"]["validation"].get("accuracy"), 2),
+                _quality_text(regime["final"]["metrics"], text),
+                _quality_text(regime["final"]["validation"], text),
                 bytes_text(memory.of(regime)),
                 percent_text(memory.share(memory.of(regime)), 0) if compared else DASH,
                 seconds_text(regime["seconds"] or None),
@@ -250,3 +257,10 @@ def _result_rows(summary: Mapping[str, Any]) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def _quality_text(metrics: Mapping[str, Any], text: bool) -> str:
+    if not text:
+        return percent_text(metrics.get("accuracy"), 2)
+    loss = metrics.get("loss")
+    return DASH if loss is None else f"{loss:.4f}"

@@ -52,6 +52,7 @@ def summarize(
     nodes: dict[str, Node] = {node.id: node for node in plan.nodes}
     results: dict[str, Json] = {key: commit.get("result", {}) for key, commit in commits.items() if key in nodes}
     view = _View(nodes=nodes, results=results, reused=frozenset(reused), failures=failures)
+    original = {split: view.results.get(node, {}).get("metrics", {}) for split, node in plan.original.items()}
     summary: Json = {
         "format": FORMAT,
         "run": run,
@@ -65,6 +66,8 @@ def summarize(
             "failed": len([key for key in failures if key in nodes]),
         },
         "work": [_work(view, node) for node in nodes.values()],
+        # The model as it came, scored like the regimes ({} where it came without weights).
+        "original": original,
         "failures": [
             {"node": key, "label": nodes[key].label if key in nodes else key, "message": message}
             for key, message in failures.items()
@@ -164,6 +167,10 @@ def _stage(view: _View, node_id: str, regime: RegimePlan) -> Json:
         for key in ("train_accuracy", "validation_loss", "validation_accuracy")
         if at_commit.get(key) is not None
     }
+    own = at_commit.get("validation") or {}
+    covers = set(task.get("path", [])) | {b for hop in (task.get("boundary") or {}).get("hops", []) for b in hop}
+    whole = covers >= set(regime.weights)
+    truncated = view.results.get(regime.truncated.get(node_id, ""), {}).get("metrics", {}) or own
     accuracy = assembled.get("metrics", {}).get("accuracy")
     if accuracy is not None:
         metrics["assembled_accuracy"] = accuracy
@@ -196,6 +203,10 @@ def _stage(view: _View, node_id: str, regime: RegimePlan) -> Json:
         "train_loss": at_commit.get("train_loss"),
         "metrics": metrics,
         "assembled": dict(assembled.get("metrics", {})),
+        # Of language models: the whole chain, the chain as far as it was trained, and how far that is.
+        "full": dict(own if whole else assembled.get("metrics", {})) if node_id in regime.layers else {},
+        "truncated": dict(truncated) if node_id in regime.layers else {},
+        "layer": regime.layers.get(node_id),
         "peak_device_bytes": result.get("peak_device_bytes"),
         "peak_device_reserved_bytes": result.get("peak_device_reserved_bytes"),
         "peak_host_bytes": peak_host,

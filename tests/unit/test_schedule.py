@@ -20,7 +20,7 @@ def make_node(name: str, kind: Any, parents: list[str], regimes: tuple[str, ...]
 
 
 def make_plan(nodes: list[Node], targets: list[str], retention: str = "release") -> Plan:
-    regime = RegimePlan("r", "segprop", (), {}, {}, {}, "", "", {}, {}, 0, retention)
+    regime = RegimePlan("r", "segprop", (), {}, {}, {}, {}, "", "", {}, {}, 0, retention)
     return Plan(tuple(nodes), tuple(targets), {"r": regime})
 
 
