@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from orchestrator.sections import Bytes, Config, ImageConfig, RegimeConfig, TextConfig  # noqa: E402
+from orchestrator.sections import Bytes, ImageConfig, RegimeConfig, TextConfig  # noqa: E402
 
 TARGET = ROOT / "docs" / "configuration.md"
 INTRO = """\
