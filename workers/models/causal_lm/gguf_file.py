@@ -37,6 +37,17 @@ def _config(path: str, _changed: int) -> str:
     return json.dumps(values)
 
 
+class _Flat:
+    """A model without children: transformers' name map would build its whole table again for every module."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.config = model.config
+        self.state_dict = model.state_dict
+
+    def named_children(self) -> list[Any]:
+        return []
+
+
 class GGUFTensors:
     """The tensors of a GGUF file under transformers' names, dequantized one at a time to float32."""
 
@@ -57,8 +68,8 @@ class GGUFTensors:
             reader = GGUFReader(path)
             architecture = read_field(reader, "general.architecture")[0]  # type: ignore[no-untyped-call]
             processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
-            self._processor = processor(config=model.config.to_dict())
-            mapping = get_gguf_hf_weights_map(model, self._processor)  # type: ignore[no-untyped-call]
+            self._processor: Any = processor(config=model.config.to_dict())  # type: ignore[no-untyped-call]
+            mapping = get_gguf_hf_weights_map(_Flat(model), self._processor)
         except (ValueError, OSError, KeyError, IndexError, NotImplementedError) as e:
             raise refuse(f"{path} is no readable GGUF file: {first_line(e)}", "model.gguf") from e
         # The reader maps the file: nothing is read before it is asked for.
