@@ -139,7 +139,8 @@ class NodeStore(CheckpointStore):
         verify(self.storage, record)
 
     def verified_path(self, record: Mapping[str, Any]) -> Path | None:
-        """The file's local path, checked once by this process per (path, size, mtime); None when not local.
+        """The file's local path, or that of this machine's copy of it, checked once by this process per (path,
+        size, mtime); None when it can be neither.
 
         For mapping. Files in the store are never changed in place. CorruptShard when it differs or is gone.
         """

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import xxhash
 
 from cache_store import codec
 from cache_store.codec import Array, Field
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, CorruptShard, MissingShard, StoreError
-from cache_store.files import FileRecord, valid_digests, verify_once, write_file
+from cache_store.files import FileRecord, read_file, valid_digests, verify_once, write_file
 from cache_store.keys import canonical_json, digest_json
 from cache_store.os_errors import typed_error
 from cache_store.publish import check_name, dump_record, new_attempt_id, parse_record, publish, read_bounded
@@ -349,20 +348,18 @@ class SnapshotSet:
             raise self._quarantine(i, commit.raw, commit.file["path"], reason) from error
 
     def _verified(self, file: FileRecord) -> Any:
-        path = self.storage.local_path(file["path"])
-        if path is None:
-            data = self.storage.read(file["path"])
-            if len(data) != file["bytes"] or xxhash.xxh3_128_hexdigest(data) != file["xxh3"]:
-                raise CorruptShard(f"{file['path']} does not match its checksum")
-            return data
         # Checked with reads, so a failing disk is an error and not a signal; the pages are then there to be
         # mapped.
-        verify_once(self.storage, file)
+        path = verify_once(self.storage, file)
+        if path is None:
+            return read_file(self.storage, file)
         # Not the mmap module: it holds a file descriptor for every mapping.
         try:
             with pa.memory_map(str(path)) as mapped:
                 return mapped.read_buffer()
         except FileNotFoundError:
+            if self.storage.local_path(file["path"]) is None:
+                return read_file(self.storage, file)  # this machine's copy was evicted just now
             raise
         except OSError as error:
             raise typed_error(error, "map", str(path)) from error

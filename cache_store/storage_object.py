@@ -299,6 +299,14 @@ class ObjectStorage(Storage):
             # Somebody may write below it meanwhile: what came in before this call began is gone all the same.
             if not paths:
                 return
+            # Servers over a file system keep folders, and list them, when nothing is left in them.
+            self._delete_all(prefix, [*_folders(prefix, paths), prefix])
+
+
+def _folders(prefix: str, paths: Names) -> Names:
+    """The folders of `paths` below `prefix`, the deepest first."""
+    found = {path[:place] for path in paths for place in range(len(prefix) + 1, len(path)) if path[place] == "/"}
+    return sorted(found, key=lambda folder: (-folder.count("/"), folder))
 
 
 class _PartsFile(io.RawIOBase):
