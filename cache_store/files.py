@@ -104,12 +104,12 @@ def verify_once(storage: Storage, record: Mapping[str, Any]) -> Path | None:
     """As `verify`, but a local file this process has checked, unchanged in size and mtime since, is not read
     again. Its local path, for mapping.
 
-    On storage that is not local that is the path of this machine's copy, checked in the same way; None (and
-    nothing checked) where no copy can be kept. A copy may be evicted: treat one that is gone as None.
+    On remote storage that is the path of this machine's copy, checked in the same way; None (and nothing checked)
+    where no copy can be kept, and on storage that is neither. A copy may be evicted: treat one that is gone as None.
     """
     path = storage.local_path(record["path"])
     if path is None:
-        return _verified_copy(storage, record)
+        return _verified_copy(storage, record) if storage.remote else None
     try:
         status = path.stat()
     except FileNotFoundError as error:
@@ -149,7 +149,7 @@ def _verified_copy(storage: Storage, record: Mapping[str, Any]) -> Path | None:
 def read_file(storage: Storage, record: Mapping[str, Any]) -> bytes:
     """The verified bytes of a file. CorruptShard when they differ from the record or the file is gone."""
     # Bytes that came over a network may have been damaged on their way: those are asked for once more.
-    tries = 2 if storage.local_path(record["path"]) is None else 1
+    tries = 2 if storage.remote else 1
     for _ in range(tries):
         try:
             # One byte more than recorded shows a longer file without reading all of it.

@@ -214,4 +214,4 @@ def _download(storage: Storage, record: Mapping[str, Any], part: int) -> bool:
         raise CorruptShard(
             f"{storage.uri}: {record['path']} is missing, though a record lists it", path=record["path"]
         ) from None
-    return place == record["bytes"] and hasher.hexdigest() == record["xxh3"]
+    return bool(place == record["bytes"] and hasher.hexdigest() == record["xxh3"])

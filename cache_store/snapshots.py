@@ -358,7 +358,7 @@ class SnapshotSet:
             with pa.memory_map(str(path)) as mapped:
                 return mapped.read_buffer()
         except FileNotFoundError:
-            if self.storage.local_path(file["path"]) is None:
+            if self.storage.remote:
                 return read_file(self.storage, file)  # this machine's copy was evicted just now
             raise
         except OSError as error:

@@ -83,6 +83,8 @@ class Storage(abc.ABC):
     """A storage root. Make one with `Storage.open`; safe to use from several threads."""
 
     uri: str
+    #: Whether bytes come over a network: worth keeping a copy of on this machine, and of asking for twice.
+    remote = False
 
     @classmethod
     def open(cls, uri: str) -> Storage:

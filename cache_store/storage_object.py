@@ -54,6 +54,8 @@ class _WrongLength(Exception):  # noqa: N818  never leaves this module
 class ObjectStorage(Storage):
     """A prefix in a bucket of an object store."""
 
+    remote = True
+
     def __init__(self, address: Address, patience: Patience | None = None) -> None:
         self.uri = address.uri
         self._patience = patience or Patience.from_environment()

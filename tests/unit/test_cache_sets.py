@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cache_store import codec, files
-from cache_store import storage as storage_module
+from cache_store import storage_local as storage_module
 from cache_store.codec import DTYPES, Array, Field, decode, encode
 from cache_store.errors import (
     CorruptRecord,
