@@ -24,7 +24,15 @@ from cache_store.errors import CorruptRecord, CorruptShard, MissingShard, StoreE
 from cache_store.files import FileRecord, read_file, valid_digests, verify_once, write_file
 from cache_store.keys import canonical_json, digest_json
 from cache_store.os_errors import typed_error
-from cache_store.publish import check_name, dump_record, new_attempt_id, parse_record, publish, read_bounded
+from cache_store.publish import (
+    check_name,
+    dump_record,
+    has_keys,
+    new_attempt_id,
+    parse_record,
+    publish,
+    read_bounded,
+)
 from cache_store.set_spec import FORMAT, SetSpec
 from cache_store.storage import Storage
 
@@ -298,7 +306,8 @@ class SnapshotSet:
             record = parse_record(raw, path)
             attempt = check_name(str(record.get("attempt")))
             if (
-                record.get("format") == FORMAT
+                has_keys(record, "format set index attempt file bytes xxh3_128 sha256 rows")
+                and record.get("format") == FORMAT
                 and record.get("set") == self.spec.id
                 and record.get("index") == i
                 and record.get("rows") == rows
