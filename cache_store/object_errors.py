@@ -30,6 +30,7 @@ class Kind(Enum):
     PLAIN_HTTP = "plain http is not allowed"
     NO_BUCKET = "no such bucket"
     FULL = "no space left"
+    NO_RANGES = "the server ignores ranges, or does not say that it honours them"
     PASSING = "passing fault"
     OTHER = "other"
 
@@ -99,8 +100,7 @@ def _kind(name: str, status: int, code: str, head: str) -> Kind:
     if name in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403):
         return Kind.DENIED
     if "non-partial" in head:
-        # A server that answers a range with the whole object: asking again would not help.
-        return Kind.OTHER
+        return Kind.NO_RANGES
     if "builder error" in head:
         return Kind.PLAIN_HTTP
     if status in (408, 425, 429) or (500 <= status <= 599 and status not in (501, 505)):
@@ -116,6 +116,8 @@ def _reason(kind: Kind, status: int, code: str, head: str) -> str:
         return "no credentials were found"
     if kind is Kind.PLAIN_HTTP:
         return "the endpoint is plain http, which is not allowed unless asked for"
+    if kind is Kind.NO_RANGES:
+        return str(kind.value)
     if status or code:
         return f"the server answered {' '.join(str(part) for part in (status or '', code) if part)}"
     if "timed out" in head or "timeout" in head.lower():
@@ -123,4 +125,4 @@ def _reason(kind: Kind, status: int, code: str, head: str) -> str:
     words = head.rsplit(" - ", 1)[-1] if " - " in head else head
     # Whatever looks like a URL may be signed.
     words = re.sub(r"\S*://\S*", "…", words)
-    return words.strip().splitlines()[0][:200] if words.strip() else kind.value
+    return words.strip().splitlines()[0][:200] if words.strip() else str(kind.value)

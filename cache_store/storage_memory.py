@@ -88,4 +88,6 @@ class MemoryStorage(Storage):
         with _MEMORY_LOCK:
             found = self._files.find(self._at(prefix).rstrip("/") or "/", detail=True)
         for name, info in found.items():
-            yield FileInfo(name[len(self._at("")) :], int(info["size"]), info["created"].timestamp())
+            created = info["created"]  # a datetime, or seconds, by fsspec's version
+            modified = created if isinstance(created, float) else created.timestamp()
+            yield FileInfo(name[len(self._at("")) :], int(info["size"]), modified)

@@ -47,6 +47,10 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_THREADS, thread_name_prefix="store-range")
 
 
+class _NoRanges(Exception):  # noqa: N818  never leaves this module
+    """The server does not answer ranges as it must."""
+
+
 class _WrongLength(Exception):  # noqa: N818  never leaves this module
     """What arrived, or was stored, has another length than it must have."""
 
@@ -60,6 +64,7 @@ class ObjectStorage(Storage):
         self.uri = address.uri
         self._patience = patience or Patience.from_environment()
         self._variables = OBJECT_SCHEMES[address.scheme]
+        self._ranges_work = False
         self._endpoint = (address.uri, *endpoint_of(address))
         self._obs = load_obstore()
         self._faults = (self._obs.exceptions.BaseError, OSError, ValueError)
@@ -103,6 +108,8 @@ class ObjectStorage(Storage):
             time.sleep(wait)
 
     def _error(self, fault: Fault, doing: str, path: str, tries: int = 1) -> Exception:
+        if fault.kind is Kind.NO_RANGES:
+            return _NoRanges()
         if fault.kind is Kind.ABSENT:
             return FileNotFoundError(errno.ENOENT, "not in the store", path)
         return fault.error(doing, self._name(path), self._variables, tries)
@@ -146,8 +153,35 @@ class ObjectStorage(Storage):
         yield from self._parts(path, size)
 
     def _parts(self, path: str, size: int) -> Iterator[memoryview]:
-        """The first `size` bytes in order, in parts, a few requested ahead."""
-        starts = iter(range(0, size, PART_BYTES))
+        """The first `size` bytes in order, in parts."""
+        start = 0
+        if not self._ranges_work:
+            try:
+                # The first is asked for alone: it shows whether this server answers ranges.
+                yield self._part(path, 0, min(PART_BYTES, size))
+            except _NoRanges:
+                yield from self._stream(path, size)
+                return
+            self._ranges_work = True
+            start = PART_BYTES
+        yield from self._parts_ahead(path, start, size)
+
+    def _stream(self, path: str, size: int) -> Iterator[memoryview]:
+        """As `_parts`, in one request, which is not repeated."""
+        left = size
+        try:
+            for piece in self._obs.get(self._client, path).stream(PART_BYTES):
+                yield memoryview(piece)[:left]
+                left -= min(left, len(piece))
+                if not left:
+                    return
+        except self._faults as error:
+            raise self._error(fault_of(error), "read", path) from None
+        raise StorageUnavailable(f"cannot read {self._name(path)}: {left} bytes less than its length arrived")
+
+    def _parts_ahead(self, path: str, start: int, size: int) -> Iterator[memoryview]:
+        """The bytes from `start` in parts, a few requested ahead."""
+        starts = iter(range(start, size, PART_BYTES))
         waiting: collections.deque[Future[memoryview]] = collections.deque()
 
         def ask() -> None:

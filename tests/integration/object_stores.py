@@ -94,6 +94,26 @@ def _answers(endpoint: str) -> bool:
     return True
 
 
+def _puts(server: S3Server) -> bool:
+    import obstore
+    from obstore.store import S3Store
+
+    client = S3Store(
+        BUCKET,
+        endpoint=server.endpoint,
+        access_key_id=KEY,
+        secret_access_key=SECRET,
+        region="us-east-1",
+        client_options={"allow_http": True, "timeout": "10s"},
+        retry_config={"max_retries": 0},
+    )
+    try:
+        obstore.put(client, "ready", b"1")
+    except obstore.exceptions.BaseError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def seaweed_server(folder: Path) -> Iterator[S3Server]:
     """SeaweedFS in one process: it honours conditional PUTs."""
@@ -130,6 +150,8 @@ def seaweed_server(folder: Path) -> Iterator[S3Server]:
         *(f"-{name}={port}" for name, port in zip(names, others, strict=True)),
     ]
     with running(command, f"http://127.0.0.1:{s3}", folder / "weed.txt") as server:
+        # The first object makes the bucket, once the volume server has joined.
+        wait_for(lambda: _puts(server), 60, lambda: server.log.read_text(errors="replace")[-2000:])
         yield server
 
 
