@@ -96,7 +96,7 @@ def read_only_files(folder: str) -> bool:
     private = _libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", flags, b"size=64m,mode=700") == 0
     if private:
         os.chdir(folder)  # the old one lies beneath
-    return hidden and private
+    return bool(hidden and private)
 
 
 def no_new_privileges() -> None:
@@ -124,7 +124,7 @@ def landlock(folder: str) -> bool:
     beneath = os.open(folder, os.O_PATH | os.O_CLOEXEC)
     try:
         rule = struct.pack("=Qi", _LANDLOCK_WRITES, beneath)
-        return _libc.syscall(add, ruleset, 1, rule, 0) == 0 and _libc.syscall(restrict, ruleset, 0) == 0
+        return bool(_libc.syscall(add, ruleset, 1, rule, 0) == 0 and _libc.syscall(restrict, ruleset, 0) == 0)
     finally:
         os.close(beneath)
         os.close(ruleset)

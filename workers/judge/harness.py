@@ -10,8 +10,10 @@ The harness is an optional dependency (`pip install segprop[eval]`) and is impor
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import io
+import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -51,23 +53,22 @@ def score(judged: JudgedModel, task: str, spec: HarnessSpec, progress: Progress 
     """The accuracy of `judged` at `task` (one of `TASKS`), with the standard error of the mean.
 
     Deterministic on one machine with one number of threads. UserError for unknown tasks, subjects or settings,
-    DataError for missing or malformed files."""
+    DataError for missing or malformed files. `notes["answers"]` is a digest of all log-likelihoods."""
     _check(task, spec)
     tasks, groups, notes = build_tasks(task, spec)
     hflm = _import("lm_eval.models.huggingface").HFLM
     evaluate = _import("lm_eval.evaluator").evaluate
     with _quiet():
         lm = hflm(pretrained=judged.model, tokenizer=judged.tokenizer, batch_size=spec.batch_size)
-        if progress is not None:
-            lm.set_cache_hook(_Counting(progress, _requests(tasks, spec)))
+        answers = _Answers(progress, _requests(tasks, spec))
+        lm.set_cache_hook(answers)
         found = evaluate(
             lm,
             {"tasks": tasks, "groups": groups, "group_map": {}},
             limit=spec.limit,
-            bootstrap_iters=0 if spec.limit == 1 else 100_000,
             log_samples=False,
         )
-    return _score(found["results"], task, groups, spec, notes)
+    return _score(found["results"], task, groups, spec, {**notes, "answers": answers.digest()})
 
 
 def build_tasks(task: str, spec: HarnessSpec) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -191,15 +192,22 @@ def _requests(tasks: dict[str, Any], spec: HarnessSpec) -> int:
     return total
 
 
-class _Counting:
-    """Told by the harness of every answer (it is meant for caches); counts them."""
+class _Answers:
+    """Told by the harness of every answer (it is meant for caches): counts them, and takes a digest of their exact
+    log-likelihoods, which tells two models apart long before their accuracies do."""
 
-    def __init__(self, progress: Progress, total: int) -> None:
+    def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
+        self._hash = hashlib.sha256()
 
-    def add_partial(self, *_: Any) -> None:
+    def add_partial(self, kind: str, question: Any, answer: Any) -> None:
+        self._hash.update(json.dumps([kind, question, answer]).encode())
         self._done += 1
-        self._progress(self._done, self._total)
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()[:32]
 
 
 @contextlib.contextmanager

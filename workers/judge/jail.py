@@ -2,8 +2,8 @@
 
 The request is one JSON value on standard input: `program`, `token`, `folder`, `modules` (folders that imports may
 come from beside the standard library), `limits`, `demanded` (which of network, files and processes must be isolated)
-and `without` (layers not to use). On the verdict pipe it answers in JSON lines: the layers it achieved, then how the program ended. The
-token proves that the last line was written after the program had returned: a program that calls `exit()` half way
+and `without` (layers not to use). On the verdict pipe it answers in JSON lines: the layers it achieved, then how the
+program ended. The token proves that the last line was written after the program had returned: a program that calls `exit()` half way
 through its own tests has not passed. (It guards against accidents, not against a program that forges its verdict.)
 """
 
@@ -48,9 +48,7 @@ def main() -> None:
     _limit(request["limits"])
     if "seccomp" not in without and confine.seccomp():
         layers.add("seccomp")
-    isolated = {
-        what for what, any_of in _ISOLATES.items() if layers & any_of
-    }
+    isolated = {what for what, any_of in _ISOLATES.items() if layers & any_of}
     missing = sorted(set(request["demanded"]) - isolated)
     _tell(verdict, {"layers": sorted(layers), "isolated": sorted(isolated), "missing": missing})
     if not missing:

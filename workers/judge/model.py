@@ -26,7 +26,7 @@ def check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: not a model folder, it has no config.json")
     if not any(folder.glob("*.safetensors")):
-        raise DataError(f"{folder}: not a model folder, it has no .safetensors weights (pickled weights are not loaded)")
+        raise DataError(f"{folder}: not a model folder, it has no .safetensors weights (pickled ones are not read)")
 
 
 def load_model(folder: Path, *, device: str = "cpu", dtype: Dtype = "auto") -> JudgedModel:
@@ -47,7 +47,7 @@ def load_model(folder: Path, *, device: str = "cpu", dtype: Dtype = "auto") -> J
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **options)
     except Exception as error:
         # transformers raises anything from OSError to KeyError for a folder that is not what it should be.
         raise DataError(f"{folder}: transformers cannot load it: {type(error).__name__}: {error}") from error

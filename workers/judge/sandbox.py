@@ -10,6 +10,7 @@ output is cut and shown to the user alone), and use one core for as long as its 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -65,7 +66,7 @@ class Execution:
 
 def run(
     program: str,
-    limits: Limits = Limits(),  # noqa: B008  frozen
+    limits: Limits = Limits(),
     *,
     allow_code_execution: bool,
     allow_unisolated: bool = False,
@@ -130,18 +131,14 @@ def _execute(request: dict[str, Any], folder: str, limits: Limits) -> Execution:
         os.close(sending)
     try:
         assert process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has died already; its output says why
             process.stdin.write(json.dumps(request).encode())
             process.stdin.close()
-        except BrokenPipeError:
-            pass  # it has died already; its output says why
         output, told, in_time = _listen(process, receiving, limits, started + limits.seconds)
     finally:
         # Everything it started is in its session, and dies with its init where it has one.
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
@@ -149,9 +146,7 @@ def _execute(request: dict[str, Any], folder: str, limits: Limits) -> Execution:
     return _judge(request, told, output, in_time, process.returncode, time.monotonic() - started)
 
 
-def _listen(
-    process: subprocess.Popen[bytes], verdict: int, limits: Limits, deadline: float
-) -> tuple[str, bytes, bool]:
+def _listen(process: subprocess.Popen[bytes], verdict: int, limits: Limits, deadline: float) -> tuple[str, bytes, bool]:
     """Read output and verdict until both are closed or time is up; what exceeds the bounds is read and dropped."""
     assert process.stdout is not None
     kept = {process.stdout.fileno(): bytearray(), verdict: bytearray()}
@@ -175,9 +170,7 @@ def _listen(
     return output.decode(errors="replace"), bytes(told), in_time
 
 
-def _judge(
-    request: dict[str, Any], told: bytes, output: str, in_time: bool, code: int, seconds: float
-) -> Execution:
+def _judge(request: dict[str, Any], told: bytes, output: str, in_time: bool, code: int, seconds: float) -> Execution:
     lines = told.splitlines()
     setup = _json(lines[0]) if lines else {}
     if setup.get("missing"):
