@@ -54,7 +54,6 @@ def score(judged: JudgedModel, task: str, spec: HarnessSpec, progress: Progress 
 
     Deterministic on one machine with one number of threads. UserError for unknown tasks, subjects or settings,
     DataError for missing or malformed files. `notes["answers"]` is a digest of all log-likelihoods."""
-    _check(task, spec)
     tasks, groups, notes = build_tasks(task, spec)
     hflm = _import("lm_eval.models.huggingface").HFLM
     evaluate = _import("lm_eval.evaluator").evaluate
@@ -72,7 +71,9 @@ def score(judged: JudgedModel, task: str, spec: HarnessSpec, progress: Progress 
 
 
 def build_tasks(task: str, spec: HarnessSpec) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The harness' task objects by name, its groups by name, and notes on the data; for `evaluate` and for tests."""
+    """The harness' task objects by name, its groups by name, and notes on the data. Reads (or downloads)
+    all that `score` will need; the errors are those of `score`."""
+    _check(task, spec)
     manager = _import("lm_eval.tasks").TaskManager()
     load_yaml = _import("lm_eval.tasks._yaml_loader").load_yaml
     index = manager.task_index

@@ -49,8 +49,7 @@ def score(
 
     UserError unless `spec.allow_code_execution`, or where the machine cannot isolate the code."""
     _check(spec)
-    # Before hours of generation, not after: that code may run, and that this machine can isolate it.
-    run("", allow_code_execution=spec.allow_code_execution, allow_unisolated=spec.allow_unisolated)
+    demand_jail(spec)
     asked = list(problems)[: spec.limit]
     completions = []
     for start in range(0, len(asked), spec.batch_size):
@@ -74,6 +73,11 @@ def score(
             "solved": [problem.task_id for problem, rate in zip(asked, rates, strict=True) if rate > 0],
         },
     )
+
+
+def demand_jail(spec: CodeSpec) -> None:
+    """UserError unless generated code may run and this machine can isolate it. Ask before hours of generation."""
+    run("", allow_code_execution=spec.allow_code_execution, allow_unisolated=spec.allow_unisolated)
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

@@ -3,12 +3,13 @@
 The request is one JSON value on standard input: `program`, `token`, `folder`, `modules` (folders that imports may
 come from beside the standard library), `limits`, `demanded` (which of network, files and processes must be isolated)
 and `without` (layers not to use). On the verdict pipe it answers in JSON lines: the layers it achieved, then how the
-program ended. The token proves that the last line was written after the program had returned: a program that calls `exit()` half way
-through its own tests has not passed. (It guards against accidents, not against a program that forges its verdict.)
+program ended. The token proves that the last line was written after the program had returned: one that calls `exit()`
+half way through its own tests has not passed. (It guards against accidents, not against forged verdicts.)
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -52,7 +53,10 @@ def main() -> None:
     missing = sorted(set(request["demanded"]) - isolated)
     _tell(verdict, {"layers": sorted(layers), "isolated": sorted(isolated), "missing": missing})
     if not missing:
-        _tell(verdict, _run(request))
+        ended = _run(request)
+        with contextlib.suppress(Exception):  # it may have put anything in its place
+            sys.stdout.flush()
+        _tell(verdict, ended)
     os._exit(0)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from cache_store.errors import DataError, UserError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,23 @@ def load_model(folder: Path, *, device: str = "cpu", dtype: Dtype = "auto") -> J
     check_folder(folder)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise UserError(f"dtype: {dtype}: must be one of auto, float32, bfloat16, float16")
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device: {device}: {str(error).splitlines()[0]}") from error
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
         model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **options)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # transformers raises anything from OSError to KeyError for a folder that is not what it should be.
         raise DataError(f"{folder}: transformers cannot load it: {type(error).__name__}: {error}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     return JudgedModel(model.to(place).eval(), tokenizer)
