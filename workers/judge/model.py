@@ -50,7 +50,7 @@ def load_model(folder: Path, *, device: str = "cpu", dtype: Dtype = "auto") -> J
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
         model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **options)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         # transformers raises anything from OSError to KeyError for a folder that is not what it should be.
         raise DataError(f"{folder}: transformers cannot load it: {type(error).__name__}: {error}") from error
     finally:
