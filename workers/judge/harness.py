@@ -26,6 +26,8 @@ from workers.judge.model import JudgedModel
 from workers.judge.scores import Score
 
 TASKS = ("mmlu", "winogrande")
+#: Where their definitions lie below `lm_eval/tasks`.
+_DEFINITIONS = {"mmlu": "mmlu/default", "winogrande": "winogrande"}
 
 #: Called with answered and all requests of a task; a multiple-choice question is one request a choice.
 Progress = Callable[[int, int], None]
@@ -74,9 +76,8 @@ def build_tasks(task: str, spec: HarnessSpec) -> tuple[dict[str, Any], dict[str,
     """The harness' task objects by name, its groups by name, and notes on the data. Reads (or downloads)
     all that `score` will need; the errors are those of `score`."""
     _check(task, spec)
-    manager = _import("lm_eval.tasks").TaskManager()
     load_yaml = _import("lm_eval.tasks._yaml_loader").load_yaml
-    index = manager.task_index
+    index = _index(task)
 
     def definition(name: str) -> dict[str, Any]:
         value: dict[str, Any] = load_yaml(index[name].yaml_path)
@@ -96,6 +97,13 @@ def build_tasks(task: str, spec: HarnessSpec) -> tuple[dict[str, Any], dict[str,
         local = local_data.mmlu(spec.data / task, subject) if spec.data else None
         tasks[subjects[subject]] = _build(definition(subjects[subject]), local, spec)
     return tasks, _grouped(root, groups, members, tasks), {"data": _where(spec), "examples": "dev, the first ones"}
+
+
+def _index(task: str) -> Any:
+    """The harness' index of `task` alone: reading the definitions of all its thousands of tasks takes seconds."""
+    library = _import("lm_eval.tasks")
+    folder = Path(library.__file__).parent / _DEFINITIONS[task]
+    return library.TaskManager(include_path=folder, include_defaults=False).task_index
 
 
 def _check(task: str, spec: HarnessSpec) -> None:
