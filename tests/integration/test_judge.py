@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ WINOGRANDE = HarnessSpec(data=DATA, limit=4, batch_size=4)
 
 
 @pytest.fixture(scope="module")
-def original() -> Iterator[JudgedModel]:
+def original() -> JudgedModel:
     """SmolLM2-135M-Instruct as it comes, with its embeddings tied."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -39,7 +38,7 @@ def original() -> Iterator[JudgedModel]:
     source: Any = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     assert model.config.tie_word_embeddings
-    yield JudgedModel(model.eval(), AutoTokenizer.from_pretrained(**source))
+    return JudgedModel(model.eval(), AutoTokenizer.from_pretrained(**source))
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from tiny_lm import model, tokenizer
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install segprop[eval]")
 
-from cache_store.errors import DataError, UserError  # noqa: E402
-from workers.judge.harness import HarnessSpec, build_tasks, score  # noqa: E402
-from workers.judge.model import JudgedModel  # noqa: E402
+from cache_store.errors import DataError, UserError
+from workers.judge.harness import HarnessSpec, build_tasks, score
+from workers.judge.model import JudgedModel
 
 COLUMNS = ("question", "choice0", "choice1", "choice2", "choice3", "answer")
 SUBJECTS = ("anatomy", "astronomy", "management")

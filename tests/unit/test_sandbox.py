@@ -68,8 +68,7 @@ def test_a_program_that_ends_itself_before_its_tests_has_not_passed(ending: str)
 
 def test_a_forged_verdict_without_the_token_is_not_believed() -> None:
     forged = (
-        "import os\nfor fd in range(3, 20):\n"
-        " try: os.write(fd, b'{\"passed\": \"yes\"}\\n')\n except OSError: pass\n"
+        'import os\nfor fd in range(3, 20):\n try: os.write(fd, b\'{"passed": "yes"}\\n\')\n except OSError: pass\n'
     )
     assert not jail(forged + "os._exit(0)").passed
 
