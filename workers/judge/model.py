@@ -44,8 +44,9 @@ def load_model(folder: Path, *, device: str = "cpu", dtype: Dtype = "auto") -> J
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device: {device}: {str(error).splitlines()[0]}") from error
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    reporting: Any = logging
+    bars = reporting.is_progress_bar_enabled()
+    reporting.disable_progress_bar()
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
@@ -55,5 +56,5 @@ def load_model(folder: Path, *, device: str = "cpu", dtype: Dtype = "auto") -> J
         raise DataError(f"{folder}: transformers cannot load it: {type(error).__name__}: {error}") from error
     finally:
         if bars:
-            logging.enable_progress_bar()
+            reporting.enable_progress_bar()
     return JudgedModel(model.to(place).eval(), tokenizer)
