@@ -93,10 +93,12 @@ def test_evalplus_allows_floats_their_rounding_but_nothing_else(tmp_path: Path) 
 
 @linux
 def test_a_candidate_that_changes_its_arguments_does_not_change_what_is_expected(tmp_path: Path) -> None:
-    first = {**PLUS, "canonical_solution": "    return a[0]\n", "base_input": [[[1, 2], 0]], "plus_input": {}}
-    [plus] = read_problems(write(tmp_path / "p.jsonl", first))
-    assert passes(plus, "    return a.pop(0)\n")
-    assert not passes(plus, "    a[0] = 7\n    return a[0]\n")
+    ordered = "    a.sort()\n    return a\n"
+    row = {**PLUS, "canonical_solution": ordered, "base_input": [[[2, 1], 0]], "plus_input": {}}
+    [plus] = read_problems(write(tmp_path / "p.jsonl", row))
+    assert passes(plus, ordered)
+    assert passes(plus, "    return [min(a), max(a)]\n")
+    assert not passes(plus, "    a.clear()\n    return a\n")
 
 
 @linux

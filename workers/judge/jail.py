@@ -50,6 +50,8 @@ def main() -> None:
     if "seccomp" not in without and confine.seccomp():
         layers.add("seccomp")
     isolated = {what for what, any_of in _ISOLATES.items() if layers & any_of}
+    if os.getuid() == 0 and "seccomp" not in layers:
+        isolated.discard("processes")  # limits on their number do not bind root
     missing = sorted(set(request["demanded"]) - isolated)
     _tell(verdict, {"layers": sorted(layers), "isolated": sorted(isolated), "missing": missing})
     if not missing:
