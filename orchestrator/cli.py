@@ -108,6 +108,53 @@ def export(
     session.export(prepared, regimes=[regime] if regime is not None else list(prepared.plan.regimes))
 
 
+@app.command()
+def judge(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="Model folders, such as runs/x/model/segprop.")
+    ],
+    tasks: Annotated[str, typer.Option(help="mmlu, winogrande, humaneval, humaneval_plus.")] = "mmlu,winogrande",
+    data: Annotated[Path | None, typer.Option(help="Folder with mmlu/, winogrande/, humaneval/; else the hub.")] = None,
+    shots: Annotated[int, typer.Option(help="Example answers before a question.")] = 5,
+    limit: Annotated[int | None, typer.Option(help="Questions a task, for MMLU a subject.")] = None,
+    subjects: Annotated[str | None, typer.Option(help="Only these MMLU subjects.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results as JSON.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences at once.")] = 8,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="auto (the model's own), float32, bfloat16, float16.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Chooses WinoGrande's examples.")] = 1234,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run code that the models write (HumanEval), in a jail.")
+    ] = False,
+    allow_unisolated: Annotated[
+        bool, typer.Option("--allow-unisolated", help="Run it even where the machine has no way to isolate it.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+) -> None:
+    """Score language models by public benchmarks, side by side: the original, E2E, SegProp."""
+    from orchestrator import judging
+
+    settings = judging.JudgeSettings(
+        tasks=_names(tasks),
+        data=data,
+        shots=shots,
+        limit=limit,
+        subjects=None if subjects is None else _names(subjects),
+        batch_size=batch_size,
+        device=device,
+        dtype=judging.dtype(dtype),
+        seed=seed,
+        allow_code_execution=allow_code_execution,
+        allow_unisolated=allow_unisolated,
+    )
+    judging.table(judging.judge(folders, settings, out=out, quiet=quiet))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names between commas, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
 def _prepared(run_dir: Path) -> Any:
     """A run directory holds its own resolved configuration."""
     from orchestrator.prepare import CONFIG_FILE, prepare

@@ -17,8 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from orchestrator.layer_curve import METRICS, LayerCurve
 from orchestrator.units import bytes_text, seconds_text
 
 Json = Mapping[str, Any]
@@ -207,6 +208,59 @@ def _loss_ceiling(regimes: Mapping[str, Json]) -> float:
         if epoch.get(key) is not None
     )
     return 1.08 * values[int(0.98 * (len(values) - 1))] if values else 1.0
+
+
+def layers(curve: LayerCurve | None, regimes: Mapping[str, Json], titles: Mapping[str, str]) -> str | None:
+    """Score against layer index: loss on the left, accuracy on the right; truncated models dashed, full ones solid."""
+    shown = [metric for metric in METRICS if curve is not None and curve.lines[metric]]
+    if curve is None or not shown:
+        return None
+    palette = colours(regimes)
+    first, last = curve.ticks[0][0], curve.ticks[-1][0]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.7 * len(shown), 3.7), layout=_spacious())
+        for axes, metric in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+            for index, (name, value) in enumerate(curve.across[metric]):
+                colour, style = (INK, ":") if name is None else (palette[name], "-.")
+                axes.axhline(value, color=colour, lw=1.3, ls=style, gid=f"across-{index}-{metric}")
+            for line in curve.lines[metric]:
+                full = line.model == "full"
+                axes.plot(
+                    *zip(*line.points, strict=True),
+                    color=palette[line.regime],
+                    lw=1.9,
+                    ls="solid" if full else (0, (3, 1.6)),
+                    marker="o" if full else "s",
+                    ms=4,
+                    mfc=palette[line.regime] if full else "white",
+                    gid=f"{slug(line.regime)}-{line.model}-{metric}",
+                )
+            values = [value for line in curve.lines[metric] for _, value in line.points]
+            values += [value for _, value in curve.across[metric]]
+            axes.set_title(metric, loc="left", fontsize=10.5)
+            if metric == "accuracy":
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+            elif min(values) > 0 and max(values) > 4 * min(values):
+                # A truncated pretrained model is far off at first; what is compared lies at the other end.
+                axes.set_yscale("log")
+                axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+                axes.yaxis.set_minor_formatter(NullFormatter())
+                axes.tick_params(axis="y", which="minor", length=0)
+            positions, labels = zip(*_thinned(curve.ticks), strict=True)
+            axes.set_xticks(positions, labels)
+            margin = 0.04 * max(1, last - first)
+            axes.set_xlim(first - margin, last + margin)
+            axes.set_xlabel("layer trained last")
+            axes.grid(axis="x", visible=False)
+        return _svg(figure, "layers", "Score against layer index")
+
+
+def _thinned(ticks: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+    """At most a dozen, the first and the last among them; none so near the last that they overlap."""
+    stride = max(1, -(-len(ticks) // 12))
+    kept = [tick for tick in ticks[:-1:stride] if ticks[-1][0] - tick[0] >= 0.07 * (ticks[-1][0] - ticks[0][0])]
+    return [*kept, ticks[-1]]
 
 
 def timeline(work: Sequence[Json], regimes: Mapping[str, Json], titles: Mapping[str, str]) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from orchestrator.layer_curve import LayerCurve, layer_curve
 from orchestrator.summary import write_atomically
 from orchestrator.units import DASH, bytes_text, count_text, percent_text, ratio_text, seconds_text
 
@@ -54,8 +55,10 @@ def render(summary: Json) -> str:
         lstrip_blocks=True,
     )
     palette = figures.colours(regimes)
+    curve = layer_curve(summary)
     charts = {
         "curves": figures.learning_curves(regimes, names),
+        "layers": figures.layers(curve, regimes, names),
         "timeline": figures.timeline(summary["work"], regimes, names),
         "predictions": figures.predictions(summary["work"], regimes),
     }
@@ -71,6 +74,7 @@ def render(summary: Json) -> str:
         forwards=_forward_rows(regimes, names, palette),
         work=_work_rows(summary["work"]),
         legend=[{"title": names[name], "colour": palette[name]} for name in regimes],
+        layer_legend=_layer_legend(curve, names, palette),
         reference_line=len(regimes) > 1 and any(finished(r) and r["kind"] == "e2e" for r in regimes.values()),
         failures=summary["failures"],
         exports=_exports(regimes, names),
@@ -314,6 +318,33 @@ def _epochs(stage: Json) -> str:
     if stage["committed_epoch"] is not None:
         text += f", kept {stage['committed_epoch'] + 1}"
     return text
+
+
+def _layer_legend(
+    curve: LayerCurve | None, names: Mapping[str, str], palette: Mapping[str, str]
+) -> list[dict[str, str]]:
+    """What stands across the figure, then each regime's two models."""
+    if curve is None:
+        return []
+    across = list(dict.fromkeys(name for found in curve.across.values() for name, _ in found))
+    lines = dict.fromkeys((line.regime, line.model) for found in curve.lines.values() for line in found)
+    return [
+        {
+            "title": "the original model" if name is None else names[name],
+            "colour": "" if name is None else palette[name],
+            "style": "dotted" if name is None else "dashed",
+            "width": "1.5px",
+        }
+        for name in across
+    ] + [
+        {
+            "title": f"{names[regime]}, {'the whole model' if model == 'full' else 'cut off behind the layer'}",
+            "colour": palette[regime],
+            "style": "solid" if model == "full" else "dashed",
+            "width": "2.5px",
+        }
+        for regime, model in lines
+    ]
 
 
 def _forward_rows(
