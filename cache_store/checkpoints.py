@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, CorruptShard, StoreError
 from cache_store.files import FileRecord, valid_files, verify, write_file
-from cache_store.publish import check_name, dump_record, is_name, parse_record, publish, read_bounded
+from cache_store.publish import check_name, dump_record, has_keys, is_name, parse_record, publish, read_bounded
 from cache_store.storage import Storage
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ class CheckpointStore:
             return None
         position, sequence, kept = record.get("position"), record.get("sequence"), record.get("data")
         if (
-            record.get("format") != FORMAT
+            not has_keys(record, "format node attempt sequence position data files")
+            or record.get("format") != FORMAT
             or record.get("node") != node_id
             or record.get("attempt") != attempt
             or type(sequence) is not int

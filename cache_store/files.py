@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import xxhash
 
-from cache_store.errors import CorruptShard
+from cache_store.errors import CorruptShard, StoreError
 from cache_store.keys import Digests
+from cache_store.machine_copies import MachineCopies
 from cache_store.os_errors import typed_error
 from cache_store.publish import is_name
 from cache_store.storage import Storage
+from cache_store.storage_local import LocalStorage
 
 if TYPE_CHECKING:
     from cache_store.storage import Buffer
@@ -100,10 +102,14 @@ _SETTLED_NS = 2_000_000_000
 
 def verify_once(storage: Storage, record: Mapping[str, Any]) -> Path | None:
     """As `verify`, but a local file this process has checked, unchanged in size and mtime since, is not read
-    again. Its local path, for mapping; None (and nothing checked) on storage that is not local."""
+    again. Its local path, for mapping.
+
+    On remote storage that is the path of this machine's copy, checked in the same way; None (and nothing checked)
+    where no copy can be kept, and on storage that is neither. A copy may be evicted: treat one that is gone as None.
+    """
     path = storage.local_path(record["path"])
     if path is None:
-        return None
+        return _verified_copy(storage, record) if storage.remote else None
     try:
         status = path.stat()
     except FileNotFoundError as error:
@@ -122,13 +128,34 @@ def verify_once(storage: Storage, record: Mapping[str, Any]) -> Path | None:
     return path
 
 
+def _verified_copy(storage: Storage, record: Mapping[str, Any]) -> Path | None:
+    copies = MachineCopies.from_environment()
+    if copies is None:
+        return None
+    as_folder = LocalStorage(str(copies.folder))
+    for _ in range(2):
+        if copies.fetch(storage, record) is None:
+            return None
+        try:
+            return verify_once(as_folder, {**record, "path": copies.name_of(record)})
+        except CorruptShard:
+            # The disk of this machine is at fault, or the copy was evicted just now: not the store.
+            copies.discard(record)
+        except StoreError:
+            return None
+    return None
+
+
 def read_file(storage: Storage, record: Mapping[str, Any]) -> bytes:
     """The verified bytes of a file. CorruptShard when they differ from the record or the file is gone."""
-    try:
-        # One byte more than recorded shows a longer file without reading all of it.
-        data = storage.read(record["path"], limit=record["bytes"] + 1)
-    except FileNotFoundError as error:
-        raise _mismatch(storage, record, "is missing, though a record lists it") from error
-    if len(data) != record["bytes"] or xxhash.xxh3_128_hexdigest(data) != record["xxh3"]:
-        raise _mismatch(storage, record, "does not match its checksum")
-    return data
+    # Bytes that came over a network may have been damaged on their way: those are asked for once more.
+    tries = 2 if storage.remote else 1
+    for _ in range(tries):
+        try:
+            # One byte more than recorded shows a longer file without reading all of it.
+            data = storage.read(record["path"], limit=record["bytes"] + 1)
+        except FileNotFoundError as error:
+            raise _mismatch(storage, record, "is missing, though a record lists it") from error
+        if len(data) == record["bytes"] and xxhash.xxh3_128_hexdigest(data) == record["xxh3"]:
+            return data
+    raise _mismatch(storage, record, "does not match its checksum")

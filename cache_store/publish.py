@@ -9,10 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import xxhash
+
 from cache_store.errors import CorruptRecord, StoreError
 from cache_store.storage import Storage
 
 MAX_RECORD_BYTES = 16 << 20
+_SEAL = re.compile(rb',"check":"([0-9a-f]{32})"}')
+_SEAL_BYTES = len(',"check":""}') + 32
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 
 
@@ -34,11 +38,13 @@ def check_name(name: str) -> str:
 
 
 def dump_record(record: Mapping[str, Any], what: str) -> bytes:
-    """JSON bytes of a record. StoreError when it is not JSON (NaN included) or longer than 16 MiB."""
+    """JSON bytes of a record, with a checksum of themselves as the last key, `check`. StoreError when it is not
+    JSON (NaN included) or longer than 16 MiB."""
     try:
         data = json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise StoreError(f"{what} is not JSON: {error}") from error
+    data = data[:-1] + b',"check":"' + xxhash.xxh3_128_hexdigest(data).encode() + b'"}'
     if len(data) > MAX_RECORD_BYTES:
         raise StoreError(f"{what} takes {len(data)} bytes; at most {MAX_RECORD_BYTES} are allowed")
     return data
@@ -49,7 +55,12 @@ def _refuse(constant: str) -> Any:
 
 
 def parse_record(data: bytes, path: str) -> dict[str, Any]:
-    """The object in `data`. CorruptRecord when it is not a JSON object or longer than 16 MiB."""
+    """The object in `data`, without its `check`. CorruptRecord when it is not a JSON object, longer than 16 MiB, or
+    does not match its checksum.
+
+    Records without a checksum pass (older programs wrote none): compare the keys with `has_keys`, so that damage
+    to the checksum's own name is found.
+    """
     if len(data) > MAX_RECORD_BYTES:
         raise CorruptRecord(f"{path} is longer than {MAX_RECORD_BYTES} bytes", path=path)
     try:
@@ -58,7 +69,21 @@ def parse_record(data: bytes, path: str) -> dict[str, Any]:
         raise CorruptRecord(f"{path} is not JSON: {error}", path=path) from error
     if not isinstance(record, dict):
         raise CorruptRecord(f"{path} is not a JSON object", path=path)
+    if "check" in record:
+        if not _sealed(data):
+            raise CorruptRecord(f"{path} does not match its checksum", path=path)
+        del record["check"]
     return record
+
+
+def _sealed(data: bytes) -> bool:
+    seal = _SEAL.fullmatch(data[-_SEAL_BYTES:])
+    return seal is not None and xxhash.xxh3_128_hexdigest(data[:-_SEAL_BYTES] + b"}").encode() == seal.group(1)
+
+
+def has_keys(record: Mapping[str, Any], keys: str) -> bool:
+    """Whether a record has exactly these keys, given with spaces in between."""
+    return set(record) == set(keys.split())
 
 
 def read_bounded(storage: Storage, path: str) -> bytes | None:

@@ -15,7 +15,16 @@ from cache_store.checkpoints import Checkpoint, CheckpointStore
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, StoreError
 from cache_store.files import FileRecord, read_file, valid_files, verify, verify_once, write_file
-from cache_store.publish import check_name, dump_record, is_name, new_attempt_id, parse_record, publish, read_bounded
+from cache_store.publish import (
+    check_name,
+    dump_record,
+    has_keys,
+    is_name,
+    new_attempt_id,
+    parse_record,
+    publish,
+    read_bounded,
+)
 
 if TYPE_CHECKING:
     from cache_store.storage import Buffer
@@ -114,7 +123,8 @@ class NodeStore(CheckpointStore):
             )
         attempt = record.get("attempt")
         if (
-            record.get("node") != node_id
+            not has_keys(record, "format node attempt files result")
+            or record.get("node") != node_id
             or not isinstance(attempt, str)
             or not is_name(attempt)
             or not isinstance(record.get("result"), dict)
@@ -139,7 +149,8 @@ class NodeStore(CheckpointStore):
         verify(self.storage, record)
 
     def verified_path(self, record: Mapping[str, Any]) -> Path | None:
-        """The file's local path, checked once by this process per (path, size, mtime); None when not local.
+        """The file's local path, or that of this machine's copy of it, checked once by this process per (path,
+        size, mtime); None when it can be neither.
 
         For mapping. Files in the store are never changed in place. CorruptShard when it differs or is gone.
         """

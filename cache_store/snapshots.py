@@ -16,16 +16,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import xxhash
 
 from cache_store import codec
 from cache_store.codec import Array, Field
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, CorruptShard, MissingShard, StoreError
-from cache_store.files import FileRecord, valid_digests, verify_once, write_file
+from cache_store.files import FileRecord, read_file, valid_digests, verify_once, write_file
 from cache_store.keys import canonical_json, digest_json
 from cache_store.os_errors import typed_error
-from cache_store.publish import check_name, dump_record, new_attempt_id, parse_record, publish, read_bounded
+from cache_store.publish import (
+    check_name,
+    dump_record,
+    has_keys,
+    new_attempt_id,
+    parse_record,
+    publish,
+    read_bounded,
+)
 from cache_store.set_spec import FORMAT, SetSpec
 from cache_store.storage import Storage
 
@@ -299,7 +306,8 @@ class SnapshotSet:
             record = parse_record(raw, path)
             attempt = check_name(str(record.get("attempt")))
             if (
-                record.get("format") == FORMAT
+                has_keys(record, "format set index attempt file bytes xxh3_128 sha256 rows")
+                and record.get("format") == FORMAT
                 and record.get("set") == self.spec.id
                 and record.get("index") == i
                 and record.get("rows") == rows
@@ -349,20 +357,18 @@ class SnapshotSet:
             raise self._quarantine(i, commit.raw, commit.file["path"], reason) from error
 
     def _verified(self, file: FileRecord) -> Any:
-        path = self.storage.local_path(file["path"])
-        if path is None:
-            data = self.storage.read(file["path"])
-            if len(data) != file["bytes"] or xxhash.xxh3_128_hexdigest(data) != file["xxh3"]:
-                raise CorruptShard(f"{file['path']} does not match its checksum")
-            return data
         # Checked with reads, so a failing disk is an error and not a signal; the pages are then there to be
         # mapped.
-        verify_once(self.storage, file)
+        path = verify_once(self.storage, file)
+        if path is None:
+            return read_file(self.storage, file)
         # Not the mmap module: it holds a file descriptor for every mapping.
         try:
             with pa.memory_map(str(path)) as mapped:
                 return mapped.read_buffer()
         except FileNotFoundError:
+            if self.storage.remote:
+                return read_file(self.storage, file)  # this machine's copy was evicted just now
             raise
         except OSError as error:
             raise typed_error(error, "map", str(path)) from error

@@ -1,10 +1,11 @@
-"""One storage root behind a small interface. The only module that touches fsspec.
+"""One storage root behind a small interface: the contract, and what is the same for every kind of storage.
 
 Every path is relative to the root, '/'-separated and may not leave it. No listing is ever cached. A write is
 durable when the call returns (local folders: file and directory fsync). OS errors become the typed errors of
 `cache_store.errors`, with the path in the message; reading what is absent raises FileNotFoundError.
 
-To add a kind of storage: subclass `Storage`, implement the underscore methods, enter it in `_SCHEMES`.
+To add a kind of storage: subclass `Storage`, implement the underscore methods, enter its scheme in `_construct`
+and in `cache_store.addresses`; `tests/integration/test_storage_contract.py` then says whether it keeps the contract.
 """
 
 from __future__ import annotations
@@ -12,19 +13,15 @@ from __future__ import annotations
 import abc
 import contextlib
 import errno
-import io
 import json
-import os
-import re
-import shutil
-import threading
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from cache_store.crashpoints import reach
-from cache_store.durable import TEMPORARY, make_folders, sync_folder, temporary_file
+from cache_store.addresses import parse_address
+from cache_store.durable import TEMPORARY
 from cache_store.errors import StorageUnavailable, StoreError, UserError
 from cache_store.os_errors import typed_error
 
@@ -41,9 +38,18 @@ FORMAT = 1
 MARKER = "store.json"
 _CHUNK = 4 << 20
 _READ_CHUNK = 1 << 20
-_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):/")
 
 Observer = Callable[[memoryview], None]
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file in a store: its path from the root, its length, and when it was last written, in seconds since 1970
+    by the *storage's* clock (compare it with `Storage.now`)."""
+
+    path: str
+    bytes: int
+    modified: float
 
 
 def _check(path: str, *, root_allowed: bool = False) -> str:
@@ -55,16 +61,17 @@ def _check(path: str, *, root_allowed: bool = False) -> str:
     return path
 
 
-def _views(buffers: tuple[Buffer, ...]) -> Iterator[memoryview]:
+def views_of(buffers: tuple[Buffer, ...]) -> Iterator[memoryview]:
+    """Each buffer that is not empty, as bytes, without a copy."""
     for buffer in buffers:
         view = memoryview(buffer)  # type: ignore[arg-type]
         if view.nbytes:
             yield view.cast("B")
 
 
-def _pieces(buffers: tuple[Buffer, ...], observe: Observer | None) -> Iterator[memoryview]:
+def pieces_of(buffers: tuple[Buffer, ...], observe: Observer | None) -> Iterator[memoryview]:
     """The bytes of `buffers` in pieces of at most 4 MiB, each seen by `observe` just before it is used."""
-    for view in _views(buffers):
+    for view in views_of(buffers):
         for start in range(0, view.nbytes, _CHUNK):
             piece = view[start : start + _CHUNK]
             if observe is not None:
@@ -76,16 +83,20 @@ class Storage(abc.ABC):
     """A storage root. Make one with `Storage.open`; safe to use from several threads."""
 
     uri: str
+    #: Whether bytes come over a network: worth keeping a copy of on this machine, and of asking for twice.
+    remote = False
 
     @classmethod
     def open(cls, uri: str) -> Storage:
-        """The storage at `uri`: a folder path, ``file:///folder`` or ``memory://name`` (this process only,
-        for tests).
+        """The storage at `uri`: a folder path, ``file:///folder``, ``s3://bucket/prefix``, ``gs://…``,
+        ``az://…`` (see docs/storage.md) or ``memory://name`` (this process only, for tests).
 
-        Creates the root if needed. The first use probes that it can be written and that exclusive creation
-        really is exclusive, then leaves ``store.json``; later uses only read that marker.
-        UserError: unknown scheme, not a folder, or a store of another format version. StorageDenied,
-        StorageFull, StorageUnavailable, StoreError: the root cannot be used, with the reason.
+        Creates the root if needed. The first use probes that it can be written, that exclusive creation really
+        is exclusive and that what was written is there at once, then leaves ``store.json``; later uses of a
+        folder only read that marker, object stores are probed once a process.
+        UserError: unknown scheme, not a folder, or a store of another format version. ConfigError: the package
+        for this kind of storage is not installed. StorageDenied, StorageFull, StorageUnavailable, StoreError:
+        the root cannot be used, with the reason.
         """
         storage = _construct(uri)
         storage._probe()
@@ -93,15 +104,13 @@ class Storage(abc.ABC):
 
     def read(self, path: str, limit: int | None = None) -> bytes:
         """The bytes of `path`, or only the first `limit` of them. FileNotFoundError when absent."""
-        with self._errors("read", path), self._open(_check(path)) as file:
-            return file.read(-1 if limit is None else limit)
+        with self._errors("read", path):
+            return self._read(_check(path), limit)
 
     def chunks(self, path: str) -> Iterator[memoryview]:
-        """The bytes of `path` in pieces of at most 1 MiB, each valid until the next one. Errors as `read`."""
-        buffer = memoryview(bytearray(_READ_CHUNK))
-        with self._errors("read", path), self._open(_check(path)) as file:
-            while count := file.readinto(buffer):  # type: ignore[attr-defined]
-                yield buffer[:count]
+        """The bytes of `path` in pieces of at most 8 MiB, each valid until the next one. Errors as `read`."""
+        with self._errors("read", path):
+            yield from self._chunks(_check(path))
 
     def open_read(self, path: str) -> BinaryIO:
         """A binary file over `path`, to be closed by the caller. FileNotFoundError when absent."""
@@ -141,8 +150,26 @@ class Storage(abc.ABC):
         with self._errors("list", prefix):
             return sorted(n for n in self._list(_check(prefix, root_allowed=True)) if not n.startswith(TEMPORARY))
 
+    def files(self, prefix: str) -> Iterator[FileInfo]:
+        """Every file below a folder, at any depth, in no order; none when there is no folder. "" is the root."""
+        with self._errors("list", prefix):
+            yield from self._walk(_check(prefix, root_allowed=True))
+
+    def now(self) -> float:
+        """The time by the storage's own clock, which `FileInfo.modified` goes by: that of a file just written."""
+        folder = f".probe-{uuid.uuid4().hex}"
+        self.write(f"{folder}/clock", b"1")
+        try:
+            return max(info.modified for info in self.files(folder))
+        except ValueError:
+            raise StoreError(f"{self.uri}: a file just written is not listed; use another storage") from None
+        finally:
+            with contextlib.suppress(StoreError):
+                self.delete_tree(folder)
+
     def move(self, source: str, target: str) -> None:
-        """Rename a file, durably. FileNotFoundError when `source` is absent. `target` should not exist."""
+        """Rename a file, durably. FileNotFoundError when `source` is absent, or was replaced meanwhile on storage
+        that can only copy and delete. `target` should not exist."""
         with self._errors("move", source):
             self._move(_check(source), _check(target))
 
@@ -185,15 +212,23 @@ class Storage(abc.ABC):
             self._make_root()
         if self._marker_valid():
             return
+        self._probe_create()
+        self._leave_marker()
+
+    def _probe_create(self) -> None:
         name = f".probe-{uuid.uuid4().hex}"
         try:
             exclusive = self.create(name, b"1") and not self.create(name, b"2") and self.read(name) == b"1"
+        except FileNotFoundError:
+            raise StoreError(f"{self.uri}: a file just written cannot be read here; use another storage") from None
         finally:
             # What the probe found is the news, not that cleaning up after it failed as well.
             with contextlib.suppress(StoreError):
                 self.delete(name)
         if not exclusive:
             raise StoreError(f"{self.uri}: creating a file exclusively is not exclusive here; use another storage")
+
+    def _leave_marker(self) -> None:
         if not self.create(MARKER, json.dumps({"format": FORMAT}).encode()):
             self._marker_valid()
 
@@ -214,6 +249,16 @@ class Storage(abc.ABC):
             )
         return True
 
+    def _read(self, path: str, limit: int | None) -> bytes:
+        with self._open(path) as file:
+            return file.read(-1 if limit is None else limit)
+
+    def _chunks(self, path: str) -> Iterator[memoryview]:
+        buffer = memoryview(bytearray(_READ_CHUNK))
+        with self._open(path) as file:
+            while count := file.readinto(buffer):  # type: ignore[attr-defined]
+                yield buffer[:count]
+
     @abc.abstractmethod
     def _make_root(self) -> None: ...
     @abc.abstractmethod
@@ -229,6 +274,8 @@ class Storage(abc.ABC):
     @abc.abstractmethod
     def _list(self, prefix: str) -> Names: ...
     @abc.abstractmethod
+    def _walk(self, prefix: str) -> Iterator[FileInfo]: ...
+    @abc.abstractmethod
     def _move(self, source: str, target: str) -> None: ...
     @abc.abstractmethod
     def _delete(self, path: str) -> None: ...
@@ -239,194 +286,17 @@ class Storage(abc.ABC):
         return None
 
 
-class LocalStorage(Storage):
-    """A folder on a file system with hard links and fsync."""
-
-    def __init__(self, uri: str) -> None:
-        folder = uri[len("file://") :] if uri.startswith("file://") else uri
-        if uri.startswith("file://") and not folder.startswith("/"):
-            raise UserError(f"{uri!r}: write file:///absolute/folder, or just the folder's path")
-        self.root = Path(folder).expanduser().absolute()
-        self.uri = str(self.root)
-
-    def _make_root(self) -> None:
-        if self.root.is_dir():
-            return
-        if self.root.exists():
-            raise UserError(f"{self.uri} is a file; the store needs a folder")
-        make_folders(self.root, Path(self.root.anchor))
-
-    def _write(self, path: str, buffers: tuple[Buffer, ...], observe: Observer | None) -> int:
-        target = self.root / path
-        with temporary_file(target, self.root, _pieces(buffers, observe)) as (temporary, total):
-            reach("storage.before-rename")
-            os.replace(temporary, target)
-        sync_folder(target.parent)
-        return total
-
-    def _create(self, path: str, data: bytes) -> bool:
-        target = self.root / path
-        with temporary_file(target, self.root, _pieces((data,), None)) as (temporary, _):
-            reach("storage.before-link")
-            try:
-                os.link(temporary, target)
-                first = True
-            except FileExistsError:
-                # NFS repeats a link whose reply was lost and then reports EEXIST: two names mean it was ours.
-                first = os.stat(temporary).st_nlink == 2
-            except OSError as error:
-                if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-                    raise StoreError(
-                        f"{self.uri}: this file system has no hard links, which commits need; use another folder",
-                        path=path,
-                        errno=error.errno,
-                    ) from error
-                raise
-            if first:
-                reach("storage.after-link")
-        # Also for the loser: it will rely on the winner's file, whose folder entry may not be on disk yet.
-        sync_folder(target.parent)
-        return first
-
-    def _open(self, path: str) -> BinaryIO:
-        try:
-            return open(self.root / path, "rb")
-        except NotADirectoryError as error:
-            raise FileNotFoundError(errno.ENOENT, "not in the store", path) from error
-
-    def _exists(self, path: str) -> bool:
-        return (self.root / path).is_file()
-
-    def _size(self, path: str) -> int:
-        return os.stat(self.root / path).st_size
-
-    def _list(self, prefix: str) -> Names:
-        try:
-            return os.listdir(self.root / prefix)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-
-    def _move(self, source: str, target: str) -> None:
-        origin, goal = self.root / source, self.root / target
-        os.stat(origin)
-        make_folders(goal.parent, self.root)
-        os.replace(origin, goal)
-        sync_folder(goal.parent)
-        sync_folder(origin.parent)
-
-    def _delete(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.unlink(self.root / path)
-            sync_folder((self.root / path).parent)
-
-    def _delete_tree(self, prefix: str) -> None:
-        folder = self.root / prefix
-        for last in (False, False, True):
-            try:
-                shutil.rmtree(folder)
-                break
-            except FileNotFoundError:
-                if not folder.exists():
-                    break
-            except OSError as error:
-                # Somebody wrote into it, or deleted from it, meanwhile: once more.
-                if last or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-        with contextlib.suppress(FileNotFoundError):
-            sync_folder(folder.parent)
-
-    def _local_path(self, path: str) -> Path | None:
-        return self.root / path
-
-
-# fsspec's memory file system is one dictionary a process, whatever the root.
-_MEMORY_LOCK = threading.RLock()
-
-
-class MemoryStorage(Storage):
-    """fsspec's in-memory file system: this process only, for tests."""
-
-    def __init__(self, uri: str) -> None:
-        import fsspec
-
-        self.uri = uri
-        self._files: Any = fsspec.filesystem("memory")
-        self._root = "/" + uri[len("memory://") :].strip("/")
-
-    def _at(self, path: str) -> str:
-        return f"{self._root.rstrip('/')}/{path}"
-
-    def _make_root(self) -> None:
-        with _MEMORY_LOCK:
-            self._files.makedirs(self._root, exist_ok=True)
-
-    def _open(self, path: str) -> BinaryIO:
-        with _MEMORY_LOCK:
-            return io.BytesIO(self._files.cat_file(self._at(path)))
-
-    def _write(self, path: str, buffers: tuple[Buffer, ...], observe: Observer | None) -> int:
-        data = b"".join(_views(buffers))
-        if observe is not None:
-            observe(memoryview(data))
-        with _MEMORY_LOCK:
-            self._files.pipe_file(self._at(path), data)
-        return len(data)
-
-    def _create(self, path: str, data: bytes) -> bool:
-        with _MEMORY_LOCK:
-            if self._files.exists(self._at(path)):
-                return False
-            self._files.pipe_file(self._at(path), data)
-            return True
-
-    def _exists(self, path: str) -> bool:
-        with _MEMORY_LOCK:
-            return bool(self._files.isfile(self._at(path)))
-
-    def _size(self, path: str) -> int:
-        with _MEMORY_LOCK:
-            return int(self._files.size(self._at(path)))
-
-    def _list(self, prefix: str) -> Names:
-        with _MEMORY_LOCK:
-            try:
-                found = self._files.ls(self._at(prefix).rstrip("/") or "/", detail=False)
-            except FileNotFoundError:
-                return []
-        return [str(name).rstrip("/").rsplit("/", 1)[-1] for name in found]
-
-    def _move(self, source: str, target: str) -> None:
-        with _MEMORY_LOCK:
-            self._files.pipe_file(self._at(target), self._files.cat_file(self._at(source)))
-            self._files.rm_file(self._at(source))
-
-    def _delete(self, path: str) -> None:
-        with _MEMORY_LOCK:
-            if self._files.isfile(self._at(path)):
-                self._files.rm_file(self._at(path))
-
-    def _delete_tree(self, prefix: str) -> None:
-        with _MEMORY_LOCK:
-            if self._files.exists(self._at(prefix)):
-                self._files.rm(self._at(prefix), recursive=True)
-
-
-_SCHEMES: dict[str, type[LocalStorage] | type[MemoryStorage]] = {
-    "file": LocalStorage,
-    "memory": MemoryStorage,
-}
-
-
 def _construct(uri: str) -> Storage:
-    allowed = "a folder path, " + ", ".join(f"{scheme}://…" for scheme in _SCHEMES)
-    if not uri:
-        raise UserError(f"the store's address is empty; allowed: {allowed}")
-    if "::" in uri or "\0" in uri:
-        raise UserError(f"{uri!r}: chained addresses are not allowed; allowed: {allowed}")
-    match = _SCHEME.match(uri)
-    if match is None:
-        return LocalStorage(uri)
-    scheme = match.group(1).lower()
-    if scheme not in _SCHEMES or not uri.startswith(f"{scheme}://"):
-        raise UserError(f"{uri!r}: this storage is not supported; allowed: {allowed}")
-    return _SCHEMES[scheme](uri)
+    # Imported here: each kind of storage imports this module, and few processes need more than one.
+    address = parse_address(uri)
+    if address.scheme == "file":
+        from cache_store.storage_local import LocalStorage
+
+        return LocalStorage(address.path)
+    if address.scheme == "memory":
+        from cache_store.storage_memory import MemoryStorage
+
+        return MemoryStorage(address)
+    from cache_store.storage_object import ObjectStorage
+
+    return ObjectStorage(address)

@@ -10,11 +10,10 @@ from workers.lm_specs import CausalLMSpec, TextSpec
 from workers.specs import DataSpec, Experiment, ModelSpec
 
 if TYPE_CHECKING:
-    from workers.models.causal_lm.outline import LMOutline
-
     from orchestrator.config import Config, Regime
     from workers.data.inspect import DataOutline
     from workers.data.text.inspect import TextOutline
+    from workers.models.causal_lm.outline import LMOutline
 
 
 def experiment_of(config: Config, regime: Regime, classes: int, language: LMOutline | None) -> Experiment:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Literal
+from typing import Any, Literal
 
 from cache_store.keys import digest_json
 from orchestrator.estimate import Estimate

@@ -30,11 +30,10 @@ from workers.specs import (
 )
 
 if TYPE_CHECKING:
-    from workers.models.causal_lm.outline import LMOutline
-
     from orchestrator.config import Config, Regime
     from workers.data.inspect import DataOutline
     from workers.data.text.inspect import TextOutline
+    from workers.models.causal_lm.outline import LMOutline
     from workers.models.outline import ChainOutline, PartOutline
 
 __all__ = ["FORMAT", "Node", "Plan", "RegimePlan", "build_plan", "node_id"]

@@ -229,7 +229,7 @@ def _result_rows(summary: Mapping[str, Any]) -> list[list[str]]:
         ]
     ]
     if summary.get("original"):
-        scores = [_quality_text(summary.get("original").get(split, {}), text) for split in ("test", "validation")]
+        scores = [_quality_text(summary["original"].get(split, {}), text) for split in ("test", "validation")]
         rows.append(["as it came", *scores, *[DASH] * (len(rows[0]) - 3)])
     for name, regime in regimes.items():
         stages = regime["stages"]

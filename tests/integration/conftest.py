@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from object_stores import rclone, s3, seaweed  # noqa: F401  fixtures
 from running import RayHome
 
 

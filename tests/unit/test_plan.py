@@ -15,10 +15,13 @@ from planning import CIFAR, plan_of, regime_node, small_config, small_plan
 
 from orchestrator.config import load
 from orchestrator.plan import Node, Plan, node_id
+from orchestrator.prepare import prepare
 from orchestrator.stages import layout
 from workers import specs
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+TEXT_CONFIGS = [path for path in CONFIGS if "family: causal_lm" in path.read_text()]
+IMAGE_CONFIGS = [path for path in CONFIGS if path not in TEXT_CONFIGS]
 
 
 def names(plan: Plan, regime: str) -> list[str]:
@@ -363,11 +366,29 @@ def test_all_shipped_configurations_are_found() -> None:
     }
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", IMAGE_CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configurations_load_and_plan(path: Path) -> None:
     config = load(path)
     plan = plan_of(config)
     assert list(plan.regimes) == list(config.regimes)
+
+
+#: A folder that has a model's config.json, for configurations that name it on the hub.
+ARCHITECTURES = {"smollm2_segprop": "smollm2-135m"}
+
+
+@pytest.mark.parametrize("path", TEXT_CONFIGS, ids=lambda path: path.stem)
+def test_shipped_language_configurations_plan_from_a_config_json_alone(path: Path) -> None:
+    folder = ARCHITECTURES.get(path.stem)
+    overrides = ["data.name=stdlib", "data.path=null"]
+    if folder is not None:
+        overrides += [f"model.path={Path(__file__).parents[1] / 'data' / folder}", "model.revision=null"]
+    prepared = prepare(path, overrides)
+    assert list(prepared.plan.regimes) == list(prepared.config.regimes)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations_say_how_to_run_them_and_what_they_cost(path: Path) -> None:
     comment = path.read_text().split("\n\n")[0]
     assert f"python -m orchestrator.run configs/{path.name}" in comment
     assert "Expected cost" in comment

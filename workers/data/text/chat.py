@@ -10,7 +10,7 @@ import numpy as np
 
 from cache_store.errors import ConfigError
 from workers.data.text.records import Record, broken
-from workers.data.text.tokenizers import PretrainedTokenizer, Tokenizer
+from workers.data.text.tokenizers import PretrainedTokenizer, Tokenizer, clean
 
 #: Templates that mark what the assistant says, so that transformers can tell its tokens from the rest.
 _GENERATION = re.compile(r"\{%-?\s*generation\b")
@@ -77,8 +77,8 @@ class ChatTemplate:
         for turn, message in enumerate(messages):
             if message["role"] != _ANSWERS:
                 continue
-            before = self._render(record, messages[:turn], tokenize=False, add_generation_prompt=True)
             after = self._render(record, messages[: turn + 1], tokenize=False)
+            before = self._before(record, messages[: turn + 1], after)
             if not (after.startswith(before) and whole.startswith(after)):
                 raise broken(
                     record,
@@ -89,6 +89,20 @@ class ChatTemplate:
             # The line break after a turn is the template's, not the assistant's.
             spans.append((len(before), max(len(before), len(after.rstrip()))))
         return whole, spans
+
+    def _before(self, record: Record, messages: list[dict[str, Any]], after: str) -> str:
+        """The text up to where the last message, an answer, begins; `after` is the text up to its end."""
+        if len(messages) > 1:
+            whole: str = self._render(record, messages[:-1], tokenize=False, add_generation_prompt=True)
+            return whole
+        # No template renders nothing at all: what asks for an answer is found behind this one, and in front of it.
+        prompt = self._render(record, messages, tokenize=False, add_generation_prompt=True).removeprefix(after)
+        begin, found, _ = after.partition(prompt) if prompt else ("", "", "")
+        if not found:
+            raise broken(
+                record, "it begins with the assistant, and the chat template does not show where its turn does"
+            )
+        return begin + found
 
     def _render(self, record: Record, messages: list[dict[str, Any]], **options: Any) -> Any:
         from jinja2 import TemplateError
@@ -117,4 +131,4 @@ def _messages(record: Record) -> list[dict[str, Any]]:
     if not any(message["role"] == _ANSWERS for message in messages):
         roles = ", ".join(sorted({message["role"] for message in messages}))
         raise broken(record, f"no message of the assistant to learn from (roles: {roles})")
-    return messages
+    return [{**message, "content": clean(message["content"])} for message in messages]

@@ -48,9 +48,8 @@ class FileCorpus:
             self._rows[split] = [rows for rows, _ in counts]
             self.documents[split] = sum(self._rows[split])
             self.bytes[split] = sum(size for _, size in counts)
-        problems += [
-            f"data.path: no documents for {split} at {data.path}" for split, n in self.documents.items() if not n
-        ]
+            if not problems and not self.documents[split]:
+                problems.append(f"data.path: no documents for {split} at {data.path}")
         if problems:
             raise DataError("\n".join(problems), problems=problems)
         self.fingerprint = stamps(f"{data.name} {self._column}", self._files)

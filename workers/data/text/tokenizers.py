@@ -34,6 +34,15 @@ class Tokenizer(Protocol):
         """int32 tokens of each text, with those the tokenizer itself puts around one (such as a first BOS)."""
 
 
+def clean(text: str) -> str:
+    """The text, lone surrogates (which JSON can hold and UTF-8 cannot) replaced by '?'."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="replace").decode()
+    return text
+
+
 class ByteTokenizer:
     """A token a byte of UTF-8, and an end of text: fits any vocabulary of 257 tokens or more."""
 
@@ -43,8 +52,8 @@ class ByteTokenizer:
     digest = "bytes-1"
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """See `Tokenizer`. Lone surrogates, which JSON can hold and UTF-8 cannot, become '?'."""
-        return [np.frombuffer(text.encode(errors="replace"), np.uint8).astype(np.int32) for text in texts]
+        """See `Tokenizer`."""
+        return [np.frombuffer(clean(text).encode(), np.uint8).astype(np.int32) for text in texts]
 
 
 class PretrainedTokenizer:
@@ -62,9 +71,9 @@ class PretrainedTokenizer:
         """See `Tokenizer`; the whole batch at once, on all threads of the fast tokenizers."""
         if not texts:
             return []
-        rows = self.tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False)[
-            "input_ids"
-        ]
+        rows = self.tokenizer(
+            [clean(text) for text in texts], return_attention_mask=False, return_token_type_ids=False, verbose=False
+        )["input_ids"]
         return [np.array(row, np.int32) for row in rows]
 
 

@@ -12,7 +12,21 @@ from workers.models.causal_lm.locate import Located
 from workers.models.causal_lm.skeleton import DTYPES, build_config, master_dtype
 
 #: Facts about where a config came from and who wrote it, not about the architecture.
-_PASSING = ("_name_or_path", "_model_name_or_path", "transformers_version", "torch_dtype", "_attn_implementation")
+_PASSING = (
+    "_name_or_path",
+    "_model_name_or_path",
+    "_attn_implementation",
+    "transformers_version",
+    "torch_dtype",
+    "architectures",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "return_dict",
+    "output_attentions",
+    "output_hidden_states",
+    "chunk_size_feed_forward",
+)
 
 
 def stored_config(spec: CausalLMSpec, located: Located | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from workers.models.causal_lm.locate import require
 
 # gguf decodes; accelerate is what transformers asks for when a user loads such a file with it.
 _PACKAGES = ("gguf", "accelerate")
+#: What the libraries raise at files that are none, or that are cut short.
+_UNREADABLE = (ValueError, OSError, KeyError, IndexError, TypeError, NotImplementedError, struct.error)
 
 
 def gguf_config(path: Path) -> dict[str, Any]:
@@ -30,11 +33,22 @@ def _config(path: str, _changed: int) -> str:
     # Cached: parsing the vocabulary inside takes seconds.
     try:
         config = AutoConfig.from_pretrained(str(Path(path).parent), gguf_file=Path(path).name)
-    except (ValueError, OSError, KeyError, IndexError, TypeError, NotImplementedError, ImportError) as e:
+    except (*_UNREADABLE, ImportError) as e:
         raise refuse(f"{path} is no GGUF file that transformers can read: {first_line(e)}", "model.gguf") from e
     values = json.loads(config.to_json_string(use_diff=False))
     values.pop("quantization_config", None)
     return json.dumps(values)
+
+
+class _Flat:
+    """A model without children: transformers' name map would build its whole table again for every module."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.config = model.config
+        self.state_dict = model.state_dict
+
+    def named_children(self) -> list[Any]:
+        return []
 
 
 class GGUFTensors:
@@ -57,9 +71,9 @@ class GGUFTensors:
             reader = GGUFReader(path)
             architecture = read_field(reader, "general.architecture")[0]  # type: ignore[no-untyped-call]
             processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
-            self._processor = processor(config=model.config.to_dict())
-            mapping = get_gguf_hf_weights_map(model, self._processor)  # type: ignore[no-untyped-call]
-        except (ValueError, OSError, KeyError, IndexError, NotImplementedError) as e:
+            self._processor: Any = processor(config=model.config.to_dict())  # type: ignore[no-untyped-call]
+            mapping = get_gguf_hf_weights_map(_Flat(model), self._processor)
+        except _UNREADABLE as e:
             raise refuse(f"{path} is no readable GGUF file: {first_line(e)}", "model.gguf") from e
         # The reader maps the file: nothing is read before it is asked for.
         self._tensors = {mapping[t.name]: t for t in reader.tensors if t.name in mapping}

@@ -31,8 +31,8 @@ def inspect(spec: CausalLMSpec) -> LMOutline:
     whole = replace(spec, config=whole_config(spec, located))
     found, model = structure(whole), build_skeleton(whole)
     has_weights = located is not None and _has_weights(located)
-    if located is not None and has_weights and located.commit is None:
-        Checkpoint(whole, located)
+    if located is not None and has_weights and located.commit is None and located.gguf is None:
+        Checkpoint(whole, located)  # a GGUF file is checked on import: listing its tensors takes seconds
     lm_head = cast("nn.Linear", model.get_submodule(found.lm_head))
     hidden, vocabulary = lm_head.in_features, lm_head.out_features
     return LMOutline(

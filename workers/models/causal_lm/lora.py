@@ -32,7 +32,11 @@ def add_lora(part: nn.Module, lora: LoraSpec, seed: int, lm_head: bool = False) 
     if not targets:
         return part
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, bias="none"
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float does as well: it is only divided by the rank
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        bias="none",
     )
     inject_adapter_in_model(config, part, adapter_name=_ADAPTER)
     for name, parameter in part.named_parameters():

@@ -95,9 +95,9 @@ def _index(folder: Path) -> dict[str, str]:
         return {}
     try:
         content = json.loads(path.read_text())["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        names = {str(name): str(file) for name, file in content.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise refuse(f"{path} is no index of safetensors: {first_line(e)}", "model.path") from e
-    names = {str(name): str(file) for name, file in content.items()}
     for file in set(names.values()):
         if Path(file).name != file:
             raise refuse(f"{path} names a file outside its folder: {file!r}", "model.path", value=file)

@@ -96,8 +96,10 @@ def _layers_needed(config: dict[str, Any]) -> int:
 def _narrowed(config: dict[str, Any]) -> dict[str, Any]:
     """As many query heads a key head as before, of the same size, but one or two key heads."""
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
-    keys = config.get("num_key_value_heads") or heads
-    if not hidden or not heads or heads % keys or hidden % heads:
+    if not hidden or not heads:
+        return config
+    keys: int = config.get("num_key_value_heads") or heads
+    if heads % keys or hidden % heads:
         return config
     size = config.get("head_dim") or hidden // heads
     few = min(keys, 2)

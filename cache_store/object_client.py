@@ -1,0 +1,68 @@
+"""The obstore client behind an object store's address. The only module that imports obstore."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from datetime import timedelta
+from typing import Any
+
+from cache_store.addresses import OBJECT_SCHEMES, Address
+from cache_store.errors import ConfigError
+from cache_store.patience import Patience
+
+_CLASSES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
+#: Retries of one part inside a multipart upload, on top of `Patience`, which would begin the upload anew.
+_PART_RETRIES = 3
+
+
+def load_obstore() -> Any:
+    """The obstore package. ConfigError when it is not installed."""
+    try:
+        return importlib.import_module("obstore")
+    except ImportError as error:
+        raise ConfigError(
+            "object stores need the package obstore, which is not installed: pip install 'segprop[s3]'"
+        ) from error
+
+
+def endpoint_of(address: Address) -> tuple[str, ...]:
+    """The settings that say which server answers for `address`."""
+    variables = OBJECT_SCHEMES[address.scheme]
+    names = sorted(
+        name for name in os.environ if name.startswith(variables) and ("ENDPOINT" in name or "ACCOUNT" in name)
+    )
+    return tuple(f"{name}={os.environ[name]}" for name in names if "KEY" not in name)
+
+
+def make_client(address: Address, patience: Patience, *, retry_parts: bool = False) -> Any:
+    """An obstore store at `address`; credentials, endpoint and region are read from the environment.
+
+    It never retries by itself (our own retries know what is safe to repeat), except, with `retry_parts`, inside
+    multipart uploads. ConfigError when obstore is missing or refuses the settings.
+    """
+    load_obstore()
+    kind = getattr(importlib.import_module("obstore.store"), _CLASSES[address.scheme])
+    variables = OBJECT_SCHEMES[address.scheme]
+    # Given any client options, obstore no longer reads this one from the environment.
+    plain = os.environ.get(f"{variables}ALLOW_HTTP", "").lower() in ("1", "true", "yes", "on")
+    try:
+        return kind(
+            address.bucket,
+            prefix=address.path or None,
+            client_options={
+                "timeout": timedelta(seconds=patience.request_s),
+                "connect_timeout": timedelta(seconds=min(10.0, patience.request_s)),
+                "allow_http": plain,
+            },
+            retry_config={
+                "max_retries": _PART_RETRIES if retry_parts else 0,
+                "retry_timeout": timedelta(seconds=patience.request_s),
+            },
+        )
+    except Exception as error:  # noqa: BLE001  obstore's errors have no common base but Exception
+        # Not the error's own text: it may quote a setting, and settings may be secret.
+        raise ConfigError(
+            f"{address.uri}: the settings of this storage are not usable ({type(error).__name__}); check the "
+            f"environment variables {variables}…"
+        ) from None

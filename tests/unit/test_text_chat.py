@@ -1,0 +1,162 @@
+"""Chat records through the tokenizer's own template: only what the assistant said counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from text_makers import CHATML, smollm, source_of, spec_of, store, word_tokenizer, write_lines, write_parquet
+
+from cache_store.errors import ConfigError, DataError
+from workers.data.text.chat import ChatTemplate
+from workers.data.text.inspect import inspect_text
+from workers.data.text.prepare import prepare_text
+from workers.data.text.records import Record
+from workers.data.text.tokenizers import ByteTokenizer, PretrainedTokenizer
+from workers.lm_specs import CausalLMSpec, TextSpec
+
+MARKED = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}\n{% else %}"
+    "{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+#: Forgets what the assistant thought in all turns but the last, as reasoning models' templates do.
+FORGETFUL = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] if loop.last else m['content'].split('/')[-1] }}\n"
+    "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+TALK = [
+    {"role": "system", "content": "the answer is"},
+    {"role": "user", "content": "wörd1 wörd2?"},
+    {"role": "assistant", "content": "wörd3 the answer"},
+    {"role": "user", "content": "assistant\nthe answer is"},
+    {"role": "assistant", "content": "\nyes  "},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return word_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def encode(tokenizer: Any, messages: Any, template: str = CHATML) -> tuple[str, list[str], Any]:
+    """(the whole text, the runs of text that count, the flags)."""
+    tokenizer.chat_template = template
+    ((tokens, flags),) = ChatTemplate(PretrainedTokenizer(tokenizer)).encode([Record(messages, "chats.jsonl", 7)])
+    runs: list[list[int]] = [[]]
+    for token, flag in zip(tokens.tolist(), flags.tolist(), strict=True):
+        if flag:
+            runs[-1].append(token)
+        elif runs[-1]:
+            runs.append([])
+    return tokenizer.decode(tokens.tolist()), [tokenizer.decode(run) for run in runs if run], flags
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_the_answers_and_their_ends_count_and_nothing_else(tokenizer: Any, template: str) -> None:
+    whole, runs, flags = encode(tokenizer, TALK, template)
+    assert whole == tokenizer.apply_chat_template(TALK, tokenize=False)
+    assert runs == ["wörd3 the answer<|im_end|>", "\nyes  <|im_end|>"]
+    assert flags.dtype == "uint8"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["user", "assistant"]), st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+        ),
+        min_size=1,
+        max_size=5,
+    ).filter(lambda talk: any(role == "assistant" for role, _ in talk))
+)
+@settings(max_examples=40, deadline=None)
+def test_prefixes_and_marks_find_the_same_answers(tmp_path_factory: pytest.TempPathFactory, talk: Any) -> None:
+    made = word_tokenizer(tmp_path_factory.mktemp("tokenizer")) if not _MADE else _MADE[0]
+    _MADE[:] = [made]
+    messages = [{"role": role, "content": content} for role, content in talk]
+    assert encode(made, messages, CHATML)[1] == encode(made, messages, MARKED)[1]
+
+
+_MADE: list[Any] = []
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_by_record(tokenizer: Any) -> None:
+    simple = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b/c"}]
+    assert encode(tokenizer, simple, FORGETFUL)[1] == ["b/c"]
+    with pytest.raises(DataError, match=r"row 7 of chats\.jsonl: the chat template writes the turns before message 1"):
+        encode(tokenizer, [*simple, {"role": "user", "content": "d"}], FORGETFUL)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        (None, "NoneType instead of a list of messages"),
+        ([], "instead of a list of messages"),
+        ("hello", "str instead of a list"),
+        ([{"content": "x"}], "message 0 has no role"),
+        ([{"role": "assistant"}], "the content of message 0 is None"),
+        ([{"role": "user", "content": "x"}], r"no message of the assistant to learn from \(roles: user\)"),
+    ],
+)
+def test_a_record_that_is_no_conversation_is_named(tokenizer: Any, messages: Any, message: str) -> None:
+    with pytest.raises(DataError, match=rf"row 7 of chats\.jsonl: .*{message}"):
+        encode(tokenizer, messages)
+
+
+def test_what_the_template_refuses_is_named(tokenizer: Any) -> None:
+    template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(DataError, match=r"row 7 of chats\.jsonl: .*template refuses it: roles must alternate"):
+        encode(tokenizer, TALK, template)
+
+
+def test_a_tokenizer_without_template_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no chat template"):
+        ChatTemplate(ByteTokenizer())
+    with pytest.raises(ConfigError, match="no chat template"):
+        ChatTemplate(PretrainedTokenizer(word_tokenizer(tmp_path, template=None)))
+
+
+@pytest.mark.parametrize("format_", ["jsonl", "parquet"])
+def test_records_are_read_tokenized_and_served_one_sample_each(tmp_path: Path, format_: str) -> None:
+    whole = word_tokenizer(tmp_path / "tokenizer")
+    talks = [[*TALK[:2], {"role": "assistant", "content": f"answer {i}"}] for i in range(12)]
+    if format_ == "jsonl":
+        path = write_lines(tmp_path / "a.jsonl", [{"messages": talk} for talk in talks])
+    else:
+        path = write_parquet(tmp_path / "a.parquet", {"messages": talks})
+    data = TextSpec(name="chat", path=str(path), sequence_length=200, validation=1, test=1)
+    assert inspect_text(data).rows == {"train": 10, "validation": 1, "test": 1}
+    source = source_of(data, spec_of(tmp_path / "tokenizer"))
+    assert (source.rows, source.restarts, source.groups) == (10, False, None)
+    for row in range(source.rows):
+        batch = source.batch(source.offsets[:1] + row)
+        answer = whole.decode(batch.targets.tolist())
+        assert answer.startswith("answer ")
+        assert answer.endswith("<|im_end|>")
+        assert whole.decode(batch.ids[0].tolist()).endswith(f"assistant\n{answer}\n")
+
+
+def test_an_answer_cut_away_whole_leaves_its_sample_out_and_counted(tmp_path: Path) -> None:
+    word_tokenizer(tmp_path / "tokenizer")
+    talks = [TALK[1:3] if i % 3 else [{"role": "user", "content": "x" * 300}, TALK[2]] for i in range(30)]
+    path = write_lines(tmp_path / "a.jsonl", [{"messages": talk} for talk in talks])
+    data = TextSpec(name="chat", path=str(path), sequence_length=60, validation=6, test=6)
+    statistics = prepare_text(data, spec_of(tmp_path / "tokenizer"), 0, store())["statistics"]
+    cut = sum(part["without_targets"] for part in statistics.values())
+    assert cut == sum(part["truncated"] for part in statistics.values()) == 10
+    assert sum(part["samples"]["count"] for part in statistics.values()) == 20
+
+
+def test_smollm2s_own_template_counts_the_answers() -> None:
+    from workers.data.text.tokenizers import load_tokenizer
+
+    model: CausalLMSpec = smollm()
+    loaded = load_tokenizer(model)
+    assert isinstance(loaded, PretrainedTokenizer)
+    whole, runs, _ = encode(loaded.tokenizer, TALK, loaded.tokenizer.chat_template)
+    assert runs == ["wörd3 the answer<|im_end|>", "\nyes  <|im_end|>"]
+    assert whole == loaded.tokenizer.apply_chat_template(TALK, tokenize=False)

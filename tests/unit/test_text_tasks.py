@@ -1,0 +1,287 @@
+"""MMLU and WinoGrande as training tasks, worded and split into tokens as lm-evaluation-harness does it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from text_makers import BYTES, samples_of, shared, source_of, spec_of, store, word_tokenizer, write_lines
+
+from cache_store.errors import ConfigError, DataError
+from workers.data.text.inspect import inspect_text
+from workers.data.text.prepare import prepare_text
+from workers.data.text.splits import split_documents
+from workers.data.text.tasks import MMLU, WinoGrande
+from workers.lm_specs import TextSpec
+
+WINO = [
+    ("Sarah was a better surgeon than Maria so _ got the easy cases.", "Sarah", "Maria", "2"),
+    ("_ liked tea, Bob did not.", "Ann", "Bob", "1"),
+    ("The wine would ruin the bed and the rug, but the _ was fine.", "rug", "bed ", "2"),
+]
+
+
+def mmlu_folder(root: Path, subjects: Sequence[str] = ("high_school_art", "anatomy"), questions: int = 9) -> str:
+    for subject in subjects:
+        for split, count in (("dev", 3), ("test", questions)):
+            path = root / split / f"{subject}_{split}.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("w", newline="", encoding="utf-8") as stream:
+                writer = csv.writer(stream)
+                if subject == subjects[0]:
+                    writer.writerow(["question", "choice0", "choice1", "choice2", "choice3", "answer"])
+                for i in range(count):
+                    answer = i % 4 if subject == subjects[0] else "ABCD"[i % 4]
+                    writer.writerow([f' {subject} {split} {i},\n"why"? ', *(f"c{i}{k}" for k in range(4)), answer])
+    return str(root)
+
+
+def wino_folder(root: Path, train: int = 30) -> str:
+    def records(count: int, name: str) -> list[dict[str, str]]:
+        found = []
+        for i in range(count):
+            sentence, one, two, answer = WINO[i % 3]
+            found.append({"sentence": f"{name}{i}: {sentence}", "option1": one, "option2": two, "answer": answer})
+        return found
+
+    write_lines(root / "train_s.jsonl", records(train, "s"))
+    write_lines(root / "train_xs.jsonl", records(12, "xs"))
+    write_lines(root / "dev.jsonl", records(5, "dev"))
+    return str(root)
+
+
+def everything(corpus: Any, split: str) -> list[Any]:
+    wanted = np.ones(corpus.documents[split], bool)
+    return [record.value for _, record in corpus.records(split, wanted)]
+
+
+def harness(path: str, rows: Mapping[str, list[dict[str, Any]]]) -> Any:
+    """lm-evaluation-harness's own task, by its YAML file, over these rows."""
+    lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval, to compare with the harness itself")
+    datasets = pytest.importorskip("datasets", reason="needs datasets, which lm-eval reads through")
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    config = dict(load_yaml(os.path.join(os.path.dirname(lm_eval.__file__), "tasks", path)))
+    made = datasets.DatasetDict({split: datasets.Dataset.from_list(members) for split, members in rows.items()})
+    config.update(custom_dataset=lambda **_: made, metadata={})
+    return ConfigurableTask(config=config)
+
+
+def requests(task: Any, doc: Any, shots: int) -> list[tuple[str, str]]:
+    context = task.fewshot_context(doc, num_fewshot=shots)
+    return [request.args for request in task.construct_requests(doc, context, metadata=("", 0, 1))]
+
+
+def mmlu_rows(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.reader(stream))[1:]
+    return [{"question": r[0], "choices": r[1:5], "answer": int(r[5])} for r in rows]
+
+
+@pytest.mark.parametrize("subject", ["anatomy", "high_school_european_history"])
+@pytest.mark.parametrize("shots", [0, 5])
+def test_mmlu_is_worded_as_lm_evaluation_harness_does(subject: str, shots: int) -> None:
+    root = shared("mmlu")
+    rows = {split: mmlu_rows(Path(root) / split / f"{subject}_{split}.csv") for split in ("dev", "test")}
+    task = harness(f"mmlu/default/mmlu_{subject}.yaml", rows)
+    mine = everything(MMLU(TextSpec(name="mmlu", path=root, subset=subject, shots=shots)), "train")
+    docs = list(task.test_docs())
+    assert len(mine) == len(docs) > 90
+    for question, doc in zip(mine, docs, strict=True):
+        assert [tuple(candidate) for candidate in question.candidates] == requests(task, doc, shots)
+        assert question.correct == doc["answer"]
+
+
+def test_winogrande_is_worded_as_lm_evaluation_harness_does() -> None:
+    root = shared("winogrande")
+    corpus = WinoGrande(TextSpec(name="winogrande", path=root, subset="xs"))
+    lines = [json.loads(line) for line in (Path(root) / "dev.jsonl").read_text(encoding="utf-8").splitlines()]
+    task = harness("winogrande/default.yaml", {"train": lines[:3], "validation": lines})
+    mine = everything(corpus, "test")
+    assert len(mine) == len(lines) == 1267
+    for question, doc in zip(mine, task.validation_docs(), strict=True):
+        assert [tuple(candidate) for candidate in question.candidates] == requests(task, doc, 0)
+        assert question.correct == task.doc_to_text(doc)
+
+
+def test_winogrande_examples_are_worded_as_lm_evaluation_harness_does(tmp_path: Path) -> None:
+    corpus = WinoGrande(TextSpec(name="winogrande", path=wino_folder(tmp_path), subset="s", shots=1))
+    lines = [json.loads(line) for line in (tmp_path / "train_s.jsonl").read_text(encoding="utf-8").splitlines()]
+    dev = [json.loads(line) for line in (tmp_path / "dev.jsonl").read_text(encoding="utf-8").splitlines()]
+    corpus.draw_shots(np.array([4, 17]), 0)
+    either = [harness("winogrande/default.yaml", {"train": [lines[i]] * 3, "validation": dev}) for i in (4, 17)]
+    for question, doc in zip(everything(corpus, "test"), dev, strict=True):
+        assert [tuple(c) for c in question.candidates] in [requests(task, doc, 1) for task in either]
+
+
+def test_examples_of_winogrande_are_trained_on_differ_and_are_never_the_question_itself(tmp_path: Path) -> None:
+    data = TextSpec(name="winogrande", path=wino_folder(tmp_path), subset="s", shots=3, validation=10)
+    corpus = WinoGrande(data)
+    trained = split_documents(data, 0, corpus.documents)["train"][1]
+    corpus.draw_shots(trained, 0)
+    drawn = {(split, i): corpus._drawn(split, i) for split, n in corpus.documents.items() for i in range(n)}
+    assert all(len(set(shots)) == 3 and set(shots) <= set(trained.tolist()) for shots in drawn.values())
+    assert not any(i in shots for (split, i), shots in drawn.items() if split == "train")
+    assert len(set(map(tuple, drawn.values()))) > 20
+    corpus.draw_shots(trained, 1)
+    assert corpus._drawn("test", 0) != drawn["test", 0]
+    with pytest.raises(ConfigError, match=r"data\.shots: 3: there are 3 training questions"):
+        corpus.draw_shots(trained[:3], 0)
+
+
+def test_continuations_are_cut_from_the_context_as_lm_evaluation_harness_does(tmp_path: Path) -> None:
+    """By the harness's own `_encode_pair`, with a tokenizer that puts a first token before every text."""
+    lm = pytest.importorskip("lm_eval.api.model", reason="needs lm-eval, to compare with the harness itself")
+    tokenizer = word_tokenizer(tmp_path / "tokenizer", bos=True)
+
+    class Pairs(lm.TemplateLM):  # type: ignore[misc, name-defined]
+        backend = "causal"
+        eot_token_id = 0
+        loglikelihood_rolling = generate_until = _loglikelihood_tokens = None
+
+        def tok_encode(self, string: str, **_: Any) -> list[int]:
+            ids: list[int] = tokenizer(string)["input_ids"]
+            return ids
+
+    Pairs.__abstractmethods__ = frozenset()
+    data = TextSpec(name="winogrande", path=wino_folder(tmp_path / "wino"), subset="s", validation=2)
+    source = source_of(data, spec_of(tmp_path / "tokenizer"), "test")
+    questions = everything(WinoGrande(data), "test")
+    expected = []
+    for question in questions:
+        for context, continuation in question.candidates:
+            before, after = Pairs()._encode_pair(context, continuation)
+            expected.append((before + after, list(range(len(before), len(before) + len(after)))))
+    assert [(ids, counted) for ids, _, counted in samples_of(source)] == expected
+    assert expected[0][0][0] == tokenizer.bos_token_id
+
+
+def test_train_holds_the_right_candidate_and_evaluation_all_of_them_in_groups(tmp_path: Path) -> None:
+    data = TextSpec(name="mmlu", path=mmlu_folder(tmp_path), validation=4, test=3, shots=2, sequence_length=900)
+    assert inspect_text(data).documents == {"train": 11, "validation": 4, "test": 3}
+    assert inspect_text(data).rows == {"train": 11, "validation": 16, "test": 12}
+    snapshots = store()
+    result = prepare_text(data, BYTES, 0, snapshots)
+    assert result["rows"] == {"train": 11, "validation": 16, "test": 12}
+    corpus = MMLU(data)
+    questions = everything(corpus, "train")
+    parts = split_documents(data, 0, corpus.documents)
+    train = source_of(data, BYTES, "train", snapshots, 0, result)
+    assert train.groups is None
+    for (ids, _, counted), number in zip(samples_of(train), parts["train"][1], strict=True):
+        right = questions[number].candidates[questions[number].correct]
+        assert bytes(ids).decode() == right.context + right.continuation
+        assert counted == [len(ids) - 2, len(ids) - 1]
+    validation = source_of(data, BYTES, "validation", snapshots, 0, result)
+    assert validation.groups is not None
+    group, correct = validation.groups
+    assert (group.dtype, correct.dtype) == (np.int64, np.bool_)
+    assert group.tolist() == [i // 4 for i in range(16)]
+    texts = [bytes(ids).decode() for ids, _, _ in samples_of(validation)]
+    expected = [questions[number] for number in parts["validation"][1]]
+    assert texts == [c.context + c.continuation for question in expected for c in question.candidates]
+    assert np.flatnonzero(correct).tolist() == [4 * i + question.correct for i, question in enumerate(expected)]
+
+
+def test_mmlu_has_the_subjects_line_and_its_own_dev_questions_before_every_question(tmp_path: Path) -> None:
+    (first,) = everything(MMLU(TextSpec(name="mmlu", path=mmlu_folder(tmp_path), shots=1)), "train")[9:10]
+    assert first.candidates[2] == (
+        "The following are multiple choice questions (with answers) about high school art.\n\n"
+        'high_school_art dev 0,\n"why"?\nA. c00\nB. c01\nC. c02\nD. c03\nAnswer: A\n\n'
+        'high_school_art test 0,\n"why"?\nA. c00\nB. c01\nC. c02\nD. c03\nAnswer:',
+        " C",
+    )
+
+
+def test_a_question_that_is_too_long_loses_its_beginning_and_keeps_its_answer(tmp_path: Path) -> None:
+    data = TextSpec(name="mmlu", path=mmlu_folder(tmp_path), validation=4, test=3, sequence_length=40)
+    snapshots = store()
+    result = prepare_text(data, BYTES, 0, snapshots)
+    statistics = result["statistics"]["validation"]
+    assert (statistics["truncated"], statistics["samples"]["max"]) == (16, 40)
+    assert statistics["documents"]["min"] > 100
+    for ids, positions, counted in samples_of(source_of(data, BYTES, "validation", snapshots, 0, result)):
+        assert bytes(ids).decode()[:-1].endswith("\nAnswer: ")
+        assert (positions, counted) == (list(range(40)), [38, 39])
+
+
+def test_a_question_with_one_candidate_too_long_is_dropped_whole(tmp_path: Path) -> None:
+    lines = [
+        {"sentence": "_ b", "option1": "x" * (30 if i % 5 == 0 else 3), "option2": "y", "answer": "2"}
+        for i in range(20)
+    ]
+    for name in ("train_xs", "dev"):
+        write_lines(tmp_path / f"{name}.jsonl", lines)
+    data = TextSpec(name="winogrande", path=str(tmp_path), validation=2, sequence_length=20, overlong="drop")
+    snapshots = store()
+    result = prepare_text(data, BYTES, 0, snapshots)
+    assert result["statistics"]["test"]["dropped"] == 8
+    source = source_of(data, BYTES, "test", snapshots, 0, result)
+    assert source.groups is not None
+    assert source.groups[0].tolist() == [i // 2 for i in range(32)]
+    refused = TextSpec(name="winogrande", path=str(tmp_path), validation=2, sequence_length=20, overlong="refuse")
+    with pytest.raises(DataError, match=r"row 0 of .*dev\.jsonl: it takes 32 tokens; data\.sequence_length allows 20"):
+        prepare_text(refused, BYTES, 0, store())
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (["q", "a", "b", "c", "1"], "row 9 of .*anatomy_test.csv: 5 columns"),
+        (["q", "a", "b", "c", "d", "4"], "row 9 of .*anatomy_test.csv: the answer is '4'; allowed: 0 to 3, or A to D"),
+        (["q", "a", "b", "c", "d", ""], "the answer is ''"),
+    ],
+)
+def test_a_broken_mmlu_question_is_named(tmp_path: Path, row: list[str], message: str) -> None:
+    mmlu_folder(tmp_path)
+    with (tmp_path / "test" / "anatomy_test.csv").open("a", newline="") as stream:
+        csv.writer(stream).writerow(row)
+    with pytest.raises(DataError, match=message):
+        inspect_text(TextSpec(name="mmlu", path=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": "3"}, "the answer is '3'; allowed: '1' or '2'"),
+        ({"answer": ""}, "the answer is ''"),
+        ({"sentence": "no blank"}, "the sentence has no '_'"),
+        ({"option1": 7}, "option1 is 7"),
+    ],
+)
+def test_a_broken_winogrande_question_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    wino_folder(tmp_path)
+    good = {"sentence": "a _ b", "option1": "x", "option2": "y", "answer": "1"}
+    write_lines(tmp_path / "train_s.jsonl", [good, {**good, **change}])
+    with pytest.raises(DataError, match=f"row 1 of .*train_s.jsonl: {message}"):
+        inspect_text(TextSpec(name="winogrande", path=str(tmp_path)))
+    write_lines(tmp_path / "train_s.jsonl", [{"sentence": "_", "option1": "", "opton2": "", "answer": "1"}])
+    with pytest.raises(DataError, match="has no 'option2'; did you mean 'opton2'"):
+        inspect_text(TextSpec(name="winogrande", path=str(tmp_path)))
+
+
+def test_missing_files_subjects_sizes_and_examples_are_named(tmp_path: Path) -> None:
+    root = mmlu_folder(tmp_path / "mmlu")
+    with pytest.raises(DataError, match="has no 'anatmy'; did you mean 'anatomy'"):
+        inspect_text(TextSpec(name="mmlu", path=root, subset="anatmy"))
+    with pytest.raises(ConfigError, match=r"data.shots: 4: .*_dev.csv has 3; allowed: 0 to 3"):
+        inspect_text(TextSpec(name="mmlu", path=root, shots=4))
+    (tmp_path / "mmlu" / "dev" / "anatomy_dev.csv").unlink()
+    with pytest.raises(DataError, match=r"has no dev/anatomy_dev\.csv"):
+        inspect_text(TextSpec(name="mmlu", path=root, shots=1))
+    assert inspect_text(TextSpec(name="mmlu", path=root)).documents["train"] == 16
+    wino = wino_folder(tmp_path / "wino")
+    assert inspect_text(TextSpec(name="winogrande", path=wino)).documents == {"train": 28, "validation": 2, "test": 5}
+    assert inspect_text(TextSpec(name="winogrande", path=wino, subset="xs")).documents["train"] == 11
+    with pytest.raises(DataError, match=r"has no 'xl'.*\(it has s, xs\)"):
+        inspect_text(TextSpec(name="winogrande", path=wino, subset="xl"))
+    (tmp_path / "wino" / "dev.jsonl").unlink()
+    with pytest.raises(DataError, match=r"dev\.jsonl cannot be read"):
+        inspect_text(TextSpec(name="winogrande", path=wino))
