@@ -26,7 +26,7 @@ from orchestrator.plan import Plan, build_plan
 from orchestrator.policy import human_bytes
 from orchestrator.summary import write_atomically
 from orchestrator.yaml_loader import Document, KeyPath, Problem, parse_document, raise_problems
-from workers.lm_specs import TextSpec
+from workers.lm_specs import CausalLMSpec, TextSpec
 from workers.specs import DataSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -177,8 +177,9 @@ def _has_gpu() -> bool:
 def claim_run_dir(prepared: Prepared) -> None:
     """Make the run directory and write the resolved configuration into it.
 
-    Raises ConfigError, leaving everything as it was, when the directory holds another configuration, cannot
-    be written, or when the disk has no room for the snapshots."""
+    Raises ConfigError, leaving everything as it was, when there are no weights to start from, when the directory holds
+    another configuration or cannot be written, or when the disk has no room for the snapshots."""
+    _check_weights(prepared)
     run_dir, resolved = prepared.run_dir, prepared.config.resolved()
     target = run_dir / CONFIG_FILE
     try:
@@ -206,6 +207,19 @@ def claim_run_dir(prepared: Prepared) -> None:
         write_atomically(target, text.encode())
     except OSError as error:
         raise ConfigError(f"run_dir: {run_dir} cannot be written: {error.strerror or error}") from error
+
+
+def _check_weights(prepared: Prepared) -> None:
+    """A checkpoint's configuration is enough to plan with, not to train."""
+    language, config = prepared.language, prepared.config
+    if language is not None and isinstance(config.model, CausalLMSpec):
+        path = config.model.path
+        if path is not None and not language.has_weights:
+            raise ConfigError(
+                f"model.path: {path} has a config.json but no weights: it can be planned for (--dry-run), not trained; "
+                "allowed: a folder with *.safetensors, or without model.path random weights for model.config",
+                path=path,
+            )
 
 
 def _check_space(prepared: Prepared) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cache_store.errors import ConfigError
 from orchestrator.rules import CrossChecks
 from orchestrator.sections import Regime, TextConfig
+from orchestrator.stages import Stage
 from orchestrator.yaml_loader import KeyPath
 
 if TYPE_CHECKING:
@@ -30,9 +32,12 @@ class TextChecks(CrossChecks):
             blocks = ("embed", *(f"layer{index}" for index in range(language.layers)))
             kept = len(regime.in_training(blocks)) - 1
             if self.omitted(regime, language.layers) and self.split(regime, kept):
-                self.stage_names(regime, regime.layout(blocks))
+                stages = regime.layout(blocks)
+                self.stage_names(regime, stages)
+                self.something_to_train(regime, stages)
         if language is not None:
             self.positions(language)
+            self.tokenizer(language)
         return language
 
     def language(self) -> LMOutline | None:
@@ -59,6 +64,35 @@ class TextChecks(CrossChecks):
         if longest is not None and self.config.data.sequence_length > longest:
             message = f"{self.config.data.sequence_length}: the model has {longest} positions"
             self.report(("data", "sequence_length"), message)
+
+    def tokenizer(self, language: LMOutline) -> None:
+        """Whether it is there, fits the model, and can do what the data ask of it. A folder without weights can be
+        planned for without its tokenizer too."""
+        from workers.data.text.encoding import encoder_of
+        from workers.data.text.tokenizers import load_tokenizer
+
+        model = self.config.model
+        if model.tokenizer is None and not language.has_weights:
+            if model.path is None:
+                self.report(("model", "tokenizer"), "none given; random weights need one: a folder, a hub id, or bytes")
+            return
+        try:
+            encoder_of(self.config.data, load_tokenizer(dataclasses.replace(model, config=dict(language.config))))
+        except ConfigError as error:
+            key, _, message = error.message.partition(": ")
+            self.report(tuple(key.split(".")), message)
+
+    def something_to_train(self, regime: Regime, stages: Sequence[Stage]) -> None:
+        """Adapters are in decoder layers, and in the LM head where it is asked for."""
+        for stage in stages:
+            train = regime.stage_training(stage)
+            layers = any(part.startswith("layer") for part in stage.trained)
+            if train.lora is not None and train.lm_head != "lora" and not layers:
+                self.report(
+                    self.locate(regime.name, "training", "lora"),
+                    f"leaves {stage.name} of {regime.name} nothing to train: it has no decoder layers to adapt; "
+                    f"allowed: training.lm_head: lora, or regimes.{regime.name}.stages.{stage.group}: {{lora: null}}",
+                )
 
     def low_rank(self, regime: Regime) -> None:
         if regime.training.lm_head == "lora" and regime.training.lora is None:

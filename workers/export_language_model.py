@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ def export_language_model(
         name: nodes.read_file(model_commit["files"][f"{COMPANION}{name}"])
         for name in model_commit["result"]["companions"]
     }
-    facts.unlink(missing_ok=True)  # from here on the folder is not that of any commits
+    companions[FACTS] = json.dumps({"sources": sources}, indent=2).encode() + b"\n"
+    # The folder appears whole, with what says whose it is: an export that was killed has left another name behind.
+    for outdated in (target, *target.parent.glob(f".{target.name}.*")):
+        shutil.rmtree(outdated, ignore_errors=True)
     write_folder(experiment.model, states(), companions, target)
-    facts.write_text(json.dumps({"sources": sources}, indent=2) + "\n")

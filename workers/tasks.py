@@ -68,7 +68,11 @@ def _prepare_data(task: specs.DataTask, environment: WorkerEnvironment, attempt:
         )
     else:
         result = prepare(task.data, environment.snapshots, progress, fingerprint=task.fingerprint)
-    return attempt.commit({**result, "seconds": time.monotonic() - started, "where": environment.where()})
+    # Where it all came from, so that a stage can make again what is lost; its own task does not say.
+    origin = specs.to_json(task)
+    return attempt.commit(
+        {**result, "origin": origin, "seconds": time.monotonic() - started, "where": environment.where()}
+    )
 
 
 def _initial_model(task: specs.ModelTask, environment: WorkerEnvironment, attempt: Attempt) -> dict[str, Any]:

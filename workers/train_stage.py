@@ -41,7 +41,6 @@ from workers.environment import WorkerEnvironment
 from workers.exits import exit_reason, is_better
 from workers.memory import SAMPLED_EPOCHS, PeakMeter, settled_private_bytes
 from workers.optim import (
-    as_input,
     autocast,
     build_optimizer,
     learning_rate,
@@ -139,7 +138,7 @@ class Stage:
         assert self._prefix is not None
         with autocast(self.train.precision, self.device):
             outputs: Boundary = self._prefix(batch.boundary, batch.context)
-        return dataclasses.replace(batch, boundary=as_input(outputs, self.train.precision))
+        return dataclasses.replace(batch, boundary=self.domain.as_input(outputs, self.train.precision))
 
     # -- running ----------------------------------------------------------------------------------------
 

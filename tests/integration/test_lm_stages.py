@@ -216,7 +216,9 @@ def test_a_chain_with_adapters_scores_as_its_committed_weights_do(story: Story) 
     for name in ("lora-all", "lora-head", "e2e"):
         (seen,) = story.of(name)
         own = seen.commit["result"]["epochs"][-1]["validation_loss"]
-        assert story.lab.run(f"{name}/final validation")["result"]["metrics"]["loss"] == pytest.approx(own, rel=1e-5)
+        plan = story.lab.prepared.plan
+        final = story.lab.run(plan.node(plan.regimes[name].validation).label)["result"]["metrics"]
+        assert final["loss"] == pytest.approx(own, rel=1e-5)
 
 
 def test_parts_nobody_trained_are_in_the_final_chain_as_they_were_imported(story: Story) -> None:
@@ -282,7 +284,9 @@ def test_each_frozen_block_runs_forward_once_per_sample(story: Story) -> None:
                 commit = story.lab.nodes.commit_of(node.id)
                 assert commit is not None
                 forwards.update(commit["result"]["forwards"])
-        assert forwards == dict.fromkeys(blocks, rows), name
+        # Looking tokens up costs nothing: what the embedding gives is not worth storing.
+        twice = {"embed": 2 * rows} if name == "bare" else {}
+        assert forwards == {**dict.fromkeys(blocks, rows), **twice}, name
 
 
 def test_a_snapshot_is_what_the_frozen_prefix_gives_for_the_sample_alone(story: Story) -> None:
@@ -354,7 +358,8 @@ def test_recomputing_the_prefix_trains_as_reading_it_does(tmp_path: Path, master
     assert lab.node("stored/stage2-layer1").task["source"] == "snapshots"
     assert lab.node("never/stage2-layer1").task["source"] == "recompute"
     stored, never = (lab.run(f"{name}/stage2-layer1")["result"]["epochs"][-1] for name in ("stored", "never"))
-    assert never["train_loss"] == pytest.approx(stored["train_loss"], rel=1e-5 if master == "float32" else 2e-2)
+    exact = (master, precision) == ("float32", "fp32")  # else snapshots, or sums, are rounded to bfloat16
+    assert never["train_loss"] == pytest.approx(stored["train_loss"], rel=1e-5 if exact else 1e-2)
 
 
 def test_pruned_layers_are_gone_and_the_rest_keeps_its_weights(tmp_path: Path) -> None:

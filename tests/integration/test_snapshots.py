@@ -64,11 +64,14 @@ def lose_every_set(lab: Lab) -> None:
         drop(lab, node.label)
 
 
-def flip_a_byte(lab: Lab) -> None:
-    file = shard_files(lab.snapshots(READ))[-1]
+def flip(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) * 2 // 3] ^= 4
     replace(file, bytes(data))
+
+
+def flip_a_byte(lab: Lab) -> None:
+    flip(shard_files(lab.snapshots(READ))[-1])
 
 
 def truncate(lab: Lab) -> None:

@@ -118,6 +118,9 @@ class Domain(Protocol):
     ) -> Batch:
         """Host tensors as a batch on the device. `stored`: `boundary` holds rows of a snapshot set."""
 
+    def as_input(self, boundary: Boundary, precision: Precision) -> Boundary:
+        """What a frozen prefix gave, or what was stored of it, in the type in which the next part takes it."""
+
     # -- snapshots ----------------------------------------------------------------------------------------
 
     def fields(self, blocks: int, dtype: str) -> tuple[Field, ...]:

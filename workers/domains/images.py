@@ -88,7 +88,10 @@ class ImageDomain:
             for tensor in boundary
         )
         targets = rows.targets.to(device, non_blocking=True)
-        return Batch(as_input(moved, precision) if stored else moved, targets, None, rows)
+        return Batch(self.as_input(moved, precision) if stored else moved, targets, None, rows)
+
+    def as_input(self, boundary: Boundary, precision: Precision) -> Boundary:
+        return as_input(boundary, precision)
 
     def fields(self, blocks: int, dtype: str) -> tuple[Field, ...]:
         outputs = models.outline(*self._chain).boundaries[blocks]

@@ -100,8 +100,8 @@ class TextDomain:
         text = cast("TextBatch", rows.text)
         (value,) = (tensor.to(device, non_blocking=True) for tensor in boundary)
         if stored:
-            # The residual stream keeps the type of the weights; autocast computes what it adds in its own.
-            value = _padded(value.to(master_dtype(self._model)), text)
+            (value,) = self.as_input((value,), precision)
+            value = _padded(value, text)
         context = self._frame(device)(
             value,
             text.position_ids.to(device, non_blocking=True),
@@ -109,6 +109,10 @@ class TextDomain:
             text.where.to(device, non_blocking=True),
         )
         return Batch((value,), rows.targets.to(device, non_blocking=True), context, rows)
+
+    def as_input(self, boundary: Boundary, precision: Precision) -> Boundary:
+        # The residual stream keeps the type of the weights; autocast computes what it adds in its own.
+        return tuple(tensor.to(master_dtype(self._model)) for tensor in boundary)
 
     def _frame(self, device: torch.device) -> Frame:
         if device not in self._frames:

@@ -18,7 +18,7 @@ from cache_store.snapshots import SnapshotSet, SnapshotStore
 from workers.data.text.prepare import prepare_text
 from workers.data.text.ragged import flat_rows, offsets_of
 from workers.lm_specs import CausalLMSpec, TextSpec
-from workers.specs import Experiment
+from workers.specs import DataTask, Experiment, from_json
 
 T = TypeVar("T")
 
@@ -58,6 +58,12 @@ class TextSource:
         if not isinstance(experiment.data, TextSpec) or not isinstance(experiment.model, CausalLMSpec):
             raise TypeError("a text source needs a TextSpec and a CausalLMSpec")
         self._data, self._model, self._seed = experiment.data, experiment.model, experiment.seed
+        if "origin" in data_result:
+            # An experiment names no files: a stage needs them only to make again what was lost.
+            task = from_json(DataTask, data_result["origin"])
+            assert isinstance(task.data, TextSpec)
+            assert task.model is not None
+            self._data, self._model = task.data, task.model
         self._result = data_result
         self._split = split
         self._snapshots = snapshots

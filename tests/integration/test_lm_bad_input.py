@@ -1,0 +1,211 @@
+"""What can be wrong with a language model's run: named before anything starts, and all at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_running import LLAMA, lm_changes, write_chat, write_checkpoint, write_tokenizer
+from running import write_config
+
+from orchestrator import session
+from orchestrator.cli import main
+
+Changes = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In two shards or more."""
+    folder = write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model", shards="40KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    return folder
+
+
+def missing_model(folder: Path) -> Changes:
+    return {"model": {"family": "causal_lm", "path": str(folder / "nowhere")}}
+
+
+def missing_shard(folder: Path) -> Changes:
+    sorted((folder / "model").glob("model-*.safetensors"))[1].unlink()
+    return {}
+
+
+def truncated_shard(folder: Path) -> Changes:
+    shard = sorted((folder / "model").glob("model-*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    return {}
+
+
+def no_weights(folder: Path) -> Changes:
+    for file in (folder / "model").glob("model*"):
+        file.unlink()
+    return {}
+
+
+def damaged_config(folder: Path) -> Changes:
+    (folder / "model" / "config.json").write_text('{"model_type": "lla')
+    return {}
+
+
+def another_shape(folder: Path) -> Changes:
+    return {"model.config": {"intermediate_size": 48}}
+
+
+def no_decoder(folder: Path) -> Changes:
+    return {"model": {"family": "causal_lm", "tokenizer": "bytes", "config": {"model_type": "vit"}}}
+
+
+def no_tokenizer(folder: Path) -> Changes:
+    for file in (folder / "model").glob("tokenizer*"):
+        file.unlink()
+    return {}
+
+
+def no_tokenizer_named(folder: Path) -> Changes:
+    return {"model": {"family": "causal_lm", "config": LLAMA}}
+
+
+def no_chat_template(folder: Path) -> Changes:
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    write_checkpoint(folder / "model")
+    (folder / "model" / "chat_template.jinja").unlink(missing_ok=True)
+    write_tokenizer(folder / "model", template=None)
+    write_chat(folder / "chat.jsonl", 40)
+    return {"data.name": "chat", "data.path": str(folder / "chat.jsonl")}
+
+
+def small_vocabulary(folder: Path) -> Changes:
+    return {"model": {"family": "causal_lm", "tokenizer": "bytes", "config": {**LLAMA, "vocab_size": 200}}}
+
+
+def empty_data(folder: Path) -> Changes:
+    (folder / "empty.jsonl").write_text("")
+    return {"data.path": str(folder / "empty.jsonl")}
+
+
+def no_data(folder: Path) -> Changes:
+    return {"data.path": str(folder / "nothing.jsonl")}
+
+
+def another_column(folder: Path) -> Changes:
+    return {"data.column": "txet"}
+
+
+def beyond_positions(folder: Path) -> Changes:
+    return {"data.sequence_length": 129}
+
+
+def beyond_the_layers(folder: Path) -> Changes:
+    return {"split": {"base": 3, "head": 1}}
+
+
+def beyond_what_is_left(folder: Path) -> Changes:
+    return {"model.prune": [0], "split": {"base": 2, "head": 1}}
+
+
+def omitted_layer_unknown(folder: Path) -> Changes:
+    return {"split.omit": [3]}
+
+
+def pruned_layer_unknown(folder: Path) -> Changes:
+    return {"model.prune": [7]}
+
+
+def adapters_nowhere(folder: Path) -> Changes:
+    return {"regimes": ["lw"], "training.lora": {"rank": 2}}
+
+
+def head_adapter_without_adapters(folder: Path) -> Changes:
+    return {"training.lm_head": "lora"}
+
+
+def quantized_without_its_package(folder: Path) -> Changes:
+    return {"training.optimizer": {"name": "adamw8bit"}}
+
+
+CASES: list[tuple[Callable[[Path], Changes], str, str]] = [
+    (missing_model, "model.path", "nowhere"),
+    (missing_shard, "model.path", "model-00002"),
+    (truncated_shard, "model.path", "model-00002"),
+    (no_weights, "model.path", "no weights"),
+    (damaged_config, "model.path", "config.json"),
+    (another_shape, "model", "gate_proj"),
+    (no_decoder, "model", "vit"),
+    (no_tokenizer, "model.tokenizer", "tokenizer"),
+    (no_tokenizer_named, "model.tokenizer", "bytes"),
+    (no_chat_template, "model.tokenizer", "chat template"),
+    (small_vocabulary, "model.tokenizer", "at most 200"),
+    (empty_data, "data.path", "empty"),
+    (no_data, "data.path", "nothing.jsonl"),
+    (another_column, "data.column", "text"),
+    (beyond_positions, "data.sequence_length", "128 positions"),
+    (beyond_the_layers, "split.head", "with split.base 3 at most 0"),
+    (beyond_what_is_left, "split.head", "with split.base 2 at most 0"),
+    (omitted_layer_unknown, "split.omit", "layers 0 to 2"),
+    (pruned_layer_unknown, "model.prune", "0-2"),
+    (adapters_nowhere, "training.lora", "lm_head"),
+    (head_adapter_without_adapters, "training.lm_head", "training.lora"),
+    (quantized_without_its_package, "training.optimizer.name", "bitsandbytes"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "key", "hint"), CASES, ids=lambda case: getattr(case, "__name__", ""))
+def test_bad_input_ends_with_code_2_and_its_key_before_anything_starts(
+    checkpoint: Path,
+    tmp_path: Path,
+    spoil: Callable[[Path], Changes],
+    key: str,
+    hint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "model")
+    base = {**lm_changes(tmp_path), "model": {"family": "causal_lm", "path": str(tmp_path / "model")}}
+    config = write_config(tmp_path, {**base, **spoil(tmp_path)})
+
+    def refuse(prepared: Any) -> None:
+        raise AssertionError("a runner was started")
+
+    monkeypatch.setattr(session, "make_runner", refuse)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["run", str(config), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert [line for line in error.splitlines() if key in line and hint in line], error
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_problems_are_reported_together(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "model")
+    (tmp_path / "empty.jsonl").write_text(json.dumps({"title": "no text here"}) + "\n")
+    for file in (tmp_path / "model").glob("tokenizer*"):
+        file.unlink()
+    changes = {
+        **lm_changes(tmp_path),
+        "model": {"family": "causal_lm", "path": str(tmp_path / "model")},
+        "data.path": str(tmp_path / "empty.jsonl"),
+        "data.sequence_length": 4096,
+        "split": {"base": 3, "head": 2, "omit": [1]},
+        "training.lm_head": "lora",
+    }
+    assert main(["run", str(write_config(tmp_path, changes)), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert "5 problems" in error, error
+    for key in ("model.tokenizer", "data.column", "data.sequence_length", "split.head", "training.lm_head"):
+        assert key in error, f"{key} is not reported:\n{error}"
+
+
+def test_a_checkpoint_without_weights_can_be_planned_for(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    shutil.copy(checkpoint / "config.json", tmp_path / "model")
+    changes = {**lm_changes(tmp_path), "model": {"family": "causal_lm", "path": str(tmp_path / "model")}}
+    assert main(["run", str(write_config(tmp_path, changes)), "--dry-run"]) == 0
+    assert "stage2-layer1" in capsys.readouterr().out
