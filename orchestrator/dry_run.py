@@ -46,6 +46,7 @@ def total(estimates: Iterable[Estimate]) -> Estimate:
         snapshot_bytes=sum(item.snapshot_bytes for item in items),
         flops=sum(item.flops for item in items),
         seconds=sum(item.seconds for item in items),
+        optimizer_bytes=max((item.optimizer_bytes for item in items), default=0),
     )
 
 
@@ -105,10 +106,12 @@ def render(prepared: Prepared) -> RenderableType:
     )
     head.append(f"{len(plan.nodes)} nodes -> {config.run_dir}, store {config.store}")
     parts: list[RenderableType] = [head]
+    # At a vocabulary of 128,000 it decides what fits; a ResNet's is nothing beside its activations.
+    optimizer = prepared.language is not None
     for regime in plan.regimes.values():
-        parts += [Text(), _table(plan, regime)]
+        parts += [Text(), _table(plan, regime, optimizer)]
     everything = total(node.estimate for node in plan.nodes)
-    parts += [Text(), _summary(plan, shared)]
+    parts += [Text(), _summary(plan, shared, optimizer)]
     slots = config.resources.slots
     note = (
         f"Predicted: {human_seconds(everything.seconds)} of work in one slot (slots: {slots}), "
@@ -120,20 +123,25 @@ def render(prepared: Prepared) -> RenderableType:
     return Group(*parts)
 
 
-def _columns(title: str) -> Table:
+def _columns(title: str, optimizer: bool) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
     table.add_column("stage", no_wrap=True)
-    for name in ("parameters", "trainable", "peak memory", "snapshots", "FLOP", "time"):
+    names = ["parameters", "trainable", "peak memory", "snapshots", "FLOP", "time"]
+    if optimizer:
+        names.insert(3, "optimizer")
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("input", overflow="fold")
     return table
 
 
-def _figures(item: Estimate) -> tuple[str, ...]:
+def _figures(item: Estimate, optimizer: bool) -> tuple[str, ...]:
+    state = (human_bytes(item.optimizer_bytes) if item.optimizer_bytes else "",)
     return (
         human_count(item.parameters),
         human_count(item.trainable),
         human_bytes(item.peak_bytes) if item.peak_bytes else "",
+        *(state if optimizer else ()),
         human_bytes(item.snapshot_bytes) if item.snapshot_bytes else "",
         human_flops(item.flops),
         human_seconds(item.seconds),
@@ -156,33 +164,35 @@ def _input(prepared: Prepared) -> str:
     weights = config.model.path or "random weights"
     if config.model.path is not None and not language.has_weights:
         weights += " (no weights there: it can be planned, not run)"
+    tokens = tokens_a_sample(config, found)
     return (
         f"{language.config.get('model_type')}, {language.layers} layers, {weights}, on {config.data.name}: about "
-        f"{rows.train} + {rows.validation} + {rows.test} samples of {tokens_a_sample(config, found)} tokens"
+        f"{rows.train} + {rows.validation} + {rows.test} samples of {tokens} tokens, "
+        f"{human_count(tokens * rows.train)} tokens to train on"
     )
 
 
-def _table(plan: Plan, regime: RegimePlan) -> Table:
+def _table(plan: Plan, regime: RegimePlan, optimizer: bool) -> Table:
     title = regime.name if regime.name == regime.kind else f"{regime.name} ({regime.kind})"
-    table = _columns(title)
+    table = _columns(title, optimizer)
     rows = regime_rows(plan, regime)
     for row in rows:
         others = {name for node in row.nodes for name in node.regimes if name != regime.name}
         detail = row.detail + (f" (shared with {', '.join(sorted(others))})" if others else "")
         style = "dim" if row.nodes[0].kind != "train" else ""
-        table.add_row(row.label, *_figures(row.estimate), detail, style=style)
+        table.add_row(row.label, *_figures(row.estimate, optimizer), detail, style=style)
     table.add_section()
     whole = total(row.estimate for row in rows)
     peak = f"at most {human_bytes(regime.peak_snapshot_bytes)} of snapshots at one time"
-    table.add_row("total", *_figures(whole), peak if regime.peak_snapshot_bytes else "", style="bold")
+    table.add_row("total", *_figures(whole, optimizer), peak if regime.peak_snapshot_bytes else "", style="bold")
     return table
 
 
-def _summary(plan: Plan, shared: Sequence[Node]) -> Table:
-    table = _columns("shared")
+def _summary(plan: Plan, shared: Sequence[Node], optimizer: bool) -> Table:
+    table = _columns("shared", optimizer)
     for node in shared:
         used = "" if len(node.regimes) == len(plan.regimes) else ", ".join(node.regimes)
-        table.add_row(node.label, *_figures(node.estimate), used)
+        table.add_row(node.label, *_figures(node.estimate, optimizer), used)
     return table
 
 
@@ -194,11 +204,11 @@ def print_plan(prepared: Prepared, stream: TextIO | None = None) -> None:
 
 
 def human_count(count: int) -> str:
-    """`11.2 M`; empty for zero."""
+    """`11.2 M`, `8.03 G`; empty for zero."""
     if not count:
         return ""
-    for unit in ("", " k", " M"):
-        if count < 1000 or unit == " M":
+    for unit in ("", " k", " M", " G"):
+        if count < 1000 or unit == " G":
             return f"{count:.0f}" if not unit else f"{count:.2f}{unit}"
         count /= 1000  # type: ignore[assignment]
     raise AssertionError

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from workers.specs import DataSpec, TrainSpec
 
 if TYPE_CHECKING:
+    from orchestrator.language_memory import StageMemory
     from workers.models.outline import ChainOutline, PartOutline, Shape
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -40,7 +41,8 @@ TASK_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Estimate:
-    """Predictions for one node. `peak_bytes`: device memory. `snapshot_bytes`: what it adds to the store."""
+    """Predictions for one node. `peak_bytes`: device memory, `optimizer_bytes` of it the optimizer's state.
+    `snapshot_bytes`: what it adds to the store."""
 
     parameters: int = 0
     trainable: int = 0
@@ -48,6 +50,7 @@ class Estimate:
     snapshot_bytes: int = 0
     flops: int = 0
     seconds: float = 0.0
+    optimizer_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "seconds": round(self.seconds, 3)}
@@ -181,6 +184,14 @@ def train_estimate(
         peak_bytes=peak,
         flops=flops,
         seconds=seconds,
+        optimizer_bytes=4 * trainable * optimizer_copies,
+    )
+
+
+def with_memory(predicted: Estimate, memory: StageMemory) -> Estimate:
+    """A stage's predictions with the memory of a language model's."""
+    return dataclasses.replace(
+        predicted, trainable=memory.trainable, peak_bytes=memory.peak, optimizer_bytes=memory.optimizer
     )
 
 

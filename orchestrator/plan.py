@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from orchestrator import estimate, policy
+from orchestrator import estimate, language_memory, policy
 from orchestrator.estimate import Estimate, Rates
 from orchestrator.experiment import decoding, experiment_of, initializing, rows_of, tokenizing
 from orchestrator.graph import FORMAT, Kind, Node, Plan, RegimePlan, node_id
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from orchestrator.config import Config, Regime
     from workers.data.inspect import DataOutline
     from workers.data.text.inspect import TextOutline
-    from workers.models.causal_lm.outline import LMOutline
+    from workers.models.causal_lm.outline import LMOutline, LMPartOutline
     from workers.models.outline import ChainOutline, PartOutline
 
 __all__ = ["FORMAT", "Node", "Plan", "RegimePlan", "build_plan", "node_id"]
@@ -47,11 +47,13 @@ def build_plan(
     language: LMOutline | None = None,
     weights_digest: str | None = None,
     rates: Rates | None = None,
+    on_host: bool = False,
 ) -> Plan:
     """The graph of all regimes. `outlines`: regime name -> its chain. `language`: the checkpoint of a language
-    model. `weights_digest`: identity of the initial weights' files. `rates` only change predicted seconds. Raises
-    ConfigError when a regime insists on snapshots that exceed the budget."""
-    builder = _Builder(config, data, language, weights_digest, rates or config.rates())
+    model. `weights_digest`: identity of the initial weights' files. `rates` only change predicted seconds, `on_host` (workers
+    train on the CPU) predicted memory. Raises ConfigError when a regime insists on snapshots that exceed the budget.
+    """
+    builder = _Builder(config, data, language, weights_digest, rates or config.rates(), on_host)
     for name in config.regimes:
         builder.add(config.regime(name), outlines[name])
     return builder.plan()
@@ -67,8 +69,10 @@ class _Builder:
         language: LMOutline | None,
         weights_digest: str | None,
         rates: Rates,
+        on_host: bool,
     ) -> None:
         self.config = config
+        self.on_host = on_host
         self.data = data
         self.language = language
         self.classes = data.classes if language is None else language.vocabulary  # type: ignore[union-attr]
@@ -277,12 +281,11 @@ class _RegimeBuilder:
         }
         made = hops[-1:] if rolled else hops
         rows = self.graph.rows.of(split)
-        predicted = estimate.frozen_estimate(
+        predicted = self._frozen_estimate(
             [self.outline.part(block) for hop in made for block in hop],
+            min(spec.group_rows, rows),
             rows=rows,
-            batch_rows=min(spec.group_rows, rows),
             precision=spec.precision,
-            rates=self.graph.rates,
             stored_row_bytes=estimate.row_bytes(self._shapes(hops), dtype),
             read_row_bytes=estimate.row_bytes(self._shapes(hops[:-1]), dtype) if rolled else 0,
         )
@@ -348,12 +351,11 @@ class _RegimeBuilder:
         )
         parents = {"data": self.data_node} | {f"weights/{part}": self.weights[part] for part in path}
         rows = self.graph.rows.of(split)
-        predicted = estimate.frozen_estimate(
+        predicted = self._frozen_estimate(
             [self.outline.part(part) for part in path],
+            min(config.evaluation_batch, rows),
             rows=rows,
-            batch_rows=min(config.evaluation_batch, rows),
             precision=training.precision,
-            rates=self.graph.rates,
         )
         return self._add("evaluate", label, to_json(task), parents, predicted)
 
@@ -408,7 +410,7 @@ class _RegimeBuilder:
         rows, rates = self.graph.rows, self.graph.rates
         if not stage.hops:
             image = self.outline.boundaries[0]
-            return estimate.train_estimate(
+            predicted = estimate.train_estimate(
                 parts,
                 trained,
                 train,
@@ -417,20 +419,77 @@ class _RegimeBuilder:
                 input_elements=estimate.elements(image),
                 input_item_bytes=4,
             )
+            return self._language_memory(predicted, parts, trained, train)
         spec = self.specs[stage.hops]
         prefix = [self.outline.part(block) for hop in stage.hops for block in hop]
-        return estimate.train_estimate(
+        if decision.source != "recompute":
+            prefix = []
+        stored = estimate.ITEM_BYTES[spec.dtype]
+        predicted = estimate.train_estimate(
             parts,
             trained,
             train,
             rows=rows,
             rates=rates,
             input_elements=estimate.elements(self._shapes(stage.hops)),
-            input_item_bytes=estimate.ITEM_BYTES[spec.dtype],
+            input_item_bytes=stored,
             reads_snapshots=decision.source == "snapshots",
-            prefix=prefix if decision.source == "recompute" else (),
+            prefix=prefix,
             group_rows=spec.group_rows,
         )
+        return self._language_memory(
+            predicted,
+            parts,
+            trained,
+            train,
+            prefix=prefix,
+            group_rows=spec.group_rows,
+            stored_item_bytes=stored,
+        )
+
+    def _language_memory(
+        self,
+        predicted: Estimate,
+        parts: Sequence[PartOutline],
+        trained: frozenset[str],
+        train: TrainSpec,
+        *,
+        prefix: Sequence[PartOutline] = (),
+        group_rows: int = 0,
+        stored_item_bytes: int | None = None,
+    ) -> Estimate:
+        """A language model's parts say more of their memory than shapes do; images stay as predicted."""
+        if self.graph.language is None:
+            return predicted
+        memory = language_memory.stage_memory(
+            cast("Sequence[LMPartOutline]", parts),
+            trained,
+            train,
+            master=self.master,
+            prefix=cast("Sequence[LMPartOutline]", prefix),
+            group_rows=group_rows,
+            stored_item_bytes=stored_item_bytes,
+            on_host=self.graph.on_host,
+        )
+        return estimate.with_memory(predicted, memory)
+
+    def _frozen_estimate(self, parts: Sequence[PartOutline], batch_rows: int, **figures: Any) -> Estimate:
+        """As `estimate.frozen_estimate`, with a language model's memory."""
+        predicted = estimate.frozen_estimate(parts, batch_rows=batch_rows, rates=self.graph.rates, **figures)
+        if self.graph.language is None or not parts:
+            return predicted
+        peak = language_memory.frozen_bytes(
+            cast("Sequence[LMPartOutline]", parts), batch_rows, master=self.master, precision=figures["precision"]
+        )
+        return dataclasses.replace(predicted, peak_bytes=peak)
+
+    @property
+    def master(self) -> str:
+        """The type of the weights, which `auto` leaves to the checkpoint."""
+        model = self.regime.model
+        assert isinstance(model, CausalLMSpec)
+        assert self.graph.language is not None
+        return model.master if model.master != "auto" else str(self.graph.language.config["dtype"])
 
 
 def _boundary_order(stages: Sequence[Stage]) -> list[tuple[tuple[str, ...], ...]]:

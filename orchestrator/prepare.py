@@ -97,6 +97,7 @@ def prepare(
             language=checked.language,
             weights_digest=weights_digest,
             rates=_rates(config),
+            on_host=not _on_gpu(config),
         )
     except ConfigError as error:
         raise_problems(document.source, [document.problem(("snapshots", "budget"), error.message)])
@@ -167,6 +168,11 @@ def _rates(config: Config) -> Rates:
     if config.resources.gflops == "auto" and config.resources.device == "auto" and _has_gpu():
         return Rates.nominal("cuda")
     return config.rates()
+
+
+def _on_gpu(config: Config) -> bool:
+    device = config.resources.device
+    return device == "cuda" or (device == "auto" and _has_gpu())
 
 
 def _has_gpu() -> bool:

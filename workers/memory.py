@@ -73,6 +73,12 @@ class PeakMeter:
         self._done.set()
 
 
+def load_lazily_loaded() -> None:
+    """What torch loads with a process's first optimizer (its compiler: 80 MB on the host), now: otherwise the first
+    stage of a worker would be charged for it."""
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+
+
 def settled_private_bytes() -> int:
     """Private memory after handing freed memory back, so that the stages of one pooled worker compare."""
     if sys.platform == "linux":

@@ -39,7 +39,7 @@ from workers.checkpoint import Snapshot, StageProgress
 from workers.domains import Batch, Source, domain_of
 from workers.environment import WorkerEnvironment
 from workers.exits import exit_reason, is_better
-from workers.memory import SAMPLED_EPOCHS, PeakMeter, settled_private_bytes
+from workers.memory import SAMPLED_EPOCHS, PeakMeter, load_lazily_loaded, settled_private_bytes
 from workers.optim import (
     autocast,
     build_optimizer,
@@ -76,6 +76,7 @@ class Stage:
         self._attempt = attempt
         self._parents = parents
         self.weights = Weights(environment.nodes, parents, self.domain, self.device)
+        load_lazily_loaded()
         self._host_baseline = settled_private_bytes()
 
         torch.manual_seed(derive_seed(task.experiment.seed, "stage", task.name))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
-from workers.models.causal_lm.outline import PartFacts
+from workers.models.causal_lm.outline import KeptFacts, LinearFacts, PartFacts
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,15 @@ def embed_facts(part: nn.Module) -> PartFacts:
 def head_facts(part: nn.Module, hidden: int, vocabulary: int) -> PartFacts:
     """Norm and LM head over all positions. Logits come in pieces: what is kept is the gradient of the hidden states."""
     parameters, buffers = count_parameters(part)
-    return PartFacts(parameters, buffers, macs=hidden * vocabulary, saved=_norms(part, hidden))
+    return PartFacts(
+        parameters,
+        buffers,
+        macs=hidden * vocabulary,
+        saved=_norms(part, hidden),
+        matrices=hidden * vocabulary,
+        linears=_linears(part),
+        kept=_normalisations(part, Widths(hidden, 1, 0, 0)),
+    )
 
 
 def layer_facts(part: nn.Module, config: Any, index: int, hidden: int) -> PartFacts:
@@ -54,6 +62,10 @@ def layer_facts(part: nn.Module, config: Any, index: int, hidden: int) -> PartFa
     inner = max(0, macs - attention) // (hidden * (3 if gated else 2))
     # Queries, keys, values and the result; the network's products before, in and after the activation.
     saved = _norms(part, hidden) + 2 * widths.queries + 2 * widths.keys + inner * (4 if gated else 2)
+    linears = _linears(part)
+    fed = sum(linear.inputs for linear in linears if linear.inputs == hidden)
+    if widths.queries == hidden and fed > hidden:
+        fed -= hidden  # the output projection reads the attention's result, which is kept anyway
     return PartFacts(
         parameters=parameters,
         buffer_elements=buffers,
@@ -63,7 +75,46 @@ def layer_facts(part: nn.Module, config: Any, index: int, hidden: int) -> PartFa
         heads=widths.heads,
         window=_window(config, index),
         keeps_scores=config._attn_implementation == "eager",
+        matrices=sum(p.numel() for p in part.parameters() if p.ndim >= 2),
+        linears=linears,
+        kept=replace(
+            _normalisations(part, widths),
+            fed=fed,
+            attention=2 * widths.queries + 2 * widths.keys,
+            inner=inner,
+            gated=gated,
+        ),
     )
+
+
+def _linears(part: nn.Module) -> tuple[LinearFacts, ...]:
+    """Linear layers, those of GPT-2 (whose matrix lies the other way round) among them."""
+    found = []
+    for name, module in part.named_modules():
+        if isinstance(module, nn.Linear):
+            found.append(LinearFacts(name, module.in_features, module.out_features))
+        elif type(module).__name__ == "Conv1D":
+            inputs, outputs = cast("Tensor", module.weight).shape
+            found.append(LinearFacts(name, inputs, outputs))
+    return tuple(found)
+
+
+def _normalisations(part: nn.Module, widths: Widths) -> KeptFacts:
+    """What the normalisations of a part keep; those of single heads run over all of them."""
+    rms = layer = results = 0
+    for name, module in part.named_modules():
+        weight = getattr(module, "weight", None)
+        if "Norm" not in type(module).__name__ or weight is None:
+            continue
+        own = name.rpartition(".")[2]
+        whole = weight.numel() == widths.hidden and not own.startswith(("q", "k"))
+        width = widths.hidden if whole else widths.keys if own.startswith("k") else widths.queries
+        if isinstance(module, nn.LayerNorm):
+            layer += width
+        else:
+            rms += width
+        results += width if whole else 0
+    return KeptFacts(rms_inputs=rms, layer_norm_inputs=layer, norm_results=results)
 
 
 def _macs(part: nn.Module, config: Any) -> int:

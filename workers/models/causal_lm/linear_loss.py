@@ -8,16 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from workers.models.causal_lm.pieces import chunk_rows
 from workers.models.causal_lm.structure import Link
-
-#: Float32 logits of one piece take about this much; there are two or three such buffers at a time.
-PIECE_BYTES = 64 * 2**20
-
-
-def chunk_rows(vocabulary: int) -> int:
-    """Rows of logits made at once."""
-    return max(1, PIECE_BYTES // (4 * vocabulary))
-
 
 def nll_sum(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     """Summed cross-entropy of logits (N, V), any type, as float32."""

@@ -9,12 +9,39 @@ rotary embeddings) are nobody's activations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cache_store.errors import ConfigError
 from workers.models.chain_outline import ChainOutline, PartOutline
 from workers.models.counting import Shape
+
+
+@dataclass(frozen=True)
+class LinearFacts:
+    """One linear layer, by its name inside the part."""
+
+    name: str
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True)
+class KeptFacts:
+    """Elements a token leaves behind in a part for the backward pass, by what keeps them: what trains and in which
+    types then says how many bytes that is. Attention scores are not among them."""
+
+    #: Inputs of normalisations: RMSNorm computes in float32 whatever its input's type; LayerNorm's one kernel in its own.
+    rms_inputs: int = 0
+    layer_norm_inputs: int = 0
+    #: Results of normalisations, and these once for every linear layer that reads them (each casts its own copy).
+    norm_results: int = 0
+    fed: int = 0
+    #: Queries, keys, values and the result.
+    attention: int = 0
+    #: Width of the feed-forward network, all visited experts together, and whether a gate multiplies it.
+    inner: int = 0
+    gated: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,6 +60,19 @@ class PartFacts:
     window: int | None = None
     #: The kernel keeps scores.
     keeps_scores: bool = False
+    #: Elements of matrices that are multiplied with (and of their low-precision copies): all but an embedding's.
+    matrices: int = 0
+    #: What low-rank adapters can be put on.
+    linears: tuple[LinearFacts, ...] = ()
+    kept: KeptFacts = KeptFacts()
+
+
+@dataclass(frozen=True)
+class LMPartOutline(PartOutline):
+    """A part's figures for one sample of `tokens` tokens, and the facts they were made from."""
+
+    facts: PartFacts
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -74,17 +114,7 @@ class LMChainOutline(ChainOutline):
     def aux(self, source: int) -> PartOutline:
         """LW's local head: a norm and LM head of its own."""
         self._check_boundary("source", source)
-        head = self.head
-        return PartOutline(
-            "aux",
-            ("aux",),
-            head.inputs,
-            head.outputs,
-            head.parameters,
-            head.buffer_elements,
-            head.flops,
-            head.saved_elements,
-        )
+        return replace(self.head, name="aux", units=("aux",))
 
 
 def lm_chain(lm: LMOutline, tokens: int) -> LMChainOutline:
@@ -115,14 +145,14 @@ def lm_chain(lm: LMOutline, tokens: int) -> LMChainOutline:
     )
 
 
-def _part(name: str, facts: PartFacts, inputs: Shape, outputs: Shape, tokens: int) -> PartOutline:
+def _part(name: str, facts: PartFacts, inputs: Shape, outputs: Shape, tokens: int) -> LMPartOutline:
     seen = tokens if facts.window is None else min(tokens, facts.window)
     pairs = tokens * seen
     saved = facts.saved * tokens
     if facts.keeps_scores:
         # Scores after softmax, in the type of softmax and in that of the values.
         saved += 2 * facts.heads * tokens * tokens
-    return PartOutline(
+    return LMPartOutline(
         name=name,
         units=(name,),
         inputs=(inputs,),
@@ -131,4 +161,6 @@ def _part(name: str, facts: PartFacts, inputs: Shape, outputs: Shape, tokens: in
         buffer_elements=facts.buffer_elements,
         flops=2 * facts.macs * tokens + 4 * facts.attention_width * pairs,
         saved_elements=saved,
+        facts=facts,
+        tokens=tokens,
     )
