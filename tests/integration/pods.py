@@ -43,7 +43,11 @@ for i in $(seq 0 $(({pods} - 1))); do
     ip -n p$i link set lo up
     ip -n p$i route add default via {network}.1
 done
-exec {python} -c 'import signal; signal.signal(17, signal.SIG_IGN); print("ready", flush=True); [signal.pause() for _ in iter(int, 1)]'
+exec {python} -c 'import signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+print("ready", flush=True)
+while True:
+    signal.pause()'
 """
 
 #: One pod's file system, then its command. Arguments: root, host name, KEY=FOLDER mounts after it; reads the command
@@ -61,7 +65,8 @@ done
 mkdir -p "$root"/{usr,etc,proc,sys,dev,tmp}
 mount --rbind -o ro /usr "$root/usr"
 mount --bind -o ro /etc "$root/etc"
-mount --bind "$HOSTS" "$root/etc/hosts"
+# The head's service by name, as the cluster's DNS has it; nobody else is asked.
+for file in hosts nsswitch.conf resolv.conf; do mount --bind "$ETC/$file" "$root/etc/$file"; done
 mount --rbind /dev "$root/dev"
 mount -t tmpfs -o mode=1777,size=1g tmpfs "$root/dev/shm"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
@@ -168,7 +173,7 @@ class Pods:
 
     def open(self, count: int) -> None:
         """Prepare for `count` pods."""
-        self._ports = _free_ports(4 * count)
+        self._ports = _free_ports(4 * count + 1)
         if not self.isolated:
             return
         script = MACHINE.format(network=NETWORK, pods=count, python=shlex.quote(sys.executable))
@@ -180,8 +185,11 @@ class Pods:
         assert self._machine.stdout.readline() == b"ready\n"
         (first,) = psutil.Process(self._machine.pid).children()
         self._inside = first.pid
-        hosts = self.folder / "hosts"
-        hosts.write_text(f"127.0.0.1 localhost\n{NETWORK}.10 {HEAD_SERVICE}\n")
+        etc = self.folder / "etc"
+        etc.mkdir()
+        (etc / "hosts").write_text(f"127.0.0.1 localhost\n{NETWORK}.10 {HEAD_SERVICE}\n")
+        (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
+        (etc / "resolv.conf").write_text("")
         # Volumes belong to the pods' group, as fsGroup has it.
         for path in (self.data, *self.data.rglob("*")):
             os.chown(path, 1000, 1000)
@@ -196,7 +204,9 @@ class Pods:
 
     def agent(self, index: int) -> str:
         """Where the pod's own probes ask, from inside the pod."""
-        return f"http://localhost:{PORTS['dashboard-agent-listen-port'] if self.isolated else self._ports[4 * index + 3]}"
+        return (
+            f"http://localhost:{PORTS['dashboard-agent-listen-port'] if self.isolated else self._ports[4 * index + 3]}"
+        )
 
     def replacements(self, index: int) -> dict[str, str]:
         """Flags of `ray start` that must differ on a shared loopback; none where pods are isolated."""
@@ -205,7 +215,12 @@ class Pods:
         ports = dict(zip(PORTS, map(str, self._ports[4 * index : 4 * index + 4]), strict=True))
         ports["node-ip-address"] = "127.0.0.1"
         if index == 0:
-            return {**ports, "temp-dir": f"{self.folder}/ray", "dashboard-host": "127.0.0.1", "ray-client-server-port": "0"}
+            return {
+                **ports,
+                "temp-dir": f"{self.folder}/ray",
+                "dashboard-host": "127.0.0.1",
+                "ray-client-server-port": str(self._ports[-1]),
+            }
         return {key: value for key, value in ports.items() if key not in ("port", "dashboard-port")}
 
     def translate(self, text: str) -> str:
@@ -216,7 +231,7 @@ class Pods:
         self, index: int, command: str, environment: dict[str, str], output: IO[bytes] | int | None = None
     ) -> subprocess.Popen[bytes]:
         """Start the command in pod `index`: in a file system of its own, in the pod's network."""
-        variables = {"PATH": f"{Path(sys.executable).parent}:{self.image}/bin:/usr/bin:/bin", **environment}
+        variables = {"PATH": self._path(), **environment}
         exports = " ".join(f"{key}={shlex.quote(value)}" for key, value in variables.items())
         if not self.isolated:
             variables["HOME"] = str(self.folder)
@@ -245,7 +260,7 @@ class Pods:
             ],
             env={
                 "PATH": os.environ["PATH"],
-                "HOSTS": str(self.folder / "hosts"),
+                "ETC": str(self.folder / "etc"),
                 "WORKDIR": "/opt/segprop",
                 "COMMAND": f"export {exports}; {command}",
             },
@@ -254,6 +269,30 @@ class Pods:
         )
         self.started.append(process)
         return process
+
+    def execute(self, main: subprocess.Popen[bytes], command: str) -> subprocess.Popen[bytes]:
+        """The command inside the pod whose command is `main`, as a preStop hook or `kubectl exec` has it."""
+        assert self.isolated
+        # unshare's child is the pod's first process, chrooted into its file system.
+        (first,) = (item for item in _family(main.pid) if _is_first(item.pid))
+        target = str(first.pid)
+        return subprocess.Popen(
+            [
+                "nsenter",
+                "--target",
+                target,
+                "--all",
+                "--root",
+                "--wd",
+                "--",
+                "/bin/bash",
+                "-c",
+                f"export PATH={self._path()}; {command}",
+            ]
+        )
+
+    def _path(self) -> str:
+        return f"{Path(sys.executable).parent}:/opt/segprop/bin:/usr/bin:/bin"
 
     def close(self) -> None:
         """End everything that was started here, by pid; nothing of it is left."""
@@ -275,6 +314,16 @@ def _family(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def _is_first(pid: int) -> bool:
+    """Whether the process is number 1 of a process namespace of its own."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[1:]
+    return len(numbers) > 2 and numbers[-1] == "1"
 
 
 def _free_ports(count: int) -> list[int]:
