@@ -16,8 +16,10 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.metrics import Gauge
 
 from cache_store.errors import SegpropError, UserError
+from orchestrator import gauges
 from orchestrator.machines import Machine, room, settle
 from orchestrator.runner import Event, Failed, Succeeded
 from workers.control import ThreadControl
@@ -96,6 +98,7 @@ class RayRunner:
         self._latest: dict[str, dict[str, Any]] = {}
         self._polls: dict[str, Any] = {}
         self._polled = 0.0
+        self._gauges: dict[str, Gauge] = {}
 
     def start(self) -> None:
         if self._owns_ray:
@@ -125,6 +128,7 @@ class RayRunner:
         if self._patience is None:
             self._require_resources(machines)
         self._slots = [self._new_slot() for _ in range(self._slots_wanted)]
+        self._gauges = {name: Gauge(name, meaning, ("slot",)) for name, meaning in gauges.MEANINGS.items()}
 
     def _require_resources(self, machines: list[Machine]) -> None:
         """An infeasible actor pends silently for ever, so what is missing is said before anything is asked for."""
@@ -236,9 +240,14 @@ class RayRunner:
             del self._polls[node_id]
         if now - self._polled >= POLL_EVERY_S:
             self._polled = now
-            for slot in self._slots:
-                if slot.order is not None and slot.order.node_id not in self._polls:
-                    self._polls[slot.order.node_id] = slot.actor.poll.remote()
+            for index, slot in enumerate(self._slots):
+                update = None
+                if slot.order is not None:
+                    if slot.order.node_id not in self._polls:
+                        self._polls[slot.order.node_id] = slot.actor.poll.remote()
+                    update = self._latest.get(slot.order.node_id, {})
+                for name, value in gauges.values(update).items():
+                    self._gauges[name].set(value, {"slot": str(index)})
         return self._latest
 
     def stop(self) -> None:
