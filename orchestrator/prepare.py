@@ -19,6 +19,7 @@ import yaml
 
 from cache_store.errors import ConfigError, UserError
 from orchestrator import config as configuration
+from orchestrator import travel
 from orchestrator.config import Config, ImageConfig
 from orchestrator.estimate import Rates
 from orchestrator.experiment import rows_of, tokens_a_sample
@@ -86,6 +87,8 @@ def prepare(
             problems.append(document.problem(("model", "weights"), message))
     if config is not None and data is not None:
         problems += _row_problems(config, data, document)
+    if config is not None:
+        problems += travel.problems(config, document, Path.cwd())
     raise_problems(document.source, problems, kind)
     assert config is not None
     assert data is not None

@@ -10,19 +10,26 @@ import logging
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.metrics import Gauge
 
 from cache_store.errors import SegpropError, UserError
+from orchestrator import gauges
+from orchestrator.machines import Machine, room, settle
 from orchestrator.runner import Event, Failed, Succeeded
 from workers.control import ThreadControl
 from workers.orders import WorkOrder
 
 #: An actor that has not answered its first call by then will not (import of torch included).
 START_DEADLINE_S = 180.0
+#: Replaces that deadline where machines come and go: so long an autoscaler may take to bring one. Where it is set,
+#: what the cluster lacks at the start is waited for instead of refused.
+PATIENCE = "SEGPROP_WAIT_FOR_WORKERS_S"
 POLL_EVERY_S = 1.0
 
 
@@ -65,21 +72,33 @@ class _Slot:
 
 class RayRunner:
     def __init__(
-        self, *, slots: int, threads: int, device: str, address: str | None = None, started: bool = False
+        self,
+        *,
+        slots: int | str,
+        threads: int | str,
+        device: str,
+        address: str | None = None,
+        started: bool = False,
+        chains: int = 1,
     ) -> None:
-        """`address`: a running cluster, else RAY_ADDRESS, else a cluster of our own for this run.
+        """`address`: a running cluster, else RAY_ADDRESS, else a cluster of our own, which needs numbers, not `auto`.
 
+        On a running cluster `slots`, `threads` and `device` may be `auto`: settled by `start` from its machines and
+        `chains`, the regimes that run side by side.
         `started`: Ray is connected already (tests, sweeps) and stays connected on `close`.
         """
-        self.threads = threads
+        self._settle = partial(settle, slots=slots, threads=threads, device=device, chains=chains)
+        self.threads = threads if isinstance(threads, int) else 1
         self.device = device
-        self._slots_wanted = slots
+        self._slots_wanted = slots if isinstance(slots, int) else 1
         self._address = address
         self._owns_ray = not started
+        self._patience = _seconds(PATIENCE)
         self._slots: list[_Slot] = []
         self._latest: dict[str, dict[str, Any]] = {}
         self._polls: dict[str, Any] = {}
         self._polled = 0.0
+        self._gauges: dict[str, Gauge] = {}
 
     def start(self) -> None:
         if self._owns_ray:
@@ -99,19 +118,36 @@ class RayRunner:
                     f"resources.address: no Ray cluster lets us in at {address} ({cause}); is it running, and, where "
                     "it asks for tokens, is RAY_AUTH_MODE=token set with a token at hand?"
                 ) from error
-        self._require_resources()
+        machines = [
+            Machine(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+        settled = self._settle(machines)
+        self._slots_wanted, self.threads, self.device = settled.count, settled.threads, settled.device
+        if self._patience is None:
+            self._require_resources(machines)
         self._slots = [self._new_slot() for _ in range(self._slots_wanted)]
+        self._gauges = {name: Gauge(name, meaning, ("slot",)) for name, meaning in gauges.MEANINGS.items()}
 
-    def _require_resources(self) -> None:
+    def _require_resources(self, machines: list[Machine]) -> None:
         """An infeasible actor pends silently for ever, so what is missing is said before anything is asked for."""
-        have = ray.cluster_resources()
-        for resource, each in self._request().items():
+        have = {"CPU": sum(machine.cpus for machine in machines), "GPU": sum(machine.gpus for machine in machines)}
+        request = self._request()
+        for resource, each in request.items():
             total = each * self._slots_wanted
-            if have.get(resource, 0) < total:
+            if have[resource] < total:
                 raise UserError(
                     f"resources: {self._slots_wanted} slots need {total:g} {resource}, the cluster has "
-                    f"{have.get(resource, 0):g}; lower resources.slots or resources.threads, or add machines"
+                    f"{have[resource]:g}; lower resources.slots or resources.threads, or add machines"
                 )
+        fit = room(machines, request["CPU"], request.get("GPU", 0))
+        if fit < self._slots_wanted:
+            size = " and ".join(f"{each:g} {resource}" for resource, each in request.items())
+            raise UserError(
+                f"resources: {self._slots_wanted} slots of {size} each, but only {fit} fit into the cluster's "
+                f"{len(machines)} machines; lower resources.slots or resources.threads, or add machines"
+            )
 
     def _request(self) -> dict[str, float]:
         request: dict[str, float] = {"CPU": self.threads}
@@ -169,7 +205,10 @@ class RayRunner:
             return Failed(order.node_id, SegpropError(f"worker lost: {_first_line(error)}"), lost=True)
 
     def _check_start(self, slot: _Slot, answered: bool) -> None:
-        late = time.monotonic() - slot.since > START_DEADLINE_S
+        deadline = self._patience if self._patience is not None else START_DEADLINE_S
+        # A machine may have gone for good. As long as one slot is there the run goes on, and the others may come late.
+        now = time.monotonic()
+        late = all(other.ping is not None and now - other.since > deadline for other in self._slots)
         if answered:
             try:
                 ray.get(slot.ping)
@@ -184,7 +223,7 @@ class RayRunner:
             slot.ping = None
         elif late:
             raise SegpropError(
-                f"a worker did not start within {START_DEADLINE_S:g} s; is the cluster busy with other jobs? "
+                f"a worker did not start within {deadline:g} s; is the cluster busy with other jobs? "
                 f"Free now: {ray.available_resources()}"
             )
 
@@ -201,9 +240,14 @@ class RayRunner:
             del self._polls[node_id]
         if now - self._polled >= POLL_EVERY_S:
             self._polled = now
-            for slot in self._slots:
-                if slot.order is not None and slot.order.node_id not in self._polls:
-                    self._polls[slot.order.node_id] = slot.actor.poll.remote()
+            for index, slot in enumerate(self._slots):
+                update = None
+                if slot.order is not None:
+                    if slot.order.node_id not in self._polls:
+                        self._polls[slot.order.node_id] = slot.actor.poll.remote()
+                    update = self._latest.get(slot.order.node_id, {})
+                for name, value in gauges.values(update).items():
+                    self._gauges[name].set(value, {"slot": str(index)})
         return self._latest
 
     def stop(self) -> None:
@@ -217,6 +261,20 @@ class RayRunner:
         self._slots = []
         if self._owns_ray:
             ray.shutdown()
+
+
+def _seconds(variable: str) -> float | None:
+    """A duration from the environment, None where it is not set; UserError when it is not one."""
+    text = os.environ.get(variable)
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise UserError(f"{variable}: {text!r}; allowed: seconds, above 0")
+    return value
 
 
 def _first_line(error: BaseException) -> str:

@@ -74,6 +74,18 @@ def _drive(prepared: Prepared, ledger: Ledger, quiet: bool) -> Outcome:
 def make_runner(prepared: Prepared) -> Runner:
     """The runner the configuration asks for, with slots and threads settled."""
     resources = prepared.config.resources
+    address = resources.address or os.environ.get("RAY_ADDRESS")
+    if resources.runner == "ray" and address:
+        from orchestrator.ray_runner import RayRunner
+
+        # What is here says nothing of a cluster: the runner looks at its machines once it is connected.
+        return RayRunner(
+            slots=resources.slots,
+            threads=resources.threads,
+            device=resources.device,
+            address=address,
+            chains=len(prepared.plan.regimes),
+        )
     device = _device(resources.device)
     slots, threads = settle_slots(
         resources.slots,
@@ -88,7 +100,7 @@ def make_runner(prepared: Prepared) -> Runner:
         return LocalRunner(threads=slots * threads if resources.threads == "auto" else threads, device=device)
     from orchestrator.ray_runner import RayRunner
 
-    return RayRunner(slots=slots, threads=threads, device=device, address=resources.address)
+    return RayRunner(slots=slots, threads=threads, device=device)
 
 
 def settle_slots(slots: int | str, threads: int | str, *, device: str, devices: int, chains: int) -> tuple[int, int]:

@@ -1,0 +1,51 @@
+"""How many slots a cluster has, and how wide: pure arithmetic over what its machines offer.
+
+A slot is one actor on one machine, so what counts is what fits into each machine, never the sum alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one node offers to tasks."""
+
+    cpus: float
+    gpus: float = 0
+
+
+@dataclass(frozen=True)
+class Slots:
+    """`count` tasks at one time, each with `threads` CPU threads on `device` (`cpu` or `cuda`)."""
+
+    count: int
+    threads: int
+    device: str
+
+
+def room(machines: Iterable[Machine], cpus: float, gpus: float = 0) -> int:
+    """How many slots of this size fit side by side."""
+    return sum(int(min(machine.cpus // cpus, machine.gpus // gpus if gpus else float("inf"))) for machine in machines)
+
+
+def settle(machines: Iterable[Machine], *, slots: int | str, threads: int | str, device: str, chains: int) -> Slots:
+    """What `auto` means on a running cluster. `chains`: regimes, each a chain of stages that run one after the other.
+
+    One slot a GPU where there are any. On CPUs as many slots as regimes can use, then as wide as the machines allow:
+    never so wide that they would not fit. What is given is kept, also when it cannot fit: the runner then says so.
+    """
+    machines = list(machines)
+    if device == "auto":
+        device = "cuda" if any(machine.gpus >= 1 for machine in machines) else "cpu"
+    if device == "cuda":
+        width = 1 if threads == "auto" else int(threads)
+        return Slots(max(1, room(machines, width, 1)) if slots == "auto" else int(slots), width, device)
+    if threads != "auto":
+        return Slots(max(1, room(machines, int(threads))) if slots == "auto" else int(slots), int(threads), device)
+    count = max(1, min(room(machines, 1), chains)) if slots == "auto" else int(slots)
+    widest = int(max((machine.cpus for machine in machines), default=1))
+    width = next((width for width in range(widest, 1, -1) if room(machines, width) >= count), 1)
+    return Slots(count, width, device)
