@@ -295,36 +295,46 @@ class SnapshotSet:
     def _missing(self, i: int) -> MissingShard:
         return MissingShard(f"{self.storage.uri}: set {self.spec.id} has no shard {i}", set=self.spec.id, shard=i)
 
+    def record(self, i: int, raw: bytes) -> FileRecord:
+        """The file that `raw`, the bytes of shard `i`'s record, publishes. CorruptRecord when it is not one."""
+        return self._parse(i, raw).file
+
+    def quarantine(self, i: int, raw: bytes, shard: str | None, reason: str) -> CorruptShard:
+        """Move the record `raw` of shard `i`, and its file, aside, after which the shard is missing; the error
+        that says so."""
+        return self._quarantine(i, raw, shard, reason)
+
     def _commit(self, i: int) -> _Commit | None:
         """The record of shard `i`. CorruptShard, after quarantine, when it is not one."""
-        rows = len(self.spec.shard_range(i))
-        path = self._commit_path(i)
-        raw = read_bounded(self.storage, path)
+        raw = read_bounded(self.storage, self._commit_path(i))
         if raw is None:
             return None
         try:
-            record = parse_record(raw, path)
-            attempt = check_name(str(record.get("attempt")))
-            if (
-                has_keys(record, "format set index attempt file bytes xxh3_128 sha256 rows")
-                and record.get("format") == FORMAT
-                and record.get("set") == self.spec.id
-                and record.get("index") == i
-                and record.get("rows") == rows
-                and record.get("file") == self._shard_path(i, attempt)
-                and valid_digests(record.get("bytes"), record.get("xxh3_128"), record.get("sha256"))
-            ):
-                file: FileRecord = {
-                    "path": record["file"],
-                    "bytes": record["bytes"],
-                    "xxh3": record["xxh3_128"],
-                    "sha256": record["sha256"],
-                }
-                return _Commit(file, attempt, raw)
-            reason = "it is not a record of this shard"
+            return self._parse(i, raw)
         except StoreError as error:
-            reason = error.message
-        raise self._quarantine(i, raw, None, reason)
+            raise self._quarantine(i, raw, None, error.message) from None
+
+    def _parse(self, i: int, raw: bytes) -> _Commit:
+        path = self._commit_path(i)
+        record = parse_record(raw, path)
+        attempt = check_name(str(record.get("attempt")))
+        if (
+            has_keys(record, "format set index attempt file bytes xxh3_128 sha256 rows")
+            and record.get("format") == FORMAT
+            and record.get("set") == self.spec.id
+            and record.get("index") == i
+            and record.get("rows") == len(self.spec.shard_range(i))
+            and record.get("file") == self._shard_path(i, attempt)
+            and valid_digests(record.get("bytes"), record.get("xxh3_128"), record.get("sha256"))
+        ):
+            file: FileRecord = {
+                "path": record["file"],
+                "bytes": record["bytes"],
+                "xxh3": record["xxh3_128"],
+                "sha256": record["sha256"],
+            }
+            return _Commit(file, attempt, raw)
+        raise CorruptRecord(f"{path} is not a record of this shard", path=path)
 
     def _published(self, i: int) -> str | None:
         """The attempt whose valid record, with a file of the right length, is there. Damage is

@@ -102,6 +102,15 @@ class Storage(abc.ABC):
         storage._probe()
         return storage
 
+    @classmethod
+    def existing(cls, uri: str) -> Storage:
+        """As `open`, for looking after a store that is there: probes and creates nothing. UserError when there is
+        none."""
+        storage = _construct(uri)
+        if not storage._marker_valid():
+            raise UserError(f"{storage.uri}: there is no store here (it has no {MARKER})")
+        return storage
+
     def read(self, path: str, limit: int | None = None) -> bytes:
         """The bytes of `path`, or only the first `limit` of them. FileNotFoundError when absent."""
         with self._errors("read", path):

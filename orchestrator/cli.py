@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from cache_store.errors import SegpropError, UserError
+from orchestrator import cache_cli
 
 app = typer.Typer(
     name="segprop",
@@ -24,8 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-cache_app = typer.Typer(help="Look at, check and clear the snapshots of a store.", no_args_is_help=True)
-app.add_typer(cache_app, name="cache")
+app.add_typer(cache_cli.app, name="cache")
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml.")]
 OverridesArgument = Annotated[
@@ -163,75 +163,6 @@ def _prepared(run_dir: Path) -> Any:
     if not source.is_file():
         raise UserError(f"{run_dir}: not a run directory, it has no {CONFIG_FILE}")
     return prepare(source, [f"run_dir={json.dumps(str(run_dir))}"])
-
-
-StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A run directory, or a store: a folder or URI.")]
-
-
-@cache_app.command("list")
-def cache_list(store: StoreArgument, as_json: JsonOption = False) -> None:
-    """The snapshot sets in a store, with what is there of each."""
-    from orchestrator.policy import human_bytes
-
-    sets = _boundary_sets(_snapshots(store))
-    if as_json:
-        print(json.dumps([_set_json(item) for item in sets], indent=1))
-        return
-    for item in sets:
-        hops = [hop["block"] for group in item.key.get("hops", ()) for hop in group]
-        after = f"after {hops[-1]}" if hops else ""
-        shards = f"{item.shards_present}/{item.shards} shards"
-        print(f"{item.id}  {item.rows:>8} rows  {human_bytes(item.bytes):>9}  {shards:>16}  {after}")
-    print(f"{len(sets)} sets, {human_bytes(sum(item.bytes for item in sets))}")
-
-
-def _boundary_sets(snapshots: Any) -> list[Any]:
-    """Snapshots proper; a store keeps decoded data in sets too, which nothing would make again."""
-    return [item for item in snapshots.list() if item.key.get("kind") == "boundary"]
-
-
-def _set_json(item: Any) -> dict[str, Any]:
-    return {
-        "id": item.id,
-        "key": dict(item.key),
-        "rows": item.rows,
-        "bytes": item.bytes,
-        "shards_present": item.shards_present,
-        "shards": item.shards,
-    }
-
-
-@cache_app.command("drop")
-def cache_drop(
-    store: StoreArgument,
-    set_ids: Annotated[list[str] | None, typer.Argument(metavar="[SET]...", help="Ids as listed.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Drop every set.")] = False,
-) -> None:
-    """Delete snapshot sets. A run that still needs one makes it again."""
-    snapshots = _snapshots(store)
-    known = [item.id for item in _boundary_sets(snapshots)]
-    chosen = known if everything else list(set_ids or ())
-    unknown = [set_id for set_id in chosen if set_id not in known]
-    if unknown or not (chosen or everything):
-        raise UserError(f"no such set: {', '.join(unknown)}" if unknown else "name the sets to drop, or --all")
-    for set_id in chosen:
-        snapshots.drop(set_id)
-    print(f"dropped {len(chosen)} sets")
-
-
-def _snapshots(store: str) -> Any:
-    from cache_store.snapshots import SnapshotStore
-    from cache_store.storage import Storage
-
-    folder = Path(store)
-    if (folder / "config.yaml").is_file():
-        from orchestrator.config import load
-
-        config = load(folder / "config.yaml", [f"run_dir={json.dumps(store)}"])
-        store = config.store
-    elif "://" not in store and not folder.is_dir():
-        raise UserError(f"{store}: no such folder")
-    return SnapshotStore(Storage.open(store))
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "segprop") -> int:

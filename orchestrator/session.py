@@ -17,6 +17,7 @@ from orchestrator.environment import describe_environment
 from orchestrator.experiment import experiment_of
 from orchestrator.ledger import Ledger
 from orchestrator.plan import RegimePlan
+from orchestrator.plan_record import write_plan
 from orchestrator.prepare import Prepared
 from orchestrator.progress import Progress, print_table
 from orchestrator.report import write_report
@@ -37,6 +38,7 @@ def execute(prepared: Prepared, *, quiet: bool = False) -> int:
     ledger = Ledger.read(storage, prepared.plan)
     outcome = Outcome("done", reused=set(ledger.commits))
     if any(target not in ledger.commits for target in prepared.plan.targets):
+        write_plan(storage, prepared.config.run, prepared.plan)
         outcome = _drive(prepared, ledger, quiet)
     exports = _export_finished(prepared, ledger, list(prepared.plan.regimes))
     reach("driver.exported")
