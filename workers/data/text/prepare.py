@@ -277,11 +277,10 @@ class _Split:
             for shard in missing:
                 rows = table.spec.shard_range(shard)
                 table.put(shard, [column[rows.start : rows.stop] for column in columns])
-        ends = columns[0] + samples.lengths
         while missing := missing_shards(tokens):
             for shard in missing:
                 rows = tokens.spec.shard_range(shard)
-                inside = np.flatnonzero((columns[0] >= rows.start) & (ends <= rows.stop))
+                inside = np.arange(*np.searchsorted(columns[0], (rows.start, rows.stop)))
                 tokens.put(shard, token_fields(samples.take(inside), self._spool, documents))
         self._summary.write(self.summary)
 
