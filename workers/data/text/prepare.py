@@ -252,9 +252,7 @@ class _Split:
         lengths = _joined(self._lengths, np.int64)
         documents = offsets_of(lengths)[:-1] if self._packed and self._data.isolate else None
         samples = self._samples(lengths)
-        counted = samples.targets > 0
-        if self._candidates:
-            counted = ~np.isin(samples.group, samples.group[~counted])
+        counted = samples.targets > 0  # of candidates always: their end is kept, and is what counts
         self._counts["without_targets"] = int((~counted).sum())
         samples = self._chosen(samples.take(np.flatnonzero(counted)))
         if not len(samples.starts):
