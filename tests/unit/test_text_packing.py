@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from text_makers import BYTES, samples_of, source_of, store, texts, write_lines
 
 from cache_store.errors import ConfigError, DataError
-from workers.data.text import layout, stored
+from workers.data.text import layout, prepare, stored
 from workers.data.text.prepare import prepare_text
 from workers.data.text.ragged import flat_rows
 from workers.data.text.splits import split_documents
@@ -73,6 +73,7 @@ def test_samples_and_batches_are_those_of_a_token_by_token_oracle(
         if small:  # several shards, several looks at the flags
             patch.setattr(stored, "SHARD_BYTES", 9 * 11)
             patch.setattr(layout, "_CHUNK", 5)
+            patch.setattr(prepare, "_BATCH_DOCUMENTS", 2)
         path = write_lines(Path(folder) / "a.jsonl", [{"text": text} for text in documents])
         spec = TextSpec(
             name="text",

@@ -14,6 +14,7 @@ import pytest
 from text_makers import BYTES, samples_of, shared, source_of, spec_of, store, word_tokenizer, write_lines
 
 from cache_store.errors import ConfigError, DataError
+from workers.data.text import prepare
 from workers.data.text.inspect import inspect_text
 from workers.data.text.prepare import prepare_text
 from workers.data.text.splits import split_documents
@@ -163,7 +164,10 @@ def test_continuations_are_cut_from_the_context_as_lm_evaluation_harness_does(tm
     assert expected[0][0][0] == tokenizer.bos_token_id
 
 
-def test_train_holds_the_right_candidate_and_evaluation_all_of_them_in_groups(tmp_path: Path) -> None:
+def test_train_holds_the_right_candidate_and_evaluation_all_of_them_in_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "_BATCH_DOCUMENTS", 3)
     data = TextSpec(name="mmlu", path=mmlu_folder(tmp_path), validation=4, test=3, shots=2, sequence_length=900)
     assert inspect_text(data).documents == {"train": 11, "validation": 4, "test": 3}
     assert inspect_text(data).rows == {"train": 11, "validation": 16, "test": 12}

@@ -96,13 +96,24 @@ def token_fields(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of these samples' tokens in order: token int32, target uint8, position int32. With `documents`, where each
     begins in the spool (ascending), positions restart with every one; otherwise with every sample."""
-    first = int(samples.starts[0])
-    tokens, flags = spool.read(first, int(samples.starts[-1] + samples.lengths[-1]))
     rows = flat_rows(samples.starts, samples.lengths)
     origin = np.repeat(samples.starts, samples.lengths)
     if documents is not None:
         owner = np.searchsorted(documents, rows, side="right") - 1
         origin = np.maximum(origin, documents[owner])
-    targets = flags[rows - first]
+    tokens, targets = _spooled(samples, spool)
     targets[offsets_of(samples.lengths)[:-1]] = 0
-    return tokens[rows - first], targets, (rows - origin).astype(np.int32)
+    return tokens, targets, (rows - origin).astype(np.int32)
+
+
+def _spooled(samples: Samples, spool: Spool) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and flags of these samples. They may be few and far apart: each look takes in a bounded stretch."""
+    pieces = []
+    stretches = np.flatnonzero(np.diff(samples.starts // _CHUNK)) + 1
+    for places in np.split(np.arange(len(samples.starts)), stretches):
+        starts, lengths = samples.starts[places], samples.lengths[places]
+        first = int(starts[0])
+        rows = flat_rows(starts - first, lengths)
+        pieces.append([column[rows] for column in spool.read(first, int(starts[-1] + lengths[-1]))])
+    tokens, flags = (np.concatenate(columns) for columns in zip(*pieces, strict=True))
+    return tokens, flags

@@ -252,9 +252,7 @@ class _Split:
         lengths = _joined(self._lengths, np.int64)
         documents = offsets_of(lengths)[:-1] if self._packed and self._data.isolate else None
         samples = self._samples(lengths)
-        counted = samples.targets > 0
-        if self._candidates:
-            counted = ~np.isin(samples.group, samples.group[~counted])
+        counted = samples.targets > 0  # of candidates always: their end is kept, and is what counts
         self._counts["without_targets"] = int((~counted).sum())
         samples = self._chosen(samples.take(np.flatnonzero(counted)))
         if not len(samples.starts):
@@ -277,11 +275,10 @@ class _Split:
             for shard in missing:
                 rows = table.spec.shard_range(shard)
                 table.put(shard, [column[rows.start : rows.stop] for column in columns])
-        ends = columns[0] + samples.lengths
         while missing := missing_shards(tokens):
             for shard in missing:
                 rows = tokens.spec.shard_range(shard)
-                inside = np.flatnonzero((columns[0] >= rows.start) & (ends <= rows.stop))
+                inside = np.arange(*np.searchsorted(columns[0], (rows.start, rows.stop)))
                 tokens.put(shard, token_fields(samples.take(inside), self._spool, documents))
         self._summary.write(self.summary)
 
