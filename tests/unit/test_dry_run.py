@@ -151,7 +151,7 @@ def test_bad_input_exits_with_2_and_a_plain_message(small: Path, tmp_path: Path)
         ["run"],
         ["run", "x.yaml", "--nonsense"],
         ["report", "absent"],
-        ["cache", "list", "absent"],
+        ["cache", "ls", "absent"],
     ],
 )
 def test_usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,29 +186,3 @@ def test_exit_codes_of_a_run_come_from_its_session(
     assert cli.main(["run", str(small), "seed=9", f"run_dir={tmp_path / 'c'}"]) == 1
     assert calls == [("small", False, True), ("small", True, True), ("small", False, True)]
     assert capsys.readouterr().err == "segprop: no space left on /store\n"
-
-
-def test_cache_commands_see_snapshots_and_leave_decoded_data_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import numpy as np
-
-    from cache_store.snapshots import Field, SetSpec, SnapshotStore
-    from cache_store.storage import Storage
-
-    store = SnapshotStore(Storage.open(str(tmp_path)))
-    ids = []
-    for kind in ("images", "boundary"):
-        key = {"kind": kind, "hops": [[{"block": "seg1", "state": "x"}]]}
-        found = store.open(SetSpec(key, 4, (Field("x", "float32", (2,)),), 2, 4))
-        found.put(0, [np.zeros((4, 2), np.float32)])
-        ids.append(found.spec.id)
-    assert cli.main(["cache", "list", str(tmp_path)]) == 0
-    listing = capsys.readouterr().out
-    assert ids[1] in listing
-    assert "after seg1" in listing
-    assert ids[0] not in listing
-    assert cli.main(["cache", "drop", str(tmp_path), ids[0]]) == 2
-    assert cli.main(["cache", "drop", str(tmp_path)]) == 2
-    assert cli.main(["cache", "drop", str(tmp_path), "--all"]) == 0
-    assert [item.id for item in store.list()] == [ids[0]]
