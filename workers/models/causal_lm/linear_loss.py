@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from workers.models.causal_lm.pieces import chunk_rows
 from workers.models.causal_lm.structure import Link
 
+
 def nll_sum(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     """Summed cross-entropy of logits (N, V), any type, as float32."""
     return F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)
