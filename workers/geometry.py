@@ -49,14 +49,8 @@ class Geometry:
         if self.offsets is None:
             return SetSpec(key=key, rows=self.samples, fields=fields, group_rows=self.group, shard_rows=self.shard_rows)
         cuts = self.offsets[np.minimum(self.shard_groups * self.group, self.samples)]
-        return SetSpec(
-            key={**key, "group_samples": self.group},
-            rows=int(self.offsets[-1]),
-            fields=fields,
-            group_rows=1,
-            shard_rows=int(np.diff(cuts).max()),
-            cuts=tuple(cuts.tolist()),
-        )
+        grouped = {**key, "group_samples": self.group}
+        return SetSpec.ragged(key=grouped, fields=fields, group_rows=1, cuts=tuple(cuts.tolist()))
 
     def groups_of_shard(self, shard: int) -> range:
         return range(int(self.shard_groups[shard]), int(self.shard_groups[shard + 1]))
