@@ -30,10 +30,11 @@ run: $(READY) ## Train the quickstart, all three regimes (CONFIG=… for another
 	$(BIN)/python -m orchestrator.run $(CONFIG)
 
 test: $(READY) ## Run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit -n auto --dist worksteal
+	$(BIN)/python -m pytest tests/integration tests/crash
 
 test-unit: $(READY) ## Run the unit tests: no Ray, a minute or two
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit -n auto --dist worksteal
 
 test-integration: $(READY) ## Run the integration tests: real small models, local Ray
 	$(BIN)/python -m pytest tests/integration
