@@ -75,7 +75,7 @@ class FaultyProxy:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection of a client, with any number of requests."""
-        with contextlib.suppress(OSError, EOFError, asyncio.IncompleteReadError):
+        with contextlib.suppress(OSError, EOFError, asyncio.CancelledError):
             while await self._one(reader, writer):
                 pass
         with contextlib.suppress(OSError):
@@ -203,9 +203,10 @@ def faulty_proxy(upstream: int) -> Iterator[FaultyProxy]:
         asyncio.set_event_loop(loop)
         loop.run_until_complete(main())
         loop.run_forever()
-        for task in asyncio.all_tasks(loop):
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
             task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         loop.close()
 
     thread = threading.Thread(target=work, name="faulty-proxy", daemon=True)

@@ -13,14 +13,7 @@ from faulty_proxy import Choice, Fault, FaultyProxy, Request, faulty_proxy
 from object_stores import S3Server
 
 from cache_store.codec import Field
-from cache_store.errors import (
-    CorruptRecord,
-    CorruptShard,
-    MissingShard,
-    StorageDenied,
-    StorageUnavailable,
-    StoreError,
-)
+from cache_store.errors import SegpropError, StorageDenied, StorageUnavailable
 from cache_store.records import NodeStore
 from cache_store.snapshots import SetSpec, SnapshotStore
 from cache_store.storage import Storage
@@ -116,7 +109,7 @@ def test_bodies_that_lie_are_noticed_and_a_rerun_completes(proxy: FaultyProxy, s
         )
         try:
             work(uri)
-        except (CorruptRecord, CorruptShard, MissingShard, StoreError):
+        except SegpropError:
             continue
     proxy.choose = lambda _: None
     work(uri)
@@ -185,7 +178,10 @@ def test_a_lost_reply_to_a_conditional_put_is_not_taken_for_a_lost_race(
     assert storage.read("theirs") == b"theirs"
 
 
-def test_a_large_upload_cut_half_way_is_not_visible(proxy: FaultyProxy, s3: S3Server) -> None:
+def test_a_large_upload_cut_half_way_is_not_visible(
+    proxy: FaultyProxy, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGPROP_STORE_REQUEST_S", "30")
     storage = Storage.open(s3.address())
     data = random.Random(0).randbytes(20 << 20)
 
@@ -224,7 +220,7 @@ def test_under_random_faults_every_outcome_is_right_or_typed_and_a_rerun_complet
     for _ in range(4):
         try:
             work(uri)
-        except StoreError:
+        except SegpropError:
             continue
     proxy.choose = lambda _: None
     work(uri)
