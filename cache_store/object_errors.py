@@ -99,6 +99,9 @@ def _kind(name: str, status: int, code: str, head: str) -> Kind:
         return Kind.ABSENT
     if name in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403):
         return Kind.DENIED
+    if status == 400 and not code:
+        # The answer to a HEAD has no body: this is how expired credentials, or another region's, look there.
+        return Kind.DENIED
     if "non-partial" in head:
         return Kind.NO_RANGES
     if "builder error" in head:

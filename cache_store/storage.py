@@ -242,21 +242,23 @@ class Storage(abc.ABC):
             self._marker_valid()
 
     def _marker_valid(self) -> bool:
-        try:
-            data = self.read(MARKER, limit=1 << 16)
-        except FileNotFoundError:
-            return False
-        try:
-            marker: Any = json.loads(data)
-        except ValueError:
-            marker = None
-        found = marker.get("format") if isinstance(marker, dict) else None
-        if found != FORMAT:
-            raise UserError(
-                f"{self._name(MARKER)} says format {found!r}; this program knows format {FORMAT}: "
-                "use another store folder, or the program version that made it"
-            )
-        return True
+        found: object = None
+        for _ in range(2 if self.remote else 1):  # once more: bytes may be damaged on their way
+            try:
+                data = self.read(MARKER, limit=1 << 16)
+            except FileNotFoundError:
+                return False
+            try:
+                marker: Any = json.loads(data)
+            except ValueError:
+                marker = None
+            found = marker.get("format") if isinstance(marker, dict) else None
+            if found == FORMAT:
+                return True
+        raise UserError(
+            f"{self._name(MARKER)} says format {found!r}; this program knows format {FORMAT}: "
+            "use another store folder, or the program version that made it"
+        )
 
     def _read(self, path: str, limit: int | None) -> bytes:
         with self._open(path) as file:
