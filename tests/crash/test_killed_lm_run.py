@@ -16,7 +16,7 @@ DRIVER_KILLS = ("driver.committed:3",)
 WORKER_KILLS = ("stage.step:7", "checkpoint.committed:1", "shard.written:2", "node.committed:4")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_language_models_run_killed_at_five_moments_loses_nothing(tmp_path: Path, ray_home: RayHome) -> None:
     changes = {
         **lm_changes(tmp_path),
@@ -45,7 +45,7 @@ def test_a_language_models_run_killed_at_five_moments_loses_nothing(tmp_path: Pa
     while not codes or codes[-1] != 0:
         assert len(codes) <= len(DRIVER_KILLS), output.read_text()[-4000:]
         driver = ray_home.start(str(config), "--quiet", output=output, SEGPROP_CRASH=armed)
-        codes.append(driver.wait(timeout=280))
+        codes.append(driver.wait(timeout=400))
         assert codes[-1] in (0, -signal.SIGKILL), output.read_text()[-4000:]
         ray_home.wait_gone(killed=codes[-1] != 0)
 
