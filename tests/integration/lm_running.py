@@ -29,7 +29,10 @@ TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant> {% endif %}"
 )
-_WORDS = "a be can do every few good head is just kept layer more no one part read some then under very what".split()
+_WORDS = (
+    *("a", "be", "can", "do", "every", "few", "good", "head", "is", "just", "kept", "layer"),
+    *("more", "no", "one", "part", "read", "some", "then", "under", "very", "what"),
+)
 
 
 def lm_changes(folder: Path) -> dict[str, Any]:
@@ -87,13 +90,13 @@ def write_tokenizer(folder: Path, template: str | None = TEMPLATE) -> Path:
     inner = Tokenizer(models.BPE(vocab={**vocabulary, "<|end|>": len(vocabulary)}, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>")  # type: ignore[no-untyped-call]
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def write_checkpoint(folder: Path, *, tied: bool = False, seed: int = 0, shards: str | None = None, **config: Any) -> Path:
+def write_checkpoint(folder: Path, *, tied: bool = False, seed: int = 0, shards: str = "5GB", **config: Any) -> Path:
     """A random Llama with the tokenizer above, as transformers itself saves it."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -101,7 +104,7 @@ def write_checkpoint(folder: Path, *, tied: bool = False, seed: int = 0, shards:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = LlamaForCausalLM(LlamaConfig(**{**values, **config, "tie_word_embeddings": tied}))
-    model.save_pretrained(folder, **({} if shards is None else {"max_shard_size": shards}))
+    model.save_pretrained(folder, max_shard_size=shards)
     return write_tokenizer(folder)
 
 

@@ -16,6 +16,7 @@ from cache_store.snapshots import SnapshotStore
 from workers import specs
 from workers.batches import epoch_order
 from workers.data.text.source import TextBatch, TextSource
+from workers.lm_specs import CausalLMSpec
 from workers.specs import StageTask
 
 #: 10 steps an epoch, 20 in all. Adam divides by the root of the second moment: a gradient that is nothing but the
@@ -78,8 +79,10 @@ def plain_loop(task: StageTask, initial: dict[str, torch.Tensor], texts: TextSou
     """Transformers and torch alone: an ordinary model with its own loss, optimizer and loop over the same samples;
     the trained model and the mean loss of every micro-batch."""
     train, seed = task.train, task.experiment.seed
-    config = dict(task.experiment.model.config)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
+    assert isinstance(task.experiment.model, CausalLMSpec)
+    config = dict(task.experiment.model.config or {})
+    kind = AutoConfig.for_model(config.pop("model_type"), **config)
+    model: Any = AutoModelForCausalLM.from_config(kind)  # type: ignore[no-untyped-call]
     model.load_state_dict(initial)
     model.train()
     spec = train.optimizer

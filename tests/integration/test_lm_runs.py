@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from lm_running import LLAMA, lm_changes, write_checkpoint
-from running import RayHome, Lab, final_digests, summary_of, tree, write_config
+from running import Lab, RayHome, final_digests, summary_of, tree, write_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cache_store.records import NodeStore
@@ -75,8 +75,15 @@ def mean_loss(model: Any, source: TextSource) -> float:
     return total / int(source.targets.sum())
 
 
+def given(story: Story) -> Any:
+    """The checkpoint a run started from, as transformers has it."""
+    model: Any = AutoModelForCausalLM.from_pretrained(story.config.parent / "model")
+    return model.eval()
+
+
 def loads(folder: Path) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    model.eval()
     assert not model.config.tie_word_embeddings
     return model
 
@@ -97,7 +104,8 @@ def story(tmp_path_factory: pytest.TempPathFactory, ray_home: RayHome) -> Story:
 
 def test_the_summary_of_a_run_says_how_good_every_stage_made_the_model(story: Story) -> None:
     summary = story.summary
-    assert summary["status"] == "done" and summary["failures"] == []
+    assert summary["status"] == "done"
+    assert summary["failures"] == []
     assert summary["original"] == {}, "random weights were nothing before"
     layers = {
         "e2e": [None],
@@ -205,7 +213,7 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Story:
 
 def test_the_original_is_scored_beside_the_regimes(tied: Story) -> None:
     summary = tied.summary
-    model = AutoModelForCausalLM.from_pretrained(tied.config.parent / "model").eval()
+    model = given(tied)
     assert model.config.tie_word_embeddings
     for split in ("validation", "test"):
         _, source = texts(tied.prepared, split)
@@ -218,7 +226,7 @@ def test_the_original_is_scored_beside_the_regimes(tied: Story) -> None:
 @pytest.mark.parametrize("regime", ["segprop", "e2e"])
 def test_the_export_of_an_untrained_tied_model_is_the_model_untied(tied: Story, regime: str) -> None:
     folder = tied.run_dir / "model" / regime
-    model, original = loads(folder), AutoModelForCausalLM.from_pretrained(tied.config.parent / "model").eval()
+    model, original = loads(folder), given(tied)
     state: Mapping[str, torch.Tensor] = model.state_dict()
     assert state.keys() == original.state_dict().keys()
     assert [name for name, tensor in original.state_dict().items() if not torch.equal(tensor, state[name])] == []
@@ -231,16 +239,22 @@ def test_the_export_of_an_untrained_tied_model_is_the_model_untied(tied: Story, 
 
 def test_the_export_brings_its_tokenizer_and_chat_template(tied: Story) -> None:
     ours = AutoTokenizer.from_pretrained(tied.run_dir / "model" / "e2e")
-    given = AutoTokenizer.from_pretrained(tied.config.parent / "model")
+    theirs = AutoTokenizer.from_pretrained(tied.config.parent / "model")
     text = "some words, and ünïcödé"
-    assert ours(text)["input_ids"] == given(text)["input_ids"]
+    assert ours(text)["input_ids"] == theirs(text)["input_ids"]
     assert ours.decode(ours(text)["input_ids"]) == text
     talk = [{"role": "user", "content": "so?"}]
-    assert ours.apply_chat_template(talk, tokenize=False) == given.apply_chat_template(talk, tokenize=False) != ""
+    assert ours.apply_chat_template(talk, tokenize=False) == theirs.apply_chat_template(talk, tokenize=False) != ""
 
 
 def test_training_the_head_of_a_tied_model_leaves_its_embedding_alone(tied: Story, tmp_path: Path) -> None:
-    changes = ["split.train_base=false", "split.base=3", "split.head=0", "training.optimizer.lr=0.01", "regimes=[segprop]"]
+    changes = [
+        "split.train_base=false",
+        "split.base=3",
+        "split.head=0",
+        "training.optimizer.lr=0.01",
+        "regimes=[segprop]",
+    ]
     lab = Lab(prepare(tied.config, [*changes, f"store={tmp_path}"]))
     lab.run("segprop/stage1-base")
     weights = lab.weights("segprop/stage1-base")

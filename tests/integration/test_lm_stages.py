@@ -14,7 +14,6 @@ from lm_running import LLAMA, lm_changes
 from running import Lab, digests
 from safetensors.torch import load_file
 
-from cache_store.records import NodeStore
 from cache_store.snapshots import SnapshotStore
 from workers import specs, tasks
 from workers.chain import Path as ChainPath
@@ -22,7 +21,7 @@ from workers.chain import State, cpu_state
 from workers.data.text.source import TextSource
 from workers.domains import domain_of
 from workers.models.causal_lm.lora import merged_state
-from workers.specs import EvaluateTask, StageTask
+from workers.specs import StageTask
 from workers.train_stage import Stage
 from workers.weights import Weights
 
@@ -241,7 +240,8 @@ def test_parts_nobody_trained_are_in_the_final_chain_as_they_were_imported(story
 def test_a_stage_with_snapshots_holds_its_own_parts_only(story: Story) -> None:
     for name, holds in (("segprop", 2), ("frozen", 4), ("ready", 2), ("lw", 1)):
         seen = story.of(name)[1]
-        assert list(seen.before) == list(seen.task.path) and "embed" not in seen.before
+        assert list(seen.before) == list(seen.task.path)
+        assert "embed" not in seen.before
         assert len([part for part in seen.before if part.startswith("layer")]) == holds, name
         held = sum(tensor.nbytes for state in seen.before.values() for tensor in state.values())
         assert seen.commit["result"]["resident_bytes"] == held
@@ -322,7 +322,7 @@ def _parents(lab: Lab, node: str) -> dict[str, Any]:
 
 
 def _committed(lab: Lab, commit: dict[str, Any], part: str) -> Path:
-    return Path(lab.store) / commit["files"][f"{part}.safetensors"]["path"]
+    return Path(lab.store) / str(commit["files"][f"{part}.safetensors"]["path"])
 
 
 def _files(lab: Lab, label: str) -> dict[str, Path]:
