@@ -350,11 +350,9 @@ def case(settings: Json) -> Json:
 
 def main(arguments: list[str]) -> Any:
     what, given = arguments
-    return {
-        "make": lambda: make(Path(given)),
-        "stage": lambda: stage(Path(given)),
-        "case": lambda: case(json.loads(given)),
-    }[what]()
+    if what == "case":
+        return case(json.loads(given))
+    return (make if what == "make" else stage)(Path(given))
 
 
 if __name__ == "__main__":
