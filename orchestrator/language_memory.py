@@ -69,6 +69,8 @@ class _Part:
 
     outline: LMPartOutline
     trained: bool
+    #: What trains are low-rank adapters; its own weights stay.
+    adapted: bool
     trainable: int
     trainable_bytes: int
     weights_bytes: int
@@ -152,16 +154,16 @@ def _part(outline: LMPartOutline, trained: bool, train: TrainSpec, types: Types)
         packed = _QUANTIZED.get(train.frozen_weights)
         quantized = sum(linear.inputs * linear.outputs for linear in outline.facts.linears) if packed else 0
         weights = types.master * (elements - quantized) + round(quantized * (packed or 0))
-        return _Part(outline, False, 0, 0, weights)
+        return _Part(outline, False, False, 0, 0, weights)
     weights = types.master * elements
     if train.lora is not None:
         adapted = _adapter_parameters(outline, train.lora, train.lm_head == "lora")
         size = _ADAPTER_BYTES * adapted
-        return _Part(outline, True, adapted, size, weights + size)
+        return _Part(outline, True, True, adapted, size, weights + size)
     trainable = outline.parameters
     if _is_head(outline) and train.lm_head == "frozen":
         trainable -= sum(linear.inputs * linear.outputs for linear in outline.facts.linears)
-    return _Part(outline, True, trainable, types.master * trainable, weights)
+    return _Part(outline, True, False, trainable, types.master * trainable, weights)
 
 
 def _adapter_parameters(outline: LMPartOutline, lora: LoraSpec, lm_head: bool) -> int:
@@ -194,16 +196,15 @@ def _kept(part: _Part, tokens: int, samples: int, types: Types) -> int:
     facts, kept = part.facts, part.facts.kept
     if part.outline.name == "embed":
         return 8 * tokens if part.trained else 0
-    full = part.trained and part.trainable > 0 and part.trainable_bytes != _ADAPTER_BYTES * part.trainable
-    full = full or (part.trained and part.trainable == part.outline.parameters)
     bytes_a_token = 4 * kept.rms_inputs + types.master * kept.layer_norm_inputs
     if _is_head(part.outline):
         # Where only some positions count they are copied first; the result and its gradient stay for the loss.
         copied = types.master * _hidden(part) if types.master < 4 else 0
-        normed = types.master * kept.rms_inputs if part.trained else 0
+        normed = types.master * kept.rms_inputs if part.trained and not part.adapted else 0
         return tokens * (bytes_a_token + copied + normed + 2 * types.master * _hidden(part))
     if part.trained:
-        if full:
+        if not part.adapted:
+            # Multiplied with a weight that trains.
             bytes_a_token += types.master * kept.rms_inputs
         # A linear layer keeps what it reads: its own copy under autocast, else the one result that all read.
         bytes_a_token += types.computed * kept.fed if types.casts else types.master * kept.norm_results

@@ -50,9 +50,9 @@ def build_plan(
     on_host: bool = False,
 ) -> Plan:
     """The graph of all regimes. `outlines`: regime name -> its chain. `language`: the checkpoint of a language
-    model. `weights_digest`: identity of the initial weights' files. `rates` only change predicted seconds, `on_host` (workers
-    train on the CPU) predicted memory. Raises ConfigError when a regime insists on snapshots that exceed the budget.
-    """
+    model. `weights_digest`: identity of the initial weights' files. `rates` only change predicted seconds, `on_host`
+    (workers train on the CPU) predicted memory. Raises ConfigError when a regime insists on snapshots that exceed the
+    budget."""
     builder = _Builder(config, data, language, weights_digest, rates or config.rates(), on_host)
     for name in config.regimes:
         builder.add(config.regime(name), outlines[name])

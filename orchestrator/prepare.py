@@ -31,10 +31,9 @@ from workers.lm_specs import CausalLMSpec, TextSpec
 from workers.specs import DataSpec, ModelSpec
 
 if TYPE_CHECKING:
-    from workers.models.causal_lm.outline import LMOutline
-
     from workers.data.inspect import DataOutline
     from workers.data.text.inspect import TextOutline
+    from workers.models.causal_lm.outline import LMOutline
     from workers.models.outline import ChainOutline
 
     AnyData = DataSpec | TextSpec

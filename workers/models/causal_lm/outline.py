@@ -31,7 +31,7 @@ class KeptFacts:
     """Elements a token leaves behind in a part for the backward pass, by what keeps them: what trains and in which
     types then says how many bytes that is. Attention scores are not among them."""
 
-    #: Inputs of normalisations: RMSNorm computes in float32 whatever its input's type; LayerNorm's one kernel in its own.
+    #: Inputs of normalisations: RMSNorm computes in float32 whatever its input's type, LayerNorm's kernel in its own.
     rms_inputs: int = 0
     layer_norm_inputs: int = 0
     #: Results of normalisations, and these once for every linear layer that reads them (each casts its own copy).

@@ -1,0 +1,69 @@
+"""Predicted memory of language-model stages beside what the stages themselves measure, on the host."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import ROOT, Lab
+
+# 32 M parameters: a stage holds hundreds of MB, beside which the rest of a process does not count.
+LANGUAGE: dict[str, Any] = {
+    "model": {
+        "family": "causal_lm",
+        "tokenizer": "bytes",
+        "config": {
+            "model_type": "llama",
+            "hidden_size": 512,
+            "intermediate_size": 1408,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "vocab_size": 8192,
+            "max_position_embeddings": 512,
+        },
+    },
+    "data": {"name": "stdlib", "sequence_length": 64, "train_limit": 16, "validation_limit": 1, "test_limit": 1},
+    "split": {"base": 4, "head": 1, "train_base": False},
+    "training": {"epochs": 1, "batch_size": 8, "clip": 1.0},
+    "snapshots": {},
+    "evaluation": {"stages": False},
+    "regimes": ["e2e", "segprop"],
+}
+
+# A stage in a process of its own, as workers have one. Prints what its commit says of memory.
+_STAGE = """
+import json, sys
+from workers.control import ThreadControl
+from workers.orders import WorkOrder
+from workers.tasks import execute
+result = execute(WorkOrder(**json.load(sys.stdin)), ThreadControl())["result"]
+print(json.dumps([result["host_baseline_bytes"], result["peak_host_bytes"]]))
+"""
+
+
+@pytest.mark.parametrize("label", ["e2e/e2e", "segprop/stage2-layer4"])
+def test_the_predicted_peak_is_within_15_percent_of_the_measured(label: str, tmp_path: Path) -> None:
+    lab = Lab.make(tmp_path, LANGUAGE)
+    node = lab.node(label)
+    for parent in node.parents.values():
+        lab._run(lab.prepared.plan.node(parent))
+    # Big blocks go back to the system when they are freed, so that the meter sees what is held and not what glibc
+    # keeps for later: between runs that differs by a quarter.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", _STAGE],
+        input=json.dumps(vars(lab.order(node))),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        check=True,
+    )
+    baseline, peak = json.loads(done.stdout)
+    assert node.estimate.peak_bytes == pytest.approx(peak - baseline, rel=0.15)

@@ -1,0 +1,188 @@
+"""Memory of language-model stages: sizes that can be counted by hand, and activations that autograd really keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.language_memory import Types, _kept, _part, frozen_bytes, optimizer_bytes, stage_memory
+from workers.lm_specs import CausalLMSpec, LoraSpec
+from workers.models.causal_lm.inspect import inspect
+from workers.models.causal_lm.outline import LMPartOutline, lm_chain
+from workers.models.causal_lm.parts import Frame, build_part
+from workers.models.causal_lm.pieces import PIECE_BYTES, chunk_rows
+from workers.specs import OptimizerSpec, Precision, TrainSpec
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 64,
+}
+QWEN = {**LLAMA, "model_type": "qwen3", "head_dim": 8}
+NEOX = {**LLAMA, "model_type": "gpt_neox", "num_key_value_heads": 8}
+TOKENS = 32
+MATRIX = 512 * 64
+LAYER = 2 * 64 * 64 + 2 * 64 * 16 + 3 * 64 * 160 + 2 * 64
+
+
+def parts_of(config: dict[str, Any] = LLAMA) -> list[LMPartOutline]:
+    chain = lm_chain(inspect(CausalLMSpec(family="causal_lm", config=config)), TOKENS)
+    return [part for part in (*chain.blocks, chain.head) if isinstance(part, LMPartOutline)]
+
+
+PARTS = parts_of()
+SEGMENT = [PARTS[2], PARTS[-1]]
+NAMES = frozenset({"layer1", "head"})
+
+
+def memory(
+    train: TrainSpec, path: list[LMPartOutline] = SEGMENT, trained: frozenset[str] = NAMES, **options: Any
+) -> Any:
+    return stage_memory(path, trained, train, **{"master": "float32", **options})
+
+
+def training(**changes: Any) -> TrainSpec:
+    return TrainSpec(**{"epochs": 1, "batch_size": 4, **changes})
+
+
+def test_what_is_trained_and_its_states_are_counted_in_the_type_of_the_weights() -> None:
+    trainable = LAYER + MATRIX + 64
+    for master, size in (("float32", 4), ("bfloat16", 2)):
+        found = memory(training(), master=master)
+        assert found.trainable == trainable
+        assert found.weights == found.gradients == size * trainable
+        assert found.optimizer == 2 * size * trainable
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (OptimizerSpec(name="adamw"), 8000),
+        (OptimizerSpec(name="adamw8bit"), 2031),  # 2 bytes, and 8 a block of 256
+        (OptimizerSpec(name="sgd"), 4000),
+        (OptimizerSpec(name="sgd", momentum=0.0), 0),
+    ],
+)
+def test_optimizers_keep_what_they_say(spec: OptimizerSpec, expected: int) -> None:
+    assert optimizer_bytes(spec, 1000, 4000) == expected
+
+
+def test_a_frozen_lm_head_is_no_gradient_no_state_and_no_float32_sum() -> None:
+    whole, frozen = (memory(training(lm_head=mode)) for mode in ("train", "frozen"))
+    assert whole.trainable - frozen.trainable == MATRIX
+    assert whole.loss - frozen.loss == 4 * MATRIX
+    assert whole.peak - frozen.peak >= 12 * MATRIX
+
+
+def test_adapters_are_float32_on_what_they_are_put_on() -> None:
+    rank = 4
+    q, v, up = (64 + 64), (64 + 16), (64 + 160)
+    some = memory(training(lora=LoraSpec(rank=rank, targets=("q_proj", "v_proj"))), master="bfloat16")
+    assert some.trainable == rank * (q + v)
+    every = memory(training(lora=LoraSpec(rank=rank)), master="bfloat16")
+    assert every.trainable == rank * (2 * q + 2 * v + 3 * up)
+    head = memory(training(lora=LoraSpec(rank=rank), lm_head="lora"), master="bfloat16")
+    assert head.trainable - every.trainable == rank * (64 + 512)
+    assert every.optimizer == 8 * every.trainable
+
+
+def test_frozen_parts_of_a_path_take_a_byte_or_little_more_than_half_of_one() -> None:
+    path = [PARTS[2], PARTS[3], PARTS[-1]]
+    full, eight, four = (memory(training(frozen_weights=mode), path).weights for mode in ("full", "int8", "nf4"))
+    matrices = LAYER - 2 * 64
+    assert full - eight == 3 * matrices
+    assert full - four == 4 * matrices - round(matrices * (0.5 + 4 / 64))
+
+
+@given(vocabulary=st.integers(300, 200_000), tokens=st.integers(1, 4096), micro=st.integers(1, 32))
+@settings(max_examples=50, deadline=None)
+def test_the_loss_holds_pieces_of_logits_and_never_all_of_them(vocabulary: int, tokens: int, micro: int) -> None:
+    head = replace(PARTS[-1], outputs=((tokens, vocabulary),), inputs=((tokens, 64),), tokens=tokens)
+    found = memory(training(batch_size=micro, lm_head="frozen"), [replace(PARTS[2], tokens=tokens), head])
+    assert found.loss <= 2 * max(PIECE_BYTES, 4 * vocabulary)
+    assert found.loss == 2 * 4 * vocabulary * min(tokens * micro, chunk_rows(vocabulary))
+
+
+def test_accumulating_keeps_gradients_beside_activations() -> None:
+    # Few tokens: then the moment with most is the one in which gradients are whole anyway.
+    once = memory(training(batch_size=2))
+    many = memory(training(batch_size=8, micro_batch=2))
+    assert once.peak < many.peak <= once.peak + many.gradients + 4 * MATRIX
+
+
+def test_checkpointing_and_frozen_layers_keep_less() -> None:
+    path, names = PARTS[1:], frozenset(part.name for part in PARTS[1:])
+    plain = memory(training(batch_size=64), path, names)
+    saving = memory(training(batch_size=64, activation_checkpointing=True), path, names)
+    assert saving.activations < plain.activations / 4
+    assert saving.peak < plain.peak
+    first = memory(training(batch_size=64), path, frozenset({"layer0", "head"}))
+    assert first.activations < plain.activations
+
+
+def test_the_host_also_holds_batches_that_wait_and_the_best_epoch() -> None:
+    device = memory(training(epochs=2), stored_item_bytes=4)
+    host = memory(training(epochs=2), stored_item_bytes=4, on_host=True)
+    assert host.peak - device.peak == host.gradients + 3 * 4 * TOKENS * 64 * 4
+
+
+def test_judging_needs_no_room_for_all_logits() -> None:
+    parts = parts_of({**LLAMA, "vocab_size": 100_000})
+    rows = 512
+    held = frozen_bytes(parts, rows, master="float32", precision="fp32")
+    weights = 4 * sum(part.parameters for part in parts)
+    assert weights + 2 * PIECE_BYTES * 0.9 < held < weights + 4 * rows * TOKENS * 100_000 / 10
+
+
+def kept_by_autograd(config: dict[str, Any], precision: Precision, master: str, trained: bool, rows: int) -> int:
+    """Bytes of the distinct tensors autograd keeps of one layer, its weights and their copies left out."""
+    spec = CausalLMSpec(family="causal_lm", config=config, master=master)  # type: ignore[arg-type]
+    layer = build_part(spec, "layer1").requires_grad_(trained)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    dtype = torch.float32 if master == "float32" else torch.bfloat16
+    hidden = torch.randn(rows, TOKENS, 64).to(dtype).requires_grad_(True)
+    context = Frame(spec)(hidden, torch.arange(TOKENS)[None].expand(rows, -1))
+    weights = {tuple(parameter.shape) for parameter in layer.parameters()}
+    weights |= {tuple(reversed(shape)) for shape in weights}
+    seen: dict[int, Any] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        # Rotary factors and masks are the batch's, not the layer's.
+        if tuple(tensor.shape) not in weights and tensor.numel() >= rows * TOKENS * 16:
+            seen[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        output = layer((hidden,), context)
+    del output
+    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize(
+    ("precision", "master"), [("fp32", "float32"), ("bf16", "float32"), ("bf16", "bfloat16"), ("fp32", "bfloat16")]
+)
+@pytest.mark.parametrize("config", [LLAMA, QWEN, NEOX], ids=["llama", "qwen3", "neox"])
+def test_predicted_activations_are_what_autograd_keeps(
+    config: dict[str, Any], precision: Precision, master: str, trained: bool
+) -> None:
+    assert precision in get_args(Precision)
+    rows = 4
+    part = _part(parts_of(config)[2], trained, training(batch_size=rows), Types.of(master, precision))
+    predicted = _kept(part, rows * TOKENS, rows, Types.of(master, precision))
+    found = kept_by_autograd(config, precision, master, trained, rows)
+    assert predicted == pytest.approx(found, rel=0.15)
