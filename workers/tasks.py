@@ -96,8 +96,11 @@ def _import_language_model(
     """One file a part, written as it is read: the model is never held whole."""
     from workers.models.causal_lm.imports import companions, import_parts
     from workers.models.causal_lm.parts import part_names
+    from workers.models.causal_lm.verify import verify_chain
 
     started = time.monotonic()
+    # Before hours are spent on it: a small model of this architecture gives the same logits as a chain and by itself.
+    verify_chain(model)
     total = len(part_names(model))
     parts: dict[str, Any] = {}
     for name, state in import_parts(model, task.seed):
