@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
 
 from workers.lm_specs import LoraSpec
 from workers.models.causal_lm.outline import LMPartOutline, PartFacts
 from workers.models.causal_lm.pieces import chunk_rows
 from workers.specs import OptimizerSpec, TrainSpec
 
-Master = Literal["float32", "bfloat16", "float16"]
 MASTER_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 _COMPUTED = {"bf16": "bfloat16", "fp16": "float16"}
 #: Bytes of a weight of a frozen part, with its share of a scale: a row's (int8), a block of 64's (nf4).
@@ -304,6 +302,6 @@ def _waiting(
     """The batch as it came in, and on the host those loaded ahead of it."""
     if stored_item_bytes is None:
         return 2 * 8 * tokens
-    hidden = cast("int", path[0].inputs[0][-1])
+    hidden = path[0].inputs[0][-1]
     cast_copy = types.master * hidden * tokens if stored_item_bytes != types.master else 0
     return (_HOST_BUFFERS if on_host else 1) * stored_item_bytes * hidden * tokens + cast_copy
