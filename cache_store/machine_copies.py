@@ -100,19 +100,17 @@ class MachineCopies:
         if descriptor is None:
             yield None
             return
+        keep = False
         try:
             if path.exists() or not self._make_room(part, descriptor, size):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(part)
                 yield None
-                return
-            try:
+            else:
                 yield descriptor
-            except BaseException:
+                keep = True
+        finally:
+            if not keep:
                 with contextlib.suppress(OSError):
                     os.unlink(part)
-                raise
-        finally:
             os.close(descriptor)
 
     def _lock_part(self, part: Path, path: Path) -> int | None:

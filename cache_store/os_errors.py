@@ -6,7 +6,7 @@ import errno
 
 from cache_store.errors import StorageDenied, StorageFull, StorageUnavailable, StoreError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _PASSING = {
     errno.EAGAIN,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from object_stores import rclone, s3, seaweed  # noqa: F401  fixtures
 from running import RayHome
 
 
