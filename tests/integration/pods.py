@@ -25,6 +25,10 @@ HEAD_SERVICE = "segprop-head-svc.segprop.svc.cluster.local"
 #: Ports that KubeRay and Ray use unless told otherwise.
 PORTS = {"port": 6379, "dashboard-port": 8265, "metrics-export-port": 8080, "dashboard-agent-listen-port": 52365}
 
+#: Whatever happens to the tests' own process, the machine and with it every pod ends.
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+MACHINE_FLAGS = ("--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+
 #: The machine: a bridge, a network namespace per pod, and a first process that reaps what nobody waits for.
 MACHINE = r"""
 set -e
@@ -178,7 +182,7 @@ class Pods:
             return
         script = MACHINE.format(network=NETWORK, pods=count, python=shlex.quote(sys.executable))
         self._machine = subprocess.Popen(
-            ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", script],
+            [*DIES_WITH_US, "unshare", *MACHINE_FLAGS, "bash", "-c", script],
             stdout=subprocess.PIPE,
         )
         assert self._machine.stdout is not None

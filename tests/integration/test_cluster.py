@@ -40,8 +40,8 @@ SMALL = merged(
         "evaluation.stages": False,
     },
 )
-#: A busy machine takes a minute for a Ray node.
-pytestmark = pytest.mark.timeout(900)
+#: Seconds where nothing else runs; a busy machine needs several attempts for a Ray node.
+pytestmark = pytest.mark.timeout(1500)
 HEAD, SUBMITTER = 0, 3
 PODS = 4
 
@@ -102,7 +102,7 @@ class Cluster:
         """Start a node and wait for it. Ray gives a raylet 30 s to register, too few on a busy machine: KubeRay then
         starts another pod, and so do we."""
         log = self.logs / f"pod-{index}.log"
-        for _ in range(5):
+        for _ in range(10):
             process = self.nodes[index] = self.start(index, group)
             ended = process.poll
             wait_for(lambda: "Ray runtime started" in log.read_text() or ended() is not None, 240, log.read_text)  # noqa: B023
@@ -175,7 +175,6 @@ def test_the_probes_answer_without_a_token_and_nothing_else_does(cluster: Cluste
     assert code == 0, text
 
 
-@pytest.mark.timeout(900)
 def test_a_job_stopped_midway_and_run_again_ends_with_the_weights_of_an_uninterrupted_run(
     cluster: Cluster, reference: dict[str, dict[str, str]]
 ) -> None:
@@ -218,7 +217,6 @@ def test_a_job_stopped_midway_and_run_again_ends_with_the_weights_of_an_uninterr
     assert "segprop/stage1" in text or "done" in text
 
 
-@pytest.mark.timeout(300)
 def test_a_job_whose_results_would_stay_in_its_own_copy_is_refused_with_the_reason(cluster: Cluster) -> None:
     address = cluster.pods.dashboard
     command = (
@@ -230,17 +228,27 @@ def test_a_job_whose_results_would_stay_in_its_own_copy_is_refused_with_the_reas
     assert "run_dir: runs/lost: would lie in this job's copy of the working directory" in text
 
 
-@pytest.mark.timeout(600)
 def test_a_head_that_is_taken_away_lets_its_run_checkpoint_first(cluster: Cluster) -> None:
     if not cluster.pods.isolated:
         pytest.skip("without process namespaces the hook would look at this machine's processes")
     address = cluster.pods.dashboard
-    entrypoint = "python -m orchestrator.run configs/quickstart.yaml store=/data/store2 run_dir=/data/runs/taken seed=7"
+    entrypoint = "python -m orchestrator.run configs/quickstart.yaml store=/data/store2 run_dir=/data/runs/taken seed=7 training.epochs=40"
     code, text = cluster.ask(
         f"ray job submit --address {address} --no-wait --submission-id taken -- {entrypoint}", "taken"
     )
     assert code == 0, text
     wait_for(lambda: any(checkpoints(cluster.volume / "store2")), 300, lambda: "no checkpoint")
+    # What Prometheus would find meanwhile, at the port the pod monitor names.
+    metrics = (
+        "python -c \"import urllib.request as r; print(r.urlopen('http://localhost:8080/metrics').read().decode())\""
+    )
+
+    def measured() -> bool:
+        with (cluster.logs / "metrics.log").open("wb") as output:
+            cluster.pods.run(HEAD, metrics, {}, output).wait(timeout=60)
+        return "ray_segprop_slot_busy{" in cluster.log("metrics")
+
+    wait_for(measured, 60, lambda: cluster.log("metrics")[-2000:])
     hook = cluster.job["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]
     started = time.monotonic()
     assert cluster.pods.execute(cluster.nodes[HEAD], " ".join(hook["exec"]["command"])).wait(timeout=200) == 0
