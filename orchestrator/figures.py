@@ -207,6 +207,9 @@ def _stage_labels(stages: Sequence[Json], longest: int) -> list[str]:
     if _fit(plain, stages, longest):
         return plain
     short = [_short_label(stage, index) for index, stage in enumerate(stages)]
+    spelled = [f"layer {label}" if label.isdigit() and stages[0]["layer"] is not None else label for label in short]
+    if _fit(spelled, stages, longest):
+        return spelled
     for stride in range(1, len(short) + 1):
         kept = [label if index % stride == 0 else "" for index, label in enumerate(short)]
         if _fit(kept, stages, longest):
@@ -335,7 +338,7 @@ def layers(curve: LayerCurve | None, regimes: Mapping[str, Json], titles: Mappin
 def _thinned(ticks: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
     """At most a dozen, the first and the last among them; none so near the last that they overlap."""
     stride = max(1, -(-len(ticks) // 12))
-    kept = [tick for tick in ticks[:-1:stride] if ticks[-1][0] - tick[0] >= 0.07 * (ticks[-1][0] - ticks[0][0])]
+    kept = [tick for tick in ticks[:-1:stride] if ticks[-1][0] - tick[0] >= 0.1 * (ticks[-1][0] - ticks[0][0])]
     return [*kept, ticks[-1]]
 
 

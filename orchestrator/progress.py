@@ -248,7 +248,7 @@ def _result_rows(summary: Mapping[str, Any]) -> list[list[str]]:
             [
                 f"{TITLES[name]} ({name})" if name in TITLES else name,
                 *_scores(regime["final"]["metrics"], regime["final"]["validation"], quality),
-                *([percent_text(gains[name].share if name in gains else None, 0)] if gains else []),
+                *([percent_text(gains[name].share if name in gains else None, 0).replace("-", "−")] if gains else []),
                 bytes_text(memory.of(regime)),
                 percent_text(memory.share(memory.of(regime)), 0) if compared else DASH,
                 seconds_text(regime["seconds"] or None),

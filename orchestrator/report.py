@@ -35,6 +35,7 @@ KINDS = {
     "lw": "block after block, each with a local classifier",
     "segprop": "segment after segment, each with the network's own head",
 }
+TEXT_KINDS = {**KINDS, "lw": "block after block, each with its own copy of the head"}
 STATUS_WORDS = {
     "done": "finished",
     "reused": "finished earlier, reused",
@@ -82,7 +83,6 @@ def render(summary: Json) -> str:
         memory=memory,
         quality=quality,
         original=_original_row(summary, quality),
-        improved=bool(improvements(summary, quality)),
         cards=[_card(summary, memory, quality, name, names, palette) for name in regimes],
         stages=_stage_rows(summary, memory, quality, names, palette),
         forwards=_forward_rows(regimes, names, palette),
@@ -203,25 +203,24 @@ def _against_original(summary: Json, quality: Quality, names: Mapping[str, str])
     if not found:
         return []
     base = next((names[name] for name, regime in summary["regimes"].items() if regime["kind"] == "e2e"), "")
-    told = [f"{names[name]} {_gain_text(item, quality, base)}" for name, item in found.items()]
+    told = [f"{names[name]} is {_gain_text(item, quality, base)}" for name, item in found.items()]
     before = original_of(summary)
     beside = "" if quality.metric == "accuracy" else f" (perplexity {perplexity_text(before)})"
     return [
-        f"The model as it came has a test {quality.metric} of {quality.written(quality.value(before))}{beside}; "
-        f"better by: {', '.join(told)}."
+        f"The model as it came has a test {quality.metric} of {quality.written(quality.value(before))}{beside}: "
+        f"{', '.join(told)}."
     ]
 
 
 def _gain_text(item: Improvement, quality: Quality, base: str) -> str:
-    """`0.6912 (99 % of End-to-end's improvement)`; what is worse has a minus."""
-    sign = "−" if item.gain < 0 else ""
+    """`0.6912 better (99 % of End-to-end's improvement)`, `0.0488 worse`."""
     size = abs(item.gain)
-    gain = f"{sign}{100 * size:.2f} points" if quality.metric == "accuracy" else f"{sign}{size:.4f}"
-    return gain if item.share is None else f"{gain} ({_share_text(item.share)} of {base}'s improvement)"
-
-
-def _share_text(share: float) -> str:
-    return percent_text(share, 0).replace("-", "−")
+    gain = f"{100 * size:.2f} points" if quality.metric == "accuracy" else f"{size:.4f}"
+    if item.gain <= 0:
+        return f"{gain} worse" if item.gain else "no better"
+    return f"{gain} better" + (
+        "" if item.share is None else f" ({percent_text(item.share, 0)} of {base}'s improvement)"
+    )
 
 
 def _incomplete(summary: Json, missing: list[str]) -> list[str]:
@@ -313,7 +312,7 @@ def _card(
     return {
         "name": name,
         "title": names[name],
-        "kind": KINDS.get(regime["kind"], regime["kind"]),
+        "kind": (TEXT_KINDS if quality.text else KINDS).get(regime["kind"], regime["kind"]),
         "colour": palette[name],
         "status": regime["status"],
         "status_words": STATUS_WORDS.get(regime["status"], regime["status"]),
@@ -321,8 +320,8 @@ def _card(
         "headline": quality.written(value),
         "improvement": None if improvement is None else _gain_text(Improvement(improvement.gain, None), quality, ""),
         "improvement_share": None
-        if improvement is None or improvement.share is None
-        else _share_text(improvement.share),
+        if improvement is None or improvement.share is None or improvement.gain <= 0
+        else percent_text(improvement.share, 0),
         **_scores(final["metrics"], final["validation"], quality),
         "peak": bytes_text(peak),
         "peak_share": percent_text(share, 0) if share is not None else None,
@@ -412,7 +411,7 @@ def _epochs(stage: Json) -> str:
     text = str(stage["epochs"])
     if planned and planned != stage["epochs"]:
         text += f" of {planned}"
-    if stage["committed_epoch"] is not None:
+    if stage["committed_epoch"] is not None and stage["epochs"] > 1:
         text += f", kept {stage['committed_epoch'] + 1}"
     return text
 
