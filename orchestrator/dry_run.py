@@ -15,9 +15,11 @@ from rich.text import Text
 from orchestrator.config import ImageConfig, TextConfig
 from orchestrator.estimate import Estimate
 from orchestrator.experiment import rows_of, tokens_a_sample
+from orchestrator.part_names import abbreviated
 from orchestrator.plan import Node, Plan, RegimePlan
 from orchestrator.policy import human_bytes
 from orchestrator.prepare import Prepared
+from orchestrator.units import source_words
 
 #: Wide enough for the whole table where the output is no terminal.
 FILE_WIDTH = 170
@@ -56,13 +58,14 @@ def regime_rows(plan: Plan, regime: RegimePlan) -> list[Row]:
     shown: set[str] = set()
     for stage_id in regime.stages:
         stage = plan.node(stage_id)
+        text = stage.task["experiment"]["model"].get("family") == "causal_lm"
         fresh = [plan.node(set_id) for set_id in _with_previous(plan, regime.reads[stage_id]) if set_id not in shown]
         for boundary in dict.fromkeys(_boundary(node) for node in fresh):
             nodes = tuple(node for node in fresh if _boundary(node) == boundary)
             shown.update(node.id for node in nodes)
-            rows.append(Row(f"snapshots after {boundary[-1][-1]}", nodes, _sets_detail(nodes)))
+            rows.append(Row(f"snapshots after {boundary[-1][-1]}", nodes, _sets_detail(nodes, text=text)))
         decision = regime.decisions[stage_id]
-        rows.append(Row(stage.task["name"], (stage,), f"{decision.source}: {decision.reason}"))
+        rows.append(Row(stage.task["name"], (stage,), f"{source_words(decision.source, text=text)}: {decision.reason}"))
     evaluations = dict.fromkeys((*regime.assembled.values(), regime.validation, regime.test))
     nodes = tuple(plan.node(node_id) for node_id in evaluations)
     rows.append(Row("evaluations", nodes, f"{len(nodes)} of the whole chain"))
@@ -86,13 +89,14 @@ def _boundary(node: Node) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(hop) for hop in node.task["boundary"]["hops"])
 
 
-def _sets_detail(nodes: Sequence[Node]) -> str:
+def _sets_detail(nodes: Sequence[Node], *, text: bool) -> str:
     views = sum(node.task["split"] == "train" for node in nodes)
+    # Text has no views.
+    train = "train" if text else f"{views} view{'s' if views != 1 else ''}"
     made = "rolled forward by " if "previous" in nodes[0].parents else "from the start by "
     hops = _boundary(nodes[0])
     blocks = hops[-1] if "previous" in nodes[0].parents else tuple(block for hop in hops for block in hop)
-    text = f"{views} view{'s' if views != 1 else ''} + validation, {nodes[0].task['boundary']['dtype']}, "
-    return text + made + ", ".join(blocks)
+    return f"{train} + validation, {nodes[0].task['boundary']['dtype']}, {made}{', '.join(abbreviated(blocks))}"
 
 
 def render(prepared: Prepared) -> RenderableType:

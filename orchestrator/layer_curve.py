@@ -6,7 +6,7 @@ Keys that are read, all of them optional; nothing is drawn where no stage has th
   (its number in the model), or `"head"` for a last stage that trains the head on the finished backbone;
 - `regimes.<name>.stages[].truncated` and `.full`: `{"loss": float, "accuracy": float}` (either key may be missing
   or null), the model cut off behind that layer, and the whole model, after the stage, on the validation split;
-- `original`: the same pair for the untouched pretrained model on that split.
+- `original.validation`: the same pair for the untouched pretrained model.
 
 An `e2e` regime is a line across: its last stage's `full`, else `regimes.<name>.final.validation`.
 """
@@ -83,7 +83,9 @@ def _line(name: str, regime: Json, model: str, metric: str, head: int) -> Line:
 
 
 def _across(summary: Json, metric: str) -> tuple[tuple[str | None, float], ...]:
-    found: list[tuple[str | None, float | None]] = [(None, _value(summary.get("original"), metric))]
+    found: list[tuple[str | None, float | None]] = [
+        (None, _value((summary.get("original") or {}).get("validation"), metric))
+    ]
     for name, regime in summary["regimes"].items():
         if regime["kind"] == "e2e":
             last = regime["stages"][-1] if regime["stages"] else {}

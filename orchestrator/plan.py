@@ -233,7 +233,8 @@ class _RegimeBuilder:
             parts.append("head")  # a language model's local head starts as a copy of its own
         parents |= {f"weights/{part}": self.weights[part] for part in (*hop_parts, *parts)}
         sets: tuple[str, ...] = ()
-        decision = self.decisions[stage.hops] if stage.hops else Decision("images", "starts at the images")
+        start = Decision("images", f"starts at the {'text' if self.regime.is_text else 'images'}")
+        decision = self.decisions[stage.hops] if stage.hops else start
         if decision.source == "snapshots":
             roles = self._read_sets(stage)
             parents |= roles

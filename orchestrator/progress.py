@@ -24,6 +24,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.quality import Quality, improvements, original_of, perplexity_text, quality_of
 from orchestrator.report import TITLES, MemoryBasis, finished
 from orchestrator.units import DASH, bytes_text, count_text, percent_text, ratio_text, seconds_text
 
@@ -210,15 +211,16 @@ def _result_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     memory = MemoryBasis(summary)
     base = next((r for r in regimes.values() if r["kind"] == "e2e" and finished(r)), None)
     peak = "peak device memory" if memory.device else "peak host growth"
-    # Classifiers are read by accuracy, language models by loss.
-    text = any("perplexity" in regime["final"]["metrics"] for regime in regimes.values()) or bool(
-        summary.get("original")
-    )
+    quality = quality_of(summary)
+    gains = improvements(summary, quality)
+    short = "acc." if quality.metric == "accuracy" else "loss"
     rows = [
         [
             "regime",
-            "test loss" if text else "test acc.",
-            "val. loss" if text else "val. acc.",
+            f"test {short}",
+            *(["perplexity"] if quality.metric == "loss" else []),
+            f"val. {short}",
+            *(["of e2e's gain"] if gains else []),
             peak,
             "of e2e",
             "time",
@@ -228,9 +230,9 @@ def _result_rows(summary: Mapping[str, Any]) -> list[list[str]]:
             "stages",
         ]
     ]
-    if summary.get("original"):
-        scores = [_quality_text(summary["original"].get(split, {}), text) for split in ("test", "validation")]
-        rows.append(["as it came", *scores, *[DASH] * (len(rows[0]) - 3)])
+    if original_of(summary) or original_of(summary, "validation"):
+        scores = _scores(original_of(summary), original_of(summary, "validation"), quality)
+        rows.append(["as it came", *scores, *[DASH] * (len(rows[0]) - 1 - len(scores))])
     for name, regime in regimes.items():
         stages = regime["stages"]
         done = [stage for stage in stages if stage["status"] in ("done", "reused")]
@@ -245,8 +247,8 @@ def _result_rows(summary: Mapping[str, Any]) -> list[list[str]]:
         rows.append(
             [
                 f"{TITLES[name]} ({name})" if name in TITLES else name,
-                _quality_text(regime["final"]["metrics"], text),
-                _quality_text(regime["final"]["validation"], text),
+                *_scores(regime["final"]["metrics"], regime["final"]["validation"], quality),
+                *([percent_text(gains[name].share if name in gains else None, 0).replace("-", "−")] if gains else []),
                 bytes_text(memory.of(regime)),
                 percent_text(memory.share(memory.of(regime)), 0) if compared else DASH,
                 seconds_text(regime["seconds"] or None),
@@ -259,8 +261,6 @@ def _result_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _quality_text(metrics: Mapping[str, Any], text: bool) -> str:
-    if not text:
-        return percent_text(metrics.get("accuracy"), 2)
-    loss = metrics.get("loss")
-    return DASH if loss is None else f"{loss:.4f}"
+def _scores(test: Mapping[str, Any], validation: Mapping[str, Any], quality: Quality) -> list[str]:
+    beside = [perplexity_text(test)] if quality.metric == "loss" else []
+    return [quality.written(quality.value(test)), *beside, quality.written(quality.value(validation))]

@@ -14,8 +14,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from orchestrator.layer_curve import LayerCurve, layer_curve
+from orchestrator.part_names import abbreviated, follows, in_order
+from orchestrator.quality import (
+    Improvement,
+    Quality,
+    improvements,
+    loss_text,
+    original_of,
+    perplexity_text,
+    quality_of,
+)
 from orchestrator.summary import write_atomically
-from orchestrator.units import DASH, bytes_text, count_text, percent_text, ratio_text, seconds_text
+from orchestrator.units import DASH, bytes_text, count_text, percent_text, ratio_text, seconds_text, source_words
 
 Json = Mapping[str, Any]
 
@@ -25,6 +35,7 @@ KINDS = {
     "lw": "block after block, each with a local classifier",
     "segprop": "segment after segment, each with the network's own head",
 }
+TEXT_KINDS = {**KINDS, "lw": "block after block, each with its own copy of the head"}
 STATUS_WORDS = {
     "done": "finished",
     "reused": "finished earlier, reused",
@@ -47,6 +58,7 @@ def render(summary: Json) -> str:
     regimes: Mapping[str, Json] = summary["regimes"]
     names = titles(regimes)
     memory = MemoryBasis(summary)
+    quality = quality_of(summary)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -57,7 +69,7 @@ def render(summary: Json) -> str:
     palette = figures.colours(regimes)
     curve = layer_curve(summary)
     charts = {
-        "curves": figures.learning_curves(regimes, names),
+        "curves": figures.learning_curves(regimes, names, quality),
         "layers": figures.layers(curve, regimes, names),
         "timeline": figures.timeline(summary["work"], regimes, names),
         "predictions": figures.predictions(summary["work"], regimes),
@@ -69,8 +81,10 @@ def render(summary: Json) -> str:
         nodes=summary["nodes"],
         verdict=verdict(summary),
         memory=memory,
-        cards=[_card(summary, memory, name, names, palette) for name in regimes],
-        stages=_stage_rows(summary, memory, names, palette),
+        quality=quality,
+        original=_original_row(summary, quality),
+        cards=[_card(summary, memory, quality, name, names, palette) for name in regimes],
+        stages=_stage_rows(summary, memory, quality, names, palette),
         forwards=_forward_rows(regimes, names, palette),
         work=_work_rows(summary["work"]),
         legend=[{"title": names[name], "colour": palette[name]} for name in regimes],
@@ -115,40 +129,98 @@ def verdict(summary: Json) -> list[str]:
     regimes: Mapping[str, Json] = summary["regimes"]
     names = titles(regimes)
     memory = MemoryBasis(summary)
-    accuracy = {
-        name: float(regime["final"]["metrics"]["accuracy"])
+    quality = quality_of(summary)
+    values = {
+        name: value
         for name, regime in regimes.items()
-        if regime["final"]["metrics"].get("accuracy") is not None
+        if (value := quality.value(regime["final"]["metrics"])) is not None
     }
-    ranked = sorted(accuracy, key=lambda name: -accuracy[name])
-    sentences = _incomplete(summary, [names[name] for name in regimes if name not in accuracy])
+    ranked = quality.ranked(values)
+    sentences = _incomplete(summary, [names[name] for name in regimes if name not in values])
     if not ranked:
         return [*sentences, "No regime has a final test result yet, so there is nothing to compare."]
     best = ranked[0]
+    scores = {name: _score(quality, regimes[name]["final"]["metrics"]) for name in ranked}
     if len(regimes) == 1:
         regime = regimes[best]
         sentences.append(
-            f"{names[best]} reached {percent_text(accuracy[best], 2)} test accuracy after "
+            f"{names[best]} reached {scores[best]} after "
             f"{seconds_text(regime['seconds'])} of training, with {bytes_text(memory.of(regime))} "
             f"{memory.words} in its largest stage. Only this regime was run, so nothing is compared."
         )
-        return sentences
+        return [*sentences, *_against_original(summary, quality, names)]
     if len(ranked) > 1:
-        top = accuracy[best]
-        equal = [name for name in ranked if percent_text(accuracy[name], 2) == percent_text(top, 2)]
-        rest = ", ".join(
-            f"{names[name]} {percent_text(accuracy[name], 2)} (−{100 * (top - accuracy[name]):.2f} points)"
-            for name in ranked
-            if name not in equal
-        )
-        leaders = _list([names[name] for name in equal])
-        verb = "has" if len(equal) == 1 else "share"
-        tail = f"; {rest}" if rest else ""
-        sentences.append(f"{leaders} {verb} the best test accuracy, {percent_text(top, 2)}{tail}.")
-        sentences += _noise(accuracy, ranked, names, regimes[best]["final"].get("rows"))
+        sentences += _ranking(values, ranked, names, regimes, quality)
     else:
-        sentences.append(f"{names[best]} reached {percent_text(accuracy[best], 2)} test accuracy.")
-    return [*sentences, *_costs(regimes, names, memory)]
+        sentences.append(f"{names[best]} reached {scores[best]}.")
+    return [*sentences, *_against_original(summary, quality, names), *_costs(regimes, names, memory)]
+
+
+def _score(quality: Quality, metrics: Json) -> str:
+    """`95.50 % test accuracy`, `a test loss of 2.1034 (perplexity 8.19)`."""
+    text = quality.written(quality.value(metrics))
+    if quality.metric == "accuracy":
+        return f"{text} test accuracy"
+    return f"a test loss of {text} (perplexity {perplexity_text(metrics)})"
+
+
+def _ranking(
+    values: Mapping[str, float], ranked: list[str], names: Json, regimes: Mapping[str, Json], quality: Quality
+) -> list[str]:
+    """Who is best and how far the others are behind, and what of that may be chance."""
+    top = values[ranked[0]]
+    equal = [name for name in ranked if quality.written(values[name]) == quality.written(top)]
+    behind = [name for name in ranked if name not in equal]
+    if quality.metric == "accuracy":
+        what = f"the best test accuracy, {quality.written(top)}"
+        others = [
+            f"{names[name]} {quality.written(values[name])} (−{100 * (top - values[name]):.2f} points)"
+            for name in behind
+        ]
+    else:
+        written = {name: perplexity_text(regimes[name]["final"]["metrics"]) for name in ranked}
+        what = f"the lowest test loss, {quality.written(top)} (perplexity {written[ranked[0]]})"
+        others = [
+            f"{names[name]} {quality.written(values[name])} (+{values[name] - top:.4f}, perplexity {written[name]})"
+            for name in behind
+        ]
+    verb = "has" if len(equal) == 1 else "share"
+    tail = f"; {', '.join(others)}" if others else ""
+    sentences = [f"{_list([names[name] for name in equal])} {verb} {what}{tail}."]
+    if not quality.text:
+        return sentences + _noise(values, ranked, names, regimes[ranked[0]]["final"].get("rows"))
+    if behind:
+        # Neither tokens nor candidates are independent of each other: their number says nothing of the noise.
+        sentences.append(
+            "One seed is one seed: how much of these differences another seed would turn round was not measured."
+        )
+    return sentences
+
+
+def _against_original(summary: Json, quality: Quality, names: Mapping[str, str]) -> list[str]:
+    """What training added to the model as it came, and how much of end-to-end's gain each regime has."""
+    found = improvements(summary, quality)
+    if not found:
+        return []
+    base = next((names[name] for name, regime in summary["regimes"].items() if regime["kind"] == "e2e"), "")
+    told = [f"{names[name]} is {_gain_text(item, quality, base)}" for name, item in found.items()]
+    before = original_of(summary)
+    beside = "" if quality.metric == "accuracy" else f" (perplexity {perplexity_text(before)})"
+    return [
+        f"The model as it came has a test {quality.metric} of {quality.written(quality.value(before))}{beside}: "
+        f"{', '.join(told)}."
+    ]
+
+
+def _gain_text(item: Improvement, quality: Quality, base: str) -> str:
+    """`0.6912 better (99 % of End-to-end's improvement)`, `0.0488 worse`."""
+    size = abs(item.gain)
+    gain = f"{100 * size:.2f} points" if quality.metric == "accuracy" else f"{size:.4f}"
+    if item.gain <= 0:
+        return f"{gain} worse" if item.gain else "no better"
+    return f"{gain} better" + (
+        "" if item.share is None else f" ({percent_text(item.share, 0)} of {base}'s improvement)"
+    )
 
 
 def _incomplete(summary: Json, missing: list[str]) -> list[str]:
@@ -216,13 +288,19 @@ def finished(regime: Json) -> bool:
 
 
 def _card(
-    summary: Json, memory: MemoryBasis, name: str, names: Mapping[str, str], palette: Mapping[str, str]
+    summary: Json,
+    memory: MemoryBasis,
+    quality: Quality,
+    name: str,
+    names: Mapping[str, str],
+    palette: Mapping[str, str],
 ) -> dict[str, Any]:
     regimes = summary["regimes"]
     regime = regimes[name]
     final = regime["final"]
-    known = [r["final"]["metrics"].get("accuracy") for r in regimes.values()]
-    accuracy = final["metrics"].get("accuracy")
+    known = [quality.value(r["final"]["metrics"]) for r in regimes.values()]
+    value = quality.value(final["metrics"])
+    improvement = improvements(summary, quality).get(name)
     reference = next((r for r in regimes.values() if r["kind"] == "e2e"), None)
     peak = memory.of(regime)
     compared = reference is not None and regime is not reference and finished(regime) and finished(reference)
@@ -234,16 +312,17 @@ def _card(
     return {
         "name": name,
         "title": names[name],
-        "kind": KINDS.get(regime["kind"], regime["kind"]),
+        "kind": (TEXT_KINDS if quality.text else KINDS).get(regime["kind"], regime["kind"]),
         "colour": palette[name],
         "status": regime["status"],
         "status_words": STATUS_WORDS.get(regime["status"], regime["status"]),
-        "best": accuracy is not None
-        and len(known) > 1
-        and accuracy == max(value for value in known if value is not None),
-        "accuracy": percent_text(accuracy, 2),
-        "validation": percent_text(final["validation"].get("accuracy"), 2),
-        "loss": DASH if final["metrics"].get("loss") is None else f"{final['metrics']['loss']:.4f}",
+        "best": value is not None and len(known) > 1 and value == quality.best(known),
+        "headline": quality.written(value),
+        "improvement": None if improvement is None else _gain_text(Improvement(improvement.gain, None), quality, ""),
+        "improvement_share": None
+        if improvement is None or improvement.share is None or improvement.gain <= 0
+        else percent_text(improvement.share, 0),
+        **_scores(final["metrics"], final["validation"], quality),
         "peak": bytes_text(peak),
         "peak_share": percent_text(share, 0) if share is not None else None,
         "seconds": seconds_text(regime["seconds"] or None),
@@ -259,8 +338,25 @@ def _card(
     }
 
 
+def _scores(test: Json, validation: Json, quality: Quality) -> dict[str, str]:
+    """The columns that say how good a model is."""
+    return {
+        "accuracy": percent_text(test.get("accuracy"), 2),
+        "token_accuracy": percent_text(test.get("token_accuracy"), 2),
+        "perplexity": perplexity_text(test),
+        "validation": quality.written(quality.value(validation)),
+        "loss": loss_text(test.get("loss")),
+    }
+
+
+def _original_row(summary: Json, quality: Quality) -> dict[str, str] | None:
+    """The model as it came, as a row above the regimes; None where it is not judged."""
+    test, validation = original_of(summary), original_of(summary, "validation")
+    return _scores(test, validation, quality) if test or validation else None
+
+
 def _stage_rows(
-    summary: Json, memory: MemoryBasis, names: Mapping[str, str], palette: Mapping[str, str]
+    summary: Json, memory: MemoryBasis, quality: Quality, names: Mapping[str, str], palette: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     largest = max(
         (memory.of(stage) or 0.0 for regime in summary["regimes"].values() for stage in regime["stages"]),
@@ -281,15 +377,15 @@ def _stage_rows(
                     "name": stage["name"],
                     "status": stage["status"],
                     "status_words": STATUS_WORDS.get(stage["status"], stage["status"]),
-                    "path": " → ".join(stage["path"]),
-                    "trained": ", ".join(stage["trained"]),
+                    "path": " → ".join(abbreviated(stage["path"])),
+                    "trained": ", ".join(abbreviated(stage["trained"])),
                     "auxiliary": stage["auxiliary"],
-                    "source": stage["source"] or DASH,
+                    "source": source_words(stage["source"], text=quality.text) or DASH,
                     "source_reason": stage["source_reason"] or "",
                     "epochs": _epochs(stage),
                     "exit": stage["exit"] or DASH,
-                    "accuracy": percent_text(stage["metrics"].get("validation_accuracy"), 2),
-                    "assembled": percent_text(stage["assembled"].get("accuracy"), 2),
+                    "reached": quality.written(stage["metrics"].get(f"validation_{quality.metric}")),
+                    "assembled": quality.written(quality.value(stage["assembled"])),
                     "seconds": seconds_text(stage["seconds"]),
                     "parameters": count_text(stage["trainable_parameters"]),
                     "resident": bytes_text(stage["resident_bytes"]),
@@ -315,7 +411,7 @@ def _epochs(stage: Json) -> str:
     text = str(stage["epochs"])
     if planned and planned != stage["epochs"]:
         text += f" of {planned}"
-    if stage["committed_epoch"] is not None:
+    if stage["committed_epoch"] is not None and stage["epochs"] > 1:
         text += f", kept {stage['committed_epoch'] + 1}"
     return text
 
@@ -350,18 +446,31 @@ def _layer_legend(
 def _forward_rows(
     regimes: Mapping[str, Json], names: Mapping[str, str], palette: Mapping[str, str]
 ) -> list[dict[str, Any]]:
+    """A row a block; neighbours that ran equally often share one."""
     return [
         {
             "regime": names[name],
             "colour": palette[name],
-            "block": block,
+            "block": ", ".join(abbreviated(blocks)),
             "samples": f"{counted['samples']:,}",
             "pairs": f"{counted['sample_views']:,}" if counted["sample_views"] else DASH,
             "ratio": ratio_text(counted["per_sample_view"]),
         }
         for name, regime in regimes.items()
-        for block, counted in regime["forwards"].items()
+        for blocks, counted in _equal_neighbours(regime["forwards"])
     ]
+
+
+def _equal_neighbours(forwards: Mapping[str, Json]) -> list[tuple[list[str], Json]]:
+    groups: list[tuple[list[str], Json]] = []
+    for block in in_order(list(forwards)):
+        if groups and block.startswith("layer") and follows(groups[-1][0][-1], block):
+            blocks, counted = groups[-1]
+            if counted == forwards[block]:
+                blocks.append(block)
+                continue
+        groups.append(([block], forwards[block]))
+    return groups
 
 
 def _work_rows(work: list[Json]) -> list[dict[str, str]]:

@@ -26,11 +26,14 @@ TAGS = {
     "validation_accuracy": "accuracy/validation",
     "lr": "learning_rate",
     "images_per_s": "images_per_second",
+    "samples_per_s": "samples_per_second",
     "peak_device_bytes": "memory/peak_device_bytes",
     "peak_device_reserved_bytes": "memory/peak_device_reserved_bytes",
     "peak_host_bytes": "memory/peak_host_bytes",
 }
-ASSEMBLED = "accuracy/assembled"
+#: Metric of a whole model -> tag: of the assembled network after each stage, and of an epoch's own validation.
+ASSEMBLED = {"accuracy": "accuracy/assembled", "loss": "loss/assembled", "perplexity": "perplexity/assembled"}
+VALIDATION = {"perplexity": "perplexity/validation", "token_accuracy": "token_accuracy/validation"}
 
 
 def write_tensorboard(folder: Path, summary: Mapping[str, Any]) -> None:
@@ -70,16 +73,19 @@ def _events(regime: Mapping[str, Any]) -> Iterator[Event]:
         for epoch in stage["curve"]:
             step += 1
             when += float(epoch.get("seconds") or 0.0)
-            values = [
-                Summary.Value(tag=tag, simple_value=float(epoch[key]))
-                for key, tag in TAGS.items()
-                if epoch.get(key) is not None
-            ]
+            values = _values(epoch, TAGS) + _values(epoch.get("validation") or {}, VALIDATION)
             yield Event(wall_time=when, step=step, summary=Summary(value=values))
-        whole = stage["assembled"].get("accuracy")
-        if whole is not None and stage["curve"]:
-            value = Summary.Value(tag=ASSEMBLED, simple_value=float(whole))
-            yield Event(wall_time=when, step=step, summary=Summary(value=[value]))
+        whole = _values(stage["assembled"], ASSEMBLED)
+        if whole and stage["curve"]:
+            yield Event(wall_time=when, step=step, summary=Summary(value=whole))
+
+
+def _values(metrics: Mapping[str, Any], tags: Mapping[str, str]) -> list[Summary.Value]:
+    return [
+        Summary.Value(tag=tag, simple_value=float(metrics[key]))
+        for key, tag in tags.items()
+        if metrics.get(key) is not None
+    ]
 
 
 def _started(stage: Mapping[str, Any]) -> float:

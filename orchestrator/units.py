@@ -53,6 +53,11 @@ def percent_text(value: float | None, digits: int = 1) -> str:
     return DASH if value is None else f"{100 * value:.{digits}f} %"
 
 
+def source_words(source: str | None, *, text: bool) -> str:
+    """Where a stage's input comes from. Tasks call the raw input `images`, whatever it is."""
+    return "text" if text and source == "images" else source or ""
+
+
 def ratio_text(value: float | None) -> str:
     return DASH if value is None else f"{value:.2f}×"
 

@@ -31,7 +31,7 @@ def scores(loss: float | None, accuracy: float | None = None) -> dict[str, Any]:
 
 
 SUMMARY: dict[str, Any] = {
-    "original": scores(2.8, 0.4),
+    "original": {"test": scores(9.9, 0.0), "validation": scores(2.8, 0.4)},
     "regimes": {
         "e2e": regime("e2e", stage(None, full=scores(2.7, 0.5)), validation=scores(2.71, 0.49)),
         "segprop": regime(
@@ -119,7 +119,7 @@ def test_every_point_has_a_tick_and_layers_only_rise(stages: list[tuple[Any, Any
 def lm_summary(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run as of a language model: its stages judged by layer."""
     summary = make_summary(tmp_path_factory.mktemp("summary"), regimes="[e2e, segprop]", epochs=2)
-    summary["original"] = scores(2.8, 0.4)
+    summary["original"] = {"validation": scores(2.8, 0.4), "test": {}}
     summary["regimes"]["e2e"]["stages"][-1]["full"] = scores(2.7, 0.5)
     pattern = summary["regimes"]["segprop"]["stages"][0]
     judged = [*((layer, 12.0 - layer / 3) for layer in range(1, 29)), ("head", 2.5)]

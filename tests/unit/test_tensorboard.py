@@ -30,7 +30,7 @@ def test_every_epoch_of_every_regime_is_read_back(tmp_path: Path, summary: dict[
         events = EventAccumulator(str(tmp_path / "tb" / name))
         events.Reload()
         for key, tag in TAGS.items():
-            expected = [epoch[key] for epoch in epochs if epoch[key] is not None]
+            expected = [epoch[key] for epoch in epochs if epoch.get(key) is not None]
             if not expected:
                 assert tag not in events.Tags()["scalars"]
                 continue

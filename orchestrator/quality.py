@@ -1,0 +1,118 @@
+"""What the regimes of a summary are judged by: the figure that leads, whether more of it is better, how it is written.
+
+Classifiers are read by accuracy; language models by the loss on held-out text (perplexity is the same figure, written
+otherwise); language models on questions with candidates by the share that is answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.units import DASH, percent_text
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """`metric` leads and is a key of the metrics; `text`: the regimes train a language model; `task`: on questions."""
+
+    metric: str
+    text: bool
+    task: bool
+
+    def value(self, metrics: Json) -> float | None:
+        """The leading figure."""
+        found = metrics.get(self.metric)
+        return None if found is None else float(found)
+
+    def written(self, value: float | None) -> str:
+        if self.metric == "accuracy":
+            return percent_text(value, 2)
+        return loss_text(value)
+
+    def gain(self, value: float, before: float) -> float:
+        """How much better than `before`; negative where it is worse."""
+        return value - before if self.metric == "accuracy" else before - value
+
+    def ranked(self, values: Mapping[str, float]) -> list[str]:
+        """Names, the best first; equals in their own order."""
+        return sorted(values, key=lambda name: -self.gain(values[name], 0.0))
+
+    def best(self, values: Iterable[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return max(known, key=lambda value: self.gain(value, 0.0), default=None)
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """Over the untouched model, on the test split. `share`: of the first end-to-end regime's improvement; None for that
+    regime itself, and where there is none or it did not improve."""
+
+    gain: float
+    share: float | None
+
+
+def quality_of(summary: Json) -> Quality:
+    """Also of a run that has hardly begun: of what there is, whatever says that it is a language model."""
+    metrics = list(_metrics(summary))
+    task = any("token_accuracy" in found for found in metrics)
+    text = (
+        task
+        or any("perplexity" in found for found in metrics)
+        or any(stage.get("layer") is not None for stage in _stages(summary))
+    )
+    return Quality("accuracy" if task or not text else "loss", text, task)
+
+
+def original_of(summary: Json, split: str = "test") -> Json:
+    """Metrics of the model as it came; {} where it came without weights or is not judged yet."""
+    return ((summary.get("original") or {}).get(split)) or {}
+
+
+def improvements(summary: Json, quality: Quality) -> dict[str, Improvement]:
+    """By regime with a test result; {} without a judged original."""
+    before = quality.value(original_of(summary))
+    if before is None:
+        return {}
+    gains = {
+        name: quality.gain(value, before)
+        for name, regime in summary["regimes"].items()
+        if (value := quality.value(regime["final"]["metrics"])) is not None
+    }
+    base = next((name for name, regime in summary["regimes"].items() if regime["kind"] == "e2e"), None)
+    whole = gains.get(base, 0.0) if base is not None else 0.0
+    return {
+        name: Improvement(gain, gain / whole if name != base and whole > 0 else None) for name, gain in gains.items()
+    }
+
+
+def loss_text(value: float | None) -> str:
+    return DASH if value is None else f"{value:.4f}"
+
+
+def perplexity_text(metrics: Json) -> str:
+    """Two decimals while they say something: 8.19, 134, 2.1e+06."""
+    value = metrics.get("perplexity")
+    if value is None:
+        return DASH
+    if value < 100:
+        return f"{value:.2f}"
+    return f"{value:,.0f}" if value < 100_000 else f"{value:.1e}"
+
+
+def _stages(summary: Json) -> Iterator[Json]:
+    for regime in summary["regimes"].values():
+        yield from regime["stages"]
+
+
+def _metrics(summary: Json) -> Iterator[Json]:
+    yield from (found for found in (summary.get("original") or {}).values() if isinstance(found, Mapping))
+    for regime in summary["regimes"].values():
+        yield regime["final"]["metrics"]
+        yield regime["final"]["validation"]
+    for stage in _stages(summary):
+        yield stage["assembled"]
+        yield from (epoch.get("validation") or {} for epoch in stage["curve"])
