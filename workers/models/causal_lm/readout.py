@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from workers.models.causal_lm.linear_loss import chunk_rows, linear_cross_entropy, nll_sum
-from workers.models.causal_lm.structure import Link
+from workers.models.causal_lm.link import Link
 
 
 @dataclass(frozen=True)
