@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workers.models.causal_lm import linear_loss
-from workers.models.causal_lm.readout import Readout, loss, token_scores
 from workers.models.causal_lm.link import Link
+from workers.models.causal_lm.readout import Readout, loss, token_scores
 
 ROOT = Path(__file__).resolve().parents[2]
 LINKS = [Link(), Link(scale=0.25), Link(cap=3.0), Link(before=0.5, scale=2.0, cap=5.0)]
