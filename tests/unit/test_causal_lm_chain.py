@@ -85,6 +85,14 @@ def test_right_padding_changes_nothing_at_tokens(name: str) -> None:
     torch.testing.assert_close(got[mask], want[mask], rtol=1e-4, atol=2e-5)
 
 
+def test_right_padding_makes_no_mask_whatever_its_positions() -> None:
+    """So sdpa may take its causal kernels; a restart in the padding would look like a packed document."""
+    mask = torch.arange(9)[None] < torch.tensor([[9], [4], [1]])
+    for positions in (counted(3, 9) * mask, counted(3, 9)):
+        context = Frame(reference("llama")[0])(tokens(3, 9), positions, mask)
+        assert all(layer.kwargs["attention_mask"] is None for layer in context.layers)
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3_text", "gpt2", "qwen2"])
 def test_left_padding_goes_to_the_models_own_masks(name: str) -> None:
     spec, model = reference(name)

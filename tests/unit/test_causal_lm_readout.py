@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workers.models.causal_lm import linear_loss
+from workers.models.causal_lm.link import Link
 from workers.models.causal_lm.readout import Readout, loss, token_scores
-from workers.models.causal_lm.structure import Link
 
 ROOT = Path(__file__).resolve().parents[2]
 LINKS = [Link(), Link(scale=0.25), Link(cap=3.0), Link(before=0.5, scale=2.0, cap=5.0)]
@@ -67,6 +67,20 @@ def test_pieces_are_plain_cross_entropy(kind: Any, bias: bool, smoothing: float,
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
     for a, b in zip(gradients(readout, got * 3), gradients(readout, want * 3), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_without_torchs_kernel_the_pieces_are_our_own(monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
+    """torch has it since 2.15; older versions, narrow types and capped logits take ours."""
+    readout, targets = make(bias=bias)
+    theirs = loss(readout, targets)
+    monkeypatch.setattr(linear_loss, "_torchs_own", lambda *given: False)
+    ours = loss(readout, targets)
+    if hasattr(F, "linear_cross_entropy"):
+        assert type(ours.grad_fn) is not type(theirs.grad_fn)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    for a, b in zip(gradients(readout, ours), gradients(readout, plain(readout, targets)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
@@ -131,7 +145,7 @@ def test_gradients_add_up_over_micro_batches() -> None:
 
 
 def test_a_loss_is_used_once() -> None:
-    readout, targets = make()
+    readout, targets = make(link=Link(cap=3.0))
     value = loss(readout, targets)
     torch.autograd.backward(value, retain_graph=True)
     with pytest.raises(RuntimeError, match="compute the loss again"):
@@ -191,7 +205,7 @@ def test_logits_are_never_held_all_at_once() -> None:
         "from workers.memory import PeakMeter, settled_private_bytes\n"
         "from workers.models.causal_lm.readout import Readout, loss, token_scores\n"
         "from workers.models.causal_lm import linear_loss\n"
-        "from workers.models.causal_lm.structure import Link\n"
+        "from workers.models.causal_lm.link import Link\n"
         "linear_loss.PIECE_BYTES = 2**22\n"
         "torch.set_num_threads(1)\n"
         "head = nn.Linear(128, 50_000, bias=False)\n"

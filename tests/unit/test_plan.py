@@ -374,7 +374,11 @@ def test_shipped_configurations_load_and_plan(path: Path) -> None:
 
 
 #: A folder that has a model's config.json, for configurations that name it on the hub.
-ARCHITECTURES = {"smollm2_segprop": "smollm2-135m"}
+ARCHITECTURES = {
+    "smollm2_segprop": "smollm2-135m",
+    "llama_segprop": "llama-3.1-8b",
+    "mistral_nemo_segprop": "mistral-nemo-12b",
+}
 
 
 @pytest.mark.parametrize("path", TEXT_CONFIGS, ids=lambda path: path.stem)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -41,6 +42,24 @@ def write_folder(
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     folder.mkdir()
+    try:
+        _fill(folder, spec, part_states, companions, shard_bytes)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if target.exists():
+        target.rmdir()
+    os.replace(folder, target)
+    return target
+
+
+def _fill(
+    folder: Path,
+    spec: CausalLMSpec,
+    part_states: Iterable[tuple[str, Mapping[str, Tensor]]],
+    companions: Mapping[str, bytes],
+    shard_bytes: int,
+) -> None:
     writer = _Shards(folder, shard_bytes)
     seen: set[str] = set()
     for part, state in part_states:
@@ -57,10 +76,6 @@ def write_folder(
         (folder / name).write_bytes(data)
     if "config.json" not in companions:
         (folder / "config.json").write_bytes(config_json(spec, type(build_skeleton(spec)).__name__))
-    if target.exists():
-        target.rmdir()
-    os.replace(folder, target)
-    return target
 
 
 def _check(spec: CausalLMSpec, part: str, state: Mapping[str, Tensor], seen: set[str]) -> None:

@@ -37,6 +37,7 @@ def add_lora(part: nn.Module, lora: LoraSpec, seed: int, lm_head: bool = False) 
         lora_dropout=lora.dropout,
         target_modules=targets,
         bias="none",
+        fan_in_fan_out=all(type(part.get_submodule(name)).__name__ == "Conv1D" for name in targets),
     )
     inject_adapter_in_model(config, part, adapter_name=_ADAPTER)
     for name, parameter in part.named_parameters():

@@ -21,16 +21,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from cache_store.errors import ConfigError
 from workers.lm_specs import CausalLMSpec
 from workers.models.causal_lm.errors import first_line, refuse
+from workers.models.causal_lm.link import Link
 from workers.models.causal_lm.skeleton import allocate, build_skeleton
-
-
-@dataclass(frozen=True)
-class Link:
-    """From normed hidden states to logits: cap * tanh(scale * lm_head(before * hidden) / cap); no cap: without tanh."""
-
-    before: float = 1.0
-    scale: float = 1.0
-    cap: float | None = None
 
 
 @dataclass(frozen=True)
