@@ -37,6 +37,7 @@ class TextChecks(CrossChecks):
                 self.something_to_train(regime, stages)
         if language is not None:
             self.positions(language)
+            self.isolation(language)
             self.tokenizer(language)
         return language
 
@@ -64,6 +65,16 @@ class TextChecks(CrossChecks):
         if longest is not None and self.config.data.sequence_length > longest:
             message = f"{self.config.data.sequence_length}: the model has {longest} positions"
             self.report(("data", "sequence_length"), message)
+
+    def isolation(self, language: LMOutline) -> None:
+        data = self.config.data
+        if data.pack and data.isolate and data.name in ("text", "hub", "stdlib") and not language.isolates:
+            kind = language.config.get("model_type")
+            self.report(
+                ("data", "isolate"),
+                f"true: the attention of {kind} with model.attention {self.config.model.attention} does not keep packed "
+                "documents apart; set data.isolate: false, or data.pack: false for a sample a document",
+            )
 
     def tokenizer(self, language: LMOutline) -> None:
         """Whether it is there, fits the model, and can do what the data ask of it. A folder without weights can be

@@ -31,7 +31,7 @@ def build_optimizer(spec: OptimizerSpec, parameters: Sequence[nn.Parameter]) -> 
             fused=True,
         )
     if spec.name == "adamw8bit":
-        import bitsandbytes  # type: ignore[import-not-found, unused-ignore]  # an extra; its absence is found early
+        import bitsandbytes  # an extra; its absence is found before a run
 
         eight: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
             parameters, lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay

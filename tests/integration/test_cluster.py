@@ -232,7 +232,8 @@ def test_a_head_that_is_taken_away_lets_its_run_checkpoint_first(cluster: Cluste
     if not cluster.pods.isolated:
         pytest.skip("without process namespaces the hook would look at this machine's processes")
     address = cluster.pods.dashboard
-    entrypoint = "python -m orchestrator.run configs/quickstart.yaml store=/data/store2 run_dir=/data/runs/taken seed=7 training.epochs=40"
+    settings = "store=/data/store2 run_dir=/data/runs/taken seed=7 training.epochs=40"
+    entrypoint = f"python -m orchestrator.run configs/quickstart.yaml {settings}"
     code, text = cluster.ask(
         f"ray job submit --address {address} --no-wait --submission-id taken -- {entrypoint}", "taken"
     )

@@ -8,13 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-<<<<<<< HEAD
-from workers.models.causal_lm.pieces import chunk_rows
-from workers.models.causal_lm.structure import Link
-=======
 from workers.models.causal_lm import liger
 from workers.models.causal_lm.link import Link
->>>>>>> model
+from workers.models.causal_lm.pieces import chunk_rows
 
 
 def nll_sum(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:

@@ -9,14 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-<<<<<<< HEAD
 from workers.models.causal_lm.linear_loss import linear_cross_entropy, nll_sum
-from workers.models.causal_lm.pieces import chunk_rows
-from workers.models.causal_lm.structure import Link
-=======
-from workers.models.causal_lm.linear_loss import chunk_rows, linear_cross_entropy, nll_sum
 from workers.models.causal_lm.link import Link
->>>>>>> model
+from workers.models.causal_lm.pieces import chunk_rows
 
 
 @dataclass(frozen=True)
