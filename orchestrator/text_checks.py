@@ -72,7 +72,7 @@ class TextChecks(CrossChecks):
             kind = language.config.get("model_type")
             self.report(
                 ("data", "isolate"),
-                f"true: the attention of {kind} with model.attention {self.config.model.attention} does not keep packed "
+                f"true: {kind} with model.attention {self.config.model.attention} does not keep packed "
                 "documents apart; set data.isolate: false, or data.pack: false for a sample a document",
             )
 
