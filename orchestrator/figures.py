@@ -210,11 +210,17 @@ def _stage_labels(stages: Sequence[Json], longest: int) -> list[str]:
     spelled = [f"layer {label}" if label.isdigit() and stages[0]["layer"] is not None else label for label in short]
     if _fit(spelled, stages, longest):
         return spelled
+    last = len(short) - 1
     for stride in range(1, len(short) + 1):
-        kept = [label if index % stride == 0 else "" for index, label in enumerate(short)]
-        if _fit(kept, stages, longest):
-            return kept
-    return [""] * len(stages)
+        # The last says where the regime ends: its neighbours make room for it.
+        for space in (0, 1):
+            kept = [
+                label if index == last or (index % stride == 0 and index < last - space) else ""
+                for index, label in enumerate(short)
+            ]
+            if _fit(kept, stages, longest):
+                return kept
+    return [""] * last + short[-1:]
 
 
 def _short_label(stage: Json, index: int) -> str:

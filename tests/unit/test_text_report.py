@@ -113,7 +113,8 @@ def test_labels_of_stages_do_not_overlap(tmp_path: Path, stages: int) -> None:
             middle, half = float(node.attrib["x"]), len(node.text) * 8.6 * 0.5 / 2  # half an em a character
             rows.setdefault(node.attrib["y"], []).append((middle - half, middle + half))
     e2e, segprop = rows.values()
-    assert (len(e2e), len(segprop)) == (1, stages)
+    assert len(e2e) == 1
+    assert len(segprop) in (stages, stages - 1)  # one may make room for the last
     assert all(first[1] < second[0] for first, second in itertools.pairwise(sorted(segprop)))
 
 
