@@ -123,6 +123,8 @@ def _curves(panels: Mapping[str, Axes], name: str, regime: Json, colour: str, lo
     leading = next(iter(panels))
     stages = [(index, stage) for index, stage in enumerate(regime["stages"]) if stage["curve"]]
     labels = _stage_labels([stage for _, stage in stages], longest)
+    # Two dozen one-epoch stages stand so near each other that full marks would hide their neighbours.
+    size = 3.6 if len(stages) > 15 else 5.5
     for (index, stage), label in zip(stages, labels, strict=True):
         curve: Sequence[Json] = stage["curve"]
         xs = [start + position + 1 for position in range(len(curve))]
@@ -158,7 +160,7 @@ def _curves(panels: Mapping[str, Axes], name: str, regime: Json, colour: str, lo
                 axes.axvline(xs[best], color=colour, lw=1, ls=":", gid=f"{key}-{index}-best-{metric}")
         if best is not None:
             value = _number(curve[best].get(f"validation_{leading}"))
-            panels[leading].plot([xs[best]], [value], "o", color="white", mec=colour, mew=1.6, ms=6, zorder=5)
+            panels[leading].plot([xs[best]], [value], "o", color="white", mec=colour, mew=1.6, ms=size + 0.5, zorder=5)
         whole = stage["assembled"].get(leading)
         if whole is not None:
             top = panels[leading].get_ylim()[1] if leading == "loss" else math.inf
@@ -169,7 +171,7 @@ def _curves(panels: Mapping[str, Axes], name: str, regime: Json, colour: str, lo
                 "D" if whole <= top else "^",
                 color=INK,
                 mfc=INK if whole <= top else "white",
-                ms=5.5,
+                ms=size,
                 zorder=6,
                 clip_on=False,
                 gid=f"{key}-{index}-assembled",
@@ -210,11 +212,17 @@ def _stage_labels(stages: Sequence[Json], longest: int) -> list[str]:
     spelled = [f"layer {label}" if label.isdigit() and stages[0]["layer"] is not None else label for label in short]
     if _fit(spelled, stages, longest):
         return spelled
+    last = len(short) - 1
     for stride in range(1, len(short) + 1):
-        kept = [label if index % stride == 0 else "" for index, label in enumerate(short)]
-        if _fit(kept, stages, longest):
-            return kept
-    return [""] * len(stages)
+        # The last says where the regime ends: its neighbours make room for it.
+        for space in (0, 1):
+            kept = [
+                label if index == last or (index % stride == 0 and index < last - space) else ""
+                for index, label in enumerate(short)
+            ]
+            if _fit(kept, stages, longest):
+                return kept
+    return [""] * last + short[-1:]
 
 
 def _short_label(stage: Json, index: int) -> str:

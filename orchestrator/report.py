@@ -532,7 +532,7 @@ def _machine(environment: Json) -> str:
     parts = [_gpu(gpu) for gpu in environment.get("gpus") or []]
     if environment.get("cpu"):
         cores = environment.get("cores")
-        parts.append(f"{environment['cpu']}" + (f", {cores} cores" if cores else ""))
+        parts.append(f"{environment['cpu']}" + (f", {cores} core{'s' if cores > 1 else ''}" if cores else ""))
     if environment.get("memory_bytes"):
         parts.append(f"{bytes_text(environment['memory_bytes'])} memory")
     return " · ".join(parts)
