@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workers.models.causal_lm import linear_loss
+from workers.models.causal_lm import linear_loss, pieces
 from workers.models.causal_lm.link import Link
 from workers.models.causal_lm.readout import Readout, loss, token_scores
 
@@ -27,7 +27,7 @@ LINKS = [Link(), Link(scale=0.25), Link(cap=3.0), Link(before=0.5, scale=2.0, ca
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(linear_loss, "PIECE_BYTES", 7 * 4 * 50)  # seven rows of the vocabulary below
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 7 * 4 * 50)  # seven rows of the vocabulary below
     yield
     torch.set_num_threads(threads)
 
@@ -204,9 +204,9 @@ def test_logits_are_never_held_all_at_once() -> None:
         "import torch; from torch import nn\n"
         "from workers.memory import PeakMeter, settled_private_bytes\n"
         "from workers.models.causal_lm.readout import Readout, loss, token_scores\n"
-        "from workers.models.causal_lm import linear_loss\n"
+        "from workers.models.causal_lm import pieces\n"
         "from workers.models.causal_lm.link import Link\n"
-        "linear_loss.PIECE_BYTES = 2**22\n"
+        "pieces.PIECE_BYTES = 2**22\n"
         "torch.set_num_threads(1)\n"
         "head = nn.Linear(128, 50_000, bias=False)\n"
         "hidden = torch.randn(1000, 128, requires_grad=True); targets = torch.randint(50_000, (1000,))\n"
