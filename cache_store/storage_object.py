@@ -293,7 +293,9 @@ class ObjectStorage(Storage):
             found = self._obs.list_with_delimiter(self._client, prefix or None)
             return [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
 
-        return [name.rstrip("/").rsplit("/", 1)[-1] for name in self._call("list", prefix, look)]
+        # Servers over a file system may list an empty folder as something inside itself.
+        paths = [path for path in self._call("list", prefix, look) if path != prefix]
+        return [path.rstrip("/").rsplit("/", 1)[-1] for path in paths]
 
     def _walk(self, prefix: str) -> Iterator[FileInfo]:
         def look() -> list[FileInfo]:
@@ -301,6 +303,7 @@ class ObjectStorage(Storage):
                 FileInfo(item["path"], int(item["size"]), item["last_modified"].timestamp())
                 for batch in self._obs.list(self._client, prefix or None, chunk_size=_BATCH)
                 for item in batch
+                if item["path"] != prefix
             ]
 
         yield from self._call("list", prefix, look)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from cache_store.addresses import redacted
 from orchestrator.sections import OVERRIDES, Config, RegimeConfig, validate
 from orchestrator.yaml_loader import Document, KeyPath, Problem, key_text
 from workers.specs import TrainSpec
@@ -169,6 +170,6 @@ def _prune(raw: Any, path: KeyPath) -> None:
 
 
 def show(value: Any) -> str:
-    """A value as a message quotes it."""
-    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+    """A value as a message quotes it, without credentials where it is an address that holds some."""
+    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else redacted(value)
     return text if len(text) <= 80 else text[:77] + "..."

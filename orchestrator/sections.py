@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
+from cache_store.addresses import parse_address
+from cache_store.errors import UserError
 from orchestrator.estimate import Rates
 from orchestrator.stages import Kind, Stage, layout
 from workers.lm_specs import CausalLMSpec, TextSpec
@@ -40,6 +42,15 @@ def parse_size(value: Any) -> Any:
     return int(float(number) * base ** _UNITS[unit.lower().rstrip("i")])
 
 
+def _known_store(value: str) -> str:
+    try:
+        parse_address(value)
+    except UserError as error:
+        raise ValueError(error.message) from None
+    return value
+
+
+StoreAddress = Annotated[str, AfterValidator(_known_store)]
 Bytes = Annotated[int, BeforeValidator(parse_size), Field(ge=1)]
 
 
@@ -203,7 +214,9 @@ class Config(Section):
 
     run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name; default: the file's name.")
     run_dir: str = Field(min_length=1, description="Folder of the results; default: runs/<run>.")
-    store: str = Field(min_length=1, description="Storage root, a folder or URI; default: <run_dir>/store.")
+    store: StoreAddress = Field(
+        min_length=1, description="Storage root, a folder or URI (docs/storage.md); default: <run_dir>/store."
+    )
     seed: int = Field(default=0, ge=0, lt=1 << 63, description="Every random choice derives from it.")
     model: ModelSpec | CausalLMSpec
     data: DataSpec | TextSpec

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from cache_store.addresses import redacted
 from cache_store.errors import ConfigError, UserError
 
 KeyPath = tuple[str | int, ...]
@@ -126,7 +127,7 @@ def parse_document(text: str, source: str = "<text>") -> Document:
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
     """Set `a.b.c=value` in place; sections on the way are created. Bad ones are collected as problems."""
     for override in overrides:
-        origin = f"override {override}"
+        origin = f"override {redacted(override)}"
         key, separator, text = override.partition("=")
         parts: KeyPath = tuple(part.strip() for part in key.split("."))
         if not separator or not all(parts):

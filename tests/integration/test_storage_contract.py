@@ -118,6 +118,15 @@ def test_list_names_immediate_children_sorted(storage: Storage) -> None:
     assert set(storage.list("")) - {"store.json"} == {"d", "dd"}
 
 
+def test_a_folder_that_became_empty_lists_as_empty(storage: Storage) -> None:
+    storage.write("d/e/f", b"1")
+    storage.move("d/e/f", "elsewhere/f")
+    assert storage.list("d/e") == list(storage.files("d/e")) == []
+    storage.write("d/e/f", b"1")
+    storage.delete("d/e/f")
+    assert storage.list("d/e") == list(storage.files("d/e")) == []
+
+
 def test_a_folder_of_thousands_is_listed_whole(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
     # More than a page of a listing, which is 1,000 in S3.

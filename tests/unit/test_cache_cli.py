@@ -425,3 +425,20 @@ def test_facts_are_plain_values(store: Storage) -> None:
     assert replace(found, now=0.0).commits == found.commits
     assert found.commits["snapnode"].sets == {ids(store)["boundary"]}
     assert len(found.listed) == 3
+
+
+def test_credentials_in_a_configured_store_are_refused_and_never_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.yaml"
+    for text, override in (
+        ("s3://KEY:hunter2@b/x", ""),
+        ("s3://b/x?sig=hunter2", ""),
+        ("s", "store=s3://K:hunter2@b/x"),
+    ):
+        path.write_text(f"model: {{name: resnet18, stem: small}}\ndata: {{name: digits}}\nstore: '{text}'\n")
+        assert cli.main(["run", str(path), *([override] if override else [])]) == 2
+        captured = capsys.readouterr()
+        assert "holds no credentials" in captured.err
+        assert "hunter2" not in captured.out + captured.err
+    assert sorted(os.listdir(tmp_path)) == ["x.yaml"]
