@@ -81,10 +81,10 @@ class Cluster:
         return (self.logs / f"{name}.log").read_text(errors="replace")
 
     def status(self, submission: str) -> str:
-        _, text = self.ask(f"ray job status --address {self.pods.dashboard} {submission}", "status")
-        return next(
-            word for word in ("SUCCEEDED", "FAILED", "STOPPED", "RUNNING", "PENDING", "?") if word in text + "?"
-        )
+        client = f"from ray.job_submission import JobSubmissionClient as C; c = C('{self.pods.dashboard}')"
+        code, text = self.ask(f"python -c \"{client}; print(c.get_job_status('{submission}').value)\"", "status")
+        assert code == 0, text
+        return text.split()[-1]
 
     def start(self, index: int, group: dict[str, Any]) -> subprocess.Popen[bytes]:
         container = group["template"]["spec"]["containers"][0]
@@ -232,8 +232,8 @@ def test_a_head_that_is_taken_away_lets_its_run_checkpoint_first(cluster: Cluste
     if not cluster.pods.isolated:
         pytest.skip("without process namespaces the hook would look at this machine's processes")
     address = cluster.pods.dashboard
-    settings = "store=/data/store2 run_dir=/data/runs/taken seed=7 training.epochs=40"
-    entrypoint = f"python -m orchestrator.run configs/quickstart.yaml {settings}"
+    places = "store=/data/store2 run_dir=/data/runs/taken"
+    entrypoint = f"python -m orchestrator.run configs/quickstart.yaml {places} seed=7 training.epochs=40"
     code, text = cluster.ask(
         f"ray job submit --address {address} --no-wait --submission-id taken -- {entrypoint}", "taken"
     )
