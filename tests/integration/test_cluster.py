@@ -34,7 +34,7 @@ SMALL = merged(
     {key: value for key, value in TINY.items() if key != "resources"},
     {
         "regimes": ["segprop", "lw"],
-        "training.epochs": 8,
+        "training.epochs": 4,
         "training.checkpoint_every_s": 0.01,
         "split.base": 3,
         "evaluation.stages": False,
@@ -178,15 +178,14 @@ def test_the_probes_answer_without_a_token_and_nothing_else_does(cluster: Cluste
 def test_a_job_stopped_midway_and_run_again_ends_with_the_weights_of_an_uninterrupted_run(
     cluster: Cluster, reference: dict[str, dict[str, str]]
 ) -> None:
-    entrypoint = cluster.pods.translate(cluster.job["entrypoint"])
-    job = {**cluster.job, "entrypoint": entrypoint}
+    job = cluster.job
     environment = json.dumps(yaml.safe_load(job["runtimeEnvYAML"]))
     address = cluster.pods.dashboard
 
     # As a user submits: code and configuration travel.
     command = (
         f"ray job submit --address {address} --working-dir . --no-wait --submission-id first "
-        f"--runtime-env-json '{environment}' -- {entrypoint}"
+        f"--runtime-env-json '{environment}' -- {job['entrypoint']}"
     )
     code, text = cluster.ask(command, "first")
     assert code == 0, text
