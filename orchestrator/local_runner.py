@@ -29,6 +29,7 @@ class LocalRunner:
     def submit(self, order: WorkOrder) -> None:
         assert self._running is None, "a local runner has one slot"
         self._running = order
+        self._control.progress()  # what the last task reported is not this one's
         self._thread = threading.Thread(target=self._work, args=(order,), name="segprop-worker", daemon=True)
         self._thread.start()
 
