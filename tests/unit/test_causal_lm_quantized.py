@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lm_makers import build_chain, lm_spec, make_model
 from torch import Tensor, nn
 
@@ -23,13 +25,15 @@ MODES: tuple[Mode, ...] = ("int8", "nf4")
 
 
 def chain(name: str = "llama", **given: Any) -> tuple[CausalLMSpec, dict[str, nn.Module]]:
-    spec = lm_spec(name, **given)
-    return spec, build_chain(spec, make_model(spec).state_dict())
+    spec = lm_spec(name, **{"hidden_size": 64, "intermediate_size": 128, "n_inner": 128, **given})
+    state = make_model(spec).state_dict()
+    # At this width the maker's weights saturate the softmax, which then makes leaps of small differences.
+    return spec, build_chain(spec, {key: value / 3 if value.ndim > 1 else value for key, value in state.items()})
 
 
 def through(spec: CausalLMSpec, part: nn.Module, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """What layer 0 adds to the residual stream, and the gradient of its sum of squares at the input."""
-    hidden = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    hidden = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     (out,) = Path({"layer0": part}, trained=())((hidden,), Frame(spec)(hidden, POSITIONS))
     added = out - hidden
     (gradient,) = torch.autograd.grad(added.float().square().mean(), hidden)
@@ -37,16 +41,16 @@ def through(spec: CausalLMSpec, part: nn.Module, dtype: torch.dtype = torch.floa
 
 
 def error(found: Tensor, wanted: Tensor) -> float:
-    return float((found.float() - wanted.float()).norm() / wanted.float().norm())
+    return float((found - wanted).detach().float().norm() / wanted.detach().float().norm())
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_one_product_and_its_gradient_are_off_by_the_formats_rounding_and_no_more(mode: Mode) -> None:
-    spec, parts = chain()
+    _, parts = chain()
     key = "model.layers.0.mlp.up_proj"
     full = parts["layer0"].get_submodule(key)
     few = quantize(chain()[1]["layer0"], mode, torch.float32).get_submodule(key)
-    one = torch.randn(64, 32, requires_grad=True)
+    one = torch.randn(64, 64, requires_grad=True)
     other = one.detach().clone().requires_grad_()
     wanted, found = full(one), few(other)
     assert 0 < error(found, wanted) < ERRORS[mode]
@@ -77,7 +81,7 @@ def test_a_pass_without_gradients_leaves_the_later_ones_what_they_were(mode: Mod
     few = quantize(parts["layer0"], mode, dtype)
     out, gradient = through(spec, few, dtype)
     with torch.no_grad():
-        hidden = torch.ones(1, 9, 32, dtype=dtype)
+        hidden = torch.ones(1, 9, 64, dtype=dtype)
         Path({"layer0": few}, trained=())((hidden,), Frame(spec)(hidden, POSITIONS[:1]))
     again, same = through(spec, few, dtype)
     assert out.dtype == dtype
@@ -88,8 +92,7 @@ def test_a_pass_without_gradients_leaves_the_later_ones_what_they_were(mode: Mod
 
 @pytest.mark.parametrize(("mode", "matrix_bytes"), [("int8", 1.0), ("nf4", 0.5 + 4 / 64)])
 def test_a_layer_holds_the_bytes_that_are_predicted(mode: Mode, matrix_bytes: float) -> None:
-    wide = {"hidden_size": 64, "intermediate_size": 128}
-    part = chain(**wide)[1]["layer0"]
+    part = chain()[1]["layer0"]
     matrices = [module for module in part.modules() if isinstance(module, nn.Linear)]
     elements = sum(module.weight.numel() for module in matrices)
     rows = sum(module.out_features for module in matrices)
@@ -119,3 +122,18 @@ def test_products_are_computed_in_the_stages_precision() -> None:
     coarse = through(spec, quantize(chain()[1]["layer0"], "nf4", torch.bfloat16))[0]
     assert coarse.dtype == torch.float32
     assert 0 < error(coarse, exact) < 0.02
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 70), columns=st.integers(1, 200), mode=st.sampled_from(MODES), seed=st.integers(0, 99))
+def test_matrices_of_any_shape_are_close_or_left_alone(rows: int, columns: int, mode: Mode, seed: int) -> None:
+    part = chain()[1]["layer0"]
+    linear = nn.Linear(columns, rows, bias=False)
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    linear.weight = nn.Parameter(weight)
+    part.set_submodule("model.layers.0.mlp.up_proj", linear)
+    few = quantize(part, mode, torch.float32).get_submodule("model.layers.0.mlp.up_proj")
+    # The identity reads the matrix out; without int8's outliers, its rows are exact.
+    found = few(torch.eye(columns)).t()
+    steps = weight.abs().amax() * (1 / 127 if mode == "int8" else 0.16)
+    assert float((found - weight).abs().max()) <= float(steps)

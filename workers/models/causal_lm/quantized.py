@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from workers.models.causal_lm.locate import require
 from workers.models.causal_lm.parts import Layer
 
+#: Weights that share a scale in nf4.
+_BLOCK = 64
 #: Inputs beyond this stay in 16 bits (LLM.int8()): hidden states have outliers that would take all of a row's steps.
 _OUTLIERS = 6.0
 
@@ -24,7 +26,7 @@ def quantize(part: nn.Module, mode: Literal["int8", "nf4"], dtype: torch.dtype) 
 
     Products are computed in `dtype` (nf4) or in integers (int8), results have the type of what came in. Gradients
     flow to inputs, never to weights. Norms keep their type, and so do experts that are no linear layers; embeddings
-    and heads are left as they are. Matrices are replaced one by one, so no more than one is held twice. ConfigError
+    and heads are left as they are; on a CPU, nf4 also leaves matrices whose rows are no multiple of 64. Matrices are replaced one by one, so no more than one is held twice. ConfigError
     when bitsandbytes is missing.
     """
     if not isinstance(part, Layer):
@@ -34,7 +36,7 @@ def quantize(part: nn.Module, mode: Literal["int8", "nf4"], dtype: torch.dtype) 
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     for name, module in list(part.named_modules()):
         matrix = _matrix(module)
-        if matrix is not None:
+        if matrix is not None and not (mode == "nf4" and _misread(matrix)):
             packed = _int8(matrix) if mode == "int8" else _nf4(matrix, dtype)
             bias: nn.Parameter | None = module.bias  # type: ignore[assignment]
             packed.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
@@ -51,13 +53,16 @@ def _matrix(module: nn.Module) -> Tensor | None:
     return None
 
 
+def _misread(matrix: Tensor) -> bool:
+    """bitsandbytes' CPU kernels give wrong numbers, silently, where a block of 4-bit weights spans two rows (0.50.2)."""
+    return matrix.device.type == "cpu" and matrix.shape[1] % _BLOCK != 0
+
+
 def _int8(matrix: Tensor) -> nn.Module:
     import bitsandbytes.nn as bnb
 
     rows, columns = matrix.shape
-    layer: Any = bnb.Linear8bitLt(
-        columns, rows, bias=False, has_fp16_weights=False, threshold=_OUTLIERS, device="meta"
-    )
+    layer: Any = bnb.Linear8bitLt(columns, rows, bias=False, has_fp16_weights=False, threshold=_OUTLIERS, device="meta")
     # Rounded on the way to the device, which only happens to matrices that come from the host.
     layer.weight = bnb.Int8Params(matrix.cpu(), requires_grad=False).to(matrix.device)
     _count(layer, layer.weight.SCB)
@@ -69,8 +74,9 @@ def _nf4(matrix: Tensor, dtype: torch.dtype) -> nn.Module:
 
     rows, columns = matrix.shape
     settings: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": False}
+    blocks: Any = {"blocksize": _BLOCK}
     layer: Any = bnb.Linear4bit(columns, rows, bias=False, compute_dtype=dtype, device="meta", **settings)
-    layer.weight = bnb.Params4bit(matrix, requires_grad=False, module=layer, **settings).to(matrix.device)
+    layer.weight = bnb.Params4bit(matrix, requires_grad=False, module=layer, **blocks, **settings).to(matrix.device)
     # On some CPUs the first pass without gradients would repack the matrix into a form that has no backward pass.
     layer.support_avx512bf16_for_cpu = False
     _count(layer, layer.weight.quant_state.absmax)
