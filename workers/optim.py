@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,9 +32,9 @@ def build_optimizer(spec: OptimizerSpec, parameters: Sequence[nn.Parameter]) -> 
             fused=True,
         )
     if spec.name == "adamw8bit":
-        import bitsandbytes  # type: ignore[import-not-found, unused-ignore]  # an extra; its absence is found early
-
-        eight: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
+        # An extra, and half annotated; its absence is found early.
+        bitsandbytes: Any = importlib.import_module("bitsandbytes.optim")
+        eight: torch.optim.Optimizer = bitsandbytes.AdamW8bit(
             parameters, lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay
         )
         return eight
@@ -110,5 +111,5 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], te
 
 
 def _plain(value: torch.Tensor) -> torch.Tensor | int:
-    """A count of steps that was a plain int becomes one again: a loaded tensor would be cast to the parameter's type."""
+    """A count of steps that was a plain int is one again: as a tensor it would be cast to the parameter's type."""
     return int(value) if value.ndim == 0 and value.dtype == torch.int64 else value

@@ -72,7 +72,7 @@ def test_snapshots_of_original_layers_are_made_of_whole_weights(labs: dict[str, 
 @pytest.mark.parametrize("mode", ["int8", "nf4"])
 def test_a_layer_that_was_frozen_in_few_bits_is_trained_and_committed_whole(labs: dict[str, Lab], mode: str) -> None:
     origin = imported(labs[mode])
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for label in labels(labs[mode], "train"):
         tensors |= {key.partition("/")[2]: value for key, value in labs[mode].weights(label).items()}
     key = "model.layers.3.mlp.up_proj.weight"

@@ -5,6 +5,7 @@ Only what a stage holds is rounded: commits, snapshots and a recomputed prefix k
 
 from __future__ import annotations
 
+import importlib
 import logging
 from typing import Any, Literal
 
@@ -26,8 +27,8 @@ def quantize(part: nn.Module, mode: Literal["int8", "nf4"], dtype: torch.dtype) 
 
     Products are computed in `dtype` (nf4) or in integers (int8), results have the type of what came in. Gradients
     flow to inputs, never to weights. Norms keep their type, and so do experts that are no linear layers; embeddings
-    and heads are left as they are; on a CPU, nf4 also leaves matrices whose rows are no multiple of 64. Matrices are replaced one by one, so no more than one is held twice. ConfigError
-    when bitsandbytes is missing.
+    and heads are left as they are; on a CPU, nf4 also leaves matrices whose rows are no multiple of 64. Matrices are
+    replaced one by one, so no more than one is held twice. ConfigError when bitsandbytes is missing.
     """
     if not isinstance(part, Layer):
         return part
@@ -38,7 +39,7 @@ def quantize(part: nn.Module, mode: Literal["int8", "nf4"], dtype: torch.dtype) 
         matrix = _matrix(module)
         if matrix is not None and not (mode == "nf4" and _misread(matrix)):
             packed = _int8(matrix) if mode == "int8" else _nf4(matrix, dtype)
-            bias: nn.Parameter | None = module.bias  # type: ignore[assignment]
+            bias: Any = module.bias
             packed.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
             part.set_submodule(name, packed.train(module.training))
     return part
@@ -49,20 +50,19 @@ def _matrix(module: nn.Module) -> Tensor | None:
     if type(module) is nn.Linear:
         return module.weight.detach()
     if type(module).__name__ == "Conv1D":  # GPT-2: the other way round
-        return module.weight.detach().t().contiguous()  # type: ignore[union-attr, operator]
+        return module.weight.detach().t().contiguous()  # type: ignore[operator]
     return None
 
 
 def _misread(matrix: Tensor) -> bool:
-    """bitsandbytes' CPU kernels give wrong numbers, silently, where a block of 4-bit weights spans two rows (0.50.2)."""
+    """bitsandbytes' CPU kernels silently give wrong numbers where a block of nf4 spans two rows (seen in 0.50.2)."""
     return matrix.device.type == "cpu" and matrix.shape[1] % _BLOCK != 0
 
 
 def _int8(matrix: Tensor) -> nn.Module:
-    import bitsandbytes.nn as bnb
-
+    bnb = _bitsandbytes()
     rows, columns = matrix.shape
-    layer: Any = bnb.Linear8bitLt(columns, rows, bias=False, has_fp16_weights=False, threshold=_OUTLIERS, device="meta")
+    layer = bnb.Linear8bitLt(columns, rows, bias=False, has_fp16_weights=False, threshold=_OUTLIERS, device="meta")
     # Rounded on the way to the device, which only happens to matrices that come from the host.
     layer.weight = bnb.Int8Params(matrix.cpu(), requires_grad=False).to(matrix.device)
     _count(layer, layer.weight.SCB)
@@ -70,17 +70,21 @@ def _int8(matrix: Tensor) -> nn.Module:
 
 
 def _nf4(matrix: Tensor, dtype: torch.dtype) -> nn.Module:
-    import bitsandbytes.nn as bnb
-
+    bnb = _bitsandbytes()
     rows, columns = matrix.shape
     settings: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": False}
     blocks: Any = {"blocksize": _BLOCK}
-    layer: Any = bnb.Linear4bit(columns, rows, bias=False, compute_dtype=dtype, device="meta", **settings)
+    layer = bnb.Linear4bit(columns, rows, bias=False, compute_dtype=dtype, device="meta", **settings)
     layer.weight = bnb.Params4bit(matrix, requires_grad=False, module=layer, **blocks, **settings).to(matrix.device)
     # On some CPUs the first pass without gradients would repack the matrix into a form that has no backward pass.
     layer.support_avx512bf16_for_cpu = False
     _count(layer, layer.weight.quant_state.absmax)
     return layer  # type: ignore[no-any-return]
+
+
+def _bitsandbytes() -> Any:
+    """Its layers, untyped: it is an extra, and half annotated."""
+    return importlib.import_module("bitsandbytes.nn")
 
 
 def _count(layer: nn.Module, scales: Tensor) -> None:
