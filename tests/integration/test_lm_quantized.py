@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lm_running import LLAMA, imported, lm_changes
@@ -78,7 +79,7 @@ def test_a_layer_that_was_frozen_in_few_bits_is_trained_and_committed_whole(labs
     key = "model.layers.3.mlp.up_proj.weight"
     assert tensors[key].dtype == torch.float32
     # One epoch at 1e-2 moves a weight by a few hundredths; a layer started from sixteen levels would be off by more.
-    assert len(tensors[key].unique()) > 1000
+    assert len(np.unique(tensors[key].numpy())) > 1000
     assert 0 < float((tensors[key] - origin[key]).abs().max()) < 0.1
 
 

@@ -130,10 +130,14 @@ def test_matrices_of_any_shape_are_close_or_left_alone(rows: int, columns: int, 
     part = chain()[1]["layer0"]
     linear = nn.Linear(columns, rows, bias=False)
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    # Neighbouring rows of very different sizes: another row's scale would not do.
+    weight *= 10.0 ** (torch.arange(rows) % 3)[:, None]
     linear.weight = nn.Parameter(weight)
     part.set_submodule("model.layers.0.mlp.up_proj", linear)
     few = quantize(part, mode, torch.float32).get_submodule("model.layers.0.mlp.up_proj")
-    # The identity reads the matrix out; without int8's outliers, its rows are exact.
-    found = few(torch.eye(columns)).t()
-    steps = weight.abs().amax() * (1 / 127 if mode == "int8" else 0.16)
-    assert float((found - weight).detach().abs().max()) <= float(steps)
+    # The identity reads the matrix out. Between the levels of nf4 lie at most 0.31 of a block's largest value.
+    found = few(torch.eye(columns)).t().detach()
+    block, share = (columns, 0.6 / 127) if mode == "int8" else (64, 0.16)
+    padded = nn.functional.pad(weight.flatten(), (0, -weight.numel() % block)).view(-1, block)
+    largest = padded.abs().amax(1, keepdim=True).expand_as(padded).flatten()[: weight.numel()].view_as(weight)
+    assert bool(((found - weight).abs() <= share * largest + 1e-3).all())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ def quantize(part: nn.Module, mode: Literal["int8", "nf4"], dtype: torch.dtype) 
         matrix = _matrix(module)
         if matrix is not None and not (mode == "nf4" and _misread(matrix)):
             packed = _int8(matrix) if mode == "int8" else _nf4(matrix, dtype)
-            bias: Any = module.bias
+            bias = cast("Tensor | None", module.bias)
             packed.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
             part.set_submodule(name, packed.train(module.training))
     return part
