@@ -38,7 +38,7 @@ def quantize(part: nn.Module, mode: Literal["int8", "nf4"], dtype: torch.dtype) 
     for name, module in list(part.named_modules()):
         matrix = _matrix(module)
         if matrix is not None and not (mode == "nf4" and _misread(matrix)):
-            packed = _int8(matrix) if mode == "int8" else _nf4(matrix, dtype)
+            packed: Any = _int8(matrix) if mode == "int8" else _nf4(matrix, dtype)
             bias = cast("Tensor | None", module.bias)
             packed.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
             part.set_submodule(name, packed.train(module.training))
