@@ -42,6 +42,8 @@ class ImageChecks(CrossChecks):
             self.report(self.locate(name, "training", "lora"), "is for language models")
         if regime.training.lm_head != "train":
             self.report(self.locate(name, "training", "lm_head"), "is for language models")
+        if regime.training.frozen_weights != "full":
+            self.report(self.locate(name, "training", "frozen_weights"), "is for language models")
         if regime.split.omit:
             self.report(self.locate(name, "split", "omit"), "is for language models")
 

@@ -67,8 +67,6 @@ class CrossChecks:
             value = train.optimizer.name if len(key) == 2 else train.frozen_weights
             if importlib.util.find_spec("bitsandbytes") is None:
                 self.report(at(*key), f"{value}: needs bitsandbytes: pip install 'segprop[quantized]'")
-            elif self.config.resources.device == "cpu":
-                self.report(at(*key), f"{value}: needs a CUDA device; resources.device is cpu")
         if train.precision == "fp16" and self.config.resources.device == "cpu":
             self.report(at("precision"), "fp16: not available on resources.device cpu; allowed there: fp32, bf16")
 

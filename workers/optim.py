@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,9 +32,15 @@ def build_optimizer(spec: OptimizerSpec, parameters: Sequence[nn.Parameter]) -> 
             fused=True,
         )
     if spec.name == "adamw8bit":
+<<<<<<< HEAD
         import bitsandbytes  # an extra; its absence is found before a run
 
         eight: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
+=======
+        # An extra, and half annotated; its absence is found early.
+        bitsandbytes: Any = importlib.import_module("bitsandbytes.optim")
+        eight: torch.optim.Optimizer = bitsandbytes.AdamW8bit(
+>>>>>>> quant
             parameters, lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay
         )
         return eight
@@ -84,19 +91,20 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) ->
     """The optimizer's state as host tensors named `<parameter>//<key>`, for safetensors."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
-        f"{name}//{key}": value.detach().to("cpu", copy=True).contiguous()
+        # bitsandbytes counts steps in a plain int: int64, where torch's own count is a float32.
+        f"{name}//{key}": torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
         for name, parameter in zip(names, parameters, strict=True)
         for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, torch.Tensor)
+        if isinstance(value, torch.Tensor | int)
     }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: dict[str, torch.Tensor]) -> None:
     """Put back the state of every named parameter found in `tensors`; others keep a fresh state."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    state: dict[int, dict[str, torch.Tensor | int]] = {}
     for index, name in enumerate(names):
         prefix = f"{name}//"
-        found = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+        found = {key[len(prefix) :]: _plain(value) for key, value in tensors.items() if key.startswith(prefix)}
         if found:
             state[index] = found
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -106,3 +114,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], te
         for key, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _plain(value: torch.Tensor) -> torch.Tensor | int:
+    """A count of steps that was a plain int is one again: as a tensor it would be cast to the parameter's type."""
+    return int(value) if value.ndim == 0 and value.dtype == torch.int64 else value

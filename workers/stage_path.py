@@ -17,10 +17,13 @@ class StagePath:
 
     def __init__(self, task: StageTask, domain: Domain, weights: Weights, device: torch.device) -> None:
         self._task, self._domain, self._weights, self._device = task, domain, weights, device
+        trained = {*task.trained, *({ADAPTER, AUX} & set(task.path))}
         parts: dict[str, nn.Module] = {}
         for index, name in enumerate(task.path):
             parts[name] = self._training_only(name, index) if name in (ADAPTER, AUX) else weights.build(name)
-        trained = {*task.trained, *({ADAPTER, AUX} & set(task.path))}
+            if name not in trained:
+                # At once: a frozen stretch that only fits in 4 bits never lies there whole.
+                domain.prepare_frozen(name, parts[name], task.train)
         checkpointing = task.train.activation_checkpointing
         self.module = Path(parts, trained, activation_checkpointing=checkpointing)
         for name in sorted(trained):

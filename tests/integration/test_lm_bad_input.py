@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,8 @@ def head_adapter_without_adapters(folder: Path) -> Changes:
     return {"training.lm_head": "lora"}
 
 
-def quantized_without_its_package(folder: Path) -> Changes:
-    return {"training.optimizer": {"name": "adamw8bit"}}
+def adapters_over_few_bits(folder: Path) -> Changes:
+    return {"regimes": ["e2e"], "training.lora": {"rank": 2}, "training.frozen_weights": "nf4"}
 
 
 CASES: list[tuple[Callable[[Path], Changes], str, str]] = [
@@ -150,7 +151,7 @@ CASES: list[tuple[Callable[[Path], Changes], str, str]] = [
     (pruned_layer_unknown, "model.prune", "0-2"),
     (adapters_nowhere, "training.lora", "lm_head"),
     (head_adapter_without_adapters, "training.lm_head", "training.lora"),
-    (quantized_without_its_package, "training.optimizer.name", "bitsandbytes"),
+    (adapters_over_few_bits, "training.frozen_weights", "no frozen decoder layers"),
 ]
 
 
@@ -209,3 +210,26 @@ def test_a_checkpoint_without_weights_can_be_planned_for(
     changes = {**lm_changes(tmp_path), "model": {"family": "causal_lm", "path": str(tmp_path / "model")}}
     assert main(["run", str(write_config(tmp_path, changes)), "--dry-run"]) == 0
     assert "stage2-layer1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("training.optimizer.name", "adamw8bit"), ("training.frozen_weights", "int8")]
+)
+def test_few_bits_without_their_package_are_refused(
+    tmp_path: Path, key: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # What Python itself takes for: there is no such package.
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    config = write_config(tmp_path, {**lm_changes(tmp_path), key: value})
+    assert main(["run", str(config), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert [line for line in error.splitlines() if key in line and "bitsandbytes" in line], error
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_have_no_frozen_layers_in_few_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path, {"training.frozen_weights": "nf4"})
+    assert main(["run", str(config), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert "training.frozen_weights" in error
+    assert "is for language models" in error

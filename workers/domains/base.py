@@ -86,6 +86,10 @@ class Domain(Protocol):
         """Make the part ready to be trained: freeze what stays, put low-rank adapters in. All its parameters require
         gradients before."""
 
+    def prepare_frozen(self, part: str, module: nn.Module, train: TrainSpec) -> None:
+        """Make a part of a stage's path that is not trained ready for it: fewer bits, where that is asked for. The part
+        has its weights and is on its device; its state is not read again."""
+
     def final_state(self, module: nn.Module) -> State:
         """A trained part's own tensors on the host, named as `part_state_names` does."""
 

@@ -52,6 +52,9 @@ class ImageDomain:
     def prepare_training(self, part: str, module: nn.Module, train: TrainSpec, seed: int) -> None:
         pass
 
+    def prepare_frozen(self, part: str, module: nn.Module, train: TrainSpec) -> None:
+        pass
+
     def final_state(self, module: nn.Module) -> State:
         return cpu_state(module)
 

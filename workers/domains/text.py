@@ -19,7 +19,9 @@ from workers.lm_specs import CausalLMSpec, TextSpec
 from workers.models.causal_lm import parts, readout
 from workers.models.causal_lm.lora import add_lora, merged_state
 from workers.models.causal_lm.parts import Frame
+from workers.models.causal_lm.quantized import quantize
 from workers.models.causal_lm.skeleton import build_skeleton, master_dtype
+from workers.optim import DTYPES
 from workers.specs import Experiment, Precision, TrainSpec
 
 
@@ -62,6 +64,10 @@ class TextDomain:
             add_lora(module, train.lora, seed, lm_head=train.lm_head == "lora")
         if is_head and train.lm_head != "lora":
             cast("parts.Head", module).output_layer().requires_grad_(train.lm_head == "train" and train.lora is None)
+
+    def prepare_frozen(self, part: str, module: nn.Module, train: TrainSpec) -> None:
+        if train.frozen_weights != "full":
+            quantize(module, train.frozen_weights, DTYPES[train.precision])
 
     def final_state(self, module: nn.Module) -> State:
         return (
