@@ -32,15 +32,9 @@ def build_optimizer(spec: OptimizerSpec, parameters: Sequence[nn.Parameter]) -> 
             fused=True,
         )
     if spec.name == "adamw8bit":
-<<<<<<< HEAD
-        import bitsandbytes  # an extra; its absence is found before a run
-
-        eight: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
-=======
         # An extra, and half annotated; its absence is found early.
         bitsandbytes: Any = importlib.import_module("bitsandbytes.optim")
         eight: torch.optim.Optimizer = bitsandbytes.AdamW8bit(
->>>>>>> quant
             parameters, lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay
         )
         return eight
