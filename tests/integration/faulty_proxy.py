@@ -27,6 +27,7 @@ class Fault(Enum):
     TRUNCATED = auto()  # done, the connection closes half-way through the body
     TOO_LONG = auto()  # done, the reply claims more bytes than it has
     TOO_SHORT = auto()  # done, the reply claims fewer bytes than there are, and is cut there
+    HEAD_SHORT = auto()  # the length of an object, asked for without its body, is one less
     FLIPPED = auto()  # done, one bit of the body is flipped
     SLOW = auto()  # done, the reply comes in drops, within the time allowed
 
@@ -130,6 +131,8 @@ class FaultyProxy:
             length += 10
         elif fault is Fault.TOO_SHORT and body:
             length, body = half, body[:half]
+        elif fault is Fault.HEAD_SHORT and method == "HEAD":
+            length = max(0, length - 1)
         elif fault is Fault.FLIPPED and body:
             body = body[:half] + bytes([body[half] ^ 1]) + body[half + 1 :]
         headers = {**headers, "content-length": str(length), "connection": "keep-alive"}

@@ -198,6 +198,61 @@ def test_a_large_upload_cut_half_way_is_not_visible(
     assert storage.read("large") == data
 
 
+@pytest.mark.parametrize("fault", [Fault.TOO_SHORT, Fault.TRUNCATED, Fault.RESET_AFTER], ids=lambda f: f.name.lower())
+def test_parts_of_a_large_file_that_come_short_are_asked_for_again(
+    proxy: FaultyProxy, s3: S3Server, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    monkeypatch.setenv("SEGPROP_STORE_REQUEST_S", "30")
+    storage = Storage.open(s3.address())
+    data = random.Random(0).randbytes(20 << 20)
+    storage.write("large", data)
+    ranges: set[str] = set()
+
+    def choose(request: Request) -> Fault | None:
+        wanted = request.headers.get("range", "")
+        if not wanted or wanted in ranges:
+            return None
+        ranges.add(wanted)
+        return fault
+
+    proxy.choose = choose
+    assert storage.read("large") == data
+    ranges.clear()
+    assert b"".join(bytes(piece) for piece in storage.chunks("large")) == data
+    assert len(ranges) == 3
+
+
+def test_an_upload_of_another_length_is_repeated_and_then_a_typed_error(proxy: FaultyProxy, s3: S3Server) -> None:
+    storage = Storage.open(s3.address())
+    proxy.choose = lambda request: Fault.HEAD_SHORT if request.seen == 0 else None
+    storage.write("f", b"x" * 100)
+    assert [request.method for request, _ in proxy.requests][-4:] == ["PUT", "HEAD", "PUT", "HEAD"]
+    proxy.choose = lambda _: Fault.HEAD_SHORT
+    with pytest.raises(StorageUnavailable, match="99 bytes were stored instead of 100"):
+        storage.write("g", b"x" * 100)
+
+
+def test_a_record_replaced_while_it_is_moved_aside_stays(proxy: FaultyProxy, s3: S3Server) -> None:
+    uri = s3.address()
+    storage = Storage.open(uri)
+    storage.write("record", b"damaged")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+        other = Storage.open(uri)
+
+    def choose(request: Request) -> Fault | None:
+        # Looked at when it was written, before it is copied, and, now, before it is deleted.
+        if request.method == "HEAD" and "/quarantine/" not in request.path and request.seen == 2:
+            other.write("record", b"made again")
+        return None
+
+    proxy.choose = choose
+    with pytest.raises(FileNotFoundError):
+        storage.move("record", "quarantine/record")
+    assert storage.read("record") == b"made again"
+    assert storage.list("quarantine") == []
+
+
 def test_damage_on_the_way_does_not_condemn_a_good_shard(proxy: FaultyProxy, s3: S3Server) -> None:
     storage = Storage.open(s3.address())
     snapshots = SnapshotStore(storage).open(SPEC)
