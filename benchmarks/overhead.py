@@ -28,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, help="epochs a stage (4; quick 2)")
     parser.add_argument("--size", type=int, default=16, help="side of the images (%(default)s)")
     parser.add_argument("--repeats", type=int, help="rounds of both (3; quick 1)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=harness.cores(),
+        help="of both; fewer than the cores leaves Ray one (%(default)s)",
+    )
 
 
 def run(options: argparse.Namespace) -> Report:
@@ -44,7 +50,16 @@ def run(options: argparse.Namespace) -> Report:
             },
             repeats,
         )
-    return _report(results, {"images": config["data"]["name"], "rows": rows, "epochs": epochs, "size": options.size})
+    return _report(
+        results,
+        {
+            "images": config["data"]["name"],
+            "rows": rows,
+            "epochs": epochs,
+            "size": options.size,
+            "threads": options.threads,
+        },
+    )
 
 
 def _config(options: argparse.Namespace, folder: Path, *, rows: int, epochs: int) -> Json:
@@ -70,7 +85,7 @@ def _config(options: argparse.Namespace, folder: Path, *, rows: int, epochs: int
         },
         "regimes": ["segprop"],
         "snapshots": {"mode": "always"},
-        "resources": harness.single_slot(),
+        "resources": {**harness.single_slot(), "threads": options.threads},
         "evaluation": {"stages": False},
     }
 
@@ -89,7 +104,7 @@ def _plain(config: Json, folder: Path) -> Json:
     settings = {
         "experiment": task["experiment"],
         "data": data,
-        "threads": harness.cores(),
+        "threads": config["resources"]["threads"],
         "epochs": regime.training.epochs,
         "batch_size": regime.training.batch_size,
         "lr": regime.training.optimizer.lr,
@@ -171,7 +186,7 @@ def _report(runs: dict[str, list[Json]], settings: Json) -> Report:
     longest = harness.text(totals["orchestrated"]["median"])
     return Report(
         title="an orchestrated run beside a plain PyTorch loop",
-        settings={**settings, "threads": harness.cores(), "slots": 1},
+        settings={**settings, "slots": 1},
         results={"seconds": totals, "ratio": ratio, "training_ratio": training, "idle": idle, "runs": runs},
         tables=[
             Table(
