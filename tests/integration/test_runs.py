@@ -26,6 +26,7 @@ from orchestrator.prepare import Prepared, prepare
 from workers import specs
 from workers.chain import Path as ChainPath
 from workers.data.images import ImageSource
+from workers.domains import domain_of
 from workers.specs import EvaluateTask
 from workers.weights import Weights
 
@@ -175,7 +176,7 @@ def test_an_exported_model_loads_with_torchvision_alone_and_gives_the_same_logit
     nodes = NodeStore(storage)
     parents: dict[str, Any] = {role: nodes.commit_of(parent) for role, parent in node.parents.items()}
     images = ImageSource(task.experiment, parents["data"]["result"], SnapshotStore(storage), "test")
-    weights = Weights(nodes, parents, task.experiment, torch.device("cpu"))
+    weights = Weights(nodes, parents, domain_of(task.experiment), torch.device("cpu"))
     chain = ChainPath({name: weights.build(name) for name in task.path}, trained=())
     batch = images.batch(np.arange(images.rows), None)
     torch.set_num_threads(1)
