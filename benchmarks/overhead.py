@@ -109,8 +109,8 @@ def _plain(config: Json, folder: Path) -> Json:
         "batch_size": regime.training.batch_size,
         "lr": regime.training.optimizer.lr,
         "views": prepared.config.data.views,
-        "group_rows": regime.snapshots.group_rows,
-        "eval": prepared.config.evaluation.batch_size,
+        "group_rows": regime.group_rows,
+        "eval": prepared.config.evaluation_batch,
         "stages": [node.task["name"] for node in prepared.plan.nodes if node.kind == "train"],
     }
     (folder / "settings.json").write_text(json.dumps(settings))
