@@ -33,7 +33,6 @@ from workers.specs import DataSpec, ModelSpec, TrainSpec
 
 if TYPE_CHECKING:
     from workers.models.causal_lm.outline import LMOutline
-
     from workers.models.outline import ChainOutline
 
 
