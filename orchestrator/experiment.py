@@ -30,13 +30,12 @@ def experiment_of(config: Config, regime: Regime, classes: int, language: LMOutl
 
 
 def model_of(model: ModelSpec | CausalLMSpec, language: LMOutline | None) -> ModelSpec | CausalLMSpec:
-    """The architecture alone."""
+    """The architecture alone; and where its code lies, for a checkpoint whose code the user trusts."""
     if isinstance(model, ModelSpec):
         return dataclasses.replace(model, weights=None)
     assert language is not None
-    return dataclasses.replace(
-        model, path=None, revision=None, gguf=None, tokenizer=None, prune=(), config=dict(language.config)
-    )
+    alone = dataclasses.replace(model, gguf=None, tokenizer=None, prune=(), config=dict(language.config))
+    return alone if model.trust_remote_code else dataclasses.replace(alone, path=None, revision=None)
 
 
 def initializing(model: ModelSpec | CausalLMSpec, language: LMOutline | None) -> ModelSpec | CausalLMSpec:

@@ -68,7 +68,7 @@ def build_config(values: dict[str, Any], spec: CausalLMSpec) -> PretrainedConfig
 def _remote_config(values: dict[str, Any], given: dict[str, Any], spec: CausalLMSpec) -> PretrainedConfig:
     if spec.path is None:
         raise refuse("needs model.path, where the model's code lies", "model.trust_remote_code")
-    config = AutoConfig.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=True)
+    config = AutoConfig.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     config.update(json.loads(json.dumps(given)))
     return cast("PretrainedConfig", config)
 
