@@ -44,6 +44,7 @@ __all__ = ["Counters", "Field", "SetInfo", "SetSpec", "SnapshotSet", "SnapshotSt
 
 _COMMIT = re.compile(r"(\d{6,})\.json")
 
+
 @dataclass
 class Counters:
     """What one SnapshotSet object did. `hits`: shard requests answered from committed bytes; `misses`: those
@@ -288,6 +289,11 @@ class SnapshotSet:
                 raise self._missing(i)
             parts.append(commit.file["sha256"])
         return digest_json([self.spec.id, parts])
+
+    @property
+    def holds_all(self) -> bool:
+        """Whether every shard stays in reach once it was read."""
+        return self._kept.limit is None and self.storage.local_path(f"{self._root}/set.json") is not None
 
     def close(self) -> None:
         """Let go of this set's shards; arrays already handed out stay valid. The object can still be used."""

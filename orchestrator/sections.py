@@ -108,6 +108,12 @@ class SnapshotConfig(Section):
     retention: Literal["release", "keep"] = Field(
         default="release", description="release: a set is dropped when its last reader has committed."
     )
+    shuffle: Literal["global", "window"] = Field(
+        default="global",
+        description="Order of an epoch over snapshots. global: any sample may follow any other. window: shards are "
+        "opened in a shuffled order and samples drawn from those open, for sets larger than memory (docs/storage.md).",
+    )
+    window: int = Field(default=16, ge=1, description="Shards open at one time with shuffle: window.")
 
 
 class ResourceConfig(Section):
@@ -123,6 +129,11 @@ class ResourceConfig(Section):
         default="auto", description="CPU threads of a task; auto: the cores divided by the slots."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one.")
+    snapshot_memory: Bytes | None = Field(
+        default=None,
+        description="Most bytes of snapshot shards a task holds at a time, mapped or in memory. None: all that lie in "
+        "a local folder, mapped; 1 GiB of others.",
+    )
     max_attempts: int = Field(default=3, ge=1, description="Attempts of a task before it counts as failed.")
     gflops: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
         default="auto",

@@ -66,6 +66,7 @@ def _drive(prepared: Prepared, ledger: Ledger, quiet: bool) -> Outcome:
                     progress,
                     store=config.store,
                     max_attempts=config.resources.max_attempts,
+                    snapshot_memory=config.resources.snapshot_memory,
                     stop_requested=stop_requested,
                 )
                 return driver.run()

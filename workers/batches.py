@@ -14,10 +14,13 @@ from cache_store.prefetch import prefetch
 from cache_store.reader import RowReader
 from workers.chain import Boundary
 from workers.domains.base import Batch, Domain, Rows, Source
+from workers.geometry import Geometry
 from workers.specs import Precision
 
 #: Batches loaded ahead of the step. Two hide the loader's jitter; more only hold memory.
 AHEAD = 2
+#: Shards read ahead of the batch being loaded, where not all of a set is held.
+SHARDS_AHEAD = 2
 
 
 class Inputs(Protocol):
@@ -28,8 +31,14 @@ class Inputs(Protocol):
     #: Batches to load ahead of the step in a background thread; 0 loads each in the step's own thread.
     ahead: int
 
+    def expect(self, samples: np.ndarray, view: int | None) -> None:
+        """Say which samples will be loaded from now on, in order."""
+
     def load(self, rows: Rows, view: int | None) -> Boundary:
         """Host tensors of these samples; called from one thread."""
+
+    def forget(self) -> None:
+        """Nothing is expected any more."""
 
     def finish(self, rows: Rows, boundary: Boundary) -> Batch:
         """To the device, and what is left to do there, in the step's own thread."""
@@ -58,8 +67,14 @@ class RawInputs:
         self._channels_last = channels_last
         self._prefix = prefix
 
+    def expect(self, samples: np.ndarray, view: int | None) -> None:
+        """Nothing to prepare."""
+
     def load(self, rows: Rows, view: int | None) -> Boundary:
         return self.domain.load(self.source, rows, view)
+
+    def forget(self) -> None:
+        """Nothing was prepared."""
 
     def finish(self, rows: Rows, boundary: Boundary) -> Batch:
         batch = self.domain.batch(
@@ -88,6 +103,7 @@ class StoredInputs:
         domain: Domain,
         source: Source,
         readers: Mapping[int | None, RowReader],
+        geometry: Geometry,
         device: torch.device,
         precision: Precision,
         *,
@@ -97,6 +113,7 @@ class StoredInputs:
         self.domain = domain
         self.source = source
         self._readers = readers
+        self._geometry = geometry
         self._device = device
         self._precision: Precision = precision
         self._channels_last = channels_last
@@ -104,11 +121,19 @@ class StoredInputs:
         self._ring: list[Boundary | None] = [None] * (AHEAD + 2)
         self._turn = 0
 
+    def expect(self, samples: np.ndarray, view: int | None) -> None:
+        reader = self._readers[view]
+        reader.expect(self._geometry.shards_of(samples), depth=None if reader.snapshots.holds_all else SHARDS_AHEAD)
+
+    def forget(self) -> None:
+        for reader in self._readers.values():
+            reader.forget()
+
     def load(self, rows: Rows, view: int | None) -> Boundary:
         reader = self._readers[view]
         wanted = self.domain.set_rows(self.source, rows.index)
         if self._device.type == "cuda":
-            return reader.gather(wanted, tuple(t.pin_memory() for t in reader.empty(len(wanted))))
+            return reader.gather(wanted, reader.empty(len(wanted), pinned=True))
         self._turn = (self._turn + 1) % len(self._ring)
         buffer = self._ring[self._turn]
         if buffer is None or len(buffer[0]) < len(wanted):
@@ -156,6 +181,7 @@ def micro_batches(
     def load() -> Generator[tuple[int, Rows, Boundary, float, bool], None, None]:
         if inputs.ahead and device.type == "cpu":
             torch.set_num_threads(1)  # of the background thread: the step computes on the same cores
+        inputs.expect(order[steps.start * batch_size : steps.stop * batch_size], view)
         for step in steps:
             index = order[step * batch_size : (step + 1) * batch_size]
             counts = inputs.domain.target_counts(inputs.source, index)
@@ -165,9 +191,12 @@ def micro_batches(
                 share = int(counts[first : first + micro].sum()) / total
                 yield step, rows, inputs.load(rows, view), share, first + micro >= len(index)
 
-    with closing(prefetch(load(), inputs.ahead) if inputs.ahead else load()) as loaded:
-        for step, rows, boundary, share, last in loaded:
-            yield MicroBatch(step, inputs.finish(rows, boundary), share, last)
+    try:
+        with closing(prefetch(load(), inputs.ahead) if inputs.ahead else load()) as loaded:
+            for step, rows, boundary, share, last in loaded:
+                yield MicroBatch(step, inputs.finish(rows, boundary), share, last)
+    finally:
+        inputs.forget()
 
 
 def in_order(inputs: Inputs, *, batch_size: int, device: torch.device) -> Generator[Batch, None, None]:

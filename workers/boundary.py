@@ -22,6 +22,9 @@ from workers.optim import autocast
 from workers.specs import BoundarySpec
 from workers.weights import Weights
 
+#: Threads that copy the rows of one batch where the step runs on a device.
+_GATHER_THREADS = 4
+
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -51,14 +54,8 @@ class StoredBoundary:
             # The predecessor's shards are cut elsewhere, its groups are the same.
             shorter = replace(boundary, hops=boundary.hops[:-1])
             self._previous = StoredBoundary(environment, domain, shorter, source, weights, view)
-        fields = domain.fields(sum(len(hop) for hop in boundary.hops), boundary.dtype)
-        self.geometry = Geometry.of(
-            source.rows,
-            domain.offsets(source),
-            group=boundary.group_rows,
-            row_bytes=sum(field.bytes for field in fields),
-            shard_bytes=boundary.shard_bytes,
-        )
+        fields = _fields(domain, boundary)
+        self.geometry = geometry_of(domain, boundary, source)
         self.spec = self.geometry.set_spec(boundary_key(domain, boundary, source, weights, view), fields)
         #: Read as it is found: not created, and perhaps not there at all.
         self._stored = SnapshotSet(environment.storage, self.spec)
@@ -70,12 +67,14 @@ class StoredBoundary:
     def snapshots(self) -> SnapshotSet:
         """The set, created in the store on first use."""
         if self._set is None:
-            self._set = self._environment.snapshots.open(self.spec)
+            self._set = self._environment.snapshots.open(self.spec, self._environment.kept)
         return self._set
 
     def reader(self) -> RowReader:
         """Rows of this boundary in any order; what is missing or damaged is computed, stored and served."""
-        return RowReader(self.snapshots, compute=self.compute_shard)
+        # On a CPU the step computes on the same cores.
+        threads = 1 if self._environment.device.type == "cpu" else min(_GATHER_THREADS, self._environment.threads)
+        return RowReader(self.snapshots, compute=self.compute_shard, threads=threads)
 
     def compute_shard(self, index: int) -> list[np.ndarray]:
         """The shard's arrays, one per field, bf16 as uint16."""
@@ -123,6 +122,21 @@ class StoredBoundary:
         """Samples each block was run over, this hop's and (after losses) earlier hops'."""
         earlier = self._previous.total_forwards() if self._previous is not None else Counter()
         return self.forwards + earlier
+
+
+def _fields(domain: Domain, boundary: BoundarySpec) -> tuple[Field, ...]:
+    return domain.fields(sum(len(hop) for hop in boundary.hops), boundary.dtype)
+
+
+def geometry_of(domain: Domain, boundary: BoundarySpec, source: Source) -> Geometry:
+    """Where the samples of `source` lie in a set of this boundary, whether it is stored or not."""
+    return Geometry.of(
+        source.rows,
+        domain.offsets(source),
+        group=boundary.group_rows,
+        row_bytes=sum(field.bytes for field in _fields(domain, boundary)),
+        shard_bytes=boundary.shard_bytes,
+    )
 
 
 def boundary_key(
