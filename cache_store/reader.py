@@ -125,7 +125,7 @@ class RowReader:
             source = array.reshape(-1).view(np.uint8)
             shares = 1
             if self._pool is not None:
-                shares = max(1, min(self._threads, (last - first) * field.bytes // _SHARE_BYTES))
+                shares = max(1, min(self._threads, last - first, (last - first) * field.bytes // _SHARE_BYTES))
             cuts = [first + (last - first) * share // shares for share in range(shares + 1)]
             for begin, end in pairwise(cuts[1:]):
                 assert self._pool is not None
