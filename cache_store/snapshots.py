@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from cache_store import codec
+from cache_store import codec, packed
 from cache_store.codec import Array, Field
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, CorruptShard, MissingShard, StoreError
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Counters", "Field", "SetInfo", "SetSpec", "SnapshotSet", "SnapshotStore"]
 
 _COMMIT = re.compile(r"(\d{6,})\.json")
-# Shards of storage that cannot be mapped are kept in memory up to this many bytes a set.
+# Shards that cannot be mapped (of such storage, or packed ones) are kept in memory up to this many bytes a set.
 _KEPT_BYTES = 1 << 30
 
 
@@ -159,6 +159,7 @@ class SnapshotSet:
         self.spec = spec
         self.counters = Counters()
         self._root = f"sets/{spec.id}"
+        self._codec = packed if spec.codec_version == codec.PACKED else codec
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, tuple[Array, ...]] = OrderedDict()
 
@@ -198,7 +199,7 @@ class SnapshotSet:
             return 0
         attempt = new_attempt_id()
         path = self._shard_path(i, attempt)
-        file = write_file(self.storage, path, *codec.encode(self.spec.fields, arrays))
+        file = write_file(self.storage, path, *self._codec.encode(self.spec.fields, arrays))
         reach("shard.written")
         record = {
             "format": FORMAT,
@@ -252,7 +253,7 @@ class SnapshotSet:
         arrays = self._load(i)
         with self._lock:
             arrays = self._kept.setdefault(i, arrays)
-            if self.storage.local_path(self._commit_path(i)) is None:
+            if self._codec is packed or self.storage.local_path(self._commit_path(i)) is None:
                 shard_bytes = self.spec.shard_rows * self.spec.row_bytes
                 while len(self._kept) > 1 and len(self._kept) * shard_bytes > _KEPT_BYTES:
                     self._kept.popitem(last=False)
@@ -358,7 +359,7 @@ class SnapshotSet:
         if commit is None:
             raise self._missing(i)
         try:
-            return codec.decode(self._verified(commit.file), self.spec.fields, len(self.spec.shard_range(i)))
+            return self._codec.decode(self._verified(commit.file), self.spec.fields, len(self.spec.shard_range(i)))
         except (CorruptShard, FileNotFoundError) as error:
             if read_bounded(self.storage, self._commit_path(i)) is None:
                 # Dropped, or quarantined by somebody else, while we looked.

@@ -96,7 +96,9 @@ def _sets_detail(nodes: Sequence[Node], *, text: bool) -> str:
     made = "rolled forward by " if "previous" in nodes[0].parents else "from the start by "
     hops = _boundary(nodes[0])
     blocks = hops[-1] if "previous" in nodes[0].parents else tuple(block for hop in hops for block in hop)
-    return f"{train} + validation, {nodes[0].task['boundary']['dtype']}, {made}{', '.join(abbreviated(blocks))}"
+    spec = nodes[0].task["boundary"]
+    kept = spec["dtype"] if spec["encoding"] == "plain" else f"{spec['dtype']} as {spec['encoding']}"
+    return f"{train} + validation, {kept}, {made}{', '.join(abbreviated(blocks))}"
 
 
 def render(prepared: Prepared) -> RenderableType:

@@ -269,7 +269,7 @@ class _RegimeBuilder:
         if known is not None:
             return known
         hops = self.boundaries[index]
-        spec, dtype = self.specs[hops], self.specs[hops].dtype
+        spec = self.specs[hops]
         parents = {"data": self.data_node}
         parents |= {f"weights/{block}": self.weights[block] for hop in hops for block in hop}
         rolled = index > 0 and self.decisions[self.boundaries[index - 1]].source == "snapshots"
@@ -287,8 +287,8 @@ class _RegimeBuilder:
             min(spec.group_rows, rows),
             rows=rows,
             precision=spec.precision,
-            stored_row_bytes=estimate.row_bytes(self._shapes(hops), dtype),
-            read_row_bytes=estimate.row_bytes(self._shapes(hops[:-1]), dtype) if rolled else 0,
+            stored_row_bytes=self._row_bytes(hops),
+            read_row_bytes=self._row_bytes(hops[:-1]) if rolled else 0,
         )
         which = "validation" if view is None else f"{split} view {view}"
         label = f"snapshot {hops[-1][-1]} {which}"
@@ -370,6 +370,11 @@ class _RegimeBuilder:
     def _shapes(self, hops: Sequence[Sequence[str]]) -> tuple[tuple[int, ...], ...]:
         return self.outline.boundaries[sum(len(hop) for hop in hops)]
 
+    def _row_bytes(self, hops: tuple[tuple[str, ...], ...]) -> int:
+        """Stored bytes of one sample at the boundary after `hops`."""
+        spec = self.specs[hops]
+        return estimate.row_bytes(self._shapes(hops), spec.dtype, spec.encoding)
+
     def _boundary_spec(self, hops: tuple[tuple[str, ...], ...]) -> BoundarySpec:
         settings, training = self.regime.snapshots, self.regime.training
         dtype: Any = estimate.SNAPSHOT_DTYPE[training.precision] if settings.dtype == "auto" else settings.dtype
@@ -380,6 +385,7 @@ class _RegimeBuilder:
             group_rows=self.regime.group_rows,
             shard_bytes=settings.shard_bytes,
             channels_last=training.channels_last,
+            encoding=settings.encoding,
         )
 
     def _figures(self, index: int) -> policy.Boundary:
@@ -392,7 +398,7 @@ class _RegimeBuilder:
         )
         return policy.Boundary(
             label=hops[-1][-1],
-            set_bytes=stored_rows * estimate.row_bytes(self._shapes(hops), self.specs[hops].dtype),
+            set_bytes=stored_rows * self._row_bytes(hops),
             make_from_images=stored_rows * prefix,
             make_from_previous=stored_rows * (estimate.prefix_flops(self.outline, hops[-1]) if index else prefix),
             recompute=passes * (rows.train + rows.validation) * prefix,

@@ -20,7 +20,7 @@ from cache_store.errors import UserError
 from orchestrator.estimate import Rates
 from orchestrator.stages import Kind, Stage, layout
 from workers.lm_specs import CausalLMSpec, TextSpec
-from workers.specs import DataSpec, ModelSpec, SnapshotDtype, TrainSpec, to_json
+from workers.specs import DataSpec, EncodingName, ModelSpec, SnapshotDtype, TrainSpec, to_json
 
 #: Samples that go through frozen blocks together, and samples of an evaluation batch, where nothing is said.
 IMAGE_GROUP, TEXT_GROUP = 256, 16
@@ -94,6 +94,12 @@ class SnapshotConfig(Section):
         default="auto", description="auto: stored where that saves forward work and fits the budget."
     )
     dtype: SnapshotDtype = Field(default="auto", description="auto: the type the training precision computes in.")
+    encoding: EncodingName = Field(
+        default="plain",
+        description="plain: values as they are. lossless: byte planes packed by zstd, for slow links. int8: a byte a "
+        "value, a scale every 32 values (images: every map). fp8: e4m3, a scale every 128 (language models). What a "
+        "stage trains on is what int8 and fp8 decode to (docs/storage.md).",
+    )
     group_rows: int | None = Field(
         default=None,
         ge=1,

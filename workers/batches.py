@@ -93,7 +93,9 @@ class StoredInputs:
         precision: Precision,
         *,
         channels_last: bool = False,
+        decode: Callable[[Boundary], Boundary] = lambda stored: stored,
     ) -> None:
+        self._decode = decode
         self.ahead = AHEAD  # reading mostly waits for the store
         self.domain = domain
         self.source = source
@@ -117,9 +119,11 @@ class StoredInputs:
         return reader.gather(wanted, tuple(tensor[: len(wanted)] for tensor in buffer))
 
     def finish(self, rows: Rows, boundary: Boundary) -> Batch:
+        # On the device: what is copied there are the stored columns, fewer bytes than they decode to.
+        moved = tuple(tensor.to(self._device, non_blocking=True) for tensor in boundary)
         return self.domain.batch(
             rows,
-            boundary,
+            self._decode(moved),
             stored=True,
             device=self._device,
             precision=self._precision,

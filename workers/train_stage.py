@@ -132,7 +132,13 @@ class Stage:
             self.boundaries[split, view] = boundary
             readers[view] = boundary.reader()
         return StoredInputs(
-            self.domain, source, readers, self.device, train.precision, channels_last=train.channels_last
+            self.domain,
+            source,
+            readers,
+            self.device,
+            train.precision,
+            channels_last=train.channels_last,
+            decode=boundary.encoding.decode,
         )
 
     def _frozen_forward(self, batch: Batch) -> Batch:
