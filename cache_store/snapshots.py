@@ -185,6 +185,11 @@ class SnapshotSet:
         present = {int(match.group(1)) for match in names if match}
         return [i for i in range(self.spec.shards) if i not in present]
 
+    def stored_bytes(self) -> int:
+        """Bytes of the set's committed shard files: less than `spec.bytes` only where they are packed."""
+        commits = (self._commit(i) for i in range(self.spec.shards))
+        return sum(commit.file["bytes"] for commit in commits if commit is not None)
+
     def put(self, i: int, arrays: Sequence[Array]) -> int:
         """Write and publish shard `i`; returns the file's bytes, or 0 when a valid record was there already.
 
