@@ -16,6 +16,7 @@ _FREE = (
     ("data", "download"),
     ("training", "checkpoint_every_s"),
     ("snapshots", "mode"),
+    ("snapshots", "costs"),
     ("snapshots", "budget"),
     ("snapshots", "shard_bytes"),
     ("snapshots", "retention"),

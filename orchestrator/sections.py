@@ -93,6 +93,12 @@ class SnapshotConfig(Section):
     mode: Literal["auto", "always", "never"] = Field(
         default="auto", description="auto: stored where that saves forward work and fits the budget."
     )
+    costs: Literal["counted", "measured"] = Field(
+        default="counted",
+        description="How mode auto weighs storing against recomputing. counted: forward operations, the same on every "
+        "machine. measured: seconds, which the first run over a store measures on one of its slots and every later one "
+        "takes from there.",
+    )
     dtype: SnapshotDtype = Field(default="auto", description="auto: the type the training precision computes in.")
     encoding: EncodingName = Field(
         default="plain",

@@ -16,9 +16,9 @@ from orchestrator.driver import Driver, Outcome, stop_on_signals
 from orchestrator.environment import describe_environment
 from orchestrator.experiment import experiment_of
 from orchestrator.ledger import Ledger
-from orchestrator.plan import RegimePlan
+from orchestrator.plan import Plan, RegimePlan
 from orchestrator.plan_record import write_plan
-from orchestrator.prepare import Prepared
+from orchestrator.prepare import Prepared, check_space, with_figures
 from orchestrator.progress import Progress, print_table
 from orchestrator.report import write_report
 from orchestrator.runner import Runner
@@ -38,8 +38,7 @@ def execute(prepared: Prepared, *, quiet: bool = False) -> int:
     ledger = Ledger.read(storage, prepared.plan)
     outcome = Outcome("done", reused=set(ledger.commits))
     if any(target not in ledger.commits for target in prepared.plan.targets):
-        write_plan(storage, prepared.config.run, prepared.plan)
-        outcome = _drive(prepared, ledger, quiet)
+        prepared, ledger, outcome = _drive(prepared, ledger, quiet)
     exports = _export_finished(prepared, ledger, list(prepared.plan.regimes))
     reach("driver.exported")
     summary = _write_results(prepared, ledger, outcome, exports)
@@ -52,23 +51,35 @@ def execute(prepared: Prepared, *, quiet: bool = False) -> int:
     return EXIT_BAD_INPUT if bad_input else EXIT_FAILED
 
 
-def _drive(prepared: Prepared, ledger: Ledger, quiet: bool) -> Outcome:
-    config = prepared.config
+def _drive(prepared: Prepared, ledger: Ledger, quiet: bool) -> tuple[Prepared, Ledger, Outcome]:
+    """Carry the plan out. What it says of snapshots may have to be measured first; it is then made again."""
+    config, storage = prepared.config, ledger.storage
     runner = make_runner(prepared)
     with Progress(len(prepared.plan.nodes), len(ledger.commits), quiet=quiet) as progress:
         try:
             runner.start()
             with stop_on_signals() as stop_requested:
-                driver = Driver(
-                    prepared.plan,
-                    ledger,
-                    runner,
-                    progress,
-                    store=config.store,
-                    max_attempts=config.resources.max_attempts,
-                    stop_requested=stop_requested,
-                )
-                return driver.run()
+
+                def drive(plan: Plan) -> Outcome:
+                    write_plan(storage, config.run, plan)
+                    return Driver(
+                        plan,
+                        ledger,
+                        runner,
+                        progress,
+                        store=config.store,
+                        max_attempts=config.resources.max_attempts,
+                        stop_requested=stop_requested,
+                    ).run()
+
+                if prepared.plan.unmeasured:
+                    outcome = drive(prepared.plan.measuring())
+                    if outcome.status != "done":
+                        return prepared, ledger, outcome
+                    prepared = with_figures(prepared)
+                    check_space(prepared)
+                    ledger = Ledger.read(storage, prepared.plan)
+                return prepared, ledger, drive(prepared.plan)
         finally:
             runner.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ class Inputs(Protocol):
     source: Source
     #: Batches to load ahead of the step in a background thread; 0 loads each in the step's own thread.
     ahead: int
+    #: Seconds spent so far on loading and, where they are computed again, on the frozen blocks; None: not known.
+    seconds: float | None
 
     def load(self, rows: Rows, view: int | None) -> Boundary:
         """Host tensors of these samples; called from one thread."""
@@ -58,11 +61,21 @@ class RawInputs:
         self._precision: Precision = precision
         self._channels_last = channels_last
         self._prefix = prefix
+        # A device works on when the call returns.
+        self.seconds = 0.0 if device.type == "cpu" else None
 
     def load(self, rows: Rows, view: int | None) -> Boundary:
-        return self.domain.load(self.source, rows, view)
+        started = time.perf_counter()
+        loaded = self.domain.load(self.source, rows, view)
+        self._count(started)
+        return loaded
+
+    def _count(self, started: float) -> None:
+        if self.seconds is not None:
+            self.seconds += time.perf_counter() - started
 
     def finish(self, rows: Rows, boundary: Boundary) -> Batch:
+        started = time.perf_counter()
         batch = self.domain.batch(
             rows,
             boundary,
@@ -71,10 +84,11 @@ class RawInputs:
             precision=self._precision,
             channels_last=self._channels_last,
         )
-        if self._prefix is None:
-            return batch
-        with torch.no_grad():
-            return self._prefix(batch)
+        if self._prefix is not None:
+            with torch.no_grad():
+                batch = self._prefix(batch)
+        self._count(started)
+        return batch
 
 
 class StoredInputs:
@@ -106,8 +120,22 @@ class StoredInputs:
         # One buffer being filled, AHEAD waiting, one in the step.
         self._ring: list[Boundary | None] = [None] * (AHEAD + 2)
         self._turn = 0
+        self._loading = self._decoding = 0.0
+
+    @property
+    def seconds(self) -> float | None:
+        """Of gathering and decoding. Beside a step on the same cores gathering costs what it computes, not how long it
+        waits for its turn; beside a device's step it costs the time until it is done."""
+        return self._loading + self._decoding
 
     def load(self, rows: Rows, view: int | None) -> Boundary:
+        clock = time.thread_time if self._device.type == "cpu" else time.perf_counter
+        started = clock()
+        gathered = self._gather(rows, view)
+        self._loading += clock() - started
+        return gathered
+
+    def _gather(self, rows: Rows, view: int | None) -> Boundary:
         reader = self._readers[view]
         wanted = self.domain.set_rows(self.source, rows.index)
         if self._device.type == "cuda":
@@ -121,9 +149,12 @@ class StoredInputs:
     def finish(self, rows: Rows, boundary: Boundary) -> Batch:
         # On the device: what is copied there are the stored columns, fewer bytes than they decode to.
         moved = tuple(tensor.to(self._device, non_blocking=True) for tensor in boundary)
+        started = time.perf_counter()
+        decoded = self._decode(moved)
+        self._decoding += time.perf_counter() - started
         return self.domain.batch(
             rows,
-            self._decode(moved),
+            decoded,
             stored=True,
             device=self._device,
             precision=self._precision,

@@ -93,7 +93,7 @@ class StoredBoundary:
         for group in self.geometry.groups_of_shard(index):
             for column, tensor in zip(columns, self._compute_group(group), strict=True):
                 column.append(tensor)
-        return [_to_numpy(torch.cat(column)) for column in columns]
+        return [to_numpy(torch.cat(column)) for column in columns]
 
     def _group(self, group: int) -> Boundary:
         """Stored rows of one group as host tensors: from the store if it is there."""
@@ -157,7 +157,8 @@ def boundary_key(
     }
 
 
-def _to_numpy(tensor: Tensor) -> np.ndarray:
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """A host tensor as a set's array, bf16 and float8 as their bits."""
     return tensor.view(_BITS.get(tensor.dtype, tensor.dtype)).numpy()
 
 

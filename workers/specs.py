@@ -236,6 +236,24 @@ class MaterializeTask:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasureTask:
+    """Measure what snapshots of this chain cost on a slot. Parents: data, weights/<part> for every block.
+
+    `blocks`: (name, how many blocks lie before it), in chain order, one for all that do the same work.
+    """
+
+    experiment: Experiment
+    blocks: tuple[tuple[str, int], ...]
+    precision: Precision
+    dtype: Literal["float32", "bfloat16", "float16"]
+    encoding: EncodingName
+    channels_last: bool
+    group_rows: int
+    batch_rows: int
+    shard_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageTask:
     """One training stage. Parents: data, weights/<part> for every part of `path` and of `boundary.hops`
     (the node whose commit holds that part: a model node or an earlier stage), snapshot/<split>/<view> for each
@@ -267,10 +285,11 @@ class EvaluateTask:
     channels_last: bool = False
 
 
-Task = DataTask | ModelTask | MaterializeTask | StageTask | EvaluateTask
+Task = DataTask | ModelTask | MeasureTask | MaterializeTask | StageTask | EvaluateTask
 TASKS: dict[str, type[Any]] = {
     "data": DataTask,
     "model": ModelTask,
+    "measure": MeasureTask,
     "materialize": MaterializeTask,
     "train": StageTask,
     "evaluate": EvaluateTask,
