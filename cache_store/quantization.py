@@ -57,10 +57,7 @@ class Encoding:
         blocks = self._blocks(rows.float(), field)
         scale = (blocks.abs().amax(-1) / _LARGEST[self.name]).clamp_min(_TINY)
         codes = (blocks / scale.unsqueeze(-1)).nan_to_num(0.0)
-        if self.name == "int8":
-            code = codes.round().to(torch.int8)
-        else:
-            code = codes.to(torch.float8_e4m3fn)
+        code = codes.round().to(torch.int8) if self.name == "int8" else codes.to(torch.float8_e4m3fn)
         _, scales = columns(self.name, field.dtype, field.shape)
         return self._rows(code, field).contiguous(), scale.view(len(rows), *scales.shape)
 

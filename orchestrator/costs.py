@@ -29,7 +29,8 @@ class BlockCosts:
     group: float
     #: Its forward pass over training batches, as a stage that recomputes runs it.
     batch: float
-    #: Writing rows of the boundary behind it; verifying them on first touch; gathering and decoding them shuffled.
+    #: Of rows of the boundary behind it: writing; reading for the first time (verified, mapped, gathered shuffled,
+    #: decoded); reading again.
     write: float
     open: float
     read: float
@@ -62,7 +63,7 @@ class Costs:
         blocks = {}
         for block, size in zip(outline.blocks, row_bytes, strict=True):
             forward, read = block.flops / rate, size / estimate.STORE_READ_BYTES_PER_S
-            blocks[block.name] = BlockCosts(0.0, forward, forward, size / estimate.STORE_WRITE_BYTES_PER_S, 0.0, read)
+            blocks[block.name] = BlockCosts(0.0, forward, forward, size / estimate.STORE_WRITE_BYTES_PER_S, read, read)
         return cls("nominal", 0.0, 0.0, blocks)
 
     def flops_per_s(self, outline: ChainOutline) -> float:
@@ -77,7 +78,7 @@ class BoundaryCosts:
 
     make_from_start: float
     make_from_previous: float
-    #: All sets verified once, and every pass of every stage that reads it.
+    #: Every pass of every stage that reads it; the first over each set costs more.
     read: float
     #: Raw inputs and prefix in every pass, where nothing is stored.
     recompute: float
@@ -108,7 +109,7 @@ def boundary_costs(
     return BoundaryCosts(
         make_from_start=from_start,
         make_from_previous=make(rolled=True) if len(hops) > 1 else from_start,
-        read=stored * here.open + seen * here.read,
+        read=stored * here.open + max(0, seen - stored) * here.read,
         recompute=seen * (costs.load_batch + prefix),
     )
 

@@ -58,8 +58,8 @@ def build_plan(
     """The graph of all regimes. `outlines`: regime name -> its chain. `language`: the checkpoint of a language
     model. `weights_digest`: identity of the initial weights' files. `rates` only change predicted seconds, `on_host`
     (workers train on the CPU) predicted memory. `figures`: what measure nodes found, by node id; a plan without them
-    decides by counting and names the nodes as `unmeasured`. Raises ConfigError when a regime insists on snapshots that exceed the
-    budget."""
+    decides by counting and names the nodes as `unmeasured`. Raises ConfigError when a regime insists on snapshots that
+    exceed the budget."""
     builder = _Builder(config, data, language, weights_digest, rates or config.rates(), on_host, figures or {})
     for name in config.regimes:
         builder.add(config.regime(name), outlines[name])
@@ -255,8 +255,8 @@ class _RegimeBuilder:
 
     def _measure_node(self) -> str:
         spec = self.specs[self.boundaries[-1]]
-        alike = alike_blocks(self.outline)
-        wanted = {alike[block] for hop in spec.hops for block in hop}
+        # All of the chain, so that regimes with other boundaries share the node.
+        wanted = set(alike_blocks(self.outline).values())
         blocks = tuple((block, index) for index, block in enumerate(self.blocks) if block in wanted)
         task = MeasureTask(
             experiment=self.experiment,
@@ -476,13 +476,13 @@ class _RegimeBuilder:
     def _passes(self, hops: tuple[tuple[str, ...], ...]) -> int:
         """Epochs of all stages that start from this boundary."""
         rows = self.graph.rows.train
-        return sum(estimate.epochs_to_run(self.training[stage.name], rows) for stage in self.stages if stage.hops == hops)
+        return sum(
+            estimate.epochs_to_run(self.training[stage.name], rows) for stage in self.stages if stage.hops == hops
+        )
 
     def _boundary_costs(self, index: int) -> BoundaryCosts:
         hops = self.boundaries[index]
-        return boundary_costs(
-            self.costs, hops, self.graph.rows, views=self.views[hops], passes=self._passes(hops)
-        )
+        return boundary_costs(self.costs, hops, self.graph.rows, views=self.views[hops], passes=self._passes(hops))
 
     def _prediction(self, index: int, stage_ids: Sequence[str]) -> Prediction:
         """What was decided for one boundary, in seconds."""
@@ -500,9 +500,7 @@ class _RegimeBuilder:
             read_seconds=costs.read,
             recompute_seconds=costs.recompute,
             sets=tuple(node for (at, _, _), node in self.sets.items() if at == index),
-            stages=tuple(
-                node for stage, node in zip(self.stages, stage_ids, strict=True) if stage.hops == hops
-            ),
+            stages=tuple(node for stage, node in zip(self.stages, stage_ids, strict=True) if stage.hops == hops),
         )
 
     def _stage_estimate(self, stage: Stage, train: TrainSpec, decision: Decision) -> Estimate:

@@ -124,12 +124,11 @@ class StoredInputs:
 
     @property
     def seconds(self) -> float | None:
-        """Of gathering and decoding. Beside a step on the same cores gathering costs what it computes, not how long it
-        waits for its turn; beside a device's step it costs the time until it is done."""
+        """Of gathering and decoding."""
         return self._loading + self._decoding
 
     def load(self, rows: Rows, view: int | None) -> Boundary:
-        clock = time.thread_time if self._device.type == "cpu" else time.perf_counter
+        clock = gathering_clock(self._device)
         started = clock()
         gathered = self._gather(rows, view)
         self._loading += clock() - started
@@ -160,6 +159,12 @@ class StoredInputs:
             precision=self._precision,
             channels_last=self._channels_last,
         )
+
+
+def gathering_clock(device: torch.device) -> Callable[[], float]:
+    """What gathering in the background costs: beside a step on the same cores what it computes, not how long it waits
+    for its turn; beside a device's step the time until it is done."""
+    return time.thread_time if device.type == "cpu" else time.perf_counter
 
 
 def epoch_order(seed: int, epoch: int, rows: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from cache_store.quantization import Encoding
 from cache_store.reader import RowReader
 from cache_store.records import Attempt
 from cache_store.snapshots import SetSpec, SnapshotSet
+from workers.batches import gathering_clock
 from workers.boundary import TORCH_DTYPES, to_numpy
 from workers.chain import Boundary, Path
 from workers.domains import domain_of
@@ -57,7 +58,6 @@ class _Bench:
         self.weights = Weights(environment.nodes, parents, self.domain, self.device)
         self.group = np.arange(min(task.group_rows, self.source.rows))
         self.batch = np.arange(min(task.batch_rows, self.source.rows))
-        self.draw = np.random.Generator(np.random.PCG64(0))
 
     def run(self) -> dict[str, Any]:
         load = {
@@ -118,10 +118,11 @@ class _Bench:
         return figures, encoding.decode(kept(longest, of(longest)))
 
     def _count(self, index: np.ndarray) -> int:
+        """Rows of a set that these samples are."""
         return len(self.domain.set_rows(self.source, index))
 
     def _store(self, name: str, encoding: Encoding, rows: Sequence[Tensor]) -> dict[str, float]:
-        """Seconds a sample to write, to verify and to gather rows of one full shard."""
+        """Seconds a sample to write rows of one full shard, to read them the first time, and again."""
         arrays = [to_numpy(tensor) for tensor in rows]
         size = sum(array.nbytes for array in arrays)
         wanted = min(self.task.shard_bytes, size * -(-self.source.rows // len(self.group)))
@@ -133,12 +134,11 @@ class _Bench:
             key = {"kind": "measurement", "attempt": self.attempt.id, "block": name, "try": attempt}
             with self._scratch(key, encoding, arrays) as (target, seconds):
                 written.append(seconds)
-                again = SnapshotSet(target.storage, target.spec)
-                started = time.perf_counter()
-                again.touch(0)
-                opened.append(time.perf_counter() - started)
+                # As a stage that starts: the shard is verified, and every page of it touched for the first time.
+                again = _Gathering(self, SnapshotSet(target.storage, target.spec), encoding)
+                opened.append(again.seconds())
                 if attempt == LEAST - 1:
-                    read = self._seconds(self._gather(again, encoding)) / len(self.batch)
+                    read = statistics.median(again.seconds() for _ in range(LEAST)) / samples
         return {
             "write": statistics.median(written) / samples,
             "open": statistics.median(opened) / samples,
@@ -160,21 +160,6 @@ class _Bench:
         finally:
             self.environment.snapshots.drop(spec.id)
 
-    def _gather(self, target: SnapshotSet, encoding: Encoding) -> Callable[[], object]:
-        """A training batch of shuffled samples out of the set, to what a step takes."""
-        reader = RowReader(target)
-        whole = target.spec.rows // self._count(self.group)
-        buffer = reader.empty(target.spec.rows)
-
-        def gather() -> object:
-            index = self.draw.permutation(len(self.group))[: len(self.batch)]
-            wanted = self.domain.set_rows(self.source, index)
-            wanted = wanted + self._count(self.group) * self.draw.integers(whole)
-            rows = reader.gather(wanted, tuple(tensor[: len(wanted)] for tensor in buffer))
-            return encoding.decode([tensor.to(self.device) for tensor in rows])
-
-        return gather
-
     def _seconds(self, work: Callable[[], object]) -> float:
         """Median over calls, the first left out."""
         work()
@@ -190,3 +175,32 @@ class _Bench:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+class _Gathering:
+    """All samples of a measured set, shuffled, in training batches, decoded on the device: a pass of a stage."""
+
+    def __init__(self, bench: _Bench, target: SnapshotSet, encoding: Encoding) -> None:
+        self._device, self._decode = bench.device, encoding.decode
+        self._reader = RowReader(target)
+        period = bench._count(bench.group)
+        draw = np.random.Generator(np.random.PCG64(0))
+        self._batches = [
+            bench.domain.set_rows(bench.source, index) + first
+            for first in range(0, target.spec.rows, period)
+            for index in np.array_split(draw.permutation(bench.group), -(-len(bench.group) // len(bench.batch)))
+        ]
+        self._buffer = self._reader.empty(max(map(len, self._batches)))
+
+    def seconds(self) -> float:
+        """One pass, by the clocks of `StoredInputs`."""
+        clock = gathering_clock(self._device)
+        total = 0.0
+        for rows in self._batches:
+            started = clock()
+            gathered = self._reader.gather(rows, tuple(tensor[: len(rows)] for tensor in self._buffer))
+            total += clock() - started
+            started = time.perf_counter()
+            self._decode([tensor.to(self._device) for tensor in gathered])
+            total += time.perf_counter() - started
+        return total

@@ -16,16 +16,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from cache_store import codec  # noqa: E402
-from cache_store.codec import Field  # noqa: E402
-from cache_store.quantization import Encoding  # noqa: E402
-from cache_store.records import NodeStore  # noqa: E402
-from cache_store.set_spec import SetSpec  # noqa: E402
-from cache_store.snapshots import SnapshotStore  # noqa: E402
-from cache_store.storage import Storage  # noqa: E402
-from orchestrator.estimate import Estimate  # noqa: E402
-from orchestrator.graph import Node, Plan  # noqa: E402
-from orchestrator.plan_record import write_plan  # noqa: E402
+from cache_store import codec
+from cache_store.codec import Field
+from cache_store.quantization import Encoding
+from cache_store.records import NodeStore
+from cache_store.set_spec import SetSpec
+from cache_store.snapshots import SnapshotStore
+from cache_store.storage import Storage
+from orchestrator.estimate import Estimate
+from orchestrator.graph import Node, Plan
+from orchestrator.plan_record import write_plan
 
 ROWS = 10
 

@@ -101,7 +101,9 @@ def test_a_row_decodes_alike_in_any_batch_and_encodes_the_same_again(name: Encod
     (whole,) = encoding.decode(stored)
     for first, last in pairwise((0, 1, 4, 7)):
         part = encoding.encode([values[first:last]])
-        assert all(torch.equal(a.view(torch.int8), b[first:last].view(torch.int8)) for a, b in zip(part, stored))
+        assert all(
+            torch.equal(a.view(torch.int8), b[first:last].view(torch.int8)) for a, b in zip(part, stored, strict=True)
+        )
         assert torch.equal(encoding.decode(part)[0], whole[first:last])
 
 
@@ -154,7 +156,9 @@ def packed_bytes(fields: tuple[Field, ...], arrays: list[np.ndarray]) -> bytes:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(1, 5), max_size=3)), min_size=1, max_size=4),
+    st.lists(
+        st.tuples(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(1, 5), max_size=3)), min_size=1, max_size=4
+    ),
     st.integers(1, 40),
     st.integers(0, 10**6),
 )
