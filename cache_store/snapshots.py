@@ -159,7 +159,6 @@ class SnapshotSet:
         self.spec = spec
         self.counters = Counters()
         self._root = f"sets/{spec.id}"
-        self._codec = packed if spec.codec_version == codec.PACKED else codec
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, tuple[Array, ...]] = OrderedDict()
 
@@ -204,7 +203,8 @@ class SnapshotSet:
             return 0
         attempt = new_attempt_id()
         path = self._shard_path(i, attempt)
-        file = write_file(self.storage, path, *self._codec.encode(self.spec.fields, arrays))
+        encode = packed.encode if self.spec.codec_version == codec.PACKED else codec.encode
+        file = write_file(self.storage, path, *encode(self.spec.fields, arrays))
         reach("shard.written")
         record = {
             "format": FORMAT,
@@ -258,7 +258,7 @@ class SnapshotSet:
         arrays = self._load(i)
         with self._lock:
             arrays = self._kept.setdefault(i, arrays)
-            if self._codec is packed or self.storage.local_path(self._commit_path(i)) is None:
+            if self.spec.codec_version == codec.PACKED or self.storage.local_path(self._commit_path(i)) is None:
                 shard_bytes = self.spec.shard_rows * self.spec.row_bytes
                 while len(self._kept) > 1 and len(self._kept) * shard_bytes > _KEPT_BYTES:
                     self._kept.popitem(last=False)
@@ -364,7 +364,10 @@ class SnapshotSet:
         if commit is None:
             raise self._missing(i)
         try:
-            return self._codec.decode(self._verified(commit.file), self.spec.fields, len(self.spec.shard_range(i)))
+            data, rows = self._verified(commit.file), len(self.spec.shard_range(i))
+            if self.spec.codec_version == codec.PACKED:
+                return packed.decode(data, self.spec.fields, rows)
+            return codec.decode(data, self.spec.fields, rows)
         except (CorruptShard, FileNotFoundError) as error:
             if read_bounded(self.storage, self._commit_path(i)) is None:
                 # Dropped, or quarantined by somebody else, while we looked.

@@ -16,11 +16,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from cache_store.addresses import parse_address
+from cache_store.encoding import EncodingName
 from cache_store.errors import UserError
 from orchestrator.estimate import Rates
 from orchestrator.stages import Kind, Stage, layout
 from workers.lm_specs import CausalLMSpec, TextSpec
-from workers.specs import DataSpec, EncodingName, ModelSpec, SnapshotDtype, TrainSpec, to_json
+from workers.specs import DataSpec, ModelSpec, SnapshotDtype, TrainSpec, to_json
 
 #: Samples that go through frozen blocks together, and samples of an evaluation batch, where nothing is said.
 IMAGE_GROUP, TEXT_GROUP = 256, 16

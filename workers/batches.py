@@ -29,8 +29,10 @@ class Inputs(Protocol):
     source: Source
     #: Batches to load ahead of the step in a background thread; 0 loads each in the step's own thread.
     ahead: int
-    #: Seconds spent so far on loading and, where they are computed again, on the frozen blocks; None: not known.
-    seconds: float | None
+
+    @property
+    def seconds(self) -> float | None:
+        """Spent so far on loading and, where they are computed again, on the frozen blocks; None: not known."""
 
     def load(self, rows: Rows, view: int | None) -> Boundary:
         """Host tensors of these samples; called from one thread."""
@@ -61,18 +63,18 @@ class RawInputs:
         self._precision: Precision = precision
         self._channels_last = channels_last
         self._prefix = prefix
+        self._seconds = 0.0
+
+    @property
+    def seconds(self) -> float | None:
         # A device works on when the call returns.
-        self.seconds = 0.0 if device.type == "cpu" else None
+        return self._seconds if self._device.type == "cpu" else None
 
     def load(self, rows: Rows, view: int | None) -> Boundary:
         started = time.perf_counter()
         loaded = self.domain.load(self.source, rows, view)
-        self._count(started)
+        self._seconds += time.perf_counter() - started
         return loaded
-
-    def _count(self, started: float) -> None:
-        if self.seconds is not None:
-            self.seconds += time.perf_counter() - started
 
     def finish(self, rows: Rows, boundary: Boundary) -> Batch:
         started = time.perf_counter()
@@ -87,7 +89,7 @@ class RawInputs:
         if self._prefix is not None:
             with torch.no_grad():
                 batch = self._prefix(batch)
-        self._count(started)
+        self._seconds += time.perf_counter() - started
         return batch
 
 

@@ -108,7 +108,7 @@ class _Bench:
         batch, group, longest = of(self.batch), of(self.group), max(self.batch, self.group, key=len)
         in_batches = self._seconds(lambda: forward(self.batch, batch, in_batches=True)) / len(self.batch)
         if task.channels_last:
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)
         figures = {
             "build": build,
             "group": self._seconds(lambda: kept(self.group, group)) / len(self.group),

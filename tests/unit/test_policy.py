@@ -119,9 +119,7 @@ def test_a_boundary_that_only_helps_the_next_says_so() -> None:
     chain = [seconds(10, 5.0, 5.0, 4.0, 0.5), seconds(10, 30.0, 5.0, 40.0, 0.5)]
     assert sources(*chain) == "ss"
     reason = decide(chain, "auto", None)[0].reason
-    assert (
-        reason == "5.0 s to make and 0.50 s to read: saves nothing here, but lets the next boundary be rolled forward"
-    )
+    assert reason == "5.0 s to make and 0.5 s to read: saves nothing here, but lets the next boundary be rolled forward"
 
 
 @given(boundaries, st.one_of(st.none(), st.integers(0, 120)))
