@@ -48,6 +48,9 @@ class Runner(Protocol):
     def progress(self) -> dict[str, dict[str, Any]]:
         """Latest progress of running nodes, by node id."""
 
+    def machine(self, node_id: str) -> str | None:
+        """Name of the machine on which a running node runs, where it is known."""
+
     def stop(self) -> None:
         """Ask running nodes to checkpoint and stop; their `Interrupted` failures arrive through `wait`."""
 
