@@ -22,14 +22,23 @@ Place = tuple[int, int]
 
 
 class Agenda:
-    """The state of a plan under way. Each change costs about the number of the node's parents and readers."""
+    """The state of a plan under way. Each change costs about the number of the node's parents and readers. Nodes that
+    are not in the plan, such as those of a plan before it that still run, do not concern it."""
 
-    def __init__(self, plan: Plan, *, committed: AbstractSet[str], released: AbstractSet[str] = schedule.NONE) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        committed: AbstractSet[str],
+        released: AbstractSet[str] = schedule.NONE,
+        running: AbstractSet[str] = schedule.NONE,
+        failed: AbstractSet[str] = schedule.NONE,
+    ) -> None:
         self._plan = plan
         self._committed = set(committed)
         self._released = set(released)
         self._running: set[str] = set()
-        self._failed: set[str] = set()
+        self._failed = set(failed)
         self._targets = frozenset(plan.targets)
         self._place: dict[str, Place] = {
             # Nothing but the final table waits for an evaluation; stages and snapshots have followers.
@@ -53,6 +62,8 @@ class Agenda:
         for node_id in schedule.wanted(plan, committed=self._committed, released=self._released):
             self._enter(node_id)
         self._maybe |= dict.fromkeys(node.id for node in plan.sets)
+        for node_id in running:
+            self.start(node_id)
 
     # -- asking -------------------------------------------------------------------------------------------
 
@@ -70,7 +81,7 @@ class Agenda:
         put_off: list[tuple[Place, str]] = []
         found: Node | None = None
         while self._queue:
-            place, node_id = self._queue[0]
+            _, node_id = self._queue[0]
             if node_id not in self._ready:
                 heapq.heappop(self._queue)
                 self._queued.discard(node_id)
@@ -105,18 +116,24 @@ class Agenda:
 
     def start(self, node_id: str) -> None:
         """The node runs from now on."""
+        if node_id not in self._place:
+            return
         was_busy = self._busy(node_id)
         self._running.add(node_id)
         self._settle(node_id, was_busy)
 
     def stop(self, node_id: str) -> None:
         """The node does not run any more; it is ready again unless `commit` or `fail` follows."""
+        if node_id not in self._place:
+            return
         was_busy = self._busy(node_id)
         self._running.discard(node_id)
         self._settle(node_id, was_busy)
 
     def commit(self, node_id: str) -> None:
         """The node is committed, and its set is there."""
+        if node_id not in self._place:
+            return
         self._committed.add(node_id)
         self._released.discard(node_id)
         self._look(node_id)
@@ -124,11 +141,15 @@ class Agenda:
 
     def release(self, node_id: str) -> None:
         """The node's set is not in the store any more."""
+        if node_id not in self._place:
+            return
         self._released.add(node_id)
         self._look(node_id)
 
     def fail(self, node_id: str) -> None:
         """The node will not be tried again."""
+        if node_id not in self._place:
+            return
         self._failed.add(node_id)
         self._requeue(node_id)
 
@@ -205,4 +226,3 @@ class Agenda:
         if node_id not in self._queued:
             self._queued.add(node_id)
             heapq.heappush(self._queue, (self._place[node_id], node_id))
-

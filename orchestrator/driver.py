@@ -71,6 +71,8 @@ class Driver:
         self._running: dict[str, float] = {}
         #: Running nodes that have shown a sign of life.
         self._begun: set[str] = set()
+        #: Nodes that took more than one attempt.
+        self._retried: set[str] = set()
         self._looked = 0.0
         self._attempts: Counter[str] = Counter()
         #: Node id -> monotonic time before which it is not tried again.
@@ -98,6 +100,7 @@ class Driver:
             for event in self._runner.wait(WAIT_S):
                 self._handle(event, stopping is not None)
             self._look()
+        self._report(**self._state({}))
         if stopping is not None:
             self._outcome.status = "stopped"
         elif self._outcome.failures:
@@ -136,7 +139,8 @@ class Driver:
         self._report(**self._state(latest))
 
     def _state(self, latest: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """`running`: node -> attempt, machine, since, progress; `retrying` and `failed`: node -> attempts, reason."""
+        """`running`: node -> attempt, machine, since, progress; `failed`: node -> reason; `attempts`: node -> how many
+        this driver has made, where it is more than one."""
         running = {
             node_id: {
                 "attempt": self._attempts[node_id],
@@ -146,12 +150,8 @@ class Driver:
             }
             for node_id, since in self._running.items()
         }
-        retrying = {node_id: {"attempts": self._attempts[node_id]} for node_id in self._not_before}
-        failed = {
-            node_id: {"attempts": self._attempts[node_id], "reason": reason}
-            for node_id, reason in self._outcome.failures.items()
-        }
-        return {"running": running, "retrying": retrying, "failed": failed}
+        attempts = {node_id: self._attempts[node_id] for node_id in self._retried}
+        return {"running": running, "failed": dict(self._outcome.failures), "attempts": attempts}
 
     def _log(self, name: str, node: Node, *, level: int = logging.INFO, **fields: Any) -> None:
         machine = fields.pop("machine", None) or (self._runner.machine(node.id) if node.id in self._running else None)
@@ -192,6 +192,7 @@ class Driver:
         decision = retry.decide(event, self._attempts[node.id], self._max_attempts)
         if isinstance(decision, retry.Retry) and not stopping:
             self._not_before[node.id] = time.monotonic() + decision.after_s
+            self._retried.add(node.id)
             self._progress.note(
                 f"{node.label}: {event.error}; attempt {self._attempts[node.id] + 1} of {self._max_attempts} "
                 f"in {decision.after_s:g} s"

@@ -99,6 +99,17 @@ class _Handler(logging.FileHandler):
             print(f"segprop: {self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
 
 
+class _ToPeople(logging.Handler):
+    """Warnings on standard error; those about tasks have been shown with the run's progress already."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not hasattr(record, "event"):
+            print(f"segprop: {record.getMessage()}", file=sys.stderr)
+
+
 @contextmanager
 def journal(run_dir: Path, run: str) -> Iterator[None]:
     """Append what happens meanwhile to the run directory's log."""
@@ -106,14 +117,17 @@ def journal(run_dir: Path, run: str) -> Iterator[None]:
     handler = _Handler(run_dir / FILE, encoding="utf-8", delay=True)
     handler.setFormatter(JsonLines(run))
     before = logger.level, logger.propagate
+    people = _ToPeople()
     logger.addHandler(handler)
+    logger.addHandler(people)
     logger.setLevel(min(logger.level or logging.INFO, logging.INFO))
-    # Lines are for the file; warnings reach people through the run's own output.
+    # Lines are for the file, and for whoever has set up logging.
     logger.propagate = logging.getLogger().hasHandlers()
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.removeHandler(people)
         handler.close()
         logger.setLevel(before[0])
         logger.propagate = before[1]

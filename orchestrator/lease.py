@@ -26,8 +26,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cache_store.errors import CorruptRecord, SegpropError, StoreError
-from cache_store.publish import dump_record, parse_record, read_bounded
+from cache_store.errors import CorruptRecord, RunTaken, StoreError
+from cache_store.publish import dump_record, new_attempt_id, parse_record, read_bounded
 from cache_store.storage import Storage
 from orchestrator.units import seconds_text
 
@@ -42,10 +42,6 @@ LOOK_S = 1.0
 _HOLDER = re.compile(r"holder-(\d{6})\.json")
 _RECORD = re.compile(r"(?:holder|beat)-(\d{6})\.json")
 _log = logging.getLogger("segprop.lease")
-
-
-class RunTaken(SegpropError):
-    """Another driver works on the run."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +170,9 @@ def _record(storage: Storage, path: str) -> dict[str, Any]:
 class Lease:
     """A run held by this process. `release` ends it; a process that dies is found out by the next one."""
 
+    #: How the run ended, for whoever releases.
+    outcome = "failed"
+
     def __init__(self, storage: Storage, digest: str, number: int, *, beat_s: float = BEAT_S) -> None:
         self._storage = storage
         self._digest = digest
@@ -215,7 +214,14 @@ class Lease:
                 _wait_gone(storage, digest, held, stale_s, sleep, say)
             number = max(_numbers(storage, digest), default=0) + 1
             holder, _ = _paths(digest, number)
-            record = {"run": run, "run_dir": run_dir, "since": time.time(), "identity": vars(identity)}
+            # The token makes every record another one, so that a creation without an answer can be recognized.
+            record = {
+                "run": run,
+                "run_dir": run_dir,
+                "since": time.time(),
+                "identity": vars(identity),
+                "token": new_attempt_id(),
+            }
             if not _create(storage, holder, record):
                 continue  # somebody was first: look who
             if max(_numbers(storage, digest), default=number) > number:
@@ -292,7 +298,12 @@ def _create(storage: Storage, path: str, record: Mapping[str, Any]) -> bool:
 
 
 def _wait_gone(
-    storage: Storage, digest: str, held: Held, stale_s: float, sleep: Callable[[float], None], say: Callable[[str], None]
+    storage: Storage,
+    digest: str,
+    held: Held,
+    stale_s: float,
+    sleep: Callable[[float], None],
+    say: Callable[[str], None],
 ) -> None:
     """Returns when the driver is gone, raises RunTaken when it lives."""
     alive = held.identity.is_alive()

@@ -34,9 +34,13 @@ class Both:
         assert self.agenda.waiting == bool(expected)
         first = self.agenda.take(lambda node_id: True)
         assert (first.id if first else None) == (expected[0] if expected else None)
-        free = schedule.releasable(
-            self.plan, committed=self.committed, released=self.released, running=self.running
-        )
+        # One made anew from what is known, as for another plan in mid-run, says the same.
+        known = {"committed": self.committed, "released": self.released, "failed": self.failed}
+        again = Agenda(self.plan, running=self.running | {"of another plan"}, **known)
+        assert again.ready() == expected
+        again.commit("of another plan")
+        assert again.releasable() == self.agenda.releasable()
+        free = schedule.releasable(self.plan, committed=self.committed, released=self.released, running=self.running)
         assert self.agenda.releasable() == free
         assert self.agenda.releasable() == free, "asking changes nothing"
 
