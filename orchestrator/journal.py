@@ -93,6 +93,12 @@ class _Handler(logging.FileHandler):
 
     _said = False
 
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # from opening; those of writing are handled there
+            self.handleError(record)
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's own name
         if not self._said:
             self._said = True

@@ -57,9 +57,8 @@ def unmatched(machines: Sequence[Machine], labels: Mapping[str, str], accelerato
         problems.append(f"resources.labels: no machine of the cluster has {key}: {value}; {there}")
     kinds = sorted({kind for machine in machines for kind in machine.accelerators})
     if accelerator is not None and accelerator not in kinds:
-        problems.append(
-            f"resources.accelerator: no machine of the cluster has {accelerator}; there are: {', '.join(kinds) or 'none'}"
-        )
+        there = ", ".join(kinds) or "none"
+        problems.append(f"resources.accelerator: no machine of the cluster has {accelerator}; there is: {there}")
     if not problems:
         asked = [f"{key}: {value}" for key, value in labels.items()] + ([accelerator] if accelerator else [])
         problems.append(f"resources: no machine of the cluster has {' and '.join(asked)} at once")

@@ -296,8 +296,8 @@ class RayRunner:
             if different:
                 raise UserError(
                     f"the worker on {slot.machine} does not run the driver's program ({socket.gethostname()}): "
-                    f"{'; '.join(different)}. Numbers and formats are the same only with the same versions: install one "
-                    "environment on all machines, or submit with --working-dir"
+                    f"{'; '.join(different)}. Numbers and formats are the same only with the same versions: install "
+                    "one environment on all machines, or submit with --working-dir"
                 )
         elif late:
             raise SegpropError(self._nobody_left("is the cluster busy with other jobs?"))

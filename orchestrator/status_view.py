@@ -17,18 +17,28 @@ from orchestrator.status import FAILED, RUNNING, STOPPED, Observer, RegimeStatus
 from orchestrator.units import DASH, bytes_text, percent_text, seconds_text
 
 COLOURS = {"done": "green", RUNNING: "cyan", FAILED: "red", STOPPED: "yellow", "killed": "yellow"}
+#: Columns of a table that is written to a file.
+WIDE = 200
 HEADER = ("stage", "state", "epochs", "val.", "chain", "loss", "rate", "time", "left", "attempts", "machine")
+LEFT = (0, 1, len(HEADER) - 1)
 
 
 def show(status: RunStatus, stream: TextIO | None = None) -> None:
     """Print one look."""
-    Console(file=stream or sys.stdout, highlight=False, soft_wrap=True).print(render(status))
+    _console(stream).print(render(status))
+
+
+def _console(stream: TextIO | None) -> Console:
+    console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = WIDE  # a file has no edge
+    return console
 
 
 def watch(observer: Observer, every_s: float, stream: TextIO | None = None) -> RunStatus:
     """Look again every `every_s` seconds until the run has ended; the last look. In a terminal the table is redrawn,
     elsewhere printed whenever something but the clock has changed."""
-    console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+    console = _console(stream)
     status = observer.look()
     if not console.is_terminal:
         said = ""
@@ -99,26 +109,33 @@ def _regime_line(name: str, regime: RegimeStatus) -> Text:
 
 
 def _table(stages: Iterable[StageStatus]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2))
-    for index, title in enumerate(HEADER):
-        left = index in (0, 1, len(HEADER) - 1)
-        table.add_column(title, justify="left" if left else "right", header_style="dim", no_wrap=True)
-    for stage in stages:
-        epochs = str(stage.epochs) if stage.epochs_planned is None else f"{stage.epochs}/{stage.epochs_planned}"
-        table.add_row(
-            f"  {stage.name}",
-            Text(stage.state, style=COLOURS.get(stage.state, "")),
-            epochs,
-            _metrics(stage.metrics),
-            _metrics(stage.assembled),
-            DASH if stage.loss is None else f"{stage.loss:.4f}",
-            DASH if stage.rate is None else f"{stage.rate:,.0f}/s",
-            seconds_text(stage.seconds),
-            seconds_text(stage.seconds_left),
-            str(stage.attempts or DASH),
-            stage.machine or DASH,
+    rows = [HEADER, *map(_row, stages)]
+    # What nothing is known of yet has no column.
+    shown = [column for column in range(len(HEADER)) if any(row[column] != DASH for row in rows[1:])]
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for column in shown:
+        table.add_column(
+            HEADER[column], justify="left" if column in LEFT else "right", header_style="dim", no_wrap=True
         )
+    for row in rows[1:]:
+        table.add_row(*(Text(row[column], style=COLOURS.get(row[column], "")) for column in shown))
     return table
+
+
+def _row(stage: StageStatus) -> tuple[str, ...]:
+    return (
+        f"  {stage.name}",
+        stage.state,
+        str(stage.epochs) if stage.epochs_planned is None else f"{stage.epochs}/{stage.epochs_planned}",
+        _metrics(stage.metrics),
+        _metrics(stage.assembled),
+        DASH if stage.loss is None else f"{stage.loss:.4f}",
+        DASH if stage.rate is None else f"{stage.rate:,.0f}/s",
+        seconds_text(stage.seconds),
+        seconds_text(stage.seconds_left),
+        str(stage.attempts) if stage.attempts else DASH,
+        stage.machine or DASH,
+    )
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:
