@@ -172,7 +172,8 @@ def test_a_stop_starts_nothing_new_and_says_what_it_stopped(tmp_path: Path, plan
     runner = FakeRunner(make_commits(plan), slots=2)
     outcome, lines, _ = drive(tmp_path, plan, runner, stop_requested=lambda: len(runner.submitted) >= 3)
     assert outcome.status == "stopped"
-    assert len(runner.submitted) == 3
+    # The data and the model, then a stage of each regime, of which one was still running.
+    assert len(runner.submitted) == 4
     assert [line["event"] for line in lines].count("stopped") == 1
 
 
