@@ -132,6 +132,8 @@ class FakeDevices:
     def progress(self) -> dict[str, dict[str, Any]]:
         return {order.node_id: {"phase": "train", "epoch": 1, "epochs": 9} for order in self._running}
 
+    def waiting(self, tasks: int) -> None: ...
+
     def machine(self, node_id: str) -> str | None:
         return "made-up"
 

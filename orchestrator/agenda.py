@@ -68,9 +68,9 @@ class Agenda:
     # -- asking -------------------------------------------------------------------------------------------
 
     @property
-    def waiting(self) -> bool:
-        """Whether something is ready: `schedule.ready` is not empty."""
-        return bool(self._ready)
+    def waiting(self) -> int:
+        """How many nodes are ready: the length of `schedule.ready`."""
+        return len(self._ready)
 
     def ready(self) -> list[str]:
         """All ready nodes in the order of the queue. Costs a sort; `take` does not."""

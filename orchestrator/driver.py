@@ -121,7 +121,7 @@ class Driver:
             self._agenda.start(node.id)
             self._progress.started(node.label)
             self._log("submitted", node)
-        return self._agenda.waiting
+        return self._agenda.waiting > 0
 
     def _look(self) -> None:
         """Pass on what running tasks report."""
@@ -129,6 +129,7 @@ class Driver:
         if now - self._looked < PROGRESS_EVERY_S:
             return
         self._looked = now
+        self._runner.waiting(self._agenda.waiting)
         latest = self._runner.progress()
         for node_id, update in latest.items():
             node = self._nodes[node_id]

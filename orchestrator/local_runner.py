@@ -55,6 +55,9 @@ class LocalRunner:
     def progress(self) -> dict[str, dict[str, Any]]:
         return {self._running.node_id: self._control.latest()} if self._running else {}
 
+    def waiting(self, tasks: int) -> None:
+        """Nobody watches."""
+
     def machine(self, node_id: str) -> str | None:
         return socket.gethostname()
 

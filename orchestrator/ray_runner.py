@@ -122,6 +122,7 @@ class RayRunner:
         self._patience = _seconds(PATIENCE)
         self._deadline_s = self._patience if self._patience is not None else deadline_s
         self._by_node: dict[str, _Slot] = {}
+        self._waiting = 0
         self._versions = versions()
         self._slots: list[_Slot] = []
         self._latest: dict[str, dict[str, Any]] = {}
@@ -331,6 +332,7 @@ class RayRunner:
             del self._polls[node_id]
         if now - self._polled >= POLL_EVERY_S:
             self._polled = now
+            self._gauges[gauges.QUEUE].set(self._waiting, {"slot": "0"})
             for index, slot in enumerate(self._slots):
                 update = None
                 if slot.order is not None:
@@ -340,6 +342,9 @@ class RayRunner:
                 for name, value in gauges.values(update).items():
                     self._gauges[name].set(value, {"slot": str(index)})
         return self._latest
+
+    def waiting(self, tasks: int) -> None:
+        self._waiting = tasks
 
     def machine(self, node_id: str) -> str | None:
         slot = self._by_node.get(node_id)

@@ -18,8 +18,7 @@ from typing import Any
 # As RayHome does for other processes; Ray reads this when it is imported.
 os.environ["RAY_TMPDIR"] = sys.argv[1]
 # A raylet gives its agents half a minute, too few on a busy machine, and dies.
-os.environ["RAY_agent_register_timeout_ms"] = "240000"
-os.environ["RAY_raylet_start_wait_time_s"] = "240"
+os.environ |= {"RAY_agent_register_timeout_ms": "240000", "RAY_raylet_start_wait_time_s": "240"}
 
 import ray
 from ray._private.state import actors

@@ -31,7 +31,7 @@ class Both:
     def check(self) -> None:
         expected = self.ready()
         assert self.agenda.ready() == expected
-        assert self.agenda.waiting == bool(expected)
+        assert self.agenda.waiting == len(expected)
         first = self.agenda.take(lambda node_id: True)
         assert (first.id if first else None) == (expected[0] if expected else None)
         # One made anew from what is known, as for another plan in mid-run, says the same.

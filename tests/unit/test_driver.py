@@ -61,6 +61,8 @@ class FakeRunner:
     def progress(self) -> dict[str, dict[str, Any]]:
         return {order.node_id: {"phase": "train", "epoch": 1} for order in self.running}
 
+    def waiting(self, tasks: int) -> None: ...
+
     def machine(self, node_id: str) -> str | None:
         return "node-a" if any(order.node_id == node_id for order in self.running) else None
 
