@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cache_store.codec import Array
+from cache_store.errors import Interrupted
 from cache_store.quantization import Encoding
 from cache_store.reader import RowReader
 from cache_store.records import Attempt
@@ -67,6 +68,8 @@ class _Bench:
         blocks: dict[str, dict[str, float]] = {}
         rows: Boundary = ()
         for name, before in self.task.blocks:
+            if self.environment.control.should_stop():
+                raise Interrupted("measuring stopped; it starts again with the next run")
             blocks[name], rows = self._block(name, before, rows)
             self.environment.control.progress(
                 phase="measure", done=len(blocks), total=len(self.task.blocks), unit="blocks"
