@@ -36,6 +36,8 @@ START_DEADLINE_S = 180.0
 #: what the cluster lacks at the start is waited for instead of refused.
 PATIENCE = "SEGPROP_WAIT_FOR_WORKERS_S"
 POLL_EVERY_S = 1.0
+#: With many slots each is asked less often, so that asking stays a small part of the driver's work.
+POLLS_A_SECOND = 200
 #: A machine that has not answered the probe of the store by then is left out of it, with a warning.
 PROBE_DEADLINE_S = 60.0
 
@@ -330,7 +332,7 @@ class RayRunner:
             except RayActorError:
                 self._latest.pop(node_id, None)
             del self._polls[node_id]
-        if now - self._polled >= POLL_EVERY_S:
+        if now - self._polled >= max(POLL_EVERY_S, len(self._slots) / POLLS_A_SECOND):
             self._polled = now
             self._gauges[gauges.QUEUE].set(self._waiting, {"slot": "0"})
             for index, slot in enumerate(self._slots):
