@@ -28,7 +28,6 @@ from workers.batches import (
     MicroBatch,
     RawInputs,
     StoredInputs,
-    epoch_order,
     in_order,
     micro_batches,
     steps_per_epoch,
@@ -49,6 +48,7 @@ from workers.optim import (
 )
 from workers.scoring import Sums, score
 from workers.seeds import derive_seed
+from workers.shuffle import epoch_order
 from workers.specs import StageTask
 from workers.stage_path import StagePath
 from workers.weights import ADAPTER, AUX, Weights, read_tensors
