@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from cache_store.addresses import parse_address
+from cache_store.encoding import EncodingName
 from cache_store.errors import UserError
 from orchestrator.estimate import Rates
 from orchestrator.stages import Kind, Stage, layout
@@ -93,7 +94,19 @@ class SnapshotConfig(Section):
     mode: Literal["auto", "always", "never"] = Field(
         default="auto", description="auto: stored where that saves forward work and fits the budget."
     )
+    costs: Literal["counted", "measured"] = Field(
+        default="counted",
+        description="How mode auto weighs storing against recomputing. counted: forward operations, the same on every "
+        "machine. measured: seconds, which the first run over a store measures on one of its slots and every later one "
+        "takes from there.",
+    )
     dtype: SnapshotDtype = Field(default="auto", description="auto: the type the training precision computes in.")
+    encoding: EncodingName = Field(
+        default="plain",
+        description="plain: values as they are. lossless: byte planes packed by zstd, for slow links. int8: a byte a "
+        "value, a scale every 32 values (images: every map). fp8: e4m3, a scale every 128 (language models). What a "
+        "stage trains on is what int8 and fp8 decode to (docs/storage.md).",
+    )
     group_rows: int | None = Field(
         default=None,
         ge=1,

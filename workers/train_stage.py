@@ -133,7 +133,13 @@ class Stage:
             self.boundaries[split, view] = boundary
             readers[view] = boundary.reader()
         return StoredInputs(
-            self.domain, source, readers, self.device, train.precision, channels_last=train.channels_last
+            self.domain,
+            source,
+            readers,
+            self.device,
+            train.precision,
+            channels_last=train.channels_last,
+            decode=boundary.encoding.decode,
         )
 
     def _frozen_forward(self, batch: Batch) -> Batch:
@@ -396,6 +402,8 @@ class Stage:
             samples = self.progress.global_step * self.train.batch_size
             samples += len(history) * self.sources["validation"].rows
             forwards = dict.fromkeys(self._prefix.parts, samples)
+        # Of this attempt, like the counters of snapshots.
+        inputs = [each.seconds for each in self.inputs.values()]
         return {
             "trainable_parameters": sum(parameter.numel() for parameter in self.path.parameters),
             "resident_bytes": self.path.resident_bytes() + (module_bytes(self._prefix) if self._prefix else 0),
@@ -405,6 +413,7 @@ class Stage:
             "host_baseline_bytes": self._host_baseline,
             "snapshot": snapshot_counters(self.boundaries),
             "forwards": forwards,
+            "input_seconds": None if None in inputs else sum(inputs),
             "seconds": sum(e["seconds"] + e["validation_seconds"] for e in history),
             "resumed": self.progress.resumed,
             "train_spec": asdict(self.train),
