@@ -296,6 +296,11 @@ class SnapshotSet:
             parts.append(commit.file["sha256"])
         return digest_json([self.spec.id, parts])
 
+    @property
+    def holds_all(self) -> bool:
+        """Whether every shard stays in reach once it was read."""
+        return self._kept.limit is None and self.storage.local_path(f"{self._root}/set.json") is not None
+
     def close(self) -> None:
         """Let go of this set's shards; arrays already handed out stay valid. The object can still be used."""
         for i in range(self.spec.shards):

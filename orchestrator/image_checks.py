@@ -29,6 +29,7 @@ class ImageChecks(CrossChecks):
                 outlines[name] = chain
                 self.stages(regime, chain)
             self.trainings(name, regime)
+            self.window(name, regime)
         return outlines
 
     def base(self, regime: Regime) -> bool:

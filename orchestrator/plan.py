@@ -299,10 +299,16 @@ class _RegimeBuilder:
                 train=train,
                 source=decision.source,
                 boundary=self.specs[stage.hops] if stage.hops else None,
+                window=self._window(stage),
             )
         )
         predicted = self._stage_estimate(stage, train, decision)
         return self._add("train", stage.name, task, parents, predicted), decision, sets
+
+    def _window(self, stage: Stage) -> int | None:
+        """Also where the boundary is computed again for every batch: the order does not depend on what is stored."""
+        settings = self.regime.snapshots
+        return settings.window if stage.hops and settings.shuffle == "window" else None
 
     def _read_sets(self, stage: Stage) -> dict[str, str]:
         index = self.boundaries.index(stage.hops)

@@ -121,6 +121,12 @@ class SnapshotConfig(Section):
     retention: Literal["release", "keep"] = Field(
         default="release", description="release: a set is dropped when its last reader has committed."
     )
+    shuffle: Literal["global", "window"] = Field(
+        default="global",
+        description="Order of an epoch over snapshots. global: any sample may follow any other. window: shards are "
+        "opened in a shuffled order and samples drawn from those open, for sets larger than memory (docs/storage.md).",
+    )
+    window: int = Field(default=16, ge=1, description="Shards open at one time with shuffle: window.")
 
 
 class ResourceConfig(Section):
@@ -147,6 +153,11 @@ class ResourceConfig(Section):
         gt=0,
         description="When no worker has come, or come back, for so many seconds, the run ends with the reason. "
         "SEGPROP_WAIT_FOR_WORKERS_S goes before it.",
+    )
+    snapshot_memory: Bytes | None = Field(
+        default=None,
+        description="Most bytes of snapshot shards a task holds at a time, mapped or in memory. None: all that lie in "
+        "a local folder, mapped; 1 GiB of others.",
     )
     max_attempts: int = Field(default=3, ge=1, description="Attempts of a task before it counts as failed.")
     gflops: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(

@@ -120,6 +120,7 @@ def _drive(prepared: Prepared, plan: Plan, ledger: Ledger, quiet: bool, lease: L
                     progress,
                     store=config.store,
                     max_attempts=config.resources.max_attempts,
+                    snapshot_memory=config.resources.snapshot_memory,
                     stop_requested=lambda: stop_requested() or lease.superseded,
                     report=lease.report,
                 )

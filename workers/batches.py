@@ -15,10 +15,13 @@ from cache_store.prefetch import prefetch
 from cache_store.reader import RowReader
 from workers.chain import Boundary
 from workers.domains.base import Batch, Domain, Rows, Source
+from workers.geometry import Geometry
 from workers.specs import Precision
 
 #: Batches loaded ahead of the step. Two hide the loader's jitter; more only hold memory.
 AHEAD = 2
+#: Shards read ahead of the batch being loaded, where not all of a set is held.
+SHARDS_AHEAD = 2
 
 
 class Inputs(Protocol):
@@ -33,8 +36,14 @@ class Inputs(Protocol):
     def seconds(self) -> float | None:
         """Spent so far on loading and, where they are computed again, on the frozen blocks; None: not known."""
 
+    def expect(self, samples: np.ndarray, view: int | None) -> None:
+        """Say which samples will be loaded from now on, in order."""
+
     def load(self, rows: Rows, view: int | None) -> Boundary:
         """Host tensors of these samples; called from one thread."""
+
+    def forget(self) -> None:
+        """Nothing is expected any more."""
 
     def finish(self, rows: Rows, boundary: Boundary) -> Batch:
         """To the device, and what is left to do there, in the step's own thread."""
@@ -69,11 +78,17 @@ class RawInputs:
         # A device works on when the call returns.
         return self._seconds if self._device.type == "cpu" else None
 
+    def expect(self, samples: np.ndarray, view: int | None) -> None:
+        """Nothing to prepare."""
+
     def load(self, rows: Rows, view: int | None) -> Boundary:
         started = time.perf_counter()
         loaded = self.domain.load(self.source, rows, view)
         self._seconds += time.perf_counter() - started
         return loaded
+
+    def forget(self) -> None:
+        """Nothing was prepared."""
 
     def finish(self, rows: Rows, boundary: Boundary) -> Batch:
         started = time.perf_counter()
@@ -104,6 +119,7 @@ class StoredInputs:
         domain: Domain,
         source: Source,
         readers: Mapping[int | None, RowReader],
+        geometry: Geometry,
         device: torch.device,
         precision: Precision,
         *,
@@ -115,6 +131,7 @@ class StoredInputs:
         self.domain = domain
         self.source = source
         self._readers = readers
+        self._geometry = geometry
         self._device = device
         self._precision: Precision = precision
         self._channels_last = channels_last
@@ -128,6 +145,14 @@ class StoredInputs:
         """Of gathering and decoding."""
         return self._loading + self._decoding
 
+    def expect(self, samples: np.ndarray, view: int | None) -> None:
+        reader = self._readers[view]
+        reader.expect(self._geometry.shards_of(samples), depth=None if reader.snapshots.holds_all else SHARDS_AHEAD)
+
+    def forget(self) -> None:
+        for reader in self._readers.values():
+            reader.forget()
+
     def load(self, rows: Rows, view: int | None) -> Boundary:
         clock = gathering_clock(self._device)
         started = clock()
@@ -139,7 +164,7 @@ class StoredInputs:
         reader = self._readers[view]
         wanted = self.domain.set_rows(self.source, rows.index)
         if self._device.type == "cuda":
-            return reader.gather(wanted, tuple(t.pin_memory() for t in reader.empty(len(wanted))))
+            return reader.gather(wanted, reader.empty(len(wanted), pinned=True))
         self._turn = (self._turn + 1) % len(self._ring)
         buffer = self._ring[self._turn]
         if buffer is None or len(buffer[0]) < len(wanted):
@@ -198,6 +223,7 @@ def micro_batches(
     def load() -> Generator[tuple[int, Rows, Boundary, float, bool], None, None]:
         if inputs.ahead and device.type == "cpu":
             torch.set_num_threads(1)  # of the background thread: the step computes on the same cores
+        inputs.expect(order[steps.start * batch_size : steps.stop * batch_size], view)
         for step in steps:
             index = order[step * batch_size : (step + 1) * batch_size]
             counts = inputs.domain.target_counts(inputs.source, index)
@@ -207,9 +233,12 @@ def micro_batches(
                 share = int(counts[first : first + micro].sum()) / total
                 yield step, rows, inputs.load(rows, view), share, first + micro >= len(index)
 
-    with closing(prefetch(load(), inputs.ahead) if inputs.ahead else load()) as loaded:
-        for step, rows, boundary, share, last in loaded:
-            yield MicroBatch(step, inputs.finish(rows, boundary), share, last)
+    try:
+        with closing(prefetch(load(), inputs.ahead) if inputs.ahead else load()) as loaded:
+            for step, rows, boundary, share, last in loaded:
+                yield MicroBatch(step, inputs.finish(rows, boundary), share, last)
+    finally:
+        inputs.forget()
 
 
 def in_order(inputs: Inputs, *, batch_size: int, device: torch.device) -> Generator[Batch, None, None]:

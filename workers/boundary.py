@@ -24,6 +24,9 @@ from workers.optim import autocast
 from workers.specs import BoundarySpec
 from workers.weights import Weights
 
+#: Threads that copy the rows of one batch where the step runs on a device.
+_GATHER_THREADS = 4
+
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 #: What numpy has no type for, and the unsigned integers that stand for it there.
@@ -57,19 +60,11 @@ class StoredBoundary:
             # The predecessor's shards are cut elsewhere, its groups are the same.
             shorter = replace(boundary, hops=boundary.hops[:-1])
             self._previous = StoredBoundary(environment, domain, shorter, source, weights, view)
-        logical = domain.fields(sum(len(hop) for hop in boundary.hops), boundary.dtype)
         #: What a stored row is of a boundary row.
-        self.encoding = Encoding(boundary.encoding, logical)
-        fields = self.encoding.fields
-        self.geometry = Geometry.of(
-            source.rows,
-            domain.offsets(source),
-            group=boundary.group_rows,
-            row_bytes=sum(field.bytes for field in fields),
-            shard_bytes=boundary.shard_bytes,
-        )
+        self.encoding = encoding_of(domain, boundary)
+        self.geometry = geometry_of(domain, boundary, source)
         key = boundary_key(domain, boundary, source, weights, view)
-        self.spec = self.geometry.set_spec(key, fields, self.encoding.codec_version)
+        self.spec = self.geometry.set_spec(key, self.encoding.fields, self.encoding.codec_version)
         #: Read as it is found: not created, and perhaps not there at all.
         self._stored = SnapshotSet(environment.storage, self.spec)
         self._set: SnapshotSet | None = None
@@ -80,12 +75,14 @@ class StoredBoundary:
     def snapshots(self) -> SnapshotSet:
         """The set, created in the store on first use."""
         if self._set is None:
-            self._set = self._environment.snapshots.open(self.spec)
+            self._set = self._environment.snapshots.open(self.spec, self._environment.kept)
         return self._set
 
     def reader(self) -> RowReader:
         """Rows of this boundary in any order; what is missing or damaged is computed, stored and served."""
-        return RowReader(self.snapshots, compute=self.compute_shard)
+        # On a CPU the step computes on the same cores.
+        threads = 1 if self._environment.device.type == "cpu" else min(_GATHER_THREADS, self._environment.threads)
+        return RowReader(self.snapshots, compute=self.compute_shard, threads=threads)
 
     def compute_shard(self, index: int) -> list[np.ndarray]:
         """The shard's arrays, one per stored field, bf16 as uint16."""
@@ -138,6 +135,21 @@ class StoredBoundary:
         """Samples each block was run over, this hop's and (after losses) earlier hops'."""
         earlier = self._previous.total_forwards() if self._previous is not None else Counter()
         return self.forwards + earlier
+
+
+def encoding_of(domain: Domain, boundary: BoundarySpec) -> Encoding:
+    return Encoding(boundary.encoding, domain.fields(sum(len(hop) for hop in boundary.hops), boundary.dtype))
+
+
+def geometry_of(domain: Domain, boundary: BoundarySpec, source: Source) -> Geometry:
+    """Where the samples of `source` lie in a set of this boundary, whether it is stored or not."""
+    return Geometry.of(
+        source.rows,
+        domain.offsets(source),
+        group=boundary.group_rows,
+        row_bytes=sum(field.bytes for field in encoding_of(domain, boundary).fields),
+        shard_bytes=boundary.shard_bytes,
+    )
 
 
 def boundary_key(

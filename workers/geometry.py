@@ -53,6 +53,15 @@ class Geometry:
         grouped = {**key, "group_samples": self.group}
         return SetSpec.ragged(grouped, fields, 1, cuts.tolist(), codec_version)
 
+    @property
+    def shard_samples(self) -> np.ndarray:
+        """Samples of each shard, int64."""
+        return np.diff(np.minimum(self.shard_groups * self.group, self.samples))
+
+    def shards_of(self, samples: np.ndarray) -> np.ndarray:
+        """The shard that holds each of these samples: int64."""
+        return np.searchsorted(self.shard_groups, samples // self.group, side="right") - 1
+
     def groups_of_shard(self, shard: int) -> range:
         return range(int(self.shard_groups[shard]), int(self.shard_groups[shard + 1]))
 

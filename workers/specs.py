@@ -260,6 +260,9 @@ class StageTask:
     set read (view `eval` for validation), and `optimizer` (the previous stage) when its state is carried."""
 
     experiment: Experiment
+    #: Fields that came later: left out where they are None, so that tasks without them keep their ids.
+    LATER: ClassVar[tuple[str, ...]] = ("window",)
+
     #: Unique inside a regime, e.g. `stage2-seg2`.
     name: str
     #: Parts in forward order: blocks, then maybe `adapter`, blocks of the global head, `head`; or `aux` last (LW).
@@ -271,6 +274,8 @@ class StageTask:
     source: Literal["images", "snapshots", "recompute"]
     #: The boundary this stage reads; None when it starts at the images.
     boundary: BoundarySpec | None = None
+    #: Shards of `boundary` open at one time in the order of an epoch; None: any sample may follow any other.
+    window: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,7 +305,11 @@ T = TypeVar("T")
 
 def to_json(spec: Any) -> dict[str, Any]:
     """The spec as JSON values (tuples become lists)."""
-    return typing.cast("dict[str, Any]", _plain(dataclasses.asdict(spec)))
+    plain = typing.cast("dict[str, Any]", _plain(dataclasses.asdict(spec)))
+    for name in getattr(spec, "LATER", ()):
+        if plain[name] is None:
+            del plain[name]
+    return plain
 
 
 def _plain(value: Any) -> Any:

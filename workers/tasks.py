@@ -34,7 +34,9 @@ def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
     started = time.time()
     storage = Storage.open(order.store)
     device = torch.device(order.device)
-    environment = WorkerEnvironment(storage, device, order.threads, control, started)
+    environment = WorkerEnvironment(
+        storage, device, order.threads, control, started, snapshot_memory=order.snapshot_memory
+    )
     commit = environment.nodes.commit_of(order.node_id)
     # A materialize node may have been committed and its set released since; it then runs to refill the set.
     if commit is not None and order.kind != "materialize":
