@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -14,6 +15,8 @@ from cache_store.errors import SegpropError, UserError
 from orchestrator import ray_runner
 from orchestrator.machines import Machine, Slots, matching, room, settle, unmatched
 from orchestrator.ray_runner import RayRunner
+from orchestrator.runner import Failed
+from workers.orders import WorkOrder
 
 CPU_HEAD = Machine(0)
 MACHINES = st.lists(
@@ -157,3 +160,30 @@ def test_when_no_worker_comes_back_in_time_it_is_said_what_is_needed_and_what_is
     ):
         assert words in caught.value.message
     assert caught.value.exit_code == 1
+
+
+def test_the_machine_of_an_order_is_known_until_its_slot_has_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Remote:
+        def __getattr__(self, name: str) -> Any:
+            return self
+
+        def remote(self, *arguments: Any) -> str:
+            return "ref"
+
+    def lost(ref: Any) -> Any:
+        raise ray.exceptions.ActorDiedError
+
+    monkeypatch.setattr(ray, "get", lost)
+    monkeypatch.setattr(ray, "wait", lambda refs, **options: (list(refs), []))
+    runner = RayRunner(slots=1, threads=1, device="cpu")
+    slot = ray_runner._Slot(actor=Remote(), ping=None, since=0.0, machine="node-b")  # type: ignore[arg-type]
+    runner._slots = [slot]
+    order = WorkOrder("n1", "train", {}, {}, "store", "cpu", 1)
+    runner.submit(order)
+    (event,) = runner.wait(1.0)
+    assert isinstance(event, Failed)
+    assert event.lost
+    assert runner.machine("n1") == "node-b"
+    slot.ping = None
+    runner.submit(dataclasses.replace(order, node_id="n2"))
+    assert runner.machine("n1") is None
