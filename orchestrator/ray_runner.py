@@ -87,8 +87,9 @@ class _Slot:
     since: float
     order: WorkOrder | None = None
     result: Any | None = None
-    #: Where it answered from.
+    #: Where it answered from, and the latest node it was given.
     machine: str | None = None
+    last: str = ""
 
 
 class RayRunner:
@@ -242,7 +243,9 @@ class RayRunner:
     def submit(self, order: WorkOrder) -> None:
         slot = next(slot for slot in self._slots if slot.order is None and slot.ping is None)
         slot.order = order
-        self._by_node[order.node_id] = slot
+        # Known until the slot's next order: whoever hears of an order's end asks where it was.
+        self._by_node.pop(slot.last, None)
+        self._by_node[order.node_id], slot.last = slot, order.node_id
         slot.result = slot.actor.run.remote(order)
 
     def wait(self, timeout_s: float) -> list[Event]:
@@ -268,7 +271,6 @@ class RayRunner:
         slot.order = slot.result = None
         self._latest.pop(order.node_id, None)
         self._polls.pop(order.node_id, None)
-        self._by_node.pop(order.node_id, None)
         try:
             return Succeeded(order.node_id, ray.get(result))
         except RayTaskError as error:
