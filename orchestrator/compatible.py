@@ -19,6 +19,7 @@ _FREE = (
     ("snapshots", "budget"),
     ("snapshots", "shard_bytes"),
     ("snapshots", "retention"),
+    ("snapshots", "production"),
 )
 #: Compared regime by regime, where they are resolved.
 _BY_REGIME = ("training", "split", "snapshots", "regimes")

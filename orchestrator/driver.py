@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from cache_store.crashpoints import reach
@@ -22,7 +23,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.plan import Node, Plan
 from orchestrator.progress import Progress
 from orchestrator.runner import Failed, Runner, Succeeded
-from workers.orders import WorkOrder
+from workers.orders import Production, WorkOrder, node_of, order_key
 
 WAIT_S = 0.5
 #: Running stages get this long to checkpoint when a run is stopped.
@@ -60,7 +61,14 @@ class Driver:
         self._store = store
         self._max_attempts = max_attempts
         self._stop_requested = stop_requested
+        #: Nodes that somebody works on to finish them.
         self._running: set[str] = set()
+        #: Order keys of those who only make shards of a running materialize node's set (`Production.helper`).
+        self._helpers: set[str] = set()
+        #: Materialize nodes of which nothing is left to take, or whose making failed for good though no stage waits
+        #: for it.
+        self._exhausted: set[str] = set()
+        self._given_up: set[str] = set()
         self._attempts: Counter[str] = Counter()
         #: Node id -> monotonic time before which it is not tried again.
         self._not_before: dict[str, float] = {}
@@ -80,12 +88,13 @@ class Driver:
                 waiting = False
                 if time.monotonic() - stopping > STOP_GRACE_S:
                     break
-            if not self._running and not waiting:
+            if not self._running and not self._helpers and not waiting:
                 break
             for event in self._runner.wait(WAIT_S):
                 self._handle(event, stopping is not None)
-            for node_id, update in self._runner.progress().items():
-                self._progress.update(node_id, self._nodes[node_id].label, **update)
+            for key, update in self._runner.progress().items():
+                if key in self._running:  # a helper's share is not the node's progress
+                    self._progress.update(key, self._nodes[key].label, **update)
         if stopping is not None:
             self._outcome.status = "stopped"
         elif self._outcome.failures:
@@ -108,32 +117,80 @@ class Driver:
                 continue
             if self._runner.free() == 0:
                 break
-            self._attempts[node.id] += 1
-            self._runner.submit(self._order(node))
-            reach("driver.submitted")
-            self._running.add(node.id)
-            self._progress.started(node.label)
+            self._submit(node)
+        self._fill_spare_slots(now)
         return bool(ready)
 
-    def _order(self, node: Node) -> WorkOrder:
+    def _submit(self, node: Node) -> None:
+        self._attempts[node.id] += 1
+        self._runner.submit(self._order(node))
+        reach("driver.submitted")
+        self._running.add(node.id)
+        self._progress.started(node.label)
+
+    def _fill_spare_slots(self, now: float) -> None:
+        producers = Counter(node_of(key) for key in self._running | self._helpers)
+        chosen = schedule.spare(
+            self._plan,
+            committed=set(self._ledger.commits),
+            released=self._ledger.released,
+            running=self._running,
+            failed=self._given_up | {node for node, moment in self._not_before.items() if moment > now},
+            producers={node: count for node, count in producers.items() if self._nodes[node].kind == "materialize"},
+            free=self._runner.free(),
+            exhausted=self._exhausted,
+        )
+        for node_id in chosen:
+            node = self._nodes[node_id]
+            if node_id not in self._running:
+                self._submit(node)
+                continue
+            number = next(n for n in count(1) if order_key(node_id, n) not in self._helpers)
+            order = self._order(node, helper=number)
+            self._runner.submit(order)
+            self._helpers.add(order.key)
+
+    def _order(self, node: Node, helper: int = 0) -> WorkOrder:
+        commits = self._ledger.commits
         return WorkOrder(
             node_id=node.id,
             kind=node.kind,
             task=node.task,
-            parents={role: self._ledger.commits[parent] for role, parent in node.parents.items()},
+            # An overlapping stage's sets, and what these are made from, may lack theirs: their place is known without.
+            parents={role: commits[parent] for role, parent in node.parents.items() if parent in commits},
             store=self._store,
             device=self._runner.device,
             threads=self._runner.threads,
+            production=Production(
+                shared=self._runner.slots > 1,
+                helper=helper,
+                unfinished={
+                    role: parent
+                    for role, parent in node.parents.items()
+                    if node.id in self._plan.overlapping
+                    and self._nodes[parent].kind == "materialize"
+                    and (parent not in commits or parent in self._ledger.released)
+                },
+            ),
         )
 
     def _handle(self, event: Succeeded | Failed, stopping: bool) -> None:
-        node = self._nodes[event.node_id]
+        node = self._nodes[node_of(event.key)]
+        if event.key in self._helpers:
+            self._helpers.discard(event.key)
+            self._exhausted.add(node.id)
+            if isinstance(event, Failed) and not isinstance(event.error, Interrupted):
+                self._progress.note(f"{node.label}: a helper stopped: {event.error}; the others go on without it")
+            return
         self._running.discard(node.id)
+        self._exhausted.discard(node.id)
         if isinstance(event, Succeeded):
             self._ledger.add(node.id, event.commit)
             reach("driver.committed")
             self._outcome.reused.discard(node.id)
             self._progress.finished(node.label, event.commit["result"].get("seconds", 0.0), reused=False)
+            if node.id in self._plan.overlapping:
+                self._look_after_sets(node)
             return
         if stopping and isinstance(event.error, Interrupted):
             return
@@ -146,9 +203,30 @@ class Driver:
             )
             return
         reason = decision.reason if isinstance(decision, retry.GiveUp) else str(event.error)
+        if self._is_optional(node):
+            self._given_up.add(node.id)
+            self._progress.note(f"{node.label}: {reason}; its stage makes what is missing itself")
+            return
         self._outcome.failures[node.id] = reason
         self._outcome.errors[node.id] = event.error
         self._progress.failed(node.label, reason)
+
+    def _look_after_sets(self, stage: Node) -> None:
+        """A stage that made its own sets has committed the nodes of those that are whole; nobody needs the others."""
+        for parent in dict.fromkeys(stage.parents.values()):
+            node = self._nodes[parent]
+            if node.kind != "materialize" or parent in self._ledger.commits or parent in self._running:
+                continue
+            if self._ledger.look(parent):
+                self._progress.finished(node.label, None, reused=False)
+            elif parent in schedule.superfluous(self._plan, committed=self._ledger.commits.keys()):
+                self._progress.dropped(node.label)
+
+    def _is_optional(self, node: Node) -> bool:
+        """Whether no stage waits for this node: those who read its set make what is missing."""
+        return node.kind == "materialize" and node.id not in schedule.wanted(
+            self._plan, committed=set(self._ledger.commits), released=self._ledger.released
+        )
 
     def _release_sets(self) -> None:
         for node_id in schedule.releasable(
@@ -156,6 +234,7 @@ class Driver:
             committed=set(self._ledger.commits),
             released=self._ledger.released,
             running=self._running,
+            partial=self._ledger.partial.keys(),
         ):
             reach("driver.before-release")
             try:

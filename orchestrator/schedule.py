@@ -3,10 +3,14 @@
 The graph is walked from its targets, so a node runs only when something unfinished needs it. A node whose
 commit exists counts as finished for ever, with one exception: a snapshot set that was released after its last
 reader counts as absent again as soon as an unfinished node reads it.
+
+Stages of `plan.overlapping` do not wait for their snapshot sets: they make what they find missing, so a set is no
+reason to wait, and making it beforehand is work for slots that have nothing else to do (`spare`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
 from orchestrator.plan import Node, Plan
@@ -18,6 +22,10 @@ NONE: frozenset[str] = frozenset()
 def wanted(plan: Plan, *, committed: Ids, released: Ids = NONE) -> frozenset[str]:
     """Ids of nodes that have to run (again) before every target is finished, failed and running ones too.
     `released`: committed materialize nodes whose set is not in the store any more."""
+    return _wanted(plan, committed, released, plan.overlapping)
+
+
+def _wanted(plan: Plan, committed: Ids, released: Ids, overlapping: Ids) -> frozenset[str]:
     result: set[str] = set()
     stack = [target for target in plan.targets if target not in committed]
     while stack:
@@ -26,6 +34,8 @@ def wanted(plan: Plan, *, committed: Ids, released: Ids = NONE) -> frozenset[str
             continue
         result.add(node_id)
         for parent in plan.node(node_id).parents.values():
+            if node_id in overlapping and plan.node(parent).kind == "materialize":
+                continue
             # Only readers lead to a materialize node, so reaching a released one means its rows are needed.
             if parent not in result and (parent not in committed or parent in released):
                 stack.append(parent)
@@ -54,15 +64,73 @@ def blocked(plan: Plan, *, committed: Ids, failed: Ids, released: Ids = NONE) ->
     return frozenset(result)
 
 
-def releasable(plan: Plan, *, committed: Ids, released: Ids = NONE, running: Ids = NONE) -> list[str]:
+def spare(
+    plan: Plan,
+    *,
+    committed: Ids,
+    released: Ids = NONE,
+    running: Ids = NONE,
+    failed: Ids = NONE,
+    producers: Mapping[str, int],
+    free: int,
+    exhausted: Ids = NONE,
+) -> list[str]:
+    """What `free` slots that have nothing else to do should make: ids of materialize nodes, one for each slot used.
+
+    First the unfinished sets of running overlapping stages that nobody makes yet, in the order in which the stages
+    will ask (their `parents` are in that order); one whose predecessor is being made waits for it. Then more hands for
+    sets that are being made: `producers` says how many are at each, `exhausted` where nothing is left to take."""
+    there = committed - released
+    chosen: list[str] = []
+    for _, node_id in sorted(
+        (place, parent)
+        for stage in plan.in_order(running & plan.overlapping)
+        for place, parent in enumerate(_sets_of(plan, stage))
+        if parent not in there and parent not in running and parent not in failed
+    ):
+        if node_id not in chosen and running.isdisjoint(_predecessors(plan, node_id)):
+            chosen.append(node_id)
+    chosen = chosen[:free]
+    hands = {node_id: count for node_id, count in producers.items() if node_id not in exhausted}
+    while len(chosen) < free and hands:
+        least = min(plan.in_order(hands), key=lambda node: hands[node.id]).id
+        hands[least] += 1
+        chosen.append(least)
+    return chosen
+
+
+def superfluous(plan: Plan, *, committed: Ids) -> frozenset[str]:
+    """Materialize nodes without a commit that no stage will ask for any more: all that would have are finished."""
+    return frozenset(
+        node.id
+        for node in plan.sets
+        if node.id not in committed
+        and all(reader in committed for reader in plan.readers(node.id) if plan.node(reader).kind == "train")
+    )
+
+
+def _sets_of(plan: Plan, node: Node) -> list[str]:
+    return [parent for parent in node.parents.values() if plan.node(parent).kind == "materialize"]
+
+
+def _predecessors(plan: Plan, node_id: str) -> list[str]:
+    return _sets_of(plan, plan.node(node_id))
+
+
+def releasable(
+    plan: Plan, *, committed: Ids, released: Ids = NONE, running: Ids = NONE, partial: Ids = NONE
+) -> list[str]:
     """Ids of materialize nodes whose set nobody will read any more: every reader (a stage or the next
-    roll-forward) is finished or no longer needed. Never one that a regime asked to keep."""
-    todo = wanted(plan, committed=committed, released=released)
+    roll-forward) is finished or no longer needed. Never one that a regime asked to keep.
+
+    `partial`: materialize nodes without a commit whose sets are in part in the store."""
+    # As if every stage waited for its sets: what an unfinished one reads, or rolls forward, is needed.
+    todo = _wanted(plan, committed, released, NONE)
     busy = todo | running
     return [
         node.id
         for node in plan.sets
-        if node.id in committed
+        if (node.id in committed or node.id in partial)
         and node.id not in released
         and node.id not in plan.kept
         and node.id not in busy

@@ -11,6 +11,7 @@ from cache_store.crashpoints import reach
 from cache_store.errors import SegpropError, UserError
 from cache_store.records import NodeStore
 from cache_store.storage import Storage
+from orchestrator import schedule
 from orchestrator.config import ImageConfig
 from orchestrator.driver import Driver, Outcome, stop_on_signals
 from orchestrator.environment import describe_environment
@@ -55,7 +56,9 @@ def execute(prepared: Prepared, *, quiet: bool = False) -> int:
 def _drive(prepared: Prepared, ledger: Ledger, quiet: bool) -> Outcome:
     config = prepared.config
     runner = make_runner(prepared)
-    with Progress(len(prepared.plan.nodes), len(ledger.commits), quiet=quiet) as progress:
+    never = schedule.superfluous(prepared.plan, committed=ledger.commits.keys())
+    total = len(prepared.plan.nodes) - len(never)
+    with Progress(total, len(ledger.commits), quiet=quiet) as progress:
         try:
             runner.start()
             with stop_on_signals() as stop_requested:

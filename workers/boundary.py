@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -73,17 +74,30 @@ class StoredBoundary:
             self._set = self._environment.snapshots.open(self.spec)
         return self._set
 
-    def reader(self) -> RowReader:
-        """Rows of this boundary in any order; what is missing or damaged is computed, stored and served."""
-        return RowReader(self.snapshots, compute=self.compute_shard)
+    @property
+    def samples(self) -> int:
+        return self._source.rows
 
-    def compute_shard(self, index: int) -> list[np.ndarray]:
-        """The shard's arrays, one per field, bf16 as uint16."""
+    def reader(self, compute: Callable[[int], Sequence[np.ndarray]] | None = None) -> RowReader:
+        """Rows of this boundary in any order; what is missing or damaged is computed (by `compute` in place of
+        `compute_shard`), stored and served."""
+        return RowReader(self.snapshots, compute=compute or self.compute_shard)
+
+    def compute_shard(self, index: int, on_group: Callable[[], None] = lambda: None) -> list[np.ndarray]:
+        """The shard's arrays, one per field, bf16 as uint16. `on_group` is called after each of its groups."""
         columns: list[list[Tensor]] = [[] for _ in self.spec.fields]
-        for group in self.geometry.groups_of_shard(index):
-            for column, tensor in zip(columns, self._compute_group(group), strict=True):
-                column.append(tensor)
+        with _threads(self._environment.threads):
+            for group in self.geometry.groups_of_shard(index):
+                for column, tensor in zip(columns, self._compute_group(group), strict=True):
+                    column.append(tensor)
+                on_group()
         return [_to_numpy(torch.cat(column)) for column in columns]
+
+    def let_go(self) -> None:
+        """Drop the frozen blocks; they are loaded again when something is missing."""
+        self._hop = None
+        if self._previous is not None:
+            self._previous.let_go()
 
     def _group(self, group: int) -> Boundary:
         """Rows of one group as host tensors of the stored dtype: from the store if it is there."""
@@ -138,6 +152,20 @@ def boundary_key(
         "precision": boundary.precision,
         "channels_last": boundary.channels_last,
     }
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Bits depend on the thread count, and a thread that only reads ahead has set its own to one."""
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _to_numpy(tensor: Tensor) -> np.ndarray:

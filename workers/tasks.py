@@ -48,9 +48,9 @@ def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
         case specs.ModelTask():
             return _initial_model(task, environment, attempt)
         case specs.MaterializeTask():
-            return materialize(task, order.parents, environment, attempt)
+            return materialize(task, order.parents, environment, attempt, order.production)
         case specs.StageTask():
-            return Stage(task, order.parents, environment, attempt).run()
+            return Stage(task, order.parents, environment, attempt, order.production).run()
         case specs.EvaluateTask():
             return evaluate(task, order.parents, environment, attempt)
     raise AssertionError(f"no worker for {order.kind}")

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cache_store.crashpoints import reach
 from cache_store.errors import Interrupted, TrainingDiverged
+from cache_store.reader import RowReader
 from cache_store.records import Attempt
 from workers import checkpoint
 from workers.batches import (
@@ -46,10 +47,12 @@ from workers.optim import (
     optimizer_tensors,
     restore_optimizer,
 )
+from workers.orders import ALONE, Production
+from workers.production import Made, SharedSet, commit_made_along
 from workers.scoring import Sums, score
 from workers.seeds import derive_seed
 from workers.shuffle import epoch_order
-from workers.specs import StageTask
+from workers.specs import StageTask, snapshot_role
 from workers.stage_path import StagePath
 from workers.weights import ADAPTER, AUX, Weights, read_tensors
 
@@ -67,6 +70,7 @@ class Stage:
         parents: Mapping[str, Mapping[str, Any]],
         environment: WorkerEnvironment,
         attempt: Attempt,
+        production: Production = ALONE,
     ) -> None:
         self.task = task
         self.train = task.train
@@ -75,6 +79,10 @@ class Stage:
         self.domain = domain_of(task.experiment)
         self._attempt = attempt
         self._parents = parents
+        self._production = production
+        #: What this attempt makes of the sets that nobody has finished yet.
+        self._made = Made(attempt)
+        self._shared: list[SharedSet] = []
         self.weights = Weights(environment.nodes, parents, self.domain, self.device)
         load_lazily_loaded()
         self._host_baseline = settled_private_bytes()
@@ -130,10 +138,18 @@ class Stage:
         for view in views:
             boundary = StoredBoundary(self.environment, self.domain, task.boundary, source, self.weights, view)
             self.boundaries[split, view] = boundary
-            readers[view] = boundary.reader()
+            readers[view] = self._reader(snapshot_role(split, view), boundary)
         return StoredInputs(
             self.domain, source, readers, self.device, train.precision, channels_last=train.channels_last
         )
+
+    def _reader(self, role: str, boundary: StoredBoundary) -> RowReader:
+        if role not in self._production.unfinished:
+            return boundary.reader()
+        self._made.watch(role, boundary)
+        shared = SharedSet(boundary, self.environment.control, self._made, alone=not self._production.shared)
+        self._shared.append(shared)
+        return boundary.reader(shared.obtain)
 
     def _frozen_forward(self, batch: Batch) -> Batch:
         assert self._prefix is not None
@@ -189,7 +205,7 @@ class Stage:
             device=self.device,
         )
         sampled = epoch < SAMPLED_EPOCHS
-        with PeakMeter(self.device, host=sampled) as meter, closing(loaded):
+        with PeakMeter(self.device, host=sampled) as meter, self._saved_waiting(sums, clock), closing(loaded):
             for micro in loaded:
                 loss = self._backward(micro, sums)
                 bad_step = torch.where(loss.isfinite(), bad_step, bad_step.clamp(max=progress.global_step))
@@ -227,8 +243,24 @@ class Stage:
         )
         self._end_epoch()
 
+    @contextmanager
+    def _saved_waiting(self, sums: Sums, clock: _Clock) -> Iterator[None]:
+        """A stop that comes while snapshots are waited for leaves a checkpoint too, if it comes between two steps."""
+        try:
+            yield
+        except Interrupted as stop:
+            reached = sums.read()
+            between = all(parameter.grad is None for parameter in self.path.parameters)
+            if stop.details.get("waiting") and between and math.isfinite(reached[0]):
+                self.progress.sums, self.progress.epoch_seconds = reached, clock.seconds()
+                self._save()
+            raise
+
     def _end_epoch(self) -> None:
         progress, monitor = self.progress, self.domain.monitor
+        # What made missing snapshots is not needed by the steps, and every view has its own.
+        for boundary in self.boundaries.values():
+            boundary.let_go()
         if is_better(progress.history, progress.best_epoch, monitor):
             progress.best_epoch = progress.epoch
             if self.train.commit == "best":
@@ -365,6 +397,10 @@ class Stage:
             }
             self._attempt.write(OPTIMIZER_FILE, save_bytes(tensors))
         committed = progress.best_epoch if self.train.commit == "best" else progress.epoch - 1
+        boundaries = {snapshot_role(*key): boundary for key, boundary in self.boundaries.items()}
+        partial = commit_made_along(
+            self.environment.nodes, self._production.unfinished, boundaries, self.environment.where()
+        )
         commit = self._attempt.commit(
             {
                 "stage": task.name,
@@ -376,6 +412,7 @@ class Stage:
                 "steps": progress.global_step,
                 "path_is_auxiliary": ADAPTER in task.path or AUX in task.path,
                 **self._measured(),
+                **({"partial": partial, "waited_s": sum(s.waited for s in self._shared)} if self._shared else {}),
             }
         )
         self.environment.nodes.drop_checkpoints(self._attempt.node_id)
@@ -384,8 +421,8 @@ class Stage:
     def _measured(self) -> dict[str, Any]:
         history = self.progress.history
         steady = history[1:] or history
-        forwards: dict[str, int] = {}
-        for boundary in self.boundaries.values():
+        forwards: dict[str, int] = self._made.total(self.environment.nodes)["forwards"] if self._shared else {}
+        for boundary in self.boundaries.values() if not self._shared else ():
             for block, count in boundary.total_forwards().items():
                 forwards[block] = forwards.get(block, 0) + count
         if self._prefix is not None:
