@@ -44,6 +44,7 @@ __all__ = ["Counters", "Field", "SetInfo", "SetSpec", "SnapshotSet", "SnapshotSt
 
 _COMMIT = re.compile(r"(\d{6,})\.json")
 
+
 @dataclass
 class Counters:
     """What one SnapshotSet object did. `hits`: shard requests answered from committed bytes; `misses`: those

@@ -88,7 +88,10 @@ def spare(
         for place, parent in enumerate(_sets_of(plan, stage))
         if parent not in there and parent not in running and parent not in failed
     ):
-        if node_id not in chosen and running.isdisjoint(_predecessors(plan, node_id)):
+        node = plan.node(node_id)
+        sets = _sets_of(plan, node)
+        possible = running.isdisjoint(sets) and committed >= set(node.parents.values()) - set(sets)
+        if possible and node_id not in chosen:
             chosen.append(node_id)
     chosen = chosen[:free]
     hands = {node_id: count for node_id, count in producers.items() if node_id not in exhausted}
@@ -111,10 +114,6 @@ def superfluous(plan: Plan, *, committed: Ids) -> frozenset[str]:
 
 def _sets_of(plan: Plan, node: Node) -> list[str]:
     return [parent for parent in node.parents.values() if plan.node(parent).kind == "materialize"]
-
-
-def _predecessors(plan: Plan, node_id: str) -> list[str]:
-    return _sets_of(plan, plan.node(node_id))
 
 
 def releasable(

@@ -171,7 +171,7 @@ def commit_made_along(
 ) -> dict[str, Any]:
     """Commit the nodes of the sets that are whole by now; returns role -> set and samples of those that are not.
 
-    What making them took is part of the stage's own figures, so here it is nothing.
+    What the stage made is part of its own figures; these nodes get what others have noted for them.
     """
     partial: dict[str, Any] = {}
     for role, node_id in unfinished.items():
@@ -179,6 +179,6 @@ def commit_made_along(
         if boundary.snapshots.missing():
             partial[role] = {"set": boundary.spec.id, "rows": samples_there(boundary)}
         elif nodes.commit_of(node_id) is None:
-            nothing = {"forwards": {}, "snapshot": snapshot_counters({}), "seconds": 0.0}
-            nodes.attempt(node_id).commit({**whole(boundary), **nothing, "where": dict(where)})
+            attempt = nodes.attempt(node_id)
+            attempt.commit({**whole(boundary), **Made(attempt).total(nodes), "where": dict(where)})
     return partial

@@ -96,13 +96,13 @@ class Stage:
 
         self.sources = {split: self._source(split) for split in ("train", "validation")}
         self.views = self.domain.views(self.sources["train"])
-        self.boundaries: dict[tuple[str, int | None], StoredBoundary] = {}
-        self._prefix: Path | None = None
-        self.inputs = {split: self._inputs(split) for split in ("train", "validation")}
         self.per_epoch = steps_per_epoch(self.sources["train"].rows, self.train.batch_size, self.train.drop_last)
         self.total_steps = self.train.epochs * self.per_epoch
         if self.train.exit.steps is not None:
             self.total_steps = min(self.total_steps, self.train.exit.steps)
+        self.boundaries: dict[tuple[str, int | None], StoredBoundary] = {}
+        self._prefix: Path | None = None
+        self.inputs = {split: self._inputs(split) for split in ("train", "validation")}
         self.progress = StageProgress()
         self.best: State = {}
         self._saved = self._looked = time.monotonic()
@@ -133,7 +133,9 @@ class Stage:
                 prefix=prefix,
             )
         assert task.boundary is not None
-        views = range(min(self.views, train.epochs)) if split == "train" else [None]
+        # Of a view that is never reached not even an empty set is made.
+        reached = range(min(self.views, -(-self.total_steps // self.per_epoch)))
+        views = reached if split == "train" else [None]
         readers = {}
         for view in views:
             boundary = StoredBoundary(self.environment, self.domain, task.boundary, source, self.weights, view)

@@ -8,25 +8,28 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from running import Lab
+
 from orchestrator.driver import Driver, Outcome
 from orchestrator.ledger import Ledger
 from orchestrator.progress import Progress
 from orchestrator.runner import Event, Failed, Succeeded
-from running import Lab
 from workers.control import ThreadControl
 from workers.orders import WorkOrder
 from workers.tasks import execute
 
 
 class ThreadRunner:
-    """`before` is called with every order in its thread: what it raises is the order's failure."""
+    """`control_of` makes the control of an order; one that raises when it is looked at is a crash."""
 
     threads, device = 1, "cpu"
 
-    def __init__(self, slots: int, before: Callable[[WorkOrder], None] = lambda order: None) -> None:
+    def __init__(
+        self, slots: int, control_of: Callable[[WorkOrder], ThreadControl] = lambda _: ThreadControl()
+    ) -> None:
         self.slots = slots
         self.submitted: list[WorkOrder] = []
-        self._before = before
+        self._control_of = control_of
         self._running: dict[str, ThreadControl] = {}
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
 
@@ -40,15 +43,14 @@ class ThreadRunner:
         assert order.key not in self._running, "submitted twice"
         assert self.free() > 0
         self.submitted.append(order)
-        control = self._running[order.key] = ThreadControl()
+        control = self._running[order.key] = self._control_of(order)
         threading.Thread(target=self._work, args=(order, control), daemon=True).start()
 
     def _work(self, order: WorkOrder, control: ThreadControl) -> None:
         try:
-            self._before(order)
             self._events.put(Succeeded(order.key, execute(order, control)))
         except BaseException as error:  # noqa: BLE001 - whatever it was, the driver decides what it means
-            self._events.put(Failed(order.key, error, lost=isinstance(error, Lost)))
+            self._events.put(Failed(order.key, error, lost=isinstance(error, LostError)))
 
     def wait(self, timeout_s: float) -> list[Event]:
         try:
@@ -69,7 +71,7 @@ class ThreadRunner:
         assert not self._running
 
 
-class Lost(Exception):
+class LostError(Exception):
     """Stands for a worker that vanished."""
 
 
@@ -77,7 +79,5 @@ def drive(lab: Lab, runner: ThreadRunner, **options: Any) -> tuple[Outcome, Ledg
     """Run the lab's plan as a session does."""
     ledger = Ledger.read(lab.storage, lab.prepared.plan)
     with Progress(len(lab.prepared.plan.nodes), quiet=True) as progress:
-        driver = Driver(
-            lab.prepared.plan, ledger, runner, progress, store=lab.store, **{"max_attempts": 3, **options}
-        )
+        driver = Driver(lab.prepared.plan, ledger, runner, progress, store=lab.store, **{"max_attempts": 3, **options})
         return driver.run(), ledger
