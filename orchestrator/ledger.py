@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from cache_store.records import NodeStore
 from cache_store.snapshots import SnapshotStore
 from cache_store.storage import Storage
-from orchestrator.plan import Plan
+from orchestrator.plan import Node, Plan
+
+#: Requests at one time to a store over a network, where each takes tens of milliseconds.
+READERS = 16
+T = TypeVar("T")
 
 
 @dataclass
 class Ledger:
     storage: Storage
-    plan: Plan
     #: Node id -> commit.
     commits: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: Committed materialize nodes whose set is not in the store (any more).
@@ -24,28 +29,45 @@ class Ledger:
 
     @classmethod
     def read(cls, storage: Storage, plan: Plan) -> Ledger:
-        ledger = cls(storage, plan)
-        nodes, snapshots = NodeStore(storage), SnapshotStore(storage)
-        for node in plan.nodes:
-            commit = nodes.commit_of(node.id)
+        ledger = cls(storage)
+        ledger.look_up(plan.nodes)
+        return ledger
+
+    def look_up(self, nodes: Sequence[Node]) -> None:
+        """Read what the store knows of these nodes. Commits never change: those known are not read again."""
+        store, snapshots = NodeStore(self.storage), SnapshotStore(self.storage)
+
+        def look(node: Node) -> tuple[str, dict[str, Any] | None, bool]:
+            commit = self.commits.get(node.id) or store.commit_of(node.id)
+            is_set = commit is not None and node.kind == "materialize"
+            return node.id, commit, bool(commit and is_set and snapshots.find(commit["result"]["set"]) is None)
+
+        for node_id, commit, gone in _mapped(look, nodes, threads=READERS if self.storage.remote else 1):
             if commit is None:
                 continue
-            ledger.add(node.id, commit)
-            if node.kind == "materialize" and snapshots.find(commit["result"]["set"]) is None:
-                ledger.released.add(node.id)
-        for node_id, set_id in list(ledger.partial.items()):
-            if snapshots.find(set_id) is None:
-                del ledger.partial[node_id]
-        return ledger
+            self.commits[node_id] = commit
+            if gone:
+                self.released.add(node_id)
+            else:
+                self.released.discard(node_id)
+        for node in nodes:
+            self.note_partial(node)
 
     def add(self, node_id: str, commit: dict[str, Any]) -> None:
         self.commits[node_id] = commit
         self.released.discard(node_id)
         self.partial.pop(node_id, None)
-        for role, made in commit["result"].get("partial", {}).items():
-            parent = self.plan.node(node_id).parents[role]
-            if parent not in self.commits:
-                self.partial[parent] = made["set"]
+
+    def note_partial(self, stage: Node) -> dict[str, str]:
+        """Take in what a committed stage has left of sets that it made along but not whole; node -> set."""
+        commit = self.commits.get(stage.id)
+        left: dict[str, str] = {}
+        for role, made in (commit["result"].get("partial", {}) if commit else {}).items():
+            parent, set_id = stage.parents[role], made["set"]
+            if parent not in self.commits and SnapshotStore(self.storage).find(set_id) is not None:
+                left[parent] = set_id
+        self.partial |= left
+        return left
 
     def look(self, node_id: str) -> bool:
         """Whether a node has a commit by now, which somebody else than its own order may have made."""
@@ -55,8 +77,16 @@ class Ledger:
         return commit is not None
 
     def release(self, node_id: str) -> None:
-        """Drop the node's snapshot set from the store; its commit stays."""
-        commit = self.commits.get(node_id)
-        SnapshotStore(self.storage).drop(self.partial[node_id] if commit is None else commit["result"]["set"])
+        """Drop the node's snapshot set, or what there is of it, from the store; its commit stays."""
+        left = self.partial.get(node_id)
+        SnapshotStore(self.storage).drop(left or self.commits[node_id]["result"]["set"])
         if self.partial.pop(node_id, None) is None:
             self.released.add(node_id)
+
+
+def _mapped(look: Callable[[Node], T], nodes: Iterable[Node], threads: int) -> Iterator[T]:
+    if threads == 1:
+        yield from map(look, nodes)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="segprop-ledger") as pool:
+        yield from pool.map(look, nodes)

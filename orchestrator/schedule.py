@@ -19,13 +19,19 @@ Ids = AbstractSet[str]
 NONE: frozenset[str] = frozenset()
 
 
-def wanted(plan: Plan, *, committed: Ids, released: Ids = NONE) -> frozenset[str]:
+def awaited(plan: Plan, node: Node, overlapping: Ids) -> tuple[str, ...]:
+    """The parents that must be there before a node may run: all but the sets of a stage that makes its own."""
+    parents = tuple(dict.fromkeys(node.parents.values()))
+    if node.id not in overlapping:
+        return parents
+    return tuple(parent for parent in parents if plan.node(parent).kind != "materialize")
+
+
+def wanted(plan: Plan, *, committed: Ids, released: Ids = NONE, overlapping: Ids | None = None) -> frozenset[str]:
     """Ids of nodes that have to run (again) before every target is finished, failed and running ones too.
-    `released`: committed materialize nodes whose set is not in the store any more."""
-    return _wanted(plan, committed, released, plan.overlapping)
-
-
-def _wanted(plan: Plan, committed: Ids, released: Ids, overlapping: Ids) -> frozenset[str]:
+    `released`: committed materialize nodes whose set is not in the store any more; `overlapping`: stages that do not
+    wait for their sets, those of the plan unless given."""
+    overlapping = plan.overlapping if overlapping is None else overlapping
     result: set[str] = set()
     stack = [target for target in plan.targets if target not in committed]
     while stack:
@@ -33,9 +39,7 @@ def _wanted(plan: Plan, committed: Ids, released: Ids, overlapping: Ids) -> froz
         if node_id in result:
             continue
         result.add(node_id)
-        for parent in plan.node(node_id).parents.values():
-            if node_id in overlapping and plan.node(parent).kind == "materialize":
-                continue
+        for parent in awaited(plan, plan.node(node_id), overlapping):
             # Only readers lead to a materialize node, so reaching a released one means its rows are needed.
             if parent not in result and (parent not in committed or parent in released):
                 stack.append(parent)
@@ -50,7 +54,7 @@ def ready(plan: Plan, *, committed: Ids, released: Ids = NONE, running: Ids = NO
         for node in plan.in_order(todo)
         if node.id not in running
         and node.id not in failed
-        and not any(parent in todo for parent in node.parents.values())
+        and not any(parent in todo for parent in awaited(plan, node, plan.overlapping))
     ]
 
 
@@ -59,7 +63,8 @@ def blocked(plan: Plan, *, committed: Ids, failed: Ids, released: Ids = NONE) ->
     todo = wanted(plan, committed=committed, released=released)
     result: set[str] = set()
     for node in plan.in_order(todo):  # parents come first
-        if any(parent in result or (parent in todo and parent in failed) for parent in node.parents.values()):
+        parents = awaited(plan, node, plan.overlapping)
+        if any(parent in result or (parent in todo and parent in failed) for parent in parents):
             result.add(node.id)
     return frozenset(result)
 
@@ -80,17 +85,18 @@ def spare(
     First the unfinished sets of running overlapping stages that nobody makes yet, in the order in which the stages
     will ask (their `parents` are in that order); one whose predecessor is being made waits for it. Then more hands for
     sets that are being made: `producers` says how many are at each, `exhausted` where nothing is left to take."""
-    there = committed - released
     chosen: list[str] = []
+    if not free:
+        return chosen
     for _, node_id in sorted(
         (place, parent)
         for stage in plan.in_order(running & plan.overlapping)
         for place, parent in enumerate(_sets_of(plan, stage))
-        if parent not in there and parent not in running and parent not in failed
+        if (parent not in committed or parent in released) and parent not in running and parent not in failed
     ):
         node = plan.node(node_id)
         sets = _sets_of(plan, node)
-        possible = running.isdisjoint(sets) and committed >= set(node.parents.values()) - set(sets)
+        possible = running.isdisjoint(sets) and all(p in committed or p in sets for p in node.parents.values())
         if possible and node_id not in chosen:
             chosen.append(node_id)
     chosen = chosen[:free]
@@ -102,12 +108,21 @@ def spare(
     return chosen
 
 
-def superfluous(plan: Plan, *, committed: Ids) -> frozenset[str]:
-    """Materialize nodes without a commit that no stage will ask for any more: all that would have are finished."""
-    return frozenset(
-        node.id
-        for node in plan.sets
-        if node.id not in committed
+def first_epoch(plan: Plan, node: Node) -> int | None:
+    """Of a set: the epoch in which a stage first asks for its shards in an order of that epoch; None where it asks
+    for all at once, or in the order of the data set."""
+    view = node.task.get("view")
+    if node.kind != "materialize" or view is None:
+        return None
+    readers = (plan.node(reader).task for reader in plan.readers(node.id))
+    return int(view) if any(task.get("window") is not None for task in readers) else None
+
+
+def superfluous(plan: Plan, node: Node, *, committed: Ids) -> bool:
+    """Whether this is a set without a commit that no stage will ask for any more: all that would have are finished."""
+    return (
+        node.kind == "materialize"
+        and node.id not in committed
         and all(reader in committed for reader in plan.readers(node.id) if plan.node(reader).kind == "train")
     )
 
@@ -124,7 +139,7 @@ def releasable(
 
     `partial`: materialize nodes without a commit whose sets are in part in the store."""
     # As if every stage waited for its sets: what an unfinished one reads, or rolls forward, is needed.
-    todo = _wanted(plan, committed, released, NONE)
+    todo = wanted(plan, committed=committed, released=released, overlapping=NONE)
     busy = todo | running
     return [
         node.id

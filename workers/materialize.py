@@ -13,6 +13,7 @@ from workers.domains import domain_of
 from workers.environment import WorkerEnvironment
 from workers.orders import Production
 from workers.production import Made, SharedSet, whole
+from workers.shuffle import shard_order
 from workers.specs import MaterializeTask
 from workers.weights import Weights
 
@@ -34,8 +35,9 @@ def materialize(
     weights = Weights(environment.nodes, parents, domain, environment.device)
     boundary = StoredBoundary(environment, domain, task.boundary, source, weights, task.view)
     watch = _Watch(boundary, environment, domain.row_unit)
+    work = _Work(boundary, task.experiment.seed, production.first_epoch)
     if not production.shared:
-        watch.over(_alone(boundary))
+        watch.over(work.alone())
         figures = {
             "forwards": dict(boundary.total_forwards()),
             "snapshot": snapshot_counters({None: boundary}),
@@ -46,38 +48,49 @@ def materialize(
         made.watch(None, boundary)
         shared = SharedSet(boundary, environment.control, made)
         if production.helper:
-            watch.over(_helping(boundary, shared))
+            watch.over(work.helping(shared))
             return {}
-        watch.over(_finishing(boundary, shared))
+        watch.over(work.finishing(shared))
         shared.settle()
         made.seconds = time.monotonic() - started - shared.waited
         figures = made.total(environment.nodes)
     return attempt.commit({**whole(boundary), **figures, "where": environment.where()})
 
 
-def _alone(boundary: StoredBoundary) -> Iterator[int]:
-    for index in boundary.snapshots.missing():
-        boundary.snapshots.put(index, boundary.compute_shard(index))
-        yield index
+class _Work:
+    """The ways to fill a set; each yields the shards it has made."""
 
+    def __init__(self, boundary: StoredBoundary, seed: int, first_epoch: int | None) -> None:
+        self._boundary = boundary
+        shards = boundary.spec.shards
+        order = range(shards) if first_epoch is None else shard_order(seed, first_epoch, shards).tolist()
+        self._place = {index: place for place, index in enumerate(order)}
 
-def _helping(boundary: StoredBoundary, shared: SharedSet) -> Iterator[int]:
-    """Until a look over the whole set finds nothing to take."""
-    found = True
-    while found:
-        found = False
-        for index in shared.make(boundary.snapshots.missing()):
-            found = True
+    def missing(self) -> list[int]:
+        """In the order in which they will be asked for."""
+        return sorted(self._boundary.snapshots.missing(), key=self._place.__getitem__)
+
+    def alone(self) -> Iterator[int]:
+        for index in self.missing():
+            self._boundary.snapshots.put(index, self._boundary.compute_shard(index))
             yield index
 
+    def helping(self, shared: SharedSet) -> Iterator[int]:
+        """Until a look over the whole set finds nothing to take."""
+        found = True
+        while found:
+            found = False
+            for index in shared.make(self.missing()):
+                found = True
+                yield index
 
-def _finishing(boundary: StoredBoundary, shared: SharedSet) -> Iterator[int]:
-    """Until nothing is missing: what others have in hand is waited for, and made here when they let it go."""
-    while True:
-        yield from _helping(boundary, shared)
-        if not boundary.snapshots.missing():
-            return
-        shared.pause()
+    def finishing(self, shared: SharedSet) -> Iterator[int]:
+        """Until nothing is missing: what others have in hand is waited for, and made here when they let it go."""
+        while True:
+            yield from self.helping(shared)
+            if not self._boundary.snapshots.missing():
+                return
+            shared.pause()
 
 
 class _Watch:

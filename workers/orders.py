@@ -15,6 +15,8 @@ class Production:
     shared: bool = False
     #: Of a materialize node: 0 finishes and commits it, others take shards as long as there are free ones and leave.
     helper: int = 0
+    #: Of a materialize node: the epoch in whose order of shards the set will first be asked for; None: in no order.
+    first_epoch: int | None = None
     #: Of a stage: role -> materialize node of the sets it reads that are not finished. It makes what it finds missing
     #: itself, unless somebody is at it, and commits the nodes of those that are whole in the end.
     unfinished: Mapping[str, str] = field(default_factory=dict)

@@ -63,6 +63,12 @@ class ThreadRunner:
     def progress(self) -> dict[str, dict[str, Any]]:
         return {key: control.latest() for key, control in self._running.items()}
 
+    def waiting(self, tasks: int) -> None:
+        pass
+
+    def machine(self, node_id: str) -> str | None:
+        return None
+
     def stop(self) -> None:
         for control in self._running.values():
             control.stop()

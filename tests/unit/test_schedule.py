@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from planning import small_plan
 
 from orchestrator import schedule
+from orchestrator.agenda import Agenda
 from orchestrator.estimate import Estimate
 from orchestrator.plan import Node, Plan, RegimePlan
 
@@ -294,8 +295,10 @@ def test_spare_slots_make_what_running_stages_will_read_in_the_order_of_need() -
 def test_what_a_stage_that_has_ended_did_not_read_is_not_made() -> None:
     assert spare(committed={"t1", "a0"}, running=set(), free=4) == []
     assert spare(committed={"t1", "t2", "a0", "av"}, running={"t3"}, free=4) == ["b0", "bv", "b1"]
-    assert schedule.superfluous(CHAIN, committed={"t1", "a0"}) == set()
-    assert schedule.superfluous(CHAIN, committed={"t1", "t2", "a0"}) == {"av", "a1"}
+    never = [node.id for node in CHAIN.nodes if schedule.superfluous(CHAIN, node, committed={"t1", "a0"})]
+    assert never == []
+    never = [node.id for node in CHAIN.nodes if schedule.superfluous(CHAIN, node, committed={"t1", "t2", "a0"})]
+    assert never == ["av", "a1"]
 
 
 def test_a_set_waits_for_the_one_it_is_rolled_forward_from() -> None:
@@ -336,9 +339,13 @@ def test_overlapping_stages_come_to_an_end_whatever_makes_their_sets(plan: Plan,
     released: set[str] = set()
     running: set[str] = set()
     partial: set[str] = set()
+    agenda = Agenda(plan, committed=committed)
+    releases = Agenda(plan, committed=committed, overlapping=schedule.NONE)
     for _ in range(500):
         known = {"committed": committed, "released": released, "running": running}
         free = schedule.releasable(plan, **known, partial=partial)
+        assert releases.releasable() == free
+        assert set(agenda.ready()) == {node.id for node in schedule.ready(plan, **known)}
         for node_id in free:
             assert node_id not in plan.kept
             assert running.isdisjoint(plan.readers(node_id)), "released under a reader"
@@ -361,17 +368,27 @@ def test_overlapping_stages_come_to_an_end_whatever_makes_their_sets(plan: Plan,
                         continue  # rolled forward from whatever is there
                     assert parent in committed
             running.add(node_id)
+            for each in (agenda, releases):
+                each.start(node_id)
         elif action == "end":
             running.discard(node_id)
-            committed.add(node_id)
-            released.discard(node_id)
-            partial.discard(node_id)
+            done, left = [node_id], []
             for parent in node.parents.values() if node_id in plan.overlapping else ():
                 if plan.node(parent).kind == "materialize" and parent not in committed and parent not in running:
-                    (committed if parent not in partial and data.draw(st.booleans()) else partial).add(parent)
-        elif node_id in committed:
-            released.add(node_id)
+                    (done if parent not in partial and data.draw(st.booleans()) else left).append(parent)
+            committed.update(done)
+            released.difference_update(done)
+            partial.difference_update(done)
+            partial.update(left)
+            for each in (agenda, releases):
+                each.stop(node_id)
+                for name in done:
+                    each.commit(name)
+                for name in left:
+                    each.leave(name)
         else:
-            partial.discard(node_id)
+            (released.add if node_id in committed else partial.discard)(node_id)
+            for each in (agenda, releases):
+                each.release(node_id)
     assert schedule.finished(plan, committed=committed)
     assert partial <= plan.kept
