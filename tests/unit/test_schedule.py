@@ -392,3 +392,14 @@ def test_overlapping_stages_come_to_an_end_whatever_makes_their_sets(plan: Plan,
                 each.release(node_id)
     assert schedule.finished(plan, committed=committed)
     assert partial <= plan.kept
+
+
+def test_a_set_is_made_in_the_order_of_the_epoch_that_first_asks_for_it_where_shards_have_one() -> None:
+    def plan_with(window: int | None) -> Plan:
+        stage = Node("t", "train", "t", ("r",), {"window": window}, {"a": "v1", "b": "val"}, Estimate())
+        view = Node("v1", "materialize", "v1", ("r",), {"view": 1}, {}, Estimate())
+        validation = Node("val", "materialize", "val", ("r",), {"view": None}, {}, Estimate())
+        return make_plan([view, validation, stage], ["t"])
+
+    assert [schedule.first_epoch(plan_with(4), node) for node in plan_with(4).nodes] == [1, None, None]
+    assert [schedule.first_epoch(plan_with(None), node) for node in plan_with(None).nodes] == [None] * 3
