@@ -55,6 +55,7 @@ class Driver:
         *,
         store: str,
         max_attempts: int,
+        snapshot_memory: int | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
         report: Callable[..., None] = lambda **state: None,
     ) -> None:
@@ -66,6 +67,7 @@ class Driver:
         self._progress = progress
         self._store = store
         self._max_attempts = max_attempts
+        self._snapshot_memory = snapshot_memory
         self._stop_requested = stop_requested
         self._report = report
         known: dict[str, Any] = {
@@ -234,6 +236,7 @@ class Driver:
                     and (parent not in commits or parent in self._ledger.released)
                 },
             ),
+            snapshot_memory=self._snapshot_memory,
         )
 
     def _handle(self, event: Succeeded | Failed, stopping: bool) -> None:

@@ -151,7 +151,12 @@ class SharedSet:
 
 def whole(boundary: StoredBoundary) -> dict[str, Any]:
     """Of a set that is complete: what the commit of its node says beside who made it."""
-    return {"set": boundary.spec.id, "rows": boundary.samples, "bytes": boundary.spec.bytes}
+    packed = boundary.encoding.name == "lossless"
+    return {
+        "set": boundary.spec.id,
+        "rows": boundary.samples,
+        "bytes": boundary.snapshots.stored_bytes() if packed else boundary.spec.bytes,
+    }
 
 
 def samples_there(boundary: StoredBoundary) -> int:

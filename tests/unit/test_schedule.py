@@ -21,7 +21,7 @@ def make_node(name: str, kind: Any, parents: list[str], regimes: tuple[str, ...]
 
 
 def make_plan(nodes: list[Node], targets: list[str], retention: str = "release", production: str = "before") -> Plan:
-    regime = RegimePlan("r", "segprop", (), {}, {}, {}, {}, "", "", {}, {}, 0, retention, production)
+    regime = RegimePlan("r", "segprop", (), {}, {}, {}, {}, "", "", {}, {}, 0, retention, production=production)
     return Plan(tuple(nodes), tuple(targets), {"r": regime})
 
 
