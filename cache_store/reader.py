@@ -22,7 +22,9 @@ _TORCH = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
     "uint8": torch.uint8,
+    "int8": torch.int8,
     "int32": torch.int32,
     "int64": torch.int64,
 }
@@ -188,8 +190,9 @@ class RowReader:
 
 
 def _bits(tensor: torch.Tensor) -> Array:
-    # numpy has no bfloat16; for moving rows about any 2-byte type will do.
-    array: Array = (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    # numpy has neither bfloat16 nor float8; for moving rows about any type of their size will do.
+    stand_in = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8}.get(tensor.dtype)
+    array: Array = (tensor if stand_in is None else tensor.view(stand_in)).numpy()
     return array
 
 

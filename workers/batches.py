@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ class Inputs(Protocol):
     source: Source
     #: Batches to load ahead of the step in a background thread; 0 loads each in the step's own thread.
     ahead: int
+
+    @property
+    def seconds(self) -> float | None:
+        """Spent so far on loading and, where they are computed again, on the frozen blocks; None: not known."""
 
     def expect(self, samples: np.ndarray, view: int | None) -> None:
         """Say which samples will be loaded from now on, in order."""
@@ -66,17 +71,27 @@ class RawInputs:
         self._precision: Precision = precision
         self._channels_last = channels_last
         self._prefix = prefix
+        self._seconds = 0.0
+
+    @property
+    def seconds(self) -> float | None:
+        # A device works on when the call returns.
+        return self._seconds if self._device.type == "cpu" else None
 
     def expect(self, samples: np.ndarray, view: int | None) -> None:
         """Nothing to prepare."""
 
     def load(self, rows: Rows, view: int | None) -> Boundary:
-        return self.domain.load(self.source, rows, view)
+        started = time.perf_counter()
+        loaded = self.domain.load(self.source, rows, view)
+        self._seconds += time.perf_counter() - started
+        return loaded
 
     def forget(self) -> None:
         """Nothing was prepared."""
 
     def finish(self, rows: Rows, boundary: Boundary) -> Batch:
+        started = time.perf_counter()
         batch = self.domain.batch(
             rows,
             boundary,
@@ -85,10 +100,11 @@ class RawInputs:
             precision=self._precision,
             channels_last=self._channels_last,
         )
-        if self._prefix is None:
-            return batch
-        with torch.no_grad():
-            return self._prefix(batch)
+        if self._prefix is not None:
+            with torch.no_grad():
+                batch = self._prefix(batch)
+        self._seconds += time.perf_counter() - started
+        return batch
 
 
 class StoredInputs:
@@ -108,7 +124,9 @@ class StoredInputs:
         precision: Precision,
         *,
         channels_last: bool = False,
+        decode: Callable[[Boundary], Boundary] = lambda stored: stored,
     ) -> None:
+        self._decode = decode
         self.ahead = AHEAD  # reading mostly waits for the store
         self.domain = domain
         self.source = source
@@ -120,6 +138,12 @@ class StoredInputs:
         # One buffer being filled, AHEAD waiting, one in the step.
         self._ring: list[Boundary | None] = [None] * (AHEAD + 2)
         self._turn = 0
+        self._loading = self._decoding = 0.0
+
+    @property
+    def seconds(self) -> float | None:
+        """Of gathering and decoding."""
+        return self._loading + self._decoding
 
     def expect(self, samples: np.ndarray, view: int | None) -> None:
         reader = self._readers[view]
@@ -130,6 +154,13 @@ class StoredInputs:
             reader.forget()
 
     def load(self, rows: Rows, view: int | None) -> Boundary:
+        clock = gathering_clock(self._device)
+        started = clock()
+        gathered = self._gather(rows, view)
+        self._loading += clock() - started
+        return gathered
+
+    def _gather(self, rows: Rows, view: int | None) -> Boundary:
         reader = self._readers[view]
         wanted = self.domain.set_rows(self.source, rows.index)
         if self._device.type == "cuda":
@@ -141,14 +172,25 @@ class StoredInputs:
         return reader.gather(wanted, tuple(tensor[: len(wanted)] for tensor in buffer))
 
     def finish(self, rows: Rows, boundary: Boundary) -> Batch:
+        # On the device: what is copied there are the stored columns, fewer bytes than they decode to.
+        moved = tuple(tensor.to(self._device, non_blocking=True) for tensor in boundary)
+        started = time.perf_counter()
+        decoded = self._decode(moved)
+        self._decoding += time.perf_counter() - started
         return self.domain.batch(
             rows,
-            boundary,
+            decoded,
             stored=True,
             device=self._device,
             precision=self._precision,
             channels_last=self._channels_last,
         )
+
+
+def gathering_clock(device: torch.device) -> Callable[[], float]:
+    """What gathering in the background costs: beside a step on the same cores what it computes, not how long it waits
+    for its turn; beside a device's step the time until it is done."""
+    return time.thread_time if device.type == "cpu" else time.perf_counter
 
 
 def steps_per_epoch(rows: int, batch_size: int, drop_last: bool) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cache_store.codec import VERSION
 from cache_store.snapshots import Field, SetSpec
 from workers.specs import rows_per_shard
 
@@ -45,12 +46,12 @@ class Geometry:
             starts.append(max(starts[-1] + 1, fits))
         return cls(samples, group, np.asarray(starts), offsets, 0)
 
-    def set_spec(self, key: Mapping[str, Any], fields: tuple[Field, ...]) -> SetSpec:
+    def set_spec(self, key: Mapping[str, Any], fields: tuple[Field, ...], codec_version: int = VERSION) -> SetSpec:
         if self.offsets is None:
-            return SetSpec(key=key, rows=self.samples, fields=fields, group_rows=self.group, shard_rows=self.shard_rows)
+            return SetSpec(key, self.samples, fields, self.group, self.shard_rows, codec_version=codec_version)
         cuts = self.offsets[np.minimum(self.shard_groups * self.group, self.samples)]
         grouped = {**key, "group_samples": self.group}
-        return SetSpec.ragged(key=grouped, fields=fields, group_rows=1, cuts=tuple(cuts.tolist()))
+        return SetSpec.ragged(grouped, fields, 1, cuts.tolist(), codec_version)
 
     @property
     def shard_samples(self) -> np.ndarray:

@@ -1,8 +1,8 @@
 """What a worker is told to do, as frozen data: plain dataclasses that travel as JSON.
 
 The same classes are sections of the user's configuration, so a setting is defined, typed and bounded in
-one place. Only the standard library and `annotated_types` (pure metadata) are imported here: pydantic reads
-the annotations when a configuration is loaded, a worker needs neither pydantic nor Ray.
+one place. Beside our own pure modules only the standard library and `annotated_types` (pure metadata) are imported
+here: pydantic reads the annotations when a configuration is loaded, a worker needs neither pydantic nor Ray.
 
 Vocabulary: a *part* is a named piece of the chain with weights: the blocks (`seg1`, `seg2`, … in order) and
 `head`. `adapter` and `aux` are training-only parts of one stage. A *hop* is the run of consecutive blocks
@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from cache_store.encoding import EncodingName
 from workers.lm_specs import CausalLMSpec, LoraSpec, TextSpec
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -213,6 +214,8 @@ class BoundarySpec:
     #: every boundary of a chain, so a worker can find an earlier hop's set from its own spec.)
     shard_bytes: int
     channels_last: bool = False
+    #: How rows are kept. The next hop, too, is computed from what they decode to.
+    encoding: EncodingName = "plain"
 
 
 def rows_per_shard(row_bytes: int, shard_bytes: int, group_rows: int) -> int:
@@ -230,6 +233,24 @@ class MaterializeTask:
     split: Literal["train", "validation", "test"]
     #: None: the evaluation transform.
     view: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureTask:
+    """Measure what snapshots of this chain cost on a slot. Parents: data, weights/<part> for every block.
+
+    `blocks`: (name, how many blocks lie before it), in chain order, one for all that do the same work.
+    """
+
+    experiment: Experiment
+    blocks: tuple[tuple[str, int], ...]
+    precision: Precision
+    dtype: Literal["float32", "bfloat16", "float16"]
+    encoding: EncodingName
+    channels_last: bool
+    group_rows: int
+    batch_rows: int
+    shard_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +278,11 @@ class StageTask:
     window: int | None = None
 
 
+def snapshot_role(split: str, view: int | None) -> str:
+    """The role of the materialize node of one set among a stage's parents."""
+    return f"snapshot/{split}/{'eval' if view is None else view}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateTask:
     """Score an assembled chain from the images. Parents: data, weights/<part> for every part of `path`."""
@@ -269,10 +295,11 @@ class EvaluateTask:
     channels_last: bool = False
 
 
-Task = DataTask | ModelTask | MaterializeTask | StageTask | EvaluateTask
+Task = DataTask | ModelTask | MeasureTask | MaterializeTask | StageTask | EvaluateTask
 TASKS: dict[str, type[Any]] = {
     "data": DataTask,
     "model": ModelTask,
+    "measure": MeasureTask,
     "materialize": MaterializeTask,
     "train": StageTask,
     "evaluate": EvaluateTask,
