@@ -160,7 +160,10 @@ def _identity(kind: str, task: Mapping[str, Any]) -> Mapping[str, Any]:
     if kind == "model":  # so does the digest of the weights' files
         return {**task, "model": _without(task["model"], "weights", "path", "revision")}
     if kind == "train":
-        return {**task, "train": _without(task["train"], "checkpoint_every_s")}
+        train = _without(task["train"], "checkpoint_every_s")
+        # Matrices under adapters were not rounded once: such a stage is another one since they are.
+        rounds = {"rounds": 1} if train.get("lora") and train.get("frozen_weights", "full") != "full" else {}
+        return {**task, "train": train, **rounds}
     return task
 
 
