@@ -10,17 +10,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from cache_store.crashpoints import reach
 from cache_store.errors import Interrupted, TrainingDiverged
+from cache_store.reader import RowReader
 from cache_store.records import Attempt
 from workers import checkpoint
 from workers.batches import (
@@ -28,12 +30,11 @@ from workers.batches import (
     MicroBatch,
     RawInputs,
     StoredInputs,
-    epoch_order,
     in_order,
     micro_batches,
     steps_per_epoch,
 )
-from workers.boundary import StoredBoundary, snapshot_counters
+from workers.boundary import StoredBoundary, geometry_of, snapshot_counters
 from workers.chain import Boundary, Path, State, module_bytes, state_digest
 from workers.checkpoint import Snapshot, StageProgress
 from workers.domains import Batch, Source, domain_of
@@ -48,9 +49,12 @@ from workers.optim import (
     optimizer_tensors,
     restore_optimizer,
 )
+from workers.orders import ALONE, Production
+from workers.production import Made, SharedSet, commit_made_along
 from workers.scoring import Sums, score
 from workers.seeds import derive_seed
-from workers.specs import StageTask
+from workers.shuffle import epoch_order, windowed_order
+from workers.specs import StageTask, snapshot_role
 from workers.stage_path import StagePath
 from workers.weights import ADAPTER, AUX, Weights, read_tensors
 
@@ -68,6 +72,7 @@ class Stage:
         parents: Mapping[str, Mapping[str, Any]],
         environment: WorkerEnvironment,
         attempt: Attempt,
+        production: Production = ALONE,
     ) -> None:
         self.task = task
         self.train = task.train
@@ -76,6 +81,10 @@ class Stage:
         self.domain = domain_of(task.experiment)
         self._attempt = attempt
         self._parents = parents
+        self._production = production
+        #: What this attempt makes of the sets that nobody has finished yet.
+        self._made = Made(attempt)
+        self._shared: list[SharedSet] = []
         self.weights = Weights(environment.nodes, parents, self.domain, self.device)
         load_lazily_loaded()
         if self.device.type == "cpu" and isinstance(task.experiment.model, CausalLMSpec):
@@ -91,16 +100,17 @@ class Stage:
 
         self.sources = {split: self._source(split) for split in ("train", "validation")}
         self.views = self.domain.views(self.sources["train"])
-        self.boundaries: dict[tuple[str, int | None], StoredBoundary] = {}
-        self._prefix: Path | None = None
-        self.inputs = {split: self._inputs(split) for split in ("train", "validation")}
         self.per_epoch = steps_per_epoch(self.sources["train"].rows, self.train.batch_size, self.train.drop_last)
         self.total_steps = self.train.epochs * self.per_epoch
         if self.train.exit.steps is not None:
             self.total_steps = min(self.total_steps, self.train.exit.steps)
+        self.boundaries: dict[tuple[str, int | None], StoredBoundary] = {}
+        self._prefix: Path | None = None
+        self.inputs = {split: self._inputs(split) for split in ("train", "validation")}
         self.progress = StageProgress()
         self.best: State = {}
         self._saved = self._looked = time.monotonic()
+        self._waits = _Waits()
         #: When this attempt's first step began (unix seconds); what lies before it is hand-over.
         self._first_step = 0.0
 
@@ -128,15 +138,32 @@ class Stage:
                 prefix=prefix,
             )
         assert task.boundary is not None
-        views = range(min(self.views, train.epochs)) if split == "train" else [None]
+        # Of a view that is never reached not even an empty set is made.
+        reached = range(min(self.views, -(-self.total_steps // self.per_epoch)))
+        views = reached if split == "train" else [None]
         readers = {}
         for view in views:
             boundary = StoredBoundary(self.environment, self.domain, task.boundary, source, self.weights, view)
             self.boundaries[split, view] = boundary
-            readers[view] = boundary.reader()
+            readers[view] = self._reader(snapshot_role(split, view), boundary)
         return StoredInputs(
-            self.domain, source, readers, self.device, train.precision, channels_last=train.channels_last
+            self.domain,
+            source,
+            readers,
+            boundary.geometry,
+            self.device,
+            train.precision,
+            channels_last=train.channels_last,
+            decode=boundary.encoding.decode,
         )
+
+    def _reader(self, role: str, boundary: StoredBoundary) -> RowReader:
+        if role not in self._production.unfinished:
+            return boundary.reader()
+        self._made.watch(role, boundary)
+        shared = SharedSet(boundary, self.environment.control, self._made, alone=not self._production.shared)
+        self._shared.append(shared)
+        return boundary.reader(shared.obtain)
 
     def _frozen_forward(self, batch: Batch) -> Batch:
         assert self._prefix is not None
@@ -175,12 +202,13 @@ class Stage:
     def _run_epoch(self) -> None:
         progress = self.progress
         epoch = progress.epoch
-        order = epoch_order(self.task.experiment.seed, epoch, self.sources["train"].rows)
+        order = self._order(epoch)
         last = min(self.per_epoch, self.total_steps - epoch * self.per_epoch)
         sums = Sums(self.device, progress.sums)
         # The first step with a loss that is not finite, kept on the device until the next look at it.
         bad_step = torch.full((), math.inf, dtype=torch.float64, device=self.device)
         clock = _Clock(progress.epoch_seconds)
+        self._waits = _Waits()
         self.path.module.train(True)
         loaded = micro_batches(
             self.inputs["train"],
@@ -192,8 +220,8 @@ class Stage:
             device=self.device,
         )
         sampled = epoch < SAMPLED_EPOCHS
-        with PeakMeter(self.device, host=sampled) as meter, closing(loaded):
-            for micro in loaded:
+        with PeakMeter(self.device, host=sampled) as meter, self._saved_waiting(sums, clock), closing(loaded):
+            for micro in self._waits.timed(loaded):
                 loss = self._backward(micro, sums)
                 bad_step = torch.where(loss.isfinite(), bad_step, bad_step.clamp(max=progress.global_step))
                 if not micro.last:
@@ -230,8 +258,24 @@ class Stage:
         )
         self._end_epoch()
 
+    @contextmanager
+    def _saved_waiting(self, sums: Sums, clock: _Clock) -> Iterator[None]:
+        """A stop that comes while snapshots are waited for leaves a checkpoint too, if it comes between two steps."""
+        try:
+            yield
+        except Interrupted as stop:
+            reached = sums.read()
+            between = all(parameter.grad is None for parameter in self.path.parameters)
+            if stop.details.get("waiting") and between and math.isfinite(reached[0]):
+                self.progress.sums, self.progress.epoch_seconds = reached, clock.seconds()
+                self._save()
+            raise
+
     def _end_epoch(self) -> None:
         progress, monitor = self.progress, self.domain.monitor
+        # What made missing snapshots is not needed by the steps, and every view has its own.
+        for boundary in self.boundaries.values():
+            boundary.let_go()
         if is_better(progress.history, progress.best_epoch, monitor):
             progress.best_epoch = progress.epoch
             if self.train.commit == "best":
@@ -242,6 +286,14 @@ class Stage:
         if progress.exit is None and self._checkpoint_due():
             self._save()
         reach("stage.epoch")
+
+    def _order(self, epoch: int) -> np.ndarray:
+        seed, source = self.task.experiment.seed, self.sources["train"]
+        if self.task.window is None:
+            return epoch_order(seed, epoch, source.rows)
+        assert self.task.boundary is not None
+        sizes = geometry_of(self.domain, self.task.boundary, source).shard_samples
+        return windowed_order(seed, epoch, sizes, self.task.window)
 
     def _rate(self, step: int) -> float:
         return learning_rate(self.train.optimizer.lr, self.train.schedule, step, self.total_steps)
@@ -295,8 +347,10 @@ class Stage:
             seconds_left=(self.total_steps - done) / max(rate, 1e-9),
             loss=loss,
             accuracy=accuracy,
-            hits=counters.get("hits"),
-            misses=counters.get("misses"),
+            stalled=self._waits.share(),
+            # Targets of text are tokens.
+            tokens_rate=sums.read()[2] / max(clock.seconds(), 1e-9) if self.domain.row_unit == "tokens" else None,
+            **counters,
         )
         stop = self.environment.control.should_stop()
         every_s = self.train.checkpoint_every_s
@@ -368,6 +422,10 @@ class Stage:
             }
             self._attempt.write(OPTIMIZER_FILE, save_bytes(tensors))
         committed = progress.best_epoch if self.train.commit == "best" else progress.epoch - 1
+        boundaries = {snapshot_role(*key): boundary for key, boundary in self.boundaries.items()}
+        partial = commit_made_along(
+            self.environment.nodes, self._production.unfinished, boundaries, self.environment.where()
+        )
         commit = self._attempt.commit(
             {
                 "stage": task.name,
@@ -379,6 +437,7 @@ class Stage:
                 "steps": progress.global_step,
                 "path_is_auxiliary": ADAPTER in task.path or AUX in task.path,
                 **self._measured(),
+                **({"partial": partial, "waited_s": sum(s.waited for s in self._shared)} if self._shared else {}),
             }
         )
         self.environment.nodes.drop_checkpoints(self._attempt.node_id)
@@ -387,14 +446,16 @@ class Stage:
     def _measured(self) -> dict[str, Any]:
         history = self.progress.history
         steady = history[1:] or history
-        forwards: dict[str, int] = {}
-        for boundary in self.boundaries.values():
+        forwards: dict[str, int] = self._made.total(self.environment.nodes)["forwards"] if self._shared else {}
+        for boundary in self.boundaries.values() if not self._shared else ():
             for block, count in boundary.total_forwards().items():
                 forwards[block] = forwards.get(block, 0) + count
         if self._prefix is not None:
             samples = self.progress.global_step * self.train.batch_size
             samples += len(history) * self.sources["validation"].rows
             forwards = dict.fromkeys(self._prefix.parts, samples)
+        # Of this attempt, like the counters of snapshots.
+        inputs = [each.seconds for each in self.inputs.values()]
         return {
             "trainable_parameters": sum(parameter.numel() for parameter in self.path.parameters),
             "resident_bytes": self.path.resident_bytes() + (module_bytes(self._prefix) if self._prefix else 0),
@@ -404,11 +465,34 @@ class Stage:
             "host_baseline_bytes": self._host_baseline,
             "snapshot": snapshot_counters(self.boundaries),
             "forwards": forwards,
+            "input_seconds": None if None in inputs else sum(inputs),
             "seconds": sum(e["seconds"] + e["validation_seconds"] for e in history),
             "resumed": self.progress.resumed,
             "train_spec": asdict(self.train),
             "where": {**self.environment.where(), "first_step": self._first_step},
         }
+
+
+class _Waits:
+    """How long the step loop waits for its input, of the time since it was made."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._seconds = 0.0
+
+    def timed(self, batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
+        iterator = iter(batches)
+        while True:
+            before = time.monotonic()
+            batch = next(iterator, None)
+            self._seconds += time.monotonic() - before
+            if batch is None:
+                return
+            yield batch
+
+    def share(self) -> float:
+        """0 to 1."""
+        return self._seconds / max(time.monotonic() - self._started, 1e-9)
 
 
 class _Clock:
