@@ -125,6 +125,32 @@ def head_adapter_without_adapters(folder: Path) -> Changes:
     return {"training.lm_head": "lora"}
 
 
+CASES: list[tuple[Callable[[Path], Changes], str, str]] = [
+    (missing_model, "model.path", "nowhere"),
+    (missing_shard, "model.path", "model-00002"),
+    (truncated_shard, "model.path", "model-00002"),
+    (no_weights, "model.path", "no weights"),
+    (damaged_config, "model.path", "config.json"),
+    (another_shape, "model", "gate_proj"),
+    (no_decoder, "model", "vit"),
+    (no_tokenizer, "model.tokenizer", "tokenizer"),
+    (no_tokenizer_named, "model.tokenizer", "bytes"),
+    (no_chat_template, "model.tokenizer", "chat template"),
+    (small_vocabulary, "model.tokenizer", "at most 200"),
+    (empty_data, "data.path", "empty"),
+    (no_data, "data.path", "nothing.jsonl"),
+    (another_column, "data.column", "text"),
+    (beyond_positions, "data.sequence_length", "128 positions"),
+    (beyond_the_layers, "split.head", "with split.base 3 at most 0"),
+    (beyond_what_is_left, "split.head", "with split.base 2 at most 0"),
+    (omitted_layer_unknown, "split.omit", "layers 0 to 2"),
+    (pruned_layer_unknown, "model.prune", "0-2"),
+    (adapters_nowhere, "training.lora", "lm_head"),
+    (head_adapter_without_adapters, "training.lm_head", "training.lora"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "key", "hint"), CASES, ids=lambda case: getattr(case, "__name__", ""))
 def test_bad_input_ends_with_code_2_and_its_key_before_anything_starts(
     checkpoint: Path,
     tmp_path: Path,
