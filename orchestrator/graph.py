@@ -190,7 +190,10 @@ def _identity(kind: str, task: Mapping[str, Any]) -> Mapping[str, Any]:
         # As before there were others.
         task = {**task, "boundary": _without(task["boundary"], "encoding")}
     if kind == "train":
-        return {**task, "train": _without(task["train"], "checkpoint_every_s")}
+        train = _without(task["train"], "checkpoint_every_s")
+        # Matrices under adapters were not rounded once: such a stage is another one since they are.
+        rounds = {"rounds": 1} if train.get("lora") and train.get("frozen_weights", "full") != "full" else {}
+        return {**task, "train": train, **rounds}
     return task
 
 

@@ -153,7 +153,8 @@ class TrainSpec:
     lora: LoraSpec | None = None
     #: The LM head's matrix in a stage that has it: trained, left alone, or (with lora) trained by an adapter.
     lm_head: Literal["train", "frozen", "lora"] = "train"
-    #: Linear layers of the frozen decoder layers of a path on the device (bitsandbytes): 8 or 4 bits, or as they are.
+    #: Linear layers of the decoder layers of a path whose matrices are frozen, on the device (bitsandbytes): 8 or 4
+    #: bits, or as they are. With lora also those under adapters (QLoRA).
     frozen_weights: Literal["full", "int8", "nf4"] = "full"
     #: Mid-stage checkpoint about this often (seconds), between steps; None: after every epoch.
     checkpoint_every_s: Annotated[float, Gt(0)] | None = 60.0

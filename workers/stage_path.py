@@ -21,8 +21,8 @@ class StagePath:
         parts: dict[str, nn.Module] = {}
         for index, name in enumerate(task.path):
             parts[name] = self._training_only(name, index) if name in (ADAPTER, AUX) else weights.build(name)
-            if name not in trained:
-                # At once: a frozen stretch that only fits in 4 bits never lies there whole.
+            if name not in trained or task.train.lora is not None:
+                # At once: a stretch of frozen matrices that only fits in 4 bits never lies there whole.
                 domain.prepare_frozen(name, parts[name], task.train)
         checkpointing = task.train.activation_checkpointing
         self.module = Path(parts, trained, activation_checkpointing=checkpointing)
@@ -81,6 +81,8 @@ class StagePath:
 
 
 def _changing(module: nn.Module) -> State:
-    """Trained parameters and buffers: a frozen matrix under a low-rank adapter need not be saved again."""
-    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
-    return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
+    """Trained parameters and buffers: a frozen matrix under a low-rank adapter need not be saved again, nor what
+    belongs to its packing in few bits."""
+    names = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    names |= {name for name, _ in module.named_buffers()}
+    return {name: tensor for name, tensor in module.state_dict().items() if name in names}

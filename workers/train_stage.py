@@ -40,7 +40,8 @@ from workers.checkpoint import Snapshot, StageProgress
 from workers.domains import Batch, Source, domain_of
 from workers.environment import WorkerEnvironment
 from workers.exits import exit_reason, is_better
-from workers.memory import SAMPLED_EPOCHS, PeakMeter, load_lazily_loaded, settled_private_bytes
+from workers.lm_specs import CausalLMSpec
+from workers.memory import SAMPLED_EPOCHS, PeakMeter, load_lazily_loaded, return_freed_blocks, settled_private_bytes
 from workers.optim import (
     autocast,
     build_optimizer,
@@ -86,6 +87,8 @@ class Stage:
         self._shared: list[SharedSet] = []
         self.weights = Weights(environment.nodes, parents, self.domain, self.device)
         load_lazily_loaded()
+        if self.device.type == "cpu" and isinstance(task.experiment.model, CausalLMSpec):
+            return_freed_blocks()
         self._host_baseline = settled_private_bytes()
 
         torch.manual_seed(derive_seed(task.experiment.seed, "stage", task.name))
