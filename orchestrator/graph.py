@@ -19,7 +19,7 @@ from orchestrator.policy import Decision
 #: Part of every id. Raise it when the meaning of a task changes: no old commit is then taken for a new one.
 FORMAT = 1
 
-Kind = Literal["data", "model", "train", "materialize", "evaluate"]
+Kind = Literal["data", "model", "train", "materialize", "evaluate", "average"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,16 @@ class RegimePlan:
     #: Most snapshot bytes alive at one time.
     peak_snapshot_bytes: int
     retention: str
+    #: Train node of a stage's last round -> its earlier rounds, in order (wavefront).
+    rounds: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    #: Nodes that average the replicas of the head, in order (wavefront).
+    averages: tuple[str, ...] = ()
+    #: Stages that train at one time, at most.
+    width: int = 1
+
+    def work_of(self, stage: str) -> tuple[str, ...]:
+        """All train nodes of a stage, in order, given the one in `stages`."""
+        return (*self.rounds.get(stage, ()), stage)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -21,6 +21,7 @@ class ImageChecks(CrossChecks):
         self.image_sizes()
         self.validation_share()
         self.shortcuts()
+        self.pipelines(regimes)
         outlines: dict[str, ChainOutline] = {}
         for name, regime in regimes.items():
             self.language_only(name, regime)
@@ -94,3 +95,4 @@ class ImageChecks(CrossChecks):
                 message = error.message.removeprefix(f"{where}: ")
                 self.report(tuple(where.split(".")), f"{stage.name} of {regime.kind}: {message}")
         self.stage_names(regime, stages)
+        self.wave(regime, stages)

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from orchestrator import estimate, language_memory, policy
+from orchestrator import estimate, language_memory, policy, wavefront
 from orchestrator.estimate import Estimate, Rates
 from orchestrator.experiment import decoding, experiment_of, initializing, rows_of, tokenizing
 from orchestrator.graph import FORMAT, Kind, Node, Plan, RegimePlan, node_id
@@ -18,12 +18,14 @@ from orchestrator.policy import Decision
 from orchestrator.stages import Stage
 from workers.lm_specs import CausalLMSpec
 from workers.specs import (
+    AverageTask,
     BoundarySpec,
     DataSpec,
     DataTask,
     EvaluateTask,
     MaterializeTask,
     ModelTask,
+    RoundSpec,
     StageTask,
     TrainSpec,
     to_json,
@@ -130,15 +132,21 @@ class _RegimeBuilder:
         config = graph.config
         self.experiment = experiment_of(config, regime, graph.classes, graph.language)
         self.experiment_json = to_json(self.experiment)
+        #: The wave's steps; none where the stages run one after the other.
+        self.wave = self._wave()
         self.boundaries = _boundary_order(self.stages)
         self.specs = {hops: self._boundary_spec(hops) for hops in self.boundaries}
         self.views = {
             hops: max(self._views(stage) for stage in self.stages if stage.hops == hops) for hops in self.boundaries
         }
         self.decisions: dict[tuple[tuple[str, ...], ...], Decision] = {}
-        self.sets: dict[tuple[int, str, int | None], str] = {}
+        #: Version of the blocks before it, boundary, split, view -> materialize node.
+        self.sets: dict[tuple[int, int, str, int | None], str] = {}
+        #: Part -> the node that holds it now: moves on from stage to stage, in a wave from round to round.
         self.weights: dict[str, str] = {}
+        self.version = 0
         self.data_node = ""
+        self.ended = _Ended()
 
     def build(self) -> RegimePlan:
         regime, graph = self.regime, self.graph
@@ -146,7 +154,9 @@ class _RegimeBuilder:
         keep = regime.snapshots.retention == "keep"
         budget = regime.snapshots.budget
         share = None if budget is None else budget // graph.sharing
-        decisions = policy.decide(boundaries, regime.snapshots.mode, share, keep=keep)
+        # In a wave all boundaries are alive at one time, as where nothing is released.
+        together = keep or bool(self.wave)
+        decisions = policy.decide(boundaries, regime.snapshots.mode, share, keep=together)
         self.decisions = dict(zip(self.boundaries, decisions, strict=True))
         stored = [
             boundary.set_bytes if decision.source == "snapshots" else 0
@@ -159,41 +169,89 @@ class _RegimeBuilder:
             for split in ("validation", "test"):
                 graph.original[split] = self._evaluate_node(f"original {split}", split)
             graph.targets.update(dict.fromkeys(graph.original.values()))
-        stage_ids: list[str] = []
-        assembled: dict[str, str] = {}
-        truncated: dict[str, str] = {}
-        layers: dict[str, int | Literal["head"]] = {}
-        reasons: dict[str, Decision] = {}
-        reads: dict[str, tuple[str, ...]] = {}
-        for stage in self.stages:
-            node, decision, sets = self._stage_node(stage, stage_ids[-1] if stage_ids else None)
-            stage_ids.append(node)
-            reasons[node], reads[node] = decision, sets
-            self.weights.update(dict.fromkeys(stage.trained, node))
-            if regime.is_text and regime.kind != "e2e":
-                layers[node] = self._last_layer(stage)
-            if graph.config.evaluation.stages:
-                assembled[node] = self._evaluate_node(f"assembled after {stage.name}", "validation")
-                shorter = self._truncated(stage)
-                if shorter is not None:
-                    truncated[node] = self._evaluate_node(f"truncated after {stage.name}", "validation", shorter)
+        if self.wave:
+            self._wavefront()
+        else:
+            self._sequential()
+        ended = self.ended
         validation = self._evaluate_node("final validation", "validation")
         test = self._evaluate_node("final test", "test")
-        graph.targets.update(dict.fromkeys((*stage_ids, *assembled.values(), *truncated.values(), validation, test)))
+        scored = (*ended.assembled.values(), *ended.truncated.values())
+        graph.targets.update(dict.fromkeys((*ended.stages, *scored, validation, test)))
         return RegimePlan(
             name=regime.name,
             kind=regime.kind,
-            stages=tuple(stage_ids),
+            stages=tuple(ended.stages),
             weights=dict(self.weights),
-            assembled=assembled,
-            truncated=truncated,
-            layers=layers,
+            assembled=ended.assembled,
+            truncated=ended.truncated,
+            layers=ended.layers,
             validation=validation,
             test=test,
-            decisions=reasons,
-            reads=reads,
-            peak_snapshot_bytes=policy.peak_bytes(stored, keep=keep),
+            decisions=ended.decisions,
+            reads=ended.reads,
+            peak_snapshot_bytes=policy.peak_bytes(stored, keep=together),
             retention=regime.snapshots.retention,
+            rounds=ended.rounds,
+            averages=tuple(ended.averages),
+            width=wavefront.width(len(self.stages), regime.wavefront.rounds) if self.wave else 1,
+        )
+
+    def _sequential(self) -> None:
+        """One stage after the other."""
+        for stage in self.stages:
+            previous = self.ended.stages[-1] if self.ended.stages else None
+            node = self._stage_node(stage, previous)
+            self.weights.update(dict.fromkeys(stage.trained, node))
+            self._end(stage, node)
+
+    def _wavefront(self) -> None:
+        """Rounds of all stages, side by side."""
+        initial = dict(self.weights)
+        made: dict[str, str] = {}
+
+        def held(weights: Mapping[str, str]) -> dict[str, str]:
+            return initial | {part: made[key] for part, key in weights.items()}
+
+        for step in self.wave:
+            match step:
+                case wavefront.Round():
+                    self.weights, self.version = held(step.weights), step.index
+                    made[step.key] = self._stage_node(
+                        step.stage,
+                        None if step.previous is None else made[step.previous],
+                        step=step,
+                        before=None if step.continues is None else made[step.continues],
+                    )
+                case wavefront.Average():
+                    made[step.key] = self._average_node(step, [made[key] for key in step.replicas])
+                    self.ended.averages.append(made[step.key])
+                case wavefront.StageEnd():
+                    self.weights = held(step.weights)
+                    *earlier, last = [made[key] for key in step.rounds]
+                    self.ended.rounds[last] = tuple(earlier)
+                    self._end(step.stage, last)
+
+    def _end(self, stage: Stage, node: str) -> None:
+        """A stage is over with this train node: what is known of it, and the scores of the network as it is then."""
+        ended, regime = self.ended, self.regime
+        ended.stages.append(node)
+        if regime.is_text and regime.kind != "e2e":
+            ended.layers[node] = self._last_layer(stage)
+        if self.graph.config.evaluation.stages:
+            ended.assembled[node] = self._evaluate_node(f"assembled after {stage.name}", "validation")
+            shorter = self._truncated(stage)
+            if shorter is not None:
+                ended.truncated[node] = self._evaluate_node(f"truncated after {stage.name}", "validation", shorter)
+
+    def _wave(self) -> tuple[wavefront.Step, ...]:
+        regime = self.regime
+        if regime.pipeline != "wavefront":
+            return ()
+        epochs = {stage.name: self.training[stage.name].epochs for stage in self.stages}
+        settings = regime.wavefront
+        return wavefront.steps(
+            self.stages, epochs, rounds=settings.rounds, average_every=settings.average_every
         )
 
     # -- nodes --------------------------------------------------------------------------------------------
@@ -223,8 +281,19 @@ class _RegimeBuilder:
         parameters = sum(part.parameters for part in (*self.outline.blocks, self.outline.head))
         return self._add("model", "model", to_json(task), {}, estimate.model_estimate(parameters))
 
-    def _stage_node(self, stage: Stage, previous: str | None) -> tuple[str, Decision, tuple[str, ...]]:
+    def _stage_node(
+        self,
+        stage: Stage,
+        previous: str | None,
+        *,
+        step: wavefront.Round | None = None,
+        before: str | None = None,
+    ) -> str:
+        """A whole stage, or the round of it that `step` is; `before`: the node that it continues."""
         train = self.training[stage.name]
+        epochs = None if step is None else step.epochs
+        if epochs is not None:
+            train = dataclasses.replace(train, commit="last")  # what goes on is where the last round stopped
         parents = {"data": self.data_node}
         # In the order of the path, with the prefix first: what a stage loads, as one reads the chain.
         hop_parts = [block for hop in stage.hops for block in hop]
@@ -236,9 +305,11 @@ class _RegimeBuilder:
         start = Decision("images", f"starts at the {'text' if self.regime.is_text else 'images'}")
         decision = self.decisions[stage.hops] if stage.hops else start
         if decision.source == "snapshots":
-            roles = self._read_sets(stage)
+            roles = self._read_sets(stage, epochs)
             parents |= roles
             sets = tuple(roles.values())
+        if before is not None:
+            parents["continue"] = before
         if train.head_optimizer == "carry" and previous is not None and self.regime.kind == "segprop":
             parents["optimizer"] = previous
         task = to_json(
@@ -250,22 +321,35 @@ class _RegimeBuilder:
                 train=train,
                 source=decision.source,
                 boundary=self.specs[stage.hops] if stage.hops else None,
+                round=None if epochs is None else RoundSpec(first=epochs[0], end=epochs[1]),
             )
         )
-        predicted = self._stage_estimate(stage, train, decision)
-        return self._add("train", stage.name, task, parents, predicted), decision, sets
+        part = train if epochs is None else dataclasses.replace(train, epochs=epochs[1] - epochs[0])
+        predicted = self._stage_estimate(stage, part, decision)
+        label = stage.name if epochs is None or step is None else f"{stage.name} round {step.index + 1}"
+        node = self._add("train", label, task, parents, predicted)
+        self.ended.decisions[node], self.ended.reads[node] = decision, sets
+        return node
 
-    def _read_sets(self, stage: Stage) -> dict[str, str]:
+    def _average_node(self, step: wavefront.Average, replicas: Sequence[str]) -> str:
+        task = to_json(AverageTask(experiment=self.experiment, parts=step.parts))
+        parents = {f"replica/{number}": node for number, node in enumerate(replicas)}
+        parameters = sum(self.outline.part(part).parameters for part in step.parts)
+        predicted = estimate.average_estimate(parameters, len(replicas))
+        return self._add("average", f"average round {step.time + 1}", task, parents, predicted)
+
+    def _read_sets(self, stage: Stage, epochs: tuple[int, int] | None) -> dict[str, str]:
         index = self.boundaries.index(stage.hops)
+        views = self._views_read(stage, epochs)
         # In the order in which the first epochs will ask: view 0 first, validation at the end of the epoch.
-        roles = {"snapshot/train/0": self._set_node(index, "train", 0)}
+        roles = {f"snapshot/train/{views[0]}": self._set_node(index, "train", views[0])}
         roles["snapshot/validation/eval"] = self._set_node(index, "validation", None)
-        for view in range(1, self._views(stage)):
+        for view in views[1:]:
             roles[f"snapshot/train/{view}"] = self._set_node(index, "train", view)
         return roles
 
     def _set_node(self, index: int, split: str, view: int | None) -> str:
-        known = self.sets.get((index, split, view))
+        known = self.sets.get((self.version, index, split, view))
         if known is not None:
             return known
         hops = self.boundaries[index]
@@ -292,8 +376,10 @@ class _RegimeBuilder:
         )
         which = "validation" if view is None else f"{split} view {view}"
         label = f"snapshot {hops[-1][-1]} {which}"
+        if self.wave and self._moves(hops):
+            label += f" round {self.version + 1}"
         node = self._add("materialize", label, task, parents, predicted)
-        self.sets[(index, split, view)] = node
+        self.sets[self.version, index, split, view] = node
         return node
 
     def _materialize_json(self, index: int) -> dict[str, Any]:
@@ -362,6 +448,16 @@ class _RegimeBuilder:
 
     # -- figures ------------------------------------------------------------------------------------------
 
+    def _views_read(self, stage: Stage, epochs: tuple[int, int] | None) -> Sequence[int]:
+        """The views that a stage, or these epochs of it, reads, as it asks for them."""
+        views = self._views(stage)
+        return range(views) if epochs is None else list(dict.fromkeys(epoch % views for epoch in range(*epochs)))
+
+    def _moves(self, hops: Sequence[Sequence[str]]) -> bool:
+        """Whether a boundary changes while a wave goes on: not where no block before it is trained."""
+        trained = {part for stage in self.stages for part in stage.trained}
+        return any(block in trained for hop in hops for block in hop)
+
     def _views(self, stage: Stage) -> int:
         epochs = estimate.epochs_to_run(self.training[stage.name], self.graph.rows.train)
         data = self.graph.config.data
@@ -384,19 +480,34 @@ class _RegimeBuilder:
 
     def _figures(self, index: int) -> policy.Boundary:
         hops = self.boundaries[index]
-        rows, views = self.graph.rows, self.views[hops]
-        stored_rows = views * rows.train + rows.validation
+        rows = self.graph.rows
+        made_rows, alive_rows = self._wave_rows(hops) if self.wave and self._moves(hops) else self._stored_rows(hops)
         prefix = estimate.prefix_flops(self.outline, [block for hop in hops for block in hop])
         passes = sum(
             estimate.epochs_to_run(self.training[stage.name], rows.train) for stage in self.stages if stage.hops == hops
         )
         return policy.Boundary(
             label=hops[-1][-1],
-            set_bytes=stored_rows * estimate.row_bytes(self._shapes(hops), self.specs[hops].dtype),
-            make_from_images=stored_rows * prefix,
-            make_from_previous=stored_rows * (estimate.prefix_flops(self.outline, hops[-1]) if index else prefix),
+            set_bytes=alive_rows * estimate.row_bytes(self._shapes(hops), self.specs[hops].dtype),
+            make_from_images=made_rows * prefix,
+            make_from_previous=made_rows * (estimate.prefix_flops(self.outline, hops[-1]) if index else prefix),
             recompute=passes * (rows.train + rows.validation) * prefix,
         )
+
+    def _stored_rows(self, hops: tuple[tuple[str, ...], ...]) -> tuple[int, int]:
+        """Rows of a boundary that are computed, and those there are at one time: all."""
+        stored = self.views[hops] * self.graph.rows.train + self.graph.rows.validation
+        return stored, stored
+
+    def _wave_rows(self, hops: tuple[tuple[str, ...], ...]) -> tuple[int, int]:
+        """As `_stored_rows`. While one round's version is read, that of the round before is rolled forward."""
+        rows = self.graph.rows
+        each = [
+            len(self._views_read(step.stage, step.epochs)) * rows.train + rows.validation
+            for step in self.wave
+            if isinstance(step, wavefront.Round) and step.stage.hops == hops
+        ]
+        return sum(each), sum(each) if self.regime.snapshots.retention == "keep" else 2 * max(each)
 
     def _stage_estimate(self, stage: Stage, train: TrainSpec, decision: Decision) -> Estimate:
         parts: list[PartOutline] = []
@@ -491,6 +602,20 @@ class _RegimeBuilder:
         assert isinstance(model, CausalLMSpec)
         assert self.graph.language is not None
         return model.master if model.master != "auto" else str(self.graph.language.config["dtype"])
+
+
+@dataclasses.dataclass
+class _Ended:
+    """What is known of the stages that are planned; see `RegimePlan`."""
+
+    stages: list[str] = dataclasses.field(default_factory=list)
+    assembled: dict[str, str] = dataclasses.field(default_factory=dict)
+    truncated: dict[str, str] = dataclasses.field(default_factory=dict)
+    layers: dict[str, int | Literal["head"]] = dataclasses.field(default_factory=dict)
+    decisions: dict[str, Decision] = dataclasses.field(default_factory=dict)
+    reads: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    rounds: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    averages: list[str] = dataclasses.field(default_factory=list)
 
 
 def _boundary_order(stages: Sequence[Stage]) -> list[tuple[tuple[str, ...], ...]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import ValidationError
 
 from orchestrator.explain import nearest
 from orchestrator.sections import Config, Regime, validate
 from orchestrator.stages import Stage
+from orchestrator.wavefront import FINAL
 from orchestrator.yaml_loader import Document, KeyPath, Problem
 from workers.specs import TrainSpec
 
@@ -69,6 +70,66 @@ class CrossChecks:
                 self.report(at(*key), f"{value}: needs bitsandbytes: pip install 'segprop[quantized]'")
         if train.precision == "fp16" and self.config.resources.device == "cpu":
             self.report(at("precision"), "fp16: not available on resources.device cpu; allowed there: fp32, bf16")
+
+    def pipelines(self, regimes: Mapping[str, Regime]) -> None:
+        """`wavefront` overlaps the segments of SegProp; other regimes have none that meet the network's own head."""
+        for name, own in self.config.regimes.items():
+            if own.kind != "segprop" and (own.pipeline == "wavefront" or own.wavefront):
+                key = "pipeline" if own.pipeline == "wavefront" else "wavefront"
+                self.report(
+                    ("regimes", name, key),
+                    f"wavefront: is for segprop, {name} is {own.kind}; allowed here: leave it out",
+                )
+        if self.config.pipeline == "wavefront" and not any(r.kind == "segprop" for r in self.config.regimes.values()):
+            self.report(("pipeline",), "wavefront: is for segprop, and no regime here is one; allowed: sequential")
+        for regime in regimes.values():
+            if regime.pipeline == "wavefront":
+                self.rounds_of(regime)
+
+    def rounds_of(self, regime: Regime) -> None:
+        """What is said of all stages of a wave; `wave` looks at each."""
+        if regime.training.lora is not None:
+            self.report(
+                self.locate(regime.name, "training", "lora"),
+                f"not with pipeline wavefront ({regime.name}): adapters are merged at the end of a piece of work, and a "
+                "wave is made of many; allowed: null",
+            )
+
+    def wave(self, regime: Regime, stages: Sequence[Stage]) -> None:
+        """A wave needs segments to overlap, and stages of a fixed number of epochs, enough for the rounds."""
+        if regime.pipeline != "wavefront":
+            return
+        rounds = regime.wavefront.rounds
+        running = [stage for stage in stages if stage.group != FINAL]
+        if len(running) < 2:
+            self.report(
+                self.locate(regime.name, "split", "base"),
+                f"leaves {regime.name} one stage, and pipeline wavefront nothing to overlap; allowed: a smaller base, "
+                "or pipeline: sequential",
+            )
+        for stage in running:
+            train = regime.stage_training(stage)
+            own = {key for key in (stage.group, stage.name) if key in regime.stages}
+            where = f"{stage.name} of {regime.name}"
+            if train.epochs < rounds:
+                path = ("regimes", regime.name, "wavefront", "rounds")
+                shared = path in self.document.lines or path in self.document.origins
+                self.report(
+                    path if shared else ("wavefront", "rounds"),
+                    f"{rounds}: more than the {train.epochs} epochs of {where}; allowed: 2 to {train.epochs}"
+                    if train.epochs > 1
+                    else f"{rounds}: {where} has one epoch, which cannot be cut; allowed: more training.epochs",
+                )
+                break
+            for key in ("steps", "plateau", "target"):
+                if getattr(train.exit, key) is not None:
+                    named = next((name for name in own if "exit" in regime.stages[name]), None)
+                    path = ("regimes", regime.name, "stages", named, "exit", key) if named else None
+                    self.report(
+                        path or self.locate(regime.name, "training", "exit", key),
+                        f"{getattr(train.exit, key)}: {where} runs in rounds of a fixed number of epochs (pipeline "
+                        "wavefront); allowed: null, and in stages.final",
+                    )
 
     def split(self, regime: Regime, n: int) -> bool:
         if regime.kind != "segprop":

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ from cache_store.addresses import parse_address
 from cache_store.errors import UserError
 from orchestrator.estimate import Rates
 from orchestrator.stages import Kind, Stage, layout
+from orchestrator.wavefront import FINAL, final_stage
 from workers.lm_specs import CausalLMSpec, TextSpec
 from workers.specs import DataSpec, ModelSpec, SnapshotDtype, TrainSpec, to_json
 
@@ -110,6 +111,29 @@ class SnapshotConfig(Section):
     )
 
 
+Pipeline = Literal["sequential", "wavefront"]
+
+
+class WavefrontConfig(Section):
+    """How the stages of a regime overlap under `pipeline: wavefront`."""
+
+    rounds: int = Field(
+        default=4,
+        ge=2,
+        le=10_000,
+        description="Rounds into which the epochs of every stage are cut; a stage starts one round after the one before.",
+    )
+    average_every: int = Field(
+        default=1, ge=1, description="The replicas of the global head are averaged after every so many rounds."
+    )
+    final_epochs: int = Field(
+        default=1,
+        ge=0,
+        description="Epochs of the last stage alone, at the end, on the finished prefix. 0: its last round, which reads "
+        "the finished prefix too, is the end.",
+    )
+
+
 class ResourceConfig(Section):
     """Where the work runs. Nothing here changes a result, so a run may go on with other resources."""
 
@@ -149,9 +173,12 @@ class RegimeConfig(Section):
     training: dict[str, Any] = Field(default_factory=dict, description="Overrides `training`.")
     split: dict[str, Any] = Field(default_factory=dict, description="Overrides `split`.")
     snapshots: dict[str, Any] = Field(default_factory=dict, description="Overrides `snapshots`.")
+    pipeline: Pipeline | None = Field(default=None, description="Overrides `pipeline` (segprop).")
+    wavefront: dict[str, Any] = Field(default_factory=dict, description="Overrides `wavefront` (segprop).")
     stages: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="Overrides `training` for single stages, by name (stage2-seg2) or by group (base, segments, head).",
+        description="Overrides `training` for single stages, by name (stage2-seg2) or by group (base, segments, head, "
+        "final).",
     )
 
 
@@ -167,6 +194,8 @@ class Regime:
     snapshots: SnapshotConfig
     #: Partial overrides of `training` by stage name or group.
     stages: Mapping[str, Mapping[str, Any]]
+    pipeline: Pipeline = "sequential"
+    wavefront: WavefrontConfig = field(default_factory=WavefrontConfig)
 
     @property
     def is_text(self) -> bool:
@@ -187,7 +216,8 @@ class Regime:
         return tuple(block for block in blocks if block not in omitted)
 
     def layout(self, blocks: Sequence[str]) -> tuple[Stage, ...]:
-        return layout(
+        """The stages in order; under `wavefront` the final pass behind them."""
+        stages = layout(
             self.kind,
             self.in_training(blocks),
             base=self.base,
@@ -199,10 +229,15 @@ class Regime:
             untrained=("embed",) if self.is_text and self.split.embedding == "frozen" else (),
             first_segment=2 if self.is_text else 1,
         )
+        if self.pipeline == "wavefront" and self.wavefront.final_epochs:
+            return (*stages, final_stage(stages))
+        return stages
 
     def stage_training(self, stage: Stage) -> TrainSpec:
         """`training` for one stage: the override of its name wins over that of its group."""
         merged = to_json(self.training)
+        if stage.group == FINAL:
+            merged["epochs"] = self.wavefront.final_epochs
         for key in (stage.group, stage.name) if stage.group != stage.name else (stage.name,):
             merged = merge(merged, self.stages.get(key, {}))
         spec: TrainSpec = validate(TrainSpec, merged)
@@ -226,6 +261,12 @@ class Config(Section):
         min_length=1, description="Names out of e2e, lw, segprop, or name -> overrides. Default: all three."
     )
     snapshots: SnapshotConfig = Field(default_factory=SnapshotConfig)
+    pipeline: Pipeline = Field(
+        default="sequential",
+        description="sequential: a stage of SegProp starts when the one before it is finished. wavefront: it starts on "
+        "snapshots of a segment that still trains, so that several devices train several segments at once.",
+    )
+    wavefront: WavefrontConfig = Field(default_factory=WavefrontConfig)
     resources: ResourceConfig = Field(default_factory=ResourceConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
@@ -243,7 +284,15 @@ class Config(Section):
             training=validate(TrainSpec, merge(plain(self.training), own.training)),
             snapshots=validate(SnapshotConfig, merge(plain(self.snapshots), own.snapshots)),
             stages=own.stages,
+            pipeline=self.pipeline_of(own),
+            wavefront=validate(WavefrontConfig, merge(plain(self.wavefront), own.wavefront)),
         )
+
+    def pipeline_of(self, regime: RegimeConfig) -> Pipeline:
+        """A regime's own word, or what all regimes that have segments to overlap are told."""
+        if regime.kind != "segprop":
+            return "sequential"
+        return regime.pipeline or self.pipeline
 
     @property
     def evaluation_batch(self) -> int:
@@ -260,8 +309,10 @@ class Config(Section):
 
     def resolved(self) -> dict[str, Any]:
         """Every setting written out and loadable again: what `config.yaml` in a run directory holds."""
+        # How stages overlap is said by the regimes that do: what has none is what it was before there was a choice.
+        by_regime = ("regimes", "pipeline", "wavefront")
         dump: dict[str, Any] = {
-            name: plain(getattr(self, name)) for name in type(self).model_fields if name != "regimes"
+            name: plain(getattr(self, name)) for name in type(self).model_fields if name not in by_regime
         }
         if self.store == default_store(self.run_dir):
             del dump["store"]  # so that a run directory can be moved
@@ -273,6 +324,11 @@ class Config(Section):
                 "split": plain(regime.split),
                 "snapshots": plain(regime.snapshots),
                 "stages": plain(regime.stages),
+                **(
+                    {"pipeline": regime.pipeline, "wavefront": plain(regime.wavefront)}
+                    if regime.pipeline == "wavefront"
+                    else {}
+                ),
             }
             for name, regime in ((name, self.regime(name)) for name in self.regimes)
         }
@@ -309,6 +365,7 @@ OVERRIDES: dict[str, type[Any]] = {
     "training": TrainSpec,
     "split": SplitConfig,
     "snapshots": SnapshotConfig,
+    "wavefront": WavefrontConfig,
 }
 
 

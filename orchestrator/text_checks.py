@@ -23,6 +23,7 @@ class TextChecks(CrossChecks):
 
     def run(self, regimes: Mapping[str, Regime]) -> LMOutline | None:
         self.held_out()
+        self.pipelines(regimes)
         language = self.language()
         for name, regime in regimes.items():
             self.trainings(name, regime)
@@ -34,6 +35,7 @@ class TextChecks(CrossChecks):
             if self.omitted(regime, language.layers) and self.split(regime, kept):
                 stages = regime.layout(blocks)
                 self.stage_names(regime, stages)
+                self.wave(regime, stages)
                 self.something_to_train(regime, stages)
                 self.something_frozen(regime, stages)
         if language is not None:

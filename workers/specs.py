@@ -233,10 +233,23 @@ class MaterializeTask:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RoundSpec:
+    """Some consecutive epochs of a stage, as a piece of work of its own: `first` up to, not with, `end`. The stage's
+    schedule, views and order of samples go by its own epochs, of which it has `train.epochs`."""
+
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageTask:
     """One training stage. Parents: data, weights/<part> for every part of `path` and of `boundary.hops`
     (the node whose commit holds that part: a model node or an earlier stage), snapshot/<split>/<view> for each
-    set read (view `eval` for validation), and `optimizer` (the previous stage) when its state is carried."""
+    set read (view `eval` for validation), and `optimizer` (the previous stage) when its state is carried; `continue`
+    (the round before) for every round of a stage but its first."""
+
+    #: Came later than the rest: left out of JSON where not used, so that ids of earlier plans stay what they are.
+    LATER: ClassVar[tuple[str, ...]] = ("round",)
 
     experiment: Experiment
     #: Unique inside a regime, e.g. `stage2-seg2`.
@@ -250,6 +263,18 @@ class StageTask:
     source: Literal["images", "snapshots", "recompute"]
     #: The boundary this stage reads; None when it starts at the images.
     boundary: BoundarySpec | None = None
+    #: The part of the stage's epochs that is trained here; None: all.
+    round: RoundSpec | None = None
+
+    @property
+    def epochs(self) -> range:
+        """The epochs trained here."""
+        return range(self.train.epochs) if self.round is None else range(self.round.first, self.round.end)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a later round continues this one."""
+        return self.epochs.stop < self.train.epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,13 +289,23 @@ class EvaluateTask:
     channels_last: bool = False
 
 
-Task = DataTask | ModelTask | MaterializeTask | StageTask | EvaluateTask
+@dataclass(frozen=True, kw_only=True)
+class AverageTask:
+    """The mean of some parts over replicas that were trained apart. Parents: replica/<i> (train nodes, each of which
+    commits all of `parts`), counted from 0."""
+
+    experiment: Experiment
+    parts: tuple[str, ...]
+
+
+Task = DataTask | ModelTask | MaterializeTask | StageTask | EvaluateTask | AverageTask
 TASKS: dict[str, type[Any]] = {
     "data": DataTask,
     "model": ModelTask,
     "materialize": MaterializeTask,
     "train": StageTask,
     "evaluate": EvaluateTask,
+    "average": AverageTask,
 }
 
 T = TypeVar("T")
@@ -278,7 +313,11 @@ T = TypeVar("T")
 
 def to_json(spec: Any) -> dict[str, Any]:
     """The spec as JSON values (tuples become lists)."""
-    return typing.cast("dict[str, Any]", _plain(dataclasses.asdict(spec)))
+    data = dataclasses.asdict(spec)
+    for name in getattr(spec, "LATER", ()):
+        if data[name] is None:
+            del data[name]
+    return typing.cast("dict[str, Any]", _plain(data))
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from cache_store.errors import Interrupted
 from cache_store.records import Attempt
 from cache_store.storage import Storage
 from workers import models, specs
+from workers.average import average
 from workers.chain import state_digest
 from workers.control import Control
 from workers.data.prepare import prepare
@@ -53,6 +54,8 @@ def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
             return Stage(task, order.parents, environment, attempt).run()
         case specs.EvaluateTask():
             return evaluate(task, order.parents, environment, attempt)
+        case specs.AverageTask():
+            return average(task, order.parents, environment, attempt)
     raise AssertionError(f"no worker for {order.kind}")
 
 
