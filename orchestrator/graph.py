@@ -126,6 +126,11 @@ class Plan:
         keeping = {name for name, regime in self.regimes.items() if regime.retention == "keep"}
         return frozenset(node.id for node in self.sets if not keeping.isdisjoint(node.regimes))
 
+    @property
+    def width(self) -> int:
+        """Stages that can train at one time."""
+        return sum(regime.width for regime in self.regimes.values())
+
     @cached_property
     def peak_snapshot_bytes(self) -> int:
         """Most snapshot bytes alive at one time when all regimes run side by side."""

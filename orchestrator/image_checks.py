@@ -21,7 +21,7 @@ class ImageChecks(CrossChecks):
         self.image_sizes()
         self.validation_share()
         self.shortcuts()
-        self.pipelines(regimes)
+        self.pipelines()
         outlines: dict[str, ChainOutline] = {}
         for name, regime in regimes.items():
             self.language_only(name, regime)

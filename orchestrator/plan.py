@@ -250,9 +250,7 @@ class _RegimeBuilder:
             return ()
         epochs = {stage.name: self.training[stage.name].epochs for stage in self.stages}
         settings = regime.wavefront
-        return wavefront.steps(
-            self.stages, epochs, rounds=settings.rounds, average_every=settings.average_every
-        )
+        return wavefront.steps(self.stages, epochs, rounds=settings.rounds, average_every=settings.average_every)
 
     # -- nodes --------------------------------------------------------------------------------------------
 

@@ -84,7 +84,7 @@ class RayRunner:
         """`address`: a running cluster, else RAY_ADDRESS, else a cluster of our own, which needs numbers, not `auto`.
 
         On a running cluster `slots`, `threads` and `device` may be `auto`: settled by `start` from its machines and
-        `chains`, the regimes that run side by side.
+        `chains`, the stages that can run side by side.
         `started`: Ray is connected already (tests, sweeps) and stays connected on `close`.
         """
         self._settle = partial(settle, slots=slots, threads=threads, device=device, chains=chains)

@@ -148,12 +148,17 @@ def verdict(summary: Json) -> list[str]:
             f"{seconds_text(regime['seconds'])} of training, with {bytes_text(memory.of(regime))} "
             f"{memory.words} in its largest stage. Only this regime was run, so nothing is compared."
         )
-        return [*sentences, *_against_original(summary, quality, names)]
+        return [*sentences, *_against_original(summary, quality, names), *_overlaps(regimes, names)]
     if len(ranked) > 1:
         sentences += _ranking(values, ranked, names, regimes, quality)
     else:
         sentences.append(f"{names[best]} reached {scores[best]}.")
-    return [*sentences, *_against_original(summary, quality, names), *_costs(regimes, names, memory)]
+    return [
+        *sentences,
+        *_against_original(summary, quality, names),
+        *_costs(regimes, names, memory),
+        *_overlaps(regimes, names),
+    ]
 
 
 def _score(quality: Quality, metrics: Json) -> str:
@@ -283,6 +288,16 @@ def _costs(regimes: Mapping[str, Json], names: Json, memory: MemoryBasis) -> lis
     return sentences
 
 
+def _overlaps(regimes: Mapping[str, Json], names: Mapping[str, str]) -> list[str]:
+    """How much of a wave's work ran at the same time as more of it."""
+    return [
+        f"{names[name]} did {seconds_text(regime['seconds'])} of training in {seconds_text(regime['wall_seconds'])} on "
+        f"the clock: its stages overlap ({ratio_text(regime['seconds'] / regime['wall_seconds'])})."
+        for name, regime in regimes.items()
+        if regime["pipeline"] == "wavefront" and finished(regime) and regime["seconds"] and regime["wall_seconds"]
+    ]
+
+
 def finished(regime: Json) -> bool:
     return regime["status"] in ("done", "reused")
 
@@ -312,7 +327,8 @@ def _card(
     return {
         "name": name,
         "title": names[name],
-        "kind": (TEXT_KINDS if quality.text else KINDS).get(regime["kind"], regime["kind"]),
+        "kind": (TEXT_KINDS if quality.text else KINDS).get(regime["kind"], regime["kind"])
+        + ("; in rounds that overlap" if regime["pipeline"] == "wavefront" else ""),
         "colour": palette[name],
         "status": regime["status"],
         "status_words": STATUS_WORDS.get(regime["status"], regime["status"]),
@@ -409,6 +425,8 @@ def _epochs(stage: Json) -> str:
         return DASH
     planned = stage["planned_epochs"]
     text = str(stage["epochs"])
+    if stage["rounds"] > 1:
+        text += f" in {stage['rounds']} rounds"
     if planned and planned != stage["epochs"]:
         text += f" of {planned}"
     if stage["committed_epoch"] is not None and stage["epochs"] > 1:
@@ -482,7 +500,7 @@ def _work_rows(work: list[Json]) -> list[dict[str, str]]:
             relevant = {
                 "peak_bytes": ("train",),
                 "snapshot_bytes": ("materialize",),
-                "seconds": ("train", "materialize", "evaluate", "data", "model"),
+                "seconds": ("train", "materialize", "evaluate", "average", "data", "model"),
             }[key]
             shown = item["kind"] in relevant
             predicted, measured = item["predicted"].get(key), item["measured"].get(key)

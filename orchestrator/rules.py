@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pydantic import ValidationError
 
@@ -71,7 +71,7 @@ class CrossChecks:
         if train.precision == "fp16" and self.config.resources.device == "cpu":
             self.report(at("precision"), "fp16: not available on resources.device cpu; allowed there: fp32, bf16")
 
-    def pipelines(self, regimes: Mapping[str, Regime]) -> None:
+    def pipelines(self) -> None:
         """`wavefront` overlaps the segments of SegProp; other regimes have none that meet the network's own head."""
         for name, own in self.config.regimes.items():
             if own.kind != "segprop" and (own.pipeline == "wavefront" or own.wavefront):
@@ -82,18 +82,6 @@ class CrossChecks:
                 )
         if self.config.pipeline == "wavefront" and not any(r.kind == "segprop" for r in self.config.regimes.values()):
             self.report(("pipeline",), "wavefront: is for segprop, and no regime here is one; allowed: sequential")
-        for regime in regimes.values():
-            if regime.pipeline == "wavefront":
-                self.rounds_of(regime)
-
-    def rounds_of(self, regime: Regime) -> None:
-        """What is said of all stages of a wave; `wave` looks at each."""
-        if regime.training.lora is not None:
-            self.report(
-                self.locate(regime.name, "training", "lora"),
-                f"not with pipeline wavefront ({regime.name}): adapters are merged at the end of a piece of work, and a "
-                "wave is made of many; allowed: null",
-            )
 
     def wave(self, regime: Regime, stages: Sequence[Stage]) -> None:
         """A wave needs segments to overlap, and stages of a fixed number of epochs, enough for the rounds."""
@@ -107,29 +95,43 @@ class CrossChecks:
                 f"leaves {regime.name} one stage, and pipeline wavefront nothing to overlap; allowed: a smaller base, "
                 "or pipeline: sequential",
             )
+        refused: dict[KeyPath, str] = {}
         for stage in running:
             train = regime.stage_training(stage)
-            own = {key for key in (stage.group, stage.name) if key in regime.stages}
             where = f"{stage.name} of {regime.name}"
             if train.epochs < rounds:
-                path = ("regimes", regime.name, "wavefront", "rounds")
-                shared = path in self.document.lines or path in self.document.origins
+                own: KeyPath = ("regimes", regime.name, "wavefront", "rounds")
+                written = own in self.document.lines or own in self.document.origins
                 self.report(
-                    path if shared else ("wavefront", "rounds"),
+                    own if written else ("wavefront", "rounds"),
                     f"{rounds}: more than the {train.epochs} epochs of {where}; allowed: 2 to {train.epochs}"
                     if train.epochs > 1
                     else f"{rounds}: {where} has one epoch, which cannot be cut; allowed: more training.epochs",
                 )
                 break
             for key in ("steps", "plateau", "target"):
-                if getattr(train.exit, key) is not None:
-                    named = next((name for name in own if "exit" in regime.stages[name]), None)
-                    path = ("regimes", regime.name, "stages", named, "exit", key) if named else None
-                    self.report(
-                        path or self.locate(regime.name, "training", "exit", key),
-                        f"{getattr(train.exit, key)}: {where} runs in rounds of a fixed number of epochs (pipeline "
-                        "wavefront); allowed: null, and in stages.final",
+                value = getattr(train.exit, key)
+                if value is not None:
+                    refused.setdefault(
+                        self._stage_key(regime, stage, "exit", key),
+                        f"{value}: {where} runs in rounds of a fixed number of epochs (pipeline wavefront); allowed: "
+                        "null, and an exit of the final pass alone, in stages.final",
                     )
+            if train.lora is not None:
+                refused.setdefault(
+                    self._stage_key(regime, stage, "lora"),
+                    f"not in a round of pipeline wavefront ({where}): low-rank adapters are merged when a piece of "
+                    "work ends; allowed: null",
+                )
+        for path, message in refused.items():
+            self.report(path, message)
+
+    def _stage_key(self, regime: Regime, stage: Stage, *keys: str) -> KeyPath:
+        """Where a setting of a stage's training was written."""
+        for name in (stage.name, stage.group):
+            if keys[0] in self.config.regimes[regime.name].stages.get(name, {}):
+                return ("regimes", regime.name, "stages", name, *keys)
+        return self.locate(regime.name, "training", *keys)
 
     def split(self, regime: Regime, n: int) -> bool:
         if regime.kind != "segprop":

@@ -121,7 +121,7 @@ class WavefrontConfig(Section):
         default=4,
         ge=2,
         le=10_000,
-        description="Rounds into which the epochs of every stage are cut; a stage starts one round after the one before.",
+        description="Rounds into which the epochs of every stage are cut; a stage starts a round after the one before.",
     )
     average_every: int = Field(
         default=1, ge=1, description="The replicas of the global head are averaged after every so many rounds."
@@ -129,8 +129,8 @@ class WavefrontConfig(Section):
     final_epochs: int = Field(
         default=1,
         ge=0,
-        description="Epochs of the last stage alone, at the end, on the finished prefix. 0: its last round, which reads "
-        "the finished prefix too, is the end.",
+        description="Epochs of the last stage alone, at the end, on the finished prefix. 0: its last round, which "
+        "reads the finished prefix too, is the end.",
     )
 
 

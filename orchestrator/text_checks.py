@@ -23,7 +23,7 @@ class TextChecks(CrossChecks):
 
     def run(self, regimes: Mapping[str, Regime]) -> LMOutline | None:
         self.held_out()
-        self.pipelines(regimes)
+        self.pipelines()
         language = self.language()
         for name, regime in regimes.items():
             self.trainings(name, regime)

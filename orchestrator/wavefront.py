@@ -21,11 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from orchestrator.stages import Stage
 
 #: Name and group of the pass after the last round.
-FINAL = "final"
+FINAL: Literal["final"] = "final"
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,7 @@ def width(stages: int, rounds: int) -> int:
     return min(stages, rounds)
 
 
-def steps(
-    stages: Sequence[Stage], epochs: Mapping[str, int], *, rounds: int, average_every: int
-) -> tuple[Step, ...]:
+def steps(stages: Sequence[Stage], epochs: Mapping[str, int], *, rounds: int, average_every: int) -> tuple[Step, ...]:
     """The steps of a regime, each after all it needs. `stages`: with the final pass at its end, where there is one;
     `epochs`: of every stage by name, at least `rounds`."""
     final = stages[-1] if stages[-1].group == FINAL else None
