@@ -134,6 +134,10 @@ def render(prepared: Prepared) -> RenderableType:
     )
     basis = "measured (resources.gflops)" if config.resources.gflops != "auto" else "nominal speeds"
     parts += [Text(overlap_words(plan, regime, slots)) for regime in plan.regimes.values() if regime.rounds]
+    for regime in plan.regimes.values():
+        if regime.run_exit:
+            asked = ", ".join(f"{key} {value:g}" for key, value in regime.run_exit.items())
+            parts.append(Text(f"{regime.name} leaves out the stages after the network has reached run_exit ({asked})."))
     parts.append(Text(f"{note} Times are rough: {basis}. Nothing was run."))
     return Group(*parts)
 

@@ -79,6 +79,8 @@ class RegimePlan:
     rounds: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     #: Nodes that average the replicas of the head, in order (wavefront).
     averages: tuple[str, ...] = ()
+    #: What ends the regime early, by the names of `run_exit`; empty: nothing.
+    run_exit: dict[str, float] = dataclasses.field(default_factory=dict)
     #: Stages that train at one time, at most.
     width: int = 1
 

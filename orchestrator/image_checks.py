@@ -25,6 +25,7 @@ class ImageChecks(CrossChecks):
         outlines: dict[str, ChainOutline] = {}
         for name, regime in regimes.items():
             self.language_only(name, regime)
+            self.run_exit(regime)
             chain = self.chain(regime)
             if chain is not None and self.base(regime) and self.split(regime, len(chain.blocks)):
                 outlines[name] = chain

@@ -146,7 +146,10 @@ class _RegimeBuilder:
         self.weights: dict[str, str] = {}
         self.version = 0
         self.data_node = ""
+        #: Evaluate node that may say that nothing more needs to be trained.
+        self.gate: str | None = None
         self.ended = _Ended()
+        self.gate_spec = regime.run_exit.gate if regime.kind == "segprop" else None
 
     def build(self) -> RegimePlan:
         regime, graph = self.regime, self.graph
@@ -194,6 +197,9 @@ class _RegimeBuilder:
             retention=regime.snapshots.retention,
             rounds=ended.rounds,
             averages=tuple(ended.averages),
+            run_exit={}
+            if self.gate_spec is None
+            else {key: value for key, value in to_json(self.gate_spec).items() if value is not None},
             width=wavefront.width(len(self.stages), regime.wavefront.rounds) if self.wave else 1,
         )
 
@@ -204,6 +210,8 @@ class _RegimeBuilder:
             node = self._stage_node(stage, previous)
             self.weights.update(dict.fromkeys(stage.trained, node))
             self._end(stage, node)
+            if self.gate_spec is not None:
+                self.gate = self.ended.assembled[node]
 
     def _wavefront(self) -> None:
         """Rounds of all stages, side by side."""
@@ -320,14 +328,19 @@ class _RegimeBuilder:
                 source=decision.source,
                 boundary=self.specs[stage.hops] if stage.hops else None,
                 round=None if epochs is None else RoundSpec(first=epochs[0], end=epochs[1]),
+                gate=None if self.gate is None else self.gate_spec,
             )
         )
+        parents |= self._gate_parent()
         part = train if epochs is None else dataclasses.replace(train, epochs=epochs[1] - epochs[0])
         predicted = self._stage_estimate(stage, part, decision)
         label = stage.name if epochs is None or step is None else f"{stage.name} round {step.index + 1}"
         node = self._add("train", label, task, parents, predicted)
         self.ended.decisions[node], self.ended.reads[node] = decision, sets
         return node
+
+    def _gate_parent(self) -> dict[str, str]:
+        return {} if self.gate is None else {"gate": self.gate}
 
     def _average_node(self, step: wavefront.Average, replicas: Sequence[str]) -> str:
         task = to_json(AverageTask(experiment=self.experiment, parts=step.parts))
@@ -357,10 +370,12 @@ class _RegimeBuilder:
         rolled = index > 0 and self.decisions[self.boundaries[index - 1]].source == "snapshots"
         if rolled:
             parents["previous"] = self._set_node(index - 1, split, view)
+        parents |= self._gate_parent()
         task = {
             **self._materialize_json(index),
             "split": split,
             "view": view,
+            **({"gate": to_json(self.gate_spec)} if self.gate is not None else {}),
         }
         made = hops[-1:] if rolled else hops
         rows = self.graph.rows.of(split)

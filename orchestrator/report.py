@@ -148,7 +148,12 @@ def verdict(summary: Json) -> list[str]:
             f"{seconds_text(regime['seconds'])} of training, with {bytes_text(memory.of(regime))} "
             f"{memory.words} in its largest stage. Only this regime was run, so nothing is compared."
         )
-        return [*sentences, *_against_original(summary, quality, names), *_overlaps(regimes, names)]
+        return [
+            *sentences,
+            *_against_original(summary, quality, names),
+            *_overlaps(regimes, names),
+            *_ended_early(regimes, names),
+        ]
     if len(ranked) > 1:
         sentences += _ranking(values, ranked, names, regimes, quality)
     else:
@@ -158,6 +163,7 @@ def verdict(summary: Json) -> list[str]:
         *_against_original(summary, quality, names),
         *_costs(regimes, names, memory),
         *_overlaps(regimes, names),
+        *_ended_early(regimes, names),
     ]
 
 
@@ -296,6 +302,23 @@ def _overlaps(regimes: Mapping[str, Json], names: Mapping[str, str]) -> list[str
         for name, regime in regimes.items()
         if regime["pipeline"] == "wavefront" and finished(regime) and regime["seconds"] and regime["wall_seconds"]
     ]
+
+
+def _ended_early(regimes: Mapping[str, Json], names: Mapping[str, str]) -> list[str]:
+    sentences = []
+    for name, regime in regimes.items():
+        ended = regime["ended_early"]
+        if ended:
+            words = {"accuracy": lambda value: percent_text(value, 2), "loss": loss_text}
+            had = _list([f"{key} {words[key](value)}" for key, value in ended["reached"].items()])
+            asked = _list([words[key](value) for key, value in ended["target"].items()])
+            count = ended["stages_left_out"]
+            left = f"the {count} stages after it were" if count > 1 else "the last stage was"
+            sentences.append(
+                f"{names[name]} ended early: after {ended['after']} the whole network had reached validation {had} "
+                f"(asked for: {asked}), so {left} left out."
+            )
+    return sentences
 
 
 def finished(regime: Json) -> bool:

@@ -12,6 +12,7 @@ from orchestrator.sections import Config, Regime, validate
 from orchestrator.stages import Stage
 from orchestrator.wavefront import FINAL
 from orchestrator.yaml_loader import Document, KeyPath, Problem
+from workers.lm_specs import CausalLMSpec
 from workers.specs import TrainSpec
 
 
@@ -82,6 +83,34 @@ class CrossChecks:
                 )
         if self.config.pipeline == "wavefront" and not any(r.kind == "segprop" for r in self.config.regimes.values()):
             self.report(("pipeline",), "wavefront: is for segprop, and no regime here is one; allowed: sequential")
+
+    def run_exit(self, regime: Regime) -> None:
+        """Only a network that is whole after every stage can be good enough before the last one."""
+        own = self.config.regimes[regime.name].run_exit
+        if regime.run_exit.gate is None:
+            return
+        at = ("regimes", regime.name, "run_exit") if own else ("run_exit",)
+        if regime.kind != "segprop":
+            if own:
+                self.report(at, f"is for segprop, {regime.name} is {regime.kind}; allowed here: leave it out")
+            return
+        if regime.pipeline == "wavefront":
+            self.report(
+                at, f"not with pipeline wavefront ({regime.name}): its stages do not wait for each other's scores"
+            )
+        if not self.config.evaluation.stages:
+            self.report(("evaluation", "stages"), "false: run_exit looks at the whole network after every stage")
+        if not self.pretrained(regime) and regime.split.intermediate == "omit":
+            self.report(
+                at,
+                f"{regime.name} starts from random weights and omits what is not trained yet: blocks that a run leaves "
+                "untrained would be noise; allowed: weights to start from, or split.intermediate: frozen",
+            )
+
+    def pretrained(self, regime: Regime) -> bool:
+        """Whether a regime starts from weights that were trained before."""
+        model = regime.model
+        return (model.path if isinstance(model, CausalLMSpec) else model.weights) is not None
 
     def wave(self, regime: Regime, stages: Sequence[Stage]) -> None:
         """A wave needs segments to overlap, and stages of a fixed number of epochs, enough for the rounds."""

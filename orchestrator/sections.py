@@ -21,7 +21,7 @@ from orchestrator.estimate import Rates
 from orchestrator.stages import Kind, Stage, layout
 from orchestrator.wavefront import FINAL, final_stage
 from workers.lm_specs import CausalLMSpec, TextSpec
-from workers.specs import DataSpec, ModelSpec, SnapshotDtype, TrainSpec, to_json
+from workers.specs import DataSpec, GateSpec, ModelSpec, SnapshotDtype, TrainSpec, to_json
 
 #: Samples that go through frozen blocks together, and samples of an evaluation batch, where nothing is said.
 IMAGE_GROUP, TEXT_GROUP = 256, 16
@@ -134,6 +134,20 @@ class WavefrontConfig(Section):
     )
 
 
+class RunExitConfig(Section):
+    """The end of a regime before its last stage (segprop): as soon as the whole network, scored on validation after a
+    stage, is this good, the stages that are left change nothing. All that is given must be met."""
+
+    accuracy: float | None = Field(default=None, gt=0, le=1, description="At least. null: not asked for.")
+    loss: float | None = Field(default=None, gt=0, description="At most. null: not asked for.")
+
+    @property
+    def gate(self) -> GateSpec | None:
+        if self.accuracy is None and self.loss is None:
+            return None
+        return GateSpec(accuracy=self.accuracy, loss=self.loss)
+
+
 class ResourceConfig(Section):
     """Where the work runs. Nothing here changes a result, so a run may go on with other resources."""
 
@@ -175,6 +189,7 @@ class RegimeConfig(Section):
     snapshots: dict[str, Any] = Field(default_factory=dict, description="Overrides `snapshots`.")
     pipeline: Pipeline | None = Field(default=None, description="Overrides `pipeline` (segprop).")
     wavefront: dict[str, Any] = Field(default_factory=dict, description="Overrides `wavefront` (segprop).")
+    run_exit: dict[str, Any] = Field(default_factory=dict, description="Overrides `run_exit` (segprop).")
     stages: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="Overrides `training` for single stages, by name (stage2-seg2) or by group (base, segments, head, "
@@ -196,6 +211,7 @@ class Regime:
     stages: Mapping[str, Mapping[str, Any]]
     pipeline: Pipeline = "sequential"
     wavefront: WavefrontConfig = field(default_factory=WavefrontConfig)
+    run_exit: RunExitConfig = field(default_factory=RunExitConfig)
 
     @property
     def is_text(self) -> bool:
@@ -267,6 +283,7 @@ class Config(Section):
         "snapshots of a segment that still trains, so that several devices train several segments at once.",
     )
     wavefront: WavefrontConfig = Field(default_factory=WavefrontConfig)
+    run_exit: RunExitConfig = Field(default_factory=RunExitConfig)
     resources: ResourceConfig = Field(default_factory=ResourceConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
@@ -286,6 +303,7 @@ class Config(Section):
             stages=own.stages,
             pipeline=self.pipeline_of(own),
             wavefront=validate(WavefrontConfig, merge(plain(self.wavefront), own.wavefront)),
+            run_exit=validate(RunExitConfig, merge(plain(self.run_exit), own.run_exit)),
         )
 
     def pipeline_of(self, regime: RegimeConfig) -> Pipeline:
@@ -309,8 +327,9 @@ class Config(Section):
 
     def resolved(self) -> dict[str, Any]:
         """Every setting written out and loadable again: what `config.yaml` in a run directory holds."""
-        # How stages overlap is said by the regimes that do: what has none is what it was before there was a choice.
-        by_regime = ("regimes", "pipeline", "wavefront")
+        # How stages overlap, or end a run, is said by the regimes that do: the others are what they were before there
+        # was a choice.
+        by_regime = ("regimes", "pipeline", "wavefront", "run_exit")
         dump: dict[str, Any] = {
             name: plain(getattr(self, name)) for name in type(self).model_fields if name not in by_regime
         }
@@ -329,6 +348,7 @@ class Config(Section):
                     if regime.pipeline == "wavefront"
                     else {}
                 ),
+                **({"run_exit": plain(regime.run_exit)} if regime.run_exit.gate and regime.kind == "segprop" else {}),
             }
             for name, regime in ((name, self.regime(name)) for name in self.regimes)
         }
@@ -366,6 +386,7 @@ OVERRIDES: dict[str, type[Any]] = {
     "split": SplitConfig,
     "snapshots": SnapshotConfig,
     "wavefront": WavefrontConfig,
+    "run_exit": RunExitConfig,
 }
 
 

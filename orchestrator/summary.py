@@ -15,6 +15,7 @@ Figures of a regime:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -124,6 +125,7 @@ def _regime(view: _View, name: str, regime: RegimePlan, export: str | None) -> J
         "kind": regime.kind,
         "pipeline": "wavefront" if regime.rounds else "sequential",
         "status": _regime_status(view, mine, regime),
+        "ended_early": _ended_early(stages, regime),
         "stages": stages,
         "final": {
             "metrics": dict(test.get("metrics", {})),
@@ -144,6 +146,20 @@ def _regime(view: _View, name: str, regime: RegimePlan, export: str | None) -> J
         "snapshots": [_materialized(view, node) for node in mine if node.kind == "materialize"],
         "forwards": _forwards(view, mine),
     }
+
+
+def _ended_early(stages: list[Json], regime: RegimePlan) -> Json | None:
+    """After which stage the network was good enough, what it had reached and what was asked; None: it was not."""
+    for before, stage in itertools.pairwise(stages):
+        if stage["exit"] == "run target":
+            left = sum(other["exit"] == "run target" for other in stages)
+            return {
+                "after": before["name"],
+                "stages_left_out": left,
+                "target": dict(regime.run_exit),
+                "reached": {key: before["assembled"].get(key) for key in regime.run_exit},
+            }
+    return None
 
 
 def _regime_status(view: _View, nodes: list[Node], regime: RegimePlan) -> str:
@@ -226,7 +242,7 @@ def _stage(view: _View, node_id: str, regime: RegimePlan) -> Json:
         "metrics": metrics,
         "assembled": dict(assembled.get("metrics", {})),
         # Of language models: the whole chain, the chain as far as it was trained, and how far that is.
-        "full": dict(own if whole else assembled.get("metrics", {})) if node_id in regime.layers else {},
+        "full": dict(own if whole and own else assembled.get("metrics", {})) if node_id in regime.layers else {},
         "truncated": dict(truncated) if node_id in regime.layers else {},
         "layer": regime.layers.get(node_id),
         "peak_device_bytes": peak_device,

@@ -28,6 +28,7 @@ class TextChecks(CrossChecks):
         for name, regime in regimes.items():
             self.trainings(name, regime)
             self.low_rank(regime)
+            self.run_exit(regime)
             if language is None:
                 continue
             blocks = ("embed", *(f"layer{index}" for index in range(language.layers)))

@@ -11,6 +11,7 @@ from cache_store.records import Attempt
 from workers.boundary import StoredBoundary, snapshot_counters
 from workers.domains import domain_of
 from workers.environment import WorkerEnvironment
+from workers.gate import reached
 from workers.specs import MaterializeTask
 from workers.weights import Weights
 
@@ -21,14 +22,17 @@ def materialize(
     environment: WorkerEnvironment,
     attempt: Attempt,
 ) -> dict[str, Any]:
-    """Compute what is missing of the set and commit. Shards already there (an earlier attempt's) are kept."""
+    """Compute what is missing of the set and commit; nothing if the run's exit leaves its reader out. Shards already
+    there (an earlier attempt's) are kept."""
     started = time.monotonic()
     domain = domain_of(task.experiment)
     source = domain.source(parents["data"]["result"], environment.snapshots, task.split)
     weights = Weights(environment.nodes, parents, domain, environment.device)
     boundary = StoredBoundary(environment, domain, task.boundary, source, weights, task.view)
     snapshots = boundary.snapshots
-    missing = snapshots.missing()
+    # Of what nobody will read there is an empty set: for the driver, one that is not there was released.
+    unread = reached(task.gate, parents)
+    missing = [] if unread else snapshots.missing()
     done = 0
     for index in missing:
         snapshots.put(index, boundary.compute_shard(index))
@@ -48,8 +52,8 @@ def materialize(
     return attempt.commit(
         {
             "set": boundary.spec.id,
-            "rows": source.rows,
-            "bytes": boundary.spec.bytes,
+            "rows": 0 if unread else source.rows,
+            "bytes": 0 if unread else boundary.spec.bytes,
             "forwards": dict(boundary.total_forwards()),
             "snapshot": snapshot_counters({None: boundary}),
             "seconds": time.monotonic() - started,

@@ -221,15 +221,29 @@ def rows_per_shard(row_bytes: int, shard_bytes: int, group_rows: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GateSpec:
+    """When nothing more needs to be trained: what the whole network must reach on validation. All that is given."""
+
+    #: At least (0..1).
+    accuracy: float | None = None
+    #: At most.
+    loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class MaterializeTask:
-    """Compute one snapshot set. Parents: data, weights/<part> for every part in hops, and `previous`
-    (the materialize node one hop earlier) where there is one."""
+    """Compute one snapshot set. Parents: data, weights/<part> for every part in hops, `previous` (the materialize
+    node one hop earlier) where there is one, and `gate` (an evaluate node) with a gate: if it is met, nothing is
+    computed."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("gate",)
 
     experiment: Experiment
     boundary: BoundarySpec
     split: Literal["train", "validation", "test"]
     #: None: the evaluation transform.
     view: int | None
+    gate: GateSpec | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,10 +260,11 @@ class StageTask:
     """One training stage. Parents: data, weights/<part> for every part of `path` and of `boundary.hops`
     (the node whose commit holds that part: a model node or an earlier stage), snapshot/<split>/<view> for each
     set read (view `eval` for validation), and `optimizer` (the previous stage) when its state is carried; `continue`
-    (the round before) for every round of a stage but its first."""
+    (the round before) for every round of a stage but its first; `gate` (an evaluate node) with a gate: if it is met,
+    the parts are committed as they are."""
 
     #: Came later than the rest: left out of JSON where not used, so that ids of earlier plans stay what they are.
-    LATER: ClassVar[tuple[str, ...]] = ("round",)
+    LATER: ClassVar[tuple[str, ...]] = ("round", "gate")
 
     experiment: Experiment
     #: Unique inside a regime, e.g. `stage2-seg2`.
@@ -265,6 +280,7 @@ class StageTask:
     boundary: BoundarySpec | None = None
     #: The part of the stage's epochs that is trained here; None: all.
     round: RoundSpec | None = None
+    gate: GateSpec | None = None
 
     @property
     def epochs(self) -> range:

@@ -19,6 +19,7 @@ from workers.data.prepare import prepare
 from workers.environment import WorkerEnvironment, prepare_process
 from workers.evaluate import evaluate
 from workers.export_language_model import COMPANION
+from workers.gate import carry_over, reached
 from workers.lm_specs import CausalLMSpec, TextSpec
 from workers.materialize import materialize
 from workers.orders import WorkOrder
@@ -50,6 +51,8 @@ def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
             return _initial_model(task, environment, attempt)
         case specs.MaterializeTask():
             return materialize(task, order.parents, environment, attempt)
+        case specs.StageTask() if reached(task.gate, order.parents):
+            return carry_over(task, order.parents, environment, attempt)
         case specs.StageTask():
             return Stage(task, order.parents, environment, attempt).run()
         case specs.EvaluateTask():
