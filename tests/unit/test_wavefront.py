@@ -19,6 +19,7 @@ from orchestrator.estimate import Estimate
 from orchestrator.graph import Node, Plan
 from orchestrator.prepare import Prepared
 from orchestrator.report import render
+from orchestrator.run_record import RunRecord
 from orchestrator.stages import Stage, layout
 from orchestrator.summary import summarize
 from orchestrator.wavefront import FINAL, Average, Round, StageEnd, Step, final_stage, steps
@@ -423,6 +424,17 @@ def test_a_wave_that_is_under_way_shows_the_rounds_it_has(tmp_path: Path) -> Non
     first, second, *_ = summary["regimes"]["segprop"]["stages"]
     assert (first["status"], first["rounds_done"], first["epochs"]) == ("pending", 2, 4)
     assert (second["status"], second["rounds_done"]) == ("failed", 1)
+
+
+def test_status_has_a_line_for_every_round(tmp_path: Path) -> None:
+    record = RunRecord.of("wave", small_plan(tmp_path, {**WAVE, "training.epochs": 8}))
+    lines = [record.nodes[node] for node in record.regimes["segprop"].stages]
+    assert [(line.label, line.epochs) for line in lines][3:6] == [
+        ("segprop/stage1-base round 4", 8),
+        ("segprop/stage2-seg2 round 1", 2),
+        ("segprop/stage2-seg2 round 2", 4),
+    ]
+    assert len(lines) == 4 * 4 + 1
 
 
 # -- overlap --------------------------------------------------------------------------------------------------
