@@ -36,6 +36,10 @@ START_DEADLINE_S = 180.0
 #: what the cluster lacks at the start is waited for instead of refused.
 PATIENCE = "SEGPROP_WAIT_FOR_WORKERS_S"
 POLL_EVERY_S = 1.0
+#: Ray gives its own processes 15 s each to come up, too few on a very busy machine, and then gives up.
+LOCAL_STARTS = 4
+#: With many slots each is asked less often, so that asking stays a small part of the driver's work.
+POLLS_A_SECOND = 200
 #: A machine that has not answered the probe of the store by then is left out of it, with a warning.
 PROBE_DEADLINE_S = 60.0
 
@@ -143,7 +147,7 @@ class RayRunner:
                 # Ray's own default is 15: beside any other load on the machine its workers would hardly run.
                 os.environ.setdefault("RAY_worker_niceness", "0")
             try:
-                ray.init(**options)
+                _init(options, attempts=1 if address else LOCAL_STARTS)
             except ConnectionError as error:
                 cause = _first_line(error.__cause__ or error)
                 raise UserError(
@@ -330,7 +334,7 @@ class RayRunner:
             except RayActorError:
                 self._latest.pop(node_id, None)
             del self._polls[node_id]
-        if now - self._polled >= POLL_EVERY_S:
+        if now - self._polled >= max(POLL_EVERY_S, len(self._slots) / POLLS_A_SECOND):
             self._polled = now
             self._gauges[gauges.QUEUE].set(self._waiting, {"slot": "0"})
             for index, slot in enumerate(self._slots):
@@ -361,6 +365,21 @@ class RayRunner:
         self._slots = []
         if self._owns_ray:
             ray.shutdown()
+
+
+def _init(options: Mapping[str, Any], attempts: int) -> None:
+    """`ray.init`, again where Ray's own processes did not come up in time. SegpropError when they never do."""
+    for left in reversed(range(attempts)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # of its own processes Ray raises nothing more special
+            if type(error) is not Exception:
+                raise
+            ray.shutdown()
+            if not left:
+                raise SegpropError(f"Ray does not start on this machine: {_first_line(error)}") from error
+            _log.warning("Ray did not start in its own time, once more: %s", _first_line(error))
 
 
 def _machine(node: Mapping[str, Any]) -> Machine:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from orchestrator.costs import Prediction
     from orchestrator.plan import Node, Plan, RegimePlan
 
 Json = dict[str, Any]
@@ -144,6 +145,7 @@ def _regime(view: _View, name: str, regime: RegimePlan, export: str | None) -> J
         "trainable_parameters": _maximum(stage["trainable_parameters"] for stage in done),
         "snapshot": _snapshot_total(view, mine),
         "snapshots": [_materialized(view, node) for node in mine if node.kind == "materialize"],
+        "boundaries": [_boundary(view, prediction) for prediction in regime.boundaries],
         "forwards": _forwards(view, mine),
     }
 
@@ -160,6 +162,40 @@ def _ended_early(stages: list[Json], regime: RegimePlan) -> Json | None:
                 "reached": {key: before["assembled"].get(key) for key in regime.run_exit},
             }
     return None
+
+
+def _boundary(view: _View, prediction: Prediction) -> Json:
+    """What one boundary was predicted to cost, and what came of it: figures are there once all of their nodes are."""
+    made = [view.results.get(node, {}) for node in prediction.sets]
+    stages = [view.results.get(node, {}) for node in prediction.stages]
+    # A resumed stage tells of its last attempt alone.
+    whole = all("input_seconds" in stage and not stage.get("resumed") for stage in stages)
+    inputs = _sum(stage.get("input_seconds") for stage in stages) if whole else None
+    stored = prediction.source == "snapshots"
+    return {
+        "label": prediction.label,
+        "source": prediction.source,
+        "reason": prediction.reason,
+        "basis": prediction.basis,
+        "predicted": {
+            "bytes": prediction.bytes,
+            "make_seconds": prediction.make_seconds,
+            "read_seconds": prediction.read_seconds,
+            "recompute_seconds": prediction.recompute_seconds,
+        },
+        "measured": {
+            "bytes": _sum(result.get("bytes") for result in made) if stored else None,
+            "make_seconds": _sum(result.get("seconds") for result in made) if stored else None,
+            "read_seconds": inputs if stored else None,
+            "recompute_seconds": None if stored else inputs,
+        },
+    }
+
+
+def _sum(values: Iterable[Any]) -> Any:
+    """None unless all of them are known."""
+    known = list(values)
+    return None if None in known or not known else sum(known)
 
 
 def _regime_status(view: _View, nodes: list[Node], regime: RegimePlan) -> str:
@@ -371,11 +407,6 @@ def _covered(wheres: Iterable[Mapping[str, Any] | None]) -> float | None:
         else:
             end = max(end, last)
     return total + end - start
-
-
-def _sum(values: Iterable[Any]) -> Any:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
 
 
 def _maximum(values: Iterable[Any]) -> Any:

@@ -76,11 +76,6 @@ def final_stage(stages: Sequence[Stage]) -> Stage:
     return Stage(FINAL, FINAL, last.hops, last.path, last.trained, last.adapter)
 
 
-def width(stages: int, rounds: int) -> int:
-    """Segments that train at one time, at most."""
-    return min(stages, rounds)
-
-
 def steps(stages: Sequence[Stage], epochs: Mapping[str, int], *, rounds: int, average_every: int) -> tuple[Step, ...]:
     """The steps of a regime, each after all it needs. `stages`: with the final pass at its end, where there is one;
     `epochs`: of every stage by name, at least `rounds`."""

@@ -55,6 +55,7 @@ def carry_over(
             "path_is_auxiliary": ADAPTER in task.path or AUX in task.path,
             "snapshot": {"hits": 0, "misses": 0, "bytes_read": 0, "bytes_written": 0},
             "forwards": {},
+            "input_seconds": 0.0,
             "seconds": time.monotonic() - started,
             "resumed": 0,
             "where": environment.where(),

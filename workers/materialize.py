@@ -53,7 +53,11 @@ def materialize(
         {
             "set": boundary.spec.id,
             "rows": 0 if unread else source.rows,
-            "bytes": 0 if unread else boundary.spec.bytes,
+            "bytes": 0
+            if unread
+            else snapshots.stored_bytes()
+            if boundary.encoding.name == "lossless"
+            else boundary.spec.bytes,
             "forwards": dict(boundary.total_forwards()),
             "snapshot": snapshot_counters({None: boundary}),
             "seconds": time.monotonic() - started,

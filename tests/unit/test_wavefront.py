@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 from fake_run import ENVIRONMENT, make_commits
-from planning import CIFAR, plan_of, small_config, small_plan
+from planning import CIFAR, small_config, small_plan
 
 from cache_store.errors import ConfigError
 from orchestrator import overlap
 from orchestrator.dry_run import print_plan
 from orchestrator.estimate import Estimate
 from orchestrator.graph import Node, Plan
-from orchestrator.prepare import Prepared
+from orchestrator.prepare import prepare
 from orchestrator.report import render
 from orchestrator.run_record import RunRecord
 from orchestrator.stages import Stage, layout
@@ -185,6 +185,7 @@ def test_rounds_of_one_time_wait_for_nothing_of_each_other(tmp_path: Path) -> No
         for name, number in (("stage1-base", 4), ("stage2-seg2", 3), ("stage3-seg3", 2), ("stage4-seg4", 1))
     ]
     assert plan.regimes["segprop"].width == plan.width == 4
+    assert small_plan(tmp_path, {**WAVE, "training.epochs": 8, "wavefront.rounds": 8}).width == 4, "the end is no fifth"
     for node_id in together:
         assert not ancestors(plan, node_id) & set(together)
 
@@ -367,9 +368,9 @@ def test_a_resolved_wave_loads_again_as_the_same(tmp_path: Path) -> None:
 
 
 def test_the_dry_run_says_what_overlap_can_gain(tmp_path: Path) -> None:
-    config = small_config(tmp_path, {**WAVE, "training.epochs": 8, "resources.slots": 2})
+    small_config(tmp_path, {**WAVE, "training.epochs": 8, "resources.slots": 2})
     stream = io.StringIO()
-    print_plan(Prepared("small.yaml", config, CIFAR, None, plan_of(config)), stream)
+    print_plan(prepare(tmp_path / "small.yaml", inspect=lambda data, seed: CIFAR), stream)
     text = " ".join(stream.getvalue().split())
     assert "stage2-seg2 (4 rounds)" in text
     assert "averages" in text
