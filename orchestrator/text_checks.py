@@ -23,11 +23,13 @@ class TextChecks(CrossChecks):
 
     def run(self, regimes: Mapping[str, Regime]) -> LMOutline | None:
         self.held_out()
+        self.pipelines()
         language = self.language()
         for name, regime in regimes.items():
             self.trainings(name, regime)
             self.window(name, regime)
             self.low_rank(regime)
+            self.run_exit(regime)
             if language is None:
                 continue
             blocks = ("embed", *(f"layer{index}" for index in range(language.layers)))
@@ -35,6 +37,7 @@ class TextChecks(CrossChecks):
             if self.omitted(regime, language.layers) and self.split(regime, kept):
                 stages = regime.layout(blocks)
                 self.stage_names(regime, stages)
+                self.wave(regime, stages)
                 self.something_to_train(regime, stages)
         if language is not None:
             self.positions(language)
