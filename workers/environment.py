@@ -14,6 +14,7 @@ from cache_store.records import NodeStore
 from cache_store.snapshots import SnapshotStore
 from cache_store.storage import Storage
 from workers.control import Control
+from workers.gang import ALONE, Gang
 
 
 @dataclass
@@ -23,6 +24,7 @@ class WorkerEnvironment:
     threads: int
     control: Control
     started: float = field(default_factory=time.time)
+    gang: Gang = ALONE
 
     def __post_init__(self) -> None:
         self.nodes = NodeStore(self.storage)
@@ -35,6 +37,7 @@ class WorkerEnvironment:
             "pid": os.getpid(),
             "device": str(self.device),
             "threads": self.threads,
+            "world_size": self.gang.size,
             "started": self.started,
             "finished": time.time(),
         }
