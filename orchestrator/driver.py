@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.plan import Node, Plan
 from orchestrator.progress import Progress
 from orchestrator.runner import Failed, Runner, Succeeded
-from workers.orders import WorkOrder
+from workers.orders import Strategy, WorkOrder
 
 WAIT_S = 0.5
 #: Running stages get this long to checkpoint when a run is stopped.
@@ -51,7 +51,10 @@ class Driver:
         store: str,
         max_attempts: int,
         stop_requested: Callable[[], bool] = lambda: False,
+        gang: Collection[str] = (),
+        strategy: Strategy | None = None,
     ) -> None:
+        """`gang`: nodes that all ranks of a gang run together, by this strategy."""
         self._plan = plan
         self._nodes = {node.id: node for node in plan.nodes}
         self._ledger = ledger
@@ -60,6 +63,8 @@ class Driver:
         self._store = store
         self._max_attempts = max_attempts
         self._stop_requested = stop_requested
+        self._gang = frozenset(gang)
+        self._strategy = strategy
         self._running: set[str] = set()
         self._attempts: Counter[str] = Counter()
         #: Node id -> monotonic time before which it is not tried again.
@@ -102,12 +107,19 @@ class Driver:
             failed=set(self._outcome.failures),
         )
         now = time.monotonic()
+        full: set[bool] = set()
         # Nothing but the final table waits for an evaluation; stages and snapshots have followers.
         for node in sorted(ready, key=lambda node: node.kind == "evaluate"):
             if self._not_before.get(node.id, 0.0) > now:
                 continue
-            if self._runner.free() == 0:
-                break
+            together = node.id in self._gang
+            if together in full:
+                continue
+            if (self._runner.free(together=True) if together else self._runner.free()) == 0:
+                full.add(together)
+                if not self._gang or len(full) == 2:
+                    break
+                continue
             self._attempts[node.id] += 1
             self._runner.submit(self._order(node))
             reach("driver.submitted")
@@ -124,6 +136,7 @@ class Driver:
             store=self._store,
             device=self._runner.device,
             threads=self._runner.threads,
+            strategy=self._strategy if node.id in self._gang else None,
         )
 
     def _handle(self, event: Succeeded | Failed, stopping: bool) -> None:

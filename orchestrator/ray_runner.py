@@ -1,6 +1,6 @@
 """Runs nodes on Ray: a pool of worker actors, one per device slot, torch imported once in each.
 
-The only module (with the sweep) that imports Ray. Actors restart themselves (`max_restarts=-1`) but tasks are
+Beside the gang runner and the sweep the only module that imports Ray. Actors restart themselves (`max_restarts=-1`) but tasks are
 never retried by Ray: retries, attempt ids and backoff belong to the driver.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -80,17 +81,20 @@ class RayRunner:
         address: str | None = None,
         started: bool = False,
         chains: int = 1,
+        ranks: int = 0,
     ) -> None:
         """`address`: a running cluster, else RAY_ADDRESS, else a cluster of our own, which needs numbers, not `auto`.
 
         On a running cluster `slots`, `threads` and `device` may be `auto`: settled by `start` from its machines and
         `chains`, the regimes that run side by side.
         `started`: Ray is connected already (tests, sweeps) and stays connected on `close`.
+        `ranks`: slots' worth of resources that a gang takes beside them.
         """
         self._settle = partial(settle, slots=slots, threads=threads, device=device, chains=chains)
         self.threads = threads if isinstance(threads, int) else 1
         self.device = device
         self._slots_wanted = slots if isinstance(slots, int) else 1
+        self._ranks_wanted = ranks
         self._address = address
         self._owns_ray = not started
         self._patience = _seconds(PATIENCE)
@@ -109,7 +113,7 @@ class RayRunner:
             else:
                 # "local": without it ray.init would join whatever `ray start` left running on this machine.
                 options |= {"address": "local", "include_dashboard": False}
-                options["num_cpus"] = self._slots_wanted * self.threads
+                options["num_cpus"] = (self._slots_wanted + self._ranks_wanted) * self.threads
             try:
                 ray.init(**options)
             except ConnectionError as error:
@@ -118,35 +122,38 @@ class RayRunner:
                     f"resources.address: no Ray cluster lets us in at {address} ({cause}); is it running, and, where "
                     "it asks for tokens, is RAY_AUTH_MODE=token set with a token at hand?"
                 ) from error
-        machines = [
-            Machine(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
-            for node in ray.nodes()
-            if node["Alive"]
-        ]
-        settled = self._settle(machines)
-        self._slots_wanted, self.threads, self.device = settled.count, settled.threads, settled.device
+        machines = alive_machines()
+        self._take_stock(machines)
         if self._patience is None:
             self._require_resources(machines)
         self._slots = [self._new_slot() for _ in range(self._slots_wanted)]
         self._gauges = {name: Gauge(name, meaning, ("slot",)) for name, meaning in gauges.MEANINGS.items()}
 
+    def _take_stock(self, machines: list[Machine]) -> None:
+        settled = self._settle(machines)
+        self._slots_wanted, self.threads, self.device = settled.count, settled.threads, settled.device
+
     def _require_resources(self, machines: list[Machine]) -> None:
         """An infeasible actor pends silently for ever, so what is missing is said before anything is asked for."""
         have = {"CPU": sum(machine.cpus for machine in machines), "GPU": sum(machine.gpus for machine in machines)}
         request = self._request()
+        count, asked = self._slots_wanted + self._ranks_wanted, f"{self._slots_wanted} slots"
+        lower = "lower resources.slots or resources.threads, or add machines"
+        if self._ranks_wanted:
+            asked += f" and a gang of {self._ranks_wanted}"
+            lower = "lower resources.slots, resources.gang.size or resources.threads, or add machines"
         for resource, each in request.items():
-            total = each * self._slots_wanted
+            total = each * count
             if have[resource] < total:
                 raise UserError(
-                    f"resources: {self._slots_wanted} slots need {total:g} {resource}, the cluster has "
-                    f"{have[resource]:g}; lower resources.slots or resources.threads, or add machines"
+                    f"resources: {asked} need {total:g} {resource}, the cluster has {have[resource]:g}; {lower}"
                 )
         fit = room(machines, request["CPU"], request.get("GPU", 0))
-        if fit < self._slots_wanted:
+        if fit < count:
             size = " and ".join(f"{each:g} {resource}" for resource, each in request.items())
             raise UserError(
-                f"resources: {self._slots_wanted} slots of {size} each, but only {fit} fit into the cluster's "
-                f"{len(machines)} machines; lower resources.slots or resources.threads, or add machines"
+                f"resources: {asked} of {size} each, but only {fit} fit into the cluster's "
+                f"{len(machines)} machines; {lower}"
             )
 
     def _request(self) -> dict[str, float]:
@@ -162,8 +169,8 @@ class RayRunner:
         ).remote()
         return _Slot(actor, actor.ready.remote(), time.monotonic())
 
-    def free(self) -> int:
-        return sum(slot.order is None and slot.ping is None for slot in self._slots)
+    def free(self, *, together: bool = False) -> int:
+        return 0 if together else sum(slot.order is None and slot.ping is None for slot in self._slots)
 
     def submit(self, order: WorkOrder) -> None:
         slot = next(slot for slot in self._slots if slot.order is None and slot.ping is None)
@@ -171,7 +178,12 @@ class RayRunner:
         slot.result = slot.actor.run.remote(order)
 
     def wait(self, timeout_s: float) -> list[Event]:
-        outstanding = [slot.result for slot in self._slots if slot.result is not None]
+        return self._wait(timeout_s)
+
+    def _wait(self, timeout_s: float, beside: Sequence[Any] = ()) -> list[Event]:
+        """As `wait`; ends early, too, when one of the object references `beside` is there."""
+        outstanding = [*beside]
+        outstanding += [slot.result for slot in self._slots if slot.result is not None]
         outstanding += [slot.ping for slot in self._slots if slot.ping is not None]
         if not outstanding:
             time.sleep(timeout_s)
@@ -261,6 +273,15 @@ class RayRunner:
         self._slots = []
         if self._owns_ray:
             ray.shutdown()
+
+
+def alive_machines() -> list[Machine]:
+    """The cluster's machines, as they are now."""
+    return [
+        Machine(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
 def _seconds(variable: str) -> float | None:

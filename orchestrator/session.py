@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cache_store.crashpoints import reach
 from cache_store.errors import SegpropError, UserError
@@ -15,13 +15,16 @@ from orchestrator.config import ImageConfig
 from orchestrator.driver import Driver, Outcome, stop_on_signals
 from orchestrator.environment import describe_environment
 from orchestrator.experiment import experiment_of
+from orchestrator.gangs import gang_nodes, settle_gang
 from orchestrator.ledger import Ledger
+from orchestrator.machines import Machine
 from orchestrator.plan import RegimePlan
 from orchestrator.plan_record import write_plan
 from orchestrator.prepare import Prepared
 from orchestrator.progress import Progress, print_table
 from orchestrator.report import write_report
 from orchestrator.runner import Runner
+from orchestrator.sections import ResourceConfig
 from orchestrator.summary import summarize, write_summary
 from orchestrator.tensorboard_log import write_tensorboard
 from workers.specs import Experiment
@@ -67,6 +70,8 @@ def _drive(prepared: Prepared, ledger: Ledger, quiet: bool) -> Outcome:
                     store=config.store,
                     max_attempts=config.resources.max_attempts,
                     stop_requested=stop_requested,
+                    gang=gang_nodes(prepared.plan, config.resources.gang),
+                    strategy=config.resources.gang.strategy,
                 )
                 return driver.run()
         finally:
@@ -77,6 +82,8 @@ def make_runner(prepared: Prepared) -> Runner:
     """The runner the configuration asks for, with slots and threads settled."""
     resources = prepared.config.resources
     address = resources.address or os.environ.get("RAY_ADDRESS")
+    if gang_nodes(prepared.plan, resources.gang):
+        return _gang_runner(resources, address)
     if resources.runner == "ray" and address:
         from orchestrator.ray_runner import RayRunner
 
@@ -105,6 +112,32 @@ def make_runner(prepared: Prepared) -> Runner:
     return RayRunner(slots=slots, threads=threads, device=device)
 
 
+def _gang_runner(resources: ResourceConfig, address: str | None) -> Runner:
+    from orchestrator.gang_runner import GangRunner
+
+    gang = resources.gang
+    assert gang.size is not None
+    slots: int | str = resources.slots
+    size: int | str = gang.size
+    threads: int | str = resources.threads
+    device = resources.device
+    if not address:  # else the runner looks at the cluster's machines once it is connected
+        device = _device(device)
+        count = _device_count(device)
+        here = Machine(cpus=os.cpu_count() or 1, gpus=count) if device == "cuda" else Machine(cpus=count)
+        settled, size = settle_gang([here], size=size, slots=slots, threads=threads, device=device)
+        slots, threads = settled.count, settled.threads
+    return GangRunner(
+        size=size,
+        strategy=gang.strategy,
+        timeout_s=gang.timeout_s,
+        slots=slots,
+        threads=threads,
+        device=device,
+        address=address,
+    )
+
+
 def settle_slots(slots: int | str, threads: int | str, *, device: str, devices: int, chains: int) -> tuple[int, int]:
     """(slots, threads of each). `devices`: GPUs or CPU cores there are; `chains`: regimes, each a chain of
     stages that run one after the other.
@@ -123,7 +156,7 @@ def settle_slots(slots: int | str, threads: int | str, *, device: str, devices: 
     return int(slots), max(1, devices // int(slots)) if threads == "auto" else int(threads)
 
 
-def _device(wanted: str) -> str:
+def _device(wanted: str) -> Literal["cpu", "cuda"]:
     if wanted == "cpu":
         return "cpu"
     import torch

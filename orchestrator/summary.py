@@ -217,6 +217,7 @@ def _stage(view: _View, node_id: str, regime: RegimePlan) -> Json:
         },
         "forwards": dict(result.get("forwards", {})),
         "reused": node_id in view.reused and node_id in view.results,
+        "world_size": (result.get("where") or {}).get("world_size", 1),
         "where": result.get("where"),
         "estimate": {
             "predicted": node.estimate.to_json(),

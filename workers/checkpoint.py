@@ -1,7 +1,7 @@
 """Mid-stage checkpoints: everything a killed stage needs to go on bit for bit, as safetensors and JSON.
 
 Tensors are named by what they are: `model/<part>/<name>`, `best/<part>/<name>`, `optimizer/<parameter>//<key>`,
-`rng/cpu`, `rng/cuda` (of the other ranks of a gang `rng/cpu/<rank>`). Everything else (position, scaler, history, running
+`rng/cpu`, `rng/cuda` (`rng/cpu/<rank>` of a gang). Everything else (position, scaler, history, running
 sums) is the manifest's JSON.
 """
 
