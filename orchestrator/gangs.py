@@ -1,4 +1,4 @@
-"""Which stages a gang runs, how large it is, and what it cannot run: pure functions of the configuration and the plan."""
+"""Which stages a gang runs, how large it is, and what it cannot run: pure functions of configuration and plan."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def settle_gang(
 ) -> tuple[Slots, int]:
     """(slots beside the gang, ranks). Slot and rank are of one size: a device, or `threads` CPU cores of one machine.
 
-    What is given is kept, also when it cannot fit: the runner then says so. An `auto` size takes every device that slots
-    leave; `auto` slots are what an explicit size leaves, perhaps none: the ranks then do the other work as well.
+    What is given is kept, also when it cannot fit: the runner then says so. An `auto` size takes every device that
+    slots leave; `auto` slots are what an explicit size leaves, perhaps none: the ranks then do the other work as well.
     """
     machines = list(machines)
     if device == "auto":
@@ -58,7 +58,7 @@ def problems(config: Config) -> Iterator[tuple[KeyPath, str]]:
         yield (*at, "strategy"), "fsdp2: is for language models; ResNets, with their batch normalization, take ddp"
 
 
-def training_problems(gang: GangConfig, train: TrainSpec) -> Iterator[tuple[KeyPath, str]]:
+def training_problems(gang: GangConfig, train: TrainSpec) -> Iterator[tuple[tuple[str, ...], str]]:
     """(key inside `training`, message) of what these settings ask of a gang that it cannot do."""
     if gang.size is None:
         return
@@ -75,7 +75,4 @@ def training_problems(gang: GangConfig, train: TrainSpec) -> Iterator[tuple[KeyP
     if train.optimizer.name == "adamw8bit":
         yield ("optimizer", "name"), "adamw8bit: not with resources.gang.strategy fsdp2; allowed there: adamw, sgd"
     if train.frozen_weights != "full":
-        yield (
-            ("frozen_weights",),
-            f"{train.frozen_weights}: not with resources.gang.strategy fsdp2; allowed there: full",
-        )
+        yield ("frozen_weights",), f"{train.frozen_weights}: not with resources.gang.strategy fsdp2; allowed: full"

@@ -1,7 +1,7 @@
 """Runs nodes on Ray: a pool of worker actors, one per device slot, torch imported once in each.
 
-Beside the gang runner and the sweep the only module that imports Ray. Actors restart themselves (`max_restarts=-1`) but tasks are
-never retried by Ray: retries, attempt ids and backoff belong to the driver.
+Beside the gang runner and the sweep the only module that imports Ray. Actors restart themselves (`max_restarts=-1`)
+but tasks are never retried by Ray: retries, attempt ids and backoff belong to the driver.
 """
 
 from __future__ import annotations
