@@ -1,8 +1,8 @@
 """Runs stages on all ranks of a Ray Train gang, and everything else on the slots beside it.
 
-One `TorchTrainer.fit()` costs half a minute, so it is called once: the train function of each rank is a loop over orders
-that the driver puts into a mailbox actor, and the gang serves stage after stage. Where there are no slots beside it (a
-device is either a rank's or a slot's), idle ranks do the work of slots.
+One `TorchTrainer.fit()` costs half a minute, so it is called once: the train function of each rank is a loop over
+orders that the driver puts into a mailbox actor, and the gang serves stage after stage. Where there are no slots beside
+it (a device is either a rank's or a slot's), idle ranks do the work of slots.
 
 A gang with a lost rank is of no use: Ray Train takes it down, its order has failed as `lost`, and a new one is started,
 of the size that still fits where the size is `auto`.
@@ -11,6 +11,7 @@ of the size that still fits where the size is `auto`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import tempfile
@@ -93,10 +94,8 @@ class Mailbox:
 
     async def news(self) -> tuple[dict[int, Any], list[Report]]:
         """The ranks that are there, and the reports since the last call; at once when there are any."""
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._news.wait(), TAKE_S)
-        except TimeoutError:
-            pass
         self._news.clear()
         reports, self._reports = self._reports, []
         return dict(self._joined), reports
@@ -393,7 +392,7 @@ class GangRunner(RayRunner):
             raise SegpropError(f"{self._missing(gang)} ({cause})")
         lost = [*gang.single.values(), *([gang.order] if gang.order is not None else [])]
         events: list[Event] = [
-            Failed(order.node_id, SegpropError(f"worker lost: a rank of the gang: {cause}"), lost=True)
+            Failed(order.node_id, SegpropError(f"worker lost, a rank of the gang: {cause}"), lost=True)
             for order in lost
         ]
         ray.kill(gang.mailbox)

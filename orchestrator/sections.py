@@ -116,13 +116,13 @@ class GangConfig(Section):
 
     size: Literal["auto"] | Annotated[int, Field(ge=2)] | None = Field(
         default=None,
-        description="Devices of a stage. None: one, no gang. auto: every device that is there. On CPUs a device is a slot "
-        "of resources.threads.",
+        description="Devices of a stage. None: one, no gang. auto: every device that is there. On CPUs a device is "
+        "resources.threads cores.",
     )
     strategy: Strategy = Field(
         default="ddp",
-        description="ddp: every rank holds the whole stage. fsdp2: parameters, gradients and optimizer states are shared "
-        "out (language models).",
+        description="ddp: every rank holds the whole stage. fsdp2: parameters, gradients and optimizer states are "
+        "shared out (language models).",
     )
     min_parameters: int = Field(
         default=0, ge=0, description="Stages that train fewer parameters than this stay on one device."
