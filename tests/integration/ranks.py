@@ -54,7 +54,7 @@ class Ranks:
 
 def _answer(line: Connection) -> Any:
     try:
-        assert line.poll(120), "a rank hangs"
+        assert line.poll(300), "a rank hangs"
         return line.recv()
     except (EOFError, OSError):
         return None

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lm_running import LLAMA, lm_changes
 from ranks import Ranks
-from running import Lab
+from running import Lab, digests
 
 from cache_store.errors import Interrupted, SegpropError, TrainingDiverged
 from workers import specs, tasks
@@ -136,10 +136,10 @@ def test_batch_normalization_sees_the_micro_batch_of_all_ranks(
     for report in in_gang(lab, ranks, label, "ddp"):
         assert report == lab.commit(label)
     ours, theirs = lab.weights(label), images.weights(label)
-    assert distance(ours, theirs, start_of(lab, label)) < NORM_TOLERANCE
-    for name in ours:
-        if "running" in name or "num_batches" in name:
-            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
+    assert distance(ours, theirs, start_of(lab, label)) < NORM_TOLERANCE, "running statistics are among them"
+    counts = [name for name in ours if name.endswith("num_batches_tracked")]
+    assert counts
+    assert all(torch.equal(ours[name], theirs[name]) for name in counts), "a micro-batch counts once, not once a rank"
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
@@ -201,7 +201,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_everybodys(tmp_path: Path, ran
     )
     for error in in_gang(lab, ranks, label, "ddp"):
         assert isinstance(error, TrainingDiverged)
-        assert "segprop" in str(error) or "stage1-base" in str(error)
+        assert "stage1-base" in str(error)
 
 
 def test_an_order_for_a_gang_is_refused_outside_one(tmp_path: Path, single: Lab) -> None:
