@@ -21,6 +21,9 @@ from workers.orders import Strategy
 from workers.specs import StageTask
 from workers.weights import Weights
 
+#: Seconds where nothing else runs; a process takes a minute to start where much does.
+pytestmark = pytest.mark.timeout(900)
+
 #: Unpacked text: samples, so also ranks, have different numbers of targets. A last batch that does not divide by two.
 TEXT: dict[str, Any] = {
     "data.pack": False,
@@ -142,15 +145,13 @@ def test_batch_normalization_sees_the_micro_batch_of_all_ranks(
     assert all(torch.equal(ours[name], theirs[name]) for name in counts), "a micro-batch counts once, not once a rank"
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_a_gang_whose_rank_was_killed_ends_with_the_bits_of_one_that_was_not(
-    tmp_path: Path, single: Lab, ranks: Ranks, strategy: Strategy
-) -> None:
-    label = "segprop/stage2-layer1"
+@pytest.fixture(scope="module")
+def dropping(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """What a checkpoint must hold to go on: masks of both ranks, the best weights so far, the optimizer."""
+    folder = tmp_path_factory.mktemp("dropping")
     changes = {
-        **lm_changes(tmp_path),
+        **lm_changes(folder),
         **TEXT,
-        # Masks of both ranks go on where they were; the best epoch and its weights are kept in checkpoints.
         "training.activation_checkpointing": True,
         "training.commit": "best",
         "training.head_optimizer": "carry",
@@ -158,17 +159,24 @@ def test_a_gang_whose_rank_was_killed_ends_with_the_bits_of_one_that_was_not(
         "model.config": {**LLAMA, "attention_dropout": 0.2},
         "regimes": ["segprop"],
     }
-    lab = Lab.make(tmp_path / "whole", changes)
+    lab = Lab.make(folder, changes)
+    lab.run_all(("data", "model"))
+    return lab
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_gang_whose_rank_was_killed_ends_with_the_bits_of_one_that_was_not(
+    tmp_path: Path, dropping: Lab, ranks: Ranks, strategy: Strategy
+) -> None:
+    label = "segprop/stage1-base"
+    lab, killed = dropping.linked_copy(tmp_path / "whole"), dropping.linked_copy(tmp_path / "killed")
     whole = in_gang(lab, ranks, label, strategy)[0]
     assert whole["result"]["resumed"] == 0
-    killed = lab.linked_copy(tmp_path / "killed")
-    killed.forget(label)
-    # In the second epoch, some steps after a checkpoint in mid-epoch.
-    with Ranks(tmp_path, crash=f"stage.step:6:{tmp_path / 'crashed'}", timeout_s=20) as doomed:
+    # In the second epoch of two, after a checkpoint in the middle of the first and one at its end.
+    with Ranks(tmp_path, crash=f"stage.step:6:{tmp_path / 'crashed'}") as doomed:
         survivor, dead = in_gang(killed, doomed, label, strategy)
-        assert dead is None
-        assert isinstance(survivor, RuntimeError)
-        assert lost_contact(survivor), survivor
+    assert dead is None
+    assert lost_contact(survivor), repr(survivor)
     assert killed.nodes.commit_of(killed.node(label).id) is None
     resumed = in_gang(killed, ranks, label, strategy)[0]
     assert resumed["result"]["resumed"] == 1
