@@ -6,8 +6,10 @@ plainly. Everything heavy is imported inside the command that needs it, so help 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,6 +47,9 @@ def run(
     overrides: OverridesArgument = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; train nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Also from another driver that works on this run; it stops.")
+    ] = False,
 ) -> None:
     """Run everything a configuration asks for, or go on where it stopped.
 
@@ -61,7 +66,7 @@ def run(
     claim_run_dir(prepared)
     from orchestrator import session
 
-    raise typer.Exit(session.execute(prepared, quiet=quiet))
+    raise typer.Exit(session.execute(prepared, quiet=quiet, take_over=take_over))
 
 
 @app.command()
@@ -80,6 +85,34 @@ def plan(
     from orchestrator.dry_run import print_plan
 
     print_plan(prepared)
+
+
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or a configuration file.")],
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again until the run has ended.")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.2)] = 2.0,
+    as_json: JsonOption = False,
+) -> None:
+    """How far a run is, from its store alone: whether a driver is at work or not, from any machine that sees it.
+
+    With --watch --json one object a line."""
+    from orchestrator import status_view
+    from orchestrator.status import observe
+
+    observer = observe(str(run))
+    if not as_json:
+        if watch:
+            status_view.watch(observer, every)
+        else:
+            status_view.show(observer.look())
+        return
+    while True:
+        found = observer.look()
+        print(json.dumps(dataclasses.asdict(found), indent=None if watch else 1), flush=True)
+        if not watch or found.ended:
+            return
+        time.sleep(every)
 
 
 @app.command()

@@ -14,9 +14,11 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import socket
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +32,9 @@ from cache_store.errors import Interrupted, SegpropError, TrainingDiverged
 from orchestrator import gauges
 from orchestrator.gangs import settle_gang
 from orchestrator.machines import Machine, room
-from orchestrator.ray_runner import START_DEADLINE_S, RayRunner, alive_machines
+from orchestrator.ray_runner import START_DEADLINE_S, RayRunner
 from orchestrator.runner import Event, Failed, Succeeded
+from orchestrator.versions import versions
 from workers.control import ThreadControl
 from workers.orders import Strategy, WorkOrder
 
@@ -72,8 +75,9 @@ class Mailbox:
         self._latest: dict[str, Json] = {}
         self._stopping = False
 
-    async def join(self, rank: int, actor: Any) -> None:
-        self._joined[rank] = actor
+    async def join(self, rank: int, account: Json) -> None:
+        """A rank is there. `account`: its `actor`, `machine` and `versions`."""
+        self._joined[rank] = account
         self._news.set()
 
     async def post(self, rank: int, order: WorkOrder | None) -> None:
@@ -140,7 +144,8 @@ def rank_main(config: Json) -> None:
     mailbox = config["mailbox"]
     rank = ray.train.get_context().get_world_rank()
     actor = ray.get_runtime_context().current_actor
-    ray.get(mailbox.join.remote(rank, actor), timeout=ALONE_S)
+    account = {"actor": actor, "machine": socket.gethostname(), "versions": versions()}
+    ray.get(mailbox.join.remote(rank, account), timeout=ALONE_S)
     while True:
         found, order = ray.get(mailbox.take.remote(rank), timeout=ALONE_S)
         if not found:
@@ -178,7 +183,7 @@ class _Gang:
     thread: threading.Thread | None = None
     #: Why it ended; set by the thread.
     ended: BaseException | None = None
-    #: Rank -> its actor, once it is there.
+    #: Rank -> what it says of itself, once it is there.
     ranks: dict[int, Any] = field(default_factory=dict)
     #: Outstanding `news()` call.
     news: Any | None = None
@@ -200,8 +205,8 @@ class _Gang:
         return self.thread is not None and self.thread.is_alive()
 
     def kill(self) -> None:
-        for actor in self.ranks.values():
-            ray.kill(actor)
+        for account in self.ranks.values():
+            ray.kill(account["actor"])
 
 
 class GangRunner(RayRunner):
@@ -218,6 +223,10 @@ class GangRunner(RayRunner):
         device: str,
         address: str | None = None,
         started: bool = False,
+        store: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        accelerator: str | None = None,
+        deadline_s: float = START_DEADLINE_S,
     ) -> None:
         """As `RayRunner`; `size`: ranks. On a running cluster it may be `auto`, like the others."""
         super().__init__(
@@ -226,6 +235,10 @@ class GangRunner(RayRunner):
             device=device,
             address=address,
             started=started,
+            store=store,
+            labels=labels,
+            accelerator=accelerator,
+            deadline_s=deadline_s,
             ranks=size if isinstance(size, int) else 0,
         )
         self._size, self._strategy, self._timeout_s = size, strategy, timeout_s
@@ -248,10 +261,6 @@ class GangRunner(RayRunner):
 
     # -- the gang -------------------------------------------------------------------------------------------
 
-    @property
-    def _deadline_s(self) -> float:
-        return self._patience if self._patience is not None else START_DEADLINE_S
-
     def _launch(self) -> None:
         # Ray Train reads these from the environment alone. Ranks stay where relative paths mean what they say.
         os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
@@ -262,7 +271,11 @@ class GangRunner(RayRunner):
             rank_main,
             train_loop_config={"mailbox": gang.mailbox},
             scaling_config=ScalingConfig(
-                num_workers=gang.size, use_gpu="GPU" in request, resources_per_worker=dict(request)
+                num_workers=gang.size,
+                use_gpu="GPU" in request,
+                resources_per_worker=dict(request),
+                label_selector=self._labels or None,
+                accelerator_type=self._accelerator,
             ),
             run_config=RunConfig(
                 name=f"gang-{time.monotonic_ns()}",
@@ -289,7 +302,7 @@ class GangRunner(RayRunner):
         """A new gang, of what is left where the size is open."""
         if self._size == "auto":
             request = self._request()
-            left = room(alive_machines(), request["CPU"], request.get("GPU", 0)) - self._slots_wanted
+            left = room(self._machines(), request["CPU"], request.get("GPU", 0)) - self._slots_wanted
             self._ranks_wanted = max(1, min(self._ranks_wanted, left))
         self._lost = 0 if self._gang is not None and self._gang.worked else self._lost + 1
         if self._lost >= MAX_LOST:
@@ -341,7 +354,7 @@ class GangRunner(RayRunner):
     def _read(self, gang: _Gang) -> list[Event]:
         """What the ranks have reported."""
         try:
-            gang.ranks, reports = ray.get(gang.news, timeout=0)
+            joined, reports = ray.get(gang.news, timeout=0)
         except GetTimeoutError:
             return []
         except RayError:
@@ -349,6 +362,9 @@ class GangRunner(RayRunner):
             self._break(gang)  # the mailbox is gone: its machine, or its process
             return []
         gang.news = None
+        for rank in joined.keys() - gang.ranks.keys():
+            gang.ranks[rank] = joined[rank]
+            self._compare(joined[rank])
         events: list[Event] = []
         for report in reports:
             single = gang.single.get(report.rank)
@@ -407,7 +423,7 @@ class GangRunner(RayRunner):
         return (
             f"resources.gang: {gang.size} ranks of {size} each did not start within {self._deadline_s:g} s; "
             f"the cluster's machines have room for "
-            f"{room(alive_machines(), self._request()['CPU'], self._request().get('GPU', 0))} in all. "
+            f"{room(self._machines(), self._request()['CPU'], self._request().get('GPU', 0))} in all. "
             f"Free now: {ray.available_resources()}"
         )
 
@@ -433,6 +449,16 @@ class GangRunner(RayRunner):
                 self._gauges[name].set(value, {"slot": "gang"})
         running = {order.node_id for order in (*gang.single.values(), *([gang.order] if gang.order else []))}
         return latest | {node: update for node, update in self._together.items() if node in running}
+
+    def machine(self, node_id: str) -> str | None:
+        gang = self._gang
+        if gang is not None:
+            for rank, order in gang.single.items():
+                if order.node_id == node_id:
+                    return str(gang.ranks[rank]["machine"])
+            if gang.order is not None and gang.order.node_id == node_id and 0 in gang.ranks:
+                return str(gang.ranks[0]["machine"])
+        return super().machine(node_id)
 
     def stop(self) -> None:
         super().stop()

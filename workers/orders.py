@@ -23,3 +23,5 @@ class WorkOrder:
     threads: int
     #: Set where all ranks of a gang work on the order together.
     strategy: Strategy | None = None
+    #: Most bytes of snapshot shards held at a time; None: what `cache_store.kept` says.
+    snapshot_memory: int | None = None

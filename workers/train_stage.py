@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save as save_bytes
 from torch import Tensor
@@ -29,12 +30,11 @@ from workers.batches import (
     MicroBatch,
     RawInputs,
     StoredInputs,
-    epoch_order,
     in_order,
     micro_batches,
     steps_per_epoch,
 )
-from workers.boundary import StoredBoundary, snapshot_counters
+from workers.boundary import StoredBoundary, geometry_of, snapshot_counters
 from workers.chain import Boundary, Path, State, module_bytes, state_digest
 from workers.checkpoint import Snapshot, StageProgress
 from workers.domains import Batch, Source, domain_of
@@ -52,6 +52,7 @@ from workers.optim import (
 )
 from workers.scoring import Sums, score
 from workers.seeds import derive_seed
+from workers.shuffle import epoch_order, windowed_order
 from workers.specs import StageTask
 from workers.stage_path import StagePath
 from workers.weights import ADAPTER, AUX, Weights, read_tensors
@@ -112,6 +113,7 @@ class Stage:
         self._saved = self._looked = time.monotonic()
         #: In a gang: the global step after which all ranks look up, and how many steps after the last look that is.
         self._look_at = self._look_every = 1
+        self._waits = _Waits()
         #: When this attempt's first step began (unix seconds); what lies before it is hand-over.
         self._first_step = 0.0
 
@@ -146,7 +148,14 @@ class Stage:
             self.boundaries[split, view] = boundary
             readers[view] = boundary.reader()
         return StoredInputs(
-            self.domain, source, readers, self.device, train.precision, channels_last=train.channels_last
+            self.domain,
+            source,
+            readers,
+            boundary.geometry,
+            self.device,
+            train.precision,
+            channels_last=train.channels_last,
+            decode=boundary.encoding.decode,
         )
 
     def _frozen_forward(self, batch: Batch) -> Batch:
@@ -191,12 +200,13 @@ class Stage:
     def _run_epoch(self) -> None:
         progress = self.progress
         epoch = progress.epoch
-        order = epoch_order(self.task.experiment.seed, epoch, self.sources["train"].rows)
+        order = self._order(epoch)
         last = min(self.per_epoch, self.total_steps - epoch * self.per_epoch)
         sums = Sums(self.device, progress.sums, gang=self.gang)
         # The first step with a loss that is not finite, kept on the device until the next look at it.
         bad_step = torch.full((), math.inf, dtype=torch.float64, device=self.device)
         clock = _Clock(progress.epoch_seconds)
+        self._waits = _Waits()
         self.path.module.train(True)
         loaded = micro_batches(
             self.inputs["train"],
@@ -210,7 +220,7 @@ class Stage:
         )
         sampled = epoch < SAMPLED_EPOCHS
         with PeakMeter(self.device, host=sampled) as meter, closing(loaded):
-            for micro in loaded:
+            for micro in self._waits.timed(loaded):
                 loss = self._backward(micro, sums)
                 bad_step = torch.where(loss.isfinite(), bad_step, bad_step.clamp(max=progress.global_step))
                 if not micro.last:
@@ -261,6 +271,14 @@ class Stage:
         if progress.exit is None and self.gang.agree(self._checkpoint_due()):
             self._save()
         reach("stage.epoch")
+
+    def _order(self, epoch: int) -> np.ndarray:
+        seed, source = self.task.experiment.seed, self.sources["train"]
+        if self.task.window is None:
+            return epoch_order(seed, epoch, source.rows)
+        assert self.task.boundary is not None
+        sizes = geometry_of(self.domain, self.task.boundary, source).shard_samples
+        return windowed_order(seed, epoch, sizes, self.task.window)
 
     def _rate(self, step: int) -> float:
         return learning_rate(self.train.optimizer.lr, self.train.schedule, step, self.total_steps)
@@ -319,8 +337,10 @@ class Stage:
             seconds_left=(self.total_steps - done) / max(rate, 1e-9),
             loss=loss,
             accuracy=accuracy,
-            hits=counters.get("hits"),
-            misses=counters.get("misses"),
+            stalled=self._waits.share(),
+            # Targets of text are tokens.
+            tokens_rate=sums.read()[2] / max(clock.seconds(), 1e-9) if self.domain.row_unit == "tokens" else None,
+            **counters,
         )
         every_s = self.train.checkpoint_every_s
         due = every_s is not None and self._checkpoint_due()
@@ -438,6 +458,8 @@ class Stage:
         if self.gang.size > 1:
             ranks = self.gang.gather({key: where[key] for key in ("host", "pid", "device")})
             where |= {"strategy": self.gang.strategy, "ranks": ranks}
+        # Of this attempt, like the counters of snapshots.
+        inputs = [each.seconds for each in self.inputs.values()]
         return {
             "trainable_parameters": sum(parameter.numel() for parameter in self.path.parameters),
             "resident_bytes": self.path.resident_bytes() + (module_bytes(self._prefix) if self._prefix else 0),
@@ -447,11 +469,34 @@ class Stage:
             "host_baseline_bytes": self._host_baseline,
             "snapshot": add_counts(self.gang.gather(snapshot_counters(self.boundaries))),
             "forwards": forwards,
+            "input_seconds": None if None in inputs else sum(inputs),
             "seconds": sum(e["seconds"] + e["validation_seconds"] for e in history),
             "resumed": self.progress.resumed,
             "train_spec": asdict(self.train),
             "where": {**where, "first_step": self._first_step},
         }
+
+
+class _Waits:
+    """How long the step loop waits for its input, of the time since it was made."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._seconds = 0.0
+
+    def timed(self, batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
+        iterator = iter(batches)
+        while True:
+            before = time.monotonic()
+            batch = next(iterator, None)
+            self._seconds += time.monotonic() - before
+            if batch is None:
+                return
+            yield batch
+
+    def share(self) -> float:
+        """0 to 1."""
+        return self._seconds / max(time.monotonic() - self._started, 1e-9)
 
 
 class _Clock:
