@@ -11,9 +11,10 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -25,7 +26,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.plan import Node, Plan
 from orchestrator.progress import Progress
 from orchestrator.runner import Failed, Runner, Succeeded
-from workers.orders import Production, WorkOrder, node_of, order_key
+from workers.orders import Production, Strategy, WorkOrder, node_of, order_key
 
 WAIT_S = 0.5
 #: Between two looks at what running tasks report; events are looked at as they come.
@@ -57,9 +58,12 @@ class Driver:
         max_attempts: int,
         snapshot_memory: int | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
+        gang: Collection[str] = (),
+        strategy: Strategy | None = None,
         report: Callable[..., None] = lambda **state: None,
     ) -> None:
-        """`report` is told now and then what the driver is doing (see `_state`), for those who look from outside."""
+        """`report` is told now and then what the driver is doing (see `_state`), for those who look from outside.
+        `gang`: nodes that all ranks of a gang run together, by this strategy."""
         self._plan = plan
         self._nodes = {node.id: node for node in plan.nodes}
         self._ledger = ledger
@@ -69,6 +73,8 @@ class Driver:
         self._max_attempts = max_attempts
         self._snapshot_memory = snapshot_memory
         self._stop_requested = stop_requested
+        self._gang = frozenset(gang)
+        self._strategy = strategy
         self._report = report
         known: dict[str, Any] = {
             "committed": ledger.commits.keys(),
@@ -127,12 +133,15 @@ class Driver:
 
     def _submit_ready(self) -> bool:
         """Fill free slots; True when something is ready but has to wait (for a slot or a retry)."""
-        for _ in range(self._runner.free()):
+        slots, gangs = self._places()
+        while slots or gangs:
             now = time.monotonic()
-            node = self._agenda.take(lambda node_id: self._not_before.get(node_id, 0.0) <= now)  # noqa: B023
+            node = self._agenda.take(partial(self._may_start, now, slots, gangs))
             if node is None:
                 break
             self._submit(node)
+            # Of slots the runner need not be asked again; ranks may do the work of either.
+            slots, gangs = self._places() if self._gang else (slots - 1, 0)
         self._fill_spare_slots()
         return self._agenda.waiting > 0
 
@@ -172,6 +181,13 @@ class Driver:
             order = self._order(node, helper=number)
             self._runner.submit(order)
             self._helpers.add(order.key)
+
+    def _may_start(self, now: float, slots: int, gangs: int, node_id: str) -> bool:
+        return self._not_before.get(node_id, 0.0) <= now and bool(gangs if node_id in self._gang else slots)
+
+    def _places(self) -> tuple[int, int]:
+        """(slots, gangs) that would take an order now."""
+        return self._runner.free(), self._runner.free(together=True) if self._gang else 0
 
     def _look(self) -> None:
         """Pass on what running tasks report."""
@@ -236,6 +252,7 @@ class Driver:
                     and (parent not in commits or parent in self._ledger.released)
                 },
             ),
+            strategy=self._strategy if node.id in self._gang else None,
             snapshot_memory=self._snapshot_memory,
         )
 

@@ -28,8 +28,8 @@ class LocalRunner:
     def start(self) -> None:
         """Nothing to get ready: torch is imported with the first order."""
 
-    def free(self) -> int:
-        return 0 if self._running else 1
+    def free(self, *, together: bool = False) -> int:
+        return 0 if together or self._running else 1
 
     def submit(self, order: WorkOrder) -> None:
         assert self._running is None, "a local runner has one slot"

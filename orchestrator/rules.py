@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
+from orchestrator import gangs
 from orchestrator.explain import nearest
 from orchestrator.sections import Config, Regime, validate
 from orchestrator.stages import Stage
@@ -87,6 +88,9 @@ class CrossChecks:
                 self.report(at(*key), f"{value}: needs bitsandbytes: pip install 'segprop[quantized]'")
         if train.precision == "fp16" and self.config.resources.device == "cpu":
             self.report(at("precision"), "fp16: not available on resources.device cpu; allowed there: fp32, bf16")
+
+        for path, message in gangs.training_problems(self.config.resources.gang, train):
+            self.report(at(*path), message)
 
     def pipelines(self) -> None:
         """`wavefront` overlaps the segments of SegProp; other regimes have none that meet the network's own head."""

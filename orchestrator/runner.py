@@ -41,11 +41,11 @@ class Runner(Protocol):
     def start(self) -> None:
         """Get the workers ready. Raises UserError when what is asked for can never be had."""
 
-    def free(self) -> int:
-        """Slots that would take an order now."""
+    def free(self, *, together: bool = False) -> int:
+        """Slots that would take an order now. `together`: gangs that would take one for all their ranks."""
 
     def submit(self, order: WorkOrder) -> None:
-        """Start an order on a free slot."""
+        """Start an order on a free slot, or, where it has a strategy, on the ranks of a free gang."""
 
     def wait(self, timeout_s: float) -> list[Event]:
         """Events since the last call; returns early with the first."""

@@ -22,6 +22,7 @@ from orchestrator.estimate import Rates
 from orchestrator.stages import Kind, Stage, layout
 from orchestrator.wavefront import FINAL, final_stage
 from workers.lm_specs import CausalLMSpec, TextSpec
+from workers.orders import Strategy
 from workers.specs import DataSpec, GateSpec, ModelSpec, SnapshotDtype, TrainSpec, to_json
 
 #: Samples that go through frozen blocks together, and samples of an evaluation batch, where nothing is said.
@@ -172,8 +173,32 @@ class RunExitConfig(Section):
         return GateSpec(accuracy=self.accuracy, loss=self.loss)
 
 
+class GangConfig(Section):
+    """Stages over several devices at once, one process (rank) each: a Ray Train gang. See docs/cluster.md."""
+
+    size: Literal["auto"] | Annotated[int, Field(ge=2)] | None = Field(
+        default=None,
+        description="Devices of a stage. None: one, no gang. auto: every device that is there. On CPUs a device is "
+        "resources.threads cores.",
+    )
+    strategy: Strategy = Field(
+        default="ddp",
+        description="ddp: every rank holds the whole stage. fsdp2: parameters, gradients and optimizer states are "
+        "shared out (language models).",
+    )
+    min_parameters: int = Field(
+        default=0, ge=0, description="Stages that train fewer parameters than this stay on one device."
+    )
+    timeout_s: float = Field(
+        default=600.0,
+        ge=1,
+        description="A rank that keeps the others waiting longer than this (seconds) counts as lost.",
+    )
+
+
 class ResourceConfig(Section):
-    """Where the work runs. Nothing here changes a result, so a run may go on with other resources."""
+    """Where the work runs. Nothing here changes a result by more than rounding, so a run may go on with other
+    resources."""
 
     runner: Literal["ray", "local"] = Field(default="ray", description="local: in this process, one task at a time.")
     address: str | None = Field(default=None, description="Address of a running Ray cluster; None: start one here.")
@@ -185,6 +210,7 @@ class ResourceConfig(Section):
         default="auto", description="CPU threads of a task; auto: the cores divided by the slots."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one.")
+    gang: GangConfig = Field(default_factory=GangConfig)
     labels: dict[str, str] = Field(
         default_factory=dict, description="Only machines of the cluster with these labels (`ray start --labels`)."
     )

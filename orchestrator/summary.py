@@ -292,6 +292,7 @@ def _stage(view: _View, node_id: str, regime: RegimePlan) -> Json:
         },
         "forwards": forwards,
         "reused": node_id in view.reused and node_id in view.results,
+        "world_size": (result.get("where") or {}).get("world_size", 1),
         "where": {**result["where"], **_begun(done[0])} if result.get("where") else None,
         "estimate": {
             "predicted": predicted,

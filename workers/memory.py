@@ -12,6 +12,7 @@ import os
 import resource
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -35,6 +36,15 @@ class Peak:
     device_reserved: int | None
     #: None where it was not sampled.
     host: int | None
+
+
+def highest(peaks: Sequence[Peak]) -> Peak:
+    """Of each figure the highest: what one device, or process, of several needs."""
+    device, reserved, host = (
+        max((value for value in values if value is not None), default=None)
+        for values in zip(*((peak.device, peak.device_reserved, peak.host) for peak in peaks), strict=True)
+    )
+    return Peak(device=device, device_reserved=reserved, host=host)
 
 
 class PeakMeter:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+#: How the ranks of a gang share a stage: each holds all parameters (`ddp`), or a part of each (`fsdp2`).
+Strategy = Literal["ddp", "fsdp2"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class WorkOrder:
     store: str
     device: str
     threads: int
+    #: Set where all ranks of a gang work on the order together.
+    strategy: Strategy | None = None
     #: Most bytes of snapshot shards held at a time; None: what `cache_store.kept` says.
     snapshot_memory: int | None = None
     production: Production = ALONE

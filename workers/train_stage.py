@@ -2,7 +2,8 @@
 
 E2E, layer-wise and SegProp differ only in the `StageTask` they are given. The loop keeps these promises:
 only the named parts change; nothing in it waits for the device between reports; a stage killed at any moment
-and run again ends with the same bits (same machine, same thread count, deterministic mode).
+and run again ends with the same bits (same machine, same thread count, deterministic mode). All ranks of a gang run the
+same `Stage`, each on its part of every batch; the first of them decides, reports and writes.
 """
 
 from __future__ import annotations
@@ -40,8 +41,17 @@ from workers.checkpoint import Snapshot, StageProgress
 from workers.domains import Batch, Source, domain_of
 from workers.environment import WorkerEnvironment
 from workers.exits import exit_reason, is_better
+from workers.gang import GradientSum, add_counts
+from workers.gang_norm import holds_norms
 from workers.lm_specs import CausalLMSpec
-from workers.memory import SAMPLED_EPOCHS, PeakMeter, load_lazily_loaded, return_freed_blocks, settled_private_bytes
+from workers.memory import (
+    SAMPLED_EPOCHS,
+    PeakMeter,
+    highest,
+    load_lazily_loaded,
+    return_freed_blocks,
+    settled_private_bytes,
+)
 from workers.optim import (
     autocast,
     build_optimizer,
@@ -80,6 +90,7 @@ class Stage:
         self.train = task.train
         self.environment = environment
         self.device = environment.device
+        self.gang = environment.gang
         self.domain = domain_of(task.experiment)
         self._attempt = attempt
         self._parents = parents
@@ -93,12 +104,20 @@ class Stage:
             return_freed_blocks()
         self._host_baseline = settled_private_bytes()
 
-        torch.manual_seed(derive_seed(task.experiment.seed, "stage", task.name))
-        self.path = StagePath(task, self.domain, self.weights, self.device)
+        # Dropout draws from it: every rank its own masks, the first one those of a single device.
+        rank = () if self.gang.leads else ("rank", self.gang.rank)
+        torch.manual_seed(derive_seed(task.experiment.seed, "stage", task.name, *rank))
+        self.path = StagePath(task, self.domain, self.weights, self.device, self.gang)
         self.optimizer = build_optimizer(self.train.optimizer, self.path.parameters)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.train.precision == "fp16")
         module = self.path.module
         self.forward: Callable[..., Any] = torch.compile(module) if self.train.compile else module
+        replicated = self.gang.size > 1 and not self.gang.shards
+        self._gradients = GradientSum(self.path.parameters) if replicated else None
+        # Each rank takes as many samples at once as a single device would. With batch normalization what a micro-batch
+        # is made of decides its statistics, so there it stays the same and each rank takes a part of it.
+        ranks = 1 if holds_norms(module) else self.gang.size
+        self.micro = min(self.train.batch_size, self.train.micro * ranks)
 
         self.sources = {split: self._source(split) for split in ("train", "validation")}
         self.views = self.domain.views(self.sources["train"])
@@ -114,6 +133,8 @@ class Stage:
         self.progress = StageProgress()
         self.best: State = {}
         self._saved = self._looked = time.monotonic()
+        #: In a gang: the global step after which all ranks look up, and how many steps after the last look that is.
+        self._look_at = self._look_every = 1
         self._waits = _Waits()
         #: When this attempt's first step began (unix seconds); what lies before it is hand-over.
         self._first_step = 0.0
@@ -185,8 +206,13 @@ class Stage:
         """
         self._start()
         self._first_step = time.time()
-        while self.progress.exit is None:
-            self._run_epoch()
+        self._look_at = self.progress.global_step + 1
+        try:
+            while self.progress.exit is None:
+                self._run_epoch()
+        finally:
+            if self._gradients is not None:
+                self._gradients.close()
         return self._commit()
 
     def _start(self) -> None:
@@ -196,11 +222,11 @@ class Stage:
                 restore_optimizer(self.optimizer, self.path.names, read_tensors(self.environment.nodes, record))
         if "continue" in self._parents:
             self._continue(self._parents["continue"])
-        found = checkpoint.load(self.environment.nodes, self._attempt.node_id)
+        found = checkpoint.load(self.environment.nodes, self._attempt.node_id, self.gang)
         if found is None:
             return
-        self.progress, self.best = found.progress, found.best
-        self.path.load(found.model)
+        self.progress, self.best = found.progress, self.path.own(found.best)
+        self.path.load(self.path.own(found.model))
         restore_optimizer(self.optimizer, self.path.names, found.optimizer)
         if found.scaler:
             self.scaler.load_state_dict(found.scaler)
@@ -228,7 +254,7 @@ class Stage:
         epoch = progress.epoch
         order = self._order(epoch)
         last = min(self.per_epoch, self.total_steps - epoch * self.per_epoch)
-        sums = Sums(self.device, progress.sums)
+        sums = Sums(self.device, progress.sums, gang=self.gang)
         # The first step with a loss that is not finite, kept on the device until the next look at it.
         bad_step = torch.full((), math.inf, dtype=torch.float64, device=self.device)
         clock = _Clock(progress.epoch_seconds)
@@ -238,10 +264,11 @@ class Stage:
             self.inputs["train"],
             order,
             batch_size=self.train.batch_size,
-            micro=self.train.micro,
+            micro=self.micro,
             view=epoch % self.views,
             steps=range(progress.step, last),
             device=self.device,
+            gang=self.gang,
         )
         sampled = epoch < SAMPLED_EPOCHS
         with PeakMeter(self.device, host=sampled) as meter, self._saved_waiting(sums, clock), closing(loaded):
@@ -250,36 +277,38 @@ class Stage:
                 bad_step = torch.where(loss.isfinite(), bad_step, bad_step.clamp(max=progress.global_step))
                 if not micro.last:
                     continue
+                if self._gradients is not None:
+                    self._gradients.finish()
                 self._update(self._rate(progress.global_step))
                 progress.step, progress.global_step = micro.step + 1, progress.global_step + 1
                 reach("stage.step")
                 if self._look_due():
                     self._look(bad_step, sums, clock, last)
             self._check_finite(bad_step)
-            peak = meter.stop()
+            peak = highest(self.gang.gather(meter.stop()))
         seconds = clock.seconds()
         train_loss, train_accuracy = sums.mean()
-        validation = self._validate()
+        validation = self.gang.agree(self._validate())
         if not math.isfinite(validation["loss"]):
             # The last step's own loss was finite, but not what it made of the weights.
             self._check_finite(bad_step.clamp(max=progress.global_step - 1))
-        progress.history.append(
-            {
-                "epoch": epoch,
-                "train_loss": train_loss,
-                "train_accuracy": train_accuracy,
-                "validation_loss": validation["loss"],
-                "validation_accuracy": validation["accuracy"],
-                "validation": validation,
-                "lr": self._rate(progress.global_step - 1),
-                "seconds": seconds,
-                "validation_seconds": clock.seconds() - seconds,
-                f"{self.domain.unit}_per_s": last * self.train.batch_size / max(seconds, 1e-9),
-                "peak_device_bytes": peak.device,
-                "peak_device_reserved_bytes": peak.device_reserved,
-                "peak_host_bytes": peak.host,
-            }
-        )
+        record = {
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "validation_loss": validation["loss"],
+            "validation_accuracy": validation["accuracy"],
+            "validation": validation,
+            "lr": self._rate(progress.global_step - 1),
+            "seconds": seconds,
+            "validation_seconds": clock.seconds() - seconds,
+            f"{self.domain.unit}_per_s": last * self.train.batch_size / max(seconds, 1e-9),
+            "peak_device_bytes": peak.device,
+            "peak_device_reserved_bytes": peak.device_reserved,
+            "peak_host_bytes": peak.host,
+        }
+        # What the stage goes on from is the first rank's on all of them, times included.
+        progress.history.append(self.gang.agree(record))
         self._end_epoch()
 
     @contextmanager
@@ -309,7 +338,7 @@ class Stage:
         progress.exit = exit_reason(self.train, progress.history, progress.global_step, self.total_steps, monitor)
         if progress.exit is None and progress.epoch == self.task.epochs.stop:
             progress.exit = "round"
-        if progress.exit is None and self._checkpoint_due():
+        if progress.exit is None and self.gang.agree(self._checkpoint_due()):
             self._save()
         reach("stage.epoch")
 
@@ -330,8 +359,12 @@ class Stage:
         with autocast(self.train.precision, self.device):
             output = self.forward(batch.boundary, batch.context)
         loss, correct = self.domain.loss(output, batch.targets, self.train)
-        sums.add(loss, correct, len(batch.targets))
-        weighted = loss if micro.share == 1.0 else loss * micro.share
+        if batch.counts:
+            sums.add(loss, correct, len(batch.targets))
+        weight = micro.share * self.gang.loss_scale
+        weighted = loss if weight == 1.0 else loss * weight
+        if micro.last and self._gradients is not None:
+            self._gradients.begin()
         self.scaler.scale(weighted).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -348,9 +381,10 @@ class Stage:
 
     def _validate(self) -> dict[str, float]:
         inputs = self.inputs["validation"]
-        loaded = in_order(inputs, batch_size=self.train.micro, device=self.device)
+        batch_size = self.train.micro * self.gang.size
+        loaded = in_order(inputs, batch_size=batch_size, device=self.device, gang=self.gang)
         scorer = self.domain.scorer(inputs.source, self.device)
-        return score(self.path.module, loaded, scorer, self.train.precision, self.device)
+        return score(self.path.module, loaded, scorer, self.train.precision, self.device, self.gang)
 
     # -- looking up from the loop -----------------------------------------------------------------------
 
@@ -378,9 +412,10 @@ class Stage:
             tokens_rate=sums.read()[2] / max(clock.seconds(), 1e-9) if self.domain.row_unit == "tokens" else None,
             **counters,
         )
-        stop = self.environment.control.should_stop()
         every_s = self.train.checkpoint_every_s
-        if stop or (every_s is not None and self._checkpoint_due()):
+        due = every_s is not None and self._checkpoint_due()
+        stop, due = self.gang.agree((self.environment.control.should_stop(), due))
+        if stop or due:
             progress.sums, progress.epoch_seconds = sums.read(), clock.seconds()
             self._save()
         if stop:
@@ -390,15 +425,24 @@ class Stage:
             )
 
     def _look_due(self) -> bool:
-        """By the stage's clock, not the epoch's: epochs may be shorter than the interval."""
+        """By the stage's clock, not the epoch's: epochs may be shorter than the interval. A gang looks together,
+        after a step that its first rank named at the last look: asking after every step would cost messages."""
         now = time.monotonic()
+        if self.gang.size > 1:
+            if self.progress.global_step < self._look_at:
+                return False
+            pace = (now - self._looked) / self._look_every
+            ahead = min(max(1, int(REPORT_EVERY_S / max(pace, 1e-9))), 2 * self._look_every)
+            self._look_every = self.gang.agree(ahead)
+            self._looked, self._look_at = now, self.progress.global_step + self._look_every
+            return True
         if now - self._looked < REPORT_EVERY_S:
             return False
         self._looked = now
         return True
 
     def _check_finite(self, bad_step: Tensor) -> None:
-        step = bad_step.item()
+        step = self.gang.least(bad_step).item()
         if math.isfinite(step):
             epoch, within = divmod(int(step), self.per_epoch)
             raise TrainingDiverged(
@@ -416,18 +460,19 @@ class Stage:
 
     def _save(self) -> None:
         self._saved = time.monotonic()
-        checkpoint.save(
-            self.environment.nodes,
-            self._attempt.node_id,
-            self._attempt.id,
-            Snapshot(
-                progress=self.progress,
-                model=self.path.state(),
-                best=self.best,
-                optimizer=optimizer_tensors(self.optimizer, self.path.names),
-                scaler=self.scaler.state_dict() if self.scaler.is_enabled() else {},
-            ),
+        random = self.gang.gather(checkpoint.random_state())
+        if not self.gang.leads and not self.gang.shards:
+            return
+        snapshot = Snapshot(
+            progress=self.progress,
+            model=self.path.whole(self.path.state()),
+            best=self.path.whole(self.best),
+            optimizer=optimizer_tensors(self.optimizer, self.path.names),
+            scaler=self.scaler.state_dict() if self.scaler.is_enabled() else {},
+            random=random,
         )
+        if self.gang.leads:
+            checkpoint.save(self.environment.nodes, self._attempt.node_id, self._attempt.id, snapshot)
 
     def _commit(self) -> dict[str, Any]:
         progress, task = self.progress, self.task
@@ -436,6 +481,8 @@ class Stage:
         parts: dict[str, Any] = {}
         for part in task.trained:
             tensors = self.path.final(part)
+            if not self.gang.leads:
+                continue
             file = f"{part}.safetensors"
             record = self._attempt.write(file, save_bytes(tensors))
             parts[part] = {"file": file, "digest": state_digest(tensors), "bytes": record["bytes"]}
@@ -446,11 +493,16 @@ class Stage:
                 for name, tensor in optimizer_tensors(self.optimizer, self.path.names).items()
                 if not name.startswith((f"{ADAPTER}/", f"{AUX}/"))
             }
-            self._attempt.write(OPTIMIZER_FILE, save_bytes(tensors))
+            if self.gang.leads:
+                self._attempt.write(OPTIMIZER_FILE, save_bytes(tensors))
+        measured = self._measured()
+        if not self.gang.leads:
+            return self.gang.agree({})
         handed_on: dict[str, Any] = {}
-        if task.goes_on:
+        if task.goes_on:  # never in a gang
             state = self.path.state(uncommitted=True)
-            tensors = checkpoint.running_state(state, optimizer_tensors(self.optimizer, self.path.names))
+            optimizer = optimizer_tensors(self.optimizer, self.path.names)
+            tensors = checkpoint.running_state(state, optimizer, [checkpoint.random_state()])
             self._attempt.write(CONTINUE_FILE, save_bytes(tensors))
             handed_on["scaler"] = self.scaler.state_dict() if self.scaler.is_enabled() else {}
         committed = progress.best_epoch if self.train.commit == "best" else progress.epoch - 1
@@ -469,25 +521,30 @@ class Stage:
                 "steps": progress.global_step,
                 "path_is_auxiliary": ADAPTER in task.path or AUX in task.path,
                 **handed_on,
-                **self._measured(),
+                **measured,
                 **({"partial": partial, "waited_s": sum(s.waited for s in self._shared)} if self._shared else {}),
             }
         )
         self.environment.nodes.drop_checkpoints(self._attempt.node_id)
-        return commit
+        return self.gang.agree(commit)
 
     def _measured(self) -> dict[str, Any]:
         history = [epoch for epoch in self.progress.history if epoch["epoch"] in self.task.epochs]
         steady = history[1:] or history
-        forwards: dict[str, int] = self._made.total(self.environment.nodes)["forwards"] if self._shared else {}
-        for boundary in self.boundaries.values() if not self._shared else ():
-            for block, count in boundary.total_forwards().items():
-                forwards[block] = forwards.get(block, 0) + count
+        if self._shared:  # never in a gang
+            forwards: dict[str, int] = self._made.total(self.environment.nodes)["forwards"]
+        else:
+            own = [dict(boundary.total_forwards()) for boundary in self.boundaries.values()]
+            forwards = add_counts([count for counts in self.gang.gather(own) for count in counts])
         if self._prefix is not None:
             steps = self.progress.global_step - self.task.epochs.start * self.per_epoch
             samples = steps * self.train.batch_size
             samples += len(history) * self.sources["validation"].rows
             forwards = dict.fromkeys(self._prefix.parts, samples)
+        where = self.environment.where()
+        if self.gang.size > 1:
+            ranks = self.gang.gather({key: where[key] for key in ("host", "pid", "device")})
+            where |= {"strategy": self.gang.strategy, "ranks": ranks}
         # Of this attempt, like the counters of snapshots.
         inputs = [each.seconds for each in self.inputs.values()]
         return {
@@ -497,13 +554,13 @@ class Stage:
             "peak_device_reserved_bytes": _largest(steady, "peak_device_reserved_bytes"),
             "peak_host_bytes": _largest(steady, "peak_host_bytes"),
             "host_baseline_bytes": self._host_baseline,
-            "snapshot": snapshot_counters(self.boundaries),
+            "snapshot": add_counts(self.gang.gather(snapshot_counters(self.boundaries))),
             "forwards": forwards,
             "input_seconds": None if None in inputs else sum(inputs),
             "seconds": sum(e["seconds"] + e["validation_seconds"] for e in history),
             "resumed": self.progress.resumed,
             "train_spec": asdict(self.train),
-            "where": {**self.environment.where(), "first_step": self._first_step},
+            "where": {**where, "first_step": self._first_step},
         }
 
 

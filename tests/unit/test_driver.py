@@ -40,7 +40,7 @@ class FakeRunner:
 
     def start(self) -> None: ...
 
-    def free(self) -> int:
+    def free(self, *, together: bool = False) -> int:
         return self.slots - len(self.running)
 
     def submit(self, order: WorkOrder) -> None:

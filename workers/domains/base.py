@@ -44,10 +44,15 @@ class Batch:
     #: What parts need beside the boundary (text: positions, masks, rotary embeddings); None for images.
     context: Any
     rows: Rows
+    #: False where another rank of a gang has the same samples, and counts them.
+    counts: bool = True
 
 
 class Scorer(Protocol):
     """Sums what a path makes of a split, on the device, and reads it out once."""
+
+    #: All that was summed: those of two parts of a split, added, are those of the whole.
+    sums: Tensor
 
     def add(self, output: Any, batch: Batch) -> None:
         """Take in the path's output for one batch."""
