@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from cache_store.crashpoints import reach
 from cache_store.errors import Interrupted, StoreError
@@ -40,6 +40,17 @@ class Outcome:
     errors: dict[str, BaseException] = field(default_factory=dict)
 
 
+class Steering(Protocol):
+    """Changes what is wanted while the driver works. Called between two steps, in the driver's thread."""
+
+    @property
+    def open(self) -> bool:
+        """Whether more may be wanted later, though nothing is now."""
+
+    def __call__(self, ledger: Ledger, outcome: Outcome) -> Plan | None:
+        """The plan to go on with; None: the same as before."""
+
+
 class Driver:
     def __init__(
         self,
@@ -51,15 +62,20 @@ class Driver:
         store: str,
         max_attempts: int,
         stop_requested: Callable[[], bool] = lambda: False,
+        steering: Steering | None = None,
     ) -> None:
+        """`steering` changes the plan while it is carried out (sweeps, whose trials come and go)."""
         self._plan = plan
         self._nodes = {node.id: node for node in plan.nodes}
+        #: Nodes whose commits the ledger has looked for.
+        self._looked_up = set(self._nodes)
         self._ledger = ledger
         self._runner = runner
         self._progress = progress
         self._store = store
         self._max_attempts = max_attempts
         self._stop_requested = stop_requested
+        self._steering = steering
         self._running: set[str] = set()
         self._attempts: Counter[str] = Counter()
         #: Node id -> monotonic time before which it is not tried again.
@@ -73,6 +89,8 @@ class Driver:
             if stopping is None and self._stop_requested():
                 stopping = time.monotonic()
                 self._runner.stop()
+            if stopping is None and self._steering is not None:
+                self._adopt(self._steering(self._ledger, self._outcome))
             if stopping is None:
                 self._release_sets()
                 waiting = self._submit_ready()
@@ -80,7 +98,8 @@ class Driver:
                 waiting = False
                 if time.monotonic() - stopping > STOP_GRACE_S:
                     break
-            if not self._running and not waiting:
+            coming = stopping is None and self._steering is not None and self._steering.open
+            if not self._running and not waiting and not coming:
                 break
             for event in self._runner.wait(WAIT_S):
                 self._handle(event, stopping is not None)
@@ -91,6 +110,17 @@ class Driver:
         elif self._outcome.failures:
             self._outcome.status = "failed"
         return self._outcome
+
+    def _adopt(self, plan: Plan | None) -> None:
+        """Go on with another plan. What is running stays; what is new to us may be committed already."""
+        if plan is None:
+            return
+        self._plan = plan
+        self._nodes |= {node.id: node for node in plan.nodes}
+        known = set(self._ledger.commits)
+        self._ledger.look_up(node for node in plan.nodes if node.id not in self._looked_up)
+        self._looked_up = {node.id for node in plan.nodes}
+        self._outcome.reused |= self._ledger.commits.keys() - known
 
     def _submit_ready(self) -> bool:
         """Fill free slots; True when something is ready but has to wait (for a slot or a retry)."""

@@ -90,6 +90,8 @@ class Plan:
     regimes: dict[str, RegimePlan]
     #: Split -> evaluate node of the model as it came ({} where it came without weights).
     original: dict[str, str] = dataclasses.field(default_factory=dict)
+    #: Materialize nodes that are read by what is not asked for yet (a sweep's later trials).
+    held: frozenset[str] = frozenset()
 
     def node(self, node_id: str) -> Node:
         return self._by_id[node_id]
@@ -112,9 +114,9 @@ class Plan:
 
     @cached_property
     def kept(self) -> frozenset[str]:
-        """Materialize nodes that some regime wants to keep after their last use."""
+        """Materialize nodes that some regime wants to keep after their last use, or that somebody will read later."""
         keeping = {name for name, regime in self.regimes.items() if regime.retention == "keep"}
-        return frozenset(node.id for node in self.sets if not keeping.isdisjoint(node.regimes))
+        return self.held | frozenset(node.id for node in self.sets if not keeping.isdisjoint(node.regimes))
 
     @cached_property
     def peak_snapshot_bytes(self) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from cache_store.records import NodeStore
 from cache_store.snapshots import SnapshotStore
 from cache_store.storage import Storage
-from orchestrator.plan import Plan
+from orchestrator.plan import Node, Plan
 
 
 @dataclass
@@ -22,15 +23,19 @@ class Ledger:
     @classmethod
     def read(cls, storage: Storage, plan: Plan) -> Ledger:
         ledger = cls(storage)
-        nodes, snapshots = NodeStore(storage), SnapshotStore(storage)
-        for node in plan.nodes:
-            commit = nodes.commit_of(node.id)
+        ledger.look_up(plan.nodes)
+        return ledger
+
+    def look_up(self, nodes: Iterable[Node]) -> None:
+        """Read what the store knows of these nodes."""
+        store, snapshots = NodeStore(self.storage), SnapshotStore(self.storage)
+        for node in nodes:
+            commit = store.commit_of(node.id)
             if commit is None:
                 continue
-            ledger.commits[node.id] = commit
+            self.commits[node.id] = commit
             if node.kind == "materialize" and snapshots.find(commit["result"]["set"]) is None:
-                ledger.released.add(node.id)
-        return ledger
+                self.released.add(node.id)
 
     def add(self, node_id: str, commit: dict[str, Any]) -> None:
         self.commits[node_id] = commit

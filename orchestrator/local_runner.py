@@ -20,6 +20,10 @@ class LocalRunner:
         self._running: WorkOrder | None = None
         self._thread: threading.Thread | None = None
 
+    @property
+    def slots(self) -> int:
+        return 1
+
     def start(self) -> None:
         """Nothing to get ready: torch is imported with the first order."""
 

@@ -100,6 +100,10 @@ class RayRunner:
         self._polled = 0.0
         self._gauges: dict[str, Gauge] = {}
 
+    @property
+    def slots(self) -> int:
+        return self._slots_wanted
+
     def start(self) -> None:
         if self._owns_ray:
             address = self._address or os.environ.get("RAY_ADDRESS")

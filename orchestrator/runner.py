@@ -33,6 +33,10 @@ class Runner(Protocol):
     threads: int
     device: str
 
+    @property
+    def slots(self) -> int:
+        """How many there are, once started."""
+
     def start(self) -> None:
         """Get the workers ready. Raises UserError when what is asked for can never be had."""
 

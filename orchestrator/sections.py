@@ -19,6 +19,7 @@ from cache_store.addresses import parse_address
 from cache_store.errors import UserError
 from orchestrator.estimate import Rates
 from orchestrator.stages import Kind, Stage, layout
+from orchestrator.sweep_section import SweepConfig
 from workers.lm_specs import CausalLMSpec, TextSpec
 from workers.specs import DataSpec, ModelSpec, SnapshotDtype, TrainSpec, to_json
 
@@ -228,6 +229,9 @@ class Config(Section):
     snapshots: SnapshotConfig = Field(default_factory=SnapshotConfig)
     resources: ResourceConfig = Field(default_factory=ResourceConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    sweep: SweepConfig | None = Field(
+        default=None, description="Run the file many times with other settings (docs/sweeps.md)."
+    )
 
     def regime(self, name: str) -> Regime:
         """The regime called `name`, resolved."""
@@ -261,7 +265,7 @@ class Config(Section):
     def resolved(self) -> dict[str, Any]:
         """Every setting written out and loadable again: what `config.yaml` in a run directory holds."""
         dump: dict[str, Any] = {
-            name: plain(getattr(self, name)) for name in type(self).model_fields if name != "regimes"
+            name: plain(getattr(self, name)) for name in type(self).model_fields if name not in ("regimes", "sweep")
         }
         if self.store == default_store(self.run_dir):
             del dump["store"]  # so that a run directory can be moved

@@ -142,6 +142,12 @@ def _device_count(device: str) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def finish(prepared: Prepared, ledger: Ledger, outcome: Outcome, *, export: bool) -> dict[str, Any]:
+    """Write what a run leaves behind, of a run that somebody else drove; `export`: its models too."""
+    exports = _export_finished(prepared, ledger, list(prepared.plan.regimes) if export else [])
+    return _write_results(prepared, ledger, outcome, exports)
+
+
 def report(prepared: Prepared) -> None:
     """Write summary.json and report.html again from what the store holds."""
     ledger = Ledger.read(Storage.open(prepared.config.store), prepared.plan)
