@@ -110,11 +110,12 @@ def verdict(summary: Json, metric: Metric) -> list[str]:
         sentences.append("The test split chose the best trial, so its figure flatters: judge it on data of its own.")
     total, stages = summary["sharing"]["total"], summary["sharing"]["kinds"].get("train")
     if stages is not None and total["asked"] > total["run"]:
-        saved = total["seconds_asked"] - total["seconds_run"]
+        whole, saved = total["seconds_asked"], total["seconds_asked"] - total["seconds_run"]
+        share = percent_text(saved / whole, 0) if whole else DASH
         sentences.append(
             f"The trials asked for {stages['asked']} training stages and {stages['run']} were run; in all "
-            f"{total['run']} of {total['asked']} tasks. That saved {seconds_text(saved)} of "
-            f"{seconds_text(total['seconds_asked'])} of computing ({percent_text(saved / total['seconds_asked'], 0) if total['seconds_asked'] else DASH})."
+            f"{total['run']} of {total['asked']} tasks. That saved {seconds_text(saved)} of {seconds_text(whole)} of "
+            f"computing ({share})."
         )
     return sentences
 
