@@ -119,9 +119,6 @@ def _parameter_problems(section: SweepConfig, document: Document) -> list[Proble
         path: KeyPath = ("sweep", "parameters", key)
         if key.split(".")[0] in SHARED:
             found.append(document.problem(path, f"is shared by all trials; set {key.split('.')[0]} itself"))
-        for other in section.parameters:
-            if other.startswith(f"{key}."):
-                found.append(document.problem(path, f"holds {other}, which is a parameter too"))
         if section.scheduler.name == "pbt" and not key.startswith(CHANGEABLE):
             found.append(
                 document.problem(

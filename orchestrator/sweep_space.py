@@ -72,10 +72,10 @@ def short_keys(keys: list[str]) -> dict[str, str]:
     return short
 
 
-def point_text(point: Mapping[str, Any]) -> str:
+def point_text(point: Mapping[str, Any], between: str = " ") -> str:
     """`base=1 head=0 lr=0.00031`."""
     short = short_keys(list(point))
-    return " ".join(f"{short[key]}={value_text(value)}" for key, value in point.items())
+    return between.join(f"{short[key]}={value_text(value)}" for key, value in point.items())
 
 
 def value_text(value: Any) -> str:
@@ -84,7 +84,8 @@ def value_text(value: Any) -> str:
 
 def folder_name(point: Mapping[str, Any]) -> str:
     """A folder that is the same whatever else the sweep tries: `base=1,head=0`."""
-    name = re.sub(r"[^A-Za-z0-9._=,-]+", "_", point_text(point).replace(" ", ","))
-    if len(name) <= _MOST_CHARACTERS and name == point_text(point).replace(" ", ","):
+    text = point_text(point, ",")
+    name = re.sub(r"[^A-Za-z0-9._=,-]+", "_", text)
+    if name == text and len(name) <= _MOST_CHARACTERS:
         return name
     return f"{name[: _MOST_CHARACTERS - 9]}-{digest_json(dict(point))[:8]}"
