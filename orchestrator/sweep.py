@@ -109,6 +109,12 @@ class _Listener(tune.Callback):  # type: ignore[misc]  # Ray's own has no types
     def __init__(self, messages: queue.SimpleQueue[Message]) -> None:
         self._messages = messages
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes a copy of all it was given to its folder; that one hears nothing
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Listener:
+        return self
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._messages.put(Ended(str(trial)))
 
