@@ -254,9 +254,8 @@ def _type(hint: Any) -> str:
         return f"[{', '.join(_type(argument) for argument in arguments)}]"
     if origin is dict:
         return "mapping"
-    return {int: "integer", float: "number", str: "text", bool: "`true`, `false`", Any: "any value"}.get(
-        hint, str(hint)
-    )
+    plain = {int: "integer", float: "number", str: "text", bool: "`true`, `false`", Any: "any value"}
+    return plain.get(hint, str(hint))
 
 
 def _bounds(metadata: Any) -> str:

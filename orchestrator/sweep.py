@@ -122,6 +122,29 @@ class _Listener(tune.Callback):  # type: ignore[misc]  # Ray's own has no types
         self._messages.put(Ended(str(trial)))
 
 
+class _Off(tune.Stopper):  # type: ignore[misc]
+    """Ends Tune from the driver's side: its thread must not outlive the connection to Ray."""
+
+    def __init__(self) -> None:
+        self._event: threading.Event | None = threading.Event()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_event": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Off:
+        return self
+
+    def set(self) -> None:
+        if self._event is not None:
+            self._event.set()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._event is not None and self._event.is_set()
+
+
 class TuneDecider:
     """`sweep_steering.Decider` by Ray Tune, which runs in a thread of this process."""
 
@@ -146,13 +169,15 @@ class TuneDecider:
         self._draws = draws
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._failure: BaseException | None = None
+        self._off = _Off()
         self._thread = threading.Thread(target=self._fit, name="segprop-tune", daemon=True)
         self._folder = ""
         self._board: Any = None
 
     def start(self) -> None:
-        # Its loggers write what sweep.json has, and cost an import of TensorBoard each.
+        # Its loggers write what sweep.json has, and cost an import of TensorBoard each; its tables stand between ours.
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         self._folder = tempfile.mkdtemp(prefix="segprop-tune-")
         self._board = Board.remote()  # type: ignore[attr-defined]
         self._thread.start()
@@ -185,7 +210,11 @@ class TuneDecider:
                 trial_dirname_creator=_name,
             ),
             run_config=tune.RunConfig(
-                name="sweep", storage_path=self._folder, verbose=0, callbacks=[_Listener(self._messages)]
+                name="sweep",
+                storage_path=self._folder,
+                verbose=0,
+                stop=self._off,
+                callbacks=[_Listener(self._messages)],
             ),
         )
 
@@ -204,9 +233,9 @@ class TuneDecider:
         self._board.tell.remote(trial, {"failed": message})
 
     def close(self) -> None:
-        """What Tune still runs goes with Ray, which the runner ends after this."""
+        self._off.set()
         if self._thread.ident is not None:
-            self._thread.join(timeout=0 if self._failure else CLOSE_S)
+            self._thread.join(timeout=CLOSE_S)
         if self._board is not None:
             ray.kill(self._board)
         shutil.rmtree(self._folder, ignore_errors=True)
