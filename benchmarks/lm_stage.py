@@ -197,10 +197,11 @@ def measure(case: str, config: str) -> Json:
 
     from cache_store.storage import Storage
     from workers import specs
-    from workers.batches import epoch_order, micro_batches
+    from workers.batches import micro_batches
     from workers.control import ThreadControl
     from workers.environment import WorkerEnvironment, prepare_process
     from workers.scoring import Sums
+    from workers.shuffle import epoch_order
     from workers.train_stage import Stage
 
     _, order = order_of(config, *STAGES[case])

@@ -27,10 +27,10 @@ from torch.nn import functional as F
 from cache_store.snapshots import SnapshotStore
 from cache_store.storage import Storage
 from workers import models
-from workers.batches import epoch_order
 from workers.data.images import ImageSource
 from workers.data.prepare import prepare
 from workers.seeds import derive_seed
+from workers.shuffle import epoch_order
 from workers.specs import DataSpec, Experiment, ModelSpec, from_json
 
 Tensors = tuple[Tensor, ...]

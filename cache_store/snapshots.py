@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from cache_store.codec import Array, Field
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, CorruptShard, MissingShard, StoreError
 from cache_store.files import FileRecord, read_file, valid_digests, verify_once, write_file
+from cache_store.kept import KeptShards
 from cache_store.keys import canonical_json, digest_json
 from cache_store.os_errors import typed_error
 from cache_store.publish import (
@@ -43,9 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["Counters", "Field", "SetInfo", "SetSpec", "SnapshotSet", "SnapshotStore"]
 
 _COMMIT = re.compile(r"(\d{6,})\.json")
-# Shards of storage that cannot be mapped are kept in memory up to this many bytes a set.
-_KEPT_BYTES = 1 << 30
-
 
 @dataclass
 class Counters:
@@ -79,10 +76,10 @@ class SnapshotStore:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
 
-    def open(self, spec: SetSpec) -> SnapshotSet:
+    def open(self, spec: SetSpec, kept: KeptShards | None = None) -> SnapshotSet:
         """The set of `spec`, made if absent. CorruptRecord when a set.json is there that is not this
-        spec's."""
-        found = SnapshotSet(self.storage, spec)
+        spec's. `kept`: as for `SnapshotSet`."""
+        found = SnapshotSet(self.storage, spec, kept)
         found.ensure()
         return found
 
@@ -152,15 +149,19 @@ class _Commit:
 
 
 class SnapshotSet:
-    """One set. Thread-safe; `counters` belongs to this object."""
+    """One set. Thread-safe; `counters` belongs to this object. `kept`: where shards stay once they were read, to be
+    shared by sets that have one limit together; None: a place of its own."""
 
-    def __init__(self, storage: Storage, spec: SetSpec) -> None:
+    def __init__(self, storage: Storage, spec: SetSpec, kept: KeptShards | None = None) -> None:
         self.storage = storage
         self.spec = spec
         self.counters = Counters()
         self._root = f"sets/{spec.id}"
         self._lock = threading.Lock()
-        self._kept: OrderedDict[int, tuple[Array, ...]] = OrderedDict()
+        self._kept = KeptShards() if kept is None else kept
+        self._loading: dict[int, threading.Event] = {}
+        # Records of shards read before: one that was let go is not asked of the store again.
+        self._commits: dict[int, _Commit] = {}
 
     def ensure(self) -> None:
         """Make set.json if absent. CorruptRecord when one is there that is not this spec's."""
@@ -243,20 +244,27 @@ class SnapshotSet:
 
     def touch(self, i: int) -> tuple[Array, ...]:
         """As `shard`, without counting."""
-        with self._lock:
-            kept = self._kept.get(i)
+        key = (self.spec.id, i)
+        while True:
+            kept = self._kept.get(key)
             if kept is not None:
-                self._kept.move_to_end(i)
                 return kept
-        # Outside the lock: two threads may check the same shard at once, which only costs time.
-        arrays = self._load(i)
-        with self._lock:
-            arrays = self._kept.setdefault(i, arrays)
-            if self.storage.local_path(self._commit_path(i)) is None:
-                shard_bytes = self.spec.shard_rows * self.spec.row_bytes
-                while len(self._kept) > 1 and len(self._kept) * shard_bytes > _KEPT_BYTES:
-                    self._kept.popitem(last=False)
-        return arrays
+            with self._lock:
+                elsewhere = self._loading.get(i)
+                if elsewhere is None:
+                    done = self._loading[i] = threading.Event()
+            if elsewhere is not None:
+                # Another thread reads it: wait, and look again (it may have failed).
+                elsewhere.wait()
+                continue
+            try:
+                arrays, mapped = self._load(i)
+                folder = mapped and self.storage.local_path(self._commit_path(i)) is not None
+                return self._kept.add(key, arrays, mapped_folder=folder)
+            finally:
+                with self._lock:
+                    del self._loading[i]
+                done.set()
 
     def count(self, hits: int = 0, misses: int = 0, bytes_read: int = 0, bytes_written: int = 0) -> None:
         """Add to `counters`, safely from any thread."""
@@ -282,9 +290,9 @@ class SnapshotSet:
         return digest_json([self.spec.id, parts])
 
     def close(self) -> None:
-        """Let go of mapped shards; arrays already handed out stay valid. The object can still be used."""
-        with self._lock:
-            self._kept.clear()
+        """Let go of this set's shards; arrays already handed out stay valid. The object can still be used."""
+        for i in range(self.spec.shards):
+            self._kept.drop((self.spec.id, i))
 
     def _commit_path(self, i: int) -> str:
         return f"{self._root}/commits/{i:06d}.json"
@@ -353,12 +361,18 @@ class SnapshotSet:
             return None
         return commit.attempt
 
-    def _load(self, i: int) -> tuple[Array, ...]:
+    def _load(self, i: int) -> tuple[tuple[Array, ...], bool]:
+        """(the arrays of shard `i`, whether they lie in a mapped file)."""
+        known = self._commits.pop(i, None)
+        if known is not None:
+            # Its record may have been replaced since: what the old one says counts only if it holds.
+            with contextlib.suppress(CorruptShard, FileNotFoundError):
+                return self._decoded(i, known)
         commit = self._commit(i)
         if commit is None:
             raise self._missing(i)
         try:
-            return codec.decode(self._verified(commit.file), self.spec.fields, len(self.spec.shard_range(i)))
+            return self._decoded(i, commit)
         except (CorruptShard, FileNotFoundError) as error:
             if read_bounded(self.storage, self._commit_path(i)) is None:
                 # Dropped, or quarantined by somebody else, while we looked.
@@ -366,19 +380,26 @@ class SnapshotSet:
             reason = str(error)
             raise self._quarantine(i, commit.raw, commit.file["path"], reason) from error
 
-    def _verified(self, file: FileRecord) -> Any:
+    def _decoded(self, i: int, commit: _Commit) -> tuple[tuple[Array, ...], bool]:
+        buffer, mapped = self._verified(commit.file)
+        arrays = codec.decode(buffer, self.spec.fields, len(self.spec.shard_range(i)))
+        self._commits[i] = commit
+        return arrays, mapped
+
+    def _verified(self, file: FileRecord) -> tuple[Any, bool]:
+        """(the checked bytes of a file, whether they are mapped)."""
         # Checked with reads, so a failing disk is an error and not a signal; the pages are then there to be
         # mapped.
         path = verify_once(self.storage, file)
         if path is None:
-            return read_file(self.storage, file)
+            return read_file(self.storage, file), False
         # Not the mmap module: it holds a file descriptor for every mapping.
         try:
             with pa.memory_map(str(path)) as mapped:
-                return mapped.read_buffer()
+                return mapped.read_buffer(), True
         except FileNotFoundError:
             if self.storage.remote:
-                return read_file(self.storage, file)  # this machine's copy was evicted just now
+                return read_file(self.storage, file), False  # this machine's copy was evicted just now
             raise
         except OSError as error:
             raise typed_error(error, "map", str(path)) from error

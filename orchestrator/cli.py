@@ -6,8 +6,10 @@ plainly. Everything heavy is imported inside the command that needs it, so help 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,6 +47,9 @@ def run(
     overrides: OverridesArgument = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; train nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Also from another driver that works on this run; it stops.")
+    ] = False,
 ) -> None:
     """Run everything a configuration asks for, or go on where it stopped.
 
@@ -56,7 +61,7 @@ def run(
 
     document = read_document(config, overrides or ())
     if is_sweep(document):
-        _run_sweep(document, dry_run=dry_run, quiet=quiet)
+        _run_sweep(document, dry_run=dry_run, quiet=quiet, take_over=take_over)
     prepared = prepare_document(document)
     if dry_run:
         from orchestrator.dry_run import print_plan
@@ -66,7 +71,7 @@ def run(
     claim_run_dir(prepared)
     from orchestrator import session
 
-    raise typer.Exit(session.execute(prepared, quiet=quiet))
+    raise typer.Exit(session.execute(prepared, quiet=quiet, take_over=take_over))
 
 
 @app.command()
@@ -77,16 +82,19 @@ def sweep(
         bool, typer.Option("--dry-run", help="Print the trials and what they share; run nothing.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Also from another driver that works on this sweep; it stops.")
+    ] = False,
 ) -> None:
     """Run a configuration many times with other settings, as its `sweep` section says, or go on where it stopped.
 
     The trials share one store: what several of them need runs once. `segprop run` does the same with such a file."""
     from orchestrator.config import read_document
 
-    _run_sweep(read_document(config, overrides or ()), dry_run=dry_run, quiet=quiet)
+    _run_sweep(read_document(config, overrides or ()), dry_run=dry_run, quiet=quiet, take_over=take_over)
 
 
-def _run_sweep(document: Any, *, dry_run: bool, quiet: bool) -> None:
+def _run_sweep(document: Any, *, dry_run: bool, quiet: bool, take_over: bool) -> None:
     """Ends the command."""
     from orchestrator.sweep_prepare import claim_sweep_dir, prepare_sweep_document
 
@@ -99,7 +107,7 @@ def _run_sweep(document: Any, *, dry_run: bool, quiet: bool) -> None:
     claim_sweep_dir(prepared)
     from orchestrator import sweep_session
 
-    raise typer.Exit(sweep_session.execute(prepared, quiet=quiet))
+    raise typer.Exit(sweep_session.execute(prepared, quiet=quiet, take_over=take_over))
 
 
 @app.command()
@@ -139,6 +147,34 @@ def _plan_sweep(document: Any, *, as_json: bool) -> None:
         for trial in prepared.trials
     ]
     print(json.dumps({"trials": trials, "plan": prepared.plan.to_json()}, indent=1))
+
+
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or a configuration file.")],
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again until the run has ended.")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.2)] = 2.0,
+    as_json: JsonOption = False,
+) -> None:
+    """How far a run is, from its store alone: whether a driver is at work or not, from any machine that sees it.
+
+    With --watch --json one object a line."""
+    from orchestrator import status_view
+    from orchestrator.status import observe
+
+    observer = observe(str(run))
+    if not as_json:
+        if watch:
+            status_view.watch(observer, every)
+        else:
+            status_view.show(observer.look())
+        return
+    while True:
+        found = observer.look()
+        print(json.dumps(dataclasses.asdict(found), indent=None if watch else 1), flush=True)
+        if not watch or found.ended:
+            return
+        time.sleep(every)
 
 
 @app.command()

@@ -6,18 +6,20 @@ moment, run the same command, and it goes on.
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cache_store.crashpoints import reach
 from cache_store.errors import Interrupted, StoreError
-from orchestrator import retry, schedule
+from orchestrator import journal, retry
+from orchestrator.agenda import Agenda
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Node, Plan
 from orchestrator.progress import Progress
@@ -25,6 +27,8 @@ from orchestrator.runner import Failed, Runner, Succeeded
 from workers.orders import WorkOrder
 
 WAIT_S = 0.5
+#: Between two looks at what running tasks report; events are looked at as they come.
+PROGRESS_EVERY_S = 0.5
 #: Running stages get this long to checkpoint when a run is stopped.
 STOP_GRACE_S = 60.0
 
@@ -62,10 +66,11 @@ class Driver:
         store: str,
         max_attempts: int,
         stop_requested: Callable[[], bool] = lambda: False,
+        report: Callable[..., None] = lambda **state: None,
         steering: Steering | None = None,
     ) -> None:
-        """`steering` changes the plan while it is carried out (sweeps, whose trials come and go)."""
-        self._plan = plan
+        """`report` is told now and then what the driver is doing (see `_state`), for those who look from outside.
+        `steering` changes the plan while it is carried out (sweeps, whose trials come and go)."""
         self._nodes = {node.id: node for node in plan.nodes}
         #: Nodes whose commits the ledger has looked for.
         self._looked_up = set(self._nodes)
@@ -75,8 +80,16 @@ class Driver:
         self._store = store
         self._max_attempts = max_attempts
         self._stop_requested = stop_requested
+        self._report = report
         self._steering = steering
-        self._running: set[str] = set()
+        self._agenda = Agenda(plan, committed=ledger.commits.keys(), released=ledger.released)
+        #: Running node -> when it was submitted (unix seconds).
+        self._running: dict[str, float] = {}
+        #: Running nodes that have shown a sign of life.
+        self._begun: set[str] = set()
+        #: Nodes that took more than one attempt.
+        self._retried: set[str] = set()
+        self._looked = 0.0
         self._attempts: Counter[str] = Counter()
         #: Node id -> monotonic time before which it is not tried again.
         self._not_before: dict[str, float] = {}
@@ -88,6 +101,8 @@ class Driver:
         while True:
             if stopping is None and self._stop_requested():
                 stopping = time.monotonic()
+                for node_id in self._running:
+                    self._log("stopped", self._nodes[node_id])
                 self._runner.stop()
             if stopping is None and self._steering is not None:
                 self._adopt(self._steering(self._ledger, self._outcome))
@@ -103,8 +118,8 @@ class Driver:
                 break
             for event in self._runner.wait(WAIT_S):
                 self._handle(event, stopping is not None)
-            for node_id, update in self._runner.progress().items():
-                self._progress.update(node_id, self._nodes[node_id].label, **update)
+            self._look()
+        self._report(**self._state({}))
         if stopping is not None:
             self._outcome.status = "stopped"
         elif self._outcome.failures:
@@ -115,35 +130,69 @@ class Driver:
         """Go on with another plan. What is running stays; what is new to us may be committed already."""
         if plan is None:
             return
-        self._plan = plan
         self._nodes |= {node.id: node for node in plan.nodes}
         known = set(self._ledger.commits)
         self._ledger.look_up(node for node in plan.nodes if node.id not in self._looked_up)
-        self._looked_up = {node.id for node in plan.nodes}
+        self._looked_up |= {node.id for node in plan.nodes}
         self._outcome.reused |= self._ledger.commits.keys() - known
+        self._agenda = Agenda(
+            plan,
+            committed=self._ledger.commits.keys(),
+            released=self._ledger.released,
+            running=self._running.keys(),
+            failed=self._outcome.failures.keys(),
+        )
 
     def _submit_ready(self) -> bool:
         """Fill free slots; True when something is ready but has to wait (for a slot or a retry)."""
-        ready = schedule.ready(
-            self._plan,
-            committed=set(self._ledger.commits),
-            released=self._ledger.released,
-            running=self._running,
-            failed=set(self._outcome.failures),
-        )
-        now = time.monotonic()
-        # Nothing but the final table waits for an evaluation; stages and snapshots have followers.
-        for node in sorted(ready, key=lambda node: node.kind == "evaluate"):
-            if self._not_before.get(node.id, 0.0) > now:
-                continue
-            if self._runner.free() == 0:
+        for _ in range(self._runner.free()):
+            now = time.monotonic()
+            node = self._agenda.take(lambda node_id: self._not_before.get(node_id, 0.0) <= now)  # noqa: B023
+            if node is None:
                 break
             self._attempts[node.id] += 1
             self._runner.submit(self._order(node))
             reach("driver.submitted")
-            self._running.add(node.id)
+            self._running[node.id] = time.time()
+            self._agenda.start(node.id)
             self._progress.started(node.label)
-        return bool(ready)
+            self._log("submitted", node)
+        return self._agenda.waiting > 0
+
+    def _look(self) -> None:
+        """Pass on what running tasks report."""
+        now = time.monotonic()
+        if now - self._looked < PROGRESS_EVERY_S:
+            return
+        self._looked = now
+        self._runner.waiting(self._agenda.waiting)
+        latest = self._runner.progress()
+        for node_id, update in latest.items():
+            node = self._nodes[node_id]
+            self._progress.update(node_id, node.label, **update)
+            if update and node_id in self._running and node_id not in self._begun:
+                self._begun.add(node_id)
+                self._log("started", node)
+        self._report(**self._state(latest))
+
+    def _state(self, latest: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """`running`: node -> attempt, machine, since, progress; `failed`: node -> reason; `attempts`: node -> how many
+        this driver has made, where it is more than one."""
+        running = {
+            node_id: {
+                "attempt": self._attempts[node_id],
+                "machine": self._runner.machine(node_id),
+                "since": since,
+                "progress": dict(latest.get(node_id, {})),
+            }
+            for node_id, since in self._running.items()
+        }
+        attempts = {node_id: self._attempts[node_id] for node_id in self._retried}
+        return {"running": running, "failed": dict(self._outcome.failures), "attempts": attempts}
+
+    def _log(self, name: str, node: Node, *, level: int = logging.INFO, **fields: Any) -> None:
+        machine = fields.pop("machine", None) or (self._runner.machine(node.id) if node.id in self._running else None)
+        journal.event(name, node, level=level, attempt=self._attempts[node.id] or None, machine=machine, **fields)
 
     def _order(self, node: Node) -> WorkOrder:
         return WorkOrder(
@@ -158,42 +207,63 @@ class Driver:
 
     def _handle(self, event: Succeeded | Failed, stopping: bool) -> None:
         node = self._nodes[event.node_id]
-        self._running.discard(node.id)
+        machine = self._runner.machine(node.id)
+        self._running.pop(node.id, None)
+        begun = node.id in self._begun
+        self._begun.discard(node.id)
+        self._agenda.stop(node.id)
         if isinstance(event, Succeeded):
+            self._not_before.pop(node.id, None)
             self._ledger.add(node.id, event.commit)
+            self._agenda.commit(node.id)
             reach("driver.committed")
             self._outcome.reused.discard(node.id)
             self._progress.finished(node.label, event.commit["result"].get("seconds", 0.0), reused=False)
+            fields = journal.committed_fields(event.commit)
+            if not begun:
+                self._log("started", node, machine=fields["machine"])
+            self._log("committed", node, **fields)
             return
         if stopping and isinstance(event.error, Interrupted):
             return
         decision = retry.decide(event, self._attempts[node.id], self._max_attempts)
         if isinstance(decision, retry.Retry) and not stopping:
             self._not_before[node.id] = time.monotonic() + decision.after_s
+            self._retried.add(node.id)
             self._progress.note(
                 f"{node.label}: {event.error}; attempt {self._attempts[node.id] + 1} of {self._max_attempts} "
                 f"in {decision.after_s:g} s"
             )
+            self._log(
+                "retried",
+                node,
+                level=logging.WARNING,
+                machine=machine,
+                error=str(event.error),
+                after_s=decision.after_s,
+            )
             return
         reason = decision.reason if isinstance(decision, retry.GiveUp) else str(event.error)
+        self._not_before.pop(node.id, None)
         self._outcome.failures[node.id] = reason
         self._outcome.errors[node.id] = event.error
+        self._agenda.fail(node.id)
         self._progress.failed(node.label, reason)
+        self._log("failed", node, level=logging.ERROR, machine=machine, error=reason)
 
     def _release_sets(self) -> None:
-        for node_id in schedule.releasable(
-            self._plan,
-            committed=set(self._ledger.commits),
-            released=self._ledger.released,
-            running=self._running,
-        ):
+        for node_id in self._agenda.releasable():
+            node = self._nodes[node_id]
             reach("driver.before-release")
             try:
                 self._ledger.release(node_id)
             except StoreError as error:
-                # Space is not worth a run: the set stays and the next pass, or the next run, tries again.
-                self._progress.note(f"could not release {self._nodes[node_id].label}: {error}")
+                # Space is not worth a run: the set stays and the next run tries again.
+                self._progress.note(f"could not release {node.label}: {error}")
                 self._ledger.released.add(node_id)
+            else:
+                self._log("released", node, bytes=self._ledger.commits[node_id]["result"].get("bytes"))
+            self._agenda.release(node_id)
             reach("driver.after-release")
 
 

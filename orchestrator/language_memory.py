@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from workers.lm_specs import LoraSpec
 from workers.models.causal_lm.outline import LMPartOutline, PartFacts
-from workers.models.causal_lm.pieces import chunk_rows
+from workers.models.causal_lm.pieces import BLOCK_BYTES, chunk_rows, loss_rows
 from workers.specs import OptimizerSpec, TrainSpec
 
 MASTER_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -230,15 +230,16 @@ def _loss(part: _Part, tokens: int, train: TrainSpec, types: Types) -> int:
     """Pieces of logits, and the LM head's gradient in float32."""
     vocabulary, hidden = _vocabulary(part.outline), _hidden(part)
     matrix = vocabulary * hidden
-    rows = min(tokens, chunk_rows(vocabulary))
-    logits = 4 * rows * vocabulary
+    scored = 4 * min(tokens, chunk_rows(vocabulary)) * vocabulary
     if train.lm_head == "lora":
-        return 3 * logits + types.computed * rows * vocabulary  # run through autograd, piece by piece
+        # Run through autograd, piece by piece.
+        return 3 * scored + types.computed * min(tokens, chunk_rows(vocabulary)) * vocabulary
     trains = part.trained and train.lora is None and train.lm_head == "train"
     copy = types.computed * matrix if types.casts else 0
-    narrow = types.computed * rows * vocabulary if types.computed < 4 else 0
-    product = types.computed * matrix if trains and types.computed < 4 else 0
-    return copy + (4 * matrix if trains else 0) + max(2 * logits, logits + narrow + product)
+    if types.computed == 4:
+        return (4 * matrix if trains else 0) + copy + 2 * scored
+    narrow = types.computed * min(tokens, loss_rows(vocabulary, types.computed)) * vocabulary
+    return copy + narrow + ((4 + types.computed) * matrix if trains else 2 * min(BLOCK_BYTES, 2 * narrow))
 
 
 def _backward(part: _Part, tokens: int, types: Types) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import socket
 import threading
 from typing import Any
 
@@ -57,6 +58,12 @@ class LocalRunner:
 
     def progress(self) -> dict[str, dict[str, Any]]:
         return {self._running.node_id: self._control.latest()} if self._running else {}
+
+    def waiting(self, tasks: int) -> None:
+        """Nobody watches."""
+
+    def machine(self, node_id: str) -> str | None:
+        return socket.gethostname()
 
     def stop(self) -> None:
         self._control.stop()

@@ -5,8 +5,8 @@ A slot is one actor on one machine, so what counts is what fits into each machin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,9 @@ class Machine:
 
     cpus: float
     gpus: float = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    #: Kinds of accelerators, as Ray names them: H100.
+    accelerators: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,37 @@ class Slots:
 def room(machines: Iterable[Machine], cpus: float, gpus: float = 0) -> int:
     """How many slots of this size fit side by side."""
     return sum(int(min(machine.cpus // cpus, machine.gpus // gpus if gpus else float("inf"))) for machine in machines)
+
+
+def matching(machines: Iterable[Machine], labels: Mapping[str, str], accelerator: str | None) -> list[Machine]:
+    """Those with all of these labels, and this kind of accelerator where one is asked for."""
+    return [
+        machine
+        for machine in machines
+        if labels.items() <= machine.labels.items() and (accelerator is None or accelerator in machine.accelerators)
+    ]
+
+
+def unmatched(machines: Sequence[Machine], labels: Mapping[str, str], accelerator: str | None) -> str:
+    """Why no machine matches: what is asked for, and what there is."""
+    problems = []
+    # Ray gives every node labels of its own, such as its id: nobody means those by accident.
+    own = "ray.io/"
+    for key, value in labels.items():
+        values = sorted({machine.labels[key] for machine in machines if key in machine.labels})
+        if value in values:
+            continue
+        keys = sorted({name for machine in machines for name in machine.labels if not name.startswith(own)})
+        there = f"there is {key}: {', '.join(values)}" if values else f"labels there are: {', '.join(keys) or 'none'}"
+        problems.append(f"resources.labels: no machine of the cluster has {key}: {value}; {there}")
+    kinds = sorted({kind for machine in machines for kind in machine.accelerators})
+    if accelerator is not None and accelerator not in kinds:
+        there = ", ".join(kinds) or "none"
+        problems.append(f"resources.accelerator: no machine of the cluster has {accelerator}; there is: {there}")
+    if not problems:
+        asked = [f"{key}: {value}" for key, value in labels.items()] + ([accelerator] if accelerator else [])
+        problems.append(f"resources: no machine of the cluster has {' and '.join(asked)} at once")
+    return "\n".join(problems)
 
 
 def settle(machines: Iterable[Machine], *, slots: int | str, threads: int | str, device: str, chains: int) -> Slots:

@@ -38,8 +38,19 @@ class PlanRecord:
     kept: frozenset[str]
 
 
-def write_plan(storage: Storage, run: str, plan: Plan) -> None:
-    """Leave the plan of a run that starts now."""
+def write_plan(storage: Storage, run: str, plan: Plan) -> str:
+    """Leave the plan of a run that starts now; returns its digest, which names the record."""
+    body, digest = _body(run, plan)
+    storage.write(f"{FOLDER}/{digest}.json", dump_record(body, f"the plan of {run}"))
+    return digest
+
+
+def plan_digest(run: str, plan: Plan) -> str:
+    """What names a plan in the store: what it is after, under the run's name."""
+    return _body(run, plan)[1]
+
+
+def _body(run: str, plan: Plan) -> tuple[dict[str, Any], str]:
     body = {
         "format": FORMAT,
         "run": run,
@@ -50,7 +61,7 @@ def write_plan(storage: Storage, run: str, plan: Plan) -> None:
         "targets": sorted(plan.targets),
         "kept": sorted(plan.kept),
     }
-    storage.write(f"{FOLDER}/{digest_json(body)}.json", dump_record(body, f"the plan of {run}"))
+    return body, digest_json(body)
 
 
 def read_plans(storage: Storage) -> dict[str, PlanRecord]:

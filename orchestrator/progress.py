@@ -4,8 +4,9 @@ The driver calls from one thread; rich redraws from its own, so the few shared v
 
 Fields of `update`, all optional and sent by workers: `phase` (train, validate, materialize, …), `epoch` and
 `epochs` (counted from 1), `step` and `steps` (of the epoch), `rate` (samples a second), `seconds_left` (of
-the task), `loss`, `accuracy` (0..1, so far in this epoch), `hits` and `misses` (snapshot shards), and `done`,
-`total`, `unit` for work that has no epochs.
+the task), `loss`, `accuracy` (0..1, so far in this epoch), `hits` and `misses` (snapshot shards), `bytes_read` and
+`bytes_written` (of snapshots), `stalled` (0..1: waiting for input), `tokens_rate` (a second), and `done`, `total`,
+`unit` for work that has no epochs.
 """
 
 from __future__ import annotations

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,11 +20,13 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.metrics import Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cache_store.errors import SegpropError, UserError
-from orchestrator import gauges
-from orchestrator.machines import Machine, room, settle
+from orchestrator import gauges, shared_storage
+from orchestrator.machines import Machine, matching, room, settle, unmatched
 from orchestrator.runner import Event, Failed, Succeeded
+from orchestrator.versions import differences, versions
 from workers.control import ThreadControl
 from workers.orders import WorkOrder
 
@@ -31,6 +36,10 @@ START_DEADLINE_S = 180.0
 #: what the cluster lacks at the start is waited for instead of refused.
 PATIENCE = "SEGPROP_WAIT_FOR_WORKERS_S"
 POLL_EVERY_S = 1.0
+#: A machine that has not answered the probe of the store by then is left out of it, with a warning.
+PROBE_DEADLINE_S = 60.0
+
+_log = logging.getLogger("segprop.cluster")
 
 
 @ray.remote(max_restarts=-1, max_task_retries=0, concurrency_groups={"control": 1})
@@ -48,8 +57,9 @@ class Worker:
         self._control.progress()
         return execute(order, self._control)
 
-    def ready(self) -> bool:
-        return True
+    def ready(self) -> dict[str, Any]:
+        """Where this is and what it runs."""
+        return {"machine": socket.gethostname(), "versions": versions()}
 
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def poll(self) -> dict[str, Any]:
@@ -60,6 +70,11 @@ class Worker:
         self._control.stop()
 
 
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
+def _answer(question: shared_storage.Question, name: str, machine: str) -> shared_storage.Answer:
+    return shared_storage.answer(question, name, machine)
+
+
 @dataclass
 class _Slot:
     actor: ActorHandle
@@ -68,6 +83,8 @@ class _Slot:
     since: float
     order: WorkOrder | None = None
     result: Any | None = None
+    #: Where it answered from.
+    machine: str | None = None
 
 
 class RayRunner:
@@ -80,12 +97,18 @@ class RayRunner:
         address: str | None = None,
         started: bool = False,
         chains: int = 1,
+        store: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        accelerator: str | None = None,
+        deadline_s: float = START_DEADLINE_S,
     ) -> None:
         """`address`: a running cluster, else RAY_ADDRESS, else a cluster of our own, which needs numbers, not `auto`.
 
         On a running cluster `slots`, `threads` and `device` may be `auto`: settled by `start` from its machines and
         `chains`, the regimes that run side by side.
         `started`: Ray is connected already (tests, sweeps) and stays connected on `close`.
+        `store`: what all machines of a running cluster have to see. `labels`, `accelerator`: only machines with these.
+        `deadline_s`: when no worker has come (back) for so long, the run ends.
         """
         self._settle = partial(settle, slots=slots, threads=threads, device=device, chains=chains)
         self.threads = threads if isinstance(threads, int) else 1
@@ -93,7 +116,14 @@ class RayRunner:
         self._slots_wanted = slots if isinstance(slots, int) else 1
         self._address = address
         self._owns_ray = not started
+        self._store = store
+        self._labels = dict(labels or {})
+        self._accelerator = accelerator
         self._patience = _seconds(PATIENCE)
+        self._deadline_s = self._patience if self._patience is not None else deadline_s
+        self._by_node: dict[str, _Slot] = {}
+        self._waiting = 0
+        self._versions = versions()
         self._slots: list[_Slot] = []
         self._latest: dict[str, dict[str, Any]] = {}
         self._polls: dict[str, Any] = {}
@@ -114,6 +144,8 @@ class RayRunner:
                 # "local": without it ray.init would join whatever `ray start` left running on this machine.
                 options |= {"address": "local", "include_dashboard": False}
                 options["num_cpus"] = self._slots_wanted * self.threads
+                # Ray's own default is 15: beside any other load on the machine its workers would hardly run.
+                os.environ.setdefault("RAY_worker_niceness", "0")
             try:
                 ray.init(**options)
             except ConnectionError as error:
@@ -122,17 +154,52 @@ class RayRunner:
                     f"resources.address: no Ray cluster lets us in at {address} ({cause}); is it running, and, where "
                     "it asks for tokens, is RAY_AUTH_MODE=token set with a token at hand?"
                 ) from error
-        machines = [
-            Machine(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
-            for node in ray.nodes()
-            if node["Alive"]
-        ]
+            except RuntimeError as error:
+                if "ersion mismatch" not in str(error):
+                    raise
+                raise UserError(
+                    f"resources.address: this program does not fit the cluster at {address}: {error}"
+                ) from None
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        every = [_machine(node) for node in nodes]
+        machines = matching(every, self._labels, self._accelerator)
+        if not machines and self._patience is None:
+            raise UserError(unmatched(every, self._labels, self._accelerator))
         settled = self._settle(machines)
         self._slots_wanted, self.threads, self.device = settled.count, settled.threads, settled.device
         if self._patience is None:
             self._require_resources(machines)
+        if self._store is not None and len(nodes) > 1:
+            self._probe_store(self._store, nodes)
         self._slots = [self._new_slot() for _ in range(self._slots_wanted)]
         self._gauges = {name: Gauge(name, meaning, ("slot",)) for name, meaning in gauges.MEANINGS.items()}
+
+    def _probe_store(self, store: str, nodes: Sequence[Mapping[str, Any]]) -> None:
+        """Every machine reads what the driver wrote, and back. UserError naming those that do not see the store."""
+        question = shared_storage.ask(store)
+        names = _names(nodes)
+        sent = time.time()
+        calls = {}
+        for node in nodes:
+            pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            call = _answer.options(scheduling_strategy=pinned).remote(question, node["NodeID"], names[node["NodeID"]])
+            calls[call] = node["NodeID"]
+        done, late = ray.wait(list(calls), num_returns=len(calls), timeout=PROBE_DEADLINE_S)
+        received = time.time()
+        answers: list[tuple[str, shared_storage.Answer]] = []
+        for call in done:
+            try:
+                answers.append((calls[call], ray.get(call)))
+            except RayTaskError as error:
+                raise error.cause if isinstance(error.cause, Exception) else error from None
+            except RayError as error:  # it is gone, or going: no work will be given to it
+                _log.warning("%s did not answer: %s", names[calls[call]], _first_line(error))
+        for call in late:
+            _log.warning("%s has not said within %g s whether it sees the store", names[calls[call]], PROBE_DEADLINE_S)
+            ray.cancel(call, force=True)
+        shared_storage.judge(question, answers)
+        for warning in shared_storage.clock_warnings([found for _, found in answers], sent, received):
+            _log.warning("%s", warning)
 
     def _require_resources(self, machines: list[Machine]) -> None:
         """An infeasible actor pends silently for ever, so what is missing is said before anything is asked for."""
@@ -161,9 +228,12 @@ class RayRunner:
 
     def _new_slot(self) -> _Slot:
         request = self._request()
-        actor = Worker.options(  # type: ignore[attr-defined]
-            num_cpus=request["CPU"], num_gpus=request.get("GPU", 0)
-        ).remote()
+        options: dict[str, Any] = {"num_cpus": request["CPU"], "num_gpus": request.get("GPU", 0)}
+        if self._labels:
+            options["label_selector"] = self._labels
+        if self._accelerator is not None:
+            options["accelerator_type"] = self._accelerator
+        actor = Worker.options(**options).remote()  # type: ignore[attr-defined]
         return _Slot(actor, actor.ready.remote(), time.monotonic())
 
     def free(self) -> int:
@@ -172,6 +242,7 @@ class RayRunner:
     def submit(self, order: WorkOrder) -> None:
         slot = next(slot for slot in self._slots if slot.order is None and slot.ping is None)
         slot.order = order
+        self._by_node[order.node_id] = slot
         slot.result = slot.actor.run.remote(order)
 
     def wait(self, timeout_s: float) -> list[Event]:
@@ -197,6 +268,7 @@ class RayRunner:
         slot.order = slot.result = None
         self._latest.pop(order.node_id, None)
         self._polls.pop(order.node_id, None)
+        self._by_node.pop(order.node_id, None)
         try:
             return Succeeded(order.node_id, ray.get(result))
         except RayTaskError as error:
@@ -209,27 +281,47 @@ class RayRunner:
             return Failed(order.node_id, SegpropError(f"worker lost: {_first_line(error)}"), lost=True)
 
     def _check_start(self, slot: _Slot, answered: bool) -> None:
-        deadline = self._patience if self._patience is not None else START_DEADLINE_S
+        deadline = self._deadline_s
         # A machine may have gone for good. As long as one slot is there the run goes on, and the others may come late.
         now = time.monotonic()
         late = all(other.ping is not None and now - other.since > deadline for other in self._slots)
         if answered:
             try:
-                ray.get(slot.ping)
+                found = ray.get(slot.ping)
             except RayTaskError as error:
                 raise error.cause if isinstance(error.cause, Exception) else error from None
             except RayError as error:
                 if late:
-                    raise SegpropError(f"a worker does not come back: {_first_line(error)}") from error
+                    raise SegpropError(self._nobody_left(_first_line(error))) from error
                 time.sleep(0.1)  # restarting: calls fail instead of waiting
                 slot.ping = slot.actor.ready.remote()
                 return
-            slot.ping = None
+            slot.ping, slot.machine = None, found["machine"]
+            different = differences(self._versions, found["versions"])
+            if different:
+                raise UserError(
+                    f"the worker on {slot.machine} does not run the driver's program ({socket.gethostname()}): "
+                    f"{'; '.join(different)}. Numbers and formats are the same only with the same versions: install "
+                    "one environment on all machines, or submit with --working-dir"
+                )
         elif late:
-            raise SegpropError(
-                f"a worker did not start within {deadline:g} s; is the cluster busy with other jobs? "
-                f"Free now: {ray.available_resources()}"
-            )
+            raise SegpropError(self._nobody_left("is the cluster busy with other jobs?"))
+
+    def _nobody_left(self, why: str) -> str:
+        """What there is, beside what is needed, when no worker has come (back) in time."""
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        machines = matching([_machine(node) for node in nodes], self._labels, self._accelerator)
+        request = self._request()
+        size = " and ".join(f"{each:g} {resource}" for resource, each in request.items())
+        have = (
+            f"{sum(machine.cpus for machine in machines):g} CPU and {sum(machine.gpus for machine in machines):g} GPU"
+        )
+        fit = room(machines, request["CPU"], request.get("GPU", 0))
+        return (
+            f"no worker has come (back) within {self._deadline_s:g} s ({why}). A worker needs {size} on one machine; "
+            f"{len(machines)} machines with {have} are left, room for {fit}. Finished work and checkpoints are kept: "
+            "add machines and run the same command to go on"
+        )
 
     def progress(self) -> dict[str, dict[str, Any]]:
         """Answers lag by at most one poll; a worker that is being lost simply keeps its last one."""
@@ -244,6 +336,7 @@ class RayRunner:
             del self._polls[node_id]
         if now - self._polled >= POLL_EVERY_S:
             self._polled = now
+            self._gauges[gauges.QUEUE].set(self._waiting, {"slot": "0"})
             for index, slot in enumerate(self._slots):
                 update = None
                 if slot.order is not None:
@@ -253,6 +346,13 @@ class RayRunner:
                 for name, value in gauges.values(update).items():
                     self._gauges[name].set(value, {"slot": str(index)})
         return self._latest
+
+    def waiting(self, tasks: int) -> None:
+        self._waiting = tasks
+
+    def machine(self, node_id: str) -> str | None:
+        slot = self._by_node.get(node_id)
+        return None if slot is None else slot.machine
 
     def stop(self) -> None:
         for slot in self._slots:
@@ -265,6 +365,24 @@ class RayRunner:
         self._slots = []
         if self._owns_ray:
             ray.shutdown()
+
+
+def _machine(node: Mapping[str, Any]) -> Machine:
+    resources = node["Resources"]
+    kinds = [name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")]
+    return Machine(
+        resources.get("CPU", 0), resources.get("GPU", 0), dict(node.get("Labels") or {}), tuple(sorted(kinds))
+    )
+
+
+def _names(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Node id -> what people call the machine; with a part of the id where several nodes share a host."""
+    hosts = Counter(node["NodeManagerHostname"] for node in nodes)
+    return {
+        node["NodeID"]: node["NodeManagerHostname"]
+        + (f" (Ray node {node['NodeID'][:8]})" if hosts[node["NodeManagerHostname"]] > 1 else "")
+        for node in nodes
+    }
 
 
 def _seconds(variable: str) -> float | None:

@@ -52,6 +52,12 @@ class Runner(Protocol):
     def progress(self) -> dict[str, dict[str, Any]]:
         """Latest progress of running nodes, by node id."""
 
+    def waiting(self, tasks: int) -> None:
+        """Be told how many tasks could run if there were more slots: a figure for whoever watches the runner."""
+
+    def machine(self, node_id: str) -> str | None:
+        """Name of the machine on which a running node runs, where it is known."""
+
     def stop(self) -> None:
         """Ask running nodes to checkpoint and stop; their `Interrupted` failures arrive through `wait`."""
 

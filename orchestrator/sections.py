@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from cache_store.addresses import parse_address
 from cache_store.errors import UserError
@@ -124,11 +124,29 @@ class ResourceConfig(Section):
         default="auto", description="CPU threads of a task; auto: the cores divided by the slots."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one.")
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Only machines of the cluster with these labels (`ray start --labels`)."
+    )
+    accelerator: str | None = Field(
+        default=None, description="Only machines with this kind of accelerator, as Ray names it: H100, A100, L4."
+    )
+    worker_deadline_s: float = Field(
+        default=180.0,
+        gt=0,
+        description="When no worker has come, or come back, for so many seconds, the run ends with the reason. "
+        "SEGPROP_WAIT_FOR_WORKERS_S goes before it.",
+    )
     max_attempts: int = Field(default=3, ge=1, description="Attempts of a task before it counts as failed.")
     gflops: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
         default="auto",
         description="Measured speed of one slot in GFLOP/s, for predicted times; auto: nominal figures.",
     )
+
+    @model_validator(mode="after")
+    def _labels_need_ray(self) -> ResourceConfig:
+        if self.runner == "local" and (self.labels or self.accelerator):
+            raise ValueError("labels and accelerator choose machines of a cluster; the local runner has none")
+        return self
 
 
 class EvaluationConfig(Section):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,15 @@ from orchestrator.config import ImageConfig
 from orchestrator.driver import Driver, Outcome, stop_on_signals
 from orchestrator.environment import describe_environment
 from orchestrator.experiment import experiment_of
+from orchestrator.journal import journal
+from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.plan import RegimePlan
 from orchestrator.plan_record import write_plan
 from orchestrator.prepare import Prepared
 from orchestrator.progress import Progress, print_table
 from orchestrator.report import write_report
+from orchestrator.run_record import RunRecord, read_pointer, write_pointer, write_run
 from orchestrator.runner import Runner
 from orchestrator.summary import summarize, write_summary
 from orchestrator.tensorboard_log import write_tensorboard
@@ -29,17 +34,23 @@ from workers.specs import Experiment
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
 
-def execute(prepared: Prepared, *, quiet: bool = False) -> int:
+def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False) -> int:
     """Run the plan to its end and write the results; returns the exit code (0 done, 1 failed, 2 bad input).
 
-    A run that has nothing left to do starts no worker and no Ray.
+    A run that has nothing left to do starts no worker and no Ray. RunTaken when another driver is at work on it;
+    `take_over` stops that one instead.
     """
     storage = Storage.open(prepared.config.store)
     ledger = Ledger.read(storage, prepared.plan)
     outcome = Outcome("done", reused=set(ledger.commits))
     if any(target not in ledger.commits for target in prepared.plan.targets):
-        write_plan(storage, prepared.config.run, prepared.plan)
-        outcome = _drive(prepared, ledger, quiet)
+        with leased(prepared, storage, take_over) as lease:
+            # What others have done while this waited for the lease is done.
+            ledger.look_up(prepared.plan.nodes)
+            outcome = _drive(prepared, ledger, quiet, lease)
+            if lease.superseded:
+                # What it leaves in the run directory is the other driver's business now.
+                raise SegpropError("stopped: another driver has taken this run over and goes on with it")
     exports = _export_finished(prepared, ledger, list(prepared.plan.regimes))
     reach("driver.exported")
     summary = _write_results(prepared, ledger, outcome, exports)
@@ -52,7 +63,32 @@ def execute(prepared: Prepared, *, quiet: bool = False) -> int:
     return EXIT_BAD_INPUT if bad_input else EXIT_FAILED
 
 
-def _drive(prepared: Prepared, ledger: Ledger, quiet: bool) -> Outcome:
+@contextmanager
+def leased(prepared: Prepared, storage: Storage, take_over: bool) -> Iterator[Lease]:
+    """The run, held by this process; its plan left in the store for those who look at it from outside."""
+    config, run_dir = prepared.config, prepared.run_dir
+    digest = write_plan(storage, config.run, prepared.plan)
+    write_run(storage, digest, RunRecord.of(config.run, prepared.plan))
+    with journal(run_dir, config.run):
+        lease = Lease.acquire(
+            storage,
+            digest,
+            config.run,
+            str(run_dir.absolute()),
+            take_over=take_over,
+            before=read_pointer(run_dir),
+            say=lambda message: print(f"segprop: {message}", file=sys.stderr),
+        )
+        state = "failed"
+        try:
+            write_pointer(run_dir, digest)
+            yield lease
+            state = lease.outcome
+        finally:
+            lease.release(state)
+
+
+def _drive(prepared: Prepared, ledger: Ledger, quiet: bool, lease: Lease) -> Outcome:
     config = prepared.config
     runner = make_runner(prepared)
     with Progress(len(prepared.plan.nodes), len(ledger.commits), quiet=quiet) as progress:
@@ -66,9 +102,12 @@ def _drive(prepared: Prepared, ledger: Ledger, quiet: bool) -> Outcome:
                     progress,
                     store=config.store,
                     max_attempts=config.resources.max_attempts,
-                    stop_requested=stop_requested,
+                    stop_requested=lambda: stop_requested() or lease.superseded,
+                    report=lease.report,
                 )
-                return driver.run()
+                outcome = driver.run()
+                lease.outcome = outcome.status
+                return outcome
         finally:
             runner.close()
 
@@ -87,6 +126,10 @@ def make_runner(prepared: Prepared) -> Runner:
             device=resources.device,
             address=address,
             chains=len(prepared.plan.regimes),
+            store=prepared.config.store,
+            labels=resources.labels,
+            accelerator=resources.accelerator,
+            deadline_s=resources.worker_deadline_s,
         )
     device = _device(resources.device)
     slots, threads = settle_slots(
@@ -102,7 +145,14 @@ def make_runner(prepared: Prepared) -> Runner:
         return LocalRunner(threads=slots * threads if resources.threads == "auto" else threads, device=device)
     from orchestrator.ray_runner import RayRunner
 
-    return RayRunner(slots=slots, threads=threads, device=device)
+    return RayRunner(
+        slots=slots,
+        threads=threads,
+        device=device,
+        labels=resources.labels,
+        accelerator=resources.accelerator,
+        deadline_s=resources.worker_deadline_s,
+    )
 
 
 def settle_slots(slots: int | str, threads: int | str, *, device: str, devices: int, chains: int) -> tuple[int, int]:

@@ -12,9 +12,9 @@ from cache_store.storage import Storage
 from orchestrator import session, sweep_plan
 from orchestrator.driver import Driver, Outcome, stop_on_signals
 from orchestrator.environment import describe_environment
+from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
-from orchestrator.plan_record import write_plan
 from orchestrator.prepare import Prepared
 from orchestrator.progress import Progress
 from orchestrator.summary import summarize, write_summary
@@ -30,8 +30,9 @@ from orchestrator.units import seconds_text
 SUMMARY_FILE, REPORT_FILE, JOURNAL_FILE = "sweep.json", "report.html", "decisions.jsonl"
 
 
-def execute(sweep: PreparedSweep, *, quiet: bool = False) -> int:
-    """Run all trials to their end, or as far as the scheduler lets them; returns the exit code."""
+def execute(sweep: PreparedSweep, *, quiet: bool = False, take_over: bool = False) -> int:
+    """Run all trials to their end, or as far as the scheduler lets them; returns the exit code. RunTaken when another
+    driver is at work on the sweep; `take_over` stops that one instead."""
     started = time.monotonic()
     storage = Storage.open(sweep.config.store)
     ledger = Ledger.read(storage, sweep.plan)
@@ -42,8 +43,11 @@ def execute(sweep: PreparedSweep, *, quiet: bool = False) -> int:
             course.status, course.judged = "done", len(course.plan.regimes[sweep.metric.regime].stages)
         outcome = Outcome("done", reused=before)
     else:
-        write_plan(storage, sweep.run, sweep.plan)
-        outcome = _drive(run, quiet)
+        with session.leased(_as_run(sweep), storage, take_over) as lease:
+            ledger.look_up(sweep.plan.nodes)
+            outcome = _drive(run, quiet, lease)
+            if lease.superseded:
+                raise SegpropError("stopped: another driver has taken this sweep over and goes on with it")
     summary = run.write_results(outcome)
     print_trials(summary)
     if outcome.status == "stopped":
@@ -178,10 +182,15 @@ class _Run:
         return sweep_plan.seconds_left(plan.nodes, measured, todo, slots)
 
 
-def _drive(run: _Run, quiet: bool) -> Outcome:
+def _as_run(sweep: PreparedSweep) -> Prepared:
+    """The sweep as one run whose regimes are those of all trials."""
+    config = sweep.config.model_copy(update={"run": sweep.run, "run_dir": str(sweep.run_dir)})
+    return dataclasses.replace(sweep.trials[0].prepared, config=config, plan=sweep.plan)
+
+
+def _drive(run: _Run, quiet: bool, lease: Lease) -> Outcome:
     sweep, ledger = run.sweep, run.ledger
-    # As one run whose regimes are those of all trials: as many slots as there is work for.
-    runner = session.make_runner(dataclasses.replace(sweep.trials[0].prepared, plan=sweep.plan))
+    runner = session.make_runner(_as_run(sweep))
     with Progress(len(sweep.plan.nodes), len(ledger.commits), quiet=quiet) as progress:
         decider: Decider | None = None
         try:
@@ -208,10 +217,13 @@ def _drive(run: _Run, quiet: bool) -> Outcome:
                     progress,
                     store=sweep.config.store,
                     max_attempts=sweep.config.resources.max_attempts,
-                    stop_requested=stop_requested,
+                    stop_requested=lambda: stop_requested() or lease.superseded,
+                    report=lease.report,
                     steering=_Shown(steering, lambda: progress.headline(run.headline(steering.plan, slots))),
                 )
-                return driver.run()
+                outcome = driver.run()
+                lease.outcome = outcome.status
+                return outcome
         finally:
             if decider is not None:
                 decider.close()

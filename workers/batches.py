@@ -14,7 +14,6 @@ from cache_store.prefetch import prefetch
 from cache_store.reader import RowReader
 from workers.chain import Boundary
 from workers.domains.base import Batch, Domain, Rows, Source
-from workers.seeds import derive_seed
 from workers.specs import Precision
 
 #: Batches loaded ahead of the step. Two hide the loader's jitter; more only hold memory.
@@ -125,11 +124,6 @@ class StoredInputs:
             precision=self._precision,
             channels_last=self._channels_last,
         )
-
-
-def epoch_order(seed: int, epoch: int, rows: int) -> np.ndarray:
-    """A permutation of 0..rows-1 (int64): a function of (seed, epoch, rows) alone, the same in every regime."""
-    return np.random.Generator(np.random.PCG64(derive_seed(seed, "order", epoch))).permutation(rows)
 
 
 def steps_per_epoch(rows: int, batch_size: int, drop_last: bool) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
@@ -28,7 +28,6 @@ from workers.batches import (
     MicroBatch,
     RawInputs,
     StoredInputs,
-    epoch_order,
     in_order,
     micro_batches,
     steps_per_epoch,
@@ -49,6 +48,7 @@ from workers.optim import (
 )
 from workers.scoring import Sums, score
 from workers.seeds import derive_seed
+from workers.shuffle import epoch_order
 from workers.specs import StageTask
 from workers.stage_path import StagePath
 from workers.weights import ADAPTER, AUX, Weights, read_tensors
@@ -98,6 +98,7 @@ class Stage:
         self.progress = StageProgress()
         self.best: State = {}
         self._saved = self._looked = time.monotonic()
+        self._waits = _Waits()
         #: When this attempt's first step began (unix seconds); what lies before it is hand-over.
         self._first_step = 0.0
 
@@ -178,6 +179,7 @@ class Stage:
         # The first step with a loss that is not finite, kept on the device until the next look at it.
         bad_step = torch.full((), math.inf, dtype=torch.float64, device=self.device)
         clock = _Clock(progress.epoch_seconds)
+        self._waits = _Waits()
         self.path.module.train(True)
         loaded = micro_batches(
             self.inputs["train"],
@@ -190,7 +192,7 @@ class Stage:
         )
         sampled = epoch < SAMPLED_EPOCHS
         with PeakMeter(self.device, host=sampled) as meter, closing(loaded):
-            for micro in loaded:
+            for micro in self._waits.timed(loaded):
                 loss = self._backward(micro, sums)
                 bad_step = torch.where(loss.isfinite(), bad_step, bad_step.clamp(max=progress.global_step))
                 if not micro.last:
@@ -292,8 +294,10 @@ class Stage:
             seconds_left=(self.total_steps - done) / max(rate, 1e-9),
             loss=loss,
             accuracy=accuracy,
-            hits=counters.get("hits"),
-            misses=counters.get("misses"),
+            stalled=self._waits.share(),
+            # Targets of text are tokens.
+            tokens_rate=sums.read()[2] / max(clock.seconds(), 1e-9) if self.domain.row_unit == "tokens" else None,
+            **counters,
         )
         stop = self.environment.control.should_stop()
         every_s = self.train.checkpoint_every_s
@@ -406,6 +410,28 @@ class Stage:
             "train_spec": asdict(self.train),
             "where": {**self.environment.where(), "first_step": self._first_step},
         }
+
+
+class _Waits:
+    """How long the step loop waits for its input, of the time since it was made."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._seconds = 0.0
+
+    def timed(self, batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
+        iterator = iter(batches)
+        while True:
+            before = time.monotonic()
+            batch = next(iterator, None)
+            self._seconds += time.monotonic() - before
+            if batch is None:
+                return
+            yield batch
+
+    def share(self) -> float:
+        """0 to 1."""
+        return self._seconds / max(time.monotonic() - self._started, 1e-9)
 
 
 class _Clock:

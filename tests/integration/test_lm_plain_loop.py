@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from cache_store.snapshots import SnapshotStore
 from workers import specs
-from workers.batches import epoch_order
 from workers.data.text.source import TextBatch, TextSource
 from workers.lm_specs import CausalLMSpec
+from workers.shuffle import epoch_order
 from workers.specs import StageTask
 
 #: 10 steps an epoch, 20 in all. Adam divides by the root of the second moment: a gradient that is nothing but the

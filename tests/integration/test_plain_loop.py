@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from cache_store.snapshots import SnapshotStore
 from workers import models, specs
-from workers.batches import epoch_order
 from workers.data.images import ImageSource
 from workers.seeds import derive_seed
+from workers.shuffle import epoch_order
 from workers.specs import StageTask
 
 #: 10 steps an epoch, 20 in all.

@@ -823,12 +823,12 @@ def test_rows_and_outputs_of_another_kind_are_refused(storage: Storage) -> None:
 def test_storage_that_cannot_be_mapped_keeps_a_bounded_number_of_shards(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cache_store.snapshots._KEPT_BYTES", 2 * 8 * 45)
+    monkeypatch.setattr("cache_store.kept.UNMAPPED_BYTES", 2 * 8 * 45)
     snapshots = SnapshotStore(Storage.open(f"memory://{uuid.uuid4().hex}")).open(spec_of(rows=64))
     fill(snapshots)
     for i in range(8):
         snapshots.shard(i)
-    assert list(snapshots._kept) == [6, 7]
+    assert snapshots._kept.keys() == [(snapshots.spec.id, 6), (snapshots.spec.id, 7)]
 
 
 def test_record_checksums_are_those_of_the_file(local: Storage) -> None:

@@ -80,7 +80,12 @@ def test_what_is_scraped_is_what_pods_offer_and_prometheus_may_reach(objects: li
 
 
 def test_an_idle_slot_has_no_rate_and_a_busy_one_what_its_task_reports() -> None:
-    assert gauges.values(None) == {"segprop_slot_busy": 0.0, "segprop_samples_per_second": 0.0}
+    assert gauges.values(None) == {
+        "segprop_slot_busy": 0.0,
+        "segprop_samples_per_second": 0.0,
+        "segprop_tokens_per_second": 0.0,
+        "segprop_stalled": 0.0,
+    }
     update = {"phase": "train", "rate": 12.5, "loss": 2, "accuracy": None, "hits": 3, "seconds_left": 9.0}
     assert gauges.values(update) == {
         "segprop_slot_busy": 1.0,

@@ -174,7 +174,7 @@ def test_exit_codes_of_a_run_come_from_its_session(
 ) -> None:
     calls: list[Any] = []
 
-    def execute(prepared: Prepared, *, quiet: bool = False) -> int:
+    def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False) -> int:
         calls.append((prepared.config.run, quiet, (tmp_path / "run" / "config.yaml").exists()))
         if prepared.config.seed == 9:
             raise StorageFull("no space left on /store")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from workers.models.causal_lm import liger
 from workers.models.causal_lm.link import Link
-from workers.models.causal_lm.pieces import chunk_rows
+from workers.models.causal_lm.pieces import block_rows, chunk_rows, loss_rows
 
 
 def nll_sum(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
@@ -71,35 +71,24 @@ class _Chunked(torch.autograd.Function):
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         matrix = weight.to(dtype)
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        d_weight: Tensor | None = None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias and bias is not None else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        step = chunk_rows(weight.shape[0])
+        step = loss_rows(weight.shape[0], dtype.itemsize)
         for start in range(0, hidden.shape[0], step):
             rows = slice(start, start + step)
             x = hidden[rows].to(dtype)
             if link.before != 1.0:
                 x = x * link.before
-            logits = F.linear(x, matrix, None if bias is None else bias.to(dtype)).float()
-            slope = _bend(logits, link)
-            piece, grad = _softmax_loss(logits, targets[rows], smoothing, wants_hidden or wants_weight or wants_bias)
-            total += piece
-            if grad is None:
+            logits = F.linear(x, matrix, None if bias is None else bias.to(dtype))
+            if not (wants_hidden or wants_weight or wants_bias):
+                total += _loss(logits, targets[rows], link, smoothing)
                 continue
-            if slope is not None:
-                grad *= slope
-            if link.scale != 1.0:
-                grad *= link.scale
-            if d_bias is not None:
-                d_bias += grad.sum(dim=0)
-            narrow = grad.to(dtype)
+            total += _to_gradient(logits, targets[rows], link, smoothing, d_bias)
             if d_hidden is not None:
-                d_hidden[rows] = (narrow @ matrix) * link.before
-            if d_weight is not None:
-                if dtype == torch.float32:
-                    d_weight.addmm_(narrow.T, x)
-                else:
-                    d_weight += narrow.T @ x
+                d_hidden[rows] = (logits @ matrix) * link.before
+            if wants_weight:
+                d_weight = _added(d_weight, logits, x)
         ctx.grads = (d_hidden, d_weight, d_bias)
         ctx.types = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.count = targets.numel()
@@ -117,30 +106,69 @@ class _Chunked(torch.autograd.Function):
         return (*made, None, None, None, None)
 
 
-def _bend(logits: Tensor, link: Link) -> Tensor | None:
-    """Apply scale and cap in place; the derivative of the cap, where there is one."""
-    if link.scale != 1.0:
-        logits.mul_(link.scale)
-    if link.cap is None:
-        return None
-    logits.div_(link.cap).tanh_()
-    slope = 1.0 - logits * logits
-    logits.mul_(link.cap)
-    return slope
+def _added(total: Tensor | None, grad: Tensor, x: Tensor) -> Tensor:
+    """`total` (V, D) float32 and the weight's gradient of one piece: grad (N, V), x (N, D)."""
+    if total is None:
+        return (grad.T @ x).float()
+    if grad.dtype == torch.float32:
+        return total.addmm_(grad.T, x)
+    return total.add_(grad.T @ x)
 
 
-def _softmax_loss(logits: Tensor, targets: Tensor, smoothing: float, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    """Summed loss of float32 logits (N, V), and its gradient in the memory of the logits where wanted."""
-    norm = logits.logsumexp(dim=-1, keepdim=True)
-    column = targets[:, None]
-    total = (norm - logits.gather(1, column)).sum()
-    if smoothing:
-        uniform = (norm.squeeze(1) - logits.mean(dim=-1)).sum()
-        total = total * (1.0 - smoothing) + uniform * smoothing
-    if not wanted:
-        return total, None
-    grad = logits.sub_(norm).exp_()
-    if smoothing:
-        grad -= smoothing / grad.shape[-1]
-    grad.scatter_add_(1, column, torch.full_like(norm, smoothing - 1.0))
-    return total, grad
+def _loss(logits: Tensor, targets: Tensor, link: Link, smoothing: float) -> Tensor:
+    """Summed loss of logits (N, V), block by block."""
+    total = torch.zeros((), dtype=torch.float32, device=logits.device)
+    for rows in _blocks(logits):
+        log_p, _ = _log_softmax(logits[rows], link)
+        total += _smoothed(log_p, targets[rows, None], smoothing)
+    return total
+
+
+def _to_gradient(logits: Tensor, targets: Tensor, link: Link, smoothing: float, d_bias: Tensor | None) -> Tensor:
+    """Summed loss of logits (N, V), which become its gradient; `d_bias` (V,) float32 is added to.
+
+    Made in float32 in blocks that stay in cache, and rounded once: no second matrix of this size is ever held.
+    """
+    total = torch.zeros((), dtype=torch.float32, device=logits.device)
+    for rows in _blocks(logits):
+        log_p, slope = _log_softmax(logits[rows], link)
+        column = targets[rows, None]
+        total += _smoothed(log_p, column, smoothing)
+        grad = log_p.exp_()
+        if smoothing:
+            grad -= smoothing / grad.shape[-1]
+        grad.scatter_add_(1, column, grad.new_full(column.shape, smoothing - 1.0))
+        if slope is not None:
+            grad *= slope
+        if link.scale != 1.0:
+            grad *= link.scale
+        if d_bias is not None:
+            d_bias += grad.sum(dim=0)
+        logits[rows] = grad
+    return total
+
+
+def _blocks(logits: Tensor) -> list[slice]:
+    step = block_rows(logits.shape[1])
+    return [slice(start, start + step) for start in range(0, logits.shape[0], step)]
+
+
+def _log_softmax(logits: Tensor, link: Link) -> tuple[Tensor, Tensor | None]:
+    """Of a block's logits, scaled and capped, in float32; and the derivative of the cap, where there is one."""
+    if link == Link(link.before):
+        return torch.log_softmax(logits, dim=-1, dtype=torch.float32), None
+    bent = logits.float() * link.scale
+    slope = None
+    if link.cap is not None:
+        bent.div_(link.cap).tanh_()
+        slope = 1.0 - bent * bent
+        bent.mul_(link.cap)
+    return torch.log_softmax(bent, dim=-1), slope
+
+
+def _smoothed(log_p: Tensor, column: Tensor, smoothing: float) -> Tensor:
+    """Summed loss of log-probabilities (N, V) for targets (N, 1)."""
+    total = -log_p.gather(1, column).sum()
+    if not smoothing:
+        return total
+    return total * (1.0 - smoothing) - log_p.mean(dim=-1).sum() * smoothing

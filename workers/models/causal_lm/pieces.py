@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-#: Float32 logits of one piece take about this much; there are two or three such buffers at a time.
+#: Float32 logits of one piece take about this much where they are scored, or go through torch's own loss; there are
+#: two or three such buffers.
 PIECE_BYTES = 64 * 2**20
+#: Logits of one piece of our own loss, in the type they are computed in; there is one such buffer. Twice as much:
+#: the LM head's gradient is added up once a piece, which costs as much as several hundred rows of it.
+LOSS_BYTES = 128 * 2**20
+#: Float32 logits that are turned into a gradient at once: few enough to stay in a processor's cache.
+BLOCK_BYTES = 2 * 2**20
 
 
 def chunk_rows(vocabulary: int) -> int:
-    """Rows of logits made at once."""
+    """Rows of logits that are scored at once, or given to torch's own loss."""
     return max(1, PIECE_BYTES // (4 * vocabulary))
+
+
+def loss_rows(vocabulary: int, item_bytes: int) -> int:
+    """Rows of logits of `item_bytes` an element that a loss makes at once."""
+    return max(1, LOSS_BYTES // (item_bytes * vocabulary))
+
+
+def block_rows(vocabulary: int) -> int:
+    """Rows of a piece whose softmax is taken at once, in float32."""
+    return max(1, BLOCK_BYTES // (4 * vocabulary))

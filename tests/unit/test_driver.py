@@ -1,0 +1,200 @@
+"""The driver over a runner that does what a test says: order, retries, and what it tells those who look."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_run import make_commits, make_plan
+
+from cache_store.errors import StorageUnavailable, TrainingDiverged
+from cache_store.storage import Storage
+from orchestrator import retry
+from orchestrator.driver import Driver, Outcome
+from orchestrator.journal import FIELDS, journal
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan
+from orchestrator.progress import Progress
+from orchestrator.runner import Event, Failed, Succeeded
+from workers.orders import WorkOrder
+
+
+class FakeRunner:
+    """`slots` slots. `outcome`: (order, attempt) -> the error it ends with, or None; finishes first in, first out."""
+
+    threads, device = 1, "cpu"
+
+    def __init__(
+        self, commits: dict[str, Any], slots: int = 2, outcome: Callable[[WorkOrder, int], Any] | None = None
+    ) -> None:
+        self.commits = commits
+        self.slots = slots
+        self.outcome = outcome or (lambda order, attempt: None)
+        self.running: deque[WorkOrder] = deque()
+        self.submitted: list[str] = []
+        self.most = 0
+
+    def start(self) -> None: ...
+
+    def free(self) -> int:
+        return self.slots - len(self.running)
+
+    def submit(self, order: WorkOrder) -> None:
+        assert len(self.running) < self.slots
+        self.running.append(order)
+        self.submitted.append(order.node_id)
+        self.most = max(self.most, len(self.running))
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        if not self.running:
+            return []
+        order = self.running.popleft()
+        error = self.outcome(order, self.submitted.count(order.node_id))
+        if error is not None:
+            return [Failed(order.node_id, error, lost=isinstance(error, ConnectionError))]
+        return [Succeeded(order.node_id, self.commits[order.node_id])]
+
+    def progress(self) -> dict[str, dict[str, Any]]:
+        return {order.node_id: {"phase": "train", "epoch": 1} for order in self.running}
+
+    def waiting(self, tasks: int) -> None: ...
+
+    def machine(self, node_id: str) -> str | None:
+        return "node-a" if any(order.node_id == node_id for order in self.running) else None
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NoSets(Ledger):
+    def release(self, node_id: str) -> None:
+        self.released.add(node_id)
+
+
+def drive(
+    folder: Path, plan: Plan, runner: FakeRunner, **options: Any
+) -> tuple[Outcome, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Outcome, lines of the log, and what was reported."""
+    ledger = NoSets(Storage.open(str(folder / "store")))
+    states: list[dict[str, Any]] = []
+    with Progress(len(plan.nodes), stream=(folder / "out.txt").open("w")) as progress, journal(folder, "fake"):
+        driver = Driver(
+            plan,
+            ledger,
+            runner,
+            progress,
+            store=str(folder / "store"),
+            report=lambda **state: states.append(state),
+            **{"max_attempts": 3, **options},
+        )
+        outcome = driver.run()
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return outcome, lines, states
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return make_plan(tmp_path, regimes="[e2e, segprop]")
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "BACKOFF_S", 0.0)
+
+
+def test_every_node_runs_once_on_as_many_slots_as_there_are(tmp_path: Path, plan: Plan) -> None:
+    runner = FakeRunner(make_commits(plan), slots=3)
+    outcome, lines, states = drive(tmp_path, plan, runner)
+    assert outcome.status == "done"
+    assert sorted(runner.submitted) == sorted(node.id for node in plan.nodes)
+    assert runner.most == 3
+    events = [(line["node"], line["event"]) for line in lines]
+    for node in plan.nodes:
+        mine = [event for node_id, event in events if node_id == node.id]
+        assert mine[:3] == ["submitted", "started", "committed"]
+        assert mine[3:] == (["released"] if node.kind == "materialize" else [])
+    assert states[-1] == {"running": {}, "failed": {}, "attempts": {}}
+
+
+def test_every_line_says_when_what_where_and_for_which_attempt(tmp_path: Path, plan: Plan) -> None:
+    _, lines, _ = drive(tmp_path, plan, FakeRunner(make_commits(plan)))
+    labels = {node.id: node.label for node in plan.nodes}
+    for line in lines:
+        assert set(line) <= {"time", "level", "message", *FIELDS}
+        assert line["run"] == "fake"
+        assert line["time"].endswith("Z")
+        assert line["stage"] == labels[line["node"]]
+        assert line["attempt"] == 1
+    committed = [line for line in lines if line["event"] == "committed"]
+    assert all(line["machine"] == "node-a" and line["seconds"] > 0 for line in committed)
+    assert lines == sorted(lines, key=lambda line: line["time"])
+
+
+def test_a_passing_fault_is_retried_and_a_lost_worker_too(tmp_path: Path, plan: Plan) -> None:
+    faults = {1: StorageUnavailable("busy"), 2: ConnectionError("gone")}
+    stage = plan.regimes["segprop"].stages[0]
+    runner = FakeRunner(make_commits(plan), outcome=lambda o, n: faults.get(n) if o.node_id == stage else None)
+    outcome, lines, states = drive(tmp_path, plan, runner)
+    assert outcome.status == "done"
+    mine = [line for line in lines if line["node"] == stage]
+    assert [(line["event"], line["attempt"]) for line in mine if line["event"] != "started"] == [
+        ("submitted", 1),
+        ("retried", 1),
+        ("submitted", 2),
+        ("retried", 2),
+        ("submitted", 3),
+        ("committed", 3),
+    ]
+    retried = [line for line in mine if line["event"] == "retried"]
+    assert [line["error"] for line in retried] == ["busy", "gone"]
+    assert all(line["level"] == "warning" and line["after_s"] == 0 for line in retried)
+    assert states[-1]["attempts"] == {stage: 3}
+
+
+def test_a_final_failure_is_named_and_what_does_not_depend_on_it_goes_on(tmp_path: Path, plan: Plan) -> None:
+    stage = plan.regimes["segprop"].stages[1]
+    error = TrainingDiverged("not finite")
+    runner = FakeRunner(make_commits(plan), outcome=lambda o, n: error if o.node_id == stage else None)
+    outcome, lines, states = drive(tmp_path, plan, runner)
+    assert outcome.status == "failed"
+    assert outcome.failures == {stage: "not finite"}
+    assert states[-1]["failed"] == {stage: "not finite"}
+    (failed,) = [line for line in lines if line["event"] == "failed"]
+    assert (failed["level"], failed["error"], failed["node"]) == ("error", "not finite", stage)
+    assert plan.regimes["e2e"].test in runner.submitted
+    assert plan.regimes["segprop"].test not in runner.submitted
+
+
+def test_a_stop_starts_nothing_new_and_says_what_it_stopped(tmp_path: Path, plan: Plan) -> None:
+    runner = FakeRunner(make_commits(plan), slots=2)
+    outcome, lines, _ = drive(tmp_path, plan, runner, stop_requested=lambda: len(runner.submitted) >= 3)
+    assert outcome.status == "stopped"
+    # The data and the model, then a stage of each regime, of which one was still running.
+    assert len(runner.submitted) == 4
+    assert [line["event"] for line in lines].count("stopped") == 1
+
+
+def test_evaluations_come_after_what_has_followers(tmp_path: Path, plan: Plan) -> None:
+    """With one slot, an evaluation starts only when nothing else is ready."""
+    runner = FakeRunner(make_commits(plan), slots=1)
+    drive(tmp_path, plan, runner)
+    kinds = [plan.node(node_id).kind for node_id in runner.submitted]
+    first = kinds.index("evaluate")
+    assert set(kinds[first:]) == {"evaluate"}
+
+
+def test_a_log_that_cannot_be_written_is_said_once_and_ends_nothing(
+    tmp_path: Path, plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    ledger = NoSets(Storage.open(str(tmp_path / "store")))
+    runner = FakeRunner(make_commits(plan))
+    with Progress(1, quiet=True) as progress, journal(tmp_path, "fake"):
+        outcome = Driver(plan, ledger, runner, progress, store="", max_attempts=1).run()
+    assert outcome.status == "done"
+    assert capsys.readouterr().err.count("cannot be written") == 1
