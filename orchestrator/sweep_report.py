@@ -209,7 +209,7 @@ def _row(trial: Json, summary: Json, metric: Metric) -> dict[str, Any]:
         "memory": bytes_text(trial[memory_key(summary["trials"])]),
         "seconds": seconds_text(trial["seconds"] or None),
         "parameters": count_text(own["trainable_parameters"]),
-        "stages": f"{trial['stages']['done']} of {trial['stages']['asked']}",
+        "stages": f"{trial['stages']['done']} of {trial['stages']['planned']}",
         "shared": trial["stages"]["shared"],
         "nodes": f"{trial['nodes']['shared']} of {trial['nodes']['asked']}",
     }

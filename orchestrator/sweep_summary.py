@@ -139,6 +139,7 @@ def _trial(
         "peak_device_bytes": own["peak_device_bytes"],
         "host_growth_bytes": own["host_growth_bytes"],
         "stages": {
+            "planned": sum(node.kind == "train" for node in course.plan.nodes),
             "asked": len(stages),
             "done": sum(node.id in commits for node in stages),
             "shared": sum(users[node.id] > 1 for node in stages),
