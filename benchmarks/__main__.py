@@ -21,6 +21,7 @@ NAMES = {
     "memory": "peak memory of each stage, beside end-to-end training",
     "overhead": "an orchestrated run beside a plain PyTorch loop",
     "segprop_vs_e2e": "a whole SegProp run beside an end-to-end run",
+    "sweep": "a sweep beside its trials as runs of their own",
     "lm_stage": "tokens a second of a language model's stage, beside an end-to-end step",
     "lm_memory": "what a language model's stage holds: host of a worker, device of the 8B shape",
 }
