@@ -74,6 +74,8 @@ def shell(config: dict[str, Any], board: Any, metric: str, keeps_history: bool) 
             raise RuntimeError(told["failed"])
         if told["value"] is None:
             return
+        if told["last"] and keeps_history:
+            return  # there is nothing left to take over or to change
         figures = {STAGES: told[STAGES], metric: told["value"]}
         # Comes back only when the scheduler lets the trial go on.
         if keeps_history:

@@ -75,7 +75,9 @@ def _parameter(axes: Axes, summary: Json, metric: Metric, key: str) -> None:
     trials = [trial for trial in summary["trials"] if _value(trial) is not None]
     values = [trial["parameters"][key] for trial in trials]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    places = {text: float(index) for index, text in enumerate(_distinct(summary, key))}
+    known = {value_text(value): value for value in values}
+    texts = sorted(known, key=lambda text: known[text]) if numeric else list(known)
+    places = {text: float(index) for index, text in enumerate(texts)}
 
     def place(trial: Json) -> float:
         value = trial["parameters"][key]

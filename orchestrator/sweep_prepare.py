@@ -244,10 +244,19 @@ def _scheduler_problems(section: SweepConfig, document: Document, trials: Sequen
     return found
 
 
+def renew(prepared: Prepared) -> None:
+    """Claim a trial's folder whatever configuration it holds: pbt changes it on the way."""
+    (prepared.run_dir / CONFIG_FILE).unlink(missing_ok=True)
+    claim_run_dir(prepared)
+
+
 def claim_sweep_dir(sweep: PreparedSweep) -> None:
     """Make the run directories of the sweep and of every trial, each with its configuration; as `claim_run_dir`."""
     for trial in sweep.trials:
-        claim_run_dir(trial.prepared)
+        if sweep.section.scheduler.name == "pbt":
+            renew(trial.prepared)
+        else:
+            claim_run_dir(trial.prepared)
     resolved = {**sweep.document.data, "sweep": plain(sweep.section)}
     if resolved["store"] == default_store(str(resolved["run_dir"])):
         del resolved["store"]  # so that a run directory can be moved

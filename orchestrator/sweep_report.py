@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,7 +101,7 @@ def verdict(summary: Json, metric: Metric) -> list[str]:
     sentence = f"{best['name']} ({settings}) is best: {metric.key} {metric.written(best['metric'])}"
     if len(through) > 1:
         worst = min(through, key=lambda trial: metric.sign * trial["metric"])
-        middle = sorted(trial["metric"] for trial in through)[len(through) // 2]
+        middle = statistics.median(trial["metric"] for trial in through)
         sentence += f"; the worst has {metric.written(worst['metric'])}, the median is {metric.written(middle)}"
     sentences.append(f"{sentence}.")
     if metric.split == "validation" and metric.name in best["regimes"][metric.regime]["test"]:
@@ -192,7 +193,7 @@ def _row(trial: Json, summary: Json, metric: Metric) -> dict[str, Any]:
     rungs = trial["rungs"]
     standing = ""
     if trial["status"] == "stopped" and rungs:
-        standing = f"{metric.written(rungs[-1]['metric'])} after {rungs[-1]['stages']} of its stages"
+        standing = f"{metric.written(rungs[-1]['metric'])} after stage {rungs[-1]['stages']}"
     return {
         "name": trial["name"],
         "folder": trial["folder"],

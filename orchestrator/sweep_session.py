@@ -20,7 +20,7 @@ from orchestrator.progress import Progress
 from orchestrator.summary import summarize, write_summary
 from orchestrator.sweep_journal import Journal
 from orchestrator.sweep_metric import Metric
-from orchestrator.sweep_prepare import PreparedSweep
+from orchestrator.sweep_prepare import PreparedSweep, renew
 from orchestrator.sweep_report import print_trials, write_sweep_report
 from orchestrator.sweep_space import point_text
 from orchestrator.sweep_steering import Begun, Course, Decider, Everything, Steering, unfinished
@@ -138,6 +138,8 @@ class _Run:
                 failures={node: text for node, text in outcome.failures.items() if node in mine},
             )
             seen |= mine
+            if course.history:
+                renew(self.prepared[name])
             written = session.finish(self.prepared[name], self.ledger, own, export=name == best)
             exports[name] = {regime: found["export"] for regime, found in written["regimes"].items() if found["export"]}
         return self.write_sweep(outcome, exports=exports, wall_seconds=time.monotonic() - self.started)
