@@ -118,6 +118,12 @@ def verdict(summary: Json, metric: Metric) -> list[str]:
             f"{total['run']} of {total['asked']} tasks. That saved {seconds_text(saved)} of {seconds_text(whole)} of "
             f"computing ({share})."
         )
+    abandoned = summary["sharing"]["abandoned"]
+    if abandoned["tasks"]:
+        sentences.append(
+            f"{abandoned['tasks']} tasks ({seconds_text(abandoned['seconds'])}) were done for trials that took over "
+            "another's stages afterwards; they are not counted in this."
+        )
     return sentences
 
 

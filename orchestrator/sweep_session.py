@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -59,15 +60,22 @@ def execute(sweep: PreparedSweep, *, quiet: bool = False, take_over: bool = Fals
 
 
 def report(sweep: PreparedSweep) -> None:
-    """Write sweep.json and report.html again from what the store holds."""
+    """Write sweep.json and report.html again: figures from what the store holds, decisions as they were told before."""
     ledger = Ledger.read(Storage.open(sweep.config.store), sweep.plan)
     run = _Run(sweep, ledger, set(ledger.commits), time.monotonic())
+    try:
+        told = json.loads((sweep.run_dir / SUMMARY_FILE).read_text())
+    except (OSError, ValueError):
+        told = {"trials": []}
+    exports = {trial["name"]: run.recall(trial) for trial in told["trials"] if trial["name"] in run.courses}
     finished = True
     for course in run.courses.values():
-        done = all(target in ledger.commits for target in course.plan.targets)
-        course.status, finished = "done" if done else "waiting", finished and done
+        ledger.look_up(course.plan.nodes)
+        if all(target in ledger.commits for target in course.plan.targets):
+            course.status = "done"
+        finished = finished and course.status in ("done", "stopped")
     outcome = Outcome("done" if finished else "stopped", reused=set(ledger.commits))
-    print_trials(run.write_sweep(outcome, exports={}, wall_seconds=None))
+    print_trials(run.write_sweep(outcome, exports=exports, wall_seconds=told.get("wall_seconds")))
 
 
 class _Run:
@@ -99,6 +107,18 @@ class _Run:
         prepared = self.sweep.changed(trial, begun.parameters, begun.history)
         self.prepared[course.name] = prepared
         return prepared.plan
+
+    def recall(self, trial: Mapping[str, Any]) -> dict[str, str]:
+        """What `sweep.json` says became of a trial; returns its exports, regime -> folder."""
+        course = self.courses[trial["name"]]
+        begun = Begun(course.name, trial["parameters"], tuple(trial["history"]))
+        if begun.history:
+            course.plan = self.change(course, begun)
+            course.parameters, course.history = begun.parameters, begun.history
+        course.status, course.message = trial["status"], trial["message"]
+        course.rungs = [(rung["stages"], rung["metric"]) for rung in trial["rungs"]]
+        course.judged = course.rungs[-1][0] if course.rungs else 0
+        return {name: regime["export"] for name, regime in trial["regimes"].items() if regime["export"]}
 
     def write_sweep(
         self, outcome: Outcome, *, exports: Mapping[str, Mapping[str, str]], wall_seconds: float | None

@@ -68,6 +68,8 @@ def sweep_summary(
     kinds = sweep_plan.sharing(done, lambda node: commits[node.id]["result"].get("seconds"))
     everything = sweep_plan.total(kinds.values())
     ran = {node.id for nodes in done.values() for node in nodes}
+    planned = {node.id for course in courses for node in course.plan.nodes}
+    left = [commit["result"] for node_id, commit in commits.items() if node_id not in planned]
     return {
         "format": FORMAT,
         "run": run,
@@ -88,6 +90,8 @@ def sweep_summary(
             "total": dataclasses.asdict(everything),
             # Of what was run, in how far an earlier invocation, or another run on this store, had done it.
             "before": len(ran & set(before)),
+            # Done for trials that then took over another's stages instead (pbt); not in the figures above.
+            "abandoned": {"tasks": len(left), "seconds": sum(result.get("seconds", 0.0) for result in left)},
         },
         "wall_seconds": wall_seconds,
         "failures": [

@@ -119,6 +119,11 @@ def test_a_killed_sweep_goes_on_and_asha_stops_the_hopeless(
     decided = [json.loads(line) for line in (run / "decisions.jsonl").read_text().splitlines()]
     assert len(decided) == sum(len(trial["rungs"]) for trial in summary["trials"])
     assert "stopped" in output.read_text()
+    # Made again from the store, it says the same.
+    assert main(["report", str(run)]) == 0
+    again = result_of(run)
+    assert [trial["status"] for trial in again["trials"]] == [trial["status"] for trial in summary["trials"]]
+    assert again["sharing"]["kinds"] == summary["sharing"]["kinds"]
 
 
 @pytest.mark.timeout(600)
