@@ -533,3 +533,26 @@ def test_the_run_directory_holds_a_file_that_makes_the_same_trials(tmp_path: Pat
     stream = io.StringIO()
     print_sweep(more, stream)
     assert "6 trials" in stream.getvalue()
+
+
+def test_the_sweeps_of_large_models_are_planned_from_a_config_json_alone() -> None:
+    folder = ROOT / "tests" / "data" / "llama-3.1-8b"
+    sweep = prepare_sweep(
+        ROOT / "configs" / "llama_sweep.yaml",
+        [f"model.path={folder}", "data.name=stdlib", "sweep.parameters.split.base.grid=[24, 25]"],
+    )
+    assert [trial.parameters["split.head"] for trial in sweep.trials] == [2, 0, 2, 0]
+    kinds = sweep_plan.sharing({t.name: t.prepared.plan.nodes for t in sweep.trials}, lambda node: None)
+    assert kinds["model"].run == kinds["data"].run == 1
+    # E2E is one of 34 stages asked for 4 times.
+    assert kinds["train"].saved == 3
+    assert all("segprop" in trial.prepared.plan.regimes for trial in sweep.trials)
+
+
+@pytest.mark.parametrize("name", ["llama_sweep", "nemo_sweep", "resnet50_heads_sweep", "digits_sweep"])
+def test_shipped_sweeps_open_with_their_command_and_cost(name: str) -> None:
+    text = (ROOT / "configs" / f"{name}.yaml").read_text()
+    head = text[: text.index("\nmodel:")]
+    assert f"segprop sweep configs/{name}.yaml" in head
+    assert "Expected cost" in head
+    assert "sweep" in yaml.safe_load(text)
