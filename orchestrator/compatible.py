@@ -16,10 +16,13 @@ _FREE = (
     ("data", "download"),
     ("training", "checkpoint_every_s"),
     ("snapshots", "mode"),
+    ("snapshots", "costs"),
     ("snapshots", "budget"),
     ("snapshots", "shard_bytes"),
     ("snapshots", "retention"),
 )
+#: Settings that older run directories do not name, and what they meant there.
+_LATER = {("snapshots", "encoding"): "plain"}
 #: Compared regime by regime, where they are resolved.
 _BY_REGIME = ("training", "split", "snapshots", "regimes")
 
@@ -48,6 +51,7 @@ def _differences(old: Any, new: Any, path: KeyPath) -> Iterator[KeyPath]:
         for key in dict.fromkeys((*old, *new)):
             if path[:1] == ("stages",) and len(path) == 2 and key == "checkpoint_every_s":
                 continue
-            yield from _differences(old.get(key), new.get(key), (*path, key))
+            here = (*path, key)
+            yield from _differences(old.get(key, _LATER.get(here)), new.get(key, _LATER.get(here)), here)
     elif old != new:
         yield path

@@ -65,6 +65,7 @@ class Driver:
         *,
         store: str,
         max_attempts: int,
+        snapshot_memory: int | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
         report: Callable[..., None] = lambda **state: None,
         steering: Steering | None = None,
@@ -79,6 +80,7 @@ class Driver:
         self._progress = progress
         self._store = store
         self._max_attempts = max_attempts
+        self._snapshot_memory = snapshot_memory
         self._stop_requested = stop_requested
         self._report = report
         self._steering = steering
@@ -203,6 +205,7 @@ class Driver:
             store=self._store,
             device=self._runner.device,
             threads=self._runner.threads,
+            snapshot_memory=self._snapshot_memory,
         )
 
     def _handle(self, event: Succeeded | Failed, stopping: bool) -> None:

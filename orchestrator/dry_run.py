@@ -19,7 +19,7 @@ from orchestrator.part_names import abbreviated
 from orchestrator.plan import Node, Plan, RegimePlan
 from orchestrator.policy import human_bytes
 from orchestrator.prepare import Prepared
-from orchestrator.units import source_words
+from orchestrator.units import seconds_text, source_words
 
 #: Wide enough for the whole table where the output is no terminal.
 FILE_WIDTH = 170
@@ -96,7 +96,9 @@ def _sets_detail(nodes: Sequence[Node], *, text: bool) -> str:
     made = "rolled forward by " if "previous" in nodes[0].parents else "from the start by "
     hops = _boundary(nodes[0])
     blocks = hops[-1] if "previous" in nodes[0].parents else tuple(block for hop in hops for block in hop)
-    return f"{train} + validation, {nodes[0].task['boundary']['dtype']}, {made}{', '.join(abbreviated(blocks))}"
+    spec = nodes[0].task["boundary"]
+    kept = spec["dtype"] if spec["encoding"] == "plain" else f"{spec['dtype']} as {spec['encoding']}"
+    return f"{train} + validation, {kept}, {made}{', '.join(abbreviated(blocks))}"
 
 
 def render(prepared: Prepared) -> RenderableType:
@@ -114,6 +116,8 @@ def render(prepared: Prepared) -> RenderableType:
     optimizer = prepared.language is not None
     for regime in plan.regimes.values():
         parts += [Text(), _table(plan, regime, optimizer)]
+        if regime.boundaries:
+            parts.append(_boundaries(regime))
     everything = total(node.estimate for node in plan.nodes)
     parts += [Text(), _summary(plan, shared, optimizer)]
     slots = config.resources.slots
@@ -123,6 +127,13 @@ def render(prepared: Prepared) -> RenderableType:
         f"{human_bytes(everything.snapshot_bytes)} written."
     )
     basis = "measured (resources.gflops)" if config.resources.gflops != "auto" else "nominal speeds"
+    if plan.unmeasured:
+        parts.append(
+            Text(
+                "Not measured yet (snapshots.costs: measured): what is stored is decided by counted work here, and for "
+                "good once the run has measured one of its slots."
+            )
+        )
     parts.append(Text(f"{note} Times are rough: {basis}. Nothing was run."))
     return Group(*parts)
 
@@ -189,6 +200,28 @@ def _table(plan: Plan, regime: RegimePlan, optimizer: bool) -> Table:
     whole = total(row.estimate for row in rows)
     peak = f"at most {human_bytes(regime.peak_snapshot_bytes)} of snapshots at one time"
     table.add_row("total", *_figures(whole, optimizer), peak if regime.peak_snapshot_bytes else "", style="bold")
+    return table
+
+
+def _boundaries(regime: RegimePlan) -> Table:
+    """What each boundary costs stored and not stored."""
+    basis = regime.boundaries[0].basis
+    title = f"{regime.name}: snapshots or recompute, {basis} speeds"
+    table = Table(title=title, title_justify="left", title_style="dim", show_edge=False, pad_edge=False)
+    table.add_column("after", no_wrap=True)
+    for name in ("snapshots", "to make", "to read", "to recompute"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("decided", no_wrap=True)
+    for each in regime.boundaries:
+        table.add_row(
+            each.label,
+            human_bytes(each.bytes),
+            seconds_text(each.make_seconds),
+            seconds_text(each.read_seconds),
+            seconds_text(each.recompute_seconds),
+            each.source,
+            style="dim",
+        )
     return table
 
 

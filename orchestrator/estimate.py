@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cache_store.encoding import EncodingName
+from cache_store.encoding import row_bytes as encoded_bytes
 from workers.specs import DataSpec, TrainSpec
 
 if TYPE_CHECKING:
@@ -108,9 +110,9 @@ def elements(shapes: Iterable[Shape]) -> int:
     return sum(math.prod(shape) for shape in shapes)
 
 
-def row_bytes(shapes: Iterable[Shape], dtype: str) -> int:
-    """Stored bytes of one sample at a boundary."""
-    return elements(shapes) * ITEM_BYTES[dtype]
+def row_bytes(shapes: Iterable[Shape], dtype: str, encoding: EncodingName = "plain") -> int:
+    """Stored bytes of one sample at a boundary; of `lossless` the most it takes."""
+    return sum(encoded_bytes(encoding, dtype, shape) for shape in shapes)
 
 
 def prefix_flops(outline: ChainOutline, blocks: Iterable[str]) -> int:

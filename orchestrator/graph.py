@@ -13,13 +13,14 @@ from functools import cached_property
 from typing import Any, Literal
 
 from cache_store.keys import digest_json
+from orchestrator.costs import Prediction
 from orchestrator.estimate import Estimate
 from orchestrator.policy import Decision
 
 #: Part of every id. Raise it when the meaning of a task changes: no old commit is then taken for a new one.
 FORMAT = 1
 
-Kind = Literal["data", "model", "train", "materialize", "evaluate"]
+Kind = Literal["data", "model", "measure", "train", "materialize", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class RegimePlan:
     #: Most snapshot bytes alive at one time.
     peak_snapshot_bytes: int
     retention: str
+    #: What every boundary is predicted to cost, in chain order.
+    boundaries: tuple[Prediction, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -92,6 +95,19 @@ class Plan:
     original: dict[str, str] = dataclasses.field(default_factory=dict)
     #: Materialize nodes that are read by what is not asked for yet (a sweep's later trials).
     held: frozenset[str] = frozenset()
+    #: Measure nodes whose figures were not there when the plan was made: what they decide is provisional.
+    unmeasured: tuple[str, ...] = ()
+
+    def measuring(self) -> Plan:
+        """What has to be done before the plan can be made for good: the unmeasured nodes and what they need."""
+        needed: set[str] = set()
+        waiting = list(self.unmeasured)
+        while waiting:
+            node = waiting.pop()
+            if node not in needed:
+                needed.add(node)
+                waiting += self.node(node).parents.values()
+        return Plan(tuple(self.in_order(needed)), self.unmeasured, {})
 
     def node(self, node_id: str) -> Node:
         return self._by_id[node_id]
@@ -146,6 +162,7 @@ class Plan:
             "targets": list(self.targets),
             "regimes": {name: regime.to_json() for name, regime in self.regimes.items()},
             "original": dict(self.original),
+            "unmeasured": list(self.unmeasured),
         }
 
 
@@ -161,6 +178,9 @@ def _identity(kind: str, task: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**task, "data": _without(task["data"], "path", "download"), "model": model}
     if kind == "model":  # so does the digest of the weights' files
         return {**task, "model": _without(task["model"], "weights", "path", "revision")}
+    if kind in ("train", "materialize") and (task.get("boundary") or {}).get("encoding") == "plain":
+        # As before there were others.
+        task = {**task, "boundary": _without(task["boundary"], "encoding")}
     if kind == "train":
         return {**task, "train": _without(task["train"], "checkpoint_every_s")}
     return task

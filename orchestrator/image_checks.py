@@ -29,6 +29,7 @@ class ImageChecks(CrossChecks):
                 outlines[name] = chain
                 self.stages(regime, chain)
             self.trainings(name, regime)
+            self.window(name, regime)
         return outlines
 
     def base(self, regime: Regime) -> bool:
@@ -44,6 +45,9 @@ class ImageChecks(CrossChecks):
             self.report(self.locate(name, "training", "lm_head"), "is for language models")
         if regime.training.frozen_weights != "full":
             self.report(self.locate(name, "training", "frozen_weights"), "is for language models")
+        if regime.snapshots.encoding == "fp8":
+            message = "fp8: is for language models; allowed for images: plain, lossless, int8"
+            self.report(self.locate(name, "snapshots", "encoding"), message)
         if regime.split.omit:
             self.report(self.locate(name, "split", "omit"), "is for language models")
 

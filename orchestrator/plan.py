@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from orchestrator import estimate, language_memory, policy
+from orchestrator.costs import BoundaryCosts, Costs, Prediction, alike_blocks, boundary_costs, make_seconds
 from orchestrator.estimate import Estimate, Rates
 from orchestrator.experiment import decoding, experiment_of, initializing, rows_of, tokenizing
 from orchestrator.graph import FORMAT, Kind, Node, Plan, RegimePlan, node_id
@@ -23,6 +24,7 @@ from workers.specs import (
     DataTask,
     EvaluateTask,
     MaterializeTask,
+    MeasureTask,
     ModelTask,
     StageTask,
     TrainSpec,
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from workers.models.causal_lm.outline import LMOutline, LMPartOutline
     from workers.models.outline import ChainOutline, PartOutline
 
+#: What measuring a chain takes, on whatever it runs: its figures each have a time of their own.
+MEASURE_SECONDS = 10.0
+
 __all__ = ["FORMAT", "Node", "Plan", "RegimePlan", "build_plan", "node_id"]
 
 
@@ -48,12 +53,14 @@ def build_plan(
     weights_digest: str | None = None,
     rates: Rates | None = None,
     on_host: bool = False,
+    figures: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Plan:
     """The graph of all regimes. `outlines`: regime name -> its chain. `language`: the checkpoint of a language
     model. `weights_digest`: identity of the initial weights' files. `rates` only change predicted seconds, `on_host`
-    (workers train on the CPU) predicted memory. Raises ConfigError when a regime insists on snapshots that exceed the
-    budget."""
-    builder = _Builder(config, data, language, weights_digest, rates or config.rates(), on_host)
+    (workers train on the CPU) predicted memory. `figures`: what measure nodes found, by node id; a plan without them
+    decides by counting and names the nodes as `unmeasured`. Raises ConfigError when a regime insists on snapshots that
+    exceed the budget."""
+    builder = _Builder(config, data, language, weights_digest, rates or config.rates(), on_host, figures or {})
     for name in config.regimes:
         builder.add(config.regime(name), outlines[name])
     return builder.plan()
@@ -70,8 +77,12 @@ class _Builder:
         weights_digest: str | None,
         rates: Rates,
         on_host: bool,
+        figures: Mapping[str, Mapping[str, Any]],
     ) -> None:
         self.config = config
+        self.figures = figures
+        #: Measure nodes without figures.
+        self.unmeasured: dict[str, None] = {}
         self.on_host = on_host
         self.data = data
         self.language = language
@@ -95,7 +106,7 @@ class _Builder:
             else dataclasses.replace(node, regimes=tuple(self.asked[node.id]))
             for node in self.nodes.values()
         )
-        return Plan(nodes, tuple(self.targets), dict(self.regimes), dict(self.original))
+        return Plan(nodes, tuple(self.targets), dict(self.regimes), dict(self.original), tuple(self.unmeasured))
 
     def node(
         self,
@@ -139,9 +150,17 @@ class _RegimeBuilder:
         self.sets: dict[tuple[int, str, int | None], str] = {}
         self.weights: dict[str, str] = {}
         self.data_node = ""
+        self.rates = graph.rates
+        row_bytes = [self._bytes_behind(index) for index in range(len(self.blocks))]
+        precision = regime.training.precision
+        self.costs = Costs.nominal(outline, self.rates, precision, row_bytes)
 
     def build(self) -> RegimePlan:
         regime, graph = self.regime, self.graph
+        self.data_node = self._data_node()
+        model_node = self._model_node()
+        self.weights = dict.fromkeys((*self.blocks, "head"), model_node)
+        self._settle_costs()
         boundaries = [self._figures(index) for index in range(len(self.boundaries))]
         keep = regime.snapshots.retention == "keep"
         budget = regime.snapshots.budget
@@ -152,9 +171,6 @@ class _RegimeBuilder:
             boundary.set_bytes if decision.source == "snapshots" else 0
             for boundary, decision in zip(boundaries, decisions, strict=True)
         ]
-        self.data_node = self._data_node()
-        model_node = self._model_node()
-        self.weights = dict.fromkeys((*self.blocks, "head"), model_node)
         if graph.language is not None and graph.weights_digest is not None and not graph.original:
             for split in ("validation", "test"):
                 graph.original[split] = self._evaluate_node(f"original {split}", split)
@@ -194,6 +210,7 @@ class _RegimeBuilder:
             reads=reads,
             peak_snapshot_bytes=policy.peak_bytes(stored, keep=keep),
             retention=regime.snapshots.retention,
+            boundaries=tuple(self._prediction(index, stage_ids) for index in range(len(self.boundaries))),
         )
 
     # -- nodes --------------------------------------------------------------------------------------------
@@ -223,6 +240,38 @@ class _RegimeBuilder:
         parameters = sum(part.parameters for part in (*self.outline.blocks, self.outline.head))
         return self._add("model", "model", to_json(task), {}, estimate.model_estimate(parameters))
 
+    def _settle_costs(self) -> None:
+        """Measured costs instead of nominal ones, where the configuration asks for them and they are known."""
+        if self.regime.snapshots.costs != "measured" or not self.boundaries:
+            return
+        graph = self.graph
+        node = self._measure_node()
+        graph.targets[node] = None
+        if node not in graph.figures:
+            graph.unmeasured[node] = None
+            return
+        self.costs = Costs.from_json(graph.figures[node], self.outline)
+        self.rates = Rates.measured(self.costs.flops_per_s(self.outline) / 1e9)
+
+    def _measure_node(self) -> str:
+        spec = self.specs[self.boundaries[-1]]
+        # All of the chain, so that regimes with other boundaries share the node.
+        wanted = set(alike_blocks(self.outline).values())
+        blocks = tuple((block, index) for index, block in enumerate(self.blocks) if block in wanted)
+        task = MeasureTask(
+            experiment=self.experiment,
+            blocks=blocks,
+            precision=spec.precision,
+            dtype=spec.dtype,
+            encoding=spec.encoding,
+            channels_last=spec.channels_last,
+            group_rows=spec.group_rows,
+            batch_rows=self.regime.training.micro,
+            shard_bytes=spec.shard_bytes,
+        )
+        parents = {"data": self.data_node} | {f"weights/{block}": self.weights[block] for block, _ in blocks}
+        return self._add("measure", "costs of snapshots", to_json(task), parents, Estimate(seconds=MEASURE_SECONDS))
+
     def _stage_node(self, stage: Stage, previous: str | None) -> tuple[str, Decision, tuple[str, ...]]:
         train = self.training[stage.name]
         parents = {"data": self.data_node}
@@ -250,10 +299,16 @@ class _RegimeBuilder:
                 train=train,
                 source=decision.source,
                 boundary=self.specs[stage.hops] if stage.hops else None,
+                window=self._window(stage),
             )
         )
         predicted = self._stage_estimate(stage, train, decision)
         return self._add("train", stage.name, task, parents, predicted), decision, sets
+
+    def _window(self, stage: Stage) -> int | None:
+        """Also where the boundary is computed again for every batch: the order does not depend on what is stored."""
+        settings = self.regime.snapshots
+        return settings.window if stage.hops and settings.shuffle == "window" else None
 
     def _read_sets(self, stage: Stage) -> dict[str, str]:
         index = self.boundaries.index(stage.hops)
@@ -269,7 +324,7 @@ class _RegimeBuilder:
         if known is not None:
             return known
         hops = self.boundaries[index]
-        spec, dtype = self.specs[hops], self.specs[hops].dtype
+        spec = self.specs[hops]
         parents = {"data": self.data_node}
         parents |= {f"weights/{block}": self.weights[block] for hop in hops for block in hop}
         rolled = index > 0 and self.decisions[self.boundaries[index - 1]].source == "snapshots"
@@ -287,9 +342,11 @@ class _RegimeBuilder:
             min(spec.group_rows, rows),
             rows=rows,
             precision=spec.precision,
-            stored_row_bytes=estimate.row_bytes(self._shapes(hops), dtype),
-            read_row_bytes=estimate.row_bytes(self._shapes(hops[:-1]), dtype) if rolled else 0,
+            stored_row_bytes=self._row_bytes(hops),
+            read_row_bytes=self._row_bytes(hops[:-1]) if rolled else 0,
         )
+        if self.costs.basis == "measured":
+            predicted = dataclasses.replace(predicted, seconds=make_seconds(self.costs, hops, rows, rolled=rolled))
         which = "validation" if view is None else f"{split} view {view}"
         label = f"snapshot {hops[-1][-1]} {which}"
         node = self._add("materialize", label, task, parents, predicted)
@@ -370,16 +427,30 @@ class _RegimeBuilder:
     def _shapes(self, hops: Sequence[Sequence[str]]) -> tuple[tuple[int, ...], ...]:
         return self.outline.boundaries[sum(len(hop) for hop in hops)]
 
+    def _bytes_behind(self, block: int) -> int:
+        """Stored bytes of one sample behind a block, were its boundary stored."""
+        settings = self.regime.snapshots
+        return estimate.row_bytes(self.outline.boundaries[block + 1], self._dtype(), settings.encoding)
+
+    def _dtype(self) -> Any:
+        dtype = self.regime.snapshots.dtype
+        return estimate.SNAPSHOT_DTYPE[self.regime.training.precision] if dtype == "auto" else dtype
+
+    def _row_bytes(self, hops: tuple[tuple[str, ...], ...]) -> int:
+        """Stored bytes of one sample at the boundary after `hops`."""
+        spec = self.specs[hops]
+        return estimate.row_bytes(self._shapes(hops), spec.dtype, spec.encoding)
+
     def _boundary_spec(self, hops: tuple[tuple[str, ...], ...]) -> BoundarySpec:
         settings, training = self.regime.snapshots, self.regime.training
-        dtype: Any = estimate.SNAPSHOT_DTYPE[training.precision] if settings.dtype == "auto" else settings.dtype
         return BoundarySpec(
             hops=hops,
             precision=training.precision,
-            dtype=dtype,
+            dtype=self._dtype(),
             group_rows=self.regime.group_rows,
             shard_bytes=settings.shard_bytes,
             channels_last=training.channels_last,
+            encoding=settings.encoding,
         )
 
     def _figures(self, index: int) -> policy.Boundary:
@@ -387,15 +458,55 @@ class _RegimeBuilder:
         rows, views = self.graph.rows, self.views[hops]
         stored_rows = views * rows.train + rows.validation
         prefix = estimate.prefix_flops(self.outline, [block for hop in hops for block in hop])
-        passes = sum(
-            estimate.epochs_to_run(self.training[stage.name], rows.train) for stage in self.stages if stage.hops == hops
-        )
+        passes = self._passes(hops)
+        set_bytes = stored_rows * self._row_bytes(hops)
+        if self.costs.basis == "measured":
+            costs = self._boundary_costs(index)
+            return policy.Boundary(
+                label=hops[-1][-1],
+                set_bytes=set_bytes,
+                make_from_images=costs.make_from_start,
+                make_from_previous=costs.make_from_previous,
+                recompute=costs.recompute,
+                read=costs.read,
+                in_seconds=True,
+            )
         return policy.Boundary(
             label=hops[-1][-1],
-            set_bytes=stored_rows * estimate.row_bytes(self._shapes(hops), self.specs[hops].dtype),
+            set_bytes=set_bytes,
             make_from_images=stored_rows * prefix,
             make_from_previous=stored_rows * (estimate.prefix_flops(self.outline, hops[-1]) if index else prefix),
             recompute=passes * (rows.train + rows.validation) * prefix,
+        )
+
+    def _passes(self, hops: tuple[tuple[str, ...], ...]) -> int:
+        """Epochs of all stages that start from this boundary."""
+        rows = self.graph.rows.train
+        return sum(
+            estimate.epochs_to_run(self.training[stage.name], rows) for stage in self.stages if stage.hops == hops
+        )
+
+    def _boundary_costs(self, index: int) -> BoundaryCosts:
+        hops = self.boundaries[index]
+        return boundary_costs(self.costs, hops, self.graph.rows, views=self.views[hops], passes=self._passes(hops))
+
+    def _prediction(self, index: int, stage_ids: Sequence[str]) -> Prediction:
+        """What was decided for one boundary, in seconds."""
+        hops = self.boundaries[index]
+        costs, decision = self._boundary_costs(index), self.decisions[hops]
+        rolled = index > 0 and self.decisions[self.boundaries[index - 1]].source == "snapshots"
+        figures = self._figures(index)
+        return Prediction(
+            label=hops[-1][-1],
+            source=decision.source,
+            reason=decision.reason,
+            basis=self.costs.basis,
+            bytes=figures.set_bytes,
+            make_seconds=costs.make_from_previous if rolled else costs.make_from_start,
+            read_seconds=costs.read,
+            recompute_seconds=costs.recompute,
+            sets=tuple(node for (at, _, _), node in self.sets.items() if at == index),
+            stages=tuple(node for stage, node in zip(self.stages, stage_ids, strict=True) if stage.hops == hops),
         )
 
     def _stage_estimate(self, stage: Stage, train: TrainSpec, decision: Decision) -> Estimate:
@@ -408,7 +519,7 @@ class _RegimeBuilder:
             else:
                 parts.append(self.outline.part(name))
         trained = frozenset((*stage.trained, "adapter", "aux"))
-        rows, rates = self.graph.rows, self.graph.rates
+        rows, rates = self.graph.rows, self.rates
         if not stage.hops:
             image = self.outline.boundaries[0]
             predicted = estimate.train_estimate(
@@ -476,7 +587,7 @@ class _RegimeBuilder:
 
     def _frozen_estimate(self, parts: Sequence[PartOutline], batch_rows: int, **figures: Any) -> Estimate:
         """As `estimate.frozen_estimate`, with a language model's memory."""
-        predicted = estimate.frozen_estimate(parts, batch_rows=batch_rows, rates=self.graph.rates, **figures)
+        predicted = estimate.frozen_estimate(parts, batch_rows=batch_rows, rates=self.rates, **figures)
         if self.graph.language is None or not parts:
             return predicted
         peak = language_memory.frozen_bytes(

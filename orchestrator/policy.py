@@ -5,6 +5,9 @@ everywhere. Storing boundary `d` costs one pass per view over what lies between 
 boundary and `d` (everything before `d` when there is none); recomputing costs the whole prefix in every epoch
 that reads it. The cheapest combination that keeps the bytes alive at one time within the budget wins; on a
 tie nothing is stored.
+
+With `snapshots.costs: measured` the measure is seconds (`costs`): loading and augmenting, writing, verifying and
+reading count too. The figures are a commit of the store, so every invocation of a run decides alike.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from itertools import pairwise
 from typing import Literal
 
 from cache_store.errors import ConfigError
+from orchestrator.units import seconds_text
 
 Mode = Literal["auto", "always", "never"]
 Source = Literal["images", "snapshots", "recompute"]
@@ -22,16 +26,19 @@ Source = Literal["images", "snapshots", "recompute"]
 
 @dataclass(frozen=True)
 class Boundary:
-    """What the decision needs to know of one boundary; work is in floating-point operations."""
+    """What the decision needs to know of one boundary; work is in floating-point operations, or in seconds."""
 
     label: str
     #: All sets of this boundary: every used view of train, and validation.
     set_bytes: int
     #: Work to make every set from the images, and from the sets of the boundary before.
-    make_from_images: int
-    make_from_previous: int
+    make_from_images: float
+    make_from_previous: float
     #: Work of the prefix over all epochs of all stages that read this boundary, when nothing is stored.
-    recompute: int
+    recompute: float
+    #: Work of reading the sets as often as they are read.
+    read: float = 0
+    in_seconds: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ def _cheapest(boundaries: Sequence[Boundary], budget: int | None, keep: bool) ->
             chosen.remove(max(chosen, key=lambda index: boundaries[index].set_bytes))
         return frozenset(chosen)
 
-    Option = tuple[int, int, frozenset[int]]  # work, bytes stored at the last boundary, chosen
+    Option = tuple[float, int, frozenset[int]]  # work, bytes stored at the last boundary, chosen
     plain: Option = (0, 0, frozenset())
     stored: Option | None = None
     for index, boundary in enumerate(boundaries):
@@ -92,9 +99,11 @@ def _cheapest(boundaries: Sequence[Boundary], budget: int | None, keep: bool) ->
         best = min(before, key=lambda option: option[0])
         candidates: list[Option] = []
         if budget is None or boundary.set_bytes <= budget:
-            candidates.append((plain[0] + boundary.make_from_images, boundary.set_bytes, plain[2] | {index}))
+            work = plain[0] + boundary.make_from_images + boundary.read
+            candidates.append((work, boundary.set_bytes, plain[2] | {index}))
         if stored is not None and (budget is None or stored[1] + boundary.set_bytes <= budget):
-            candidates.append((stored[0] + boundary.make_from_previous, boundary.set_bytes, stored[2] | {index}))
+            work = stored[0] + boundary.make_from_previous + boundary.read
+            candidates.append((work, boundary.set_bytes, stored[2] | {index}))
         stored = min(candidates, key=lambda option: option[0], default=None)
         plain = (best[0] + boundary.recompute, 0, best[2])
     if stored is not None and stored[0] < plain[0]:
@@ -104,6 +113,11 @@ def _cheapest(boundaries: Sequence[Boundary], budget: int | None, keep: bool) ->
 
 def _saving(boundary: Boundary, rolled: bool) -> str:
     made = boundary.make_from_previous if rolled else boundary.make_from_images
+    if boundary.in_seconds:
+        reading = f"{seconds_text(made)} to make and {seconds_text(boundary.read)} to read"
+        if made + boundary.read < boundary.recompute:
+            return f"{reading} against {seconds_text(boundary.recompute)} to recompute"
+        return f"{reading}: saves nothing here, but lets the next boundary be rolled forward"
     saved = 1 - made / boundary.recompute if boundary.recompute else 0.0
     if saved <= 0:
         return "saves nothing here, but lets the next boundary be rolled forward"
@@ -118,6 +132,10 @@ def _not_stored(boundaries: Sequence[Boundary], index: int, stored: frozenset[in
             "recompute",
             f"{human_bytes(needed)} of snapshots exceed this regime's budget of {human_bytes(budget)}",
         )
+    if boundary.in_seconds:
+        made = boundary.make_from_previous if index - 1 in stored else boundary.make_from_images
+        snapshots = f"{seconds_text(made)} to make and {seconds_text(boundary.read)} to read snapshots"
+        return Decision("recompute", f"{seconds_text(boundary.recompute)} against {snapshots}")
     return Decision("recompute", "reading snapshots would save no forward work")
 
 

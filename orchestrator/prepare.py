@@ -10,14 +10,16 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from cache_store.errors import ConfigError, UserError
+from cache_store.records import NodeStore
+from cache_store.storage import Storage
 from orchestrator import config as configuration
 from orchestrator import travel
 from orchestrator.config import Config, ImageConfig
@@ -52,6 +54,8 @@ class Prepared:
     #: The checkpoint of a language model.
     language: LMOutline | None
     plan: Plan
+    #: The plan again, with what measure nodes found (node id -> figures).
+    replan: Callable[[Mapping[str, Mapping[str, Any]]], Plan] = field(repr=False, compare=False)
 
     @property
     def run_dir(self) -> Path:
@@ -96,20 +100,44 @@ def prepare_document(source: Document, *, inspect: Callable[[AnyData, int], AnyO
     raise_problems(document.source, problems, kind)
     assert config is not None
     assert data is not None
-    try:
-        plan = build_plan(
+    outlines = _outlines(config, data, checked.language)
+
+    def replan(figures: Mapping[str, Mapping[str, Any]]) -> Plan:
+        return build_plan(
             config,
-            _outlines(config, data, checked.language),
+            outlines,
             data,
             language=checked.language,
             weights_digest=weights_digest,
             rates=_rates(config),
             on_host=not _on_gpu(config),
+            figures=figures,
         )
+
+    try:
+        plan = replan({})
+        if plan.unmeasured:
+            # Measured once in the life of a store: every invocation, wherever it runs, decides by the same figures.
+            plan = replan(measured_figures(config.store, plan))
     except ConfigError as error:
         raise_problems(document.source, [document.problem(("snapshots", "budget"), error.message)])
         raise
-    return Prepared(document.source, config, data, checked.language, plan)
+    return Prepared(document.source, config, data, checked.language, plan, replan)
+
+
+def with_figures(prepared: Prepared) -> Prepared:
+    """The plan for good, once its measure nodes are committed."""
+    return replace(prepared, plan=prepared.replan(measured_figures(prepared.config.store, prepared.plan)))
+
+
+def measured_figures(store: str, plan: Plan) -> dict[str, Mapping[str, Any]]:
+    """Node id -> figures of those measure nodes of the plan that the store has a commit of."""
+    try:
+        nodes = NodeStore(Storage.existing(store))
+    except UserError:
+        return {}  # no store yet
+    commits = {node: nodes.commit_of(node) for node in plan.unmeasured}
+    return {node: commit["result"]["figures"] for node, commit in commits.items() if commit is not None}
 
 
 def _outlines(config: Config, data: AnyOutline, language: LMOutline | None) -> dict[str, ChainOutline]:
@@ -212,7 +240,7 @@ def claim_run_dir(prepared: Prepared) -> None:
                 "it still reuses what is unchanged.",
                 conflicts=conflicts,
             )
-    _check_space(prepared)
+    check_space(prepared)
     text = f"# Resolved from {prepared.source}: every setting, defaults included.\n"
     text += yaml.safe_dump(resolved, sort_keys=False, width=110)
     if text == existing:
@@ -236,7 +264,8 @@ def _check_weights(prepared: Prepared) -> None:
             )
 
 
-def _check_space(prepared: Prepared) -> None:
+def check_space(prepared: Prepared) -> None:
+    """ConfigError when the disk has no room for the snapshots of the plan."""
     needed = prepared.plan.peak_snapshot_bytes
     store = prepared.config.store.removeprefix("file://")
     if not needed or "://" in store:

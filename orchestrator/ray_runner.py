@@ -36,6 +36,10 @@ START_DEADLINE_S = 180.0
 #: what the cluster lacks at the start is waited for instead of refused.
 PATIENCE = "SEGPROP_WAIT_FOR_WORKERS_S"
 POLL_EVERY_S = 1.0
+#: Ray gives its own processes 15 s each to come up, too few on a very busy machine, and then gives up.
+LOCAL_STARTS = 4
+#: With many slots each is asked less often, so that asking stays a small part of the driver's work.
+POLLS_A_SECOND = 200
 #: A machine that has not answered the probe of the store by then is left out of it, with a warning.
 PROBE_DEADLINE_S = 60.0
 
@@ -83,8 +87,9 @@ class _Slot:
     since: float
     order: WorkOrder | None = None
     result: Any | None = None
-    #: Where it answered from.
+    #: Where it answered from, and the latest node it was given.
     machine: str | None = None
+    last: str = ""
 
 
 class RayRunner:
@@ -147,7 +152,7 @@ class RayRunner:
                 # Ray's own default is 15: beside any other load on the machine its workers would hardly run.
                 os.environ.setdefault("RAY_worker_niceness", "0")
             try:
-                ray.init(**options)
+                _init(options, attempts=1 if address else LOCAL_STARTS)
             except ConnectionError as error:
                 cause = _first_line(error.__cause__ or error)
                 raise UserError(
@@ -242,7 +247,9 @@ class RayRunner:
     def submit(self, order: WorkOrder) -> None:
         slot = next(slot for slot in self._slots if slot.order is None and slot.ping is None)
         slot.order = order
-        self._by_node[order.node_id] = slot
+        # Known until the slot's next order: whoever hears of an order's end asks where it was.
+        self._by_node.pop(slot.last, None)
+        self._by_node[order.node_id], slot.last = slot, order.node_id
         slot.result = slot.actor.run.remote(order)
 
     def wait(self, timeout_s: float) -> list[Event]:
@@ -268,7 +275,6 @@ class RayRunner:
         slot.order = slot.result = None
         self._latest.pop(order.node_id, None)
         self._polls.pop(order.node_id, None)
-        self._by_node.pop(order.node_id, None)
         try:
             return Succeeded(order.node_id, ray.get(result))
         except RayTaskError as error:
@@ -334,7 +340,7 @@ class RayRunner:
             except RayActorError:
                 self._latest.pop(node_id, None)
             del self._polls[node_id]
-        if now - self._polled >= POLL_EVERY_S:
+        if now - self._polled >= max(POLL_EVERY_S, len(self._slots) / POLLS_A_SECOND):
             self._polled = now
             self._gauges[gauges.QUEUE].set(self._waiting, {"slot": "0"})
             for index, slot in enumerate(self._slots):
@@ -365,6 +371,21 @@ class RayRunner:
         self._slots = []
         if self._owns_ray:
             ray.shutdown()
+
+
+def _init(options: Mapping[str, Any], attempts: int) -> None:
+    """`ray.init`, again where Ray's own processes did not come up in time. SegpropError when they never do."""
+    for left in reversed(range(attempts)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # of its own processes Ray raises nothing more special
+            if type(error) is not Exception:
+                raise
+            ray.shutdown()
+            if not left:
+                raise SegpropError(f"Ray does not start on this machine: {_first_line(error)}") from error
+            _log.warning("Ray did not start in its own time, once more: %s", _first_line(error))
 
 
 def _machine(node: Mapping[str, Any]) -> Machine:

@@ -86,6 +86,7 @@ def render(summary: Json) -> str:
         cards=[_card(summary, memory, quality, name, names, palette) for name in regimes],
         stages=_stage_rows(summary, memory, quality, names, palette),
         forwards=_forward_rows(regimes, names, palette),
+        boundaries=_boundary_rows(regimes, names, palette),
         work=_work_rows(summary["work"]),
         legend=[{"title": names[name], "colour": palette[name]} for name in regimes],
         layer_legend=_layer_legend(curve, names, palette),
@@ -459,6 +460,28 @@ def _forward_rows(
         for name, regime in regimes.items()
         for blocks, counted in _equal_neighbours(regime["forwards"])
     ]
+
+
+def _boundary_rows(
+    regimes: Mapping[str, Json], names: Mapping[str, str], palette: Mapping[str, str]
+) -> list[dict[str, str]]:
+    """What was decided for every boundary, with what it was predicted to cost and what it did."""
+    rows = []
+    for name, regime in regimes.items():
+        for item in regime.get("boundaries", []):
+            row = {
+                "regime": names[name],
+                "colour": palette[name],
+                "label": item["label"],
+                "source": item["source"],
+                "reason": item["reason"],
+                "basis": item["basis"],
+            }
+            for key, value in item["predicted"].items():
+                text = bytes_text if key == "bytes" else seconds_text
+                row[f"{key}_predicted"], row[f"{key}_measured"] = text(value), text(item["measured"][key])
+            rows.append(row)
+    return rows
 
 
 def _equal_neighbours(forwards: Mapping[str, Json]) -> list[tuple[list[str], Json]]:

@@ -13,6 +13,9 @@ from orchestrator.stages import Stage
 from orchestrator.yaml_loader import Document, KeyPath, Problem
 from workers.specs import TrainSpec
 
+#: Shards read ahead of the batch that is loaded (SHARDS_AHEAD of workers.batches, which imports torch).
+AHEAD = 2
+
 
 class CrossChecks:
     """Collects problems; `run` of a subclass applies all rules."""
@@ -31,6 +34,19 @@ class CrossChecks:
             if own in self.document.lines or own in self.document.origins:
                 return ("regimes", regime, section, *keys)
         return (section, *keys)
+
+    def window(self, name: str, regime: Regime) -> None:
+        """What is open at one time, with what is read ahead, must fit into the memory there is for it."""
+        settings, memory = regime.snapshots, self.config.resources.snapshot_memory
+        if settings.shuffle == "window" and memory is not None:
+            needed = (settings.window + AHEAD) * settings.shard_bytes
+            if needed > memory:
+                self.report(
+                    ("resources", "snapshot_memory"),
+                    f"{memory}: {settings.window} shards open at a time and {AHEAD} read ahead, of "
+                    f"{settings.shard_bytes} bytes each, need {needed} (regime {name}); raise it, or lower "
+                    "snapshots.window or snapshots.shard_bytes",
+                )
 
     def trainings(self, name: str, regime: Regime) -> None:
         """`training` of a regime, and of every stage that overrides it."""

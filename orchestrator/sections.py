@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from cache_store.addresses import parse_address
+from cache_store.encoding import EncodingName
 from cache_store.errors import UserError
 from orchestrator.estimate import Rates
 from orchestrator.stages import Kind, Stage, layout
@@ -94,7 +95,19 @@ class SnapshotConfig(Section):
     mode: Literal["auto", "always", "never"] = Field(
         default="auto", description="auto: stored where that saves forward work and fits the budget."
     )
+    costs: Literal["counted", "measured"] = Field(
+        default="counted",
+        description="How mode auto weighs storing against recomputing. counted: forward operations, the same on every "
+        "machine. measured: seconds, which the first run over a store measures on one of its slots and every later one "
+        "takes from there.",
+    )
     dtype: SnapshotDtype = Field(default="auto", description="auto: the type the training precision computes in.")
+    encoding: EncodingName = Field(
+        default="plain",
+        description="plain: values as they are. lossless: byte planes packed by zstd, for slow links. int8: a byte a "
+        "value, a scale every 32 values (images: every map). fp8: e4m3, a scale every 128 (language models). What a "
+        "stage trains on is what int8 and fp8 decode to (docs/storage.md).",
+    )
     group_rows: int | None = Field(
         default=None,
         ge=1,
@@ -109,6 +122,12 @@ class SnapshotConfig(Section):
     retention: Literal["release", "keep"] = Field(
         default="release", description="release: a set is dropped when its last reader has committed."
     )
+    shuffle: Literal["global", "window"] = Field(
+        default="global",
+        description="Order of an epoch over snapshots. global: any sample may follow any other. window: shards are "
+        "opened in a shuffled order and samples drawn from those open, for sets larger than memory (docs/storage.md).",
+    )
+    window: int = Field(default=16, ge=1, description="Shards open at one time with shuffle: window.")
 
 
 class ResourceConfig(Section):
@@ -135,6 +154,11 @@ class ResourceConfig(Section):
         gt=0,
         description="When no worker has come, or come back, for so many seconds, the run ends with the reason. "
         "SEGPROP_WAIT_FOR_WORKERS_S goes before it.",
+    )
+    snapshot_memory: Bytes | None = Field(
+        default=None,
+        description="Most bytes of snapshot shards a task holds at a time, mapped or in memory. None: all that lie in "
+        "a local folder, mapped; 1 GiB of others.",
     )
     max_attempts: int = Field(default=3, ge=1, description="Attempts of a task before it counts as failed.")
     gflops: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(

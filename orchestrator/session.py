@@ -20,9 +20,9 @@ from orchestrator.experiment import experiment_of
 from orchestrator.journal import journal
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
-from orchestrator.plan import RegimePlan
+from orchestrator.plan import Plan, RegimePlan
 from orchestrator.plan_record import write_plan
-from orchestrator.prepare import Prepared
+from orchestrator.prepare import Prepared, check_space, with_figures
 from orchestrator.progress import Progress, print_table
 from orchestrator.report import write_report
 from orchestrator.run_record import RunRecord, read_pointer, write_pointer, write_run
@@ -43,14 +43,19 @@ def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False)
     storage = Storage.open(prepared.config.store)
     ledger = Ledger.read(storage, prepared.plan)
     outcome = Outcome("done", reused=set(ledger.commits))
-    if any(target not in ledger.commits for target in prepared.plan.targets):
-        with leased(prepared, storage, take_over) as lease:
-            # What others have done while this waited for the lease is done.
-            ledger.look_up(prepared.plan.nodes)
-            outcome = _drive(prepared, ledger, quiet, lease)
-            if lease.superseded:
-                # What it leaves in the run directory is the other driver's business now.
-                raise SegpropError("stopped: another driver has taken this run over and goes on with it")
+    planned = prepared.plan
+    if planned.unmeasured:
+        # What is measured decides what the plan is; it is then made for good.
+        outcome = carry_out(prepared, planned.measuring(), ledger, quiet, take_over)
+        if outcome.status == "done":
+            prepared = with_figures(prepared)
+            check_space(prepared)
+            ledger = Ledger.read(storage, prepared.plan)
+    if outcome.status == "done" and any(target not in ledger.commits for target in prepared.plan.targets):
+        earlier, measured = outcome.reused, prepared.plan is not planned
+        outcome = carry_out(prepared, prepared.plan, ledger, quiet, take_over)
+        if measured:
+            outcome.reused &= earlier  # what was measured just now was not there before
     exports = _export_finished(prepared, ledger, list(prepared.plan.regimes))
     reach("driver.exported")
     summary = _write_results(prepared, ledger, outcome, exports)
@@ -63,12 +68,24 @@ def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False)
     return EXIT_BAD_INPUT if bad_input else EXIT_FAILED
 
 
+def carry_out(prepared: Prepared, plan: Plan, ledger: Ledger, quiet: bool, take_over: bool) -> Outcome:
+    """Drive a plan of this run under its lease; `ledger` then knows what is done."""
+    with leased(prepared, plan, ledger.storage, take_over) as lease:
+        # What others have done while this waited for the lease is done.
+        ledger.look_up(plan.nodes)
+        outcome = _drive(prepared, plan, ledger, quiet, lease)
+        if lease.superseded:
+            # What it leaves in the run directory is the other driver's business now.
+            raise SegpropError("stopped: another driver has taken this run over and goes on with it")
+    return outcome
+
+
 @contextmanager
-def leased(prepared: Prepared, storage: Storage, take_over: bool) -> Iterator[Lease]:
+def leased(prepared: Prepared, plan: Plan, storage: Storage, take_over: bool) -> Iterator[Lease]:
     """The run, held by this process; its plan left in the store for those who look at it from outside."""
     config, run_dir = prepared.config, prepared.run_dir
-    digest = write_plan(storage, config.run, prepared.plan)
-    write_run(storage, digest, RunRecord.of(config.run, prepared.plan))
+    digest = write_plan(storage, config.run, plan)
+    write_run(storage, digest, RunRecord.of(config.run, plan))
     with journal(run_dir, config.run):
         lease = Lease.acquire(
             storage,
@@ -88,20 +105,22 @@ def leased(prepared: Prepared, storage: Storage, take_over: bool) -> Iterator[Le
             lease.release(state)
 
 
-def _drive(prepared: Prepared, ledger: Ledger, quiet: bool, lease: Lease) -> Outcome:
+def _drive(prepared: Prepared, plan: Plan, ledger: Ledger, quiet: bool, lease: Lease) -> Outcome:
     config = prepared.config
     runner = make_runner(prepared)
-    with Progress(len(prepared.plan.nodes), len(ledger.commits), quiet=quiet) as progress:
+    done = sum(node.id in ledger.commits for node in plan.nodes)
+    with Progress(len(plan.nodes), done, quiet=quiet) as progress:
         try:
             runner.start()
             with stop_on_signals() as stop_requested:
                 driver = Driver(
-                    prepared.plan,
+                    plan,
                     ledger,
                     runner,
                     progress,
                     store=config.store,
                     max_attempts=config.resources.max_attempts,
+                    snapshot_memory=config.resources.snapshot_memory,
                     stop_requested=lambda: stop_requested() or lease.superseded,
                     report=lease.report,
                 )

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from orchestrator.costs import Prediction
     from orchestrator.plan import Node, Plan, RegimePlan
 
 Json = dict[str, Any]
@@ -141,8 +142,43 @@ def _regime(view: _View, name: str, regime: RegimePlan, export: str | None) -> J
         "trainable_parameters": _maximum(stage["trainable_parameters"] for stage in done),
         "snapshot": _snapshot_total(view, mine),
         "snapshots": [_materialized(view, node) for node in mine if node.kind == "materialize"],
+        "boundaries": [_boundary(view, prediction) for prediction in regime.boundaries],
         "forwards": _forwards(view, mine),
     }
+
+
+def _boundary(view: _View, prediction: Prediction) -> Json:
+    """What one boundary was predicted to cost, and what came of it: figures are there once all of their nodes are."""
+    made = [view.results.get(node, {}) for node in prediction.sets]
+    stages = [view.results.get(node, {}) for node in prediction.stages]
+    # A resumed stage tells of its last attempt alone.
+    whole = all("input_seconds" in stage and not stage.get("resumed") for stage in stages)
+    inputs = _sum(stage.get("input_seconds") for stage in stages) if whole else None
+    stored = prediction.source == "snapshots"
+    return {
+        "label": prediction.label,
+        "source": prediction.source,
+        "reason": prediction.reason,
+        "basis": prediction.basis,
+        "predicted": {
+            "bytes": prediction.bytes,
+            "make_seconds": prediction.make_seconds,
+            "read_seconds": prediction.read_seconds,
+            "recompute_seconds": prediction.recompute_seconds,
+        },
+        "measured": {
+            "bytes": _sum(result.get("bytes") for result in made) if stored else None,
+            "make_seconds": _sum(result.get("seconds") for result in made) if stored else None,
+            "read_seconds": inputs if stored else None,
+            "recompute_seconds": None if stored else inputs,
+        },
+    }
+
+
+def _sum(values: Iterable[Any]) -> Any:
+    """None unless all of them are known."""
+    known = list(values)
+    return None if None in known or not known else sum(known)
 
 
 def _regime_status(view: _View, nodes: list[Node], regime: RegimePlan) -> str:

@@ -24,6 +24,7 @@ KINDS = {
     "train": "training stages",
     "materialize": "snapshot sets",
     "evaluate": "evaluations",
+    "measure": "measurements",
 }
 
 

@@ -4,6 +4,7 @@ anything starts, and all that is wrong with any of them is said at once.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,12 @@ class PreparedSweep:
     @property
     def run_dir(self) -> Path:
         return Path(str(self.document.data["run_dir"]))
+
+    def remade(self, change: Callable[[Prepared], Prepared]) -> PreparedSweep:
+        """With every trial's plan made again."""
+        trials = tuple(dataclasses.replace(trial, prepared=change(trial.prepared)) for trial in self.trials)
+        plan = sweep_plan.union({trial.name: trial.prepared.plan for trial in trials})
+        return dataclasses.replace(self, trials=trials, plan=plan)
 
     def changed(self, trial: Trial, parameters: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Prepared:
         """A trial that goes on with other `parameters` after the stages of `history`, whose settings stay: an

@@ -16,7 +16,7 @@ from orchestrator.environment import describe_environment
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
-from orchestrator.prepare import Prepared
+from orchestrator.prepare import Prepared, with_figures
 from orchestrator.progress import Progress
 from orchestrator.summary import summarize, write_summary
 from orchestrator.sweep_journal import Journal
@@ -36,6 +36,7 @@ def execute(sweep: PreparedSweep, *, quiet: bool = False, take_over: bool = Fals
     driver is at work on the sweep; `take_over` stops that one instead."""
     started = time.monotonic()
     storage = Storage.open(sweep.config.store)
+    sweep = _measured(sweep, storage, quiet, take_over)
     ledger = Ledger.read(storage, sweep.plan)
     before = set(ledger.commits)
     run = _Run(sweep, ledger, before, started)
@@ -44,7 +45,7 @@ def execute(sweep: PreparedSweep, *, quiet: bool = False, take_over: bool = Fals
             course.status, course.judged = "done", len(course.plan.regimes[sweep.metric.regime].stages)
         outcome = Outcome("done", reused=before)
     else:
-        with session.leased(_as_run(sweep), storage, take_over) as lease:
+        with session.leased(_as_run(sweep), sweep.plan, storage, take_over) as lease:
             ledger.look_up(sweep.plan.nodes)
             outcome = _drive(run, quiet, lease)
             if lease.superseded:
@@ -57,6 +58,20 @@ def execute(sweep: PreparedSweep, *, quiet: bool = False, take_over: bool = Fals
         return session.EXIT_DONE
     bad_input = any(isinstance(error, UserError) for error in outcome.errors.values())
     return session.EXIT_BAD_INPUT if bad_input else session.EXIT_FAILED
+
+
+def _measured(sweep: PreparedSweep, storage: Storage, quiet: bool, take_over: bool) -> PreparedSweep:
+    """The sweep with plans made for good: what decides them (snapshots.costs: measured) is measured first."""
+    plans = {trial.name: trial.prepared.plan for trial in sweep.trials if trial.prepared.plan.unmeasured}
+    if not plans:
+        return sweep
+    first = sweep_plan.union({name: plan.measuring() for name, plan in plans.items()})
+    outcome = session.carry_out(_as_run(sweep), first, Ledger.read(storage, first), quiet, take_over)
+    if outcome.status == "stopped":
+        raise SegpropError("stopped; finished work and checkpoints are kept: run the same command to go on")
+    if outcome.failures:
+        raise next(iter(outcome.errors.values()))
+    return sweep.remade(with_figures)
 
 
 def report(sweep: PreparedSweep) -> None:
@@ -239,6 +254,7 @@ def _drive(run: _Run, quiet: bool, lease: Lease) -> Outcome:
                     progress,
                     store=sweep.config.store,
                     max_attempts=sweep.config.resources.max_attempts,
+                    snapshot_memory=sweep.config.resources.snapshot_memory,
                     stop_requested=lambda: stop_requested() or lease.superseded,
                     report=lease.report,
                     steering=_Shown(steering, lambda: progress.headline(run.headline(steering.plan, slots))),

@@ -26,6 +26,7 @@ class TextChecks(CrossChecks):
         language = self.language()
         for name, regime in regimes.items():
             self.trainings(name, regime)
+            self.window(name, regime)
             self.low_rank(regime)
             if language is None:
                 continue

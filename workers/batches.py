@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ from cache_store.prefetch import prefetch
 from cache_store.reader import RowReader
 from workers.chain import Boundary
 from workers.domains.base import Batch, Domain, Rows, Source
+from workers.geometry import Geometry
 from workers.specs import Precision
 
 #: Batches loaded ahead of the step. Two hide the loader's jitter; more only hold memory.
 AHEAD = 2
+#: Shards read ahead of the batch being loaded, where not all of a set is held.
+SHARDS_AHEAD = 2
 
 
 class Inputs(Protocol):
@@ -28,8 +32,18 @@ class Inputs(Protocol):
     #: Batches to load ahead of the step in a background thread; 0 loads each in the step's own thread.
     ahead: int
 
+    @property
+    def seconds(self) -> float | None:
+        """Spent so far on loading and, where they are computed again, on the frozen blocks; None: not known."""
+
+    def expect(self, samples: np.ndarray, view: int | None) -> None:
+        """Say which samples will be loaded from now on, in order."""
+
     def load(self, rows: Rows, view: int | None) -> Boundary:
         """Host tensors of these samples; called from one thread."""
+
+    def forget(self) -> None:
+        """Nothing is expected any more."""
 
     def finish(self, rows: Rows, boundary: Boundary) -> Batch:
         """To the device, and what is left to do there, in the step's own thread."""
@@ -57,11 +71,27 @@ class RawInputs:
         self._precision: Precision = precision
         self._channels_last = channels_last
         self._prefix = prefix
+        self._seconds = 0.0
+
+    @property
+    def seconds(self) -> float | None:
+        # A device works on when the call returns.
+        return self._seconds if self._device.type == "cpu" else None
+
+    def expect(self, samples: np.ndarray, view: int | None) -> None:
+        """Nothing to prepare."""
 
     def load(self, rows: Rows, view: int | None) -> Boundary:
-        return self.domain.load(self.source, rows, view)
+        started = time.perf_counter()
+        loaded = self.domain.load(self.source, rows, view)
+        self._seconds += time.perf_counter() - started
+        return loaded
+
+    def forget(self) -> None:
+        """Nothing was prepared."""
 
     def finish(self, rows: Rows, boundary: Boundary) -> Batch:
+        started = time.perf_counter()
         batch = self.domain.batch(
             rows,
             boundary,
@@ -70,10 +100,11 @@ class RawInputs:
             precision=self._precision,
             channels_last=self._channels_last,
         )
-        if self._prefix is None:
-            return batch
-        with torch.no_grad():
-            return self._prefix(batch)
+        if self._prefix is not None:
+            with torch.no_grad():
+                batch = self._prefix(batch)
+        self._seconds += time.perf_counter() - started
+        return batch
 
 
 class StoredInputs:
@@ -88,27 +119,52 @@ class StoredInputs:
         domain: Domain,
         source: Source,
         readers: Mapping[int | None, RowReader],
+        geometry: Geometry,
         device: torch.device,
         precision: Precision,
         *,
         channels_last: bool = False,
+        decode: Callable[[Boundary], Boundary] = lambda stored: stored,
     ) -> None:
+        self._decode = decode
         self.ahead = AHEAD  # reading mostly waits for the store
         self.domain = domain
         self.source = source
         self._readers = readers
+        self._geometry = geometry
         self._device = device
         self._precision: Precision = precision
         self._channels_last = channels_last
         # One buffer being filled, AHEAD waiting, one in the step.
         self._ring: list[Boundary | None] = [None] * (AHEAD + 2)
         self._turn = 0
+        self._loading = self._decoding = 0.0
+
+    @property
+    def seconds(self) -> float | None:
+        """Of gathering and decoding."""
+        return self._loading + self._decoding
+
+    def expect(self, samples: np.ndarray, view: int | None) -> None:
+        reader = self._readers[view]
+        reader.expect(self._geometry.shards_of(samples), depth=None if reader.snapshots.holds_all else SHARDS_AHEAD)
+
+    def forget(self) -> None:
+        for reader in self._readers.values():
+            reader.forget()
 
     def load(self, rows: Rows, view: int | None) -> Boundary:
+        clock = gathering_clock(self._device)
+        started = clock()
+        gathered = self._gather(rows, view)
+        self._loading += clock() - started
+        return gathered
+
+    def _gather(self, rows: Rows, view: int | None) -> Boundary:
         reader = self._readers[view]
         wanted = self.domain.set_rows(self.source, rows.index)
         if self._device.type == "cuda":
-            return reader.gather(wanted, tuple(t.pin_memory() for t in reader.empty(len(wanted))))
+            return reader.gather(wanted, reader.empty(len(wanted), pinned=True))
         self._turn = (self._turn + 1) % len(self._ring)
         buffer = self._ring[self._turn]
         if buffer is None or len(buffer[0]) < len(wanted):
@@ -116,14 +172,25 @@ class StoredInputs:
         return reader.gather(wanted, tuple(tensor[: len(wanted)] for tensor in buffer))
 
     def finish(self, rows: Rows, boundary: Boundary) -> Batch:
+        # On the device: what is copied there are the stored columns, fewer bytes than they decode to.
+        moved = tuple(tensor.to(self._device, non_blocking=True) for tensor in boundary)
+        started = time.perf_counter()
+        decoded = self._decode(moved)
+        self._decoding += time.perf_counter() - started
         return self.domain.batch(
             rows,
-            boundary,
+            decoded,
             stored=True,
             device=self._device,
             precision=self._precision,
             channels_last=self._channels_last,
         )
+
+
+def gathering_clock(device: torch.device) -> Callable[[], float]:
+    """What gathering in the background costs: beside a step on the same cores what it computes, not how long it waits
+    for its turn; beside a device's step the time until it is done."""
+    return time.thread_time if device.type == "cpu" else time.perf_counter
 
 
 def steps_per_epoch(rows: int, batch_size: int, drop_last: bool) -> int:
@@ -156,6 +223,7 @@ def micro_batches(
     def load() -> Generator[tuple[int, Rows, Boundary, float, bool], None, None]:
         if inputs.ahead and device.type == "cpu":
             torch.set_num_threads(1)  # of the background thread: the step computes on the same cores
+        inputs.expect(order[steps.start * batch_size : steps.stop * batch_size], view)
         for step in steps:
             index = order[step * batch_size : (step + 1) * batch_size]
             counts = inputs.domain.target_counts(inputs.source, index)
@@ -165,9 +233,12 @@ def micro_batches(
                 share = int(counts[first : first + micro].sum()) / total
                 yield step, rows, inputs.load(rows, view), share, first + micro >= len(index)
 
-    with closing(prefetch(load(), inputs.ahead) if inputs.ahead else load()) as loaded:
-        for step, rows, boundary, share, last in loaded:
-            yield MicroBatch(step, inputs.finish(rows, boundary), share, last)
+    try:
+        with closing(prefetch(load(), inputs.ahead) if inputs.ahead else load()) as loaded:
+            for step, rows, boundary, share, last in loaded:
+                yield MicroBatch(step, inputs.finish(rows, boundary), share, last)
+    finally:
+        inputs.forget()
 
 
 def in_order(inputs: Inputs, *, batch_size: int, device: torch.device) -> Generator[Batch, None, None]:

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cache_store.encoding import identity
 from cache_store.errors import CorruptShard, MissingShard
+from cache_store.quantization import Encoding
 from cache_store.reader import RowReader
 from cache_store.snapshots import Field, SnapshotSet
 from workers.chain import Boundary, Path
@@ -22,13 +24,20 @@ from workers.optim import autocast
 from workers.specs import BoundarySpec
 from workers.weights import Weights
 
+#: Threads that copy the rows of one batch where the step runs on a device.
+_GATHER_THREADS = 4
+
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+#: What numpy has no type for, and the unsigned integers that stand for it there.
+_NOT_IN_NUMPY = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn}
+_BITS = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8}
 
 
 class StoredBoundary:
     """The snapshots of one boundary. Samples are always computed in the same groups of `group_rows` in data set
-    order, each hop's output cast to the stored dtype: a shard has the same bytes whether its predecessor was read,
-    or computed again from the raw inputs."""
+    order, each hop's output cast and encoded as it is stored, and the next hop computed from what that decodes to: a
+    shard has the same bytes whether its predecessor was read, or computed again from the raw inputs."""
 
     def __init__(
         self,
@@ -51,15 +60,11 @@ class StoredBoundary:
             # The predecessor's shards are cut elsewhere, its groups are the same.
             shorter = replace(boundary, hops=boundary.hops[:-1])
             self._previous = StoredBoundary(environment, domain, shorter, source, weights, view)
-        fields = domain.fields(sum(len(hop) for hop in boundary.hops), boundary.dtype)
-        self.geometry = Geometry.of(
-            source.rows,
-            domain.offsets(source),
-            group=boundary.group_rows,
-            row_bytes=sum(field.bytes for field in fields),
-            shard_bytes=boundary.shard_bytes,
-        )
-        self.spec = self.geometry.set_spec(boundary_key(domain, boundary, source, weights, view), fields)
+        #: What a stored row is of a boundary row.
+        self.encoding = encoding_of(domain, boundary)
+        self.geometry = geometry_of(domain, boundary, source)
+        key = boundary_key(domain, boundary, source, weights, view)
+        self.spec = self.geometry.set_spec(key, self.encoding.fields, self.encoding.codec_version)
         #: Read as it is found: not created, and perhaps not there at all.
         self._stored = SnapshotSet(environment.storage, self.spec)
         self._set: SnapshotSet | None = None
@@ -70,23 +75,25 @@ class StoredBoundary:
     def snapshots(self) -> SnapshotSet:
         """The set, created in the store on first use."""
         if self._set is None:
-            self._set = self._environment.snapshots.open(self.spec)
+            self._set = self._environment.snapshots.open(self.spec, self._environment.kept)
         return self._set
 
     def reader(self) -> RowReader:
         """Rows of this boundary in any order; what is missing or damaged is computed, stored and served."""
-        return RowReader(self.snapshots, compute=self.compute_shard)
+        # On a CPU the step computes on the same cores.
+        threads = 1 if self._environment.device.type == "cpu" else min(_GATHER_THREADS, self._environment.threads)
+        return RowReader(self.snapshots, compute=self.compute_shard, threads=threads)
 
     def compute_shard(self, index: int) -> list[np.ndarray]:
-        """The shard's arrays, one per field, bf16 as uint16."""
+        """The shard's arrays, one per stored field, bf16 as uint16."""
         columns: list[list[Tensor]] = [[] for _ in self.spec.fields]
         for group in self.geometry.groups_of_shard(index):
             for column, tensor in zip(columns, self._compute_group(group), strict=True):
                 column.append(tensor)
-        return [_to_numpy(torch.cat(column)) for column in columns]
+        return [to_numpy(torch.cat(column)) for column in columns]
 
     def _group(self, group: int) -> Boundary:
-        """Rows of one group as host tensors of the stored dtype: from the store if it is there."""
+        """Stored rows of one group as host tensors: from the store if it is there."""
         rows = self.geometry.rows_of_group(group)
         shard = self.geometry.shard_of_group(group)
         try:
@@ -100,11 +107,15 @@ class StoredBoundary:
         )
 
     def _compute_group(self, group: int) -> Boundary:
+        """Stored rows of one group, computed from what the stored rows before it decode to."""
         device, domain = self._environment.device, self._domain
         samples = self.geometry.samples_of_group(group)
         rows = domain.rows(self._source, np.arange(samples.start, samples.stop))
         previous = self._previous
-        inputs = domain.load(self._source, rows, self._view) if previous is None else previous._group(group)
+        if previous is None:
+            inputs = domain.load(self._source, rows, self._view)
+        else:
+            inputs = previous.encoding.decode(previous._group(group))
         if self._hop is None:
             blocks = self._boundary.hops[-1]
             self._hop = Path({name: self._weights.build(name) for name in blocks}, trained=())
@@ -117,7 +128,8 @@ class StoredBoundary:
             batch: Batch = domain.batch(rows, inputs, stored=stored, device=device, precision=self._boundary.precision)
             outputs = domain.to_rows(self._hop(batch.boundary, batch.context), batch)
         dtype = TORCH_DTYPES[self._boundary.dtype]
-        return tuple(tensor.to("cpu", dtype).contiguous() for tensor in outputs)
+        stored_rows = self.encoding.encode([tensor.to(dtype) for tensor in outputs])
+        return tuple(tensor.to("cpu").contiguous() for tensor in stored_rows)
 
     def total_forwards(self) -> Counter[str]:
         """Samples each block was run over, this hop's and (after losses) earlier hops'."""
@@ -125,10 +137,26 @@ class StoredBoundary:
         return self.forwards + earlier
 
 
+def encoding_of(domain: Domain, boundary: BoundarySpec) -> Encoding:
+    return Encoding(boundary.encoding, domain.fields(sum(len(hop) for hop in boundary.hops), boundary.dtype))
+
+
+def geometry_of(domain: Domain, boundary: BoundarySpec, source: Source) -> Geometry:
+    """Where the samples of `source` lie in a set of this boundary, whether it is stored or not."""
+    return Geometry.of(
+        source.rows,
+        domain.offsets(source),
+        group=boundary.group_rows,
+        row_bytes=sum(field.bytes for field in encoding_of(domain, boundary).fields),
+        shard_bytes=boundary.shard_bytes,
+    )
+
+
 def boundary_key(
     domain: Domain, boundary: BoundarySpec, source: Source, weights: Weights, view: int | None
 ) -> dict[str, Any]:
     """Everything that determines the bytes of a snapshot set, by content: a changed input is another address."""
+    encoding = identity(boundary.encoding)
     return {
         "kind": "boundary",
         "data": source.identity,
@@ -137,17 +165,19 @@ def boundary_key(
         "model": domain.model_identity(),
         "precision": boundary.precision,
         "channels_last": boundary.channels_last,
+        **({} if encoding is None else {"encoding": encoding}),
     }
 
 
-def _to_numpy(tensor: Tensor) -> np.ndarray:
-    return (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """A host tensor as a set's array, bf16 and float8 as their bits."""
+    return tensor.view(_BITS.get(tensor.dtype, tensor.dtype)).numpy()
 
 
 def _to_tensor(array: np.ndarray, field: Field) -> Tensor:
     # Mapped shards are read-only; the copy is what makes a tensor over them safe to hand to torch.
     tensor = torch.from_numpy(np.array(array))
-    return tensor.view(torch.bfloat16) if field.dtype == "bfloat16" else tensor
+    return tensor.view(_NOT_IN_NUMPY.get(field.dtype, tensor.dtype))
 
 
 def snapshot_counters(boundaries: Mapping[Any, StoredBoundary]) -> dict[str, int]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cache_store.kept import KeptShards
 from cache_store.records import NodeStore
 from cache_store.snapshots import SnapshotStore
 from cache_store.storage import Storage
@@ -23,8 +24,11 @@ class WorkerEnvironment:
     threads: int
     control: Control
     started: float = field(default_factory=time.time)
+    #: Most bytes of snapshot shards this task holds at a time; None: what `cache_store.kept` says.
+    snapshot_memory: int | None = None
 
     def __post_init__(self) -> None:
+        self.kept = KeptShards(self.snapshot_memory)
         self.nodes = NodeStore(self.storage)
         self.snapshots = SnapshotStore(self.storage)
 

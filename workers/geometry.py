@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cache_store.codec import VERSION
 from cache_store.snapshots import Field, SetSpec
 from workers.specs import rows_per_shard
 
@@ -45,12 +46,21 @@ class Geometry:
             starts.append(max(starts[-1] + 1, fits))
         return cls(samples, group, np.asarray(starts), offsets, 0)
 
-    def set_spec(self, key: Mapping[str, Any], fields: tuple[Field, ...]) -> SetSpec:
+    def set_spec(self, key: Mapping[str, Any], fields: tuple[Field, ...], codec_version: int = VERSION) -> SetSpec:
         if self.offsets is None:
-            return SetSpec(key=key, rows=self.samples, fields=fields, group_rows=self.group, shard_rows=self.shard_rows)
+            return SetSpec(key, self.samples, fields, self.group, self.shard_rows, codec_version=codec_version)
         cuts = self.offsets[np.minimum(self.shard_groups * self.group, self.samples)]
         grouped = {**key, "group_samples": self.group}
-        return SetSpec.ragged(key=grouped, fields=fields, group_rows=1, cuts=tuple(cuts.tolist()))
+        return SetSpec.ragged(grouped, fields, 1, cuts.tolist(), codec_version)
+
+    @property
+    def shard_samples(self) -> np.ndarray:
+        """Samples of each shard, int64."""
+        return np.diff(np.minimum(self.shard_groups * self.group, self.samples))
+
+    def shards_of(self, samples: np.ndarray) -> np.ndarray:
+        """The shard that holds each of these samples: int64."""
+        return np.searchsorted(self.shard_groups, samples // self.group, side="right") - 1
 
     def groups_of_shard(self, shard: int) -> range:
         return range(int(self.shard_groups[shard]), int(self.shard_groups[shard + 1]))

@@ -49,7 +49,7 @@ def materialize(
         {
             "set": boundary.spec.id,
             "rows": source.rows,
-            "bytes": boundary.spec.bytes,
+            "bytes": snapshots.stored_bytes() if boundary.encoding.name == "lossless" else boundary.spec.bytes,
             "forwards": dict(boundary.total_forwards()),
             "snapshot": snapshot_counters({None: boundary}),
             "seconds": time.monotonic() - started,

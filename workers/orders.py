@@ -18,3 +18,5 @@ class WorkOrder:
     store: str
     device: str
     threads: int
+    #: Most bytes of snapshot shards held at a time; None: what `cache_store.kept` says.
+    snapshot_memory: int | None = None

@@ -1,8 +1,8 @@
 """What a worker is told to do, as frozen data: plain dataclasses that travel as JSON.
 
 The same classes are sections of the user's configuration, so a setting is defined, typed and bounded in
-one place. Only the standard library and `annotated_types` (pure metadata) are imported here: pydantic reads
-the annotations when a configuration is loaded, a worker needs neither pydantic nor Ray.
+one place. Beside our own pure modules only the standard library and `annotated_types` (pure metadata) are imported
+here: pydantic reads the annotations when a configuration is loaded, a worker needs neither pydantic nor Ray.
 
 Vocabulary: a *part* is a named piece of the chain with weights: the blocks (`seg1`, `seg2`, … in order) and
 `head`. `adapter` and `aux` are training-only parts of one stage. A *hop* is the run of consecutive blocks
@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from cache_store.encoding import EncodingName
 from workers.lm_specs import CausalLMSpec, LoraSpec, TextSpec
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -213,6 +214,8 @@ class BoundarySpec:
     #: every boundary of a chain, so a worker can find an earlier hop's set from its own spec.)
     shard_bytes: int
     channels_last: bool = False
+    #: How rows are kept. The next hop, too, is computed from what they decode to.
+    encoding: EncodingName = "plain"
 
 
 def rows_per_shard(row_bytes: int, shard_bytes: int, group_rows: int) -> int:
@@ -233,12 +236,33 @@ class MaterializeTask:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasureTask:
+    """Measure what snapshots of this chain cost on a slot. Parents: data, weights/<part> for every block.
+
+    `blocks`: (name, how many blocks lie before it), in chain order, one for all that do the same work.
+    """
+
+    experiment: Experiment
+    blocks: tuple[tuple[str, int], ...]
+    precision: Precision
+    dtype: Literal["float32", "bfloat16", "float16"]
+    encoding: EncodingName
+    channels_last: bool
+    group_rows: int
+    batch_rows: int
+    shard_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageTask:
     """One training stage. Parents: data, weights/<part> for every part of `path` and of `boundary.hops`
     (the node whose commit holds that part: a model node or an earlier stage), snapshot/<split>/<view> for each
     set read (view `eval` for validation), and `optimizer` (the previous stage) when its state is carried."""
 
     experiment: Experiment
+    #: Fields that came later: left out where they are None, so that tasks without them keep their ids.
+    LATER: ClassVar[tuple[str, ...]] = ("window",)
+
     #: Unique inside a regime, e.g. `stage2-seg2`.
     name: str
     #: Parts in forward order: blocks, then maybe `adapter`, blocks of the global head, `head`; or `aux` last (LW).
@@ -250,6 +274,8 @@ class StageTask:
     source: Literal["images", "snapshots", "recompute"]
     #: The boundary this stage reads; None when it starts at the images.
     boundary: BoundarySpec | None = None
+    #: Shards of `boundary` open at one time in the order of an epoch; None: any sample may follow any other.
+    window: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,10 +290,11 @@ class EvaluateTask:
     channels_last: bool = False
 
 
-Task = DataTask | ModelTask | MaterializeTask | StageTask | EvaluateTask
+Task = DataTask | ModelTask | MeasureTask | MaterializeTask | StageTask | EvaluateTask
 TASKS: dict[str, type[Any]] = {
     "data": DataTask,
     "model": ModelTask,
+    "measure": MeasureTask,
     "materialize": MaterializeTask,
     "train": StageTask,
     "evaluate": EvaluateTask,
@@ -278,7 +305,11 @@ T = TypeVar("T")
 
 def to_json(spec: Any) -> dict[str, Any]:
     """The spec as JSON values (tuples become lists)."""
-    return typing.cast("dict[str, Any]", _plain(dataclasses.asdict(spec)))
+    plain = typing.cast("dict[str, Any]", _plain(dataclasses.asdict(spec)))
+    for name in getattr(spec, "LATER", ()):
+        if plain[name] is None:
+            del plain[name]
+    return plain
 
 
 def _plain(value: Any) -> Any:

@@ -20,6 +20,7 @@ from workers.evaluate import evaluate
 from workers.export_language_model import COMPANION
 from workers.lm_specs import CausalLMSpec, TextSpec
 from workers.materialize import materialize
+from workers.measure import measure
 from workers.orders import WorkOrder
 from workers.train_stage import Stage
 
@@ -33,7 +34,9 @@ def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
     started = time.time()
     storage = Storage.open(order.store)
     device = torch.device(order.device)
-    environment = WorkerEnvironment(storage, device, order.threads, control, started)
+    environment = WorkerEnvironment(
+        storage, device, order.threads, control, started, snapshot_memory=order.snapshot_memory
+    )
     commit = environment.nodes.commit_of(order.node_id)
     # A materialize node may have been committed and its set released since; it then runs to refill the set.
     if commit is not None and order.kind != "materialize":
@@ -47,6 +50,8 @@ def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
             return _prepare_data(task, environment, attempt)
         case specs.ModelTask():
             return _initial_model(task, environment, attempt)
+        case specs.MeasureTask():
+            return measure(task, order.parents, environment, attempt)
         case specs.MaterializeTask():
             return materialize(task, order.parents, environment, attempt)
         case specs.StageTask():

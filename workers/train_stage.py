@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save as save_bytes
 from torch import Tensor
@@ -32,7 +33,7 @@ from workers.batches import (
     micro_batches,
     steps_per_epoch,
 )
-from workers.boundary import StoredBoundary, snapshot_counters
+from workers.boundary import StoredBoundary, geometry_of, snapshot_counters
 from workers.chain import Boundary, Path, State, module_bytes, state_digest
 from workers.checkpoint import Snapshot, StageProgress
 from workers.domains import Batch, Source, domain_of
@@ -48,7 +49,7 @@ from workers.optim import (
 )
 from workers.scoring import Sums, score
 from workers.seeds import derive_seed
-from workers.shuffle import epoch_order
+from workers.shuffle import epoch_order, windowed_order
 from workers.specs import StageTask
 from workers.stage_path import StagePath
 from workers.weights import ADAPTER, AUX, Weights, read_tensors
@@ -133,7 +134,14 @@ class Stage:
             self.boundaries[split, view] = boundary
             readers[view] = boundary.reader()
         return StoredInputs(
-            self.domain, source, readers, self.device, train.precision, channels_last=train.channels_last
+            self.domain,
+            source,
+            readers,
+            boundary.geometry,
+            self.device,
+            train.precision,
+            channels_last=train.channels_last,
+            decode=boundary.encoding.decode,
         )
 
     def _frozen_forward(self, batch: Batch) -> Batch:
@@ -173,7 +181,7 @@ class Stage:
     def _run_epoch(self) -> None:
         progress = self.progress
         epoch = progress.epoch
-        order = epoch_order(self.task.experiment.seed, epoch, self.sources["train"].rows)
+        order = self._order(epoch)
         last = min(self.per_epoch, self.total_steps - epoch * self.per_epoch)
         sums = Sums(self.device, progress.sums)
         # The first step with a loss that is not finite, kept on the device until the next look at it.
@@ -241,6 +249,14 @@ class Stage:
         if progress.exit is None and self._checkpoint_due():
             self._save()
         reach("stage.epoch")
+
+    def _order(self, epoch: int) -> np.ndarray:
+        seed, source = self.task.experiment.seed, self.sources["train"]
+        if self.task.window is None:
+            return epoch_order(seed, epoch, source.rows)
+        assert self.task.boundary is not None
+        sizes = geometry_of(self.domain, self.task.boundary, source).shard_samples
+        return windowed_order(seed, epoch, sizes, self.task.window)
 
     def _rate(self, step: int) -> float:
         return learning_rate(self.train.optimizer.lr, self.train.schedule, step, self.total_steps)
@@ -396,6 +412,8 @@ class Stage:
             samples = self.progress.global_step * self.train.batch_size
             samples += len(history) * self.sources["validation"].rows
             forwards = dict.fromkeys(self._prefix.parts, samples)
+        # Of this attempt, like the counters of snapshots.
+        inputs = [each.seconds for each in self.inputs.values()]
         return {
             "trainable_parameters": sum(parameter.numel() for parameter in self.path.parameters),
             "resident_bytes": self.path.resident_bytes() + (module_bytes(self._prefix) if self._prefix else 0),
@@ -405,6 +423,7 @@ class Stage:
             "host_baseline_bytes": self._host_baseline,
             "snapshot": snapshot_counters(self.boundaries),
             "forwards": forwards,
+            "input_seconds": None if None in inputs else sum(inputs),
             "seconds": sum(e["seconds"] + e["validation_seconds"] for e in history),
             "resumed": self.progress.resumed,
             "train_spec": asdict(self.train),

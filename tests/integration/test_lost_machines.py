@@ -19,10 +19,7 @@ from orchestrator.prepare import prepare
 
 LONG = {
     "regimes": ["segprop", "lw"],
-    "data.train_limit": 128,
-    "training.epochs": 10,
-    "training.precision": "bf16",
-    "training.channels_last": True,
+    "training.epochs": 8,
     "training.checkpoint_every_s": 0.01,
     "split.base": 3,
     "evaluation.stages": False,

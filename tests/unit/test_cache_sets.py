@@ -183,7 +183,7 @@ def test_bytes_of_another_shape_are_refused_before_use() -> None:
 def test_compressed_and_split_arrow_files_are_refused() -> None:
     fields = (Field("x", "uint8", (4096,)),)
     array = pa.array([b"\0" * 4096] * 64, pa.binary(4096))
-    schema = codec._schema(fields, 0)
+    schema = codec._schema(fields, 0, codec.describe(fields))
 
     def written(batches: int, **options: Any) -> Any:
         sink = pa.BufferOutputStream()

@@ -203,7 +203,7 @@ def test_scores_are_those_of_the_logits(link: Link) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_logits_are_never_held_all_at_once(precision: str) -> None:
-    """(N, V) in float32 would be 200 MB here, and held once more as a gradient (300 MB were seen); the weight's gradient
+    """(N, V) in float32 would be 200 MB here, and once more as a gradient (300 MB were seen); the weight's gradient
     is 26 MB, and made once more while it adds up."""
     code = (
         "import torch; from torch import nn\n"

@@ -472,6 +472,26 @@ def test_a_run_directory_may_grow_but_not_change(tmp_path: Path, changes: dict[s
     assert compatible(old, small_config(tmp_path, changes).resolved()) == conflicts
 
 
+def test_run_directories_of_before_encodings_hold_plain_snapshots(tmp_path: Path) -> None:
+    old = small_config(tmp_path).resolved()
+    for section in (old, *old["regimes"].values()):
+        del section["snapshots"]["encoding"]
+        del section["snapshots"]["costs"]
+    assert compatible(old, small_config(tmp_path, {"snapshots.costs": "measured"}).resolved()) == []
+    changed = small_config(tmp_path, {"regimes": {"segprop": {"snapshots": {"encoding": "int8"}}, "e2e": {}, "lw": {}}})
+    assert compatible(old, changed.resolved()) == ["regimes.segprop.snapshots.encoding"]
+
+
+def test_images_have_no_fp8_and_encodings_no_other_name(tmp_path: Path) -> None:
+    assert problems_of(tmp_path, BASE + "snapshots: {encoding: fp8}\n") == [
+        "line 7: snapshots.encoding: fp8: is for language models; allowed for images: plain, lossless, int8"
+    ]
+    (problem,) = problems_of(tmp_path, BASE + "snapshots: {encoding: in8}\n")
+    assert problem.startswith("line 7: snapshots.encoding: in8: must be 'plain', 'lossless', 'int8' or 'fp8'")
+    (problem,) = problems_of(tmp_path, BASE + "snapshots: {costs: guessed}\n")
+    assert problem.startswith("line 7: snapshots.costs: guessed: must be 'counted' or 'measured'")
+
+
 def test_claiming_a_run_directory(tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "x"
     path = write(tmp_path, BASE + f"run_dir: {run_dir}\n")

@@ -101,3 +101,30 @@ def test_auto_finds_the_least_work_that_fits(chain: list[Boundary], budget: int 
 )
 def test_bytes_read_naturally(count: float, text: str) -> None:
     assert human_bytes(count) == text
+
+
+def seconds(set_bytes: int, images: float, previous: float, recompute: float, read: float) -> Boundary:
+    return Boundary("seg", set_bytes, images, previous, recompute, read, in_seconds=True)
+
+
+def test_reading_counts_where_costs_are_in_seconds() -> None:
+    cheap, dear = seconds(10, 5.0, 5.0, 10.0, 1.0), seconds(10, 5.0, 5.0, 10.0, 6.0)
+    assert sources(cheap) == "s"
+    assert sources(dear) == "r"
+    assert decide([cheap], "auto", None)[0].reason == "5.0 s to make and 1.0 s to read against 10 s to recompute"
+    assert decide([dear], "auto", None)[0].reason == "10 s against 5.0 s to make and 6.0 s to read snapshots"
+
+
+def test_a_boundary_that_only_helps_the_next_says_so() -> None:
+    chain = [seconds(10, 5.0, 5.0, 4.0, 0.5), seconds(10, 30.0, 5.0, 40.0, 0.5)]
+    assert sources(*chain) == "ss"
+    reason = decide(chain, "auto", None)[0].reason
+    assert reason == "5.0 s to make and 0.5 s to read: saves nothing here, but lets the next boundary be rolled forward"
+
+
+@given(boundaries, st.one_of(st.none(), st.integers(0, 120)))
+def test_without_reading_seconds_decide_as_counted_work_does(chain: list[Boundary], budget: int | None) -> None:
+    timed = [
+        seconds(each.set_bytes, each.make_from_images, each.make_from_previous, each.recompute, 0.0) for each in chain
+    ]
+    assert sources(*timed, budget=budget) == sources(*chain, budget=budget)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from cache_store.errors import UserError
+from cache_store.errors import SegpropError, UserError
 from cache_store.storage import Storage
 from orchestrator import ray_runner, shared_storage
 from orchestrator.ray_runner import RayRunner
@@ -108,3 +108,25 @@ def test_a_cluster_of_another_version_is_bad_input(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(UserError, match=r"(?s)does not fit the cluster at 192\.0\.2\.1:6379.*Ray: 2\.50\.0"):
         RayRunner(slots=1, threads=1, device="cpu", address="192.0.2.1:6379").start()
+
+
+def test_a_ray_that_does_not_come_up_in_its_own_time_is_started_again_and_then_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries: list[dict[str, Any]] = []
+    good = 3
+
+    def start(**options: Any) -> None:
+        tries.append(options)
+        if len(tries) < good:
+            raise Exception("The current node timed out during startup.\nMore words.")  # as Ray does
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    ray_runner._init({"address": "local"}, attempts=3)
+    assert tries == [{"address": "local"}] * 3
+    tries.clear()
+    good = 9
+    with pytest.raises(SegpropError, match="Ray does not start on this machine: The current node timed out"):
+        ray_runner._init({"address": "local"}, attempts=3)
+    assert len(tries) == 3

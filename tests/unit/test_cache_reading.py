@@ -1,0 +1,228 @@
+"""Reading ahead, limits to what is held, and gathers of runs: the bytes are those that were written, always checked."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cache_store import reader as reader_module
+from cache_store.ahead import ShardsAhead
+from cache_store.codec import Array, Field
+from cache_store.errors import CorruptShard, MissingShard
+from cache_store.kept import KeptShards
+from cache_store.reader import RowReader
+from cache_store.snapshots import SetSpec, SnapshotSet, SnapshotStore
+from cache_store.storage import Storage
+
+WIDE, NARROW = Field("x", "bfloat16", (5000,)), Field("label", "int64", ())
+
+
+def values(rows: range) -> tuple[Array, ...]:
+    row = np.arange(rows.start, rows.stop)
+    return (row[:, None] * 31 + np.arange(5000)).astype(np.uint16), row * 10**12
+
+
+def filled(storage: Storage, cuts: list[int], kept: KeptShards | None = None) -> SnapshotSet:
+    spec = SetSpec.ragged({"what": "reading"}, (WIDE, NARROW), 1, cuts)
+    snapshots = SnapshotStore(storage).open(spec, kept)
+    for i in snapshots.missing():
+        snapshots.put(i, values(spec.shard_range(i)))
+    return snapshots
+
+
+def local(folder: Path) -> Storage:
+    return Storage.open(str(folder / "store"))
+
+
+def same(found: tuple[torch.Tensor, ...], rows: Array) -> bool:
+    wide, narrow = values(range(int(rows.max(initial=0)) + 1))
+    return bool(
+        (found[0].view(torch.int16).numpy().view(np.uint16) == wide[rows]).all()
+        and (found[1].numpy() == narrow[rows]).all()
+    )
+
+
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=8),
+    st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 20)), max_size=15),
+    st.sampled_from([1, 3]),
+    st.sampled_from([1, 20_000, 10**9]),
+)
+@settings(max_examples=60, deadline=None)
+def test_runs_over_any_cuts_are_gathered_by_any_number_of_threads(
+    lengths: list[int], runs: list[tuple[int, int]], threads: int, limit: int
+) -> None:
+    snapshots = filled(
+        Storage.open(f"memory://{uuid.uuid4().hex}"), np.cumsum([0, *lengths]).tolist(), KeptShards(limit)
+    )
+    rows = np.concatenate(
+        [np.empty(0, np.int64), *((np.arange(start, start + count) % snapshots.spec.rows) for start, count in runs)]
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader_module, "_SHARE_BYTES", 8)
+        assert same(RowReader(snapshots, threads=threads).gather(rows), rows)
+
+
+@pytest.mark.parametrize("bytes_of_a_run", [1, 1 << 40])
+def test_both_ways_of_copying_give_the_same_rows(bytes_of_a_run: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "_RUN_BYTES", bytes_of_a_run)
+    monkeypatch.setattr(reader_module, "_RUN_BYTES_TOGETHER", bytes_of_a_run)
+    snapshots = filled(Storage.open(f"memory://{uuid.uuid4().hex}"), [0, 4, 9, 20])
+    for rows in (np.array([3, 4, 5, 0, 0, 19, 12, 13]), np.arange(20), np.arange(20)[::-1], np.array([7])):
+        assert same(RowReader(snapshots).gather(rows), rows)
+
+
+def test_what_is_held_stays_within_the_limit_and_is_not_checked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = KeptShards(3 * 10_100)
+    snapshots = filled(local(tmp_path), list(range(41)), kept)
+    monkeypatch.setattr("cache_store.files._SETTLED_NS", 0)
+    checked: list[str] = []
+    verify = "cache_store.files.verify"
+    original = __import__("cache_store.files", fromlist=["verify"]).verify
+    monkeypatch.setattr(verify, lambda storage, record: (checked.append(record["path"]), original(storage, record)))
+    reader = RowReader(snapshots)
+    for _ in range(2):
+        for rows in np.random.default_rng(0).permutation(40).reshape(8, 5):
+            assert same(reader.gather(rows), rows)
+            assert kept.bytes <= 3 * 10_100
+            assert len(kept.keys()) == 3
+    assert len(checked) == len(set(checked)) == 40
+
+
+def test_mapped_shards_of_a_folder_are_all_held_where_nothing_is_said(tmp_path: Path) -> None:
+    kept = KeptShards()
+    snapshots = filled(local(tmp_path), list(range(11)), kept)
+    assert snapshots.holds_all
+    RowReader(snapshots).gather(np.arange(10))
+    assert (len(kept.keys()), kept.bytes) == (10, 0)
+    assert not filled(Storage.open(f"memory://{uuid.uuid4().hex}"), [0, 1]).holds_all
+
+
+def test_two_sets_share_one_limit(tmp_path: Path) -> None:
+    kept = KeptShards(25_000)
+    one = filled(local(tmp_path / "a"), [0, 1, 2], kept)
+    other = SnapshotStore(one.storage).open(SetSpec({"other": 1}, 2, (NARROW, WIDE), 1, 1), kept)
+    for i in range(2):
+        other.put(i, values(range(i, i + 1))[::-1])
+    one.shard(0), other.shard(0), other.shard(1)
+    assert kept.keys() == [(other.spec.id, 0), (other.spec.id, 1)]
+    other.close()
+    assert (kept.keys(), kept.bytes) == ([], 0)
+
+
+def test_memory_is_bounded_by_the_limit_over_a_set_ten_times_as_large() -> None:
+    limit = 4 << 20
+    kept = KeptShards(limit)
+    rows = 10 * limit // 10_008
+    snapshots = filled(Storage.open(f"memory://{uuid.uuid4().hex}"), [*range(0, rows, 50), rows], kept)
+    reader = RowReader(snapshots)
+    reader.expect(np.arange(snapshots.spec.shards), depth=2)
+    gc.collect()
+    for start in range(0, rows, 50):
+        index = np.arange(start, min(start + 50, rows))
+        assert same(reader.gather(index), index)
+        assert kept.bytes <= limit
+    reader.forget()
+    assert len(kept.keys()) < snapshots.spec.shards / 5
+
+
+def test_a_shard_let_go_and_replaced_meanwhile_is_read_anew(tmp_path: Path) -> None:
+    storage = local(tmp_path)
+    snapshots = filled(storage, [0, 1, 2], KeptShards(1))
+    reader = RowReader(snapshots)
+    assert same(reader.gather(np.arange(2)), np.arange(2))
+    other = SnapshotStore(storage).load(snapshots.spec.id)
+    SnapshotStore(storage).drop(snapshots.spec.id)
+    with pytest.raises(MissingShard):
+        reader.gather(np.arange(1))
+    SnapshotStore(storage).open(other.spec)
+    other.put(0, values(range(1)))
+    assert same(reader.gather(np.arange(1)), np.arange(1))
+
+
+def test_a_shard_let_go_and_damaged_meanwhile_is_refused(tmp_path: Path) -> None:
+    storage = local(tmp_path)
+    snapshots = filled(storage, [0, 1, 2], KeptShards(1))
+    RowReader(snapshots).gather(np.arange(2))
+    (path,) = (tmp_path / "store" / "sets" / snapshots.spec.id / "shards").glob("000000.*")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptShard):
+        RowReader(snapshots).gather(np.arange(1))
+
+
+def test_expected_shards_are_read_in_the_order_of_first_need() -> None:
+    snapshots = filled(Storage.open(f"memory://{uuid.uuid4().hex}"), list(range(9)))
+    read: list[int] = []
+    touch = snapshots.touch
+    snapshots.touch = lambda i: (read.append(i), touch(i))[1]  # type: ignore[method-assign, assignment]
+    reader = RowReader(snapshots)
+    reader.expect(np.array([5, 5, 2, 7, 2, 0]))
+    until(lambda: len(read) == 4)
+    assert read == [5, 2, 7, 0]
+    reader.forget()
+    assert same(reader.gather(np.array([7, 5])), np.array([7, 5]))
+
+
+def test_no_more_is_read_ahead_than_asked_for() -> None:
+    read: list[int] = []
+    ahead = ShardsAhead(range(10), lambda i: (read.append(i), values(range(1)))[1], depth=2)
+    until(lambda: read == [0, 1])
+    time.sleep(0.05)
+    assert read == [0, 1]
+    ahead.used(1)
+    until(lambda: read == [0, 1, 2, 3])
+    ahead.used(8)
+    until(lambda: read == [0, 1, 2, 3, 9])  # 4 to 8 are in use already
+    ahead.close()
+
+
+def test_what_cannot_be_read_ahead_is_left_to_whoever_wants_it(tmp_path: Path) -> None:
+    snapshots = filled(local(tmp_path), [0, 1, 2, 3])
+    (path,) = (tmp_path / "store" / "sets" / snapshots.spec.id / "shards").glob("000001.*")
+    path.write_bytes(b"")
+    made: list[int] = []
+    reader = RowReader(snapshots, lambda i: (made.append(i), values(snapshots.spec.shard_range(i)))[1])
+    reader.expect(np.arange(3))
+    until(lambda: len(snapshots._kept.keys()) == 2)
+    assert same(reader.gather(np.arange(3)), np.arange(3))
+    assert made == [1]
+    reader.forget()
+
+
+def test_a_shard_wanted_while_it_is_read_ahead_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshots = filled(Storage.open(f"memory://{uuid.uuid4().hex}"), [0, 1])
+    loads: list[int] = []
+    load = snapshots._load
+
+    def slow(i: int) -> tuple[tuple[Array, ...], bool]:
+        loads.append(i)
+        time.sleep(0.1)
+        return load(i)
+
+    monkeypatch.setattr(snapshots, "_load", slow)
+    threads = [threading.Thread(target=snapshots.touch, args=(0,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert loads == [0]
+
+
+def until(condition: object) -> None:
+    ends = time.monotonic() + 10
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < ends
+        time.sleep(0.005)
