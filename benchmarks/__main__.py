@@ -20,6 +20,7 @@ NAMES = {
     "augment": "images a second of the view pipeline, beside torchvision's transforms",
     "memory": "peak memory of each stage, beside end-to-end training",
     "overhead": "an orchestrated run beside a plain PyTorch loop",
+    "production": "the first epoch of a stage whose snapshots are made before it, or while it trains",
     "driver_scale": "what the driver alone can do: thousands of nodes, hundreds of made-up devices",
     "segprop_vs_e2e": "a whole SegProp run beside an end-to-end run",
     "sweep": "a sweep beside its trials as runs of their own",

@@ -78,6 +78,8 @@ class RegimePlan:
     retention: str
     #: What every boundary is predicted to cost, in chain order.
     boundaries: tuple[Prediction, ...] = ()
+    #: Whether its stages wait for their snapshot sets (`before`) or make what they find missing (`overlap`).
+    production: str = "before"
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -133,6 +135,14 @@ class Plan:
         """Materialize nodes that some regime wants to keep after their last use, or that somebody will read later."""
         keeping = {name for name, regime in self.regimes.items() if regime.retention == "keep"}
         return self.held | frozenset(node.id for node in self.sets if not keeping.isdisjoint(node.regimes))
+
+    @cached_property
+    def overlapping(self) -> frozenset[str]:
+        """Train nodes that start without waiting for their snapshot sets."""
+        overlap = {name for name, regime in self.regimes.items() if regime.production == "overlap"}
+        return frozenset(
+            node.id for node in self.nodes if node.kind == "train" and not overlap.isdisjoint(node.regimes)
+        )
 
     @cached_property
     def peak_snapshot_bytes(self) -> int:

@@ -28,6 +28,7 @@ from workers.specs import (
     ModelTask,
     StageTask,
     TrainSpec,
+    snapshot_role,
     to_json,
 )
 
@@ -210,6 +211,7 @@ class _RegimeBuilder:
             reads=reads,
             peak_snapshot_bytes=policy.peak_bytes(stored, keep=keep),
             retention=regime.snapshots.retention,
+            production=regime.snapshots.production,
             boundaries=tuple(self._prediction(index, stage_ids) for index in range(len(self.boundaries))),
         )
 
@@ -313,10 +315,10 @@ class _RegimeBuilder:
     def _read_sets(self, stage: Stage) -> dict[str, str]:
         index = self.boundaries.index(stage.hops)
         # In the order in which the first epochs will ask: view 0 first, validation at the end of the epoch.
-        roles = {"snapshot/train/0": self._set_node(index, "train", 0)}
-        roles["snapshot/validation/eval"] = self._set_node(index, "validation", None)
+        roles = {snapshot_role("train", 0): self._set_node(index, "train", 0)}
+        roles[snapshot_role("validation", None)] = self._set_node(index, "validation", None)
         for view in range(1, self._views(stage)):
-            roles[f"snapshot/train/{view}"] = self._set_node(index, "train", view)
+            roles[snapshot_role("train", view)] = self._set_node(index, "train", view)
         return roles
 
     def _set_node(self, index: int, split: str, view: int | None) -> str:

@@ -57,14 +57,25 @@ def closure(plan: Plan, targets: Iterable[str]) -> frozenset[str]:
 
 
 def held(
-    plan: Plan, targets: Iterable[str], *, committed: AbstractSet[str], released: AbstractSet[str]
+    plan: Plan,
+    targets: Iterable[str],
+    *,
+    committed: AbstractSet[str],
+    released: AbstractSet[str],
+    partial: AbstractSet[str] = schedule.NONE,
 ) -> frozenset[str]:
-    """Snapshot sets that are there and that `targets`, some of which nobody may ask for yet, will read."""
-    todo = schedule.wanted(dataclasses.replace(plan, targets=tuple(targets)), committed=committed, released=released)
+    """Snapshot sets that are there, or in part, and that `targets`, some of which nobody may ask for yet, will read."""
+    todo = schedule.wanted(
+        dataclasses.replace(plan, targets=tuple(targets)),
+        committed=committed,
+        released=released,
+        overlapping=schedule.NONE,
+    )
     return frozenset(
         node.id
         for node in plan.sets
-        if node.id in committed and node.id not in released and not todo.isdisjoint(plan.readers(node.id))
+        if (node.id in partial or (node.id in committed and node.id not in released))
+        and not todo.isdisjoint(plan.readers(node.id))
     )
 
 

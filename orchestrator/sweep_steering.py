@@ -188,7 +188,13 @@ class Steering:
             if course.status in ("waiting", "running")
             for target in course.plan.targets
         )
-        held = sweep_plan.held(self.plan, coming, committed=ledger.commits.keys(), released=ledger.released)
+        held = sweep_plan.held(
+            self.plan,
+            coming,
+            committed=ledger.commits.keys(),
+            released=ledger.released,
+            partial=ledger.partial.keys(),
+        )
         return dataclasses.replace(self.plan, targets=tuple(targets), held=held)
 
     def _hear(self, message: Message) -> None:

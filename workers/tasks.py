@@ -53,9 +53,9 @@ def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
         case specs.MeasureTask():
             return measure(task, order.parents, environment, attempt)
         case specs.MaterializeTask():
-            return materialize(task, order.parents, environment, attempt)
+            return materialize(task, order.parents, environment, attempt, order.production)
         case specs.StageTask():
-            return Stage(task, order.parents, environment, attempt).run()
+            return Stage(task, order.parents, environment, attempt, order.production).run()
         case specs.EvaluateTask():
             return evaluate(task, order.parents, environment, attempt)
     raise AssertionError(f"no worker for {order.kind}")
