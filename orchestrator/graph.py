@@ -95,10 +95,10 @@ class Plan:
     regimes: dict[str, RegimePlan]
     #: Split -> evaluate node of the model as it came ({} where it came without weights).
     original: dict[str, str] = dataclasses.field(default_factory=dict)
-    #: Materialize nodes that are read by what is not asked for yet (a sweep's later trials).
-    held: frozenset[str] = frozenset()
     #: Measure nodes whose figures were not there when the plan was made: what they decide is provisional.
     unmeasured: tuple[str, ...] = ()
+    #: Materialize nodes that are read by what is not asked for yet (a sweep's later trials).
+    held: frozenset[str] = frozenset()
 
     def measuring(self) -> Plan:
         """What has to be done before the plan can be made for good: the unmeasured nodes and what they need."""
