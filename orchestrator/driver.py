@@ -141,7 +141,7 @@ class Driver:
             return
         self._nodes |= {node.id: node for node in plan.nodes}
         known = set(self._ledger.commits)
-        self._ledger.look_up(node for node in plan.nodes if node.id not in self._looked_up)
+        self._ledger.look_up([node for node in plan.nodes if node.id not in self._looked_up])
         self._looked_up |= {node.id for node in plan.nodes}
         self._outcome.reused |= self._ledger.commits.keys() - known
         self._plan_work(plan, running=self._running.keys(), failed=self._outcome.failures.keys())
