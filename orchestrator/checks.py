@@ -101,5 +101,5 @@ def _resolve_regimes(config: Config, document: Document, problems: list[Problem]
                 model = dataclasses.replace(model, head_convs=own.head_convs)
             else:
                 problems.append(document.problem((*prefix, "head_convs"), "is for ResNets; a decoder has split.head"))
-        resolved[name] = Regime(name, own.kind, model, stages=stages, **values)
+        resolved[name] = Regime(name, own.kind, model, stages=stages, pipeline=config.pipeline_of(own), **values)
     return resolved

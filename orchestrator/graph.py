@@ -20,7 +20,7 @@ from orchestrator.policy import Decision
 #: Part of every id. Raise it when the meaning of a task changes: no old commit is then taken for a new one.
 FORMAT = 1
 
-Kind = Literal["data", "model", "measure", "train", "materialize", "evaluate"]
+Kind = Literal["data", "model", "measure", "train", "materialize", "evaluate", "average"]
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,22 @@ class RegimePlan:
     #: Most snapshot bytes alive at one time.
     peak_snapshot_bytes: int
     retention: str
+    #: Train node of a stage's last round -> its earlier rounds, in order (wavefront).
+    rounds: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    #: Nodes that average the replicas of the head, in order (wavefront).
+    averages: tuple[str, ...] = ()
+    #: What ends the regime early, by the names of `run_exit`; empty: nothing.
+    run_exit: dict[str, float] = dataclasses.field(default_factory=dict)
+    #: Stages that train at one time, at most.
+    width: int = 1
     #: What every boundary is predicted to cost, in chain order.
     boundaries: tuple[Prediction, ...] = ()
     #: Whether its stages wait for their snapshot sets (`before`) or make what they find missing (`overlap`).
     production: str = "before"
+
+    def work_of(self, stage: str) -> tuple[str, ...]:
+        """All train nodes of a stage, in order, given the one in `stages`."""
+        return (*self.rounds.get(stage, ()), stage)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -135,6 +147,11 @@ class Plan:
         """Materialize nodes that some regime wants to keep after their last use, or that somebody will read later."""
         keeping = {name for name, regime in self.regimes.items() if regime.retention == "keep"}
         return self.held | frozenset(node.id for node in self.sets if not keeping.isdisjoint(node.regimes))
+
+    @property
+    def width(self) -> int:
+        """Stages that can train at one time."""
+        return sum(regime.width for regime in self.regimes.values())
 
     @cached_property
     def overlapping(self) -> frozenset[str]:
@@ -192,7 +209,10 @@ def _identity(kind: str, task: Mapping[str, Any]) -> Mapping[str, Any]:
         # As before there were others.
         task = {**task, "boundary": _without(task["boundary"], "encoding")}
     if kind == "train":
-        return {**task, "train": _without(task["train"], "checkpoint_every_s")}
+        train = _without(task["train"], "checkpoint_every_s")
+        # Matrices under adapters were not rounded once: such a stage is another one since they are.
+        rounds = {"rounds": 1} if train.get("lora") and train.get("frozen_weights", "full") != "full" else {}
+        return {**task, "train": train, **rounds}
     return task
 
 

@@ -110,7 +110,7 @@ class RayRunner:
         """`address`: a running cluster, else RAY_ADDRESS, else a cluster of our own, which needs numbers, not `auto`.
 
         On a running cluster `slots`, `threads` and `device` may be `auto`: settled by `start` from its machines and
-        `chains`, the regimes that run side by side.
+        `chains`, the stages that can run side by side.
         `started`: Ray is connected already (tests, sweeps) and stays connected on `close`.
         `store`: what all machines of a running cluster have to see. `labels`, `accelerator`: only machines with these.
         `deadline_s`: when no worker has come (back) for so long, the run ends.

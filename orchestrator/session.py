@@ -146,7 +146,7 @@ def make_runner(prepared: Prepared) -> Runner:
             threads=resources.threads,
             device=resources.device,
             address=address,
-            chains=len(prepared.plan.regimes),
+            chains=prepared.plan.width,
             store=prepared.config.store,
             labels=resources.labels,
             accelerator=resources.accelerator,
@@ -158,7 +158,7 @@ def make_runner(prepared: Prepared) -> Runner:
         resources.threads,
         device=device,
         devices=_device_count(device),
-        chains=len(prepared.plan.regimes),
+        chains=prepared.plan.width,
     )
     if resources.runner == "local":
         from orchestrator.local_runner import LocalRunner
@@ -177,8 +177,8 @@ def make_runner(prepared: Prepared) -> Runner:
 
 
 def settle_slots(slots: int | str, threads: int | str, *, device: str, devices: int, chains: int) -> tuple[int, int]:
-    """(slots, threads of each). `devices`: GPUs or CPU cores there are; `chains`: regimes, each a chain of
-    stages that run one after the other.
+    """(slots, threads of each). `devices`: GPUs or CPU cores there are; `chains`: stages that can run at one time, one
+    of every regime where they run one after the other.
 
     One slot a GPU. On a CPU-only machine a slot is a share of the cores: as many slots as regimes can use, since
     two one-thread workers do more than one two-thread worker.

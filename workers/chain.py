@@ -35,7 +35,9 @@ class Path(nn.Module):
         self.trained = frozenset(trained)
         self.activation_checkpointing = activation_checkpointing
         for name, part in self.parts.items():
-            part.requires_grad_(name in self.trained)
+            for parameter in part.parameters():
+                # Packed matrices are integers.
+                parameter.requires_grad_(name in self.trained and parameter.is_floating_point())
         self.train(False)
 
     def train(self, mode: bool = True) -> Path:

@@ -50,13 +50,9 @@ class Snapshot:
 def save(nodes: NodeStore, node_id: str, attempt_id: str, snapshot: Snapshot) -> None:
     """Write and publish a checkpoint; older ones of the node are pruned afterwards (two are kept)."""
     tensors: State = {
-        **{f"model/{name}": tensor for name, tensor in snapshot.model.items()},
+        **running_state(snapshot.model, snapshot.optimizer),
         **{f"best/{name}": tensor for name, tensor in snapshot.best.items()},
-        **{f"optimizer/{name}": tensor for name, tensor in snapshot.optimizer.items()},
-        "rng/cpu": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
-        tensors["rng/cuda"] = torch.cuda.get_rng_state()
     position = [snapshot.progress.global_step, snapshot.progress.epoch, snapshot.progress.step]
     nodes.save_checkpoint(
         node_id,
@@ -74,18 +70,36 @@ def load(nodes: NodeStore, node_id: str) -> Snapshot | None:
     if found is None:
         return None
     tensors = load_bytes(nodes.read_file(found.files[FILE]))
-    torch.set_rng_state(tensors["rng/cpu"])
-    if "rng/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["rng/cuda"])
+    model, optimizer = resume_running_state(tensors)
     progress = StageProgress(**found.data["progress"])
     progress.resumed += 1
     return Snapshot(
         progress=progress,
-        model=_under("model/", tensors),
+        model=model,
         best=_under("best/", tensors),
-        optimizer=_under("optimizer/", tensors),
+        optimizer=optimizer,
         scaler=found.data["scaler"],
     )
+
+
+def running_state(model: State, optimizer: State) -> State:
+    """What training goes on with, as the tensors of one file: these two and the random state of this moment."""
+    tensors: State = {
+        **{f"model/{name}": tensor for name, tensor in model.items()},
+        **{f"optimizer/{name}": tensor for name, tensor in optimizer.items()},
+        "rng/cpu": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        tensors["rng/cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def resume_running_state(tensors: State) -> tuple[State, State]:
+    """Inverse of `running_state`: (model, optimizer), with the random state put back."""
+    torch.set_rng_state(tensors["rng/cpu"])
+    if "rng/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng/cuda"])
+    return _under("model/", tensors), _under("optimizer/", tensors)
 
 
 def _under(prefix: str, tensors: State) -> State:

@@ -11,6 +11,7 @@ from cache_store.records import Attempt
 from workers.boundary import StoredBoundary, snapshot_counters
 from workers.domains import domain_of
 from workers.environment import WorkerEnvironment
+from workers.gate import reached
 from workers.orders import Production
 from workers.production import Made, SharedSet, whole
 from workers.shuffle import shard_order
@@ -25,7 +26,8 @@ def materialize(
     attempt: Attempt,
     production: Production,
 ) -> dict[str, Any]:
-    """Compute what is missing of the set and commit. Shards already there (an earlier attempt's) are kept.
+    """Compute what is missing of the set and commit; nothing if the run's exit leaves its reader out. Shards already
+    there (an earlier attempt's) are kept.
 
     A helper makes shards as long as there are free ones and returns {} without a commit.
     """
@@ -34,6 +36,13 @@ def materialize(
     source = domain.source(parents["data"]["result"], environment.snapshots, task.split)
     weights = Weights(environment.nodes, parents, domain, environment.device)
     boundary = StoredBoundary(environment, domain, task.boundary, source, weights, task.view)
+    if reached(task.gate, parents):
+        # Of what nobody will read there is an empty set: for the driver, one that is not there was released.
+        boundary.snapshots.ensure()
+        if production.helper:
+            return {}
+        nothing = {"set": boundary.spec.id, "rows": 0, "bytes": 0, "forwards": {}, "snapshot": snapshot_counters({})}
+        return attempt.commit({**nothing, "seconds": time.monotonic() - started, "where": environment.where()})
     watch = _Watch(boundary, environment, domain.row_unit)
     work = _Work(boundary, task.experiment.seed, production.first_epoch)
     if not production.shared:

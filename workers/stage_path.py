@@ -21,8 +21,8 @@ class StagePath:
         parts: dict[str, nn.Module] = {}
         for index, name in enumerate(task.path):
             parts[name] = self._training_only(name, index) if name in (ADAPTER, AUX) else weights.build(name)
-            if name not in trained:
-                # At once: a frozen stretch that only fits in 4 bits never lies there whole.
+            if name not in trained or task.train.lora is not None:
+                # At once: a stretch of frozen matrices that only fits in 4 bits never lies there whole.
                 domain.prepare_frozen(name, parts[name], task.train)
         checkpointing = task.train.activation_checkpointing
         self.module = Path(parts, trained, activation_checkpointing=checkpointing)
@@ -51,17 +51,18 @@ class StagePath:
             return domain.build_aux(source, seed, self._device, head)
         return domain.build_adapter(source, blocks.index(task.path[index + 1]), seed, self._device)
 
-    def state(self) -> State:
-        """Everything that changes while the stage trains, on the host, named `<part>/<tensor>`."""
+    def state(self, *, uncommitted: bool = False) -> State:
+        """Everything that changes while the stage trains, on the host, named `<part>/<tensor>`; or only what of it no
+        commit holds, the parts that live as long as the stage."""
         return {
             f"{part}/{name}": tensor.detach().to("cpu", copy=True).contiguous()
-            for part, module in self._trained()
+            for part, module in self._trained(uncommitted)
             for name, tensor in _changing(module).items()
         }
 
-    def load(self, state: State) -> None:
+    def load(self, state: State, *, uncommitted: bool = False) -> None:
         """Put back what `state()` gave."""
-        for part, module in self._trained():
+        for part, module in self._trained(uncommitted):
             prefix = f"{part}/"
             own = {key[len(prefix) :]: tensor for key, tensor in state.items() if key.startswith(prefix)}
             expected = _changing(module).keys()
@@ -76,11 +77,14 @@ class StagePath:
     def resident_bytes(self) -> int:
         return module_bytes(self.module)
 
-    def _trained(self) -> list[tuple[str, nn.Module]]:
-        return [(name, part) for name, part in self.module.parts.items() if name in self.module.trained]
+    def _trained(self, uncommitted: bool) -> list[tuple[str, nn.Module]]:
+        names = self.module.trained - set(self._task.trained) if uncommitted else self.module.trained
+        return [(name, part) for name, part in self.module.parts.items() if name in names]
 
 
 def _changing(module: nn.Module) -> State:
-    """Trained parameters and buffers: a frozen matrix under a low-rank adapter need not be saved again."""
-    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
-    return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
+    """Trained parameters and buffers: a frozen matrix under a low-rank adapter need not be saved again, nor what
+    belongs to its packing in few bits."""
+    names = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    names |= {name for name, _ in module.named_buffers()}
+    return {name: tensor for name, tensor in module.state_dict().items() if name in names}

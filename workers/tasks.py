@@ -12,12 +12,14 @@ from cache_store.errors import Interrupted
 from cache_store.records import Attempt
 from cache_store.storage import Storage
 from workers import models, specs
+from workers.average import average
 from workers.chain import state_digest
 from workers.control import Control
 from workers.data.prepare import prepare
 from workers.environment import WorkerEnvironment, prepare_process
 from workers.evaluate import evaluate
 from workers.export_language_model import COMPANION
+from workers.gate import carry_over, reached
 from workers.lm_specs import CausalLMSpec, TextSpec
 from workers.materialize import materialize
 from workers.measure import measure
@@ -54,10 +56,14 @@ def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
             return measure(task, order.parents, environment, attempt)
         case specs.MaterializeTask():
             return materialize(task, order.parents, environment, attempt, order.production)
+        case specs.StageTask() if reached(task.gate, order.parents):
+            return carry_over(task, order.parents, environment, attempt)
         case specs.StageTask():
             return Stage(task, order.parents, environment, attempt, order.production).run()
         case specs.EvaluateTask():
             return evaluate(task, order.parents, environment, attempt)
+        case specs.AverageTask():
+            return average(task, order.parents, environment, attempt)
     raise AssertionError(f"no worker for {order.kind}")
 
 

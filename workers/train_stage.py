@@ -40,7 +40,8 @@ from workers.checkpoint import Snapshot, StageProgress
 from workers.domains import Batch, Source, domain_of
 from workers.environment import WorkerEnvironment
 from workers.exits import exit_reason, is_better
-from workers.memory import SAMPLED_EPOCHS, PeakMeter, load_lazily_loaded, settled_private_bytes
+from workers.lm_specs import CausalLMSpec
+from workers.memory import SAMPLED_EPOCHS, PeakMeter, load_lazily_loaded, return_freed_blocks, settled_private_bytes
 from workers.optim import (
     autocast,
     build_optimizer,
@@ -60,6 +61,8 @@ from workers.weights import ADAPTER, AUX, Weights, read_tensors
 #: Seconds between looks at the loss, the stop flag and the clock. On a device each look is one synchronization.
 REPORT_EVERY_S = 1.0
 OPTIMIZER_FILE = "optimizer.safetensors"
+#: What the next round of a stage needs beside the parts: adapter, optimizer and random state.
+CONTINUE_FILE = "continue.safetensors"
 
 
 class Stage:
@@ -86,6 +89,8 @@ class Stage:
         self._shared: list[SharedSet] = []
         self.weights = Weights(environment.nodes, parents, self.domain, self.device)
         load_lazily_loaded()
+        if self.device.type == "cpu" and isinstance(task.experiment.model, CausalLMSpec):
+            return_freed_blocks()
         self._host_baseline = settled_private_bytes()
 
         torch.manual_seed(derive_seed(task.experiment.seed, "stage", task.name))
@@ -101,6 +106,8 @@ class Stage:
         self.total_steps = self.train.epochs * self.per_epoch
         if self.train.exit.steps is not None:
             self.total_steps = min(self.total_steps, self.train.exit.steps)
+        #: Where this piece of work ends: a round before the stage does.
+        self.last_step = min(self.total_steps, task.epochs.stop * self.per_epoch)
         self.boundaries: dict[tuple[str, int | None], StoredBoundary] = {}
         self._prefix: Path | None = None
         self.inputs = {split: self._inputs(split) for split in ("train", "validation")}
@@ -136,8 +143,8 @@ class Stage:
             )
         assert task.boundary is not None
         # Of a view that is never reached not even an empty set is made.
-        reached = range(min(self.views, -(-self.total_steps // self.per_epoch)))
-        views = reached if split == "train" else [None]
+        epochs = range(task.epochs.start, -(-self.last_step // self.per_epoch))
+        views = sorted({epoch % self.views for epoch in epochs}) if split == "train" else [None]
         readers = {}
         for view in views:
             boundary = StoredBoundary(self.environment, self.domain, task.boundary, source, self.weights, view)
@@ -171,7 +178,7 @@ class Stage:
     # -- running ----------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
-        """Train to the stage's exit and commit. Returns the commit that counts.
+        """Train to the exit of the stage, or the end of its round, and commit. Returns the commit that counts.
 
         Raises TrainingDiverged when a loss is not finite (the last good checkpoint stays) and Interrupted, after
         a checkpoint, when asked to stop.
@@ -187,6 +194,8 @@ class Stage:
             record = self._parents["optimizer"]["files"].get(OPTIMIZER_FILE)
             if record is not None:
                 restore_optimizer(self.optimizer, self.path.names, read_tensors(self.environment.nodes, record))
+        if "continue" in self._parents:
+            self._continue(self._parents["continue"])
         found = checkpoint.load(self.environment.nodes, self._attempt.node_id)
         if found is None:
             return
@@ -195,6 +204,24 @@ class Stage:
         restore_optimizer(self.optimizer, self.path.names, found.optimizer)
         if found.scaler:
             self.scaler.load_state_dict(found.scaler)
+
+    def _continue(self, before: Mapping[str, Any]) -> None:
+        """Go on where the round before stopped. The parts are loaded already, perhaps not as it left them: the head
+        may be an average. The optimizer's state is this segment's own either way."""
+        result = before["result"]
+        model, optimizer = checkpoint.resume_running_state(
+            read_tensors(self.environment.nodes, before["files"][CONTINUE_FILE])
+        )
+        self.path.load(model, uncommitted=True)
+        restore_optimizer(self.optimizer, self.path.names, optimizer)
+        if result["scaler"]:
+            self.scaler.load_state_dict(result["scaler"])
+        self.progress = StageProgress(
+            epoch=self.task.epochs.start,
+            global_step=result["steps"],
+            history=list(result["epochs"]),
+            best_epoch=result["best_epoch"],
+        )
 
     def _run_epoch(self) -> None:
         progress = self.progress
@@ -280,6 +307,8 @@ class Stage:
         progress.epoch, progress.step = progress.epoch + 1, 0
         progress.sums, progress.epoch_seconds = [0.0, 0.0, 0.0], 0.0
         progress.exit = exit_reason(self.train, progress.history, progress.global_step, self.total_steps, monitor)
+        if progress.exit is None and progress.epoch == self.task.epochs.stop:
+            progress.exit = "round"
         if progress.exit is None and self._checkpoint_due():
             self._save()
         reach("stage.epoch")
@@ -341,7 +370,7 @@ class Stage:
             steps=last,
             rate=rate * self.train.batch_size,
             unit=self.domain.unit,
-            seconds_left=(self.total_steps - done) / max(rate, 1e-9),
+            seconds_left=(self.last_step - done) / max(rate, 1e-9),
             loss=loss,
             accuracy=accuracy,
             stalled=self._waits.share(),
@@ -418,6 +447,12 @@ class Stage:
                 if not name.startswith((f"{ADAPTER}/", f"{AUX}/"))
             }
             self._attempt.write(OPTIMIZER_FILE, save_bytes(tensors))
+        handed_on: dict[str, Any] = {}
+        if task.goes_on:
+            state = self.path.state(uncommitted=True)
+            tensors = checkpoint.running_state(state, optimizer_tensors(self.optimizer, self.path.names))
+            self._attempt.write(CONTINUE_FILE, save_bytes(tensors))
+            handed_on["scaler"] = self.scaler.state_dict() if self.scaler.is_enabled() else {}
         committed = progress.best_epoch if self.train.commit == "best" else progress.epoch - 1
         boundaries = {snapshot_role(*key): boundary for key, boundary in self.boundaries.items()}
         partial = commit_made_along(
@@ -433,6 +468,7 @@ class Stage:
                 "exit": progress.exit,
                 "steps": progress.global_step,
                 "path_is_auxiliary": ADAPTER in task.path or AUX in task.path,
+                **handed_on,
                 **self._measured(),
                 **({"partial": partial, "waited_s": sum(s.waited for s in self._shared)} if self._shared else {}),
             }
@@ -441,14 +477,15 @@ class Stage:
         return commit
 
     def _measured(self) -> dict[str, Any]:
-        history = self.progress.history
+        history = [epoch for epoch in self.progress.history if epoch["epoch"] in self.task.epochs]
         steady = history[1:] or history
         forwards: dict[str, int] = self._made.total(self.environment.nodes)["forwards"] if self._shared else {}
         for boundary in self.boundaries.values() if not self._shared else ():
             for block, count in boundary.total_forwards().items():
                 forwards[block] = forwards.get(block, 0) + count
         if self._prefix is not None:
-            samples = self.progress.global_step * self.train.batch_size
+            steps = self.progress.global_step - self.task.epochs.start * self.per_epoch
+            samples = steps * self.train.batch_size
             samples += len(history) * self.sources["validation"].rows
             forwards = dict.fromkeys(self._prefix.parts, samples)
         # Of this attempt, like the counters of snapshots.

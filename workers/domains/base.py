@@ -87,8 +87,8 @@ class Domain(Protocol):
         gradients before."""
 
     def prepare_frozen(self, part: str, module: nn.Module, train: TrainSpec) -> None:
-        """Make a part of a stage's path that is not trained ready for it: fewer bits, where that is asked for. The part
-        has its weights and is on its device; its state is not read again."""
+        """Make a part of a stage's path whose matrices stay as they are (it is not trained, or by low-rank adapters
+        alone) ready for it: fewer bits, where that is asked for. The part has its weights and is on its device."""
 
     def final_state(self, module: nn.Module) -> State:
         """A trained part's own tensors on the host, named as `part_state_names` does."""
