@@ -114,7 +114,7 @@ class FakeDevices:
 
     def start(self) -> None: ...
 
-    def free(self) -> int:
+    def free(self, *, together: bool = False) -> int:
         return self._free
 
     def submit(self, order: Any) -> None:

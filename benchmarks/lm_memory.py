@@ -5,9 +5,9 @@ base; the stage runs in a worker process of its own, whose growth (private memor
 only loaded the libraries) is set beside the bytes of its own tensors. It must not hold the embedding, the prefix or
 other blocks: target its own tensors (weights, gradients, optimizer state, activations as predicted) + 300 MB.
 
-With `--device cuda`: Llama-3.1-8B's shape with random weights. Stage 1 (base 1 and 18), a stage after the first, end
-to end with activation checkpointing, and LoRA: peak allocated memory and tokens a second by the training code's own
-path, loss and optimizer. No weights, no data set and no Ray.
+With `--device cuda`: Llama-3.1-8B's shape with random weights. Stage 1 (base 1 and 18), a stage after the first, end to
+end with activation checkpointing, LoRA and QLoRA: peak allocated memory and tokens a second by the training code's own
+path, loss and optimizer. No weights, no data set and no Ray. `--tiny` runs the same code at a toy size, on any device.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from benchmarks.harness import Json, Report, Table
 
 #: Bytes a worker may hold beside its own tensors.
 ALLOWANCE = 300e6
-#: GiB for an 8B model, torchtune: full fine-tuning and LoRA.
-TO_BEAT = {"full": 18.9, "lora": 16.2}
+#: GiB for an 8B model, torchtune.
+TO_BEAT = {"full fine-tuning": 18.9, "LoRA": 16.2, "QLoRA": 7.4}
 LLAMA_8B = {
     "model_type": "llama",
     "hidden_size": 4096,
@@ -36,13 +36,24 @@ LLAMA_8B = {
     "max_position_embeddings": 131072,
     "rope_theta": 500000.0,
 }
-#: Case -> (base, whether it is end to end, LoRA rank or None).
+#: What becomes of that shape with `--tiny`; matrices whose rows are multiples of 64, as nf4 wants them on a CPU.
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+}
+#: Case -> (base, what trains, LoRA rank or None, bits of frozen matrices).
 CASES = {
-    "stage1/base1": (1, "stage1", None),
-    "stage1/base18": (18, "stage1", None),
-    "stage2": (18, "stage2", None),
-    "e2e+checkpointing": (0, "e2e", None),
-    "e2e+lora": (0, "e2e", 16),
+    "stage1/base1": (1, "stage1", None, "full"),
+    "stage1/base18": (18, "stage1", None, "full"),
+    "stage2": (18, "stage2", None, "full"),
+    "stage2+lora": (18, "stage2", 16, "full"),
+    "e2e+checkpointing": (0, "e2e", None, "full"),
+    "e2e+lora": (0, "e2e", 16, "full"),
+    "e2e+qlora": (0, "e2e", 16, "nf4"),
 }
 
 
@@ -53,12 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=5, help="cuda: measured steps (%(default)s)")
     parser.add_argument("--layers", type=int, help="cpu: layers of the random model (26: 2.1 GB; quick 4)")
     parser.add_argument("--cases", nargs="+", choices=CASES, help="cuda: only these")
+    parser.add_argument("--tiny", action="store_true", help="the device's cases at a toy size, on any device")
     parser.add_argument("--optimizer", choices=("adamw", "adamw8bit", "sgd"), default="adamw", help="cuda")
     parser.add_argument("--lm-head", choices=("train", "frozen"), default="train", help="cuda")
 
 
 def result_name(options: argparse.Namespace) -> str:
-    return "lm_memory-cuda" if _cuda(options) else "lm_memory"
+    return "lm_memory-tiny" if options.tiny else "lm_memory-cuda" if _cuda(options) else "lm_memory"
 
 
 def _cuda(options: argparse.Namespace) -> bool:
@@ -66,7 +78,7 @@ def _cuda(options: argparse.Namespace) -> bool:
 
 
 def run(options: argparse.Namespace) -> Report:
-    return _on_device(options) if _cuda(options) else _on_host(options)
+    return _on_device(options) if options.tiny or _cuda(options) else _on_host(options)
 
 
 # --- host: a worker of a stage after the first ---------------------------------------------------------------
@@ -225,25 +237,28 @@ def stage(config: Path) -> Json:
 
 def _on_device(options: argparse.Namespace) -> Report:
     names = options.cases or list(CASES)
+    shape = {**LLAMA_8B, **(TINY if options.tiny else {"num_hidden_layers": 4} if options.quick else {})}
     common = {
-        "length": 128 if options.quick else options.length,
+        "device": "cuda" if _cuda(options) else "cpu",
+        "length": 128 if options.quick or options.tiny else options.length,
         "micro": options.micro,
         "steps": options.steps,
         "optimizer": options.optimizer,
         "lm_head": options.lm_head,
-        "layers": 4 if options.quick else LLAMA_8B["num_hidden_layers"],
+        "layers": shape["num_hidden_layers"],
     }
-    found = {}
+    found: dict[str, Json] = {}
     for name in names:
         harness.say(name)
-        done = harness.python("-m", "benchmarks.lm_memory", "case", json.dumps({"case": name, **common}), check=False)
+        given = json.dumps({"case": name, "shape": shape, **common})
+        done = harness.python("-m", "benchmarks.lm_memory", "case", given, check=False)
         lines = done.stdout.strip().splitlines()
         # What does not fit the device is a result too.
         found[name] = json.loads(lines[-1]) if done.returncode == 0 and lines else {"failed": _reason(done.stderr)}
     rows = [
         (
             name,
-            result.get("peak_allocated_bytes", 0) / 2**30 or None,
+            (result.get("peak_allocated_bytes") or 0) / 2**30 or None,
             result.get("tokens_per_s"),
             result.get("trainable", 0) / 1e6 or None,
             result.get("failed", ""),
@@ -254,15 +269,18 @@ def _on_device(options: argparse.Namespace) -> Report:
     for name in ("stage1/base1", "stage2"):
         peak = found.get(name, {}).get("peak_allocated_bytes")
         if peak is not None:
-            holds = peak / 2**30 < TO_BEAT["full"] if not options.quick else None
-            targets.append((f"{name} below {TO_BEAT['full']} GiB", f"{peak / 2**30:.1f} GiB", holds))
+            holds = None if options.quick or options.tiny else peak / 2**30 < TO_BEAT["full fine-tuning"]
+            targets.append((f"{name} below {TO_BEAT['full fine-tuning']} GiB", f"{peak / 2**30:.1f} GiB", holds))
     return Report(
         title="peak memory and speed of Llama-3.1-8B's shape by stage",
         settings=common,
         results=found,
         tables=[Table("Device", ("case", "peak, GiB", "tokens/s", "trained, M", ""), rows)],
         targets=targets,
-        notes=["Peak: torch.cuda.max_memory_allocated over the measured steps. bf16 weights, random."],
+        notes=[
+            "Peak: torch.cuda.max_memory_allocated over the measured steps. bf16 weights, random.",
+            "To beat, GiB for an 8B model (torchtune): " + ", ".join(f"{name} {gib}" for name, gib in TO_BEAT.items()),
+        ],
     )
 
 
@@ -283,14 +301,15 @@ def case(settings: Json) -> Json:
     from workers.models.causal_lm import readout
     from workers.models.causal_lm.lora import add_lora
     from workers.models.causal_lm.parts import Frame, Head, build_part
+    from workers.models.causal_lm.quantized import quantize
     from workers.optim import autocast, build_optimizer
     from workers.specs import OptimizerSpec
 
-    device = torch.device("cuda")
+    device = torch.device(settings["device"])
     torch.manual_seed(0)
-    base, kind, rank = CASES[settings["case"]]
-    shape = {**LLAMA_8B, "num_hidden_layers": settings["layers"], "tie_word_embeddings": False}
-    count = settings["layers"]
+    base, kind, rank, bits = CASES[settings["case"]]
+    shape = {**settings["shape"], "tie_word_embeddings": False}
+    count = shape["num_hidden_layers"]
     base = min(base, count - 3)
     spec = CausalLMSpec(family="causal_lm", config=shape, master="bfloat16")
     tail = [f"layer{count - 2}", f"layer{count - 1}", "head"]
@@ -304,6 +323,8 @@ def case(settings: Json) -> Json:
         part = build_part(spec, name, device)
         for parameter in part.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
+        if bits != "full":
+            quantize(part, bits, torch.bfloat16)  # type: ignore[arg-type]
         parts[name] = part
     path = Chain(parts, names, activation_checkpointing=kind != "stage2")
     for part in parts.values():
@@ -329,14 +350,15 @@ def case(settings: Json) -> Json:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     for _ in range(2):
         step()
-    torch.cuda.synchronize()
+    synchronize()
     meter = PeakMeter(device, host=False)
     started = time.perf_counter()
     for _ in range(settings["steps"]):
         step()
-    torch.cuda.synchronize()
+    synchronize()
     seconds = time.perf_counter() - started
     peak = meter.stop()
     return {

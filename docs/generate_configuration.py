@@ -44,8 +44,8 @@ Unknown keys, wrong types and values out of range are refused, all problems of a
 line and the nearest known key. `--dry-run` prints what a file would do and trains nothing. Relative paths are
 relative to the current directory.
 
-A regime may override parts of `training`, `split` and `snapshots`, and `training` once more for single
-stages:
+A regime may override parts of `training`, `split`, `snapshots` and `wavefront`, and `training` once more for
+single stages:
 
 ```yaml
 regimes:
@@ -55,7 +55,7 @@ regimes:
     head_convs: 2
     training: {epochs: 20}
     stages:
-      segments: {epochs: 10}          # a group: base, segments, head, e2e
+      segments: {epochs: 10}          # a group: base, segments, head, final, e2e
       stage4-seg4: {optimizer: {lr: 1e-4}}   # one stage, by name
 ```
 """

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from orchestrator import gangs
 from orchestrator.explain import validated
 from orchestrator.image_checks import ImageChecks
 from orchestrator.sections import (
@@ -68,6 +69,7 @@ def check(document: Document) -> Checked:
             language = TextChecks(config, document, problems).run(resolved)
         elif isinstance(config, ImageConfig):
             outlines = ImageChecks(config, document, problems).run(resolved)
+        problems += [document.problem(path, message) for path, message in gangs.problems(config)]
     return Checked(document, config, data, outlines, language, list(dict.fromkeys(problems)))
 
 
@@ -101,5 +103,5 @@ def _resolve_regimes(config: Config, document: Document, problems: list[Problem]
                 model = dataclasses.replace(model, head_convs=own.head_convs)
             else:
                 problems.append(document.problem((*prefix, "head_convs"), "is for ResNets; a decoder has split.head"))
-        resolved[name] = Regime(name, own.kind, model, stages=stages, **values)
+        resolved[name] = Regime(name, own.kind, model, stages=stages, pipeline=config.pipeline_of(own), **values)
     return resolved

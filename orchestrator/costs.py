@@ -94,15 +94,16 @@ def make_seconds(costs: Costs, hops: Sequence[Sequence[str]], samples: int, *, r
 
 
 def boundary_costs(
-    costs: Costs, hops: Sequence[Sequence[str]], rows: SplitRows, *, views: int, passes: int
+    costs: Costs, hops: Sequence[Sequence[str]], rows: SplitRows, *, views: int, passes: int, versions: int = 1
 ) -> BoundaryCosts:
-    """`views`: sets of train; `passes`: epochs of the stages that start from this boundary."""
+    """`views`: sets of train; `versions`: sets of validation; `passes`: epochs of the stages that start from this
+    boundary."""
     here = costs.blocks[hops[-1][-1]]
-    stored, seen = views * rows.train + rows.validation, passes * (rows.train + rows.validation)
+    stored, seen = views * rows.train + versions * rows.validation, passes * (rows.train + rows.validation)
 
     def make(rolled: bool) -> float:
         train = make_seconds(costs, hops, rows.train, rolled=rolled)
-        return views * train + make_seconds(costs, hops, rows.validation, rolled=rolled)
+        return views * train + versions * make_seconds(costs, hops, rows.validation, rolled=rolled)
 
     from_start = make(rolled=False)
     prefix = sum(costs.blocks[block].batch for hop in hops for block in hop)

@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator import overlap
 from orchestrator.config import ImageConfig, TextConfig
 from orchestrator.estimate import Estimate
 from orchestrator.experiment import rows_of, tokens_a_sample
@@ -59,13 +60,19 @@ def regime_rows(plan: Plan, regime: RegimePlan) -> list[Row]:
     for stage_id in regime.stages:
         stage = plan.node(stage_id)
         text = stage.task["experiment"]["model"].get("family") == "causal_lm"
-        fresh = [plan.node(set_id) for set_id in _with_previous(plan, regime.reads[stage_id]) if set_id not in shown]
+        rounds = tuple(plan.node(node_id) for node_id in regime.work_of(stage_id))
+        read = [set_id for node in rounds for set_id in regime.reads[node.id]]
+        fresh = [plan.node(set_id) for set_id in _with_previous(plan, read) if set_id not in shown]
         for boundary in dict.fromkeys(_boundary(node) for node in fresh):
             nodes = tuple(node for node in fresh if _boundary(node) == boundary)
             shown.update(node.id for node in nodes)
             rows.append(Row(f"snapshots after {boundary[-1][-1]}", nodes, _sets_detail(nodes, text=text)))
         decision = regime.decisions[stage_id]
-        rows.append(Row(stage.task["name"], (stage,), f"{source_words(decision.source, text=text)}: {decision.reason}"))
+        label = stage.task["name"] + (f" ({len(rounds)} rounds)" if len(rounds) > 1 else "")
+        rows.append(Row(label, rounds, f"{source_words(decision.source, text=text)}: {decision.reason}"))
+    if regime.averages:
+        nodes = tuple(plan.node(node_id) for node_id in regime.averages)
+        rows.append(Row("averages", nodes, f"{len(nodes)} of the head's replicas"))
     evaluations = dict.fromkeys((*regime.assembled.values(), regime.validation, regime.test))
     nodes = tuple(plan.node(node_id) for node_id in evaluations)
     rows.append(Row("evaluations", nodes, f"{len(nodes)} of the whole chain"))
@@ -90,12 +97,15 @@ def _boundary(node: Node) -> tuple[tuple[str, ...], ...]:
 
 
 def _sets_detail(nodes: Sequence[Node], *, text: bool) -> str:
-    views = sum(node.task["split"] == "train" for node in nodes)
+    views = len({node.task["view"] for node in nodes if node.task["split"] == "train"})
+    versions = sum(node.task["split"] == "validation" for node in nodes)
     # Text has no views.
     train = "train" if text else f"{views} view{'s' if views != 1 else ''}"
     made = "rolled forward by " if "previous" in nodes[0].parents else "from the start by "
     hops = _boundary(nodes[0])
     blocks = hops[-1] if "previous" in nodes[0].parents else tuple(block for hop in hops for block in hop)
+    if versions > 1:
+        train = f"{versions} versions, {train}"
     spec = nodes[0].task["boundary"]
     kept = spec["dtype"] if spec["encoding"] == "plain" else f"{spec['dtype']} as {spec['encoding']}"
     return f"{train} + validation, {kept}, {made}{', '.join(abbreviated(blocks))}"
@@ -127,6 +137,11 @@ def render(prepared: Prepared) -> RenderableType:
         f"{human_bytes(everything.snapshot_bytes)} written."
     )
     basis = "measured (resources.gflops)" if config.resources.gflops != "auto" else "nominal speeds"
+    parts += [Text(overlap_words(plan, regime, slots)) for regime in plan.regimes.values() if regime.rounds]
+    for regime in plan.regimes.values():
+        if regime.run_exit:
+            asked = ", ".join(f"{key} {value:g}" for key, value in regime.run_exit.items())
+            parts.append(Text(f"{regime.name} leaves out the stages after the network has reached run_exit ({asked})."))
     if plan.unmeasured:
         parts.append(
             Text(
@@ -136,6 +151,20 @@ def render(prepared: Prepared) -> RenderableType:
         )
     parts.append(Text(f"{note} Times are rough: {basis}. Nothing was run."))
     return Group(*parts)
+
+
+def overlap_words(plan: Plan, regime: RegimePlan, slots: int | str) -> str:
+    """What a wave gains on several slots, in a sentence. `slots` `auto` counts as all that it can use."""
+    nodes = [node for node in plan.nodes if regime.name in node.regimes]
+    seconds = {node.id: node.estimate.seconds for node in nodes}
+    work, path = overlap.work_s(nodes, seconds), overlap.critical_path_s(nodes, seconds)
+    count = regime.width if slots == "auto" else int(slots)
+    taken = overlap.makespan_s(nodes, seconds, count)
+    return (
+        f"{regime.name}: {human_seconds(work)} of work, {human_seconds(path)} of it one after the other, so at most "
+        f"{work / path:.1f}x as fast on any number of slots; on {count} about {human_seconds(taken)} "
+        f"({work / taken:.1f}x)."
+    )
 
 
 def _columns(title: str, optimizer: bool) -> Table:

@@ -221,6 +221,13 @@ def frozen_estimate(
     )
 
 
+def average_estimate(parameters: int, replicas: int) -> Estimate:
+    """The mean of `replicas` sets of parts, read and written in the store."""
+    read = replicas * parameters * 4 / STORE_READ_BYTES_PER_S
+    seconds = TASK_SECONDS + read + parameters * 4 / STORE_WRITE_BYTES_PER_S
+    return Estimate(parameters=parameters, flops=replicas * parameters, seconds=seconds)
+
+
 def data_estimate(rows: int) -> Estimate:
     return Estimate(seconds=TASK_SECONDS + rows / DECODE_IMAGES_PER_S)
 

@@ -20,7 +20,7 @@ from orchestrator.policy import Decision
 #: Part of every id. Raise it when the meaning of a task changes: no old commit is then taken for a new one.
 FORMAT = 1
 
-Kind = Literal["data", "model", "measure", "train", "materialize", "evaluate"]
+Kind = Literal["data", "model", "measure", "train", "materialize", "evaluate", "average"]
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,22 @@ class RegimePlan:
     #: Most snapshot bytes alive at one time.
     peak_snapshot_bytes: int
     retention: str
+    #: Train node of a stage's last round -> its earlier rounds, in order (wavefront).
+    rounds: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    #: Nodes that average the replicas of the head, in order (wavefront).
+    averages: tuple[str, ...] = ()
+    #: What ends the regime early, by the names of `run_exit`; empty: nothing.
+    run_exit: dict[str, float] = dataclasses.field(default_factory=dict)
+    #: Stages that train at one time, at most.
+    width: int = 1
     #: What every boundary is predicted to cost, in chain order.
     boundaries: tuple[Prediction, ...] = ()
+    #: Whether its stages wait for their snapshot sets (`before`) or make what they find missing (`overlap`).
+    production: str = "before"
+
+    def work_of(self, stage: str) -> tuple[str, ...]:
+        """All train nodes of a stage, in order, given the one in `stages`."""
+        return (*self.rounds.get(stage, ()), stage)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -132,6 +146,19 @@ class Plan:
         keeping = {name for name, regime in self.regimes.items() if regime.retention == "keep"}
         return frozenset(node.id for node in self.sets if not keeping.isdisjoint(node.regimes))
 
+    @property
+    def width(self) -> int:
+        """Stages that can train at one time."""
+        return sum(regime.width for regime in self.regimes.values())
+
+    @cached_property
+    def overlapping(self) -> frozenset[str]:
+        """Train nodes that start without waiting for their snapshot sets."""
+        overlap = {name for name, regime in self.regimes.items() if regime.production == "overlap"}
+        return frozenset(
+            node.id for node in self.nodes if node.kind == "train" and not overlap.isdisjoint(node.regimes)
+        )
+
     @cached_property
     def peak_snapshot_bytes(self) -> int:
         """Most snapshot bytes alive at one time when all regimes run side by side."""
@@ -180,7 +207,10 @@ def _identity(kind: str, task: Mapping[str, Any]) -> Mapping[str, Any]:
         # As before there were others.
         pass
     if kind == "train":
-        return {**task, "train": _without(task["train"], "checkpoint_every_s")}
+        train = _without(task["train"], "checkpoint_every_s")
+        # Matrices under adapters were not rounded once: such a stage is another one since they are.
+        rounds = {"rounds": 1} if train.get("lora") and train.get("frozen_weights", "full") != "full" else {}
+        return {**task, "train": train, **rounds}
     return task
 
 

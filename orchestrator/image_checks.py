@@ -21,9 +21,11 @@ class ImageChecks(CrossChecks):
         self.image_sizes()
         self.validation_share()
         self.shortcuts()
+        self.pipelines()
         outlines: dict[str, ChainOutline] = {}
         for name, regime in regimes.items():
             self.language_only(name, regime)
+            self.run_exit(regime)
             chain = self.chain(regime)
             if chain is not None and self.base(regime) and self.split(regime, len(chain.blocks)):
                 outlines[name] = chain
@@ -98,3 +100,4 @@ class ImageChecks(CrossChecks):
                 message = error.message.removeprefix(f"{where}: ")
                 self.report(tuple(where.split(".")), f"{stage.name} of {regime.kind}: {message}")
         self.stage_names(regime, stages)
+        self.wave(regime, stages)

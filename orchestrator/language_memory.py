@@ -72,6 +72,8 @@ class _Part:
     trainable: int
     trainable_bytes: int
     weights_bytes: int
+    #: Its matrices are in few bits: products make a whole one for a moment, and keep none.
+    packed: bool
 
     @property
     def facts(self) -> PartFacts:
@@ -148,20 +150,22 @@ def frozen_bytes(parts: Sequence[LMPartOutline], rows: int, *, master: str, prec
 
 def _part(outline: LMPartOutline, trained: bool, train: TrainSpec, types: Types) -> _Part:
     elements = outline.parameters + outline.buffer_elements
-    if not trained:
-        packed = _QUANTIZED.get(train.frozen_weights)
-        quantized = sum(linear.inputs * linear.outputs for linear in outline.facts.linears) if packed else 0
-        weights = types.master * (elements - quantized) + round(quantized * (packed or 0))
-        return _Part(outline, False, False, 0, 0, weights)
     weights = types.master * elements
+    packed = _QUANTIZED.get(train.frozen_weights)
+    few = packed is not None and outline.name.startswith("layer") and not (trained and train.lora is None)
+    if packed is not None and few:
+        matrices = sum(linear.inputs * linear.outputs for linear in outline.facts.linears)
+        weights += round(matrices * packed) - types.master * matrices
+    if not trained:
+        return _Part(outline, False, False, 0, 0, weights, few)
     if train.lora is not None:
         adapted = _adapter_parameters(outline, train.lora, train.lm_head == "lora")
         size = _ADAPTER_BYTES * adapted
-        return _Part(outline, True, True, adapted, size, weights + size)
+        return _Part(outline, True, True, adapted, size, weights + size, few)
     trainable = outline.parameters
     if _is_head(outline) and train.lm_head == "frozen":
         trainable -= sum(linear.inputs * linear.outputs for linear in outline.facts.linears)
-    return _Part(outline, True, False, trainable, types.master * trainable, weights)
+    return _Part(outline, True, False, trainable, types.master * trainable, weights, False)
 
 
 def _adapter_parameters(outline: LMPartOutline, lora: LoraSpec, lm_head: bool) -> int:
@@ -214,7 +218,7 @@ def _kept(part: _Part, tokens: int, samples: int, types: Types) -> int:
 
 def _copies(part: _Part, types: Types) -> int:
     """Low-precision copies of weights that autograd holds on to. The LM head's belongs to the loss."""
-    if not types.casts or part.outline.name == "embed" or _is_head(part.outline):
+    if not types.casts or part.packed or part.outline.name == "embed" or _is_head(part.outline):
         return 0
     return types.computed * part.facts.matrices
 
@@ -252,7 +256,7 @@ def _backward(part: _Part, tokens: int, types: Types) -> int:
         trains = part.trainable >= matrix
         return (4 * matrix + (types.master * matrix if types.master < 4 else 0)) if trains else 0
     working = types.computed * 3 * part.facts.kept.inner + 2 * types.master * _hidden(part)
-    return tokens * working + (types.computed * _largest_matrix(part) if part.trainable else 0)
+    return tokens * working + (types.computed * _largest_matrix(part) if part.trainable or part.packed else 0)
 
 
 def _forward(part: LMPartOutline, tokens: int, types: Types) -> int:

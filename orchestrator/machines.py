@@ -66,7 +66,7 @@ def unmatched(machines: Sequence[Machine], labels: Mapping[str, str], accelerato
 
 
 def settle(machines: Iterable[Machine], *, slots: int | str, threads: int | str, device: str, chains: int) -> Slots:
-    """What `auto` means on a running cluster. `chains`: regimes, each a chain of stages that run one after the other.
+    """What `auto` means on a running cluster. `chains`: stages that can run at one time.
 
     One slot a GPU where there are any. On CPUs as many slots as regimes can use, then as wide as the machines allow:
     never so wide that they would not fit. What is given is kept, also when it cannot fit: the runner then says so.

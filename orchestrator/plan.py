@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from orchestrator import estimate, language_memory, policy
+from orchestrator import estimate, language_memory, policy, wavefront
 from orchestrator.costs import BoundaryCosts, Costs, Prediction, alike_blocks, boundary_costs, make_seconds
 from orchestrator.estimate import Estimate, Rates
 from orchestrator.experiment import decoding, experiment_of, initializing, rows_of, tokenizing
@@ -19,6 +19,7 @@ from orchestrator.policy import Decision
 from orchestrator.stages import Stage
 from workers.lm_specs import CausalLMSpec
 from workers.specs import (
+    AverageTask,
     BoundarySpec,
     DataSpec,
     DataTask,
@@ -26,8 +27,10 @@ from workers.specs import (
     MaterializeTask,
     MeasureTask,
     ModelTask,
+    RoundSpec,
     StageTask,
     TrainSpec,
+    snapshot_role,
     to_json,
 )
 
@@ -141,15 +144,24 @@ class _RegimeBuilder:
         config = graph.config
         self.experiment = experiment_of(config, regime, graph.classes, graph.language)
         self.experiment_json = to_json(self.experiment)
+        #: The wave's steps; none where the stages run one after the other.
+        self.wave = self._wave()
         self.boundaries = _boundary_order(self.stages)
         self.specs = {hops: self._boundary_spec(hops) for hops in self.boundaries}
         self.views = {
             hops: max(self._views(stage) for stage in self.stages if stage.hops == hops) for hops in self.boundaries
         }
         self.decisions: dict[tuple[tuple[str, ...], ...], Decision] = {}
-        self.sets: dict[tuple[int, str, int | None], str] = {}
+        #: Version of the blocks before it, boundary, split, view -> materialize node.
+        self.sets: dict[tuple[int, int, str, int | None], str] = {}
+        #: Part -> the node that holds it now: moves on from stage to stage, in a wave from round to round.
         self.weights: dict[str, str] = {}
+        self.version = 0
         self.data_node = ""
+        #: Evaluate node that may say that nothing more needs to be trained.
+        self.gate: str | None = None
+        self.ended = _Ended()
+        self.gate_spec = regime.run_exit.gate if regime.kind == "segprop" else None
         self.rates = graph.rates
         row_bytes = [self._bytes_behind(index) for index in range(len(self.blocks))]
         precision = regime.training.precision
@@ -165,7 +177,9 @@ class _RegimeBuilder:
         keep = regime.snapshots.retention == "keep"
         budget = regime.snapshots.budget
         share = None if budget is None else budget // graph.sharing
-        decisions = policy.decide(boundaries, regime.snapshots.mode, share, keep=keep)
+        # In a wave all boundaries are alive at one time, as where nothing is released.
+        together = keep or bool(self.wave)
+        decisions = policy.decide(boundaries, regime.snapshots.mode, share, keep=together)
         self.decisions = dict(zip(self.boundaries, decisions, strict=True))
         stored = [
             boundary.set_bytes if decision.source == "snapshots" else 0
@@ -175,43 +189,97 @@ class _RegimeBuilder:
             for split in ("validation", "test"):
                 graph.original[split] = self._evaluate_node(f"original {split}", split)
             graph.targets.update(dict.fromkeys(graph.original.values()))
-        stage_ids: list[str] = []
-        assembled: dict[str, str] = {}
-        truncated: dict[str, str] = {}
-        layers: dict[str, int | Literal["head"]] = {}
-        reasons: dict[str, Decision] = {}
-        reads: dict[str, tuple[str, ...]] = {}
-        for stage in self.stages:
-            node, decision, sets = self._stage_node(stage, stage_ids[-1] if stage_ids else None)
-            stage_ids.append(node)
-            reasons[node], reads[node] = decision, sets
-            self.weights.update(dict.fromkeys(stage.trained, node))
-            if regime.is_text and regime.kind != "e2e":
-                layers[node] = self._last_layer(stage)
-            if graph.config.evaluation.stages:
-                assembled[node] = self._evaluate_node(f"assembled after {stage.name}", "validation")
-                shorter = self._truncated(stage)
-                if shorter is not None:
-                    truncated[node] = self._evaluate_node(f"truncated after {stage.name}", "validation", shorter)
+        if self.wave:
+            self._wavefront()
+        else:
+            self._sequential()
+        ended = self.ended
         validation = self._evaluate_node("final validation", "validation")
         test = self._evaluate_node("final test", "test")
-        graph.targets.update(dict.fromkeys((*stage_ids, *assembled.values(), *truncated.values(), validation, test)))
+        scored = (*ended.assembled.values(), *ended.truncated.values())
+        graph.targets.update(dict.fromkeys((*ended.stages, *scored, validation, test)))
         return RegimePlan(
             name=regime.name,
             kind=regime.kind,
-            stages=tuple(stage_ids),
+            stages=tuple(ended.stages),
             weights=dict(self.weights),
-            assembled=assembled,
-            truncated=truncated,
-            layers=layers,
+            assembled=ended.assembled,
+            truncated=ended.truncated,
+            layers=ended.layers,
             validation=validation,
             test=test,
-            decisions=reasons,
-            reads=reads,
-            peak_snapshot_bytes=policy.peak_bytes(stored, keep=keep),
+            decisions=ended.decisions,
+            reads=ended.reads,
+            peak_snapshot_bytes=policy.peak_bytes(stored, keep=together),
             retention=regime.snapshots.retention,
-            boundaries=tuple(self._prediction(index, stage_ids) for index in range(len(self.boundaries))),
+            production=regime.snapshots.production,
+            boundaries=tuple(self._prediction(index) for index in range(len(self.boundaries))),
+            rounds=ended.rounds,
+            averages=tuple(ended.averages),
+            run_exit={}
+            if self.gate_spec is None
+            else {key: value for key, value in to_json(self.gate_spec).items() if value is not None},
+            width=sum(stage.group != wavefront.FINAL for stage in self.stages[: regime.wavefront.rounds])
+            if self.wave
+            else 1,
         )
+
+    def _sequential(self) -> None:
+        """One stage after the other."""
+        for stage in self.stages:
+            previous = self.ended.stages[-1] if self.ended.stages else None
+            node = self._stage_node(stage, previous)
+            self.weights.update(dict.fromkeys(stage.trained, node))
+            self._end(stage, node)
+            if self.gate_spec is not None:
+                self.gate = self.ended.assembled[node]
+
+    def _wavefront(self) -> None:
+        """Rounds of all stages, side by side."""
+        initial = dict(self.weights)
+        made: dict[str, str] = {}
+
+        def held(weights: Mapping[str, str]) -> dict[str, str]:
+            return initial | {part: made[key] for part, key in weights.items()}
+
+        for step in self.wave:
+            match step:
+                case wavefront.Round():
+                    self.weights, self.version = held(step.weights), step.index
+                    made[step.key] = self._stage_node(
+                        step.stage,
+                        None if step.previous is None else made[step.previous],
+                        step=step,
+                        before=None if step.continues is None else made[step.continues],
+                    )
+                case wavefront.Average():
+                    made[step.key] = self._average_node(step, [made[key] for key in step.replicas])
+                    self.ended.averages.append(made[step.key])
+                case wavefront.StageEnd():
+                    self.weights = held(step.weights)
+                    *earlier, last = [made[key] for key in step.rounds]
+                    self.ended.rounds[last] = tuple(earlier)
+                    self._end(step.stage, last)
+
+    def _end(self, stage: Stage, node: str) -> None:
+        """A stage is over with this train node: what is known of it, and the scores of the network as it is then."""
+        ended, regime = self.ended, self.regime
+        ended.stages.append(node)
+        if regime.is_text and regime.kind != "e2e":
+            ended.layers[node] = self._last_layer(stage)
+        if self.graph.config.evaluation.stages:
+            ended.assembled[node] = self._evaluate_node(f"assembled after {stage.name}", "validation")
+            shorter = self._truncated(stage)
+            if shorter is not None:
+                ended.truncated[node] = self._evaluate_node(f"truncated after {stage.name}", "validation", shorter)
+
+    def _wave(self) -> tuple[wavefront.Step, ...]:
+        regime = self.regime
+        if regime.pipeline != "wavefront":
+            return ()
+        epochs = {stage.name: self.training[stage.name].epochs for stage in self.stages}
+        settings = regime.wavefront
+        return wavefront.steps(self.stages, epochs, rounds=settings.rounds, average_every=settings.average_every)
 
     # -- nodes --------------------------------------------------------------------------------------------
 
@@ -272,8 +340,19 @@ class _RegimeBuilder:
         parents = {"data": self.data_node} | {f"weights/{block}": self.weights[block] for block, _ in blocks}
         return self._add("measure", "costs of snapshots", to_json(task), parents, Estimate(seconds=MEASURE_SECONDS))
 
-    def _stage_node(self, stage: Stage, previous: str | None) -> tuple[str, Decision, tuple[str, ...]]:
+    def _stage_node(
+        self,
+        stage: Stage,
+        previous: str | None,
+        *,
+        step: wavefront.Round | None = None,
+        before: str | None = None,
+    ) -> str:
+        """A whole stage, or the round of it that `step` is; `before`: the node that it continues."""
         train = self.training[stage.name]
+        epochs = None if step is None else step.epochs
+        if epochs is not None:
+            train = dataclasses.replace(train, commit="last")  # what goes on is where the last round stopped
         parents = {"data": self.data_node}
         # In the order of the path, with the prefix first: what a stage loads, as one reads the chain.
         hop_parts = [block for hop in stage.hops for block in hop]
@@ -285,9 +364,11 @@ class _RegimeBuilder:
         start = Decision("images", f"starts at the {'text' if self.regime.is_text else 'images'}")
         decision = self.decisions[stage.hops] if stage.hops else start
         if decision.source == "snapshots":
-            roles = self._read_sets(stage)
+            roles = self._read_sets(stage, epochs)
             parents |= roles
             sets = tuple(roles.values())
+        if before is not None:
+            parents["continue"] = before
         if train.head_optimizer == "carry" and previous is not None and self.regime.kind == "segprop":
             parents["optimizer"] = previous
         task = to_json(
@@ -300,27 +381,45 @@ class _RegimeBuilder:
                 source=decision.source,
                 boundary=self.specs[stage.hops] if stage.hops else None,
                 window=self._window(stage),
+                round=None if epochs is None else RoundSpec(first=epochs[0], end=epochs[1]),
+                gate=None if self.gate is None else self.gate_spec,
             )
         )
-        predicted = self._stage_estimate(stage, train, decision)
-        return self._add("train", stage.name, task, parents, predicted), decision, sets
+        parents |= self._gate_parent()
+        part = train if epochs is None else dataclasses.replace(train, epochs=epochs[1] - epochs[0])
+        predicted = self._stage_estimate(stage, part, decision)
+        label = stage.name if epochs is None or step is None else f"{stage.name} round {step.index + 1}"
+        node = self._add("train", label, task, parents, predicted)
+        self.ended.decisions[node], self.ended.reads[node] = decision, sets
+        return node
+
+    def _gate_parent(self) -> dict[str, str]:
+        return {} if self.gate is None else {"gate": self.gate}
+
+    def _average_node(self, step: wavefront.Average, replicas: Sequence[str]) -> str:
+        task = to_json(AverageTask(experiment=self.experiment, parts=step.parts))
+        parents = {f"replica/{number}": node for number, node in enumerate(replicas)}
+        parameters = sum(self.outline.part(part).parameters for part in step.parts)
+        predicted = estimate.average_estimate(parameters, len(replicas))
+        return self._add("average", f"average round {step.time + 1}", task, parents, predicted)
 
     def _window(self, stage: Stage) -> int | None:
         """Also where the boundary is computed again for every batch: the order does not depend on what is stored."""
         settings = self.regime.snapshots
         return settings.window if stage.hops and settings.shuffle == "window" else None
 
-    def _read_sets(self, stage: Stage) -> dict[str, str]:
+    def _read_sets(self, stage: Stage, epochs: tuple[int, int] | None) -> dict[str, str]:
         index = self.boundaries.index(stage.hops)
+        views = self._views_read(stage, epochs)
         # In the order in which the first epochs will ask: view 0 first, validation at the end of the epoch.
-        roles = {"snapshot/train/0": self._set_node(index, "train", 0)}
-        roles["snapshot/validation/eval"] = self._set_node(index, "validation", None)
-        for view in range(1, self._views(stage)):
-            roles[f"snapshot/train/{view}"] = self._set_node(index, "train", view)
+        roles = {snapshot_role("train", views[0]): self._set_node(index, "train", views[0])}
+        roles[snapshot_role("validation", None)] = self._set_node(index, "validation", None)
+        for view in views[1:]:
+            roles[snapshot_role("train", view)] = self._set_node(index, "train", view)
         return roles
 
     def _set_node(self, index: int, split: str, view: int | None) -> str:
-        known = self.sets.get((index, split, view))
+        known = self.sets.get((self.version, index, split, view))
         if known is not None:
             return known
         hops = self.boundaries[index]
@@ -330,10 +429,12 @@ class _RegimeBuilder:
         rolled = index > 0 and self.decisions[self.boundaries[index - 1]].source == "snapshots"
         if rolled:
             parents["previous"] = self._set_node(index - 1, split, view)
+        parents |= self._gate_parent()
         task = {
             **self._materialize_json(index),
             "split": split,
             "view": view,
+            **({"gate": to_json(self.gate_spec)} if self.gate is not None else {}),
         }
         made = hops[-1:] if rolled else hops
         rows = self.graph.rows.of(split)
@@ -349,8 +450,10 @@ class _RegimeBuilder:
             predicted = dataclasses.replace(predicted, seconds=make_seconds(self.costs, hops, rows, rolled=rolled))
         which = "validation" if view is None else f"{split} view {view}"
         label = f"snapshot {hops[-1][-1]} {which}"
+        if self.wave and self._moves(hops):
+            label += f" round {self.version + 1}"
         node = self._add("materialize", label, task, parents, predicted)
-        self.sets[(index, split, view)] = node
+        self.sets[self.version, index, split, view] = node
         return node
 
     def _materialize_json(self, index: int) -> dict[str, Any]:
@@ -419,6 +522,16 @@ class _RegimeBuilder:
 
     # -- figures ------------------------------------------------------------------------------------------
 
+    def _views_read(self, stage: Stage, epochs: tuple[int, int] | None) -> Sequence[int]:
+        """The views that a stage, or these epochs of it, reads, as it asks for them."""
+        views = self._views(stage)
+        return range(views) if epochs is None else list(dict.fromkeys(epoch % views for epoch in range(*epochs)))
+
+    def _moves(self, hops: Sequence[Sequence[str]]) -> bool:
+        """Whether a boundary changes while a wave goes on: not where no block before it is trained."""
+        trained = {part for stage in self.stages for part in stage.trained}
+        return any(block in trained for hop in hops for block in hop)
+
     def _views(self, stage: Stage) -> int:
         epochs = estimate.epochs_to_run(self.training[stage.name], self.graph.rows.train)
         data = self.graph.config.data
@@ -455,11 +568,11 @@ class _RegimeBuilder:
 
     def _figures(self, index: int) -> policy.Boundary:
         hops = self.boundaries[index]
-        rows, views = self.graph.rows, self.views[hops]
-        stored_rows = views * rows.train + rows.validation
+        rows = self.graph.rows
+        views, versions = self._sets_made(hops)
+        made_rows = views * rows.train + versions * rows.validation
         prefix = estimate.prefix_flops(self.outline, [block for hop in hops for block in hop])
-        passes = self._passes(hops)
-        set_bytes = stored_rows * self._row_bytes(hops)
+        set_bytes = self._rows_alive(hops) * self._row_bytes(hops)
         if self.costs.basis == "measured":
             costs = self._boundary_costs(index)
             return policy.Boundary(
@@ -474,10 +587,33 @@ class _RegimeBuilder:
         return policy.Boundary(
             label=hops[-1][-1],
             set_bytes=set_bytes,
-            make_from_images=stored_rows * prefix,
-            make_from_previous=stored_rows * (estimate.prefix_flops(self.outline, hops[-1]) if index else prefix),
-            recompute=passes * (rows.train + rows.validation) * prefix,
+            make_from_images=made_rows * prefix,
+            make_from_previous=made_rows * (estimate.prefix_flops(self.outline, hops[-1]) if index else prefix),
+            recompute=self._passes(hops) * (rows.train + rows.validation) * prefix,
         )
+
+    def _sets_made(self, hops: tuple[tuple[str, ...], ...]) -> tuple[int, int]:
+        """How many sets of train and of validation a boundary has, over all of its versions."""
+        if not self.wave or not self._moves(hops):
+            return self.views[hops], 1
+        each = self._views_by_round(hops)
+        return sum(each), len(each)
+
+    def _rows_alive(self, hops: tuple[tuple[str, ...], ...]) -> int:
+        """Samples stored at one time, at most. While one round's version is read, that of the round before is rolled
+        forward."""
+        rows = self.graph.rows
+        views, versions = self._sets_made(hops)
+        if versions == 1 or self.regime.snapshots.retention == "keep":
+            return views * rows.train + versions * rows.validation
+        return 2 * (max(self._views_by_round(hops)) * rows.train + rows.validation)
+
+    def _views_by_round(self, hops: tuple[tuple[str, ...], ...]) -> list[int]:
+        return [
+            len(self._views_read(step.stage, step.epochs))
+            for step in self.wave
+            if isinstance(step, wavefront.Round) and step.stage.hops == hops
+        ]
 
     def _passes(self, hops: tuple[tuple[str, ...], ...]) -> int:
         """Epochs of all stages that start from this boundary."""
@@ -488,25 +624,34 @@ class _RegimeBuilder:
 
     def _boundary_costs(self, index: int) -> BoundaryCosts:
         hops = self.boundaries[index]
-        return boundary_costs(self.costs, hops, self.graph.rows, views=self.views[hops], passes=self._passes(hops))
+        views, versions = self._sets_made(hops)
+        return boundary_costs(
+            self.costs, hops, self.graph.rows, views=views, versions=versions, passes=self._passes(hops)
+        )
 
-    def _prediction(self, index: int, stage_ids: Sequence[str]) -> Prediction:
+    def _prediction(self, index: int) -> Prediction:
         """What was decided for one boundary, in seconds."""
-        hops = self.boundaries[index]
+        hops, rows, ended = self.boundaries[index], self.graph.rows, self.ended
         costs, decision = self._boundary_costs(index), self.decisions[hops]
         rolled = index > 0 and self.decisions[self.boundaries[index - 1]].source == "snapshots"
-        figures = self._figures(index)
+        views, versions = self._sets_made(hops)
         return Prediction(
             label=hops[-1][-1],
             source=decision.source,
             reason=decision.reason,
             basis=self.costs.basis,
-            bytes=figures.set_bytes,
+            bytes=(views * rows.train + versions * rows.validation) * self._row_bytes(hops),
             make_seconds=costs.make_from_previous if rolled else costs.make_from_start,
             read_seconds=costs.read,
             recompute_seconds=costs.recompute,
-            sets=tuple(node for (at, _, _), node in self.sets.items() if at == index),
-            stages=tuple(node for stage, node in zip(self.stages, stage_ids, strict=True) if stage.hops == hops),
+            # A set that no version of a block sets apart is one node.
+            sets=tuple(dict.fromkeys(node for (_, at, _, _), node in self.sets.items() if at == index)),
+            stages=tuple(
+                node
+                for stage, last in zip(self.stages, ended.stages, strict=True)
+                if stage.hops == hops
+                for node in (*ended.rounds.get(last, ()), last)
+            ),
         )
 
     def _stage_estimate(self, stage: Stage, train: TrainSpec, decision: Decision) -> Estimate:
@@ -602,6 +747,20 @@ class _RegimeBuilder:
         assert isinstance(model, CausalLMSpec)
         assert self.graph.language is not None
         return model.master if model.master != "auto" else str(self.graph.language.config["dtype"])
+
+
+@dataclasses.dataclass
+class _Ended:
+    """What is known of the stages that are planned; see `RegimePlan`."""
+
+    stages: list[str] = dataclasses.field(default_factory=list)
+    assembled: dict[str, str] = dataclasses.field(default_factory=dict)
+    truncated: dict[str, str] = dataclasses.field(default_factory=dict)
+    layers: dict[str, int | Literal["head"]] = dataclasses.field(default_factory=dict)
+    decisions: dict[str, Decision] = dataclasses.field(default_factory=dict)
+    reads: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    rounds: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    averages: list[str] = dataclasses.field(default_factory=list)
 
 
 def _boundary_order(stages: Sequence[Stage]) -> list[tuple[tuple[str, ...], ...]]:

@@ -1,7 +1,7 @@
 """Runs nodes on Ray: a pool of worker actors, one per device slot, torch imported once in each.
 
-The only module (with the sweep) that imports Ray. Actors restart themselves (`max_restarts=-1`) but tasks are
-never retried by Ray: retries, attempt ids and backoff belong to the driver.
+Beside the gang runner and the sweep the only module that imports Ray. Actors restart themselves (`max_restarts=-1`)
+but tasks are never retried by Ray: retries, attempt ids and backoff belong to the driver.
 """
 
 from __future__ import annotations
@@ -87,8 +87,9 @@ class _Slot:
     since: float
     order: WorkOrder | None = None
     result: Any | None = None
-    #: Where it answered from.
+    #: Where it answered from, and the latest node it was given.
     machine: str | None = None
+    last: str = ""
 
 
 class RayRunner:
@@ -101,6 +102,7 @@ class RayRunner:
         address: str | None = None,
         started: bool = False,
         chains: int = 1,
+        ranks: int = 0,
         store: str | None = None,
         labels: Mapping[str, str] | None = None,
         accelerator: str | None = None,
@@ -109,8 +111,9 @@ class RayRunner:
         """`address`: a running cluster, else RAY_ADDRESS, else a cluster of our own, which needs numbers, not `auto`.
 
         On a running cluster `slots`, `threads` and `device` may be `auto`: settled by `start` from its machines and
-        `chains`, the regimes that run side by side.
+        `chains`, the stages that can run side by side.
         `started`: Ray is connected already (tests, sweeps) and stays connected on `close`.
+        `ranks`: slots' worth of resources that a gang takes beside them.
         `store`: what all machines of a running cluster have to see. `labels`, `accelerator`: only machines with these.
         `deadline_s`: when no worker has come (back) for so long, the run ends.
         """
@@ -118,6 +121,7 @@ class RayRunner:
         self.threads = threads if isinstance(threads, int) else 1
         self.device = device
         self._slots_wanted = slots if isinstance(slots, int) else 1
+        self._ranks_wanted = ranks
         self._address = address
         self._owns_ray = not started
         self._store = store
@@ -134,6 +138,10 @@ class RayRunner:
         self._polled = 0.0
         self._gauges: dict[str, Gauge] = {}
 
+    @property
+    def slots(self) -> int:
+        return len(self._slots)
+
     def start(self) -> None:
         if self._owns_ray:
             address = self._address or os.environ.get("RAY_ADDRESS")
@@ -143,7 +151,7 @@ class RayRunner:
             else:
                 # "local": without it ray.init would join whatever `ray start` left running on this machine.
                 options |= {"address": "local", "include_dashboard": False}
-                options["num_cpus"] = self._slots_wanted * self.threads
+                options["num_cpus"] = (self._slots_wanted + self._ranks_wanted) * self.threads
                 # Ray's own default is 15: beside any other load on the machine its workers would hardly run.
                 os.environ.setdefault("RAY_worker_niceness", "0")
             try:
@@ -165,14 +173,17 @@ class RayRunner:
         machines = matching(every, self._labels, self._accelerator)
         if not machines and self._patience is None:
             raise UserError(unmatched(every, self._labels, self._accelerator))
-        settled = self._settle(machines)
-        self._slots_wanted, self.threads, self.device = settled.count, settled.threads, settled.device
+        self._take_stock(machines)
         if self._patience is None:
             self._require_resources(machines)
         if self._store is not None and len(nodes) > 1:
             self._probe_store(self._store, nodes)
         self._slots = [self._new_slot() for _ in range(self._slots_wanted)]
         self._gauges = {name: Gauge(name, meaning, ("slot",)) for name, meaning in gauges.MEANINGS.items()}
+
+    def _take_stock(self, machines: list[Machine]) -> None:
+        settled = self._settle(machines)
+        self._slots_wanted, self.threads, self.device = settled.count, settled.threads, settled.device
 
     def _probe_store(self, store: str, nodes: Sequence[Mapping[str, Any]]) -> None:
         """Every machine reads what the driver wrote, and back. UserError naming those that do not see the store."""
@@ -205,19 +216,23 @@ class RayRunner:
         """An infeasible actor pends silently for ever, so what is missing is said before anything is asked for."""
         have = {"CPU": sum(machine.cpus for machine in machines), "GPU": sum(machine.gpus for machine in machines)}
         request = self._request()
+        count, asked = self._slots_wanted + self._ranks_wanted, f"{self._slots_wanted} slots"
+        lower = "lower resources.slots or resources.threads, or add machines"
+        if self._ranks_wanted:
+            asked += f" and a gang of {self._ranks_wanted}"
+            lower = "lower resources.slots, resources.gang.size or resources.threads, or add machines"
         for resource, each in request.items():
-            total = each * self._slots_wanted
+            total = each * count
             if have[resource] < total:
                 raise UserError(
-                    f"resources: {self._slots_wanted} slots need {total:g} {resource}, the cluster has "
-                    f"{have[resource]:g}; lower resources.slots or resources.threads, or add machines"
+                    f"resources: {asked} need {total:g} {resource}, the cluster has {have[resource]:g}; {lower}"
                 )
         fit = room(machines, request["CPU"], request.get("GPU", 0))
-        if fit < self._slots_wanted:
+        if fit < count:
             size = " and ".join(f"{each:g} {resource}" for resource, each in request.items())
             raise UserError(
-                f"resources: {self._slots_wanted} slots of {size} each, but only {fit} fit into the cluster's "
-                f"{len(machines)} machines; lower resources.slots or resources.threads, or add machines"
+                f"resources: {asked} of {size} each, but only {fit} fit into the cluster's "
+                f"{len(machines)} machines; {lower}"
             )
 
     def _request(self) -> dict[str, float]:
@@ -236,17 +251,24 @@ class RayRunner:
         actor = Worker.options(**options).remote()  # type: ignore[attr-defined]
         return _Slot(actor, actor.ready.remote(), time.monotonic())
 
-    def free(self) -> int:
-        return sum(slot.order is None and slot.ping is None for slot in self._slots)
+    def free(self, *, together: bool = False) -> int:
+        return 0 if together else sum(slot.order is None and slot.ping is None for slot in self._slots)
 
     def submit(self, order: WorkOrder) -> None:
         slot = next(slot for slot in self._slots if slot.order is None and slot.ping is None)
         slot.order = order
-        self._by_node[order.node_id] = slot
+        # Known until the slot's next order: whoever hears of an order's end asks where it was.
+        self._by_node.pop(slot.last, None)
+        self._by_node[order.key], slot.last = slot, order.key
         slot.result = slot.actor.run.remote(order)
 
     def wait(self, timeout_s: float) -> list[Event]:
-        outstanding = [slot.result for slot in self._slots if slot.result is not None]
+        return self._wait(timeout_s)
+
+    def _wait(self, timeout_s: float, beside: Sequence[Any] = ()) -> list[Event]:
+        """As `wait`; ends early, too, when one of the object references `beside` is there."""
+        outstanding = [*beside]
+        outstanding += [slot.result for slot in self._slots if slot.result is not None]
         outstanding += [slot.ping for slot in self._slots if slot.ping is not None]
         if not outstanding:
             time.sleep(timeout_s)
@@ -266,19 +288,18 @@ class RayRunner:
         order, result = slot.order, slot.result
         assert order is not None
         slot.order = slot.result = None
-        self._latest.pop(order.node_id, None)
-        self._polls.pop(order.node_id, None)
-        self._by_node.pop(order.node_id, None)
+        self._latest.pop(order.key, None)
+        self._polls.pop(order.key, None)
         try:
-            return Succeeded(order.node_id, ray.get(result))
+            return Succeeded(order.key, ray.get(result))
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            return Failed(order.node_id, cause)
+            return Failed(order.key, cause)
         except RayError as error:
             # Killed, out of memory, machine gone. The actor restarts by itself; calls during that fail at once,
             # so the slot takes orders again only when it has answered.
             slot.ping, slot.since = slot.actor.ready.remote(), time.monotonic()
-            return Failed(order.node_id, SegpropError(f"worker lost: {_first_line(error)}"), lost=True)
+            return Failed(order.key, SegpropError(f"worker lost: {_first_line(error)}"), lost=True)
 
     def _check_start(self, slot: _Slot, answered: bool) -> None:
         deadline = self._deadline_s
@@ -297,20 +318,28 @@ class RayRunner:
                 slot.ping = slot.actor.ready.remote()
                 return
             slot.ping, slot.machine = None, found["machine"]
-            different = differences(self._versions, found["versions"])
-            if different:
-                raise UserError(
-                    f"the worker on {slot.machine} does not run the driver's program ({socket.gethostname()}): "
-                    f"{'; '.join(different)}. Numbers and formats are the same only with the same versions: install "
-                    "one environment on all machines, or submit with --working-dir"
-                )
+            self._compare(found)
         elif late:
             raise SegpropError(self._nobody_left("is the cluster busy with other jobs?"))
 
+    def _compare(self, found: Mapping[str, Any]) -> None:
+        """UserError when a worker, by its own account, runs something else than the driver."""
+        different = differences(self._versions, found["versions"])
+        if different:
+            raise UserError(
+                f"the worker on {found['machine']} does not run the driver's program ({socket.gethostname()}): "
+                f"{'; '.join(different)}. Numbers and formats are the same only with the same versions: install "
+                "one environment on all machines, or submit with --working-dir"
+            )
+
+    def _machines(self) -> list[Machine]:
+        """The cluster's machines, as they are now, of those that are asked for."""
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        return matching([_machine(node) for node in nodes], self._labels, self._accelerator)
+
     def _nobody_left(self, why: str) -> str:
         """What there is, beside what is needed, when no worker has come (back) in time."""
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        machines = matching([_machine(node) for node in nodes], self._labels, self._accelerator)
+        machines = self._machines()
         request = self._request()
         size = " and ".join(f"{each:g} {resource}" for resource, each in request.items())
         have = (
@@ -340,9 +369,9 @@ class RayRunner:
             for index, slot in enumerate(self._slots):
                 update = None
                 if slot.order is not None:
-                    if slot.order.node_id not in self._polls:
-                        self._polls[slot.order.node_id] = slot.actor.poll.remote()
-                    update = self._latest.get(slot.order.node_id, {})
+                    if slot.order.key not in self._polls:
+                        self._polls[slot.order.key] = slot.actor.poll.remote()
+                    update = self._latest.get(slot.order.key, {})
                 for name, value in gauges.values(update).items():
                     self._gauges[name].set(value, {"slot": str(index)})
         return self._latest

@@ -149,12 +149,23 @@ def verdict(summary: Json) -> list[str]:
             f"{seconds_text(regime['seconds'])} of training, with {bytes_text(memory.of(regime))} "
             f"{memory.words} in its largest stage. Only this regime was run, so nothing is compared."
         )
-        return [*sentences, *_against_original(summary, quality, names)]
+        return [
+            *sentences,
+            *_against_original(summary, quality, names),
+            *_overlaps(regimes, names),
+            *_ended_early(regimes, names),
+        ]
     if len(ranked) > 1:
         sentences += _ranking(values, ranked, names, regimes, quality)
     else:
         sentences.append(f"{names[best]} reached {scores[best]}.")
-    return [*sentences, *_against_original(summary, quality, names), *_costs(regimes, names, memory)]
+    return [
+        *sentences,
+        *_against_original(summary, quality, names),
+        *_costs(regimes, names, memory),
+        *_overlaps(regimes, names),
+        *_ended_early(regimes, names),
+    ]
 
 
 def _score(quality: Quality, metrics: Json) -> str:
@@ -284,6 +295,33 @@ def _costs(regimes: Mapping[str, Json], names: Json, memory: MemoryBasis) -> lis
     return sentences
 
 
+def _overlaps(regimes: Mapping[str, Json], names: Mapping[str, str]) -> list[str]:
+    """How much of a wave's work ran at the same time as more of it."""
+    return [
+        f"{names[name]} did {seconds_text(regime['seconds'])} of training in {seconds_text(regime['wall_seconds'])} on "
+        f"the clock: its stages overlap ({ratio_text(regime['seconds'] / regime['wall_seconds'])})."
+        for name, regime in regimes.items()
+        if regime["pipeline"] == "wavefront" and finished(regime) and regime["seconds"] and regime["wall_seconds"]
+    ]
+
+
+def _ended_early(regimes: Mapping[str, Json], names: Mapping[str, str]) -> list[str]:
+    sentences = []
+    for name, regime in regimes.items():
+        ended = regime["ended_early"]
+        if ended:
+            words = {"accuracy": lambda value: percent_text(value, 2), "loss": loss_text}
+            had = _list([f"{key} {words[key](value)}" for key, value in ended["reached"].items()])
+            asked = _list([words[key](value) for key, value in ended["target"].items()])
+            count = ended["stages_left_out"]
+            left = f"the {count} stages after it were" if count > 1 else "the last stage was"
+            sentences.append(
+                f"{names[name]} ended early: after {ended['after']} the whole network had reached validation {had} "
+                f"(asked for: {asked}), so {left} left out."
+            )
+    return sentences
+
+
 def finished(regime: Json) -> bool:
     return regime["status"] in ("done", "reused")
 
@@ -313,7 +351,8 @@ def _card(
     return {
         "name": name,
         "title": names[name],
-        "kind": (TEXT_KINDS if quality.text else KINDS).get(regime["kind"], regime["kind"]),
+        "kind": (TEXT_KINDS if quality.text else KINDS).get(regime["kind"], regime["kind"])
+        + ("; in rounds that overlap" if regime["pipeline"] == "wavefront" else ""),
         "colour": palette[name],
         "status": regime["status"],
         "status_words": STATUS_WORDS.get(regime["status"], regime["status"]),
@@ -410,6 +449,8 @@ def _epochs(stage: Json) -> str:
         return DASH
     planned = stage["planned_epochs"]
     text = str(stage["epochs"])
+    if stage["rounds"] > 1:
+        text += f" in {stage['rounds']} rounds"
     if planned and planned != stage["epochs"]:
         text += f" of {planned}"
     if stage["committed_epoch"] is not None and stage["epochs"] > 1:
@@ -505,7 +546,7 @@ def _work_rows(work: list[Json]) -> list[dict[str, str]]:
             relevant = {
                 "peak_bytes": ("train",),
                 "snapshot_bytes": ("materialize",),
-                "seconds": ("train", "materialize", "evaluate", "data", "model"),
+                "seconds": ("train", "materialize", "evaluate", "average", "data", "model"),
             }[key]
             shown = item["kind"] in relevant
             predicted, measured = item["predicted"].get(key), item["measured"].get(key)

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
+from orchestrator import gangs
 from orchestrator.explain import nearest
 from orchestrator.sections import Config, Regime, validate
 from orchestrator.stages import Stage
+from orchestrator.wavefront import FINAL
 from orchestrator.yaml_loader import Document, KeyPath, Problem
+from workers.lm_specs import CausalLMSpec
 from workers.specs import TrainSpec
 
 #: Shards read ahead of the batch that is loaded (SHARDS_AHEAD of workers.batches, which imports torch).
@@ -85,6 +88,99 @@ class CrossChecks:
                 self.report(at(*key), f"{value}: needs bitsandbytes: pip install 'segprop[quantized]'")
         if train.precision == "fp16" and self.config.resources.device == "cpu":
             self.report(at("precision"), "fp16: not available on resources.device cpu; allowed there: fp32, bf16")
+
+        for path, message in gangs.training_problems(self.config.resources.gang, train):
+            self.report(at(*path), message)
+
+    def pipelines(self) -> None:
+        """`wavefront` overlaps the segments of SegProp; other regimes have none that meet the network's own head."""
+        for name, own in self.config.regimes.items():
+            if own.kind != "segprop" and (own.pipeline == "wavefront" or own.wavefront):
+                key = "pipeline" if own.pipeline == "wavefront" else "wavefront"
+                self.report(
+                    ("regimes", name, key),
+                    f"wavefront: is for segprop, {name} is {own.kind}; allowed here: leave it out",
+                )
+        if self.config.pipeline == "wavefront" and not any(r.kind == "segprop" for r in self.config.regimes.values()):
+            self.report(("pipeline",), "wavefront: is for segprop, and no regime here is one; allowed: sequential")
+
+    def run_exit(self, regime: Regime) -> None:
+        """Only a network that is whole after every stage can be good enough before the last one."""
+        own = self.config.regimes[regime.name].run_exit
+        if regime.run_exit.gate is None:
+            return
+        at = ("regimes", regime.name, "run_exit") if own else ("run_exit",)
+        if regime.kind != "segprop":
+            if own:
+                self.report(at, f"is for segprop, {regime.name} is {regime.kind}; allowed here: leave it out")
+            return
+        if regime.pipeline == "wavefront":
+            self.report(
+                at, f"not with pipeline wavefront ({regime.name}): its stages do not wait for each other's scores"
+            )
+        if not self.config.evaluation.stages:
+            self.report(("evaluation", "stages"), "false: run_exit looks at the whole network after every stage")
+        if not self.pretrained(regime) and regime.split.intermediate == "omit":
+            self.report(
+                at,
+                f"{regime.name} starts from random weights and omits what is not trained yet: blocks that a run leaves "
+                "untrained would be noise; allowed: weights to start from, or split.intermediate: frozen",
+            )
+
+    def pretrained(self, regime: Regime) -> bool:
+        """Whether a regime starts from weights that were trained before."""
+        model = regime.model
+        return (model.path if isinstance(model, CausalLMSpec) else model.weights) is not None
+
+    def wave(self, regime: Regime, stages: Sequence[Stage]) -> None:
+        """A wave needs segments to overlap, and stages of a fixed number of epochs, enough for the rounds."""
+        if regime.pipeline != "wavefront":
+            return
+        rounds = regime.wavefront.rounds
+        running = [stage for stage in stages if stage.group != FINAL]
+        if len(running) < 2:
+            self.report(
+                self.locate(regime.name, "split", "base"),
+                f"leaves {regime.name} one stage, and pipeline wavefront nothing to overlap; allowed: a smaller base, "
+                "or pipeline: sequential",
+            )
+        refused: dict[KeyPath, str] = {}
+        for stage in running:
+            train = regime.stage_training(stage)
+            where = f"{stage.name} of {regime.name}"
+            if train.epochs < rounds:
+                own: KeyPath = ("regimes", regime.name, "wavefront", "rounds")
+                written = own in self.document.lines or own in self.document.origins
+                self.report(
+                    own if written else ("wavefront", "rounds"),
+                    f"{rounds}: more than the {train.epochs} epochs of {where}; allowed: 2 to {train.epochs}"
+                    if train.epochs > 1
+                    else f"{rounds}: {where} has one epoch, which cannot be cut; allowed: more training.epochs",
+                )
+                break
+            for key in ("steps", "plateau", "target"):
+                value = getattr(train.exit, key)
+                if value is not None:
+                    refused.setdefault(
+                        self._stage_key(regime, stage, "exit", key),
+                        f"{value}: {where} runs in rounds of a fixed number of epochs (pipeline wavefront); allowed: "
+                        "null, and an exit of the final pass alone, in stages.final",
+                    )
+            if train.lora is not None:
+                refused.setdefault(
+                    self._stage_key(regime, stage, "lora"),
+                    f"not in a round of pipeline wavefront ({where}): low-rank adapters are merged when a piece of "
+                    "work ends; allowed: null",
+                )
+        for path, message in refused.items():
+            self.report(path, message)
+
+    def _stage_key(self, regime: Regime, stage: Stage, *keys: str) -> KeyPath:
+        """Where a setting of a stage's training was written."""
+        for name in (stage.name, stage.group):
+            if keys[0] in self.config.regimes[regime.name].stages.get(name, {}):
+                return ("regimes", regime.name, "stages", name, *keys)
+        return self.locate(regime.name, "training", *keys)
 
     def split(self, regime: Regime, n: int) -> bool:
         if regime.kind != "segprop":

@@ -16,7 +16,7 @@ from cache_store.errors import CorruptRecord
 from cache_store.publish import dump_record, is_name, parse_record, read_bounded
 from cache_store.storage import Storage
 from orchestrator.lease import FOLDER
-from orchestrator.plan import Plan
+from orchestrator.plan import Node, Plan
 from orchestrator.summary import write_atomically
 
 FORMAT = 1
@@ -58,16 +58,28 @@ class RunRecord:
             node.id: NodeRecord(
                 node.kind,
                 node.label,
-                int(node.task["train"]["epochs"]) if node.kind == "train" else None,
+                _epochs(node) if node.kind == "train" else None,
                 node.estimate.snapshot_bytes if node.kind == "materialize" else 0,
             )
             for node in plan.nodes
         }
         regimes = {
-            name: RegimeRecord(regime.kind, regime.stages, regime.assembled, regime.validation, regime.test)
+            name: RegimeRecord(
+                regime.kind,
+                # A stage that is trained in rounds is as many lines.
+                tuple(part for stage in regime.stages for part in regime.work_of(stage)),
+                regime.assembled,
+                regime.validation,
+                regime.test,
+            )
             for name, regime in plan.regimes.items()
         }
         return cls(run, nodes, frozenset(plan.targets), regimes)
+
+
+def _epochs(node: Node) -> int:
+    """Of a stage, or of the stage's epochs those that are over with this round."""
+    return int(node.task["round"]["end"] if "round" in node.task else node.task["train"]["epochs"])
 
 
 def write_run(storage: Storage, digest: str, record: RunRecord) -> None:

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -20,8 +20,10 @@ from cache_store.encoding import EncodingName
 from cache_store.errors import UserError
 from orchestrator.estimate import Rates
 from orchestrator.stages import Kind, Stage, layout
+from orchestrator.wavefront import FINAL, final_stage
 from workers.lm_specs import CausalLMSpec, TextSpec
-from workers.specs import DataSpec, ModelSpec, SnapshotDtype, TrainSpec, to_json
+from workers.orders import Strategy
+from workers.specs import DataSpec, GateSpec, ModelSpec, SnapshotDtype, TrainSpec, to_json
 
 #: Samples that go through frozen blocks together, and samples of an evaluation batch, where nothing is said.
 IMAGE_GROUP, TEXT_GROUP = 256, 16
@@ -121,6 +123,11 @@ class SnapshotConfig(Section):
     retention: Literal["release", "keep"] = Field(
         default="release", description="release: a set is dropped when its last reader has committed."
     )
+    production: Literal["before", "overlap"] = Field(
+        default="before",
+        description="before: a stage starts when its snapshot sets are complete. overlap: it starts at once and makes "
+        "what it finds missing, while free slots make the rest ahead of it. The results are the same.",
+    )
     shuffle: Literal["global", "window"] = Field(
         default="global",
         description="Order of an epoch over snapshots. global: any sample may follow any other. window: shards are "
@@ -129,8 +136,69 @@ class SnapshotConfig(Section):
     window: int = Field(default=16, ge=1, description="Shards open at one time with shuffle: window.")
 
 
+Pipeline = Literal["sequential", "wavefront"]
+
+
+class WavefrontConfig(Section):
+    """How the stages of a regime overlap under `pipeline: wavefront`."""
+
+    rounds: int = Field(
+        default=4,
+        ge=2,
+        le=10_000,
+        description="Rounds into which the epochs of every stage are cut; a stage starts a round after the one before.",
+    )
+    average_every: int = Field(
+        default=1, ge=1, description="The replicas of the global head are averaged after every so many rounds."
+    )
+    final_epochs: int = Field(
+        default=1,
+        ge=0,
+        description="Epochs of the last stage alone, at the end, on the finished prefix. 0: its last round, which "
+        "reads the finished prefix too, is the end.",
+    )
+
+
+class RunExitConfig(Section):
+    """The end of a regime before its last stage (segprop): as soon as the whole network, scored on validation after a
+    stage, is this good, the stages that are left change nothing. All that is given must be met."""
+
+    accuracy: float | None = Field(default=None, gt=0, le=1, description="At least. null: not asked for.")
+    loss: float | None = Field(default=None, gt=0, description="At most. null: not asked for.")
+
+    @property
+    def gate(self) -> GateSpec | None:
+        if self.accuracy is None and self.loss is None:
+            return None
+        return GateSpec(accuracy=self.accuracy, loss=self.loss)
+
+
+class GangConfig(Section):
+    """Stages over several devices at once, one process (rank) each: a Ray Train gang. See docs/cluster.md."""
+
+    size: Literal["auto"] | Annotated[int, Field(ge=2)] | None = Field(
+        default=None,
+        description="Devices of a stage. None: one, no gang. auto: every device that is there. On CPUs a device is "
+        "resources.threads cores.",
+    )
+    strategy: Strategy = Field(
+        default="ddp",
+        description="ddp: every rank holds the whole stage. fsdp2: parameters, gradients and optimizer states are "
+        "shared out (language models).",
+    )
+    min_parameters: int = Field(
+        default=0, ge=0, description="Stages that train fewer parameters than this stay on one device."
+    )
+    timeout_s: float = Field(
+        default=600.0,
+        ge=1,
+        description="A rank that keeps the others waiting longer than this (seconds) counts as lost.",
+    )
+
+
 class ResourceConfig(Section):
-    """Where the work runs. Nothing here changes a result, so a run may go on with other resources."""
+    """Where the work runs. Nothing here changes a result by more than rounding, so a run may go on with other
+    resources."""
 
     runner: Literal["ray", "local"] = Field(default="ray", description="local: in this process, one task at a time.")
     address: str | None = Field(default=None, description="Address of a running Ray cluster; None: start one here.")
@@ -142,6 +210,7 @@ class ResourceConfig(Section):
         default="auto", description="CPU threads of a task; auto: the cores divided by the slots."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one.")
+    gang: GangConfig = Field(default_factory=GangConfig)
     labels: dict[str, str] = Field(
         default_factory=dict, description="Only machines of the cluster with these labels (`ray start --labels`)."
     )
@@ -191,9 +260,13 @@ class RegimeConfig(Section):
     training: dict[str, Any] = Field(default_factory=dict, description="Overrides `training`.")
     split: dict[str, Any] = Field(default_factory=dict, description="Overrides `split`.")
     snapshots: dict[str, Any] = Field(default_factory=dict, description="Overrides `snapshots`.")
+    pipeline: Pipeline | None = Field(default=None, description="Overrides `pipeline` (segprop).")
+    wavefront: dict[str, Any] = Field(default_factory=dict, description="Overrides `wavefront` (segprop).")
+    run_exit: dict[str, Any] = Field(default_factory=dict, description="Overrides `run_exit` (segprop).")
     stages: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="Overrides `training` for single stages, by name (stage2-seg2) or by group (base, segments, head).",
+        description="Overrides `training` for single stages, by name (stage2-seg2) or by group (base, segments, head, "
+        "final).",
     )
 
 
@@ -209,6 +282,9 @@ class Regime:
     snapshots: SnapshotConfig
     #: Partial overrides of `training` by stage name or group.
     stages: Mapping[str, Mapping[str, Any]]
+    pipeline: Pipeline = "sequential"
+    wavefront: WavefrontConfig = field(default_factory=WavefrontConfig)
+    run_exit: RunExitConfig = field(default_factory=RunExitConfig)
 
     @property
     def is_text(self) -> bool:
@@ -229,7 +305,8 @@ class Regime:
         return tuple(block for block in blocks if block not in omitted)
 
     def layout(self, blocks: Sequence[str]) -> tuple[Stage, ...]:
-        return layout(
+        """The stages in order; under `wavefront` the final pass behind them."""
+        stages = layout(
             self.kind,
             self.in_training(blocks),
             base=self.base,
@@ -241,10 +318,15 @@ class Regime:
             untrained=("embed",) if self.is_text and self.split.embedding == "frozen" else (),
             first_segment=2 if self.is_text else 1,
         )
+        if self.pipeline == "wavefront" and self.wavefront.final_epochs:
+            return (*stages, final_stage(stages))
+        return stages
 
     def stage_training(self, stage: Stage) -> TrainSpec:
         """`training` for one stage: the override of its name wins over that of its group."""
         merged = to_json(self.training)
+        if stage.group == FINAL:
+            merged["epochs"] = self.wavefront.final_epochs
         for key in (stage.group, stage.name) if stage.group != stage.name else (stage.name,):
             merged = merge(merged, self.stages.get(key, {}))
         spec: TrainSpec = validate(TrainSpec, merged)
@@ -268,6 +350,13 @@ class Config(Section):
         min_length=1, description="Names out of e2e, lw, segprop, or name -> overrides. Default: all three."
     )
     snapshots: SnapshotConfig = Field(default_factory=SnapshotConfig)
+    pipeline: Pipeline = Field(
+        default="sequential",
+        description="sequential: a stage of SegProp starts when the one before it is finished. wavefront: it starts on "
+        "snapshots of a segment that still trains, so that several devices train several segments at once.",
+    )
+    wavefront: WavefrontConfig = Field(default_factory=WavefrontConfig)
+    run_exit: RunExitConfig = Field(default_factory=RunExitConfig)
     resources: ResourceConfig = Field(default_factory=ResourceConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
@@ -285,7 +374,16 @@ class Config(Section):
             training=validate(TrainSpec, merge(plain(self.training), own.training)),
             snapshots=validate(SnapshotConfig, merge(plain(self.snapshots), own.snapshots)),
             stages=own.stages,
+            pipeline=self.pipeline_of(own),
+            wavefront=validate(WavefrontConfig, merge(plain(self.wavefront), own.wavefront)),
+            run_exit=validate(RunExitConfig, merge(plain(self.run_exit), own.run_exit)),
         )
+
+    def pipeline_of(self, regime: RegimeConfig) -> Pipeline:
+        """A regime's own word, or what all regimes that have segments to overlap are told."""
+        if regime.kind != "segprop":
+            return "sequential"
+        return regime.pipeline or self.pipeline
 
     @property
     def evaluation_batch(self) -> int:
@@ -302,8 +400,11 @@ class Config(Section):
 
     def resolved(self) -> dict[str, Any]:
         """Every setting written out and loadable again: what `config.yaml` in a run directory holds."""
+        # How stages overlap, or end a run, is said by the regimes that do: the others are what they were before there
+        # was a choice.
+        by_regime = ("regimes", "pipeline", "wavefront", "run_exit")
         dump: dict[str, Any] = {
-            name: plain(getattr(self, name)) for name in type(self).model_fields if name != "regimes"
+            name: plain(getattr(self, name)) for name in type(self).model_fields if name not in by_regime
         }
         if self.store == default_store(self.run_dir):
             del dump["store"]  # so that a run directory can be moved
@@ -315,6 +416,12 @@ class Config(Section):
                 "split": plain(regime.split),
                 "snapshots": plain(regime.snapshots),
                 "stages": plain(regime.stages),
+                **(
+                    {"pipeline": regime.pipeline, "wavefront": plain(regime.wavefront)}
+                    if regime.pipeline == "wavefront"
+                    else {}
+                ),
+                **({"run_exit": plain(regime.run_exit)} if regime.run_exit.gate and regime.kind == "segprop" else {}),
             }
             for name, regime in ((name, self.regime(name)) for name in self.regimes)
         }
@@ -351,6 +458,8 @@ OVERRIDES: dict[str, type[Any]] = {
     "training": TrainSpec,
     "split": SplitConfig,
     "snapshots": SnapshotConfig,
+    "wavefront": WavefrontConfig,
+    "run_exit": RunExitConfig,
 }
 
 

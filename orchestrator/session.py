@@ -7,19 +7,22 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cache_store.crashpoints import reach
 from cache_store.errors import SegpropError, UserError
 from cache_store.records import NodeStore
 from cache_store.storage import Storage
+from orchestrator import schedule
 from orchestrator.config import ImageConfig
 from orchestrator.driver import Driver, Outcome, stop_on_signals
 from orchestrator.environment import describe_environment
 from orchestrator.experiment import experiment_of
+from orchestrator.gangs import gang_nodes, settle_gang
 from orchestrator.journal import journal
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
+from orchestrator.machines import Machine
 from orchestrator.plan import Plan, RegimePlan
 from orchestrator.plan_record import write_plan
 from orchestrator.prepare import Prepared, check_space, with_figures
@@ -27,6 +30,7 @@ from orchestrator.progress import Progress, print_table
 from orchestrator.report import write_report
 from orchestrator.run_record import RunRecord, read_pointer, write_pointer, write_run
 from orchestrator.runner import Runner
+from orchestrator.sections import ResourceConfig
 from orchestrator.summary import summarize, write_summary
 from orchestrator.tensorboard_log import write_tensorboard
 from workers.specs import Experiment
@@ -109,7 +113,8 @@ def _drive(prepared: Prepared, plan: Plan, ledger: Ledger, quiet: bool, lease: L
     config = prepared.config
     runner = make_runner(prepared)
     done = sum(node.id in ledger.commits for node in plan.nodes)
-    with Progress(len(plan.nodes), done, quiet=quiet) as progress:
+    total = sum(not schedule.superfluous(plan, node, committed=ledger.commits.keys()) for node in plan.nodes)
+    with Progress(total, done, quiet=quiet) as progress:
         try:
             runner.start()
             with stop_on_signals() as stop_requested:
@@ -122,6 +127,8 @@ def _drive(prepared: Prepared, plan: Plan, ledger: Ledger, quiet: bool, lease: L
                     max_attempts=config.resources.max_attempts,
                     snapshot_memory=config.resources.snapshot_memory,
                     stop_requested=lambda: stop_requested() or lease.superseded,
+                    gang=gang_nodes(plan, config.resources.gang),
+                    strategy=config.resources.gang.strategy,
                     report=lease.report,
                 )
                 outcome = driver.run()
@@ -135,6 +142,8 @@ def make_runner(prepared: Prepared) -> Runner:
     """The runner the configuration asks for, with slots and threads settled."""
     resources = prepared.config.resources
     address = resources.address or os.environ.get("RAY_ADDRESS")
+    if gang_nodes(prepared.plan, resources.gang):
+        return _gang_runner(resources, address, prepared.config.store)
     if resources.runner == "ray" and address:
         from orchestrator.ray_runner import RayRunner
 
@@ -144,7 +153,7 @@ def make_runner(prepared: Prepared) -> Runner:
             threads=resources.threads,
             device=resources.device,
             address=address,
-            chains=len(prepared.plan.regimes),
+            chains=prepared.plan.width,
             store=prepared.config.store,
             labels=resources.labels,
             accelerator=resources.accelerator,
@@ -156,7 +165,7 @@ def make_runner(prepared: Prepared) -> Runner:
         resources.threads,
         device=device,
         devices=_device_count(device),
-        chains=len(prepared.plan.regimes),
+        chains=prepared.plan.width,
     )
     if resources.runner == "local":
         from orchestrator.local_runner import LocalRunner
@@ -174,9 +183,39 @@ def make_runner(prepared: Prepared) -> Runner:
     )
 
 
+def _gang_runner(resources: ResourceConfig, address: str | None, store: str) -> Runner:
+    from orchestrator.gang_runner import GangRunner
+
+    gang = resources.gang
+    assert gang.size is not None
+    slots: int | str = resources.slots
+    size: int | str = gang.size
+    threads: int | str = resources.threads
+    device = resources.device
+    if not address:  # else the runner looks at the cluster's machines once it is connected
+        device = _device(device)
+        count = _device_count(device)
+        here = Machine(cpus=os.cpu_count() or 1, gpus=count) if device == "cuda" else Machine(cpus=count)
+        settled, size = settle_gang([here], size=size, slots=slots, threads=threads, device=device)
+        slots, threads = settled.count, settled.threads
+    return GangRunner(
+        size=size,
+        strategy=gang.strategy,
+        timeout_s=gang.timeout_s,
+        slots=slots,
+        threads=threads,
+        device=device,
+        address=address,
+        store=store,
+        labels=resources.labels,
+        accelerator=resources.accelerator,
+        deadline_s=resources.worker_deadline_s,
+    )
+
+
 def settle_slots(slots: int | str, threads: int | str, *, device: str, devices: int, chains: int) -> tuple[int, int]:
-    """(slots, threads of each). `devices`: GPUs or CPU cores there are; `chains`: regimes, each a chain of
-    stages that run one after the other.
+    """(slots, threads of each). `devices`: GPUs or CPU cores there are; `chains`: stages that can run at one time, one
+    of every regime where they run one after the other.
 
     One slot a GPU. On a CPU-only machine a slot is a share of the cores: as many slots as regimes can use, since
     two one-thread workers do more than one two-thread worker.
@@ -192,7 +231,7 @@ def settle_slots(slots: int | str, threads: int | str, *, device: str, devices: 
     return int(slots), max(1, devices // int(slots)) if threads == "auto" else int(threads)
 
 
-def _device(wanted: str) -> str:
+def _device(wanted: str) -> Literal["cpu", "cuda"]:
     if wanted == "cpu":
         return "cpu"
     import torch

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["e2e", "lw", "segprop"]
-Group = Literal["e2e", "base", "segments", "head"]
+Group = Literal["e2e", "base", "segments", "head", "final"]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ them can be made again from a finished (or killed) run without touching the stor
 
 Figures of a regime:
 
-- `seconds`: compute time of its training and materialization, whoever ran it and whenever. This is the figure
-  to compare regimes by; evaluations and data preparation are in `seconds_by_kind`.
+- `seconds`: compute time of its training, materialization and averaging, whoever ran it and whenever. This is the
+  figure to compare regimes by; evaluations and data preparation are in `seconds_by_kind`.
 - `wall_seconds`: the length of time during which at least one of its nodes was running.
 - `forwards`: samples that ran forward through each *frozen* block in the whole run, next to how many (sample,
   view) pairs there are: with snapshots the ratio is 1.
@@ -15,6 +15,7 @@ Figures of a regime:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -123,7 +124,9 @@ def _regime(view: _View, name: str, regime: RegimePlan, export: str | None) -> J
     validation = view.results.get(regime.validation, {})
     return {
         "kind": regime.kind,
+        "pipeline": "wavefront" if regime.rounds else "sequential",
         "status": _regime_status(view, mine, regime),
+        "ended_early": _ended_early(stages, regime),
         "stages": stages,
         "final": {
             "metrics": dict(test.get("metrics", {})),
@@ -132,7 +135,7 @@ def _regime(view: _View, name: str, regime: RegimePlan, export: str | None) -> J
             "validation": dict(validation.get("metrics", {})),
             "status": view.status(regime.test),
         },
-        "seconds": by_kind.get("train", 0.0) + by_kind.get("materialize", 0.0),
+        "seconds": sum(by_kind.get(kind, 0.0) for kind in ("train", "materialize", "average")),
         "seconds_by_kind": by_kind,
         "wall_seconds": _covered([view.results.get(node.id, {}).get("where") for node in mine]),
         "export": export,
@@ -145,6 +148,20 @@ def _regime(view: _View, name: str, regime: RegimePlan, export: str | None) -> J
         "boundaries": [_boundary(view, prediction) for prediction in regime.boundaries],
         "forwards": _forwards(view, mine),
     }
+
+
+def _ended_early(stages: list[Json], regime: RegimePlan) -> Json | None:
+    """After which stage the network was good enough, what it had reached and what was asked; None: it was not."""
+    for before, stage in itertools.pairwise(stages):
+        if stage["exit"] == "run target":
+            left = sum(other["exit"] == "run target" for other in stages)
+            return {
+                "after": before["name"],
+                "stages_left_out": left,
+                "target": dict(regime.run_exit),
+                "reached": {key: before["assembled"].get(key) for key in regime.run_exit},
+            }
+    return None
 
 
 def _boundary(view: _View, prediction: Prediction) -> Json:
@@ -184,15 +201,20 @@ def _sum(values: Iterable[Any]) -> Any:
 def _regime_status(view: _View, nodes: list[Node], regime: RegimePlan) -> str:
     if any(view.status(node.id) == "failed" for node in nodes):
         return "failed"
-    states = [view.status(node_id) for node_id in (*regime.stages, regime.test)]
+    rounds = [part for stage in regime.stages for part in regime.work_of(stage)]
+    states = [view.status(node_id) for node_id in (*rounds, regime.test)]
     if "pending" in states:
         return "pending" if set(states) == {"pending"} else "partial"
     return "reused" if set(states) == {"reused"} else "done"
 
 
 def _stage(view: _View, node_id: str, regime: RegimePlan) -> Json:
+    """One stage; its rounds, if it was trained in rounds, as if they were one piece of work."""
     node = view.nodes[node_id]
-    result = view.results.get(node_id, {})
+    rounds = regime.work_of(node_id)
+    done = [view.results[part] for part in rounds if part in view.results]
+    # The newest round holds the epochs of all before it, and says how far the stage is.
+    result = done[-1] if done else {}
     task = node.task
     epochs: list[Json] = [dict(epoch) for epoch in result.get("epochs", [])]
     committed = result.get("committed_epoch")
@@ -212,59 +234,88 @@ def _stage(view: _View, node_id: str, regime: RegimePlan) -> Json:
         metrics["assembled_accuracy"] = accuracy
     path = [str(part) for part in task.get("path", [])]
     trained = [str(part) for part in task.get("trained", [])]
-    peak_host, baseline = result.get("peak_host_bytes"), result.get("host_baseline_bytes")
-    growth = None if peak_host is None or baseline is None else max(0, peak_host - baseline)
+    # The host's memory is looked at in the first epochs alone.
+    sampled = max(done, key=lambda part: _growth(part) or 0, default=result)
+    peak_host, baseline, growth = (
+        sampled.get("peak_host_bytes"),
+        sampled.get("host_baseline_bytes"),
+        _growth(sampled),
+    )
+    peak_device = _maximum(part.get("peak_device_bytes") for part in done)
     decision = regime.decisions.get(node_id)
+    predicted = dataclasses.replace(
+        node.estimate, seconds=sum(view.nodes[part].estimate.seconds for part in rounds)
+    ).to_json()
+    forwards: dict[str, int] = {}
+    for part in done:
+        for block, count in part.get("forwards", {}).items():
+            forwards[block] = forwards.get(block, 0) + int(count)
     return {
         "name": task.get("name", node.label),
         "node": node_id,
         "label": node.label,
-        "status": view.status(node_id),
+        "status": "failed" if any(view.status(part) == "failed" for part in rounds) else view.status(node_id),
+        # How many pieces of work it is made of, and how many of them are done.
+        "rounds": len(rounds),
+        "rounds_done": len(done),
         "blocks": [part for part in trained if part != "head"],
         "trained": trained,
         "path": path,
         "source": task.get("source"),
         "source_reason": decision.reason if decision else None,
         "auxiliary": bool(result.get("path_is_auxiliary", "adapter" in path or "aux" in path)),
-        "seconds": result.get("seconds"),
+        "seconds": _sum(part.get("seconds") for part in done),
         "epochs": len(epochs),
         "planned_epochs": task.get("train", {}).get("epochs"),
         "steps": result.get("steps"),
         "exit": result.get("exit"),
         "best_epoch": result.get("best_epoch"),
         "committed_epoch": committed,
-        "resumed": result.get("resumed"),
+        "resumed": _sum(part.get("resumed") for part in done),
         "trainable_parameters": result.get("trainable_parameters"),
         "resident_bytes": result.get("resident_bytes"),
         "train_loss": at_commit.get("train_loss"),
         "metrics": metrics,
         "assembled": dict(assembled.get("metrics", {})),
         # Of language models: the whole chain, the chain as far as it was trained, and how far that is.
-        "full": dict(own if whole else assembled.get("metrics", {})) if node_id in regime.layers else {},
+        "full": dict(own if whole and own else assembled.get("metrics", {})) if node_id in regime.layers else {},
         "truncated": dict(truncated) if node_id in regime.layers else {},
         "layer": regime.layers.get(node_id),
-        "peak_device_bytes": result.get("peak_device_bytes"),
-        "peak_device_reserved_bytes": result.get("peak_device_reserved_bytes"),
+        "peak_device_bytes": peak_device,
+        "peak_device_reserved_bytes": _maximum(part.get("peak_device_reserved_bytes") for part in done),
         "peak_host_bytes": peak_host,
         "host_baseline_bytes": baseline,
         "host_growth_bytes": growth,
         "snapshot": {
-            key: result.get("snapshot", {}).get(key, 0) for key in ("hits", "misses", "bytes_read", "bytes_written")
+            key: sum(part.get("snapshot", {}).get(key, 0) for part in done)
+            for key in ("hits", "misses", "bytes_read", "bytes_written")
         },
-        "forwards": dict(result.get("forwards", {})),
+        "forwards": forwards,
         "reused": node_id in view.reused and node_id in view.results,
-        "where": result.get("where"),
+        "world_size": (result.get("where") or {}).get("world_size", 1),
+        "where": {**result["where"], **_begun(done[0])} if result.get("where") else None,
         "estimate": {
-            "predicted": node.estimate.to_json(),
+            "predicted": predicted,
             "measured": {
                 "trainable": result.get("trainable_parameters"),
-                "peak_bytes": result.get("peak_device_bytes") or growth,
-                "peak_kind": "device" if result.get("peak_device_bytes") else "host",
-                "seconds": result.get("seconds"),
+                "peak_bytes": peak_device or growth,
+                "peak_kind": "device" if peak_device else "host",
+                "seconds": _sum(part.get("seconds") for part in done),
             },
         },
         "curve": epochs,
     }
+
+
+def _begun(result: Json) -> Json:
+    """When the first piece of a stage's work began."""
+    return {key: value for key, value in (result.get("where") or {}).items() if key in ("started", "first_step")}
+
+
+def _growth(result: Json) -> int | None:
+    """Host memory above the idle level."""
+    peak, baseline = result.get("peak_host_bytes"), result.get("host_baseline_bytes")
+    return None if peak is None or baseline is None else max(0, peak - baseline)
 
 
 def _materialized(view: _View, node: Node) -> Json:
@@ -302,18 +353,22 @@ def _forwards(view: _View, nodes: list[Node]) -> Json:
         result = view.results.get(node.id, {})
         for block, count in result.get("forwards", {}).items():
             samples[str(block)] = samples.get(str(block), 0) + int(count)
-        if node.kind == "materialize" and result.get("rows"):
-            key = (str(node.task.get("split")), node.task.get("view"))
-            for hop in node.task.get("boundary", {}).get("hops", []):
+        made = [(node, result)] if node.kind == "materialize" else []
+        # Of a stage that made its own sets and ended before they were whole.
+        made += [(view.nodes[node.parents[role]], part) for role, part in result.get("partial", {}).items()]
+        for origin, part in made:
+            key = (str(origin.task.get("split")), origin.task.get("view"))
+            for hop in origin.task.get("boundary", {}).get("hops", []) if part.get("rows") else ():
                 for block in hop:
-                    wanted.setdefault(str(block), {})[key] = int(result["rows"])
+                    pairs = wanted.setdefault(str(block), {})
+                    pairs[key] = max(pairs.get(key, 0), int(part["rows"]))
     out: Json = {}
     for block in sorted(samples):
-        pairs = sum(wanted.get(block, {}).values()) or None
+        asked = sum(wanted.get(block, {}).values()) or None
         out[block] = {
             "samples": samples[block],
-            "sample_views": pairs,
-            "per_sample_view": samples[block] / pairs if pairs else None,
+            "sample_views": asked,
+            "per_sample_view": samples[block] / asked if asked else None,
         }
     return out
 
@@ -322,8 +377,7 @@ def _work(view: _View, node: Node) -> Json:
     """One line of the timeline, with what was predicted for the node beside what was measured."""
     result = view.results.get(node.id, {})
     predicted = node.estimate.to_json()
-    peak_host, baseline = result.get("peak_host_bytes"), result.get("host_baseline_bytes")
-    growth = None if peak_host is None or baseline is None else max(0, peak_host - baseline)
+    growth = _growth(result)
     written = result.get("bytes") if node.kind == "materialize" else None
     return {
         "node": node.id,

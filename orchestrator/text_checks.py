@@ -23,11 +23,13 @@ class TextChecks(CrossChecks):
 
     def run(self, regimes: Mapping[str, Regime]) -> LMOutline | None:
         self.held_out()
+        self.pipelines()
         language = self.language()
         for name, regime in regimes.items():
             self.trainings(name, regime)
             self.window(name, regime)
             self.low_rank(regime)
+            self.run_exit(regime)
             if language is None:
                 continue
             blocks = ("embed", *(f"layer{index}" for index in range(language.layers)))
@@ -35,8 +37,8 @@ class TextChecks(CrossChecks):
             if self.omitted(regime, language.layers) and self.split(regime, kept):
                 stages = regime.layout(blocks)
                 self.stage_names(regime, stages)
+                self.wave(regime, stages)
                 self.something_to_train(regime, stages)
-                self.something_frozen(regime, stages)
         if language is not None:
             self.positions(language)
             self.isolation(language)
@@ -106,18 +108,6 @@ class TextChecks(CrossChecks):
                     f"leaves {stage.name} of {regime.name} nothing to train: it has no decoder layers to adapt; "
                     f"allowed: training.lm_head: lora, or regimes.{regime.name}.stages.{stage.group}: {{lora: null}}",
                 )
-
-    def something_frozen(self, regime: Regime, stages: Sequence[Stage]) -> None:
-        """Who asks for adapters and few bits expects QLoRA; matrices under adapters are not quantized."""
-        train = regime.training
-        if train.lora is None or train.frozen_weights == "full":
-            return
-        if not any(part.startswith("layer") for stage in stages for part in {*stage.path} - {*stage.trained}):
-            self.report(
-                self.locate(regime.name, "training", "frozen_weights"),
-                f"{train.frozen_weights}: {regime.name} has no frozen decoder layers to which it could apply; matrices "
-                "under training.lora stay as they are; allowed: full, or segprop with split.intermediate: frozen",
-            )
 
     def low_rank(self, regime: Regime) -> None:
         if regime.training.lm_head == "lora" and regime.training.lora is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from cache_store.prefetch import prefetch
 from cache_store.reader import RowReader
 from workers.chain import Boundary
 from workers.domains.base import Batch, Domain, Rows, Source
+from workers.gang import ALONE, Gang, Part
 from workers.geometry import Geometry
 from workers.specs import Precision
 
@@ -200,7 +201,8 @@ def steps_per_epoch(rows: int, batch_size: int, drop_last: bool) -> int:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One of the micro-batches of a step; `share`: its part of the step's targets, `last`: the step ends with it."""
+    """One of the micro-batches of a step, or a rank's part of one; `share`: its part of the step's targets, `last`: the
+    step ends with it."""
 
     step: int
     batch: Batch
@@ -217,36 +219,58 @@ def micro_batches(
     view: int | None,
     steps: range,
     device: torch.device,
+    gang: Gang = ALONE,
 ) -> Generator[MicroBatch, None, None]:
-    """Every micro-batch of every step of the range, in order, on the device."""
+    """Every micro-batch of every step of the range, in order, on the device; of each the part of this rank."""
 
-    def load() -> Generator[tuple[int, Rows, Boundary, float, bool], None, None]:
+    def load() -> Generator[tuple[int, Rows, Boundary, float, bool, Part], None, None]:
         if inputs.ahead and device.type == "cpu":
             torch.set_num_threads(1)  # of the background thread: the step computes on the same cores
-        inputs.expect(order[steps.start * batch_size : steps.stop * batch_size], view)
+        inputs.expect(_own(order[steps.start * batch_size : steps.stop * batch_size], batch_size, micro, gang), view)
         for step in steps:
             index = order[step * batch_size : (step + 1) * batch_size]
             counts = inputs.domain.target_counts(inputs.source, index)
             total = max(1, int(counts.sum()))
             for first in range(0, len(index), micro):
-                rows = inputs.domain.rows(inputs.source, index[first : first + micro])
-                share = int(counts[first : first + micro].sum()) / total
-                yield step, rows, inputs.load(rows, view), share, first + micro >= len(index)
+                part = gang.part(first, min(first + micro, len(index)))
+                rows = inputs.domain.rows(inputs.source, index[part.rows])
+                share = int(counts[part.rows].sum()) / total / part.copies
+                yield step, rows, inputs.load(rows, view), share, first + micro >= len(index), part
 
     try:
         with closing(prefetch(load(), inputs.ahead) if inputs.ahead else load()) as loaded:
-            for step, rows, boundary, share, last in loaded:
-                yield MicroBatch(step, inputs.finish(rows, boundary), share, last)
+            for step, rows, boundary, share, last, part in loaded:
+                batch = inputs.finish(rows, boundary)
+                yield MicroBatch(step, batch if part.counts else replace(batch, counts=False), share, last)
     finally:
         inputs.forget()
 
 
-def in_order(inputs: Inputs, *, batch_size: int, device: torch.device) -> Generator[Batch, None, None]:
-    """The whole split in data set order under the evaluation view."""
+def _own(samples: np.ndarray, batch_size: int, micro: int, gang: Gang) -> np.ndarray:
+    """Of the samples of some steps those that this rank takes, in the order in which it does."""
+    if gang.size == 1:
+        return samples
+    taken = []
+    for start in range(0, len(samples), batch_size):
+        step = samples[start : start + batch_size]
+        taken += [step[gang.part(i, min(i + micro, len(step))).rows] for i in range(0, len(step), micro)]
+    return np.concatenate(taken) if taken else samples
+
+
+def in_order(
+    inputs: Inputs, *, batch_size: int, device: torch.device, gang: Gang = ALONE
+) -> Generator[Batch, None, None]:
+    """The whole split in data set order under the evaluation view; a rank's part of every batch."""
     rows = inputs.source.rows
-    steps = range(-(-rows // batch_size))
     loaded = micro_batches(
-        inputs, np.arange(rows), batch_size=batch_size, micro=batch_size, view=None, steps=steps, device=device
+        inputs,
+        np.arange(rows),
+        batch_size=batch_size,
+        micro=batch_size,
+        view=None,
+        steps=range(-(-rows // batch_size)),
+        device=device,
+        gang=gang,
     )
     with closing(loaded):
         for micro in loaded:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from workers.sharded import held, whole_on_host
+
 Boundary = tuple[Tensor, ...]
 State = dict[str, Tensor]
 
@@ -35,7 +37,9 @@ class Path(nn.Module):
         self.trained = frozenset(trained)
         self.activation_checkpointing = activation_checkpointing
         for name, part in self.parts.items():
-            part.requires_grad_(name in self.trained)
+            for parameter in part.parameters():
+                # Packed matrices are integers.
+                parameter.requires_grad_(name in self.trained and parameter.is_floating_point())
         self.train(False)
 
     def train(self, mode: bool = True) -> Path:
@@ -101,9 +105,9 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
 
 def cpu_state(module: nn.Module) -> State:
     """A copy of the module's state on the host, contiguous (safetensors wants neither views nor channels_last)."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()}
+    return {name: whole_on_host(tensor) for name, tensor in module.state_dict().items()}
 
 
 def module_bytes(module: nn.Module) -> int:
-    """Bytes of all parameters and buffers the module holds."""
-    return sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
+    """Bytes of all parameters and buffers the module holds; of sharded ones this rank's part."""
+    return sum(held(t).numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])

@@ -15,6 +15,7 @@ from cache_store.records import NodeStore
 from cache_store.snapshots import SnapshotStore
 from cache_store.storage import Storage
 from workers.control import Control
+from workers.gang import ALONE, Gang
 
 
 @dataclass
@@ -24,6 +25,7 @@ class WorkerEnvironment:
     threads: int
     control: Control
     started: float = field(default_factory=time.time)
+    gang: Gang = ALONE
     #: Most bytes of snapshot shards this task holds at a time; None: what `cache_store.kept` says.
     snapshot_memory: int | None = None
 
@@ -39,6 +41,7 @@ class WorkerEnvironment:
             "pid": os.getpid(),
             "device": str(self.device),
             "threads": self.threads,
+            "world_size": self.gang.size,
             "started": self.started,
             "finished": time.time(),
         }

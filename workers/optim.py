@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from workers.sharded import like, whole_on_host
 from workers.specs import OptimizerSpec, Precision, ScheduleSpec
 
 DTYPES: dict[Precision, torch.dtype] = {
@@ -82,11 +83,12 @@ def as_input(boundary: tuple[torch.Tensor, ...], precision: Precision) -> tuple[
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The optimizer's state as host tensors named `<parameter>//<key>`, for safetensors."""
+    """The optimizer's state as host tensors named `<parameter>//<key>`, for safetensors. Of sharded parameters
+    all ranks must ask, and the first gets it."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
         # bitsandbytes counts steps in a plain int: int64, where torch's own count is a float32.
-        f"{name}//{key}": torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
+        f"{name}//{key}": whole_on_host(torch.as_tensor(value))
         for name, parameter in zip(names, parameters, strict=True)
         for key, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, torch.Tensor | int)
@@ -96,9 +98,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) ->
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: dict[str, torch.Tensor]) -> None:
     """Put back the state of every named parameter found in `tensors`; others keep a fresh state."""
     state: dict[int, dict[str, torch.Tensor | int]] = {}
-    for index, name in enumerate(names):
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, (name, parameter) in enumerate(zip(names, parameters, strict=True)):
         prefix = f"{name}//"
-        found = {key[len(prefix) :]: _plain(value) for key, value in tensors.items() if key.startswith(prefix)}
+        found = {
+            key[len(prefix) :]: _plain(like(parameter, value))
+            for key, value in tensors.items()
+            if key.startswith(prefix)
+        }
         if found:
             state[index] = found
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

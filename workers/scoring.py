@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from workers.chain import Path
+from workers.gang import ALONE, Gang
 from workers.optim import autocast
 from workers.specs import Precision
 
@@ -19,11 +20,15 @@ if TYPE_CHECKING:
 class Sums:
     """Running sums over targets, on the device: loss * n, correct, n. Reading them is the only synchronization.
 
-    There is no accuracy from the first batch on whose right predictions nobody counted.
+    There is no accuracy from the first batch on whose right predictions nobody counted. In a gang `own` are this rank's
+    sums, and what is read those of all ranks.
     """
 
-    def __init__(self, device: torch.device, start: Iterable[float] = (0.0, 0.0, 0.0)) -> None:
-        self._sums = torch.tensor(list(start), dtype=torch.float64, device=device)
+    def __init__(self, device: torch.device, start: Iterable[float] = (0.0, 0.0, 0.0), *, gang: Gang = ALONE) -> None:
+        self.own = torch.tensor(list(start), dtype=torch.float64, device=device)
+        if not gang.leads:
+            self.own.zero_()
+        self._gang = gang
         self._counted = True
 
     def add(self, loss: Tensor, correct: Tensor | None, count: int) -> None:
@@ -31,10 +36,10 @@ class Sums:
         known = loss.detach().double()
         self._counted = self._counted and correct is not None
         right = known.new_zeros(()) if correct is None else correct.double()
-        self._sums += torch.stack((known * count, right, known.new_full((), count)))
+        self.own += torch.stack((known * count, right, known.new_full((), count)))
 
     def read(self) -> list[float]:
-        values: list[float] = self._sums.tolist()
+        values: list[float] = self._gang.total(self.own).tolist()
         return values
 
     def mean(self) -> tuple[float, float | None]:
@@ -45,14 +50,21 @@ class Sums:
 
 @torch.no_grad()
 def score(
-    path: Path, batches: Iterable[Batch], scorer: Scorer, precision: Precision, device: torch.device
+    path: Path,
+    batches: Iterable[Batch],
+    scorer: Scorer,
+    precision: Precision,
+    device: torch.device,
+    gang: Gang = ALONE,
 ) -> dict[str, float]:
-    """The scorer's metrics of the path in eval mode; the mode is put back."""
+    """The scorer's metrics of the path in eval mode; the mode is put back. `batches`: this rank's part of the split."""
     was_training = path.training
     path.train(False)
     for batch in batches:
         with autocast(precision, device):
             output = path(batch.boundary, batch.context)
-        scorer.add(output, batch)
+        if batch.counts:
+            scorer.add(output, batch)
     path.train(was_training)
+    scorer.sums.copy_(gang.total(scorer.sums))
     return scorer.metrics()

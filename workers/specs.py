@@ -153,7 +153,8 @@ class TrainSpec:
     lora: LoraSpec | None = None
     #: The LM head's matrix in a stage that has it: trained, left alone, or (with lora) trained by an adapter.
     lm_head: Literal["train", "frozen", "lora"] = "train"
-    #: Linear layers of the frozen decoder layers of a path on the device (bitsandbytes): 8 or 4 bits, or as they are.
+    #: Linear layers of the decoder layers of a path whose matrices are frozen, on the device (bitsandbytes): 8 or 4
+    #: bits, or as they are. With lora also those under adapters (QLoRA).
     frozen_weights: Literal["full", "int8", "nf4"] = "full"
     #: Mid-stage checkpoint about this often (seconds), between steps; None: after every epoch.
     checkpoint_every_s: Annotated[float, Gt(0)] | None = 60.0
@@ -224,15 +225,38 @@ def rows_per_shard(row_bytes: int, shard_bytes: int, group_rows: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GateSpec:
+    """When nothing more needs to be trained: what the whole network must reach on validation. All that is given."""
+
+    #: At least (0..1).
+    accuracy: float | None = None
+    #: At most.
+    loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class MaterializeTask:
-    """Compute one snapshot set. Parents: data, weights/<part> for every part in hops, and `previous`
-    (the materialize node one hop earlier) where there is one."""
+    """Compute one snapshot set. Parents: data, weights/<part> for every part in hops, `previous` (the materialize
+    node one hop earlier) where there is one, and `gate` (an evaluate node) with a gate: if it is met, nothing is
+    computed."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("gate",)
 
     experiment: Experiment
     boundary: BoundarySpec
     split: Literal["train", "validation", "test"]
     #: None: the evaluation transform.
     view: int | None
+    gate: GateSpec | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundSpec:
+    """Some consecutive epochs of a stage, as a piece of work of its own: `first` up to, not with, `end`. The stage's
+    schedule, views and order of samples go by its own epochs, of which it has `train.epochs`."""
+
+    first: int
+    end: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,11 +281,13 @@ class MeasureTask:
 class StageTask:
     """One training stage. Parents: data, weights/<part> for every part of `path` and of `boundary.hops`
     (the node whose commit holds that part: a model node or an earlier stage), snapshot/<split>/<view> for each
-    set read (view `eval` for validation), and `optimizer` (the previous stage) when its state is carried."""
+    set read (view `eval` for validation), and `optimizer` (the previous stage) when its state is carried; `continue`
+    (the round before) for every round of a stage but its first; `gate` (an evaluate node) with a gate: if it is met,
+    the parts are committed as they are."""
 
     experiment: Experiment
     #: Fields that came later: left out where they are None, so that tasks without them keep their ids.
-    LATER: ClassVar[tuple[str, ...]] = ("window",)
+    LATER: ClassVar[tuple[str, ...]] = ("window", "round", "gate")
 
     #: Unique inside a regime, e.g. `stage2-seg2`.
     name: str
@@ -276,6 +302,24 @@ class StageTask:
     boundary: BoundarySpec | None = None
     #: Shards of `boundary` open at one time in the order of an epoch; None: any sample may follow any other.
     window: int | None = None
+    #: The part of the stage's epochs that is trained here; None: all.
+    round: RoundSpec | None = None
+    gate: GateSpec | None = None
+
+    @property
+    def epochs(self) -> range:
+        """The epochs trained here."""
+        return range(self.train.epochs) if self.round is None else range(self.round.first, self.round.end)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a later round continues this one."""
+        return self.epochs.stop < self.train.epochs
+
+
+def snapshot_role(split: str, view: int | None) -> str:
+    """The role of the materialize node of one set among a stage's parents."""
+    return f"snapshot/{split}/{'eval' if view is None else view}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,7 +334,16 @@ class EvaluateTask:
     channels_last: bool = False
 
 
-Task = DataTask | ModelTask | MeasureTask | MaterializeTask | StageTask | EvaluateTask
+@dataclass(frozen=True, kw_only=True)
+class AverageTask:
+    """The mean of some parts over replicas that were trained apart. Parents: replica/<i> (train nodes, each of which
+    commits all of `parts`), counted from 0."""
+
+    experiment: Experiment
+    parts: tuple[str, ...]
+
+
+Task = DataTask | ModelTask | MeasureTask | MaterializeTask | StageTask | EvaluateTask | AverageTask
 TASKS: dict[str, type[Any]] = {
     "data": DataTask,
     "model": ModelTask,
@@ -298,6 +351,7 @@ TASKS: dict[str, type[Any]] = {
     "materialize": MaterializeTask,
     "train": StageTask,
     "evaluate": EvaluateTask,
+    "average": AverageTask,
 }
 
 T = TypeVar("T")

@@ -12,12 +12,15 @@ from cache_store.errors import Interrupted
 from cache_store.records import Attempt
 from cache_store.storage import Storage
 from workers import models, specs
+from workers.average import average
 from workers.chain import state_digest
 from workers.control import Control
 from workers.data.prepare import prepare
 from workers.environment import WorkerEnvironment, prepare_process
 from workers.evaluate import evaluate
 from workers.export_language_model import COMPANION
+from workers.gang import ALONE, Gang
+from workers.gate import carry_over, reached
 from workers.lm_specs import CausalLMSpec, TextSpec
 from workers.materialize import materialize
 from workers.measure import measure
@@ -28,16 +31,18 @@ from workers.train_stage import Stage
 def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
     """Do the work, commit it, and return the commit that counts (somebody else's if they were first).
 
-    A node that is committed already is not run again. Raises SegpropError subclasses only for what a user or
+    A node that is committed already is not run again. An order with a strategy is for every rank of a gang: all run it,
+    all return the commit, the first rank alone writes. Raises SegpropError subclasses only for what a user or
     the driver can act on; anything else is a defect and travels as it is.
     """
     started = time.time()
     storage = Storage.open(order.store)
     device = torch.device(order.device)
+    gang = ALONE if order.strategy is None else Gang.joined(order.strategy)
     environment = WorkerEnvironment(
-        storage, device, order.threads, control, started, snapshot_memory=order.snapshot_memory
+        storage, device, order.threads, control, started, gang, snapshot_memory=order.snapshot_memory
     )
-    commit = environment.nodes.commit_of(order.node_id)
+    commit = gang.agree(environment.nodes.commit_of(order.node_id))
     # A materialize node may have been committed and its set released since; it then runs to refill the set.
     if commit is not None and order.kind != "materialize":
         return commit
@@ -53,11 +58,15 @@ def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
         case specs.MeasureTask():
             return measure(task, order.parents, environment, attempt)
         case specs.MaterializeTask():
-            return materialize(task, order.parents, environment, attempt)
+            return materialize(task, order.parents, environment, attempt, order.production)
+        case specs.StageTask() if reached(task.gate, order.parents):
+            return carry_over(task, order.parents, environment, attempt)
         case specs.StageTask():
-            return Stage(task, order.parents, environment, attempt).run()
+            return Stage(task, order.parents, environment, attempt, order.production).run()
         case specs.EvaluateTask():
             return evaluate(task, order.parents, environment, attempt)
+        case specs.AverageTask():
+            return average(task, order.parents, environment, attempt)
     raise AssertionError(f"no worker for {order.kind}")
 
 

@@ -47,6 +47,8 @@ TINY: dict[str, Any] = {
     "resources": {"runner": "local", "device": "cpu", "slots": 1, "threads": 1},
 }
 
+ALL_KINDS = ("data", "model", "train", "materialize", "evaluate", "average")
+
 
 def merged(base: Any, changes: dict[str, Any]) -> dict[str, Any]:
     """`base` with `changes`, whose keys may be dotted."""
@@ -124,7 +126,7 @@ class Lab:
                 self._run(self.prepared.plan.node(parent))
         return execute(self.order(node), control or self.control)
 
-    def run_all(self, kinds: tuple[str, ...] = ("data", "model", "train", "materialize", "evaluate")) -> None:
+    def run_all(self, kinds: tuple[str, ...] = ALL_KINDS) -> None:
         for node in self.prepared.plan.nodes:
             if node.kind in kinds:
                 self._run(node)

@@ -53,9 +53,7 @@ def test_the_predicted_peak_is_within_15_percent_of_the_measured(label: str, tmp
     node = lab.node(label)
     for parent in node.parents.values():
         lab._run(lab.prepared.plan.node(parent))
-    # Big blocks go back to the system when they are freed, so that the meter sees what is held and not what glibc
-    # keeps for later: between runs that differs by a quarter.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", _STAGE],
         input=json.dumps(vars(lab.order(node))),

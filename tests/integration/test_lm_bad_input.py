@@ -125,10 +125,6 @@ def head_adapter_without_adapters(folder: Path) -> Changes:
     return {"training.lm_head": "lora"}
 
 
-def adapters_over_few_bits(folder: Path) -> Changes:
-    return {"regimes": ["e2e"], "training.lora": {"rank": 2}, "training.frozen_weights": "nf4"}
-
-
 CASES: list[tuple[Callable[[Path], Changes], str, str]] = [
     (missing_model, "model.path", "nowhere"),
     (missing_shard, "model.path", "model-00002"),
@@ -151,7 +147,6 @@ CASES: list[tuple[Callable[[Path], Changes], str, str]] = [
     (pruned_layer_unknown, "model.prune", "0-2"),
     (adapters_nowhere, "training.lora", "lm_head"),
     (head_adapter_without_adapters, "training.lm_head", "training.lora"),
-    (adapters_over_few_bits, "training.frozen_weights", "no frozen decoder layers"),
 ]
 
 

@@ -98,3 +98,38 @@ def test_a_stopped_stage_with_few_bits_everywhere_goes_on_to_the_same_weights(
     commit = broken.run(label)
     assert commit["result"]["resumed"]
     assert digests(commit) == wanted
+
+
+def test_adapters_over_few_bits_go_on_after_a_stop_and_commit_whole_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QLoRA end to end."""
+    monkeypatch.setattr(train_stage, "REPORT_EVERY_S", 0.0)
+    settings: dict[str, Any] = {"frozen_weights": "nf4", "lora": {"rank": 4}}
+    made = {}
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+        changes = {**lm_changes(tmp_path / name), "model.config": WIDE, "regimes": ["e2e"]}
+        made[name] = Lab.make(
+            tmp_path / name, {**changes, **{f"training.{key}": value for key, value in settings.items()}}
+        )
+    commit = made["whole"].run("e2e/e2e")
+    plain = {name.partition("/")[2]: tensor for name, tensor in made["whole"].weights("e2e/e2e").items()}
+    origin = imported(made["whole"])
+    assert {name: tensor.dtype for name, tensor in plain.items()} == {name: t.dtype for name, t in origin.items()}
+    key = "model.layers.3.mlp.up_proj.weight"
+    assert 0 < float((plain[key] - origin[key]).norm() / origin[key].norm()) < 0.3
+    key = "model.layers.3.input_layernorm.weight"
+    assert torch.equal(plain[key], origin[key])
+    # Layers' matrices take little more than half a byte; adapters and the rest are float32.
+    matrices = 5 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+    whole = 4 * sum(tensor.numel() for tensor in origin.values())
+    adapters = 4 * commit["result"]["trainable_parameters"]
+    assert commit["result"]["resident_bytes"] == pytest.approx(whole - 3.4375 * matrices + adapters, rel=0.02)
+    for node in made["broken"].node("e2e/e2e").parents.values():
+        made["broken"]._run(made["broken"].prepared.plan.node(node))
+    with pytest.raises(Interrupted):
+        made["broken"].run("e2e/e2e", StopAfter(2))
+    resumed = made["broken"].run("e2e/e2e")
+    assert resumed["result"]["resumed"]
+    assert digests(resumed) == digests(commit)

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 #: The only modules that may import Ray.
-RAY = {"orchestrator/ray_runner.py", "orchestrator/sweep.py"}
+RAY = {"orchestrator/ray_runner.py", "orchestrator/gang_runner.py", "orchestrator/sweep.py"}
 FSSPEC = {"cache_store/storage_memory.py"}
 LIGHT = [
     "orchestrator.plan",
@@ -20,6 +20,7 @@ LIGHT = [
     "workers.models.outline",
     "workers.models",
     "orchestrator.config",
+    "orchestrator.gangs",
 ]
 
 

@@ -44,10 +44,15 @@ class Batch:
     #: What parts need beside the boundary (text: positions, masks, rotary embeddings); None for images.
     context: Any
     rows: Rows
+    #: False where another rank of a gang has the same samples, and counts them.
+    counts: bool = True
 
 
 class Scorer(Protocol):
     """Sums what a path makes of a split, on the device, and reads it out once."""
+
+    #: All that was summed: those of two parts of a split, added, are those of the whole.
+    sums: Tensor
 
     def add(self, output: Any, batch: Batch) -> None:
         """Take in the path's output for one batch."""
@@ -87,8 +92,8 @@ class Domain(Protocol):
         gradients before."""
 
     def prepare_frozen(self, part: str, module: nn.Module, train: TrainSpec) -> None:
-        """Make a part of a stage's path that is not trained ready for it: fewer bits, where that is asked for. The part
-        has its weights and is on its device; its state is not read again."""
+        """Make a part of a stage's path whose matrices stay as they are (it is not trained, or by low-rank adapters
+        alone) ready for it: fewer bits, where that is asked for. The part has its weights and is on its device."""
 
     def final_state(self, module: nn.Module) -> State:
         """A trained part's own tensors on the host, named as `part_state_names` does."""

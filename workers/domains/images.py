@@ -129,6 +129,7 @@ class ImageScorer:
 
     def __init__(self, device: torch.device) -> None:
         self._sums = Sums(device)
+        self.sums = self._sums.own
 
     def add(self, output: Any, batch: Batch) -> None:
         loss = F.cross_entropy(output.float(), batch.targets)

@@ -170,16 +170,16 @@ class TextScorer:
     def __init__(self, source: TextSource, device: torch.device) -> None:
         self._source = source
         #: By sample: summed negative log-likelihood, targets predicted right.
-        self._sums = torch.zeros((2, source.rows), dtype=torch.float64, device=device)
+        self.sums = torch.zeros((2, source.rows), dtype=torch.float64, device=device)
 
     def add(self, output: Any, batch: Batch) -> None:
         nll, correct = readout.token_scores(output, batch.targets)
         text = cast("TextBatch", batch.rows.text)
         rows = torch.from_numpy(batch.rows.index)[text.where // text.ids.shape[1]].to(nll.device)
-        self._sums.index_add_(1, rows, torch.stack((nll, correct.float())).double())
+        self.sums.index_add_(1, rows, torch.stack((nll, correct.float())).double())
 
     def metrics(self) -> dict[str, float]:
-        nll, correct = self._sums.cpu().numpy()
+        nll, correct = self.sums.cpu().numpy()
         targets = self._source.targets
         if self._source.groups is None:
             return _figures(nll.sum(), correct.sum(), targets.sum())

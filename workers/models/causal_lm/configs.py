@@ -65,7 +65,7 @@ def whole_config(spec: CausalLMSpec, located: Located | None) -> dict[str, Any]:
     config = build_config(values, spec)
     whole: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     named = values.get("dtype") or values.get("torch_dtype")
-    for key in _PASSING:
+    for key in _PASSING if spec.trust_remote_code else (*_PASSING, "auto_map"):
         whole.pop(key, None)
     whole["tie_word_embeddings"] = False
     whole["dtype"] = str(named or "float32").removeprefix("torch.")

@@ -37,7 +37,8 @@ def import_parts(spec: CausalLMSpec, seed: int) -> Iterator[tuple[str, dict[str,
 
 
 def companions(spec: CausalLMSpec) -> dict[str, bytes]:
-    """The small files of an export by name: config.json, generation_config.json, tokenizer and chat template.
+    """The small files of an export by name: config.json, generation_config.json, tokenizer and chat template; and the
+    model's own code, where it is trusted: nothing else can load the export.
 
     Of the tokenizer's own folder or hub id where `spec.tokenizer` names one; a byte tokenizer has no files.
     """
@@ -45,6 +46,8 @@ def companions(spec: CausalLMSpec) -> dict[str, bytes]:
     located = locate(spec, weights=False)
     if located is not None:
         files |= _from_gguf(located.gguf) if located.gguf is not None else _from_folder(located.folder)
+        if spec.trust_remote_code:
+            files |= {path.name: path.read_bytes() for path in sorted(located.folder.glob("*.py"))}
     if spec.tokenizer == "bytes":
         return {name: data for name, data in files.items() if not _is_tokenizer(name)}
     if spec.tokenizer is not None:
@@ -56,7 +59,7 @@ def companions(spec: CausalLMSpec) -> dict[str, bytes]:
 
 
 def _is_tokenizer(name: str) -> bool:
-    return name not in ("config.json", "generation_config.json")
+    return name not in ("config.json", "generation_config.json") and not name.endswith(".py")
 
 
 def _from_folder(folder: Path) -> dict[str, bytes]:

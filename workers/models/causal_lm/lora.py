@@ -12,6 +12,7 @@ from workers.lm_specs import LoraSpec
 from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.locate import require
 from workers.models.causal_lm.parts import Embed, Head
+from workers.models.causal_lm.quantized import dequantized, is_quantized, is_transposed
 from workers.seeds import derive_seed
 
 _ADAPTER = "default"
@@ -29,6 +30,8 @@ def add_lora(part: nn.Module, lora: LoraSpec, seed: int, lm_head: bool = False) 
 
     targets = _targets(part, lora, lm_head)
     part.requires_grad_(False)
+    # peft wants to be told; its layers look at what they are put on.
+    part.is_loaded_in_8bit = part.is_loaded_in_4bit = True  # type: ignore[assignment]
     if not targets:
         return part
     config = LoraConfig(
@@ -91,19 +94,34 @@ def trainable(part: nn.Module) -> dict[str, nn.Parameter]:
 def merged_state(part: nn.Module) -> dict[str, Tensor]:
     """The part's state under its ordinary names with adapters added into the matrices they belong to.
 
-    Sums are made in float32 and rounded once to the matrix's own type. The part itself is left as it is; tensors
-    without adapters are its own, not copies.
+    Sums are made in float32 and rounded once to the matrix's own type. Matrices in few bits (QLoRA) come as the
+    rounded ones that were trained on, in the type they had before. The part itself is left as it is; tensors without
+    adapters are its own, not copies.
     """
     adapters: dict[str, Any] = {
         f"{name}.weight": module for name, module in part.named_modules() if hasattr(module, "get_delta_weight")
     }
     state: dict[str, Tensor] = {}
-    for name, tensor in part.state_dict().items():
-        if ".lora_" in name:
-            continue
+    for name, tensor in _whole(part).items():
         plain = name.replace(".base_layer.", ".")
         adapter = adapters.get(plain)
         if adapter is not None and _ADAPTER in adapter.lora_A:
-            tensor = (tensor.float() + adapter.get_delta_weight(_ADAPTER).float()).to(tensor.dtype)
+            delta = adapter.get_delta_weight(_ADAPTER).float()
+            if is_transposed(adapter.get_base_layer()):
+                delta = delta.t()
+            tensor = (tensor.float() + delta).to(tensor.dtype)
         state[plain] = tensor
+    return state
+
+
+def _whole(part: nn.Module) -> dict[str, Tensor]:
+    """The part's state without adapters, matrices in few bits made whole; without what belongs to the packing."""
+    packed = [name for name, module in part.named_modules() if is_quantized(module)]
+    state = {name: tensor for name, tensor in part.state_dict().items() if ".lora_" not in name}
+    for name in packed:
+        module = part.get_submodule(name)
+        own = {key for key in state if key.startswith(f"{name}.")}
+        for key in own - {f"{name}.weight", f"{name}.bias"}:
+            del state[key]
+        state[f"{name}.weight"] = dequantized(module)
     return state

@@ -1,12 +1,15 @@
-"""Frozen decoder layers in 8 or 4 bits on the device (bitsandbytes).
+"""Frozen matrices of decoder layers in 8 or 4 bits on the device (bitsandbytes).
 
-Only what a stage holds is rounded: commits, snapshots and a recomputed prefix keep the weights as they are.
+Only what a stage holds is rounded: commits, snapshots and a recomputed prefix keep the weights as they are. The one
+exception is QLoRA: a layer that trains low-rank adapters over rounded matrices is committed as it was trained, so
+what `dequantized` gives is what the adapters are added to.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -25,6 +28,8 @@ _OUTLIERS = 6.0
 def quantize(part: nn.Module, mode: Literal["int8", "nf4"], dtype: torch.dtype) -> nn.Module:
     """Replace a decoder layer's linear layers by bitsandbytes' of `mode`; changes and returns the part.
 
+    Low-rank adapters, where there are to be any, are put on afterwards (`lora.add_lora`).
+
     Products are computed in `dtype` (nf4) or in integers (int8), results have the type of what came in. Gradients
     flow to inputs, never to weights. Norms keep their type, and so do experts that are no linear layers; embeddings
     and heads are left as they are; on a CPU, nf4 also leaves matrices whose rows are no multiple of 64. Matrices are
@@ -41,8 +46,42 @@ def quantize(part: nn.Module, mode: Literal["int8", "nf4"], dtype: torch.dtype) 
             packed: Any = _int8(matrix) if mode == "int8" else _nf4(matrix, dtype)
             bias = cast("Tensor | None", module.bias)
             packed.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+            packed.stored = _Stored(module.weight.dtype, transposed=type(module) is not nn.Linear)
             part.set_submodule(name, packed.train(module.training))
     return part
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """How a rounded matrix was held before, and is committed: (out, in), or the other way round."""
+
+    dtype: torch.dtype
+    transposed: bool
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether this is a linear layer that `quantize` made."""
+    return isinstance(getattr(module, "stored", None), _Stored)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether `quantize` made this layer of one that held its matrix the other way round."""
+    stored = getattr(module, "stored", None)
+    return isinstance(stored, _Stored) and stored.transposed
+
+
+@torch.no_grad()
+def dequantized(module: nn.Module) -> Tensor:
+    """The matrix that a layer of `quantize` multiplies with, in the type and layout it had before."""
+    stored = cast("_Stored", module.stored)
+    packed: Any = module.weight
+    if hasattr(packed, "quant_state"):
+        functional: Any = importlib.import_module("bitsandbytes.functional")
+        matrix = functional.dequantize_4bit(packed.data, packed.quant_state)
+    else:
+        matrix = packed.data.float() * (cast("Tensor", module.scales) / 127)[:, None]
+    matrix = matrix.t() if stored.transposed else matrix
+    return cast("Tensor", matrix.to(stored.dtype).contiguous())
 
 
 def _matrix(module: nn.Module) -> Tensor | None:

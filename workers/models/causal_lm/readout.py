@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 from torch.utils.checkpoint import checkpoint
 
 from workers.models.causal_lm.linear_loss import linear_cross_entropy, nll_sum
@@ -29,6 +30,15 @@ class Readout:
     @property
     def vocabulary(self) -> int:
         return int(cast("Tensor", self.lm_head.weight).shape[0])
+
+
+# FSDP2 looks in what a module returns for tensors whose gradients will come; unregistered, a readout hides its own.
+_pytree.register_pytree_node(
+    Readout,
+    lambda readout: ([readout.hidden], (readout.lm_head, readout.link)),
+    lambda values, context: Readout(cast("Tensor", next(iter(values))), *context),
+    serialized_type_name="workers.models.causal_lm.readout.Readout",
+)
 
 
 def logits_of(hidden: Tensor, lm_head: nn.Module, link: Link) -> Tensor:

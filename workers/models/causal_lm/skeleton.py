@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from workers.lm_specs import CausalLMSpec
 from workers.models.causal_lm.errors import first_line, refuse
@@ -47,6 +48,13 @@ def master_dtype(spec: CausalLMSpec) -> torch.dtype:
 def build_config(values: dict[str, Any], spec: CausalLMSpec) -> PretrainedConfig:
     """transformers' config object for an architecture; ConfigError for an unknown model_type or a wrong value."""
     given = {key: value for key, value in values.items() if key != "model_type"}
+    if values.get("auto_map") and not spec.trust_remote_code and values["model_type"] not in CONFIG_MAPPING:
+        raise refuse(
+            f"{values['model_type']!r} is unknown to transformers and brings its own code, which is not run unless you "
+            "have read it and set model.trust_remote_code: true",
+            "model.trust_remote_code",
+            value=False,
+        )
     try:
         if spec.trust_remote_code:
             return _remote_config(values, given, spec)
@@ -75,16 +83,18 @@ def _remote_config(values: dict[str, Any], given: dict[str, Any], spec: CausalLM
 
 def build_skeleton(spec: CausalLMSpec) -> PreTrainedModel:
     """The model of a task's spec on the meta device, in the master type; shared, so copy before changing it."""
-    key = [architecture(spec), str(master_dtype(spec)), spec.attention, spec.trust_remote_code, spec.path]
-    return _cached(json.dumps(key, sort_keys=True), spec if spec.trust_remote_code else None)
+    code = [spec.path, spec.revision] if spec.trust_remote_code else None
+    key = [architecture(spec), str(master_dtype(spec)), spec.attention, code]
+    return _cached(json.dumps(key, sort_keys=True))
 
 
 @lru_cache(maxsize=8)
-def _cached(key: str, remote: CausalLMSpec | None) -> PreTrainedModel:
-    values, dtype, attention, trust, _ = json.loads(key)
-    spec = remote or CausalLMSpec(family="causal_lm", config=values, attention=attention)
-    config = build_config(values, spec)
-    return _on_meta(config, DTYPES[dtype.removeprefix("torch.")], attention, trust)
+def _cached(key: str) -> PreTrainedModel:
+    values, dtype, attention, code = json.loads(key)
+    spec = CausalLMSpec(family="causal_lm", config=values, attention=attention)
+    if code is not None:
+        spec = replace(spec, path=code[0], revision=code[1], trust_remote_code=True)
+    return _on_meta(build_config(values, spec), DTYPES[dtype.removeprefix("torch.")], attention, spec.trust_remote_code)
 
 
 def _on_meta(config: PretrainedConfig, dtype: torch.dtype, attention: str, trust: bool) -> PreTrainedModel:
