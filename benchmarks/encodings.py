@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> Report:
                 quality.setdefault(name, {})[encoding] = {
                     key: harness.summary(each[key] for each in found) for key in found[0]
                 }
-        maps = _write(folder / "maps", {**_config("quickstart.yaml", 1), "snapshots": _KEPT})
+        maps = _write(folder / "maps", {**_config("quickstart.yaml", options.quick), "snapshots": _KEPT})
         rows |= harness.child("-m", "benchmarks.encodings", "maps", str(maps))
     worst = {
         encoding: max(found[encoding]["error"] for found in rows.values() if encoding in found)
@@ -119,12 +119,13 @@ def _write(folder: Path, config: Json) -> Path:
     return path
 
 
-def _config(name: str, epochs: int | None) -> Json:
+def _config(name: str, quick: bool) -> Json:
     import yaml
 
     config: Json = yaml.safe_load((harness.ROOT / "configs" / name).read_text())
-    if epochs is not None:
-        config["training"]["epochs"] = epochs
+    if quick:
+        config["training"]["epochs"] = 1
+        config["data"] |= {"train_limit": 128, "test_limit": 64}
     return {
         **config,
         "regimes": ["segprop"],
@@ -135,7 +136,7 @@ def _config(name: str, epochs: int | None) -> Json:
 
 def _quality(name: str, encoding: str, seed: int, folder: Path, quick: bool) -> Json:
     harness.say(f"{name} {encoding} seed {seed}")
-    config = _config(name, 1 if quick else None)
+    config = _config(name, quick)
     config |= {"seed": seed, "snapshots": {"mode": "always", "encoding": encoding}}
     found = harness.orchestrate(config, folder / f"{name}-{encoding}-{seed}")
     regime = found.summary["regimes"]["segprop"]

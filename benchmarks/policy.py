@@ -33,19 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 #: Name -> (configuration, overrides, overrides of --quick).
 CASES: dict[str, tuple[str, list[str], list[str]]] = {
-    "quickstart": ("quickstart.yaml", [], ["training.epochs=2"]),
+    "quickstart": ("quickstart.yaml", [], ["training.epochs=2", "data.train_limit=256"]),
     "lm_quickstart": ("lm_quickstart.yaml", [], []),
     "cifar_cpu": ("resnet18_cifar10_cpu.yaml", ["data.train_limit=5000", "training.epochs=3", "data.views=3"], []),
     # Every view is read once, and nothing is rolled forward: storing only adds writing and reading.
     "read-once": (
         "quickstart.yaml",
         ["data.image_size=32", "data.views=4", "training.epochs=4", "split.segment_size=3"],
-        ["data.train_limit=400"],
+        ["data.train_limit=256"],
     ),
     "read-often": (
         "quickstart.yaml",
         ["data.views=1", "training.epochs=8", "split.segment_size=3"],
-        ["data.train_limit=400"],
+        ["data.train_limit=256"],
     ),
 }
 

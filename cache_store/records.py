@@ -86,6 +86,12 @@ class Attempt:
                 self._store.storage.delete_tree(self._folder)
         return commit
 
+    def note(self, name: str, record: Mapping[str, Any]) -> None:
+        """Write JSON beside the attempt's files, in place of an earlier note of that name. No commit lists it; whoever
+        finishes the node may read it (`NodeStore.notes`), whatever became of this attempt."""
+        data = dump_record(record, f"a note on node {self.node_id}")
+        self._store.storage.write(f"{self._folder}/{check_name(name)}", data)
+
     def checkpoint(
         self,
         files: Mapping[str, Buffer | Sequence[Buffer]],
@@ -139,6 +145,18 @@ class NodeStore(CheckpointStore):
     def attempt(self, node_id: str) -> Attempt:
         """A fresh attempt at a node; nothing is written yet."""
         return Attempt(self, node_id)
+
+    def notes(self, node_id: str, name: str) -> list[dict[str, Any]]:
+        """What the attempts at a node, finished or not, have noted under `name`; damaged notes are passed over."""
+        folder = f"nodes/{check_name(node_id)}/attempts"
+        found = []
+        for attempt in self.storage.list(folder):
+            path = f"{folder}/{attempt}/{check_name(name)}"
+            data = read_bounded(self.storage, path)
+            if data is not None:
+                with contextlib.suppress(CorruptRecord):
+                    found.append(parse_record(data, path))
+        return found
 
     def read_file(self, record: Mapping[str, Any]) -> bytes:
         """The verified bytes of a published file. CorruptShard when they differ or the file is gone."""

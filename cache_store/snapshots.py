@@ -186,6 +186,16 @@ class SnapshotSet:
         present = {int(match.group(1)) for match in names if match}
         return [i for i in range(self.spec.shards) if i not in present]
 
+    def has(self, i: int) -> bool:
+        """Whether shard `i` has a valid record and a file of the right length; its bytes are not read. Damage is
+        quarantined."""
+        return self._published(i) is not None
+
+    @property
+    def leases(self) -> str:
+        """The folder for leases of those who make shards of this set; it goes with the set."""
+        return f"{self._root}/leases"
+
     def stored_bytes(self) -> int:
         """Bytes of the set's committed shard files: less than `spec.bytes` only where they are packed."""
         commits = (self._commit(i) for i in range(self.spec.shards))

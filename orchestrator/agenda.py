@@ -33,8 +33,13 @@ class Agenda:
         released: AbstractSet[str] = schedule.NONE,
         running: AbstractSet[str] = schedule.NONE,
         failed: AbstractSet[str] = schedule.NONE,
+        partial: AbstractSet[str] = schedule.NONE,
+        overlapping: AbstractSet[str] | None = None,
     ) -> None:
+        """`overlapping`: stages that do not wait for their sets, those of the plan unless given. For releasing, a set
+        is needed by such a stage as by any other: ask an agenda in which none overlaps."""
         self._plan = plan
+        self._partial = set(partial)
         self._committed = set(committed)
         self._released = set(released)
         self._running: set[str] = set()
@@ -45,7 +50,12 @@ class Agenda:
             node.id: (int(node.kind == "evaluate"), position)
             for position, node in enumerate(plan.nodes)
         }
-        self._parents = {node.id: tuple(dict.fromkeys(node.parents.values())) for node in plan.nodes}
+        overlapping = plan.overlapping if overlapping is None else overlapping
+        self._parents = {node.id: schedule.awaited(plan, node, overlapping) for node in plan.nodes}
+        self._readers: dict[str, list[str]] = {}
+        for node_id, parents in self._parents.items():
+            for parent in parents:
+                self._readers.setdefault(parent, []).append(node_id)
         self._wanted: set[str] = set()
         #: Wanted readers of a node; wanted parents of a wanted node; readers of a set that are wanted or running.
         self._demand: dict[str, int] = dict.fromkeys(self._place, 0)
@@ -59,7 +69,9 @@ class Agenda:
         self._ready: set[str] = set()
         #: Sets to look at: something about them has changed.
         self._maybe: dict[str, None] = {}
-        for node_id in schedule.wanted(plan, committed=self._committed, released=self._released):
+        for node_id in schedule.wanted(
+            plan, committed=self._committed, released=self._released, overlapping=overlapping
+        ):
             self._enter(node_id)
         self._maybe |= dict.fromkeys(node.id for node in plan.sets)
         for node_id in running:
@@ -105,12 +117,16 @@ class Agenda:
 
     def _is_releasable(self, node_id: str) -> bool:
         return (
-            node_id in self._committed
+            (node_id in self._committed or node_id in self._partial)
             and node_id not in self._released
             and node_id not in self._plan.kept
             and not self._busy(node_id)
             and self._busy_readers[node_id] == 0
         )
+
+    def wants(self, node_id: str) -> bool:
+        """Whether a target depends on the node."""
+        return node_id in self._wanted
 
     # -- telling ------------------------------------------------------------------------------------------
 
@@ -136,12 +152,22 @@ class Agenda:
             return
         self._committed.add(node_id)
         self._released.discard(node_id)
+        self._partial.discard(node_id)
         self._look(node_id)
         self._notice(node_id)
 
+    def leave(self, node_id: str) -> None:
+        """A part of the node's set is in the store, and the stage that made it has ended."""
+        if node_id in self._place:
+            self._partial.add(node_id)
+            self._notice(node_id)
+
     def release(self, node_id: str) -> None:
-        """The node's set is not in the store any more."""
+        """The node's set, or the part of it there was, is not in the store any more."""
         if node_id not in self._place:
+            return
+        if node_id in self._partial:
+            self._partial.discard(node_id)
             return
         self._released.add(node_id)
         self._look(node_id)
@@ -180,7 +206,7 @@ class Agenda:
         self._wanted.add(node_id)
         for parent in self._parents[node_id]:
             self._demand[parent] += 1
-        for reader in self._plan.readers(node_id):
+        for reader in self._readers.get(node_id, ()):
             self._unmet[reader] += 1
             self._requeue(reader)
         self._settle(node_id, was_busy)
@@ -190,7 +216,7 @@ class Agenda:
         self._wanted.discard(node_id)
         for parent in self._parents[node_id]:
             self._demand[parent] -= 1
-        for reader in self._plan.readers(node_id):
+        for reader in self._readers.get(node_id, ()):
             self._unmet[reader] -= 1
             self._requeue(reader)
         self._settle(node_id, was_busy)

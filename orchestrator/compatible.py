@@ -20,6 +20,7 @@ _FREE = (
     ("snapshots", "budget"),
     ("snapshots", "shard_bytes"),
     ("snapshots", "retention"),
+    ("snapshots", "production"),
 )
 #: Settings that older run directories do not name, and what they meant there.
 _LATER = {("snapshots", "encoding"): "plain"}

@@ -14,17 +14,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from cache_store.crashpoints import reach
 from cache_store.errors import Interrupted, StoreError
-from orchestrator import journal, retry
+from orchestrator import journal, retry, schedule
 from orchestrator.agenda import Agenda
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Node, Plan
 from orchestrator.progress import Progress
 from orchestrator.runner import Failed, Runner, Succeeded
-from workers.orders import WorkOrder
+from workers.orders import Production, WorkOrder, node_of, order_key
 
 WAIT_S = 0.5
 #: Between two looks at what running tasks report; events are looked at as they come.
@@ -59,6 +60,7 @@ class Driver:
         report: Callable[..., None] = lambda **state: None,
     ) -> None:
         """`report` is told now and then what the driver is doing (see `_state`), for those who look from outside."""
+        self._plan = plan
         self._nodes = {node.id: node for node in plan.nodes}
         self._ledger = ledger
         self._runner = runner
@@ -68,7 +70,21 @@ class Driver:
         self._snapshot_memory = snapshot_memory
         self._stop_requested = stop_requested
         self._report = report
-        self._agenda = Agenda(plan, committed=ledger.commits.keys(), released=ledger.released)
+        known: dict[str, Any] = {
+            "committed": ledger.commits.keys(),
+            "released": ledger.released,
+            "partial": ledger.partial.keys(),
+        }
+        #: What may start, and which sets may go: the same where no stage overlaps.
+        self._agenda = Agenda(plan, **known)
+        self._releases = Agenda(plan, **known, overlapping=schedule.NONE) if plan.overlapping else self._agenda
+        self._agendas = (self._agenda, self._releases) if plan.overlapping else (self._agenda,)
+        #: Order keys of those who only make shards of a running materialize node's set (`Production.helper`).
+        self._helpers: set[str] = set()
+        #: Materialize nodes of which nothing is left to take for another helper, and those that nobody waits for and
+        #: that failed for good.
+        self._exhausted: set[str] = set()
+        self._given_up: set[str] = set()
         #: Running node -> when it was submitted (unix seconds).
         self._running: dict[str, float] = {}
         #: Running nodes that have shown a sign of life.
@@ -97,7 +113,7 @@ class Driver:
                 waiting = False
                 if time.monotonic() - stopping > STOP_GRACE_S:
                     break
-            if not self._running and not waiting:
+            if not self._running and not self._helpers and not waiting:
                 break
             for event in self._runner.wait(WAIT_S):
                 self._handle(event, stopping is not None)
@@ -116,14 +132,46 @@ class Driver:
             node = self._agenda.take(lambda node_id: self._not_before.get(node_id, 0.0) <= now)  # noqa: B023
             if node is None:
                 break
-            self._attempts[node.id] += 1
-            self._runner.submit(self._order(node))
-            reach("driver.submitted")
-            self._running[node.id] = time.time()
-            self._agenda.start(node.id)
-            self._progress.started(node.label)
-            self._log("submitted", node)
+            self._submit(node)
+        self._fill_spare_slots()
         return self._agenda.waiting > 0
+
+    def _submit(self, node: Node) -> None:
+        self._attempts[node.id] += 1
+        self._runner.submit(self._order(node))
+        reach("driver.submitted")
+        self._running[node.id] = time.time()
+        for agenda in self._agendas:
+            agenda.start(node.id)
+        self._progress.started(node.label)
+        self._log("submitted", node)
+
+    def _fill_spare_slots(self) -> None:
+        """Slots that nothing is ready for make snapshots: ahead of the stages that read them, or with those at it."""
+        free, now = self._runner.free(), time.monotonic()
+        if not free:
+            return
+        hands = Counter(node_of(key) for key in (*self._running, *self._helpers))
+        chosen = schedule.spare(
+            self._plan,
+            committed=self._ledger.commits.keys(),
+            released=self._ledger.released,
+            running=self._running.keys(),
+            failed=self._given_up | {node_id for node_id, moment in self._not_before.items() if moment > now},
+            # A helper may outlast the one it helps by a moment: then nothing is left to help with.
+            producers={node_id: hands[node_id] for node_id in self._running if self._is_set(node_id)},
+            free=free,
+            exhausted=self._exhausted,
+        )
+        for node_id in chosen:
+            node = self._nodes[node_id]
+            if node_id not in self._running:
+                self._submit(node)
+                continue
+            number = next(n for n in count(1) if order_key(node_id, n) not in self._helpers)
+            order = self._order(node, helper=number)
+            self._runner.submit(order)
+            self._helpers.add(order.key)
 
     def _look(self) -> None:
         """Pass on what running tasks report."""
@@ -134,6 +182,8 @@ class Driver:
         self._runner.waiting(self._agenda.waiting)
         latest = self._runner.progress()
         for node_id, update in latest.items():
+            if node_id in self._helpers:  # a share of the node's work
+                continue
             node = self._nodes[node_id]
             self._progress.update(node_id, node.label, **update)
             if update and node_id in self._running and node_id not in self._begun:
@@ -160,29 +210,55 @@ class Driver:
         machine = fields.pop("machine", None) or (self._runner.machine(node.id) if node.id in self._running else None)
         journal.event(name, node, level=level, attempt=self._attempts[node.id] or None, machine=machine, **fields)
 
-    def _order(self, node: Node) -> WorkOrder:
+    def _is_set(self, node_id: str) -> bool:
+        return self._nodes[node_id].kind == "materialize"
+
+    def _order(self, node: Node, helper: int = 0) -> WorkOrder:
+        commits = self._ledger.commits
         return WorkOrder(
             node_id=node.id,
             kind=node.kind,
             task=node.task,
-            parents={role: self._ledger.commits[parent] for role, parent in node.parents.items()},
+            # The sets of an overlapping stage, and what these are made from, may lack theirs: nothing is read of them.
+            parents={role: commits[parent] for role, parent in node.parents.items() if parent in commits},
             store=self._store,
             device=self._runner.device,
             threads=self._runner.threads,
+            production=Production(
+                shared=self._runner.slots > 1,
+                helper=helper,
+                first_epoch=schedule.first_epoch(self._plan, node),
+                unfinished={
+                    role: parent
+                    for role, parent in node.parents.items()
+                    if node.id in self._plan.overlapping
+                    and self._is_set(parent)
+                    and (parent not in commits or parent in self._ledger.released)
+                },
+            ),
             snapshot_memory=self._snapshot_memory,
         )
 
     def _handle(self, event: Succeeded | Failed, stopping: bool) -> None:
-        node = self._nodes[event.node_id]
+        node = self._nodes[node_of(event.key)]
+        if event.key in self._helpers:
+            self._helpers.discard(event.key)
+            self._exhausted.add(node.id)
+            if isinstance(event, Failed) and not isinstance(event.error, Interrupted):
+                self._progress.note(f"{node.label}: a helper stopped: {event.error}; the others go on without it")
+            return
         machine = self._runner.machine(node.id)
         self._running.pop(node.id, None)
         begun = node.id in self._begun
         self._begun.discard(node.id)
-        self._agenda.stop(node.id)
+        self._exhausted.discard(node.id)
+        for agenda in self._agendas:
+            agenda.stop(node.id)
         if isinstance(event, Succeeded):
             self._not_before.pop(node.id, None)
             self._ledger.add(node.id, event.commit)
-            self._agenda.commit(node.id)
+            for agenda in self._agendas:
+                agenda.commit(node.id)
             reach("driver.committed")
             self._outcome.reused.discard(node.id)
             self._progress.finished(node.label, event.commit["result"].get("seconds", 0.0), reused=False)
@@ -190,6 +266,8 @@ class Driver:
             if not begun:
                 self._log("started", node, machine=fields["machine"])
             self._log("committed", node, **fields)
+            if node.id in self._plan.overlapping:
+                self._look_after_sets(node)
             return
         if stopping and isinstance(event.error, Interrupted):
             return
@@ -212,14 +290,34 @@ class Driver:
             return
         reason = decision.reason if isinstance(decision, retry.GiveUp) else str(event.error)
         self._not_before.pop(node.id, None)
+        if node.kind == "materialize" and not self._agenda.wants(node.id):
+            self._given_up.add(node.id)
+            self._progress.note(f"{node.label}: {reason}; its stage makes what is missing itself")
+            return
         self._outcome.failures[node.id] = reason
         self._outcome.errors[node.id] = event.error
-        self._agenda.fail(node.id)
+        for agenda in self._agendas:
+            agenda.fail(node.id)
         self._progress.failed(node.label, reason)
         self._log("failed", node, level=logging.ERROR, machine=machine, error=reason)
 
+    def _look_after_sets(self, stage: Node) -> None:
+        """A stage that made its own sets has committed the nodes of those that are whole, and left parts of others."""
+        for parent in dict.fromkeys(stage.parents.values()):
+            node = self._nodes[parent]
+            if not self._is_set(parent) or parent in self._ledger.commits or parent in self._running:
+                continue
+            if self._ledger.look(parent):
+                for agenda in self._agendas:
+                    agenda.commit(parent)
+                self._progress.finished(node.label, None, reused=False)
+            elif schedule.superfluous(self._plan, node, committed=self._ledger.commits.keys()):
+                self._progress.dropped(node.label)
+        for node_id in self._ledger.note_partial(stage):
+            self._releases.leave(node_id)
+
     def _release_sets(self) -> None:
-        for node_id in self._agenda.releasable():
+        for node_id in self._releases.releasable():
             node = self._nodes[node_id]
             reach("driver.before-release")
             try:
@@ -229,8 +327,10 @@ class Driver:
                 self._progress.note(f"could not release {node.label}: {error}")
                 self._ledger.released.add(node_id)
             else:
-                self._log("released", node, bytes=self._ledger.commits[node_id]["result"].get("bytes"))
-            self._agenda.release(node_id)
+                commit = self._ledger.commits.get(node_id, {})
+                self._log("released", node, bytes=commit.get("result", {}).get("bytes"))
+            for agenda in self._agendas:
+                agenda.release(node_id)
             reach("driver.after-release")
 
 

@@ -86,6 +86,8 @@ class RegimePlan:
     width: int = 1
     #: What every boundary is predicted to cost, in chain order.
     boundaries: tuple[Prediction, ...] = ()
+    #: Whether its stages wait for their snapshot sets (`before`) or make what they find missing (`overlap`).
+    production: str = "before"
 
     def work_of(self, stage: str) -> tuple[str, ...]:
         """All train nodes of a stage, in order, given the one in `stages`."""
@@ -148,6 +150,14 @@ class Plan:
     def width(self) -> int:
         """Stages that can train at one time."""
         return sum(regime.width for regime in self.regimes.values())
+
+    @cached_property
+    def overlapping(self) -> frozenset[str]:
+        """Train nodes that start without waiting for their snapshot sets."""
+        overlap = {name for name, regime in self.regimes.items() if regime.production == "overlap"}
+        return frozenset(
+            node.id for node in self.nodes if node.kind == "train" and not overlap.isdisjoint(node.regimes)
+        )
 
     @cached_property
     def peak_snapshot_bytes(self) -> int:

@@ -21,6 +21,10 @@ class LocalRunner:
         self._running: WorkOrder | None = None
         self._thread: threading.Thread | None = None
 
+    @property
+    def slots(self) -> int:
+        return 1
+
     def start(self) -> None:
         """Nothing to get ready: torch is imported with the first order."""
 
@@ -38,9 +42,9 @@ class LocalRunner:
         try:
             from workers.tasks import execute
 
-            self._events.put(Succeeded(order.node_id, execute(order, self._control)))
+            self._events.put(Succeeded(order.key, execute(order, self._control)))
         except BaseException as error:  # noqa: BLE001 - whatever it was, the driver decides what it means
-            self._events.put(Failed(order.node_id, error))
+            self._events.put(Failed(order.key, error))
 
     def wait(self, timeout_s: float) -> list[Event]:
         try:
@@ -53,7 +57,7 @@ class LocalRunner:
         return [event]
 
     def progress(self) -> dict[str, dict[str, Any]]:
-        return {self._running.node_id: self._control.latest()} if self._running else {}
+        return {self._running.key: self._control.latest()} if self._running else {}
 
     def waiting(self, tasks: int) -> None:
         """Nobody watches."""

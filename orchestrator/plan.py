@@ -30,6 +30,7 @@ from workers.specs import (
     RoundSpec,
     StageTask,
     TrainSpec,
+    snapshot_role,
     to_json,
 )
 
@@ -211,6 +212,7 @@ class _RegimeBuilder:
             reads=ended.reads,
             peak_snapshot_bytes=policy.peak_bytes(stored, keep=together),
             retention=regime.snapshots.retention,
+            production=regime.snapshots.production,
             boundaries=tuple(self._prediction(index) for index in range(len(self.boundaries))),
             rounds=ended.rounds,
             averages=tuple(ended.averages),
@@ -410,10 +412,10 @@ class _RegimeBuilder:
         index = self.boundaries.index(stage.hops)
         views = self._views_read(stage, epochs)
         # In the order in which the first epochs will ask: view 0 first, validation at the end of the epoch.
-        roles = {f"snapshot/train/{views[0]}": self._set_node(index, "train", views[0])}
-        roles["snapshot/validation/eval"] = self._set_node(index, "validation", None)
+        roles = {snapshot_role("train", views[0]): self._set_node(index, "train", views[0])}
+        roles[snapshot_role("validation", None)] = self._set_node(index, "validation", None)
         for view in views[1:]:
-            roles[f"snapshot/train/{view}"] = self._set_node(index, "train", view)
+            roles[snapshot_role("train", view)] = self._set_node(index, "train", view)
         return roles
 
     def _set_node(self, index: int, split: str, view: int | None) -> str:

@@ -99,15 +99,22 @@ class Progress:
         if due and self._live is None:
             self._say(Text(f"{label}: {describe(task.fields)}"))
 
-    def finished(self, label: str, seconds: float, reused: bool) -> None:
+    def finished(self, label: str, seconds: float | None, reused: bool) -> None:
+        """`seconds` is None when it was made along with another task."""
         with self._lock:
             self._running.pop(label, None)
             self._done += 1
             self._reused += reused
             count = f"{self._done}/{self._total}"
-        words = "reused" if reused else f"done in {seconds_text(seconds)}"
+        words = "reused" if reused else "made along" if seconds is None else f"done in {seconds_text(seconds)}"
         mark = Text.assemble(("✓ ", "green")) if self._live else Text()
         self._say(mark.append(f"{label}: {words} ({count})"))
+
+    def dropped(self, label: str) -> None:
+        """A task that nobody needs any more will not be run."""
+        with self._lock:
+            self._total -= 1
+        self._say(Text(f"{label}: not needed"))
 
     def failed(self, label: str, message: str) -> None:
         with self._lock:

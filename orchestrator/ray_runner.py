@@ -87,8 +87,9 @@ class _Slot:
     since: float
     order: WorkOrder | None = None
     result: Any | None = None
-    #: Where it answered from.
+    #: Where it answered from, and the latest node it was given.
     machine: str | None = None
+    last: str = ""
 
 
 class RayRunner:
@@ -133,6 +134,10 @@ class RayRunner:
         self._polls: dict[str, Any] = {}
         self._polled = 0.0
         self._gauges: dict[str, Gauge] = {}
+
+    @property
+    def slots(self) -> int:
+        return len(self._slots)
 
     def start(self) -> None:
         if self._owns_ray:
@@ -242,7 +247,9 @@ class RayRunner:
     def submit(self, order: WorkOrder) -> None:
         slot = next(slot for slot in self._slots if slot.order is None and slot.ping is None)
         slot.order = order
-        self._by_node[order.node_id] = slot
+        # Known until the slot's next order: whoever hears of an order's end asks where it was.
+        self._by_node.pop(slot.last, None)
+        self._by_node[order.key], slot.last = slot, order.key
         slot.result = slot.actor.run.remote(order)
 
     def wait(self, timeout_s: float) -> list[Event]:
@@ -266,19 +273,18 @@ class RayRunner:
         order, result = slot.order, slot.result
         assert order is not None
         slot.order = slot.result = None
-        self._latest.pop(order.node_id, None)
-        self._polls.pop(order.node_id, None)
-        self._by_node.pop(order.node_id, None)
+        self._latest.pop(order.key, None)
+        self._polls.pop(order.key, None)
         try:
-            return Succeeded(order.node_id, ray.get(result))
+            return Succeeded(order.key, ray.get(result))
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            return Failed(order.node_id, cause)
+            return Failed(order.key, cause)
         except RayError as error:
             # Killed, out of memory, machine gone. The actor restarts by itself; calls during that fail at once,
             # so the slot takes orders again only when it has answered.
             slot.ping, slot.since = slot.actor.ready.remote(), time.monotonic()
-            return Failed(order.node_id, SegpropError(f"worker lost: {_first_line(error)}"), lost=True)
+            return Failed(order.key, SegpropError(f"worker lost: {_first_line(error)}"), lost=True)
 
     def _check_start(self, slot: _Slot, answered: bool) -> None:
         deadline = self._deadline_s
@@ -340,9 +346,9 @@ class RayRunner:
             for index, slot in enumerate(self._slots):
                 update = None
                 if slot.order is not None:
-                    if slot.order.node_id not in self._polls:
-                        self._polls[slot.order.node_id] = slot.actor.poll.remote()
-                    update = self._latest.get(slot.order.node_id, {})
+                    if slot.order.key not in self._polls:
+                        self._polls[slot.order.key] = slot.actor.poll.remote()
+                    update = self._latest.get(slot.order.key, {})
                 for name, value in gauges.values(update).items():
                     self._gauges[name].set(value, {"slot": str(index)})
         return self._latest

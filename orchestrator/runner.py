@@ -10,7 +10,8 @@ from workers.orders import WorkOrder
 
 @dataclass(frozen=True)
 class Succeeded:
-    node_id: str
+    #: Of the order (`WorkOrder.key`).
+    key: str
     commit: dict[str, Any]
 
 
@@ -18,7 +19,7 @@ class Succeeded:
 class Failed:
     """`lost` is true when the worker vanished (killed, machine gone): the node itself may be fine."""
 
-    node_id: str
+    key: str
     error: BaseException
     lost: bool = False
 
@@ -33,6 +34,10 @@ class Runner(Protocol):
     threads: int
     device: str
 
+    @property
+    def slots(self) -> int:
+        """How many there are, busy ones too; known once started."""
+
     def start(self) -> None:
         """Get the workers ready. Raises UserError when what is asked for can never be had."""
 
@@ -46,7 +51,7 @@ class Runner(Protocol):
         """Events since the last call; returns early with the first."""
 
     def progress(self) -> dict[str, dict[str, Any]]:
-        """Latest progress of running nodes, by node id."""
+        """Latest progress of running orders, by key."""
 
     def waiting(self, tasks: int) -> None:
         """Be told how many tasks could run if there were more slots: a figure for whoever watches the runner."""

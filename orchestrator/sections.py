@@ -122,6 +122,11 @@ class SnapshotConfig(Section):
     retention: Literal["release", "keep"] = Field(
         default="release", description="release: a set is dropped when its last reader has committed."
     )
+    production: Literal["before", "overlap"] = Field(
+        default="before",
+        description="before: a stage starts when its snapshot sets are complete. overlap: it starts at once and makes "
+        "what it finds missing, while free slots make the rest ahead of it. The results are the same.",
+    )
     shuffle: Literal["global", "window"] = Field(
         default="global",
         description="Order of an epoch over snapshots. global: any sample may follow any other. window: shards are "

@@ -13,6 +13,7 @@ from cache_store.crashpoints import reach
 from cache_store.errors import SegpropError, UserError
 from cache_store.records import NodeStore
 from cache_store.storage import Storage
+from orchestrator import schedule
 from orchestrator.config import ImageConfig
 from orchestrator.driver import Driver, Outcome, stop_on_signals
 from orchestrator.environment import describe_environment
@@ -109,7 +110,8 @@ def _drive(prepared: Prepared, plan: Plan, ledger: Ledger, quiet: bool, lease: L
     config = prepared.config
     runner = make_runner(prepared)
     done = sum(node.id in ledger.commits for node in plan.nodes)
-    with Progress(len(plan.nodes), done, quiet=quiet) as progress:
+    total = sum(not schedule.superfluous(plan, node, committed=ledger.commits.keys()) for node in plan.nodes)
+    with Progress(total, done, quiet=quiet) as progress:
         try:
             runner.start()
             with stop_on_signals() as stop_requested:

@@ -352,18 +352,22 @@ def _forwards(view: _View, nodes: list[Node]) -> Json:
         result = view.results.get(node.id, {})
         for block, count in result.get("forwards", {}).items():
             samples[str(block)] = samples.get(str(block), 0) + int(count)
-        if node.kind == "materialize" and result.get("rows"):
-            key = (str(node.task.get("split")), node.task.get("view"))
-            for hop in node.task.get("boundary", {}).get("hops", []):
+        made = [(node, result)] if node.kind == "materialize" else []
+        # Of a stage that made its own sets and ended before they were whole.
+        made += [(view.nodes[node.parents[role]], part) for role, part in result.get("partial", {}).items()]
+        for origin, part in made:
+            key = (str(origin.task.get("split")), origin.task.get("view"))
+            for hop in origin.task.get("boundary", {}).get("hops", []) if part.get("rows") else ():
                 for block in hop:
-                    wanted.setdefault(str(block), {})[key] = int(result["rows"])
+                    pairs = wanted.setdefault(str(block), {})
+                    pairs[key] = max(pairs.get(key, 0), int(part["rows"]))
     out: Json = {}
     for block in sorted(samples):
-        pairs = sum(wanted.get(block, {}).values()) or None
+        asked = sum(wanted.get(block, {}).values()) or None
         out[block] = {
             "samples": samples[block],
-            "sample_views": pairs,
-            "per_sample_view": samples[block] / pairs if pairs else None,
+            "sample_views": asked,
+            "per_sample_view": samples[block] / asked if asked else None,
         }
     return out
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -78,19 +79,32 @@ class StoredBoundary:
             self._set = self._environment.snapshots.open(self.spec, self._environment.kept)
         return self._set
 
-    def reader(self) -> RowReader:
-        """Rows of this boundary in any order; what is missing or damaged is computed, stored and served."""
+    @property
+    def samples(self) -> int:
+        return self._source.rows
+
+    def reader(self, compute: Callable[[int], Sequence[np.ndarray]] | None = None) -> RowReader:
+        """Rows of this boundary in any order; what is missing or damaged is computed (by `compute` in place of
+        `compute_shard`), stored and served."""
         # On a CPU the step computes on the same cores.
         threads = 1 if self._environment.device.type == "cpu" else min(_GATHER_THREADS, self._environment.threads)
-        return RowReader(self.snapshots, compute=self.compute_shard, threads=threads)
+        return RowReader(self.snapshots, compute=compute or self.compute_shard, threads=threads)
 
-    def compute_shard(self, index: int) -> list[np.ndarray]:
-        """The shard's arrays, one per stored field, bf16 as uint16."""
+    def compute_shard(self, index: int, on_group: Callable[[], None] = lambda: None) -> list[np.ndarray]:
+        """The shard's arrays, one per stored field, bf16 as uint16. `on_group` is called after each of its groups."""
         columns: list[list[Tensor]] = [[] for _ in self.spec.fields]
-        for group in self.geometry.groups_of_shard(index):
-            for column, tensor in zip(columns, self._compute_group(group), strict=True):
-                column.append(tensor)
+        with _threads(self._environment.threads):
+            for group in self.geometry.groups_of_shard(index):
+                for column, tensor in zip(columns, self._compute_group(group), strict=True):
+                    column.append(tensor)
+                on_group()
         return [to_numpy(torch.cat(column)) for column in columns]
+
+    def let_go(self) -> None:
+        """Drop the frozen blocks; they are loaded again when something is missing."""
+        self._hop = None
+        if self._previous is not None:
+            self._previous.let_go()
 
     def _group(self, group: int) -> Boundary:
         """Stored rows of one group as host tensors: from the store if it is there."""
@@ -167,6 +181,20 @@ def boundary_key(
         "channels_last": boundary.channels_last,
         **({} if encoding is None else {"encoding": encoding}),
     }
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Bits depend on the thread count, and a thread that only reads ahead has set its own to one."""
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:

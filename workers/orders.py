@@ -3,8 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Production:
+    """How the shards of snapshot sets are shared among those who make them. Nothing here changes a result."""
+
+    #: Others may be at work on the same sets: shards are taken one by one, by leases.
+    shared: bool = False
+    #: Of a materialize node: 0 finishes and commits it, others take shards as long as there are free ones and leave.
+    helper: int = 0
+    #: Of a materialize node: the epoch in whose order of shards the set will first be asked for; None: in no order.
+    first_epoch: int | None = None
+    #: Of a stage: role -> materialize node of the sets it reads that are not finished. It makes what it finds missing
+    #: itself, unless somebody is at it, and commits the nodes of those that are whole in the end.
+    unfinished: Mapping[str, str] = field(default_factory=dict)
+
+
+#: Nobody else is at work on any set, and all that is read are finished.
+ALONE = Production()
 
 
 @dataclass(frozen=True)
@@ -20,3 +39,18 @@ class WorkOrder:
     threads: int
     #: Most bytes of snapshot shards held at a time; None: what `cache_store.kept` says.
     snapshot_memory: int | None = None
+    production: Production = ALONE
+
+    @property
+    def key(self) -> str:
+        """Tells this order from others at work at the same time: the node, and which helper at it."""
+        return order_key(self.node_id, self.production.helper)
+
+
+def order_key(node_id: str, helper: int) -> str:
+    return f"{node_id}#{helper}" if helper else node_id
+
+
+def node_of(key: str) -> str:
+    """The node an order's key belongs to."""
+    return key.partition("#")[0]

@@ -316,6 +316,11 @@ class StageTask:
         return self.epochs.stop < self.train.epochs
 
 
+def snapshot_role(split: str, view: int | None) -> str:
+    """The role of the materialize node of one set among a stage's parents."""
+    return f"snapshot/{split}/{'eval' if view is None else view}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateTask:
     """Score an assembled chain from the images. Parents: data, weights/<part> for every part of `path`."""

@@ -55,11 +55,11 @@ def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
         case specs.MeasureTask():
             return measure(task, order.parents, environment, attempt)
         case specs.MaterializeTask():
-            return materialize(task, order.parents, environment, attempt)
+            return materialize(task, order.parents, environment, attempt, order.production)
         case specs.StageTask() if reached(task.gate, order.parents):
             return carry_over(task, order.parents, environment, attempt)
         case specs.StageTask():
-            return Stage(task, order.parents, environment, attempt).run()
+            return Stage(task, order.parents, environment, attempt, order.production).run()
         case specs.EvaluateTask():
             return evaluate(task, order.parents, environment, attempt)
         case specs.AverageTask():

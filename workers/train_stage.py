@@ -11,7 +11,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cache_store.crashpoints import reach
 from cache_store.errors import Interrupted, TrainingDiverged
+from cache_store.reader import RowReader
 from cache_store.records import Attempt
 from workers import checkpoint
 from workers.batches import (
@@ -47,10 +48,12 @@ from workers.optim import (
     optimizer_tensors,
     restore_optimizer,
 )
+from workers.orders import ALONE, Production
+from workers.production import Made, SharedSet, commit_made_along
 from workers.scoring import Sums, score
 from workers.seeds import derive_seed
 from workers.shuffle import epoch_order, windowed_order
-from workers.specs import StageTask
+from workers.specs import StageTask, snapshot_role
 from workers.stage_path import StagePath
 from workers.weights import ADAPTER, AUX, Weights, read_tensors
 
@@ -70,6 +73,7 @@ class Stage:
         parents: Mapping[str, Mapping[str, Any]],
         environment: WorkerEnvironment,
         attempt: Attempt,
+        production: Production = ALONE,
     ) -> None:
         self.task = task
         self.train = task.train
@@ -78,6 +82,10 @@ class Stage:
         self.domain = domain_of(task.experiment)
         self._attempt = attempt
         self._parents = parents
+        self._production = production
+        #: What this attempt makes of the sets that nobody has finished yet.
+        self._made = Made(attempt)
+        self._shared: list[SharedSet] = []
         self.weights = Weights(environment.nodes, parents, self.domain, self.device)
         load_lazily_loaded()
         self._host_baseline = settled_private_bytes()
@@ -91,15 +99,15 @@ class Stage:
 
         self.sources = {split: self._source(split) for split in ("train", "validation")}
         self.views = self.domain.views(self.sources["train"])
-        self.boundaries: dict[tuple[str, int | None], StoredBoundary] = {}
-        self._prefix: Path | None = None
-        self.inputs = {split: self._inputs(split) for split in ("train", "validation")}
         self.per_epoch = steps_per_epoch(self.sources["train"].rows, self.train.batch_size, self.train.drop_last)
         self.total_steps = self.train.epochs * self.per_epoch
         if self.train.exit.steps is not None:
             self.total_steps = min(self.total_steps, self.train.exit.steps)
         #: Where this piece of work ends: a round before the stage does.
         self.last_step = min(self.total_steps, task.epochs.stop * self.per_epoch)
+        self.boundaries: dict[tuple[str, int | None], StoredBoundary] = {}
+        self._prefix: Path | None = None
+        self.inputs = {split: self._inputs(split) for split in ("train", "validation")}
         self.progress = StageProgress()
         self.best: State = {}
         self._saved = self._looked = time.monotonic()
@@ -131,12 +139,14 @@ class Stage:
                 prefix=prefix,
             )
         assert task.boundary is not None
-        views = sorted({epoch % self.views for epoch in task.epochs}) if split == "train" else [None]
+        # Of a view that is never reached not even an empty set is made.
+        reached = -(-self.total_steps // self.per_epoch)
+        views = sorted({e % self.views for e in task.epochs if e < reached}) if split == "train" else [None]
         readers = {}
         for view in views:
             boundary = StoredBoundary(self.environment, self.domain, task.boundary, source, self.weights, view)
             self.boundaries[split, view] = boundary
-            readers[view] = boundary.reader()
+            readers[view] = self._reader(snapshot_role(split, view), boundary)
         return StoredInputs(
             self.domain,
             source,
@@ -147,6 +157,14 @@ class Stage:
             channels_last=train.channels_last,
             decode=boundary.encoding.decode,
         )
+
+    def _reader(self, role: str, boundary: StoredBoundary) -> RowReader:
+        if role not in self._production.unfinished:
+            return boundary.reader()
+        self._made.watch(role, boundary)
+        shared = SharedSet(boundary, self.environment.control, self._made, alone=not self._production.shared)
+        self._shared.append(shared)
+        return boundary.reader(shared.obtain)
 
     def _frozen_forward(self, batch: Batch) -> Batch:
         assert self._prefix is not None
@@ -223,7 +241,7 @@ class Stage:
             device=self.device,
         )
         sampled = epoch < SAMPLED_EPOCHS
-        with PeakMeter(self.device, host=sampled) as meter, closing(loaded):
+        with PeakMeter(self.device, host=sampled) as meter, self._saved_waiting(sums, clock), closing(loaded):
             for micro in self._waits.timed(loaded):
                 loss = self._backward(micro, sums)
                 bad_step = torch.where(loss.isfinite(), bad_step, bad_step.clamp(max=progress.global_step))
@@ -261,8 +279,24 @@ class Stage:
         )
         self._end_epoch()
 
+    @contextmanager
+    def _saved_waiting(self, sums: Sums, clock: _Clock) -> Iterator[None]:
+        """A stop that comes while snapshots are waited for leaves a checkpoint too, if it comes between two steps."""
+        try:
+            yield
+        except Interrupted as stop:
+            reached = sums.read()
+            between = all(parameter.grad is None for parameter in self.path.parameters)
+            if stop.details.get("waiting") and between and math.isfinite(reached[0]):
+                self.progress.sums, self.progress.epoch_seconds = reached, clock.seconds()
+                self._save()
+            raise
+
     def _end_epoch(self) -> None:
         progress, monitor = self.progress, self.domain.monitor
+        # What made missing snapshots is not needed by the steps, and every view has its own.
+        for boundary in self.boundaries.values():
+            boundary.let_go()
         if is_better(progress.history, progress.best_epoch, monitor):
             progress.best_epoch = progress.epoch
             if self.train.commit == "best":
@@ -417,6 +451,10 @@ class Stage:
             self._attempt.write(CONTINUE_FILE, save_bytes(tensors))
             handed_on["scaler"] = self.scaler.state_dict() if self.scaler.is_enabled() else {}
         committed = progress.best_epoch if self.train.commit == "best" else progress.epoch - 1
+        boundaries = {snapshot_role(*key): boundary for key, boundary in self.boundaries.items()}
+        partial = commit_made_along(
+            self.environment.nodes, self._production.unfinished, boundaries, self.environment.where()
+        )
         commit = self._attempt.commit(
             {
                 "stage": task.name,
@@ -429,6 +467,7 @@ class Stage:
                 "path_is_auxiliary": ADAPTER in task.path or AUX in task.path,
                 **handed_on,
                 **self._measured(),
+                **({"partial": partial, "waited_s": sum(s.waited for s in self._shared)} if self._shared else {}),
             }
         )
         self.environment.nodes.drop_checkpoints(self._attempt.node_id)
@@ -437,8 +476,8 @@ class Stage:
     def _measured(self) -> dict[str, Any]:
         history = [epoch for epoch in self.progress.history if epoch["epoch"] in self.task.epochs]
         steady = history[1:] or history
-        forwards: dict[str, int] = {}
-        for boundary in self.boundaries.values():
+        forwards: dict[str, int] = self._made.total(self.environment.nodes)["forwards"] if self._shared else {}
+        for boundary in self.boundaries.values() if not self._shared else ():
             for block, count in boundary.total_forwards().items():
                 forwards[block] = forwards.get(block, 0) + count
         if self._prefix is not None:

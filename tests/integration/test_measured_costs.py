@@ -78,7 +78,7 @@ def test_a_run_measures_first_and_every_later_invocation_takes_its_figures(kind:
 
 
 def test_a_forced_mode_is_measured_too_and_gives_the_weights_of_the_run_without(tmp_path: Path) -> None:
-    changes = {"training.epochs": 1, "snapshots.mode": "always", "evaluation.stages": False}
+    changes = {"training.epochs": 1, "snapshots.mode": "always", "evaluation.stages": False, "data.train_limit": 32}
     plain = run(write_config(tmp_path / "plain", changes))
     forced = run(write_config(tmp_path / "forced", {**changes, "snapshots.costs": "measured"}))
     assert final_digests(plain) == final_digests(forced)

@@ -38,8 +38,8 @@ def events(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
 
 
-def submitted(run_dir: Path) -> int:
-    return sum(event["event"] == "submitted" for event in events(run_dir))
+def count(run_dir: Path, name: str) -> int:
+    return sum(event["event"] == name for event in events(run_dir))
 
 
 def test_a_second_driver_is_refused_a_killed_one_replaced_at_once_and_a_living_one_taken_over(tmp_path: Path) -> None:
@@ -65,16 +65,16 @@ def test_a_second_driver_is_refused_a_killed_one_replaced_at_once_and_a_living_o
     status = observe(str(run_dir)).look()
     assert status.state == "killed"
     assert [stage.state for stage in status.regimes["segprop"].stages] == ["stopped", "waiting"]
-    before = submitted(run_dir)
+    before = count(run_dir, "started")
     third = start(outputs[2], str(config))
-    wait_for(lambda: submitted(run_dir) > before, 300, outputs[2].read_text)
+    wait_for(lambda: count(run_dir, "started") > before, 400, outputs[2].read_text)
     third.send_signal(signal.SIGSTOP)
     assert "listening" not in outputs[2].read_text()
 
     # From a living one, when asked to: it stops by itself.
-    before = submitted(run_dir)
+    before = count(run_dir, "submitted")
     fourth = start(outputs[3], str(config), "--take-over")
-    wait_for(lambda: submitted(run_dir) > before, 300, outputs[3].read_text)
+    wait_for(lambda: count(run_dir, "submitted") > before, 400, outputs[3].read_text)
     third.send_signal(signal.SIGCONT)
     assert third.wait(timeout=300) == 1
     assert "another driver has taken this run over" in outputs[2].read_text()

@@ -372,6 +372,10 @@ def test_an_unknown_stage_lists_those_there_are(tmp_path: Path) -> None:
         ({"regimes": {}}, "regimes"),
         ({"run": "../up"}, "run: ../up: must start with a letter or digit"),
         ({"seed": 1 << 63}, "seed"),
+        (
+            {"snapshots.shuffle": "window", "snapshots.window": 4, "resources.snapshot_memory": "100MiB"},
+            "resources.snapshot_memory: 104857600: 4 shards open at a time and 2 read ahead, of 33554432 bytes each",
+        ),
     ],
 )
 def test_rules_across_keys(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:

@@ -46,7 +46,8 @@ class FakeRunner:
     def submit(self, order: WorkOrder) -> None:
         assert len(self.running) < self.slots
         self.running.append(order)
-        self.submitted.append(order.node_id)
+        if not order.production.helper:
+            self.submitted.append(order.node_id)
         self.most = max(self.most, len(self.running))
 
     def wait(self, timeout_s: float) -> list[Event]:
@@ -55,16 +56,16 @@ class FakeRunner:
         order = self.running.popleft()
         error = self.outcome(order, self.submitted.count(order.node_id))
         if error is not None:
-            return [Failed(order.node_id, error, lost=isinstance(error, ConnectionError))]
-        return [Succeeded(order.node_id, self.commits[order.node_id])]
+            return [Failed(order.key, error, lost=isinstance(error, ConnectionError))]
+        return [Succeeded(order.key, self.commits[order.node_id])]
 
     def progress(self) -> dict[str, dict[str, Any]]:
-        return {order.node_id: {"phase": "train", "epoch": 1} for order in self.running}
+        return {order.key: {"phase": "train", "epoch": 1} for order in self.running}
 
     def waiting(self, tasks: int) -> None: ...
 
     def machine(self, node_id: str) -> str | None:
-        return "node-a" if any(order.node_id == node_id for order in self.running) else None
+        return "node-a" if any(order.key == node_id for order in self.running) else None
 
     def stop(self) -> None: ...
 
@@ -119,6 +120,32 @@ def test_every_node_runs_once_on_as_many_slots_as_there_are(tmp_path: Path, plan
         assert mine[:3] == ["submitted", "started", "committed"]
         assert mine[3:] == (["released"] if node.kind == "materialize" else [])
     assert states[-1] == {"running": {}, "failed": {}, "attempts": {}}
+
+
+def test_free_slots_help_at_sets_and_what_becomes_of_a_helper_is_only_a_note(tmp_path: Path, plan: Plan) -> None:
+    helped: list[WorkOrder] = []
+
+    def outcome_of(order: WorkOrder, attempt: int) -> Any:
+        if order.production.helper:
+            helped.append(order)
+            return ConnectionError("gone")
+        return None
+
+    runner = FakeRunner(make_commits(plan), slots=4, outcome=outcome_of)
+    outcome, _, _ = drive(tmp_path, plan, runner)
+    assert outcome.status == "done"
+    assert helped
+    assert {plan.node(order.node_id).kind for order in helped} == {"materialize"}
+    assert all(order.production.shared for order in helped)
+    assert sorted(runner.submitted) == sorted(node.id for node in plan.nodes), "a helper is no attempt"
+    assert "a helper stopped: gone; the others go on without it" in (tmp_path / "out.txt").read_text()
+
+
+def test_one_slot_shares_with_nobody(tmp_path: Path, plan: Plan) -> None:
+    orders: list[WorkOrder] = []
+    runner = FakeRunner(make_commits(plan), slots=1, outcome=lambda order, _: orders.append(order))
+    drive(tmp_path, plan, runner)
+    assert not any(order.production.shared or order.production.helper for order in orders)
 
 
 def test_every_line_says_when_what_where_and_for_which_attempt(tmp_path: Path, plan: Plan) -> None:

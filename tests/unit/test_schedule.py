@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from planning import small_plan
 
 from orchestrator import schedule
+from orchestrator.agenda import Agenda
 from orchestrator.estimate import Estimate
 from orchestrator.plan import Node, Plan, RegimePlan
 
@@ -19,13 +20,13 @@ def make_node(name: str, kind: Any, parents: list[str], regimes: tuple[str, ...]
     return Node(name, kind, name, regimes, {}, roles, Estimate())
 
 
-def make_plan(nodes: list[Node], targets: list[str], retention: str = "release") -> Plan:
-    regime = RegimePlan("r", "segprop", (), {}, {}, {}, {}, "", "", {}, {}, 0, retention)
+def make_plan(nodes: list[Node], targets: list[str], retention: str = "release", production: str = "before") -> Plan:
+    regime = RegimePlan("r", "segprop", (), {}, {}, {}, {}, "", "", {}, {}, 0, retention, production=production)
     return Plan(tuple(nodes), tuple(targets), {"r": regime})
 
 
 @st.composite
-def graphs(draw: st.DrawFn) -> Plan:
+def graphs(draw: st.DrawFn, overlap: bool = False) -> Plan:
     """Any DAG in which sets are read by later nodes; targets are never sets."""
     count = draw(st.integers(2, 14))
     nodes: list[Node] = []
@@ -39,7 +40,8 @@ def graphs(draw: st.DrawFn) -> Plan:
         nodes.append(make_node("last", "train", [node.id for node in nodes[-2:]]))
         possible = ["last"]
     targets = draw(st.lists(st.sampled_from(possible), unique=True, min_size=1))
-    return make_plan(nodes, targets, draw(st.sampled_from(["release", "release", "keep"])))
+    retention = draw(st.sampled_from(["release", "release", "keep"]))
+    return make_plan(nodes, targets, retention, draw(st.sampled_from(["before", "overlap"])) if overlap else "before")
 
 
 class World:
@@ -241,3 +243,163 @@ def test_sets_of_a_regime_that_keeps_them_stay(tmp_path: Path) -> None:
         tmp_path, {"regimes": {"a": {"kind": "lw"}, "b": {"kind": "lw", "snapshots": {"retention": "keep"}}}}
     )
     assert schedule.releasable(plan, committed=everything | {node.id for node in plan.nodes}) == []
+
+
+def overlapping_plan(kinds: dict[str, str], parents: dict[str, list[str]], targets: list[str]) -> Plan:
+    nodes = [make_node(name, kind, parents.get(name, [])) for name, kind in kinds.items()]
+    return make_plan(nodes, targets, production="overlap")
+
+
+#: Two stages, each with a view, a validation set and another view; sets are rolled forward.
+CHAIN = overlapping_plan(
+    {
+        "t1": "train",
+        **dict.fromkeys(("a0", "av", "a1"), "materialize"),
+        "t2": "train",
+        **dict.fromkeys(("b0", "bv", "b1"), "materialize"),
+        "t3": "train",
+    },
+    {
+        "a0": ["t1"],
+        "av": ["t1"],
+        "a1": ["t1"],
+        "t2": ["t1", "a0", "av", "a1"],
+        "b0": ["t2", "a0"],
+        "bv": ["t2", "av"],
+        "b1": ["t2", "a1"],
+        "t3": ["t2", "b0", "bv", "b1"],
+    },
+    ["t3"],
+)
+
+
+def spare(plan: Plan = CHAIN, **known: Any) -> list[str]:
+    return schedule.spare(plan, **{"committed": set(), "running": set(), "producers": {}, "free": 1, **known})
+
+
+def test_an_overlapping_stage_is_ready_without_its_sets_and_sets_are_never_in_the_way() -> None:
+    assert schedule.wanted(CHAIN, committed=set()) == {"t1", "t2", "t3"}
+    assert [node.id for node in schedule.ready(CHAIN, committed={"t1"})] == ["t2"]
+    assert [node.id for node in schedule.ready(CHAIN, committed={"t1", "t2"}, failed={"b0"})] == ["t3"]
+
+
+def test_spare_slots_make_what_running_stages_will_read_in_the_order_of_need() -> None:
+    assert spare(committed={"t1"}, running={"t2"}, free=2) == ["a0", "av"]
+    assert spare(committed={"t1"}, running={"t2", "a0"}, producers={"a0": 1}, free=1) == ["av"]
+    assert spare(committed={"t1", "a0"}, running={"t2"}, free=4) == ["av", "a1"]
+    assert spare(committed={"t1", "a0"}, released={"a0"}, running={"t2"}, free=1) == ["a0"], "made again"
+    assert spare(committed={"t1"}, running={"t2"}, failed={"a0", "av"}, free=4) == ["a1"]
+    assert spare(committed={"t1"}, running={"t2"}, free=0) == []
+
+
+def test_what_a_stage_that_has_ended_did_not_read_is_not_made() -> None:
+    assert spare(committed={"t1", "a0"}, running=set(), free=4) == []
+    assert spare(committed={"t1", "t2", "a0", "av"}, running={"t3"}, free=4) == ["b0", "bv", "b1"]
+    never = [node.id for node in CHAIN.nodes if schedule.superfluous(CHAIN, node, committed={"t1", "a0"})]
+    assert never == []
+    never = [node.id for node in CHAIN.nodes if schedule.superfluous(CHAIN, node, committed={"t1", "t2", "a0"})]
+    assert never == ["av", "a1"]
+
+
+def test_a_set_waits_for_the_one_it_is_rolled_forward_from() -> None:
+    known = {"committed": {"t1", "t2", "a0"}, "running": {"t3", "av"}, "producers": {"av": 1}, "free": 4}
+    assert spare(**known) == ["b0", "b1", "av", "av"]
+
+
+def test_more_hands_go_where_the_fewest_are_and_not_where_nothing_is_left() -> None:
+    plan = make_plan(CHAIN.nodes, ["t3"])  # type: ignore[arg-type]
+    making = {"committed": {"t1"}, "running": {"a0", "av", "a1"}}
+    assert spare(plan, **making, producers={"a0": 1, "av": 1, "a1": 1}, free=2) == ["a0", "av"]
+    assert spare(plan, **making, producers={"a0": 2, "av": 1, "a1": 1}, free=3) == ["av", "a1", "a0"]
+    assert spare(plan, **making, producers={"a0": 1, "av": 1, "a1": 1}, exhausted={"a0", "av"}, free=2) == ["a1"] * 2
+    assert spare(plan, committed={"t1"}, running={"t2"}, free=4) == [], "nothing is made ahead before its turn"
+
+
+def test_a_set_is_not_released_under_a_stage_that_reads_it_or_rolls_it_forward() -> None:
+    everything = {"a0", "av", "a1"}
+    known = {"committed": {"t1", *everything}, "running": {"t2"}}
+    assert schedule.releasable(CHAIN, **known) == []
+    # t3 makes b0 and bv from a0 and av, which must stay; b1 is whole.
+    known = {"committed": {"t1", "t2", "b1", *everything}, "running": {"t3"}}
+    assert schedule.releasable(CHAIN, **known) == ["a1"]
+    assert schedule.releasable(CHAIN, committed={"t1", "t2", "t3", *everything}) == ["a0", "av", "a1"]
+
+
+def test_what_a_stage_left_in_part_is_released_when_nobody_can_use_it_any_more() -> None:
+    known = {"committed": {"t1", "t2", "a0", "av"}, "partial": {"a1"}}
+    assert schedule.releasable(CHAIN, **known, running={"t3"}) == []
+    known["committed"] = {"t1", "t2", "t3", "a0", "av", "b0"}
+    assert schedule.releasable(CHAIN, **known) == ["a0", "av", "a1", "b0"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(graphs(overlap=True), st.data())
+def test_overlapping_stages_come_to_an_end_whatever_makes_their_sets(plan: Plan, data: st.DataObject) -> None:
+    committed: set[str] = set()
+    released: set[str] = set()
+    running: set[str] = set()
+    partial: set[str] = set()
+    agenda = Agenda(plan, committed=committed)
+    releases = Agenda(plan, committed=committed, overlapping=schedule.NONE)
+    for _ in range(500):
+        known = {"committed": committed, "released": released, "running": running}
+        free = schedule.releasable(plan, **known, partial=partial)
+        assert releases.releasable() == free
+        assert set(agenda.ready()) == {node.id for node in schedule.ready(plan, **known)}
+        for node_id in free:
+            assert node_id not in plan.kept
+            assert running.isdisjoint(plan.readers(node_id)), "released under a reader"
+        ready = [node.id for node in schedule.ready(plan, **known)]
+        makers = {node_id: 1 for node_id in running if plan.node(node_id).kind == "materialize"}
+        ahead = [
+            node_id
+            for node_id in schedule.spare(plan, **known, producers=makers, free=data.draw(st.integers(0, 3)))
+            if node_id not in running
+        ]
+        actions = [*(("start", n) for n in ready + ahead), *(("end", n) for n in running), *(("go", n) for n in free)]
+        if not actions:
+            break
+        action, node_id = data.draw(st.sampled_from(sorted(actions)))
+        node = plan.node(node_id)
+        if action == "start":
+            for parent in node.parents.values():
+                if node_id not in plan.overlapping or plan.node(parent).kind != "materialize":
+                    if node.kind == "materialize" and plan.node(parent).kind == "materialize":
+                        continue  # rolled forward from whatever is there
+                    assert parent in committed
+            running.add(node_id)
+            for each in (agenda, releases):
+                each.start(node_id)
+        elif action == "end":
+            running.discard(node_id)
+            done, left = [node_id], []
+            for parent in node.parents.values() if node_id in plan.overlapping else ():
+                if plan.node(parent).kind == "materialize" and parent not in committed and parent not in running:
+                    (done if parent not in partial and data.draw(st.booleans()) else left).append(parent)
+            committed.update(done)
+            released.difference_update(done)
+            partial.difference_update(done)
+            partial.update(left)
+            for each in (agenda, releases):
+                each.stop(node_id)
+                for name in done:
+                    each.commit(name)
+                for name in left:
+                    each.leave(name)
+        else:
+            (released.add if node_id in committed else partial.discard)(node_id)
+            for each in (agenda, releases):
+                each.release(node_id)
+    assert schedule.finished(plan, committed=committed)
+    assert partial <= plan.kept
+
+
+def test_a_set_is_made_in_the_order_of_the_epoch_that_first_asks_for_it_where_shards_have_one() -> None:
+    def plan_with(window: int | None) -> Plan:
+        stage = Node("t", "train", "t", ("r",), {"window": window}, {"a": "v1", "b": "val"}, Estimate())
+        view = Node("v1", "materialize", "v1", ("r",), {"view": 1}, {}, Estimate())
+        validation = Node("val", "materialize", "val", ("r",), {"view": None}, {}, Estimate())
+        return make_plan([view, validation, stage], ["t"])
+
+    assert [schedule.first_epoch(plan_with(4), node) for node in plan_with(4).nodes] == [1, None, None]
+    assert [schedule.first_epoch(plan_with(None), node) for node in plan_with(None).nodes] == [None] * 3
