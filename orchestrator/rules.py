@@ -118,6 +118,12 @@ class CrossChecks:
             self.report(
                 at, f"not with pipeline wavefront ({regime.name}): its stages do not wait for each other's scores"
             )
+        if regime.snapshots.production == "overlap":
+            self.report(
+                self.locate(regime.name, "snapshots", "production"),
+                f"overlap: not with run_exit ({regime.name}), which decides first whether there is anything to read; "
+                "allowed: before",
+            )
         if not self.config.evaluation.stages:
             self.report(("evaluation", "stages"), "false: run_exit looks at the whole network after every stage")
         if not self.pretrained(regime) and regime.split.intermediate == "omit":
@@ -143,6 +149,12 @@ class CrossChecks:
                 self.locate(regime.name, "split", "base"),
                 f"leaves {regime.name} one stage, and pipeline wavefront nothing to overlap; allowed: a smaller base, "
                 "or pipeline: sequential",
+            )
+        if regime.snapshots.production == "overlap":
+            self.report(
+                self.locate(regime.name, "snapshots", "production"),
+                f"overlap: not with pipeline wavefront ({regime.name}), whose rounds wait for their sets; allowed: "
+                "before",
             )
         refused: dict[KeyPath, str] = {}
         for stage in running:

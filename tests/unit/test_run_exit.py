@@ -67,6 +67,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "regimes.lw.run_exit: is for segprop, lw is lw; allowed here: leave it out",
     ),
     "a wave": ({**EXIT, "pipeline": "wavefront"}, "run_exit: not with pipeline wavefront (segprop)"),
+    "stages that do not wait": ({**EXIT, "snapshots.production": "overlap"}, "overlap: not with run_exit (segprop)"),
     "no scores": ({**EXIT, "evaluation.stages": False}, "evaluation.stages: false: run_exit looks at"),
     "more than all": ({**FROZEN, "run_exit": {"accuracy": 1.5}}, "run_exit.accuracy: 1.5: must be less than or equal"),
 }

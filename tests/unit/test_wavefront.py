@@ -325,6 +325,10 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
         {**WAVE, "training.exit": {"plateau": 2}},
         ["training.exit.plateau: 2: stage1-base of segprop runs in rounds of a fixed number of epochs"],
     ),
+    "rounds that do not wait": (
+        {**WAVE, "snapshots.production": "overlap"},
+        ["snapshots.production: overlap: not with pipeline wavefront (segprop)"],
+    ),
     "exits of a stage": (
         {"regimes": {"segprop": {"stages": {"segments": {"exit": {"steps": 9}}}}}, "pipeline": "wavefront"},
         ["regimes.segprop.stages.segments.exit.steps: 9: stage2-seg2 of segprop runs in rounds"],
