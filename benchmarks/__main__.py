@@ -23,6 +23,7 @@ NAMES = {
     "production": "the first epoch of a stage whose snapshots are made before it, or while it trains",
     "driver_scale": "what the driver alone can do: thousands of nodes, hundreds of made-up devices",
     "segprop_vs_e2e": "a whole SegProp run beside an end-to-end run",
+    "sweep": "a sweep beside its trials as runs of their own",
     "snapcheck": "the snapshot store beside the hardware and other formats",
     "wavefront": "overlapping stages beside stages one after the other: time and quality",
     "lm_stage": "tokens a second of a language model's stage, beside an end-to-end step",

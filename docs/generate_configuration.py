@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from orchestrator.sections import Bytes, ImageConfig, RegimeConfig, TextConfig  # noqa: E402
+from orchestrator.sweep_section import Draw, SweepConfig  # noqa: E402
 
 TARGET = ROOT / "docs" / "configuration.md"
 INTRO = """\
@@ -123,7 +124,10 @@ def generate() -> str:
     parts.append(_section("Top level", ImageConfig, "", "", nested=False))
     for name, field in ImageConfig.model_fields.items():
         kind = field.annotation
-        if name == "regimes":
+        if name == "sweep":
+            parts.append(_section("sweep", SweepConfig, "sweep.", _summary(SweepConfig)))
+            parts.append(_section("sweep.parameters", Draw, "sweep.parameters.<key>.", _summary(Draw)))
+        elif name == "regimes":
             parts.append(_section("regimes", RegimeConfig, "regimes.<name>.", _summary(RegimeConfig)))
         elif isinstance(kind, type) and (dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel)):
             parts.append(_section(f"{name} (images)" if name in FAMILIES else name, kind, f"{name}.", _summary(kind)))
@@ -153,6 +157,8 @@ def _rows(kind: type[Any], prefix: str, *, nested: bool) -> Iterator[Row]:
                 if nested:
                     yield from _rows(typing.cast("type[Any]", field.annotation), f"{prefix}{name}.", nested=True)
                 continue
+            if kind is ImageConfig and name == "sweep":
+                continue  # a section of its own below
             default = "" if field.is_required() else _default(field.get_default(call_default_factory=True))
             if kind is ImageConfig and name in ("run", "run_dir", "store"):
                 default = ""  # these have one: it depends on the file's name and stands in the description
@@ -248,7 +254,8 @@ def _type(hint: Any) -> str:
         return f"[{', '.join(_type(argument) for argument in arguments)}]"
     if origin is dict:
         return "mapping"
-    return {int: "integer", float: "number", str: "text", bool: "`true`, `false`"}.get(hint, str(hint))
+    plain = {int: "integer", float: "number", str: "text", bool: "`true`, `false`", Any: "any value"}
+    return plain.get(hint, str(hint))
 
 
 def _bounds(metadata: Any) -> str:

@@ -55,9 +55,14 @@ def run(
 
     Finished work is never done again: run the same command after an interruption, or with more regimes.
     Paths in the configuration are relative to the current directory."""
-    from orchestrator.prepare import claim_run_dir, prepare
+    from orchestrator.config import read_document
+    from orchestrator.prepare import claim_run_dir, prepare_document
+    from orchestrator.sweep_prepare import is_sweep
 
-    prepared = prepare(config, overrides or ())
+    document = read_document(config, overrides or ())
+    if is_sweep(document):
+        _run_sweep(document, dry_run=dry_run, quiet=quiet, take_over=take_over)
+    prepared = prepare_document(document)
     if dry_run:
         from orchestrator.dry_run import print_plan
 
@@ -70,21 +75,78 @@ def run(
 
 
 @app.command()
+def sweep(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the trials and what they share; run nothing.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Also from another driver that works on this sweep; it stops.")
+    ] = False,
+) -> None:
+    """Run a configuration many times with other settings, as its `sweep` section says, or go on where it stopped.
+
+    The trials share one store: what several of them need runs once. `segprop run` does the same with such a file."""
+    from orchestrator.config import read_document
+
+    _run_sweep(read_document(config, overrides or ()), dry_run=dry_run, quiet=quiet, take_over=take_over)
+
+
+def _run_sweep(document: Any, *, dry_run: bool, quiet: bool, take_over: bool) -> None:
+    """Ends the command."""
+    from orchestrator.sweep_prepare import claim_sweep_dir, prepare_sweep_document
+
+    prepared = prepare_sweep_document(document)
+    if dry_run:
+        from orchestrator.sweep_dry_run import print_sweep
+
+        print_sweep(prepared)
+        raise typer.Exit
+    claim_sweep_dir(prepared)
+    from orchestrator import sweep_session
+
+    raise typer.Exit(sweep_session.execute(prepared, quiet=quiet, take_over=take_over))
+
+
+@app.command()
 def plan(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print the stages with parameters, memory, snapshot bytes and time; train nothing."""
-    from orchestrator.prepare import prepare
+    from orchestrator.config import read_document
+    from orchestrator.prepare import prepare_document
+    from orchestrator.sweep_prepare import is_sweep
 
-    prepared = prepare(config, overrides or ())
+    document = read_document(config, overrides or ())
+    if is_sweep(document):
+        _plan_sweep(document, as_json=as_json)
+        return
+    prepared = prepare_document(document)
     if as_json:
         print(json.dumps({"config": prepared.config.resolved(), "plan": prepared.plan.to_json()}, indent=1))
         return
     from orchestrator.dry_run import print_plan
 
     print_plan(prepared)
+
+
+def _plan_sweep(document: Any, *, as_json: bool) -> None:
+    from orchestrator.sweep_dry_run import print_sweep
+    from orchestrator.sweep_prepare import prepare_sweep_document
+
+    prepared = prepare_sweep_document(document)
+    if not as_json:
+        print_sweep(prepared)
+        return
+    trials = [
+        {"name": trial.name, "parameters": trial.parameters, "config": trial.prepared.config.resolved()}
+        for trial in prepared.trials
+    ]
+    print(json.dumps({"trials": trials, "plan": prepared.plan.to_json()}, indent=1))
 
 
 @app.command()
@@ -119,7 +181,16 @@ def status(
 def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")],
 ) -> None:
-    """Write summary.json and report.html of a run again, from what its store holds."""
+    """Write summary.json (of a sweep sweep.json) and report.html again, from what the store holds."""
+    document = _document(run_dir)
+    from orchestrator.sweep_prepare import is_sweep
+
+    if is_sweep(document):
+        from orchestrator import sweep_session
+        from orchestrator.sweep_prepare import prepare_sweep_document
+
+        sweep_session.report(prepare_sweep_document(document))
+        return
     prepared = _prepared(run_dir)
     from orchestrator import session
 
@@ -188,14 +259,25 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
-def _prepared(run_dir: Path) -> Any:
+def _document(run_dir: Path) -> Any:
     """A run directory holds its own resolved configuration."""
-    from orchestrator.prepare import CONFIG_FILE, prepare
+    from orchestrator.config import read_document
+    from orchestrator.prepare import CONFIG_FILE
 
     source = run_dir / CONFIG_FILE
     if not source.is_file():
         raise UserError(f"{run_dir}: not a run directory, it has no {CONFIG_FILE}")
-    return prepare(source, [f"run_dir={json.dumps(str(run_dir))}"])
+    return read_document(source, [f"run_dir={json.dumps(str(run_dir))}"])
+
+
+def _prepared(run_dir: Path) -> Any:
+    from orchestrator.prepare import prepare_document
+    from orchestrator.sweep_prepare import is_sweep
+
+    document = _document(run_dir)
+    if is_sweep(document):
+        raise UserError(f"{run_dir}: a sweep; name one of its trials, such as {run_dir / 'trials' / '...'}")
+    return prepare_document(document)
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "segprop") -> int:

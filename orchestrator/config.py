@@ -6,9 +6,11 @@ Everything about configurations is imported from here; `sections` has what they 
 
 from __future__ import annotations
 
+import copy
+import json
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from orchestrator.sections import (
     parse_size,
 )
 from orchestrator.stages import Kind
+from orchestrator.sweep_section import Draw
 from orchestrator.yaml_loader import Document, KeyPath, apply_overrides, load_document, raise_problems
 from workers.specs import Precision
 
@@ -51,6 +54,7 @@ __all__ = [
     "load",
     "parse_size",
     "read_document",
+    "with_values",
 ]
 
 
@@ -68,8 +72,10 @@ def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
     """The file with defaults that depend on its name, and its `regimes` as a mapping."""
     document = load_document(path)
     _name_regimes(document)
+    _nest_parameters(document)
     apply_overrides(document, overrides)
     _name_regimes(document)
+    _flatten_parameters(document)
     data = document.data
     for key in fields_of(Config):
         # An empty section (`training:` and nothing below) means its defaults, not null.
@@ -80,6 +86,72 @@ def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
     data.setdefault("run_dir", f"runs/{data['run']}")
     data.setdefault("store", default_store(str(data["run_dir"])))
     return document
+
+
+def with_values(document: Document, values: Mapping[str, Any], word: str) -> Document:
+    """A copy without the `sweep` section and with these keys set, dotted -> value; problems with them begin with
+    `word`."""
+    changed = copy.deepcopy(document)
+    changed.data.pop("sweep", None)
+    apply_overrides(changed, [f"{key}={json.dumps(value)}" for key, value in values.items()], word)
+    _name_regimes(changed)
+    return changed
+
+
+def _nest_parameters(document: Document) -> None:
+    """`sweep.parameters` with `{split.base: {grid: [1]}}` as `{split: {base: {grid: [1]}}}`, which is how an override
+    of `sweep.parameters.split.base.grid` finds it."""
+    parameters = _parameters(document)
+    if parameters is None:
+        return
+    for key in [key for key in parameters if "." in key]:
+        *sections, last = key.split(".")
+        value, here = parameters.pop(key), parameters
+        for word in sections:
+            here = here.setdefault(word, {}) if isinstance(here, dict) else {}
+        if last in here:
+            document.problems.append(document.problem((*_PARAMETERS, key), "is named twice"))
+            continue
+        here[last] = value
+        _move(document, (*_PARAMETERS, key), (*_PARAMETERS, *sections, last))
+
+
+def _flatten_parameters(document: Document) -> None:
+    """And back: a mapping with a kind of values among its keys, or whatever is no mapping, is a parameter's own."""
+    parameters = _parameters(document)
+    if parameters is None:
+        return
+    flat: dict[str, Any] = {}
+
+    def walk(value: Any, words: tuple[str, ...]) -> None:
+        inner = isinstance(value, dict) and not set(value) & set(Draw.model_fields)
+        if inner and any(isinstance(item, dict) for item in value.values()):
+            for key, item in value.items():
+                walk(item, (*words, key))
+            return
+        if words:
+            _move(document, (*_PARAMETERS, *words), (*_PARAMETERS, ".".join(words)))
+            flat[".".join(words)] = value
+
+    walk(parameters, ())
+    document.data["sweep"]["parameters"] = flat
+
+
+_PARAMETERS: KeyPath = ("sweep", "parameters")
+
+
+def _parameters(document: Document) -> dict[str, Any] | None:
+    sweep = document.data.get("sweep")
+    parameters = sweep.get("parameters") if isinstance(sweep, dict) else None
+    return parameters if isinstance(parameters, dict) else None
+
+
+def _move(document: Document, old: KeyPath, new: KeyPath) -> None:
+    """Lines and origins of a key and what is below it."""
+    lines = {(*new, *path[len(old) :]): line for path, line in document.lines.items() if path[: len(old)] == old}
+    origins = {(*new, *path[len(old) :]): text for path, text in document.origins.items() if path[: len(old)] == old}
+    document.lines.update(lines)
+    document.origins.update(origins)
 
 
 def _name_regimes(document: Document) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 from cache_store.crashpoints import reach
 from cache_store.errors import Interrupted, StoreError
@@ -46,6 +46,17 @@ class Outcome:
     errors: dict[str, BaseException] = field(default_factory=dict)
 
 
+class Steering(Protocol):
+    """Changes what is wanted while the driver works. Called between two steps, in the driver's thread."""
+
+    @property
+    def open(self) -> bool:
+        """Whether more may be wanted later, though nothing is now."""
+
+    def __call__(self, ledger: Ledger, outcome: Outcome) -> Plan | None:
+        """The plan to go on with; None: the same as before."""
+
+
 class Driver:
     def __init__(
         self,
@@ -61,11 +72,15 @@ class Driver:
         gang: Collection[str] = (),
         strategy: Strategy | None = None,
         report: Callable[..., None] = lambda **state: None,
+        steering: Steering | None = None,
     ) -> None:
         """`report` is told now and then what the driver is doing (see `_state`), for those who look from outside.
-        `gang`: nodes that all ranks of a gang run together, by this strategy."""
+        `gang`: nodes that all ranks of a gang run together, by this strategy. `steering` changes the plan while it is
+        carried out (sweeps, whose trials come and go)."""
         self._plan = plan
         self._nodes = {node.id: node for node in plan.nodes}
+        #: Nodes whose commits the ledger has looked for.
+        self._looked_up = set(self._nodes)
         self._ledger = ledger
         self._runner = runner
         self._progress = progress
@@ -76,15 +91,8 @@ class Driver:
         self._gang = frozenset(gang)
         self._strategy = strategy
         self._report = report
-        known: dict[str, Any] = {
-            "committed": ledger.commits.keys(),
-            "released": ledger.released,
-            "partial": ledger.partial.keys(),
-        }
-        #: What may start, and which sets may go: the same where no stage overlaps.
-        self._agenda = Agenda(plan, **known)
-        self._releases = Agenda(plan, **known, overlapping=schedule.NONE) if plan.overlapping else self._agenda
-        self._agendas = (self._agenda, self._releases) if plan.overlapping else (self._agenda,)
+        self._steering = steering
+        self._plan_work(plan)
         #: Order keys of those who only make shards of a running materialize node's set (`Production.helper`).
         self._helpers: set[str] = set()
         #: Materialize nodes of which nothing is left to take for another helper, and those that nobody waits for and
@@ -112,6 +120,8 @@ class Driver:
                 for node_id in self._running:
                     self._log("stopped", self._nodes[node_id])
                 self._runner.stop()
+            if stopping is None and self._steering is not None:
+                self._adopt(self._steering(self._ledger, self._outcome))
             if stopping is None:
                 self._release_sets()
                 waiting = self._submit_ready()
@@ -119,7 +129,8 @@ class Driver:
                 waiting = False
                 if time.monotonic() - stopping > STOP_GRACE_S:
                     break
-            if not self._running and not self._helpers and not waiting:
+            coming = stopping is None and self._steering is not None and self._steering.open
+            if not self._running and not self._helpers and not waiting and not coming:
                 break
             for event in self._runner.wait(WAIT_S):
                 self._handle(event, stopping is not None)
@@ -130,6 +141,31 @@ class Driver:
         elif self._outcome.failures:
             self._outcome.status = "failed"
         return self._outcome
+
+    def _adopt(self, plan: Plan | None) -> None:
+        """Go on with another plan. What is running stays; what is new to us may be committed already."""
+        if plan is None:
+            return
+        self._nodes |= {node.id: node for node in plan.nodes}
+        known = set(self._ledger.commits)
+        self._ledger.look_up([node for node in plan.nodes if node.id not in self._looked_up])
+        self._looked_up |= {node.id for node in plan.nodes}
+        self._outcome.reused |= self._ledger.commits.keys() - known
+        self._plan_work(plan, running=self._running.keys(), failed=self._outcome.failures.keys())
+
+    def _plan_work(self, plan: Plan, **state: Any) -> None:
+        """`state`: what is running or failed already, for `Agenda`."""
+        self._plan = plan
+        known: dict[str, Any] = {
+            "committed": self._ledger.commits.keys(),
+            "released": self._ledger.released,
+            "partial": self._ledger.partial.keys(),
+            **state,
+        }
+        #: What may start, and which sets may go: the same where no stage overlaps.
+        self._agenda = Agenda(plan, **known)
+        self._releases = Agenda(plan, **known, overlapping=schedule.NONE) if plan.overlapping else self._agenda
+        self._agendas = (self._agenda, self._releases) if plan.overlapping else (self._agenda,)
 
     def _submit_ready(self) -> bool:
         """Fill free slots; True when something is ready but has to wait (for a slot or a retry)."""

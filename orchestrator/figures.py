@@ -34,7 +34,7 @@ SHADES = {
 }
 #: Characters of a stage's label that fit side by side over the wide one of the learning curves' panels.
 _LABEL_CHARACTERS = 96
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "segprop",
     "path.simplify": False,
@@ -82,8 +82,8 @@ def learning_curves(regimes: Mapping[str, Json], titles: Mapping[str, str], qual
         return None
     palette = colours(regimes)
     longest = max(sum(len(stage["curve"]) for stage in regime["stages"]) for regime in shown.values())
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(11.4, 0.5 + 2.55 * len(shown)), layout=_spacious())
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11.4, 0.5 + 2.55 * len(shown)), layout=spacious())
         grid = figure.subplots(len(shown), 2, squeeze=False, width_ratios=(3, 2))
         top = _loss_ceiling(shown)
         metrics = ("loss", "accuracy") if quality.text else ("accuracy", "loss")
@@ -109,10 +109,11 @@ def learning_curves(regimes: Mapping[str, Json], titles: Mapping[str, str], qual
             grid[row][metrics.index("accuracy")].set_ylim(floor, ceiling + 0.03 * (ceiling - floor))
             if reference is not None and regime["kind"] != "e2e":
                 grid[row][0].axhline(reference, color=SHADES["e2e"][0], lw=1, alpha=0.6, zorder=1)
-        return _svg(figure, "curves", "Learning curves of every regime, stage after stage")
+        return svg(figure, "curves", "Learning curves of every regime, stage after stage")
 
 
-def _spacious() -> ConstrainedLayoutEngine:
+def spacious() -> ConstrainedLayoutEngine:
+    """Room between panels."""
     return ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.06)
 
 
@@ -304,8 +305,8 @@ def layers(curve: LayerCurve | None, regimes: Mapping[str, Json], titles: Mappin
         return None
     palette = colours(regimes)
     first, last = curve.ticks[0][0], curve.ticks[-1][0]
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.7 * len(shown), 3.7), layout=_spacious())
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.7 * len(shown), 3.7), layout=spacious())
         for axes, metric in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
             for index, (name, value) in enumerate(curve.across[metric]):
                 colour, style = (INK, ":") if name is None else (palette[name], "-.")
@@ -340,7 +341,7 @@ def layers(curve: LayerCurve | None, regimes: Mapping[str, Json], titles: Mappin
             axes.set_xlim(first - margin, last + margin)
             axes.set_xlabel("layer trained last")
             axes.grid(axis="x", visible=False)
-        return _svg(figure, "layers", "Score against layer index")
+        return svg(figure, "layers", "Score against layer index")
 
 
 def _thinned(ticks: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
@@ -359,7 +360,7 @@ def timeline(work: Sequence[Json], regimes: Mapping[str, Json], titles: Mapping[
     slots = sorted({_slot(item) for item in rows})
     busy = _Busy([(item["where"]["started"], item["where"]["finished"]) for item in rows])
     total = max(busy.total, 1e-6)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11.4, 0.95 + 0.52 * len(slots)), layout="constrained")
         axes = figure.subplots()
         for item in rows:
@@ -394,7 +395,7 @@ def timeline(work: Sequence[Json], regimes: Mapping[str, Json], titles: Mapping[
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds_text(value)))
         axes.set_xlabel("time since the first task" + (", pauses cut out" if busy.cuts else ""))
         axes.grid(axis="y", visible=False)
-        return _svg(figure, "timeline", "Timeline of the tasks on every worker")
+        return svg(figure, "timeline", "Timeline of the tasks on every worker")
 
 
 def _time_ticks(total: float) -> list[float]:
@@ -471,7 +472,7 @@ def predictions(work: Sequence[Json], regimes: Mapping[str, Json]) -> str | None
             found.append((key, title, text, points))
     if not found:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.8 * len(found), 3.55), layout="constrained")
         for axes, (key, title, text, points) in zip(
             figure.subplots(1, len(found), squeeze=False)[0], found, strict=True
@@ -509,7 +510,7 @@ def predictions(work: Sequence[Json], regimes: Mapping[str, Json]) -> str | None
             axes.set_title(title, fontsize=10.5, loc="left")
             axes.set_xlabel("predicted")
             axes.set_ylabel("measured")
-        return _svg(figure, "predictions", "Measured against predicted memory, bytes and time")
+        return svg(figure, "predictions", "Measured against predicted memory, bytes and time")
 
 
 def _log_ticks(low: float, high: float, *, sizes: bool) -> list[float]:
@@ -531,7 +532,8 @@ def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _svg(figure: Figure, name: str, label: str) -> str:
+def svg(figure: Figure, name: str, label: str) -> str:
+    """The figure as an element for a page; `name` goes into its ids, `label` is for those who cannot see it."""
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()

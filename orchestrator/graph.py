@@ -109,6 +109,8 @@ class Plan:
     original: dict[str, str] = dataclasses.field(default_factory=dict)
     #: Measure nodes whose figures were not there when the plan was made: what they decide is provisional.
     unmeasured: tuple[str, ...] = ()
+    #: Materialize nodes that are read by what is not asked for yet (a sweep's later trials).
+    held: frozenset[str] = frozenset()
 
     def measuring(self) -> Plan:
         """What has to be done before the plan can be made for good: the unmeasured nodes and what they need."""
@@ -142,9 +144,9 @@ class Plan:
 
     @cached_property
     def kept(self) -> frozenset[str]:
-        """Materialize nodes that some regime wants to keep after their last use."""
+        """Materialize nodes that some regime wants to keep after their last use, or that somebody will read later."""
         keeping = {name for name, regime in self.regimes.items() if regime.retention == "keep"}
-        return frozenset(node.id for node in self.sets if not keeping.isdisjoint(node.regimes))
+        return self.held | frozenset(node.id for node in self.sets if not keeping.isdisjoint(node.regimes))
 
     @property
     def width(self) -> int:

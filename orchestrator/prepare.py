@@ -70,13 +70,18 @@ def prepare(
 ) -> Prepared:
     """Check everything and make the plan. Raises ConfigError (or DataError, when the data set is the only
     problem) with all problems at once. `inspect` stands in for looking at the data set."""
-    checked = configuration.check(configuration.read_document(path, overrides))
+    return prepare_document(configuration.read_document(path, overrides), inspect=inspect)
+
+
+def prepare_document(source: Document, *, inspect: Callable[[AnyData, int], AnyOutline] | None = None) -> Prepared:
+    """As `prepare`, of a file that was read already."""
+    checked = configuration.check(source)
     document, config, problems = checked.document, checked.config, list(checked.problems)
     data: AnyOutline | None = None
     kind: type[UserError] = ConfigError
     if checked.data is not None:
         try:
-            data = (inspect or _inspect)(checked.data, config.seed if config is not None else 0)
+            data = (inspect or look_at_data)(checked.data, config.seed if config is not None else 0)
         except UserError as error:
             found = _data_problems(error, document, problems)
             kind = ConfigError if problems else type(error)
@@ -153,7 +158,8 @@ def _outlines(config: Config, data: AnyOutline, language: LMOutline | None) -> d
     return found
 
 
-def _inspect(data: AnyData, seed: int) -> AnyOutline:
+def look_at_data(data: AnyData, seed: int) -> AnyOutline:
+    """What the data set is, from its files."""
     if isinstance(data, TextSpec):
         from workers.data.text.inspect import inspect_text
 

@@ -64,6 +64,7 @@ class Progress:
         self._start = clock()
         self._running: dict[str, _Running] = {}
         self._failed = 0
+        self._headline, self._headline_said = "", clock()
         self._lock = threading.RLock()
         self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
         self._live: Live | None = None
@@ -126,6 +127,20 @@ class Progress:
         """Something worth knowing that does not end anything: a retry, a set that could not be released."""
         self._say(Text.assemble((message, "yellow")), always=True)
 
+    def line(self, message: str) -> None:
+        """Something that was to be expected: a trial is through."""
+        self._say(Text(message))
+
+    def headline(self, text: str) -> None:
+        """How the whole is getting on: stays below the table, elsewhere said now and then when it has changed."""
+        with self._lock:
+            now = self._clock()
+            due = text != self._headline and now - self._headline_said >= self._interval_s
+            if due or self._live is not None:
+                self._headline, self._headline_said = text, now
+        if due and self._live is None:
+            self._say(Text(text))
+
     def close(self) -> None:
         """Take the live table away. Safe to call twice."""
         live, self._live = self._live, None
@@ -141,7 +156,7 @@ class Progress:
         with self._lock:
             now = self._clock()
             rows = [(label, task.since, dict(task.fields)) for label, task in self._running.items()]
-            done, total, failed = self._done, self._total, self._failed
+            done, total, failed, headline = self._done, self._total, self._failed, self._headline
         table = Table.grid(padding=(0, 2))
         for label, since, fields in rows:
             share = completed(fields)
@@ -156,7 +171,7 @@ class Progress:
             f" · {self._reused} reused" if self._reused else "",
             (f" · {failed} failed", "red") if failed else "",
         )
-        return Group(table, overall)
+        return Group(table, overall, *([Text(headline, style="bold")] if headline else []))
 
 
 def completed(fields: Mapping[str, Any]) -> float | None:

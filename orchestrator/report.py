@@ -93,8 +93,8 @@ def render(summary: Json) -> str:
         reference_line=len(regimes) > 1 and any(finished(r) and r["kind"] == "e2e" for r in regimes.values()),
         failures=summary["failures"],
         exports=_exports(regimes, names),
-        environment=_environment_rows(summary["environment"]),
-        machine=_machine(summary["environment"]),
+        environment=environment_rows(summary["environment"]),
+        machine=machine_words(summary["environment"]),
         charts={key: Markup(value) if value else None for key, value in charts.items()},
     )
 
@@ -567,7 +567,7 @@ def _exports(regimes: Mapping[str, Json], names: Mapping[str, str]) -> list[dict
     return found
 
 
-def _environment_rows(environment: Json) -> list[tuple[str, str]]:
+def environment_rows(environment: Json) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, value in environment.items():
         label = key.replace("_", " ")
@@ -592,7 +592,7 @@ def _gpu(gpu: Any) -> str:
     return f"{gpu.get('name', '?')} ({bytes_text(gpu.get('memory_bytes'))})"
 
 
-def _machine(environment: Json) -> str:
+def machine_words(environment: Json) -> str:
     parts = [_gpu(gpu) for gpu in environment.get("gpus") or []]
     if environment.get("cpu"):
         cores = environment.get("cores")

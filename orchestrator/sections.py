@@ -20,6 +20,7 @@ from cache_store.encoding import EncodingName
 from cache_store.errors import UserError
 from orchestrator.estimate import Rates
 from orchestrator.stages import Kind, Stage, layout
+from orchestrator.sweep_section import SweepConfig
 from orchestrator.wavefront import FINAL, final_stage
 from workers.lm_specs import CausalLMSpec, TextSpec
 from workers.orders import Strategy
@@ -359,6 +360,9 @@ class Config(Section):
     run_exit: RunExitConfig = Field(default_factory=RunExitConfig)
     resources: ResourceConfig = Field(default_factory=ResourceConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    sweep: SweepConfig | None = Field(
+        default=None, description="Run the file many times with other settings (docs/sweeps.md)."
+    )
 
     def regime(self, name: str) -> Regime:
         """The regime called `name`, resolved."""
@@ -401,8 +405,8 @@ class Config(Section):
     def resolved(self) -> dict[str, Any]:
         """Every setting written out and loadable again: what `config.yaml` in a run directory holds."""
         # How stages overlap, or end a run, is said by the regimes that do: the others are what they were before there
-        # was a choice.
-        by_regime = ("regimes", "pipeline", "wavefront", "run_exit")
+        # was a choice. A sweep is no setting of a run.
+        by_regime = ("regimes", "pipeline", "wavefront", "run_exit", "sweep")
         dump: dict[str, Any] = {
             name: plain(getattr(self, name)) for name in type(self).model_fields if name not in by_regime
         }

@@ -50,14 +50,14 @@ def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False)
     planned = prepared.plan
     if planned.unmeasured:
         # What is measured decides what the plan is; it is then made for good.
-        outcome = _carry_out(prepared, planned.measuring(), ledger, quiet, take_over)
+        outcome = carry_out(prepared, planned.measuring(), ledger, quiet, take_over)
         if outcome.status == "done":
             prepared = with_figures(prepared)
             check_space(prepared)
             ledger = Ledger.read(storage, prepared.plan)
     if outcome.status == "done" and any(target not in ledger.commits for target in prepared.plan.targets):
         earlier, measured = outcome.reused, prepared.plan is not planned
-        outcome = _carry_out(prepared, prepared.plan, ledger, quiet, take_over)
+        outcome = carry_out(prepared, prepared.plan, ledger, quiet, take_over)
         if measured:
             outcome.reused &= earlier  # what was measured just now was not there before
     exports = _export_finished(prepared, ledger, list(prepared.plan.regimes))
@@ -72,9 +72,9 @@ def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False)
     return EXIT_BAD_INPUT if bad_input else EXIT_FAILED
 
 
-def _carry_out(prepared: Prepared, plan: Plan, ledger: Ledger, quiet: bool, take_over: bool) -> Outcome:
+def carry_out(prepared: Prepared, plan: Plan, ledger: Ledger, quiet: bool, take_over: bool) -> Outcome:
     """Drive a plan of this run under its lease; `ledger` then knows what is done."""
-    with _leased(prepared, plan, ledger.storage, take_over) as lease:
+    with leased(prepared, plan, ledger.storage, take_over) as lease:
         # What others have done while this waited for the lease is done.
         ledger.look_up(plan.nodes)
         outcome = _drive(prepared, plan, ledger, quiet, lease)
@@ -85,7 +85,7 @@ def _carry_out(prepared: Prepared, plan: Plan, ledger: Ledger, quiet: bool, take
 
 
 @contextmanager
-def _leased(prepared: Prepared, plan: Plan, storage: Storage, take_over: bool) -> Iterator[Lease]:
+def leased(prepared: Prepared, plan: Plan, storage: Storage, take_over: bool) -> Iterator[Lease]:
     """The run, held by this process; its plan left in the store for those who look at it from outside."""
     config, run_dir = prepared.config, prepared.run_dir
     digest = write_plan(storage, config.run, plan)
@@ -248,6 +248,12 @@ def _device_count(device: str) -> int:
 
         return torch.cuda.device_count()
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def finish(prepared: Prepared, ledger: Ledger, outcome: Outcome, *, export: bool) -> dict[str, Any]:
+    """Write what a run leaves behind, of a run that somebody else drove; `export`: its models too."""
+    exports = _export_finished(prepared, ledger, list(prepared.plan.regimes) if export else [])
+    return _write_results(prepared, ledger, outcome, exports)
 
 
 def report(prepared: Prepared) -> None:

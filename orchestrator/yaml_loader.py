@@ -124,10 +124,11 @@ def parse_document(text: str, source: str = "<text>") -> Document:
     return document
 
 
-def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
-    """Set `a.b.c=value` in place; sections on the way are created. Bad ones are collected as problems."""
+def apply_overrides(document: Document, overrides: Sequence[str], word: str = "override") -> None:
+    """Set `a.b.c=value` in place; sections on the way are created. Bad ones are collected as problems, which begin
+    with `word`."""
     for override in overrides:
-        origin = f"override {redacted(override)}"
+        origin = f"{word} {redacted(override)}"
         key, separator, text = override.partition("=")
         parts: KeyPath = tuple(part.strip() for part in key.split("."))
         if not separator or not all(parts):

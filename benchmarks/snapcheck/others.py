@@ -44,7 +44,11 @@ def measure(reading: Reading, folder: Path, rounds: int) -> Json:
             missing[name] = "not installed"
             continue
         place = folder / name
-        epoch = make(reading, place)
+        try:
+            epoch = make(reading, place)
+        except ImportError as error:
+            missing[name] = f"cannot be imported: {error}"
+            continue
         epoch()
         cases[name] = lambda epoch=epoch: timed(epoch)  # type: ignore[misc]
     found = compare(cases, reading.spec.bytes, rounds)
