@@ -207,7 +207,7 @@ def _identity(kind: str, task: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**task, "model": _without(task["model"], "weights", "path", "revision")}
     if kind in ("train", "materialize") and (task.get("boundary") or {}).get("encoding") == "plain":
         # As before there were others.
-        pass
+        task = {**task, "boundary": _without(task["boundary"], "encoding")}
     if kind == "train":
         train = _without(task["train"], "checkpoint_every_s")
         # Matrices under adapters were not rounded once: such a stage is another one since they are.
