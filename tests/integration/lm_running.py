@@ -39,6 +39,7 @@ def lm_changes(folder: Path) -> dict[str, Any]:
     """Changes that make `running.TINY` a language model's; the text is written into `folder`, once."""
     text = folder / "text.jsonl"
     if not text.exists():
+        folder.mkdir(parents=True, exist_ok=True)
         write_text(text, 240)
     return {
         "model": {"family": "causal_lm", "tokenizer": "bytes", "config": LLAMA},
