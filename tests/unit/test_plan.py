@@ -377,6 +377,8 @@ def test_shipped_configurations_load_and_plan(path: Path) -> None:
 ARCHITECTURES = {
     "smollm2_segprop": "smollm2-135m",
     "llama_segprop": "llama-3.1-8b",
+    "llama_sweep": "llama-3.1-8b",
+    "nemo_sweep": "mistral-nemo-12b",
     "mistral_nemo_segprop": "mistral-nemo-12b",
 }
 
@@ -394,7 +396,8 @@ def test_shipped_language_configurations_plan_from_a_config_json_alone(path: Pat
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configurations_say_how_to_run_them_and_what_they_cost(path: Path) -> None:
     comment = path.read_text().split("\n\n")[0]
-    assert f"python -m orchestrator.run configs/{path.name}" in comment
+    command = "segprop sweep" if path.stem.endswith("_sweep") else "python -m orchestrator.run"
+    assert f"{command} configs/{path.name}" in comment
     assert "Expected cost" in comment
     assert all(line.startswith("#") for line in comment.splitlines())
 
