@@ -146,7 +146,8 @@ def test_nothing_needed_is_ever_collected(data: st.DataObject) -> None:
     """Whatever the plans, commits and ages."""
     ids = [f"n{i}" for i in range(6)]
     sets = [f"s{i}" for i in range(4)]
-    ages = st.floats(0, 30)
+    # Whole days: seconds since 1970 as floats tell no finer ages apart than they should.
+    ages = st.integers(0, 30).map(float)
     records = {}
     for p in range(data.draw(st.integers(0, 3))):
         chosen = data.draw(st.lists(st.sampled_from(ids), min_size=1, unique=True))
@@ -165,7 +166,7 @@ def test_nothing_needed_is_ever_collected(data: st.DataObject) -> None:
     files += [(f"nodes/{node}/attempts/{a}/f", data.draw(ages)) for node in ids for a in ("a", "b")]
     kinds = {name: data.draw(st.sampled_from(["boundary", "images"])) for name in sets}
     found = facts(files, records, commits, kinds=kinds)
-    limit = data.draw(st.floats(0, 30))
+    limit = data.draw(ages)
     gone = deleted(found, limit)
     assert gone.isdisjoint(f"sets/{name}" for name in needed_sets(found, limit * DAY))
     assert gone.isdisjoint(f"nodes/{node}/attempts/a" for node in commits)
