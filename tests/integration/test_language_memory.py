@@ -56,7 +56,8 @@ def test_the_predicted_peak_is_within_15_percent_of_the_measured(label: str, tmp
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", _STAGE],
-        input=json.dumps(vars(lab.order(node))),
+        # Nobody else is at work on its sets: what says so is no JSON.
+        input=json.dumps({key: value for key, value in vars(lab.order(node)).items() if key != "production"}),
         capture_output=True,
         text=True,
         cwd=ROOT,
