@@ -90,7 +90,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) ->
         # bitsandbytes counts steps in a plain int: int64, where torch's own count is a float32.
         f"{name}//{key}": whole_on_host(torch.as_tensor(value))
         for name, parameter in zip(names, parameters, strict=True)
-        for key, value in optimizer.state.get(parameter, {}).items()
+        # All ranks in the same order: a state that was read from a file has that of the file's index, any order.
+        for key, value in sorted(optimizer.state.get(parameter, {}).items())
         if isinstance(value, torch.Tensor | int)
     }
 
