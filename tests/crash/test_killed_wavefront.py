@@ -49,14 +49,4 @@ def test_a_wave_of_two_slots_killed_at_five_moments_ends_as_one_of_one_slot(tmp_
     assert [point for point, marker in kills.items() if not marker.exists()] == []
     assert codes == [-signal.SIGKILL] * len(DRIVER_KILLS) + [0]
     assert final_digests(prepare(config)) == expected
-    summary = summary_of(tmp_path / "run")
-    assert summary["status"] == "done"
-    # Rounds of different stages did run at the same time.
-    spans = [
-        (work["label"].split(" round ")[0], work["where"]["started"], work["where"]["finished"])
-        for work in summary["work"]
-        if work["kind"] == "train" and " round " in work["label"]
-    ]
-    assert any(
-        first[0] != second[0] and first[1] < second[2] and second[1] < first[2] for first in spans for second in spans
-    )
+    assert summary_of(tmp_path / "run")["status"] == "done"
