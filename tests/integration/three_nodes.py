@@ -47,7 +47,6 @@ def main() -> None:
         return stubborn(lambda: cluster.add_node(num_cpus=1, labels={"zone": zone}))
 
     nodes = [add(zone) for zone in ZONES]
-    ray.init(address=cluster.address, log_to_driver=False)
     say(cluster.address)
     for line in sys.stdin:
         command, *arguments = line.split()
@@ -57,12 +56,17 @@ def main() -> None:
             nodes[int(arguments[0])].kill_raylet()
         elif command == "add":
             nodes.append(add(ZONES[0]))
-        say(left() if command == "left" else "done")
-    ray.shutdown()
+        say(left(cluster.address) if command == "left" else "done")
     cluster.shutdown()
 
 
-def left() -> dict[str, Any]:
+def left(address: str) -> dict[str, Any]:
+    # Connected for this look alone: whoever stays connected to a raylet goes with it when it is killed.
+    with ray.init(address=address, log_to_driver=False):
+        return _left()
+
+
+def _left() -> dict[str, Any]:
     have, free = ray.cluster_resources().get("CPU", 0), ray.available_resources().get("CPU", 0)
     return {
         "nodes": sum(node["Alive"] for node in ray.nodes()),
