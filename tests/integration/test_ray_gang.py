@@ -13,8 +13,8 @@ from running import RayHome, checkpoints, final_digests, summary_of, wait_for, w
 
 from orchestrator.prepare import prepare
 
-#: Minutes of starting Ray Train, three times. Its parts were seen to pass one by one, the whole of it not yet in one go:
-#: run it with SEGPROP_GANG_TESTS=1. `test_gang.py` compares the ranks themselves in every run of the tests.
+#: Minutes of starting Ray Train, three times. Its parts were seen to pass one by one, the whole of it not yet: run it
+#: with SEGPROP_GANG_TESTS=1. `test_gang.py` compares the ranks themselves in every run of the tests.
 pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif("SEGPROP_GANG_TESTS" not in os.environ, reason="set SEGPROP_GANG_TESTS=1"),
