@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -69,14 +69,14 @@ class Driver:
         max_attempts: int,
         snapshot_memory: int | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
-        gang: Collection[str] = (),
+        together: Callable[[Node], bool] = lambda node: False,
         strategy: Strategy | None = None,
         report: Callable[..., None] = lambda **state: None,
         steering: Steering | None = None,
     ) -> None:
         """`report` is told now and then what the driver is doing (see `_state`), for those who look from outside.
-        `gang`: nodes that all ranks of a gang run together, by this strategy. `steering` changes the plan while it is
-        carried out (sweeps, whose trials come and go)."""
+        `together`: whether all ranks of a gang run a node, by this strategy (None: there is no gang). `steering`
+        changes the plan while it is carried out (sweeps, whose trials come and go)."""
         self._plan = plan
         self._nodes = {node.id: node for node in plan.nodes}
         #: Nodes whose commits the ledger has looked for.
@@ -88,7 +88,7 @@ class Driver:
         self._max_attempts = max_attempts
         self._snapshot_memory = snapshot_memory
         self._stop_requested = stop_requested
-        self._gang = frozenset(gang)
+        self._together = together
         self._strategy = strategy
         self._report = report
         self._steering = steering
@@ -177,7 +177,7 @@ class Driver:
                 break
             self._submit(node)
             # Of slots the runner need not be asked again; ranks may do the work of either.
-            slots, gangs = self._places() if self._gang else (slots - 1, 0)
+            slots, gangs = self._places() if self._strategy is not None else (slots - 1, 0)
         self._fill_spare_slots()
         return self._agenda.waiting > 0
 
@@ -219,11 +219,15 @@ class Driver:
             self._helpers.add(order.key)
 
     def _may_start(self, now: float, slots: int, gangs: int, node_id: str) -> bool:
-        return self._not_before.get(node_id, 0.0) <= now and bool(gangs if node_id in self._gang else slots)
+        places = gangs if self._in_gang(self._nodes[node_id]) else slots
+        return places > 0 and self._not_before.get(node_id, 0.0) <= now
 
     def _places(self) -> tuple[int, int]:
         """(slots, gangs) that would take an order now."""
-        return self._runner.free(), self._runner.free(together=True) if self._gang else 0
+        return self._runner.free(), self._runner.free(together=True) if self._strategy is not None else 0
+
+    def _in_gang(self, node: Node) -> bool:
+        return self._strategy is not None and self._together(node)
 
     def _look(self) -> None:
         """Pass on what running tasks report."""
@@ -288,7 +292,7 @@ class Driver:
                     and (parent not in commits or parent in self._ledger.released)
                 },
             ),
-            strategy=self._strategy if node.id in self._gang else None,
+            strategy=self._strategy if self._in_gang(node) else None,
             snapshot_memory=self._snapshot_memory,
         )
 

@@ -57,7 +57,8 @@ class Report:
     """What became of an order on one rank. `contact`: it failed only because another rank was lost."""
 
     rank: int
-    node_id: str
+    #: Of the order (`WorkOrder.key`).
+    key: str
     commit: Json | None = None
     error: BaseException | None = None
     contact: bool = False
@@ -93,7 +94,7 @@ class Mailbox:
 
     async def report(self, report: Report) -> None:
         self._reports.append(report)
-        self._latest.pop(report.node_id, None)
+        self._latest.pop(report.key, None)
         self._news.set()
 
     async def news(self) -> tuple[dict[int, Any], list[Report]]:
@@ -104,10 +105,10 @@ class Mailbox:
         reports, self._reports = self._reports, []
         return dict(self._joined), reports
 
-    async def progress(self, node_id: str, update: Json) -> bool:
-        """Takes in how far a node is; True once everything is to stop."""
+    async def progress(self, key: str, update: Json) -> bool:
+        """Takes in how far an order is; True once everything is to stop."""
         if update:
-            self._latest[node_id] = update
+            self._latest[key] = update
         return self._stopping
 
     async def latest(self) -> dict[str, Json]:
@@ -130,7 +131,7 @@ class RankControl(ThreadControl):
     def should_stop(self) -> bool:
         if not self._speaks:
             return False  # the first rank decides for all
-        stop: bool = ray.get(self._mailbox.progress.remote(self._order.node_id, self.latest()), timeout=ALONE_S)
+        stop: bool = ray.get(self._mailbox.progress.remote(self._order.key, self.latest()), timeout=ALONE_S)
         return stop
 
 
@@ -154,7 +155,7 @@ def rank_main(config: Json) -> None:
             return
         together = order.strategy is not None
         control = RankControl(mailbox, order, speaks=rank == 0 or not together)
-        report, whole = Report(rank, order.node_id), True
+        report, whole = Report(rank, order.key), True
         try:
             if order.device != "cpu":
                 order = dataclasses.replace(order, device=str(get_device()))
@@ -311,6 +312,11 @@ class GangRunner(RayRunner):
 
     # -- the runner -----------------------------------------------------------------------------------------
 
+    @property
+    def slots(self) -> int:
+        """Where there are none beside the gang, its ranks do their work."""
+        return super().slots or self._ranks_wanted
+
     def free(self, *, together: bool = False) -> int:
         gang = self._gang
         if together:
@@ -368,10 +374,10 @@ class GangRunner(RayRunner):
         events: list[Event] = []
         for report in reports:
             single = gang.single.get(report.rank)
-            if single is not None and single.node_id == report.node_id:
+            if single is not None and single.key == report.key:
                 del gang.single[report.rank]
                 events.append(_event(report))
-            elif gang.order is not None and gang.order.node_id == report.node_id:
+            elif gang.order is not None and gang.order.key == report.key:
                 events += self._read_together(gang, report)
         gang.worked |= any(isinstance(event, Succeeded) for event in events)
         self._send(gang)
@@ -408,8 +414,7 @@ class GangRunner(RayRunner):
             raise SegpropError(f"{self._missing(gang)} ({cause})")
         lost = [*gang.single.values(), *([gang.order] if gang.order is not None else [])]
         events: list[Event] = [
-            Failed(order.node_id, SegpropError(f"worker lost, a rank of the gang: {cause}"), lost=True)
-            for order in lost
+            Failed(order.key, SegpropError(f"worker lost, a rank of the gang: {cause}"), lost=True) for order in lost
         ]
         ray.kill(gang.mailbox)
         if not self._stopping:
@@ -444,19 +449,19 @@ class GangRunner(RayRunner):
         if now - self._asked_progress >= 1.0 and self._news_of_progress is None:
             self._asked_progress = now
             self._news_of_progress = gang.mailbox.latest.remote()
-            update = self._together.get(gang.order.node_id, {}) if gang.order is not None else None
+            update = self._together.get(gang.order.key, {}) if gang.order is not None else None
             for name, value in gauges.values(update).items():
                 self._gauges[name].set(value, {"slot": "gang"})
-        running = {order.node_id for order in (*gang.single.values(), *([gang.order] if gang.order else []))}
-        return latest | {node: update for node, update in self._together.items() if node in running}
+        running = {order.key for order in (*gang.single.values(), *([gang.order] if gang.order else []))}
+        return latest | {key: update for key, update in self._together.items() if key in running}
 
     def machine(self, node_id: str) -> str | None:
         gang = self._gang
         if gang is not None:
             for rank, order in gang.single.items():
-                if order.node_id == node_id:
+                if order.key == node_id:
                     return str(gang.ranks[rank]["machine"])
-            if gang.order is not None and gang.order.node_id == node_id and 0 in gang.ranks:
+            if gang.order is not None and gang.order.key == node_id and 0 in gang.ranks:
                 return str(gang.ranks[0]["machine"])
         return super().machine(node_id)
 
@@ -484,9 +489,9 @@ class GangRunner(RayRunner):
 
 def _event(report: Report) -> Event:
     if report.error is not None:
-        return Failed(report.node_id, report.error)
+        return Failed(report.key, report.error)
     assert report.commit is not None
-    return Succeeded(report.node_id, report.commit)
+    return Succeeded(report.key, report.commit)
 
 
 def _first_line(error: BaseException | None) -> str:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from orchestrator.machines import Machine, Slots, room
-from orchestrator.plan import Plan
+from orchestrator.plan import Node, Plan
 from orchestrator.sections import Config, GangConfig
 from orchestrator.yaml_loader import KeyPath
 from workers.specs import ModelSpec, TrainSpec
 
 
+def runs_together(node: Node, gang: GangConfig) -> bool:
+    """Whether all ranks of the gang run this node together."""
+    return gang.size is not None and node.kind == "train" and node.estimate.trainable >= gang.min_parameters
+
+
 def gang_nodes(plan: Plan, gang: GangConfig) -> frozenset[str]:
     """Ids of the train nodes that all ranks of the gang run together."""
-    if gang.size is None:
-        return frozenset()
-    return frozenset(
-        node.id for node in plan.nodes if node.kind == "train" and node.estimate.trainable >= gang.min_parameters
-    )
+    return frozenset(node.id for node in plan.nodes if runs_together(node, gang))
 
 
 def settle_gang(

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from orchestrator.config import ImageConfig
 from orchestrator.driver import Driver, Outcome, stop_on_signals
 from orchestrator.environment import describe_environment
 from orchestrator.experiment import experiment_of
-from orchestrator.gangs import gang_nodes, settle_gang
+from orchestrator.gangs import gang_nodes, runs_together, settle_gang
 from orchestrator.journal import journal
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
@@ -30,7 +31,7 @@ from orchestrator.progress import Progress, print_table
 from orchestrator.report import write_report
 from orchestrator.run_record import RunRecord, read_pointer, write_pointer, write_run
 from orchestrator.runner import Runner
-from orchestrator.sections import ResourceConfig
+from orchestrator.sections import GangConfig, ResourceConfig
 from orchestrator.summary import summarize, write_summary
 from orchestrator.tensorboard_log import write_tensorboard
 from workers.specs import Experiment
@@ -127,8 +128,7 @@ def _drive(prepared: Prepared, plan: Plan, ledger: Ledger, quiet: bool, lease: L
                     max_attempts=config.resources.max_attempts,
                     snapshot_memory=config.resources.snapshot_memory,
                     stop_requested=lambda: stop_requested() or lease.superseded,
-                    gang=gang_nodes(plan, config.resources.gang),
-                    strategy=config.resources.gang.strategy,
+                    **gang_of(config.resources.gang),
                     report=lease.report,
                 )
                 outcome = driver.run()
@@ -136,6 +136,13 @@ def _drive(prepared: Prepared, plan: Plan, ledger: Ledger, quiet: bool, lease: L
                 return outcome
         finally:
             runner.close()
+
+
+def gang_of(gang: GangConfig) -> dict[str, Any]:
+    """What a `Driver` has to know of a gang."""
+    if gang.size is None:
+        return {}
+    return {"together": partial(runs_together, gang=gang), "strategy": gang.strategy}
 
 
 def make_runner(prepared: Prepared) -> Runner:

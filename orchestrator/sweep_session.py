@@ -257,6 +257,7 @@ def _drive(run: _Run, quiet: bool, lease: Lease) -> Outcome:
                     snapshot_memory=sweep.config.resources.snapshot_memory,
                     stop_requested=lambda: stop_requested() or lease.superseded,
                     report=lease.report,
+                    **session.gang_of(sweep.config.resources.gang),
                     steering=_Shown(steering, lambda: progress.headline(run.headline(steering.plan, slots))),
                 )
                 outcome = driver.run()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -38,19 +37,7 @@ def test_a_language_models_run_killed_at_five_moments_loses_nothing(tmp_path: Pa
 
     resources = {"runner": "ray", "device": "cpu", "slots": 2, "threads": 1, "max_attempts": 10}
     config = write_config(tmp_path, {**changes, "resources": resources})
-    kills = {point: tmp_path / f"killed-{point.replace(':', '-')}" for point in (*DRIVER_KILLS, *WORKER_KILLS)}
-    armed = ",".join(f"{point}:{marker}" for point, marker in kills.items())
-    output = tmp_path / "output.txt"
-    codes: list[int] = []
-    while not codes or codes[-1] != 0:
-        assert len(codes) <= len(DRIVER_KILLS), output.read_text()[-4000:]
-        driver = ray_home.start(str(config), "--quiet", output=output, SEGPROP_CRASH=armed)
-        codes.append(driver.wait(timeout=400))
-        assert codes[-1] in (0, -signal.SIGKILL), output.read_text()[-4000:]
-        ray_home.wait_gone(killed=codes[-1] != 0)
-
-    assert [point for point, marker in kills.items() if not marker.exists()] == []
-    assert codes == [-signal.SIGKILL] * len(DRIVER_KILLS) + [0]
+    ray_home.run_through_kills(config, driver=DRIVER_KILLS, workers=WORKER_KILLS)
     assert final_digests(prepare(config)) == expected
     summary = summary_of(tmp_path / "run")
     assert summary["status"] == "done"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -45,20 +44,7 @@ def test_driver_and_workers_killed_at_ten_moments_lose_nothing(tmp_path: Path, r
         tmp_path,
         {**CHANGES, "resources": {"runner": "ray", "device": "cpu", "slots": 2, "threads": 1, "max_attempts": 10}},
     )
-    kills = {point: tmp_path / f"killed-{point.replace(':', '-')}" for point in (*DRIVER_KILLS, *WORKER_KILLS)}
-    armed = ",".join(f"{point}:{marker}" for point, marker in kills.items())
-    output = tmp_path / "output.txt"
-    command = (str(config), "--quiet")
-    codes: list[int] = []
-    while not codes or codes[-1] != 0:
-        assert len(codes) <= len(DRIVER_KILLS), output.read_text()[-4000:]
-        driver = ray_home.start(*command, output=output, SEGPROP_CRASH=armed)
-        codes.append(driver.wait(timeout=300))
-        assert codes[-1] in (0, -signal.SIGKILL), output.read_text()[-4000:]
-        ray_home.wait_gone(killed=codes[-1] != 0)
-
-    assert [point for point, marker in kills.items() if not marker.exists()] == []
-    assert codes == [-signal.SIGKILL] * len(DRIVER_KILLS) + [0]
+    ray_home.run_through_kills(config, driver=DRIVER_KILLS, workers=WORKER_KILLS)
     prepared = prepare(config)
     assert final_digests(prepared) == expected
     summary = summary_of(tmp_path / "run")

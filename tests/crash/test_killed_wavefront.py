@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -35,18 +34,6 @@ def test_a_wave_of_two_slots_killed_at_five_moments_ends_as_one_of_one_slot(tmp_
 
     resources = {"runner": "ray", "device": "cpu", "slots": 2, "threads": 1, "max_attempts": 10}
     config = write_config(tmp_path, {**CHANGES, "resources": resources})
-    kills = {point: tmp_path / f"killed-{point.replace(':', '-')}" for point in (*DRIVER_KILLS, *WORKER_KILLS)}
-    armed = ",".join(f"{point}:{marker}" for point, marker in kills.items())
-    output = tmp_path / "output.txt"
-    codes: list[int] = []
-    while not codes or codes[-1] != 0:
-        assert len(codes) <= len(DRIVER_KILLS), output.read_text()[-4000:]
-        driver = ray_home.start(str(config), "--quiet", output=output, SEGPROP_CRASH=armed)
-        codes.append(driver.wait(timeout=300))
-        assert codes[-1] in (0, -signal.SIGKILL), output.read_text()[-4000:]
-        ray_home.wait_gone(killed=codes[-1] != 0)
-
-    assert [point for point, marker in kills.items() if not marker.exists()] == []
-    assert codes == [-signal.SIGKILL] * len(DRIVER_KILLS) + [0]
+    ray_home.run_through_kills(config, driver=DRIVER_KILLS, workers=WORKER_KILLS)
     assert final_digests(prepare(config)) == expected
     assert summary_of(tmp_path / "run")["status"] == "done"

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -269,6 +269,22 @@ class RayHome:
             }
 
         wait_for(lambda: not left(), timeout_s, lambda: f"left behind: {left()}")
+
+    def run_through_kills(self, config: Path, *, driver: Sequence[str], workers: Sequence[str]) -> None:
+        """Run a configuration again and again until it gets through, while driver and workers kill themselves once at
+        each of these points (`name:visit`). Every kill happened, and each of the driver's cost one start."""
+        folder, output = config.parent, config.parent / "output.txt"
+        kills = {point: folder / f"killed-{point.replace(':', '-')}" for point in (*driver, *workers)}
+        armed = ",".join(f"{point}:{marker}" for point, marker in kills.items())
+        codes: list[int] = []
+        while not codes or codes[-1] != 0:
+            assert len(codes) <= len(driver), output.read_text()[-4000:]
+            process = self.start(str(config), "--quiet", output=output, SEGPROP_CRASH=armed)
+            codes.append(process.wait(timeout=400))
+            assert codes[-1] in (0, -signal.SIGKILL), output.read_text()[-4000:]
+            self.wait_gone(killed=codes[-1] != 0)
+        assert [point for point, marker in kills.items() if not marker.exists()] == []
+        assert codes == [-signal.SIGKILL] * len(driver) + [0]
 
     def kill_all(self) -> None:
         for pid in self.processes():
