@@ -209,10 +209,11 @@ class Lease:
             _check_neighbour(storage, before, stale_s)
         identity = Identity.own()
         while True:
+            # Listed before anybody is looked at: whoever comes after that has this number, and creating it fails here.
+            number = max(_numbers(storage, digest), default=0) + 1
             held = read_held(storage, digest)
             if held is not None and not take_over and not held.ended:
                 _wait_gone(storage, digest, held, stale_s, sleep, say)
-            number = max(_numbers(storage, digest), default=0) + 1
             holder, _ = _paths(digest, number)
             # The token makes every record another one, so that a creation without an answer can be recognized.
             record = {
@@ -225,6 +226,7 @@ class Lease:
             if not _create(storage, holder, record):
                 continue  # somebody was first: look who
             if max(_numbers(storage, digest), default=number) > number:
+                # Ours was one that a later driver had swept away already.
                 storage.delete(holder)
                 continue
             lease = cls(storage, digest, number, beat_s=beat_s)
