@@ -125,24 +125,28 @@ def test_a_driver_that_was_taken_over_notices_and_leaves_the_last_word_to_the_ot
 
 
 def test_of_many_that_want_a_run_at_once_one_gets_it(storage: Storage) -> None:
-    taken: list[Lease] = []
-    refused: list[RunTaken] = []
-    barrier = threading.Barrier(8)
+    for _ in range(10):  # each time after the one before has let it go
+        taken: list[Lease] = []
+        refused: list[RunTaken] = []
+        barrier = threading.Barrier(8)
 
-    def want() -> None:
-        barrier.wait()
-        try:
-            taken.append(acquire(storage))
-        except RunTaken as error:
-            refused.append(error)
+        def want(
+            barrier: threading.Barrier = barrier, taken: list[Lease] = taken, refused: list[RunTaken] = refused
+        ) -> None:
+            barrier.wait()
+            try:
+                taken.append(acquire(storage))
+            except RunTaken as error:
+                refused.append(error)
 
-    threads = [threading.Thread(target=want) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(taken) == 1
-    assert len(refused) == 7
+        threads = [threading.Thread(target=want) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(taken) == 1
+        assert len(refused) == 7
+        taken[0].release("done")
 
 
 def test_what_a_driver_reports_is_there_for_everybody_and_after_its_end(storage: Storage) -> None:
