@@ -112,6 +112,10 @@ class FakeDevices:
         self._running: deque[Any] = deque()
         self._kinds = {node.id: node.kind for node in plan.nodes}
 
+    @property
+    def slots(self) -> int:
+        return self._free + len(self._running)
+
     def start(self) -> None: ...
 
     def free(self, *, together: bool = False) -> int:
@@ -127,10 +131,10 @@ class FakeDevices:
         # One event at a time: the worst case, since every event is a round of the driver's loop.
         order = self._running.popleft()
         self._free += 1
-        return [Succeeded(order.node_id, commit_of(order.node_id, self._kinds[order.node_id]))]
+        return [Succeeded(order.key, commit_of(order.node_id, self._kinds[order.node_id]))]
 
     def progress(self) -> dict[str, dict[str, Any]]:
-        return {order.node_id: {"phase": "train", "epoch": 1, "epochs": 9} for order in self._running}
+        return {order.key: {"phase": "train", "epoch": 1, "epochs": 9} for order in self._running}
 
     def waiting(self, tasks: int) -> None: ...
 
@@ -161,6 +165,7 @@ def make_plan(count: int, folder: Path) -> tuple[Any, float]:
     from orchestrator.plan import build_plan
     from workers.data.inspect import DataOutline
     from workers.models.outline import outline
+    from workers.specs import DataSpec, ModelSpec
 
     # Two regimes over three boundaries: each view is six sets.
     file = folder / "scale.yaml"
@@ -172,8 +177,13 @@ def make_plan(count: int, folder: Path) -> tuple[Any, float]:
         "regimes: [e2e, lw, segprop]\n"
     )
     config = configuration.load(file)
-    data = DataOutline(10, tuple("0123456789"), (1, 8, 8), 1437, 360, "digits", (0.3,), (0.3,))
-    outlines = {name: outline(config.regime(name).model, config.data.image_size, 10) for name in config.regimes}
+    data = DataOutline(10, tuple("0123456789"), (1, 8, 8), 1437, 360, "digits", (0.3,) * 3, (0.3,) * 3)
+    assert isinstance(config.data, DataSpec)
+    outlines = {}
+    for name in config.regimes:
+        model = config.regime(name).model
+        assert isinstance(model, ModelSpec)
+        outlines[name] = outline(model, config.data.image_size, 10)
     started = time.monotonic()
     plan = build_plan(config, outlines, data)
     return plan, time.monotonic() - started

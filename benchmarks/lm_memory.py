@@ -350,7 +350,10 @@ def case(settings: Json) -> Json:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    def synchronize() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
     for _ in range(2):
         step()
     synchronize()

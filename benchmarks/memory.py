@@ -171,7 +171,7 @@ def measure(settings: Settings) -> Json:
         "peak_allocated_bytes": peak.device,
         "peak_reserved_bytes": peak.device_reserved,
         "host_peak_bytes": peak.host,
-        "host_growth_bytes": peak.host - baseline,
+        "host_growth_bytes": (peak.host or 0) - baseline,
         **_counted(path, optimizer),
         "input_bytes": sum(t.numel() * t.element_size() for t in host),
         "modules": sorted(path.parts),

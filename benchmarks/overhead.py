@@ -92,6 +92,7 @@ def _config(options: argparse.Namespace, folder: Path, *, rows: int, epochs: int
 
 def _plain(config: Json, folder: Path) -> Json:
     from orchestrator.prepare import prepare
+    from workers.specs import DataSpec
 
     folder.mkdir()
     source = folder / "config.yaml"
@@ -101,6 +102,7 @@ def _plain(config: Json, folder: Path) -> Json:
     task = next(node.task for node in prepared.plan.nodes if node.kind == "train")
     data = next(node.task["data"] for node in prepared.plan.nodes if node.kind == "data")
     regime = prepared.config.regime("segprop")
+    assert isinstance(prepared.config.data, DataSpec)
     settings = {
         "experiment": task["experiment"],
         "data": data,

@@ -48,7 +48,9 @@ class Plain:
     def __init__(self, settings: dict[str, Any], folder: Path) -> None:
         self.settings = settings
         self.experiment = from_json(Experiment, settings["experiment"])
-        self.model: ModelSpec = self.experiment.model
+        assert isinstance(self.experiment.model, ModelSpec)
+        assert isinstance(self.experiment.data, DataSpec)
+        self.model = self.experiment.model
         self.size, self.classes = self.experiment.data.image_size, self.experiment.classes
         self.folder = folder
         torch.set_num_threads(settings["threads"])

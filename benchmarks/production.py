@@ -10,6 +10,7 @@ validation included; and for the whole run from the first step to the last commi
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
 
@@ -49,11 +50,12 @@ def run(options: argparse.Namespace) -> Report:
             for order in options.orders
             for production in ("before", "overlap")
         }
+
+        def measure(config: Json) -> Json:
+            return _measure(config, folder / f"run{next(numbers)}", folder / "template")
+
         results = harness.interleave(
-            {
-                name: lambda config=config: _measure(config, folder / f"run{next(numbers)}", folder / "template")
-                for name, config in cases.items()
-            },
+            {name: partial(measure, config) for name, config in cases.items()},
             repeats,
         )
     settings = {"images": base["data"]["name"], "rows": rows, "epochs": epochs, "views": options.views}

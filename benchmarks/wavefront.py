@@ -204,7 +204,7 @@ def _report(results: Mapping[str, list[Json]], settings: Json) -> Report:
         )
     plain, wave = results[_name("sequential", 1)], results[_name("wavefront", 1)]
     choices: list[tuple[str, Callable[[Json], float]]] = [
-        (f"{slots} workers", lambda run, slots=slots: run["computed_s"][slots]) for slots in wave[0]["computed_s"]
+        (f"{slots} workers", functools.partial(_computed_on, slots)) for slots in wave[0]["computed_s"]
     ]
     choices.append(("as many as one likes", lambda run: run["longest_chain_s"]))
     computed = [
@@ -237,6 +237,10 @@ def _report(results: Mapping[str, list[Json]], settings: Json) -> Report:
 
 def _spread(values: Iterable[float]) -> str:
     return harness.spread(harness.summary(values))
+
+
+def _computed_on(slots: str, run: Json) -> float:
+    return float(run["computed_s"][slots])
 
 
 def _ratios(base: Sequence[Json], runs: Sequence[Json], of: Callable[[Json], float]) -> str:

@@ -6,8 +6,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import torch
 from cache_store.ahead import ShardsAhead
 from cache_store.codec import Array, Field
 from cache_store.errors import CorruptShard, MissingShard
+from cache_store.runs import Runs
 from cache_store.snapshots import SnapshotSet
 
 _TORCH = {
@@ -29,11 +28,6 @@ _TORCH = {
     "int64": torch.int64,
 }
 
-
-#: Runs of at least this many bytes are copied one by one, which costs about 0.3 µs of Python each. Shorter ones go
-#: through numpy: twice, by way of a copy in the order of the shard, or once where they lie together in the output.
-_RUN_BYTES = 8 << 10
-_RUN_BYTES_TOGETHER = 64 << 10
 #: Least bytes of a copy that is worth another thread.
 _SHARE_BYTES = 1 << 20
 
@@ -89,20 +83,18 @@ class RowReader:
         if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
             raise ValueError(f"rows: expected 1-d integers, got {index.dtype} {index.shape}")
         index = index.astype(np.int64, copy=False)
-        if index.size and (index.min() < 0 or index.max() >= spec.rows):
-            raise IndexError(f"rows {index.min()} to {index.max()} of a set of {spec.rows} rows")
         tensors = self._outputs(len(index), out)
         if not index.size:
             return tensors
         targets = [_bits(t).reshape(-1).view(np.uint8) for t in tensors]
-        plan = _Plan.of(*spec.locate(index))
+        runs = Runs.of(index, spec.locate, spec.rows, None if self._pool is None else -(-len(index) // self._threads))
         pending: deque[Future[None]] = deque()
         hits = 0
         try:
-            for i, first, last in plan.shards:
+            for i, first, last in runs.shards:
                 arrays, hit = self._shard(i)
                 hits += hit
-                self._copy(plan, first, last, arrays, targets, pending)
+                self._copy(runs, first, last, arrays, targets, pending)
                 while len(pending) > 2 * self._threads:
                     pending.popleft().result()
             while pending:
@@ -115,24 +107,21 @@ class RowReader:
 
     def _copy(
         self,
-        plan: _Plan,
+        runs: Runs,
         first: int,
         last: int,
         arrays: tuple[Array, ...],
         targets: Sequence[Array],
         pending: deque[Future[None]],
     ) -> None:
-        """Rows `first` to `last` of the plan, all of one shard, into the targets; perhaps by other threads."""
+        """Runs `first` to `last`, all of one shard, into the targets; perhaps by other threads."""
         for target, array, field in zip(targets, arrays, self.snapshots.spec.fields, strict=True):
             source = array.reshape(-1).view(np.uint8)
-            shares = 1
-            if self._pool is not None:
-                shares = max(1, min(self._threads, last - first, (last - first) * field.bytes // _SHARE_BYTES))
-            cuts = [first + (last - first) * share // shares for share in range(shares + 1)]
-            for begin, end in pairwise(cuts[1:]):
+            own, *others = runs.shares(first, last, field.bytes, self._threads, _SHARE_BYTES)
+            for begin, end in others:
                 assert self._pool is not None
-                pending.append(self._pool.submit(plan.copy, begin, end, source, target, field.bytes))
-            plan.copy(cuts[0], cuts[1], source, target, field.bytes)
+                pending.append(self._pool.submit(runs.copy, begin, end, source, target, field.bytes))
+            runs.copy(*own, source, target, field.bytes)
 
     def empty(self, count: int, *, pinned: bool = False) -> tuple[torch.Tensor, ...]:
         """Uninitialised CPU tensors for `count` rows, (count, *shape) a field: for `gather(out=)`. `pinned`: in memory
@@ -194,52 +183,3 @@ def _bits(tensor: torch.Tensor) -> Array:
     stand_in = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8}.get(tensor.dtype)
     array: Array = (tensor if stand_in is None else tensor.view(stand_in)).numpy()
     return array
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Where the rows of a gather lie, sorted by shard: `places` in the output, `local` rows inside their shard; row
-    `k` continues a run where `joins[k - 1]` (it follows row k - 1 in the output and in the shard)."""
-
-    places: Array
-    local: Array
-    joins: Array
-    #: (shard, first, last): the rows of each shard, half-open.
-    shards: list[tuple[int, int, int]]
-
-    @classmethod
-    def of(cls, shards: Array, within: Array) -> _Plan:
-        order = np.argsort(shards, kind="stable")
-        shard, local = shards[order], within[order]
-        same = shard[1:] == shard[:-1]
-        cuts = [0, *(np.flatnonzero(~same) + 1).tolist(), len(order)]
-        joins = same & (order[1:] == order[:-1] + 1) & (local[1:] == local[:-1] + 1)
-        return cls(order, local, joins, [(int(shard[a]), a, b) for a, b in pairwise(cuts)])
-
-    def copy(self, first: int, last: int, source: Array, target: Array, row_bytes: int) -> None:
-        """Rows `first` to `last`, all of one shard, from the bytes of a column to those of the output."""
-        breaks = np.flatnonzero(~self.joins[first : last - 1]) + first + 1
-        places, local = self.places[first:last], self.local[first:last]
-        together = int(places[-1]) - int(places[0]) + 1 == len(places)
-        run_bytes = _RUN_BYTES_TOGETHER if together else _RUN_BYTES
-        if (last - first) * row_bytes >= run_bytes * (len(breaks) + 1):
-            begins = np.concatenate(([first], breaks))
-            ends = np.concatenate((breaks, [last]))
-            to = self.places[begins] * row_bytes
-            since = self.local[begins] * row_bytes
-            sizes = (ends - begins) * row_bytes
-            for a, b, size in zip(to.tolist(), since.tolist(), sizes.tolist(), strict=True):
-                target[a : a + size] = source[b : b + size]
-            return
-        rows, out = _rows(source, row_bytes), _rows(target, row_bytes)
-        if together:
-            # "clip" makes numpy write straight into the output; the bounds were checked before.
-            np.take(rows, local, out=out[places[0] : places[-1] + 1], mode="clip")
-        else:
-            out[places] = rows[local]
-
-
-def _rows(column: Array, row_bytes: int) -> Array:
-    """Rows as opaque items: numpy then moves each with one memcpy, whatever its shape. Shares memory."""
-    whole = len(column) // row_bytes * row_bytes
-    return column[:whole].view(np.dtype((np.void, row_bytes)))

@@ -15,7 +15,7 @@ import contextlib
 import errno
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -38,8 +38,6 @@ FORMAT = 1
 MARKER = "store.json"
 _CHUNK = 4 << 20
 _READ_CHUNK = 1 << 20
-
-Observer = Callable[[memoryview], None]
 
 
 @dataclass(frozen=True)
@@ -69,14 +67,11 @@ def views_of(buffers: tuple[Buffer, ...]) -> Iterator[memoryview]:
             yield view.cast("B")
 
 
-def pieces_of(buffers: tuple[Buffer, ...], observe: Observer | None) -> Iterator[memoryview]:
-    """The bytes of `buffers` in pieces of at most 4 MiB, each seen by `observe` just before it is used."""
+def pieces_of(buffers: tuple[Buffer, ...]) -> Iterator[memoryview]:
+    """The bytes of `buffers` in pieces of at most 4 MiB."""
     for view in views_of(buffers):
         for start in range(0, view.nbytes, _CHUNK):
-            piece = view[start : start + _CHUNK]
-            if observe is not None:
-                observe(piece)
-            yield piece
+            yield view[start : start + _CHUNK]
 
 
 class Storage(abc.ABC):
@@ -126,14 +121,14 @@ class Storage(abc.ABC):
         with self._errors("read", path):
             return self._open(_check(path))
 
-    def write(self, path: str, *buffers: Buffer, observe: Observer | None = None) -> int:
+    def write(self, path: str, *buffers: Buffer) -> int:
         """Write the concatenation of `buffers` to `path`, whole or not at all; returns the number of bytes.
 
-        Replaces what was there, so only for names private to one attempt. `observe` sees every piece on its
-        way out (for checksums). Buffers are C-contiguous and are not copied on local storage.
+        Replaces what was there, so only for names private to one attempt. Buffers are C-contiguous
+        and are not copied on local storage.
         """
         with self._errors("write", path, absent_is_normal=False):
-            return self._write(_check(path), buffers, observe)
+            return self._write(_check(path), buffers)
 
     def create(self, path: str, data: bytes) -> bool:
         """Create `path` with `data`, exclusively, atomically and durably. False: somebody was first.
@@ -275,7 +270,7 @@ class Storage(abc.ABC):
     @abc.abstractmethod
     def _open(self, path: str) -> BinaryIO: ...
     @abc.abstractmethod
-    def _write(self, path: str, buffers: tuple[Buffer, ...], observe: Observer | None) -> int: ...
+    def _write(self, path: str, buffers: tuple[Buffer, ...]) -> int: ...
     @abc.abstractmethod
     def _create(self, path: str, data: bytes) -> bool: ...
     @abc.abstractmethod

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from cache_store.crashpoints import reach
 from cache_store.durable import TEMPORARY, make_folders, sync_folder, temporary_file
 from cache_store.errors import StoreError, UserError
-from cache_store.storage import FileInfo, Observer, Storage, pieces_of
+from cache_store.storage import FileInfo, Storage, pieces_of
 
 if TYPE_CHECKING:
     from cache_store.storage import Buffer, Names
@@ -33,9 +33,9 @@ class LocalStorage(Storage):
             raise UserError(f"{self.uri} is a file; the store needs a folder")
         make_folders(self.root, Path(self.root.anchor))
 
-    def _write(self, path: str, buffers: tuple[Buffer, ...], observe: Observer | None) -> int:
+    def _write(self, path: str, buffers: tuple[Buffer, ...]) -> int:
         target = self.root / path
-        with temporary_file(target, self.root, pieces_of(buffers, observe)) as (temporary, total):
+        with temporary_file(target, self.root, pieces_of(buffers)) as (temporary, total):
             reach("storage.before-rename")
             os.replace(temporary, target)
         sync_folder(target.parent)
@@ -43,7 +43,7 @@ class LocalStorage(Storage):
 
     def _create(self, path: str, data: bytes) -> bool:
         target = self.root / path
-        with temporary_file(target, self.root, pieces_of((data,), None)) as (temporary, _):
+        with temporary_file(target, self.root, pieces_of((data,))) as (temporary, _):
             reach("storage.before-link")
             try:
                 os.link(temporary, target)

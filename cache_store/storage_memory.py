@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cache_store.addresses import Address
-from cache_store.storage import FileInfo, Observer, Storage, views_of
+from cache_store.storage import FileInfo, Storage, views_of
 
 if TYPE_CHECKING:
     from cache_store.storage import Buffer, Names
@@ -38,10 +38,8 @@ class MemoryStorage(Storage):
         with _MEMORY_LOCK:
             return io.BytesIO(self._files.cat_file(self._at(path)))
 
-    def _write(self, path: str, buffers: tuple[Buffer, ...], observe: Observer | None) -> int:
+    def _write(self, path: str, buffers: tuple[Buffer, ...]) -> int:
         data = b"".join(views_of(buffers))
-        if observe is not None:
-            observe(memoryview(data))
         with _MEMORY_LOCK:
             self._files.pipe_file(self._at(path), data)
         return len(data)

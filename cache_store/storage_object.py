@@ -23,7 +23,7 @@ from cache_store.errors import StorageDenied, StorageUnavailable
 from cache_store.object_client import endpoint_of, load_obstore, make_client
 from cache_store.object_errors import Fault, Kind, fault_of
 from cache_store.patience import Patience
-from cache_store.storage import FileInfo, Observer, Storage, pieces_of, views_of
+from cache_store.storage import FileInfo, Storage, pieces_of, views_of
 
 if TYPE_CHECKING:
     from cache_store.storage import Buffer, Names
@@ -209,10 +209,8 @@ class ObjectStorage(Storage):
             return io.BytesIO(data)
         return cast(BinaryIO, io.BufferedReader(_PartsFile(self, path, size), PART_BYTES))
 
-    def _write(self, path: str, buffers: tuple[Buffer, ...], observe: Observer | None) -> int:
-        total = 0
-        for piece in pieces_of(buffers, observe):
-            total += piece.nbytes
+    def _write(self, path: str, buffers: tuple[Buffer, ...]) -> int:
+        total = sum(view.nbytes for view in views_of(buffers))
         reach("storage.before-rename")
         # Multipart uploads become visible when they are completed, so in either way whole or not at all.
         data = b"".join(views_of(buffers)) if total <= PART_BYTES else None
@@ -224,7 +222,7 @@ class ObjectStorage(Storage):
                 self._obs.put(
                     self._uploads,
                     path,
-                    pieces_of(buffers, None),
+                    pieces_of(buffers),
                     use_multipart=True,
                     chunk_size=PART_BYTES,
                     max_concurrency=_PARTS_AHEAD,

@@ -49,7 +49,8 @@ class Activations:
         return self.rows * self.field.bytes
 
     def values(self, rows: range) -> Array:
-        return self.part[np.arange(rows.start, rows.stop) % len(self.part)]
+        found: Array = self.part[np.arange(rows.start, rows.stop) % len(self.part)]
+        return found
 
     def rows_of(self, samples: Array) -> Array:
         """The set's rows of these samples, in order."""
@@ -64,7 +65,7 @@ class Activations:
         while found[-1] < self.samples:
             fits = int(np.searchsorted(self.starts, self.starts[found[-1]] + limit, side="right")) - 1
             found.append(max(found[-1] + 1, fits))
-        return np.minimum(np.array(found), self.samples)
+        return np.array(found).clip(max=self.samples)
 
     def spec(self, **key: Any) -> SetSpec:
         cuts = self.starts[self.cuts()].tolist()
@@ -80,9 +81,9 @@ class Activations:
 
 def smollm2(size: int, folder: Path, *, quick: bool) -> Activations:
     """Hidden states after two layers of SmolLM2-135M over Python source: 576 bfloat16 a token, whole samples."""
-    from benchmarks.lm_stage import _model
+    from benchmarks.lm_stage import model_of
 
-    model = _model()
+    model = model_of()
     config = {
         "model": model["spec"],
         "data": {"name": "stdlib", "sequence_length": 128, "train_limit": 32 if quick else 512}

@@ -27,7 +27,15 @@ from benchmarks.snapcheck.timing import compare, timed
 
 PACKAGES = ("litdata", "mosaicml-streaming", "webdataset")
 #: What they import to read a local folder; torch, numpy and datasets are ours.
-NEEDED = ("braceexpand", "lightning-utilities", "tifffile", "boto3", "botocore", "s3transfer", "jmespath")
+NEEDED: tuple[str, ...] = (
+    "braceexpand",
+    "lightning-utilities",
+    "tifffile",
+    "boto3",
+    "botocore",
+    "s3transfer",
+    "jmespath",
+)
 NEEDED += ("python-snappy", "cramjam", "zstd", "Brotli", "catalogue")
 
 
@@ -113,7 +121,7 @@ def _streaming(reading: Reading, place: Path) -> Callable[[], None]:
 
 
 def _datasets(reading: Reading, place: Path) -> Callable[[], None]:
-    import datasets
+    import datasets  # type: ignore[import-untyped]
 
     made = datasets.Dataset.from_generator(
         lambda: ({"x": sample} for sample in _samples(reading)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -70,17 +71,47 @@ class Reading:
             reader.gather(self.activations.rows_of(order[start : start + self.batch]), self.out)
         reader.forget()
 
+    @property
+    def _view(self) -> memoryview:
+        return memoryview(self.out[0].view(torch.uint8).numpy().reshape(-1))  # type: ignore[arg-type]
+
     # -- the system's -------------------------------------------------------------------------------------
 
     def preadv(self) -> None:
         """Every file whole, in pieces into one buffer."""
-        buffer = memoryview(self.out[0].view(torch.uint8).numpy().reshape(-1))[:_PIECE]
+        buffer = self._view[:_PIECE]
         for path in self.paths:
             descriptor = os.open(path, os.O_RDONLY)
             place = 0
             while count := os.preadv(descriptor, [buffer], place):
                 place += count
             os.close(descriptor)
+
+    def preadv_samples(self, order: Array) -> None:
+        """Every sample by a read of its own, in this order, into the places of a batch."""
+        buffer = self._view
+        descriptors = [os.open(path, os.O_RDONLY) for path in self.paths]
+        first, row = self.activations.starts, self.spec.row_bytes
+        shard_of = np.searchsorted(self.activations.cuts(), order, side="right") - 1
+        begins = [self.spec.shard_range(shard).start for shard in range(self.spec.shards)]
+        for start in range(0, len(order), self.batch):
+            place = 0
+            for sample, shard in zip(
+                order[start : start + self.batch], shard_of[start : start + self.batch], strict=True
+            ):
+                size = int(first[sample + 1] - first[sample]) * row
+                offset = self.body + (int(first[sample]) - begins[shard]) * row
+                os.preadv(descriptors[shard], [buffer[place : place + size]], offset)
+                place += size
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    @cached_property
+    def body(self) -> int:
+        """Where the values begin in every file."""
+        pieces = codec.encode(self.spec.fields, (self.activations.values(self.spec.shard_range(0)),))
+        sizes = [memoryview(piece).nbytes for piece in pieces]  # type: ignore[arg-type]
+        return sum(sizes[: sizes.index(max(sizes))])
 
     def in_memory(self) -> torch.Tensor:
         """The whole set as one tensor (rows, *shape)."""
@@ -128,6 +159,10 @@ def _warm(reading: Reading, rounds: int) -> Json:
         chosen = order(next(turn))
         return timed(lambda: reading.epoch(warm, chosen))
 
+    def sample_by_sample() -> float:
+        chosen = reading.within(next(turn))
+        return timed(lambda: reading.preadv_samples(chosen))
+
     def from_memory() -> float:
         chosen = reading.globally(next(turn))
         return timed(lambda: reading.memory_gather(whole, chosen))
@@ -138,6 +173,7 @@ def _warm(reading: Reading, rounds: int) -> Json:
                 "ours": lambda: later(reading.within),
                 "ours, first touch": lambda: first_touch(reading.within),
                 "preadv": lambda: timed(reading.preadv),
+                "preadv of each sample": sample_by_sample,
                 "memcpy": lambda: timed(lambda: reading.memcpy(whole)),
             },
             size,

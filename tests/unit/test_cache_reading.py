@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache_store import reader as reader_module
+from cache_store import runs as runs_module
 from cache_store.ahead import ShardsAhead
 from cache_store.codec import Array, Field
 from cache_store.errors import CorruptShard, MissingShard
@@ -74,8 +75,8 @@ def test_runs_over_any_cuts_are_gathered_by_any_number_of_threads(
 
 @pytest.mark.parametrize("bytes_of_a_run", [1, 1 << 40])
 def test_both_ways_of_copying_give_the_same_rows(bytes_of_a_run: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "_RUN_BYTES", bytes_of_a_run)
-    monkeypatch.setattr(reader_module, "_RUN_BYTES_TOGETHER", bytes_of_a_run)
+    monkeypatch.setattr(runs_module, "RUN_BYTES", bytes_of_a_run)
+    monkeypatch.setattr(runs_module, "RUN_BYTES_TOGETHER", bytes_of_a_run)
     snapshots = filled(Storage.open(f"memory://{uuid.uuid4().hex}"), [0, 4, 9, 20])
     for rows in (np.array([3, 4, 5, 0, 0, 19, 12, 13]), np.arange(20), np.arange(20)[::-1], np.array([7])):
         assert same(RowReader(snapshots).gather(rows), rows)

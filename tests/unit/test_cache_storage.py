@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 import threading
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 
 from cache_store.errors import StorageDenied, StorageFull, StorageUnavailable, StoreError, UserError
+from cache_store.files import write_file
 from cache_store.keys import canonical_json, digest_json
 from cache_store.storage import Storage
 
@@ -38,11 +41,17 @@ def test_what_was_written_is_read_back_and_replaced(storage: Storage) -> None:
         assert file.read() == b""
 
 
-def test_pieces_seen_while_writing_are_the_bytes_written(storage: Storage) -> None:
-    seen: list[bytes] = []
-    data = os.urandom(5 << 20)
-    storage.write("f", data[:7], data[7:], observe=lambda piece: seen.append(bytes(piece)))
-    assert b"".join(seen) == data == b"".join(bytes(piece) for piece in storage.chunks("f"))
+@pytest.mark.parametrize("size", [0, 5, (1 << 20) - 1, 1 << 20, (5 << 20) + 3])
+def test_a_file_is_recorded_with_the_checksums_of_its_bytes(storage: Storage, size: int) -> None:
+    data = os.urandom(size)
+    record = write_file(storage, "f", data[:7], data[7:])
+    assert b"".join(bytes(piece) for piece in storage.chunks("f")) == data
+    assert record == {
+        "path": "f",
+        "bytes": size,
+        "xxh3": xxhash.xxh3_128_hexdigest(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
 
 
 def test_what_is_absent_raises_file_not_found_and_lists_as_empty(storage: Storage) -> None:

@@ -1,0 +1,120 @@
+"""Where the rows of one gather lie, as runs: rows that follow each other in the output and in one shard.
+
+Samples of text are runs of many rows and images are runs of one. Everything here costs by the run and not by the row,
+apart from finding the runs: a gather of whole samples has few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from cache_store.codec import Array
+
+#: int64 rows -> (shard, row inside it), as `SetSpec.locate`.
+Locate = Callable[[Array], tuple[Array, Array]]
+
+#: Runs of at least this many bytes are copied one by one, which costs about 0.3 µs of Python each. Shorter ones go
+#: through numpy row by row: twice, by way of a copy in the order of the shard, or once where they lie together in the
+#: output.
+RUN_BYTES = 8 << 10
+RUN_BYTES_TOGETHER = 64 << 10
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs sorted by shard: where each begins in the output (`places`) and inside its shard (`local`), and its rows."""
+
+    places: Array
+    local: Array
+    counts: Array
+    #: (shard, first run, last run), half-open.
+    shards: list[tuple[int, int, int]]
+
+    @classmethod
+    def of(cls, rows: Array, locate: Locate, size: int, most: int | None = None) -> Runs:
+        """The runs of these rows (int64, 1-d, at least one) of a set of `size` rows; `most`: rows of a run, so that
+        several threads can share a long one. IndexError: a row outside the set."""
+        joins = rows[1:] == rows[:-1] + 1
+        if most is not None:
+            joins[most - 1 :: most] = False
+        starts = _starts(joins)
+        shards, local = _located(rows[starts], rows[_ends(starts, len(rows)) - 1], locate, size)
+        if shards is None:  # some run goes on in the next shard
+            everywhere, _ = locate(rows)
+            starts = _starts(joins & (everywhere[1:] == everywhere[:-1]))
+            shards, local = locate(rows[starts])
+        places, counts = starts, _ends(starts, len(rows)) - starts
+        steps = shards[1:] - shards[:-1]
+        if (steps < 0).any():
+            order = np.argsort(shards, kind="stable")
+            shards, local, places, counts = shards[order], local[order], places[order], counts[order]
+            steps = shards[1:] - shards[:-1]
+        cuts = [0, *(np.flatnonzero(steps) + 1).tolist(), len(shards)]
+        return cls(places, local, counts, [(int(shards[a]), a, b) for a, b in pairwise(cuts)])
+
+    def shares(self, first: int, last: int, row_bytes: int, most: int, least_bytes: int) -> list[tuple[int, int]]:
+        """Runs `first` to `last` in at most `most` parts of about the same size and at least `least_bytes`."""
+        if most == 1 or last - first == 1:
+            return [(first, last)]
+        ends = np.cumsum(self.counts[first:last])
+        parts = max(1, min(most, int(ends[-1]) * row_bytes // least_bytes))
+        wanted = ends[-1] * np.arange(1, parts) // parts
+        cuts = [first, *(np.searchsorted(ends, wanted, side="left") + first + 1).tolist(), last]
+        return [(a, b) for a, b in pairwise(cuts) if a < b]
+
+    def copy(self, first: int, last: int, source: Array, target: Array, row_bytes: int) -> None:
+        """Runs `first` to `last`, all of one shard, from the bytes of a column to those of the output."""
+        places, local, counts = self.places[first:last], self.local[first:last], self.counts[first:last]
+        rows = int(counts.sum())
+        together = int(places[-1]) + int(counts[-1]) - int(places[0]) == rows
+        if rows * row_bytes >= (RUN_BYTES_TOGETHER if together else RUN_BYTES) * len(counts):
+            to, since, sizes = (
+                (places * row_bytes).tolist(),
+                (local * row_bytes).tolist(),
+                (counts * row_bytes).tolist(),
+            )
+            for a, b, size in zip(to, since, sizes, strict=True):
+                target[a : a + size] = source[b : b + size]
+            return
+        if rows > len(counts):
+            within = np.arange(rows) - np.repeat(np.cumsum(counts) - counts, counts)
+            places, local = np.repeat(places, counts) + within, np.repeat(local, counts) + within
+        column, out = _items(source, row_bytes), _items(target, row_bytes)
+        if together:
+            # "clip" makes numpy write straight into the output; the bounds were checked before.
+            np.take(column, local, out=out[places[0] : places[0] + rows], mode="clip")
+        else:
+            out[places] = column[local]
+
+
+def _starts(joins: Array) -> Array:
+    return np.concatenate((_ZERO, np.flatnonzero(~joins) + 1))
+
+
+def _ends(starts: Array, rows: int) -> Array:
+    ends = np.empty_like(starts)
+    ends[:-1] = starts[1:]
+    ends[-1] = rows
+    return ends
+
+
+_ZERO = np.zeros(1, np.int64)
+
+
+def _located(first: Array, last: Array, locate: Locate, size: int) -> tuple[Array | None, Array]:
+    """(shard, row inside it) of every run from `first` to `last`; no shards when one of them lies in several."""
+    if first.min() < 0 or last.max() >= size:
+        raise IndexError(f"rows {first.min()} to {last.max()} of a set of {size} rows")
+    shards, local = locate(first)
+    ends, _ = locate(last)
+    return (shards if (shards == ends).all() else None), local
+
+
+def _items(column: Array, row_bytes: int) -> Array:
+    """Rows as opaque items: numpy then moves each with one memcpy, whatever its shape. Shares memory."""
+    whole = len(column) // row_bytes * row_bytes
+    return column[:whole].view(np.dtype((np.void, row_bytes)))
