@@ -133,24 +133,26 @@ class ObjectStorage(Storage):
         return data, size
 
     def _read(self, path: str, limit: int | None) -> bytes:
-        data, size = self._call("read", path, lambda: self._get_small(path, PART_BYTES))
+        data, size = self._small_or_size(path, large=limit is not None and limit > PART_BYTES)
         wanted = size if limit is None else min(limit, size)
-        if len(data) == size:
-            return data[:wanted]
-        whole = bytearray(wanted)
-        place = 0
-        for part in self._parts(path, wanted):
-            whole[place : place + part.nbytes] = part
-            place += part.nbytes
-        return bytes(whole)
+        return b"".join(self._parts(path, wanted)) if data is None else data[:wanted]
 
     def _chunks(self, path: str) -> Iterator[memoryview]:
+        data, size = self._small_or_size(path, large=True)
+        if data is None:
+            yield from self._parts(path, size)
+        elif data:
+            yield memoryview(data)
+
+    def _small_or_size(self, path: str, *, large: bool) -> tuple[bytes | None, int]:
+        """(the bytes of an object of at most one part, or None; its size). `large`: whether it is likely to have more:
+        then its size is asked for alone, since an answer that is not read to its end costs a connection."""
+        if large:
+            size = self._size(path)
+            if size > PART_BYTES:
+                return None, size
         data, size = self._call("read", path, lambda: self._get_small(path, PART_BYTES))
-        if len(data) == size:
-            if data:
-                yield memoryview(data)
-            return
-        yield from self._parts(path, size)
+        return (data if len(data) == size else None), size
 
     def _parts(self, path: str, size: int) -> Iterator[memoryview]:
         """The first `size` bytes in order, in parts."""
@@ -204,8 +206,8 @@ class ObjectStorage(Storage):
         return self._call("read", path, lambda: self._get(path, start, end))
 
     def _open(self, path: str) -> BinaryIO:
-        data, size = self._call("read", path, lambda: self._get_small(path, PART_BYTES))
-        if len(data) == size:
+        data, size = self._small_or_size(path, large=False)
+        if data is not None:
             return io.BytesIO(data)
         return cast(BinaryIO, io.BufferedReader(_PartsFile(self, path, size), PART_BYTES))
 
