@@ -6,6 +6,10 @@ BIN    := $(VENV)/bin
 UV     := $(BIN)/python -m uv
 READY  := $(VENV)/.ready
 
+# Imports are compiled once, whatever the environment says: torch, transformers and Ray have thousands of modules, and
+# every worker process loads them.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-unit test-integration test-crash check bench lock clean
 

@@ -16,6 +16,8 @@ from benchmarks.harness import Json, Report, Table
 
 LIMIT_DRY_RUN_S, LIMIT_AGAIN_S = 6.0, 30.0
 HEAVY = ("torch", "ray")
+#: A word in a model's id on the hub, and the folder in tests/data that has its config.json.
+KEPT = {"Llama": "llama-3.1-8b", "Nemo": "mistral-nemo-12b", "SmolLM2": "smollm2-135m"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,10 +91,16 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _overrides(config: Path, options: argparse.Namespace, folder: Path) -> list[str]:
-    """The configuration as it is, but with images where they are on this machine."""
+    """The configuration as it is, but with images where they are on this machine, and of models on the hub the
+    config.json that the tests keep."""
     import yaml
 
-    data = yaml.safe_load(config.read_text())["data"]
+    document = yaml.safe_load(config.read_text())
+    if document["model"].get("family") == "causal_lm":
+        kept = next((folder for word, folder in KEPT.items() if word in document["model"].get("path", "")), None)
+        shape = [] if kept is None else [f"model.path={harness.ROOT / 'tests' / 'data' / kept}", "model.revision=null"]
+        return [*shape, "data.name=stdlib", "data.path=null"]
+    data = document["data"]
     if data["name"] == "digits":
         return []
     found = harness.image_data(options, folder)
@@ -104,7 +112,7 @@ def _overrides(config: Path, options: argparse.Namespace, folder: Path) -> list[
 
 
 def _dry_run(config: Path, overrides: list[str]) -> Json:
-    arguments = ["run", str(config), *overrides, "--dry-run"]
+    arguments = ["sweep" if config.stem.endswith("_sweep") else "run", str(config), *overrides, "--dry-run"]
     return _timed(f"import orchestrator.cli as c\ncode = c.main({arguments!r})\nassert code == 0, code")
 
 
