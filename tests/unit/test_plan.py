@@ -376,6 +376,7 @@ def test_shipped_configurations_load_and_plan(path: Path) -> None:
 #: A folder that has a model's config.json, for configurations that name it on the hub.
 ARCHITECTURES = {
     "smollm2_segprop": "smollm2-135m",
+    "smollm2_equal_time": "smollm2-135m",
     "llama_segprop": "llama-3.1-8b",
     "llama_sweep": "llama-3.1-8b",
     "nemo_sweep": "mistral-nemo-12b",
