@@ -131,7 +131,7 @@ def _report(runs: Sequence[Json], command: str, notes: Sequence[str]) -> harness
 
 
 def _is_done(run: Json, name: str) -> bool:
-    return name in run["regimes"] and run["regimes"][name]["status"] == "done"
+    return run["regimes"].get(name, {}).get("status") in ("done", "reused")
 
 
 def _stages(pairs: Sequence[tuple[Json, Json]], name: str) -> list[Json]:
