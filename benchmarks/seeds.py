@@ -42,7 +42,8 @@ def _of_e2e(split: str) -> Callable[[Json, Json], float]:
 
     def share(run: Json, regime: Json) -> float:
         before = run["original"][split]["loss"]
-        return 100 * (before - _loss(regime, split)) / (before - _loss(run["regimes"]["e2e"], split))
+        gained = before - _loss(run["regimes"]["e2e"], split)
+        return float(100 * (before - _loss(regime, split)) / gained)
 
     return share
 
