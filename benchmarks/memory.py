@@ -167,11 +167,12 @@ def measure(settings: Settings) -> Json:
     if device.type == "cuda":
         torch.cuda.synchronize()
     peak = meter.stop()
+    assert peak.host is not None
     return {
         "peak_allocated_bytes": peak.device,
         "peak_reserved_bytes": peak.device_reserved,
         "host_peak_bytes": peak.host,
-        "host_growth_bytes": (peak.host or 0) - baseline,
+        "host_growth_bytes": peak.host - baseline,
         **_counted(path, optimizer),
         "input_bytes": sum(t.numel() * t.element_size() for t in host),
         "modules": sorted(path.parts),
