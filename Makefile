@@ -5,13 +5,15 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := $(BIN)/python -m uv
 READY  := $(VENV)/.ready
+# `make test-cuda PYTHON_HERE=python3` uses an interpreter that has what is needed, without setting one up.
+PYTHON_HERE ?= $(BIN)/python
 
 # Imports are compiled once, whatever the environment says: torch, transformers and Ray have thousands of modules, and
 # every worker process loads them.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-unit test-integration test-crash check bench lock clean
+.PHONY: help setup run test test-unit test-integration test-crash test-cuda check bench lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +47,12 @@ test-integration: $(READY) ## Run the integration tests: real small models, loca
 
 test-crash: $(READY) ## Run the tests that kill processes
 	$(BIN)/python -m pytest tests/crash
+
+# The tests of stages, snapshots and losses that need no Ray, on a GPU, and what only a GPU can show.
+ON_CUDA := plain_loop resume snapshots stages window encoded_snapshots measured_costs \
+	lm_plain_loop lm_snapshots lm_stages lm_quantized
+test-cuda: ## Run the tests that a GPU has something to say about (a machine with one; not part of make test)
+	SEGPROP_TEST_DEVICE=cuda $(PYTHON_HERE) -m pytest tests/cuda $(ON_CUDA:%=tests/integration/test_%.py)
 
 check: $(READY) ## Lint, formatting, types, import direction
 	$(BIN)/ruff check .

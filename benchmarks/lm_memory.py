@@ -70,7 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def result_name(options: argparse.Namespace) -> str:
-    return "lm_memory-tiny" if options.tiny else "lm_memory-cuda" if _cuda(options) else "lm_memory"
+    if not (options.tiny or _cuda(options)):
+        return "lm_memory"
+    chosen = [value for value in (options.optimizer, f"{options.lm_head} head") if value not in ("adamw", "train head")]
+    return "-".join(["lm_memory-tiny" if options.tiny else "lm_memory-cuda", *chosen]).replace(" ", "-")
 
 
 def _cuda(options: argparse.Namespace) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="(cuda: fp16; cpu: bf16)")
     parser.add_argument("--contiguous", action="store_true", help="not channels_last")
     parser.add_argument("--steps", type=int, help="steps of the measured epoch (20; cpu 2)")
+    parser.add_argument("--jobs", type=int, default=1, help="cases at a time; each has a process (%(default)s)")
     parser.add_argument("--cases", nargs="+", help="only these, such as e2e segprop/seg2")
 
 
@@ -79,10 +81,13 @@ def run(options: argparse.Namespace) -> Report:
         "steps": options.steps or (20 if cuda else 2),
     }
     names = options.cases or [*_cases(common)]
-    found = {}
-    for name in names:
+
+    def one(name: str) -> Json:
         harness.say(name)
-        found[name] = harness.child("-m", "benchmarks.memory", json.dumps({"case": name, **common}))
+        return harness.child("-m", "benchmarks.memory", json.dumps({"case": name, **common}))
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        found = dict(zip(names, pool.map(one, names), strict=True))
     return _report(found, common, quick=options.quick)
 
 

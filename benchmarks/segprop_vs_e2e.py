@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def result_name(options: argparse.Namespace) -> str:
     """Other models do not replace the default one's figures."""
-    return "segprop_vs_e2e" + ("" if options.model == DEFAULT_MODEL else f"-{options.model}")
+    model = "" if options.model == DEFAULT_MODEL else f"-{options.model}"
+    return "segprop_vs_e2e" + model + ("" if options.device == "cpu" else f"-{options.device}")
 
 
 def run(options: argparse.Namespace) -> Report:
@@ -146,6 +147,7 @@ def _stage(node: Json) -> Json:
         "images_per_s": sum(epoch["images_per_s"] for epoch in epochs) / len(epochs),
         "resident_bytes": result["resident_bytes"],
         "trainable_parameters": result["trainable_parameters"],
+        "peak_device_bytes": result["peak_device_bytes"],
         "host_growth_bytes": result["peak_host_bytes"] - result["host_baseline_bytes"],
         "forwards": result["forwards"],
     }
@@ -203,7 +205,16 @@ def _report(results: dict[str, list[Json]], settings: Json) -> Report:
             ),
             Table(
                 "By stage, seconds (the last run of each case)",
-                ("case", "stage", "training", "validation", "images/s", "weights held, MB", "trained, M"),
+                (
+                    "case",
+                    "stage",
+                    "training",
+                    "validation",
+                    "images/s",
+                    "weights held, MB",
+                    "trained, M",
+                    "peak on the device, MB",
+                ),
                 [
                     (
                         name,
@@ -213,6 +224,7 @@ def _report(results: dict[str, list[Json]], settings: Json) -> Report:
                         stage["images_per_s"],
                         stage["resident_bytes"] / 1e6,
                         stage["trainable_parameters"] / 1e6,
+                        stage["peak_device_bytes"] and stage["peak_device_bytes"] / 1e6,
                     )
                     for name, runs in results.items()
                     for stage in runs[-1]["stages"]

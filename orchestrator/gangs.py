@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from orchestrator.machines import Machine, Slots, room
+from orchestrator.machines import Machine, Slots, beside_gpus, room
 from orchestrator.plan import Node, Plan
 from orchestrator.sections import Config, GangConfig
 from orchestrator.yaml_loader import KeyPath
@@ -24,7 +24,8 @@ def gang_nodes(plan: Plan, gang: GangConfig) -> frozenset[str]:
 def settle_gang(
     machines: Iterable[Machine], *, size: int | str, slots: int | str, threads: int | str, device: str
 ) -> tuple[Slots, int]:
-    """(slots beside the gang, ranks). Slot and rank are of one size: a device, or `threads` CPU cores of one machine.
+    """(slots beside the gang, ranks). Slot and rank are of one size: a device with a share of
+    the cores, or `threads` CPU cores of one machine.
 
     What is given is kept, also when it cannot fit: the runner then says so. An `auto` size takes every device that
     slots leave; `auto` slots are what an explicit size leaves, perhaps none: the ranks then do the other work as well.
@@ -36,7 +37,9 @@ def settle_gang(
     beside = int(slots) if slots != "auto" else 0
     if threads != "auto":
         width = int(threads)
-    elif gpus or size == "auto":
+    elif gpus:
+        width = beside_gpus(machines)
+    elif size == "auto":
         width = 1
     else:
         widest = int(max((machine.cpus for machine in machines), default=1))

@@ -6,7 +6,10 @@ A slot is one actor on one machine, so what counts is what fits into each machin
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+#: Most CPU threads of a slot with a GPU that nobody gave a number: they load and augment beside the device's steps.
+GPU_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,15 @@ def unmatched(machines: Sequence[Machine], labels: Mapping[str, str], accelerato
 def settle(machines: Iterable[Machine], *, slots: int | str, threads: int | str, device: str, chains: int) -> Slots:
     """What `auto` means on a running cluster. `chains`: stages that can run at one time.
 
-    One slot a GPU where there are any. On CPUs as many slots as regimes can use, then as wide as the machines allow:
-    never so wide that they would not fit. What is given is kept, also when it cannot fit: the runner then says so.
+    One slot a GPU where there are any, with a share of the cores. On CPUs as many slots as regimes can use, then as
+    wide as the machines allow: never so wide that they would not fit. What is given is kept, also when it cannot fit:
+    the runner then says so.
     """
     machines = list(machines)
     if device == "auto":
         device = "cuda" if any(machine.gpus >= 1 for machine in machines) else "cpu"
     if device == "cuda":
-        width = 1 if threads == "auto" else int(threads)
+        width = beside_gpus(machines) if threads == "auto" else int(threads)
         return Slots(max(1, room(machines, width, 1)) if slots == "auto" else int(slots), width, device)
     if threads != "auto":
         return Slots(max(1, room(machines, int(threads))) if slots == "auto" else int(slots), int(threads), device)
@@ -83,3 +87,11 @@ def settle(machines: Iterable[Machine], *, slots: int | str, threads: int | str,
     widest = int(max((machine.cpus for machine in machines), default=1))
     width = next((width for width in range(widest, 1, -1) if room(machines, width) >= count), 1)
     return Slots(count, width, device)
+
+
+def beside_gpus(machines: Iterable[Machine]) -> int:
+    """CPU threads for each GPU: as many, up to GPU_THREADS, as leave no GPU without its own, and on every machine a
+    core for what runs beside the slots."""
+    left = [replace(machine, cpus=machine.cpus - 1) for machine in machines]
+    gpus = room(left, 1, 1)
+    return next((width for width in range(GPU_THREADS, 1, -1) if gpus and room(left, width, 1) == gpus), 1)

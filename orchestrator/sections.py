@@ -208,7 +208,8 @@ class ResourceConfig(Section):
         description="Tasks at one time; auto: one per GPU, or one per CPU core where there is none.",
     )
     threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        default="auto", description="CPU threads of a task; auto: the cores divided by the slots."
+        default="auto",
+        description="CPU threads of a task; auto: the cores divided by the slots, at most 8 beside a GPU.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one.")
     gang: GangConfig = Field(default_factory=GangConfig)

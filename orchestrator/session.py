@@ -23,7 +23,7 @@ from orchestrator.gangs import gang_nodes, runs_together, settle_gang
 from orchestrator.journal import journal
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
-from orchestrator.machines import Machine
+from orchestrator.machines import Machine, settle
 from orchestrator.plan import Plan, RegimePlan
 from orchestrator.plan_record import write_plan
 from orchestrator.prepare import Prepared, check_space, with_figures
@@ -177,7 +177,9 @@ def make_runner(prepared: Prepared) -> Runner:
     if resources.runner == "local":
         from orchestrator.local_runner import LocalRunner
 
-        return LocalRunner(threads=slots * threads if resources.threads == "auto" else threads, device=device)
+        # One task at a time: on a CPU it has the cores of all slots.
+        alone = resources.threads == "auto" and device == "cpu"
+        return LocalRunner(threads=slots * threads if alone else threads, device=device)
     from orchestrator.ray_runner import RayRunner
 
     return RayRunner(
@@ -228,8 +230,9 @@ def settle_slots(slots: int | str, threads: int | str, *, device: str, devices: 
     two one-thread workers do more than one two-thread worker.
     """
     if device == "cuda":
-        count = devices if slots == "auto" else int(slots)
-        return count, 1 if threads == "auto" else int(threads)
+        here = Machine(cpus=_device_count("cpu"), gpus=devices)
+        settled = settle([here], slots=slots, threads=threads, device=device, chains=chains)
+        return settled.count, settled.threads
     if slots == "auto" and threads == "auto":
         count = max(1, min(devices, chains))
         return count, max(1, devices // count)

@@ -18,6 +18,7 @@ from workers.domains.base import Batch, Domain, Rows, Source
 from workers.gang import ALONE, Gang, Part
 from workers.geometry import Geometry
 from workers.specs import Precision
+from workers.transfer import pinned
 
 #: Batches loaded ahead of the step. Two hide the loader's jitter; more only hold memory.
 AHEAD = 2
@@ -84,7 +85,7 @@ class RawInputs:
 
     def load(self, rows: Rows, view: int | None) -> Boundary:
         started = time.perf_counter()
-        loaded = self.domain.load(self.source, rows, view)
+        loaded = tuple(pinned(tensor, self._device) for tensor in self.domain.load(self.source, rows, view))
         self._seconds += time.perf_counter() - started
         return loaded
 

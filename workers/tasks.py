@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save as save_bytes
 
-from cache_store.errors import Interrupted
+from cache_store.errors import Interrupted, OutOfDeviceMemory
 from cache_store.records import Attempt
 from cache_store.storage import Storage
 from workers import models, specs
@@ -35,6 +35,24 @@ def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
     all return the commit, the first rank alone writes. Raises SegpropError subclasses only for what a user or
     the driver can act on; anything else is a defect and travels as it is.
     """
+    try:
+        return _execute(order, control)
+    except torch.OutOfMemoryError as error:
+        raise _too_small(order, str(error)) from None
+
+
+def _too_small(order: WorkOrder, said: str) -> OutOfDeviceMemory:
+    """`said`: torch's message, whose first sentences tell what was asked for and how much there is."""
+    what = order.task.get("name", order.kind)
+    asked = ". ".join(said.split(". ")[1:3])
+    return OutOfDeviceMemory(
+        f"{what}: out of memory on {order.device}: {asked}. Take fewer samples at a time (training.accumulate, "
+        "training.micro_batch), turn training.activation_checkpointing on, train less at once (split.base, "
+        "split.segment_size), or use training.precision bf16; `segprop plan` predicts what each stage needs"
+    )
+
+
+def _execute(order: WorkOrder, control: Control) -> dict[str, Any]:
     started = time.time()
     storage = Storage.open(order.store)
     device = torch.device(order.device)

@@ -39,9 +39,14 @@ SLOWER = 1.03
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     harness.add_image_arguments(parser)
     parser.add_argument("--bytes", type=int, help="size of each set (1,500,000,000; quick 96,000,000)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the stage's step (%(default)s)")
     parser.add_argument("--repeats", type=int, help="rounds (7; quick 3)")
     parser.add_argument("--only", nargs="*", choices=GROUPS, default=GROUPS, help="parts of it (all)")
     parser.add_argument("--folder", type=Path, help="where the sets lie (a temporary folder); its disk is measured")
+
+
+def result_name(options: argparse.Namespace) -> str:
+    return "snapcheck" if options.device == "cpu" else "snapcheck-cuda"
 
 
 def run(options: argparse.Namespace) -> Report:
@@ -85,7 +90,7 @@ def _measured(kind: str, activations: Any, options: argparse.Namespace, folder: 
     if "others" in options.only:
         found["others"] = others.measure(on_disk, folder, rounds)
     if "stage" in options.only:
-        found["stage"] = stage.measure(on_disk, kind, rounds)
+        found["stage"] = stage.measure(on_disk, kind, rounds, options.device)
     return found
 
 
@@ -95,7 +100,11 @@ def _report(results: Json, size: int, rounds: int) -> Report:
         title="SnapCheck's speed",
         settings={"bytes": size, "repeats": rounds, "threads": 1},
         results=results,
-        tables=[*(_table(kind, found) for kind, found in kinds.items()), *_scaling_tables(results)],
+        tables=[
+            *(table for table in (_table(kind, found) for kind, found in kinds.items()) if table.rows),
+            *_stage_tables(kinds),
+            *_scaling_tables(results),
+        ],
         targets=_targets(kinds, results),
         notes=_notes(kinds),
     )
@@ -110,6 +119,19 @@ def _table(kind: str, found: Json) -> Table:
             if isinstance(figures, dict) and "gb_per_s" in figures:
                 rows.append((name, case, harness.spread(figures["gb_per_s"]), harness.spread(figures["ours_is"])))
     return Table(f"{kind}: {found['what']}", ("comparison", "case", "GB/s", "ours is … times that"), rows)
+
+
+def _stage_tables(kinds: Json) -> list[Table]:
+    rows = [
+        (kind, case, 1000 * seconds["median"], found["stage"]["batch_bytes"] / 1e6)
+        for kind, found in kinds.items()
+        for case, seconds in found.get("stage", {}).get("seconds_per_step", {}).items()
+    ]
+    return (
+        [Table("A step of a stage, by where its batch comes from", ("set", "from", "ms", "batch, MB"), rows)]
+        if rows
+        else []
+    )
 
 
 def _scaling_tables(results: Json) -> list[Table]:

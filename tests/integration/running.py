@@ -28,6 +28,8 @@ from workers.orders import WorkOrder
 from workers.tasks import execute
 
 ROOT = Path(__file__).parents[2]
+#: Where stages run: `make test-cuda` runs the tests that need no Ray on a GPU.
+DEVICE = torch.device(os.environ.get("SEGPROP_TEST_DEVICE", "cpu"))
 
 TINY: dict[str, Any] = {
     "model": {"name": "resnet18", "stem": "small", "hidden": 32},
@@ -44,7 +46,7 @@ TINY: dict[str, Any] = {
     # Three sizes of shards: one, two and four groups.
     "snapshots": {"group_rows": 16, "shard_bytes": 300_000},
     "regimes": ["segprop"],
-    "resources": {"runner": "local", "device": "cpu", "slots": 1, "threads": 1},
+    "resources": {"runner": "local", "device": DEVICE.type, "slots": 1, "threads": 1},
 }
 
 ALL_KINDS = ("data", "model", "train", "materialize", "evaluate", "average")
@@ -111,7 +113,7 @@ class Lab:
             task=node.task,
             parents=parents,
             store=self.store,
-            device="cpu",
+            device=str(DEVICE),
             threads=1,
         )
 

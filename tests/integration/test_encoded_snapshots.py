@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lm_running import LLAMA, lm_changes
-from running import Lab, checksums, digests
+from running import DEVICE, Lab, checksums, digests
 from test_snapshots import flip, shard_files
 
 from cache_store.snapshots import SnapshotStore
@@ -81,7 +81,7 @@ def test_the_next_hop_is_computed_from_decoded_rows(tmp_path: Path) -> None:
     lab.run(read)
     node = lab.node(read)
     task = from_json(MaterializeTask, node.task)
-    environment = WorkerEnvironment(lab.storage, torch.device("cpu"), 1, ThreadControl(), 0.0)
+    environment = WorkerEnvironment(lab.storage, DEVICE, 1, ThreadControl(), 0.0)
     domain = domain_of(task.experiment)
     parents = {role: lab.nodes.commit_of(parent) for role, parent in node.parents.items()}
     source = domain.source(parents["data"]["result"], environment.snapshots, "train")  # type: ignore[index]
@@ -93,9 +93,9 @@ def test_the_next_hop_is_computed_from_decoded_rows(tmp_path: Path) -> None:
     (decoded,) = before.encoding.decode(rows)
     block = weights.build(task.boundary.hops[-1][0])
     chosen = domain.rows(source, torch.arange(4).numpy())
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        batch = domain.batch(chosen, (decoded,), stored=True, device=torch.device("cpu"), precision="bf16")
+    with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
+        batch = domain.batch(chosen, (decoded,), stored=True, device=DEVICE, precision="bf16")
         block.eval()
         expected = domain.to_rows(block(batch.boundary, batch.context), batch)
     stored = boundary.encoding.encode([tensor.to(torch.bfloat16) for tensor in expected])
-    assert all(torch.equal(a, b) for a, b in zip(boundary._group(0), stored, strict=True))
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(boundary._group(0), stored, strict=True))

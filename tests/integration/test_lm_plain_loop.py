@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lm_running import imported, lm_changes, plain_names, write_chat, write_tokenizer
-from running import Lab, digests
+from running import DEVICE, Lab, digests
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cache_store.snapshots import SnapshotStore
@@ -84,7 +84,7 @@ def plain_loop(task: StageTask, initial: dict[str, torch.Tensor], texts: TextSou
     kind = AutoConfig.for_model(config.pop("model_type"), **config)
     model: Any = AutoModelForCausalLM.from_config(kind)  # type: ignore[no-untyped-call]
     model.load_state_dict(initial)
-    model.train()
+    model.to(DEVICE).train()
     spec = train.optimizer
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay, fused=True

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lm_running import LLAMA, lm_changes
-from running import Lab, digests
+from running import DEVICE, Lab, digests
 from safetensors.torch import load_file
 
 from cache_store.snapshots import SnapshotStore
@@ -296,20 +296,18 @@ def test_a_snapshot_is_what_the_frozen_prefix_gives_for_the_sample_alone(story: 
     parents = _parents(story.lab, story.of("segprop")[2].commit["node"])
     source = _source(story.lab, "train")
     domain = domain_of(task.experiment)
-    weights = Weights(story.lab.nodes, parents, domain, torch.device("cpu"))
+    weights = Weights(story.lab.nodes, parents, domain, DEVICE)
     prefix = ChainPath({name: weights.build(name) for hop in task.boundary.hops for name in hop}, trained=())
     stored = story.lab.snapshots("segprop/snapshot layer1 train view 0")
     rows = np.concatenate([stored.shard(shard)[0] for shard in range(stored.spec.shards)])
     assert stored.spec.shards > 2
     for sample in range(0, source.rows, 5):
         inputs = domain.rows(source, np.array([sample]))
-        batch = domain.batch(
-            inputs, domain.load(source, inputs, 0), stored=False, device=torch.device("cpu"), precision="fp32"
-        )
+        batch = domain.batch(inputs, domain.load(source, inputs, 0), stored=False, device=DEVICE, precision="fp32")
         with torch.no_grad():
             (hidden,) = prefix(batch.boundary, batch.context)
         got = torch.from_numpy(rows[source.offsets[sample] : source.offsets[sample + 1]].copy())
-        torch.testing.assert_close(got, hidden[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got, hidden[0].cpu(), rtol=1e-5, atol=1e-5)
 
 
 def _source(lab: Lab, split: str) -> TextSource:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import Lab, digests
+from running import DEVICE, Lab, digests
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -63,7 +63,7 @@ def plain_loop(task: StageTask, initial: dict[str, torch.Tensor], images: ImageS
     model = models.build_torchvision(task.experiment.model, task.experiment.classes)
     model.load_state_dict(initial)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
-    model.to(memory_format=layout)
+    model.to(device=DEVICE, memory_format=layout)
     spec = train.optimizer
     optimizer: torch.optim.Optimizer
     if spec.name == "adamw":
@@ -86,10 +86,10 @@ def plain_loop(task: StageTask, initial: dict[str, torch.Tensor], images: ImageS
     for step in range(total):
         epoch, within = divmod(step, per_epoch)
         rows = epoch_order(seed, epoch, images.rows)[within * size : (within + 1) * size]
-        batch = images.batch(rows, epoch % task.experiment.data.views).to(memory_format=layout)
-        labels = images.labels[torch.from_numpy(rows)]
+        batch = images.batch(rows, epoch % task.experiment.data.views).to(device=DEVICE, memory_format=layout)
+        labels = images.labels[torch.from_numpy(rows)].to(DEVICE)
         for part, targets in zip(batch.chunk(train.accumulate), labels.chunk(train.accumulate), strict=True):
-            with torch.autocast("cpu", torch.bfloat16, enabled=train.precision == "bf16"):
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=train.precision == "bf16"):
                 logits = model(part)
             loss = F.cross_entropy(logits.float(), targets, label_smoothing=train.label_smoothing)
             (loss / train.accumulate).backward()
@@ -99,7 +99,7 @@ def plain_loop(task: StageTask, initial: dict[str, torch.Tensor], images: ImageS
             group["lr"] = rate(train, step, total)
         optimizer.step()
         optimizer.zero_grad()
-    return model.state_dict()
+    return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("case", CASES)

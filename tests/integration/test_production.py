@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import Lab, RayHome, StopAfter, checksums, final_digests, summary_of, write_config
+from running import DEVICE, Lab, RayHome, StopAfter, checksums, final_digests, summary_of, write_config
 from several import LostError, ThreadRunner, drive
 
 from cache_store import leases
@@ -162,7 +162,7 @@ def order_for(lab: Lab, label: str, **production: Any) -> WorkOrder:
         task=node.task,
         parents={role: commit for role, commit in commits.items() if commit is not None},
         store=lab.store,
-        device="cpu",
+        device=str(DEVICE),
         threads=1,
         production=Production(**production),
     )

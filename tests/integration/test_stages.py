@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import Lab, digests
+from running import DEVICE, Lab, digests
 from safetensors.torch import load_file
 
 from cache_store.errors import TrainingDiverged
@@ -162,7 +162,7 @@ def test_carried_optimizer_state_is_the_global_heads_alone(folder: Path) -> None
     saved = load_file(Path(carry.store) / carry.commit(first)["files"]["optimizer.safetensors"]["path"])
     assert {name.split("/")[0] for name in saved} == {"seg1", "seg4", "head"}
     order = carry.order(carry.node(second))
-    environment = WorkerEnvironment(carry.storage, torch.device("cpu"), 1, carry.control)
+    environment = WorkerEnvironment(carry.storage, DEVICE, 1, carry.control)
     task = specs.from_json(StageTask, order.task)
     stage = Stage(task, order.parents, environment, environment.nodes.attempt("unused"))
     stage._start()
@@ -170,7 +170,7 @@ def test_carried_optimizer_state_is_the_global_heads_alone(folder: Path) -> None
         state = stage.optimizer.state.get(parameter, {})
         if name.startswith(("seg4/", "head/")):
             assert set(state) == {"step", "exp_avg", "exp_avg_sq"}
-            assert all(torch.equal(value, saved[f"{name}//{key}"]) for key, value in state.items())
+            assert all(torch.equal(value.cpu(), saved[f"{name}//{key}"]) for key, value in state.items())
         else:
             assert not state, f"{name} starts afresh"
     assert stage.optimizer.param_groups[0]["lr"] == task.train.optimizer.lr

@@ -37,6 +37,11 @@ MACHINES = st.lists(
         # The driver's machine has no GPU, the workers do.
         ([CPU_HEAD, Machine(8, 4), Machine(8, 4)], {}, Slots(8, 1, "cuda")),
         ([CPU_HEAD, Machine(8, 4), Machine(8, 4)], {"device": "cpu", "chains": 2}, Slots(2, 8, "cpu")),
+        # Cores are shared out among the GPUs, but for one; no GPU goes without, none gets more than it can use.
+        ([CPU_HEAD, Machine(32, 4)], {}, Slots(4, 7, "cuda")),
+        ([Machine(64, 1), Machine(16, 4)], {}, Slots(5, 3, "cuda")),
+        ([Machine(64, 1)], {}, Slots(1, 8, "cuda")),
+        ([Machine(4, 8)], {}, Slots(4, 1, "cuda")),
         ([Machine(4, 8)], {"threads": 2}, Slots(2, 2, "cuda")),
         # What is given stays as it is, fit or not.
         ([Machine(2)], {"slots": 3, "threads": 4}, Slots(3, 4, "cpu")),

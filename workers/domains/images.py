@@ -20,6 +20,7 @@ from workers.domains.base import Batch, Rows, Source
 from workers.optim import as_input
 from workers.scoring import Sums
 from workers.specs import DataSpec, Experiment, ModelSpec, Precision, TrainSpec
+from workers.transfer import to_device
 
 
 class ImageDomain:
@@ -83,14 +84,11 @@ class ImageDomain:
         precision: Precision,
         channels_last: bool = False,
     ) -> Batch:
-        memory_format = torch.channels_last if channels_last else torch.preserve_format
+        layout = torch.channels_last if channels_last else None
         moved = tuple(
-            tensor.to(device, non_blocking=True, memory_format=memory_format)
-            if tensor.ndim == 4
-            else tensor.to(device, non_blocking=True)
-            for tensor in boundary
+            to_device(tensor, device, memory_format=layout if tensor.ndim == 4 else None) for tensor in boundary
         )
-        targets = rows.targets.to(device, non_blocking=True)
+        targets = to_device(rows.targets, device)
         return Batch(self.as_input(moved, precision) if stored else moved, targets, None, rows)
 
     def as_input(self, boundary: Boundary, precision: Precision) -> Boundary:

@@ -23,6 +23,7 @@ from workers.models.causal_lm.quantized import quantize
 from workers.models.causal_lm.skeleton import build_skeleton, master_dtype
 from workers.optim import DTYPES
 from workers.specs import Experiment, Precision, TrainSpec
+from workers.transfer import to_device
 
 
 class TextDomain:
@@ -104,17 +105,12 @@ class TextDomain:
         channels_last: bool = False,
     ) -> Batch:
         text = cast("TextBatch", rows.text)
-        (value,) = (tensor.to(device, non_blocking=True) for tensor in boundary)
+        (value,) = (to_device(tensor, device) for tensor in boundary)
         if stored:
             (value,) = self.as_input((value,), precision)
             value = _padded(value, text)
-        context = self._frame(device)(
-            value,
-            text.position_ids.to(device, non_blocking=True),
-            None if text.attention_mask is None else text.attention_mask.to(device, non_blocking=True),
-            text.where.to(device, non_blocking=True),
-        )
-        return Batch((value,), rows.targets.to(device, non_blocking=True), context, rows)
+        context = self._frame(device)(value, text.position_ids, text.attention_mask, text.where)
+        return Batch((value,), to_device(rows.targets, device), context, rows)
 
     def as_input(self, boundary: Boundary, precision: Precision) -> Boundary:
         # The residual stream keeps the type of the weights; autocast computes what it adds in its own.
@@ -144,7 +140,7 @@ class TextDomain:
         (hidden,) = boundary
         mask = cast("TextBatch", batch.rows.text).attention_mask
         flat = hidden.flatten(0, 1)
-        return (flat if mask is None else flat[_kept(mask).to(flat.device)],)
+        return (flat if mask is None else flat[to_device(_kept(mask), flat.device)],)
 
     def view_identity(self, view: int | None) -> Any:
         return None
@@ -210,4 +206,4 @@ def _padded(flat: Tensor, text: TextBatch) -> Tensor:
     if text.attention_mask is None:
         return flat.view(shape)
     padded = flat.new_zeros((shape[0] * shape[1], shape[2]))
-    return padded.index_copy_(0, _kept(text.attention_mask).to(flat.device), flat).view(shape)
+    return padded.index_copy_(0, to_device(_kept(text.attention_mask), flat.device), flat).view(shape)

@@ -13,6 +13,7 @@ from workers.lm_specs import CausalLMSpec
 from workers.models.causal_lm.errors import first_line, refuse
 from workers.models.causal_lm.skeleton import build_skeleton, master_dtype
 from workers.models.causal_lm.structure import Recording, structure
+from workers.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Frame:
         states, or the master type. position_ids int64 (B, T): restarting ones mark packed documents, which do not
         see each other. attention_mask bool (B, T), True at tokens, or None. Padding on the right needs no mask (no
         token looks ahead, so none sees it), which keeps the attention kernels fast and packing intact; what comes
-        out at padded positions is of no use. Any other padding goes to the model's own code.
+        out at padded positions is of no use. Any other padding goes to the model's own code. The last three may lie on
+        the host, where looking at a mask waits for nothing; the context is on the device of `hidden_or_ids`.
         """
         batch, length = hidden_or_ids.shape[:2]
         dtype = hidden_or_ids.dtype if hidden_or_ids.is_floating_point() else self._dtype
@@ -70,13 +72,16 @@ class Frame:
         if attention_mask is not None and bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all()):
             position_ids = _count_on(position_ids, attention_mask)
             attention_mask = None
+        device = hidden_or_ids.device
+        position_ids = to_device(position_ids, device)
+        attention_mask = None if attention_mask is None else to_device(attention_mask, device)
         try:
             self._recording.run(embedded, position_ids, attention_mask)
         except ImportError as e:
             raise refuse(f"needs a package that is missing: {first_line(e)}", "model.attention") from e
         layers = tuple(LayerContext(call.args, call.kwargs) for call in self._recording.calls)
         self._recording.calls.clear()
-        return Context(position_ids, layers, where)
+        return Context(position_ids, layers, None if where is None else to_device(where, device))
 
 
 def _count_on(position_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -1,0 +1,222 @@
+"""What only a CUDA device can show: whole runs on it, half precision with a scaler, memory as its allocator counts it,
+a step loop that does not wait for it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_running import LLAMA, lm_changes
+from running import ROOT, Lab, RayHome, StopAfter, digests, summary_of
+
+from cache_store.errors import Interrupted, OutOfDeviceMemory
+from workers import batches, train_stage
+from workers.models.causal_lm import liger, linear_loss
+from workers.models.causal_lm.link import Link
+
+WIDE = {**LLAMA, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 5}
+IMAGES: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16, channels_last": {"training.precision": "bf16", "training.channels_last": True},
+    "fp16 with its scaler, clipped": {"training.precision": "fp16", "training.clip": 1.0},
+}
+
+
+def lab(folder: Path, kind: str, changes: dict[str, Any]) -> Lab:
+    base = lm_changes(folder) if kind == "text" else {}
+    return Lab.make(folder, {**base, **changes})
+
+
+# -- whole runs -----------------------------------------------------------------------------------------------
+
+
+def test_quickstart_runs_on_the_device_is_killed_and_goes_on(home: RayHome, tmp_path: Path) -> None:
+    arguments = [
+        str(ROOT / "configs/quickstart.yaml"),
+        "--quiet",
+        "resources.runner=local",
+        "resources.device=cuda",
+        "training.epochs=2",
+        "training.checkpoint_every_s=1e-6",
+    ]
+    found = {}
+    for name, crash in (("whole", None), ("killed", "stage.step:40")):
+        run_dir, output = tmp_path / name, tmp_path / f"{name}.txt"
+        more = {} if crash is None else {"SEGPROP_CRASH": f"{crash}:{tmp_path / 'marker'}"}
+        code = home.start(*arguments, f"run_dir={run_dir}", output=output, **more).wait(timeout=280)
+        if crash is not None:
+            assert code == -signal.SIGKILL, output.read_text()[-3000:]
+            code = home.start(*arguments, f"run_dir={run_dir}", output=output).wait(timeout=280)
+        assert code == 0, output.read_text()[-3000:]
+        found[name] = summary_of(run_dir)
+        for stage in (stage for regime in found[name]["regimes"].values() for stage in regime["stages"]):
+            assert stage["peak_device_bytes"] > 0
+    for name, regime in found["whole"]["regimes"].items():
+        again = found["killed"]["regimes"][name]
+        assert regime["final"]["metrics"]["accuracy"] > 0.5
+        assert again["final"]["metrics"] == regime["final"]["metrics"]
+
+
+# -- the same bits --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", IMAGES)
+def test_a_stopped_stage_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    monkeypatch.setattr(train_stage, "REPORT_EVERY_S", 0.0)
+    changes = {**IMAGES[case], "model.dropout": 0.5}
+    stage = "segprop/stage2-seg2"
+    whole = lab(tmp_path / "whole", "images", changes).run(stage)
+    broken = lab(tmp_path / "broken", "images", changes)
+    for parent in broken.node(stage).parents.values():
+        broken._run(broken.prepared.plan.node(parent))
+    with pytest.raises(Interrupted):
+        broken.run(stage, StopAfter(8))
+    resumed = broken.run(stage)
+    assert resumed["result"]["resumed"]
+    assert digests(resumed) == digests(whole)
+
+
+# -- no waiting -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_synchronization() -> Any:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def guarded(function: Callable[..., Any], guard: Callable[[], AbstractContextManager[Any]]) -> Callable[..., Any]:
+    calls = 0
+
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls <= 2:  # handles, optimizer state, the first choice of kernels
+            return function(*args, **kwargs)
+        with guard():
+            return function(*args, **kwargs)
+
+    return inner
+
+
+@pytest.mark.parametrize("source", ["raw", "stored"])
+@pytest.mark.parametrize("case", IMAGES)
+def test_nothing_in_a_step_waits_for_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, source: str
+) -> None:
+    made = lab(tmp_path, "images", IMAGES[case])
+    label = "segprop/stage1-base" if source == "raw" else "segprop/stage2-seg2"
+    for parent in made.node(label).parents.values():
+        made._run(made.prepared.plan.node(parent))
+    inputs = batches.RawInputs if source == "raw" else batches.StoredInputs
+    monkeypatch.setattr(train_stage, "REPORT_EVERY_S", 1e9)
+    for owner, name in ((inputs, "finish"), (train_stage.Stage, "_backward"), (train_stage.Stage, "_update")):
+        monkeypatch.setattr(owner, name, guarded(getattr(owner, name), no_synchronization))
+    assert made.run(label)["result"]["steps"] == 12
+
+
+@pytest.mark.parametrize("intermediate", ["omit", "frozen"])
+def test_nothing_in_a_language_model_s_step_waits_for_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, intermediate: str
+) -> None:
+    """Loss, gradients and update; the masks are the model's own code, which looks at positions once a batch."""
+    changes = {"model.config": WIDE, "split.intermediate": intermediate, "training.precision": "bf16"}
+    made = lab(tmp_path, "text", {**changes, "training.epochs": 2})
+    label = next(node.label for node in made.prepared.plan.nodes if node.label.startswith("segprop/stage2"))
+    for parent in made.node(label).parents.values():
+        made._run(made.prepared.plan.node(parent))
+    monkeypatch.setattr(train_stage, "REPORT_EVERY_S", 1e9)
+    for name in ("_backward", "_update"):
+        monkeypatch.setattr(train_stage.Stage, name, guarded(getattr(train_stage.Stage, name), no_synchronization))
+    assert made.run(label)["result"]["steps"] == 8
+
+
+# -- memory ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "label", ["e2e/e2e", "segprop/stage1-base", "segprop/stage2-seg2", "segprop/stage4-seg4", "lw/stage2-seg2"]
+)
+def test_the_predicted_peak_of_images_is_within_15_percent_of_the_allocator_s(tmp_path: Path, label: str) -> None:
+    changes = {
+        "model": {"name": "resnet50", "stem": "imagenet", "head_convs": 3},
+        "data.image_size": 96,
+        "data.validation": 32,
+        "data.train_limit": 192,
+        "data.test_limit": 16,
+        "training": {"epochs": 2, "batch_size": 64, "precision": "bf16", "channels_last": True, "commit": "last"},
+        "regimes": ["e2e", "lw", "segprop"],
+        "snapshots": {},
+    }
+    made = lab(tmp_path, "images", changes)
+    measured = made.run(label)["result"]["peak_device_bytes"]
+    assert made.node(label).estimate.peak_bytes == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("label", ["e2e/e2e", "segprop/stage2-layer4"])
+def test_the_predicted_peak_of_text_is_within_15_percent_of_the_allocator_s(tmp_path: Path, label: str) -> None:
+    from test_language_memory import LANGUAGE
+
+    changes = {**LANGUAGE, "training": {**LANGUAGE["training"], "epochs": 2, "precision": "bf16"}}
+    made = lab(tmp_path, "images", changes)
+    measured = made.run(label)["result"]["peak_device_bytes"]
+    assert made.node(label).estimate.peak_bytes == pytest.approx(measured, rel=0.15)
+
+
+# -- options --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["images", "text"])
+def test_a_compiled_stage_learns_what_a_plain_one_does(tmp_path: Path, kind: str) -> None:
+    losses = []
+    for compile_ in (False, True):
+        made = lab(tmp_path / str(compile_), kind, {"training.compile": compile_, "regimes": ["e2e"]})
+        losses.append(made.run("e2e/e2e")["result"]["epochs"][-1]["validation_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_liger_s_loss_and_gradients_equal_ours() -> None:
+    pytest.importorskip("liger_kernel", reason="liger-kernel is not installed")
+    torch.manual_seed(0)
+    hidden = torch.randn(300, 64, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(1000, 64, device="cuda", dtype=torch.bfloat16) * 0.1
+    targets = torch.randint(1000, (300,), device="cuda")
+    found = []
+    for function in (linear_loss.linear_cross_entropy, _plain_cross_entropy):
+        h, w = (tensor.clone().requires_grad_(True) for tensor in (hidden, weight))
+        assert liger.applies(h, Link())
+        value = function(h, w, None, targets, Link(), 0.0)
+        value.backward()
+        found.append((value.detach(), h.grad.float(), w.grad.float()))
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, rtol=2e-2, atol=2e-3)
+
+
+def _plain_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: None, targets: torch.Tensor, link: Link, smoothing: float
+) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(hidden.float() @ weight.float().T, targets)
+
+
+def test_a_device_that_is_too_small_is_told_with_what_helps(tmp_path: Path) -> None:
+    made = lab(tmp_path, "images", {"data.image_size": 128, "training.batch_size": 96, "regimes": ["e2e"]})
+    for parent in made.node("e2e/e2e").parents.values():
+        made._run(made.prepared.plan.node(parent))
+    torch.cuda.empty_cache()
+    whole = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(200e6 / whole)
+    try:
+        with pytest.raises(OutOfDeviceMemory, match=r"e2e: out of memory on cuda: Tried to allocate .*training\.accum"):
+            made.run("e2e/e2e")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
