@@ -27,6 +27,7 @@ NAMES = {
     "snapcheck": "the snapshot store beside the hardware and other formats",
     "wavefront": "overlapping stages beside stages one after the other: time and quality",
     "lm_stage": "tokens a second of a language model's stage, beside an end-to-end step",
+    "lm_loss": "the loss of a language model in pieces, beside the whole logits and Liger's kernel",
     "encodings": "what an encoding of snapshots saves, costs, and does to the numbers",
     "policy": "snapshots or recompute: do the predictions come true, is the decided way the faster one",
     "lm_memory": "what a language model's stage holds: host of a worker, device of the 8B shape",

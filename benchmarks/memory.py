@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, help="side of the images (cuda: 224; cpu: 160, quick 96)")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="(cuda: fp16; cpu: bf16)")
     parser.add_argument("--contiguous", action="store_true", help="not channels_last")
+    parser.add_argument("--nondeterministic", action="store_true", help="whatever kernels are fastest")
     parser.add_argument("--steps", type=int, help="steps of the measured epoch (20; cpu 2)")
     parser.add_argument("--jobs", type=int, default=1, help="cases at a time; each has a process (%(default)s)")
     parser.add_argument("--cases", nargs="+", help="only these, such as e2e segprop/seg2")
@@ -63,6 +64,7 @@ class Settings:
     size: int
     precision: str
     channels_last: bool
+    deterministic: bool
     steps: int
 
 
@@ -78,6 +80,7 @@ def run(options: argparse.Namespace) -> Report:
         "size": options.size or (224 if cuda else 96 if options.quick else 160),
         "precision": options.precision or ("fp16" if cuda else "bf16"),
         "channels_last": not options.contiguous,
+        "deterministic": not options.nondeterministic,
         "steps": options.steps or (20 if cuda else 2),
     }
     names = options.cases or [*_cases(common)]
@@ -123,9 +126,9 @@ def measure(settings: Settings) -> Json:
     from workers.specs import OptimizerSpec
 
     device = torch.device(settings.device)
-    # As stages do by default.
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+    # Stages are deterministic by default.
+    torch.use_deterministic_algorithms(settings.deterministic)
+    torch.backends.cudnn.benchmark = not settings.deterministic
     torch.manual_seed(0)
     if device.type == "cpu":
         torch.set_num_threads(harness.cores())

@@ -149,7 +149,7 @@ def _to_gradient(logits: Tensor, targets: Tensor, link: Link, smoothing: float, 
 
 
 def _blocks(logits: Tensor) -> list[slice]:
-    step = block_rows(logits.shape[1])
+    step = block_rows(logits.shape[1], logits.device.type)
     return [slice(start, start + step) for start in range(0, logits.shape[0], step)]
 
 

@@ -10,6 +10,8 @@ PIECE_BYTES = 64 * 2**20
 LOSS_BYTES = 128 * 2**20
 #: Float32 logits that are turned into a gradient at once: few enough to stay in a processor's cache.
 BLOCK_BYTES = 2 * 2**20
+#: On a device: there every block is a row of kernels to launch, and a large vocabulary would make it one of a few rows.
+DEVICE_BLOCK_BYTES = 32 * 2**20
 
 
 def chunk_rows(vocabulary: int) -> int:
@@ -22,6 +24,6 @@ def loss_rows(vocabulary: int, item_bytes: int) -> int:
     return max(1, LOSS_BYTES // (item_bytes * vocabulary))
 
 
-def block_rows(vocabulary: int) -> int:
-    """Rows of a piece whose softmax is taken at once, in float32."""
-    return max(1, BLOCK_BYTES // (4 * vocabulary))
+def block_rows(vocabulary: int, device: str = "cpu") -> int:
+    """Rows of a piece whose softmax is taken at once, in float32; `device`: its type."""
+    return max(1, (BLOCK_BYTES if device == "cpu" else DEVICE_BLOCK_BYTES) // (4 * vocabulary))
