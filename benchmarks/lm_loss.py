@@ -10,6 +10,7 @@ import argparse
 import functools
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -85,7 +86,7 @@ def _cases(settings: Json) -> dict[str, Callable[[], Json]]:
     import torch
     from torch.nn import functional as F
 
-    from workers.models.causal_lm import liger, linear_loss
+    from workers.models.causal_lm import linear_loss
     from workers.models.causal_lm.link import Link
 
     device, cuda = torch.device(settings["device"]), settings["device"] == "cuda"
@@ -105,7 +106,10 @@ def _cases(settings: Json) -> dict[str, Callable[[], Json]]:
         return F.cross_entropy((hidden @ weight.T).float(), targets)
 
     def ligers() -> torch.Tensor:
-        return liger.liger_cross_entropy(hidden, weight, None, targets, Link(), 0.0)
+        module = import_module("liger_kernel.transformers.fused_linear_cross_entropy")
+        loss = module.LigerFusedLinearCrossEntropyLoss(accum_dtype=torch.float32)
+        value: Any = loss(weight, hidden, targets, None)
+        return value.float()  # type: ignore[no-any-return]
 
     def one(loss: Callable[[], torch.Tensor]) -> Json:
         hidden.grad = weight.grad = None

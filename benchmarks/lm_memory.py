@@ -72,8 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def result_name(options: argparse.Namespace) -> str:
     if not (options.tiny or _cuda(options)):
         return "lm_memory"
-    chosen = [value for value in (options.optimizer, f"{options.lm_head} head") if value not in ("adamw", "train head")]
-    return "-".join(["lm_memory-tiny" if options.tiny else "lm_memory-cuda", *chosen]).replace(" ", "-")
+    chosen = [
+        *([f"micro{options.micro}"] if options.micro != 1 else []),
+        *([options.optimizer] if options.optimizer != "adamw" else []),
+        *(["frozen-head"] if options.lm_head == "frozen" else []),
+    ]
+    return "-".join(["lm_memory-tiny" if options.tiny else "lm_memory-cuda", *chosen])
 
 
 def _cuda(options: argparse.Namespace) -> bool:

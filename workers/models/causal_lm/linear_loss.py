@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workers.models.causal_lm import liger
 from workers.models.causal_lm.link import Link
 from workers.models.causal_lm.pieces import block_rows, chunk_rows, loss_rows
 
@@ -26,8 +25,6 @@ def linear_cross_entropy(
     Products are computed in the autocast type where autocast is on, else in the type of the weight; logits,
     softmax, losses and the sums over pieces in float32.
     """
-    if liger.applies(hidden, link):
-        return liger.liger_cross_entropy(hidden, weight, bias, targets, link, smoothing)
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     if _torchs_own(hidden, weight, dtype, link, smoothing):
