@@ -138,7 +138,8 @@ def test_the_e2e_regime_equals_a_plain_transformers_loop_over_20_steps(folder: P
     moved = max(float((expected[name] - initial[name]).abs().max()) for name in expected)
     apart = max(float((expected[name] - trained[name]).abs().max()) for name in expected)
     assert moved > 0.02
-    assert apart < 2e-5 * moved
+    # A device sums in yet another order.
+    assert apart < (2e-5 if DEVICE.type == "cpu" else 5e-5) * moved
     assert losses[-1] < losses[0]
 
 
