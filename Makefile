@@ -13,7 +13,7 @@ PYTHON_HERE ?= $(BIN)/python
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-unit test-integration test-crash test-cuda check bench lock clean
+.PHONY: help setup run test test-long test-unit test-integration test-crash test-cuda check bench lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,18 +35,26 @@ $(READY): requirements.lock requirements-nodeps.lock pyproject.toml
 run: $(READY) ## Train the quickstart, all three regimes (CONFIG=… for another configuration)
 	$(BIN)/python -m orchestrator.run $(CONFIG)
 
-test: $(READY) ## Run every test
-	$(BIN)/python -m pytest tests/unit -n auto --dist worksteal
-	$(BIN)/python -m pytest tests/integration tests/crash
+# Tests with Ray wait a good deal: one process more than cores. A file's tests share what they set up; files in the order
+# that tests/conftest.py gives them, the slow ones first.
+JOBS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) < 7 ? $$(getconf _NPROCESSORS_ONLN) + 1 : 8 )))
+SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-test-unit: $(READY) ## Run the unit tests: no Ray, a minute or two
+test: $(READY) ## Run the tests: unit, integration, crash; without the long ones (a quarter of an hour on two cores)
+	$(BIN)/python -m pytest tests/unit -n auto --dist worksteal
+	$(BIN)/python -m pytest tests/crash tests/integration -m "not long" $(SPREAD)
+
+test-long: $(READY) ## Run the rest: minutes each of clusters that lose machines, and of kills
+	$(BIN)/python -m pytest tests/crash tests/integration -m long
+
+test-unit: $(READY) ## Run the unit tests: no Ray, minutes
 	$(BIN)/python -m pytest tests/unit -n auto --dist worksteal
 
 test-integration: $(READY) ## Run the integration tests: real small models, local Ray
-	$(BIN)/python -m pytest tests/integration
+	$(BIN)/python -m pytest tests/integration -m "not long" $(SPREAD)
 
 test-crash: $(READY) ## Run the tests that kill processes
-	$(BIN)/python -m pytest tests/crash
+	$(BIN)/python -m pytest tests/crash -m "not long" $(SPREAD)
 
 # The tests of stages, snapshots and losses that need no Ray, on a GPU, and what only a GPU can show.
 ON_CUDA := plain_loop resume snapshots stages window encoded_snapshots measured_costs \

@@ -15,6 +15,7 @@ DRIVER_KILLS = ("driver.committed:3",)
 WORKER_KILLS = ("stage.step:7", "checkpoint.committed:1", "shard.written:2", "node.committed:4")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_language_models_run_killed_at_five_moments_loses_nothing(tmp_path: Path, ray_home: RayHome) -> None:
     changes = {

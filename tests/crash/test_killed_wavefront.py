@@ -26,6 +26,7 @@ DRIVER_KILLS = ("driver.committed:9", "driver.after-release:1")
 WORKER_KILLS = ("checkpoint.committed:2", "stage.step:14", "node.committed:5")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_wave_of_two_slots_killed_at_five_moments_ends_as_one_of_one_slot(tmp_path: Path, ray_home: RayHome) -> None:
     reference = Lab.make(tmp_path / "reference", CHANGES)

@@ -175,6 +175,7 @@ def test_the_probes_answer_without_a_token_and_nothing_else_does(cluster: Cluste
     assert code == 0, text
 
 
+@pytest.mark.long
 def test_a_job_stopped_midway_and_run_again_ends_with_the_weights_of_an_uninterrupted_run(
     cluster: Cluster, reference: dict[str, dict[str, str]]
 ) -> None:

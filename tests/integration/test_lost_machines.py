@@ -107,6 +107,7 @@ def test_a_store_that_one_process_alone_has_is_no_shared_storage(
     assert text.count("Ray node ") == cluster.left()["nodes"], "each is named"
 
 
+@pytest.mark.long
 def test_a_removed_node_and_a_killed_raylet_cost_attempts_but_nothing_else(
     machines: tuple[Machines, RayHome], tmp_path: Path
 ) -> None:

@@ -104,6 +104,7 @@ def test_the_command_finishes_on_a_cluster_with_the_weights_of_the_in_process_ru
     assert summary_of(tmp_path / "run")["nodes"]["reused"] == summary["nodes"]["total"]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_worker_killed_in_mid_stage_is_retried_with_the_same_outcome(
     tmp_path: Path, cluster: str, ray_home: RayHome, long_reference: dict[str, dict[str, str]]
