@@ -149,6 +149,7 @@ def test_a_cluster_that_does_not_let_us_in_is_bad_input(monkeypatch: pytest.Monk
         RayRunner(slots=1, threads=1, device="cpu", address="192.0.2.1:6379").start()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_sigterm_stops_in_order_and_the_same_command_goes_on(
     tmp_path: Path, long_reference: dict[str, dict[str, str]], ray_home: RayHome

@@ -69,6 +69,7 @@ def test_a_sweep_in_one_process_shares_what_is_equal_and_reports(tmp_path: Path)
     assert set(attempts(run).values()) <= {0, 1}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_killed_sweep_goes_on_and_asha_stops_the_hopeless(
     tmp_path: Path,
