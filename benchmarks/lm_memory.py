@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=int, default=1024, help="cuda: tokens of a sample (%(default)s)")
     parser.add_argument("--micro", type=int, default=1, help="cuda: samples of a micro-batch (%(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="cuda: measured steps (%(default)s)")
-    parser.add_argument("--layers", type=int, help="cpu: layers of the random model (26: 2.1 GB; quick 4)")
+    parser.add_argument("--layers", type=int, help="cpu: layers of the random model (28: 2.0 GB; quick 4)")
     parser.add_argument("--cases", nargs="+", choices=CASES, help="cuda: only these")
     parser.add_argument("--tiny", action="store_true", help="the device's cases at a toy size, on any device")
     parser.add_argument("--optimizer", choices=("adamw", "adamw8bit", "sgd"), default="adamw", help="cuda")
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _on_host(options: argparse.Namespace) -> Report:
-    layers = options.layers or (4 if options.quick else 26)
+    layers = options.layers or (4 if options.quick else 28)
     shape = {
         "model_type": "llama",
         "hidden_size": 1024,
