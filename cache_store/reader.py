@@ -14,7 +14,7 @@ import torch
 from cache_store.ahead import ShardsAhead
 from cache_store.codec import Array, Field
 from cache_store.errors import CorruptShard, MissingShard
-from cache_store.runs import Runs
+from cache_store.runs import Copier, Runs
 from cache_store.snapshots import SnapshotSet
 
 _TORCH = {
@@ -88,13 +88,14 @@ class RowReader:
             return tensors
         targets = [_bits(t).reshape(-1).view(np.uint8) for t in tensors]
         runs = Runs.of(index, spec.locate, spec.rows, None if self._pool is None else -(-len(index) // self._threads))
+        copiers = [runs.copier(field.bytes) for field in spec.fields]
         pending: deque[Future[None]] = deque()
         hits = 0
         try:
             for i, first, last in runs.shards:
                 arrays, hit = self._shard(i)
                 hits += hit
-                self._copy(runs, first, last, arrays, targets, pending)
+                self._copy(copiers, first, last, arrays, targets, pending)
                 while len(pending) > 2 * self._threads:
                     pending.popleft().result()
             while pending:
@@ -107,7 +108,7 @@ class RowReader:
 
     def _copy(
         self,
-        runs: Runs,
+        copiers: Sequence[Copier],
         first: int,
         last: int,
         arrays: tuple[Array, ...],
@@ -115,13 +116,15 @@ class RowReader:
         pending: deque[Future[None]],
     ) -> None:
         """Runs `first` to `last`, all of one shard, into the targets; perhaps by other threads."""
-        for target, array, field in zip(targets, arrays, self.snapshots.spec.fields, strict=True):
+        for target, array, copier in zip(targets, arrays, copiers, strict=True):
             source = array.reshape(-1).view(np.uint8)
-            own, *others = runs.shares(first, last, field.bytes, self._threads, _SHARE_BYTES)
+            if self._pool is None:
+                copier.copy(first, last, source, target)
+                continue
+            own, *others = copier.runs.shares(first, last, copier.row_bytes, self._threads, _SHARE_BYTES)
             for begin, end in others:
-                assert self._pool is not None
-                pending.append(self._pool.submit(runs.copy, begin, end, source, target, field.bytes))
-            runs.copy(*own, source, target, field.bytes)
+                pending.append(self._pool.submit(copier.copy, begin, end, source, target))
+            copier.copy(*own, source, target)
 
     def empty(self, count: int, *, pinned: bool = False) -> tuple[torch.Tensor, ...]:
         """Uninitialised CPU tensors for `count` rows, (count, *shape) a field: for `gather(out=)`. `pinned`: in memory

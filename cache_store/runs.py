@@ -22,6 +22,9 @@ Locate = Callable[[Array], tuple[Array, Array]]
 #: output.
 RUN_BYTES = 8 << 10
 RUN_BYTES_TOGETHER = 64 << 10
+#: With so few runs a shard, on average, they are copied one by one whatever their length: numpy's calls for a shard
+#: take as long as some thirty of them.
+FEW_RUNS = 16
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,15 @@ class Runs:
         cuts = [first, *(np.searchsorted(ends, wanted, side="left") + first + 1).tolist(), last]
         return [(a, b) for a, b in pairwise(cuts) if a < b]
 
+    def copier(self, row_bytes: int) -> Copier:
+        """What copies the runs of a column whose rows have so many bytes."""
+        rows, count = int(self.counts.sum()), len(self.counts)
+        if rows * row_bytes < RUN_BYTES_TOGETHER * count and count > FEW_RUNS * len(self.shards):
+            return Copier(self, row_bytes, None)
+        # Of all shards at once: one by one these conversions took longer than the copies.
+        columns = [(column * row_bytes).tolist() for column in (self.places, self.local, self.counts)]
+        return Copier(self, row_bytes, list(zip(*columns, strict=True)))
+
     def copy(self, first: int, last: int, source: Array, target: Array, row_bytes: int) -> None:
         """Runs `first` to `last`, all of one shard, from the bytes of a column to those of the output."""
         places, local, counts = self.places[first:last], self.local[first:last], self.counts[first:last]
@@ -89,6 +101,24 @@ class Runs:
             np.take(column, local, out=out[places[0] : places[0] + rows], mode="clip")
         else:
             out[places] = column[local]
+
+
+@dataclass(frozen=True)
+class Copier:
+    """Copies runs of one column; from several threads at once, too."""
+
+    runs: Runs
+    row_bytes: int
+    #: Of every run the first byte in the output and in its shard, and its bytes; None: numpy copies shard by shard.
+    spans: list[tuple[int, int, int]] | None
+
+    def copy(self, first: int, last: int, source: Array, target: Array) -> None:
+        """Runs `first` to `last`, all of one shard, from the bytes of a column to those of the output."""
+        if self.spans is None:
+            self.runs.copy(first, last, source, target, self.row_bytes)
+            return
+        for place, local, size in self.spans[first:last]:
+            target[place : place + size] = source[local : local + size]
 
 
 def _starts(joins: Array) -> Array:
