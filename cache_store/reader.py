@@ -88,7 +88,7 @@ class RowReader:
             return tensors
         targets = [_bits(t).reshape(-1).view(np.uint8) for t in tensors]
         runs = Runs.of(index, spec.locate, spec.rows, None if self._pool is None else -(-len(index) // self._threads))
-        copiers = [runs.copier(field.bytes) for field in spec.fields]
+        copiers = [Copier(runs, field.bytes) for field in spec.fields]
         pending: deque[Future[None]] = deque()
         hits = 0
         try:

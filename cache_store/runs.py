@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -69,28 +70,39 @@ class Runs:
         cuts = [first, *(np.searchsorted(ends, wanted, side="left") + first + 1).tolist(), last]
         return [(a, b) for a, b in pairwise(cuts) if a < b]
 
-    def copier(self, row_bytes: int) -> Copier:
-        """What copies the runs of a column whose rows have so many bytes."""
-        rows, count = int(self.counts.sum()), len(self.counts)
-        if rows * row_bytes < RUN_BYTES_TOGETHER * count and count > FEW_RUNS * len(self.shards):
-            return Copier(self, row_bytes, None)
-        # Of all shards at once: one by one these conversions took longer than the copies.
-        columns = [(column * row_bytes).tolist() for column in (self.places, self.local, self.counts)]
-        return Copier(self, row_bytes, list(zip(*columns, strict=True)))
 
-    def copy(self, first: int, last: int, source: Array, target: Array, row_bytes: int) -> None:
+@dataclass(frozen=True)
+class Copier:
+    """Copies the runs of one column, whose rows have so many bytes; from several threads at once, too."""
+
+    runs: Runs
+    row_bytes: int
+
+    @cached_property
+    def _one_by_one(self) -> bool:
+        """Whether all runs are long, or there are few of them a shard."""
+        count = len(self.runs.counts)
+        whole = int(self.runs.counts.sum()) * self.row_bytes
+        return whole >= RUN_BYTES_TOGETHER * count or count <= FEW_RUNS * len(self.runs.shards)
+
+    @cached_property
+    def _spans(self) -> list[tuple[int, int, int]]:
+        """Of every run the first byte in the output and in its shard, and its bytes. Of all shards at once: one by one
+        these conversions took longer than the copies."""
+        columns = (self.runs.places, self.runs.local, self.runs.counts)
+        return list(zip(*((column * self.row_bytes).tolist() for column in columns), strict=True))
+
+    def copy(self, first: int, last: int, source: Array, target: Array) -> None:
         """Runs `first` to `last`, all of one shard, from the bytes of a column to those of the output."""
-        places, local, counts = self.places[first:last], self.local[first:last], self.counts[first:last]
+        if self._one_by_one:
+            self._copy_spans(first, last, source, target)
+            return
+        runs, row_bytes = self.runs, self.row_bytes
+        places, local, counts = runs.places[first:last], runs.local[first:last], runs.counts[first:last]
         rows = int(counts.sum())
         together = int(places[-1]) + int(counts[-1]) - int(places[0]) == rows
         if rows * row_bytes >= (RUN_BYTES_TOGETHER if together else RUN_BYTES) * len(counts):
-            to, since, sizes = (
-                (places * row_bytes).tolist(),
-                (local * row_bytes).tolist(),
-                (counts * row_bytes).tolist(),
-            )
-            for a, b, size in zip(to, since, sizes, strict=True):
-                target[a : a + size] = source[b : b + size]
+            self._copy_spans(first, last, source, target)
             return
         if rows > len(counts):
             within = np.arange(rows) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -102,22 +114,8 @@ class Runs:
         else:
             out[places] = column[local]
 
-
-@dataclass(frozen=True)
-class Copier:
-    """Copies runs of one column; from several threads at once, too."""
-
-    runs: Runs
-    row_bytes: int
-    #: Of every run the first byte in the output and in its shard, and its bytes; None: numpy copies shard by shard.
-    spans: list[tuple[int, int, int]] | None
-
-    def copy(self, first: int, last: int, source: Array, target: Array) -> None:
-        """Runs `first` to `last`, all of one shard, from the bytes of a column to those of the output."""
-        if self.spans is None:
-            self.runs.copy(first, last, source, target, self.row_bytes)
-            return
-        for place, local, size in self.spans[first:last]:
+    def _copy_spans(self, first: int, last: int, source: Array, target: Array) -> None:
+        for place, local, size in self._spans[first:last]:
             target[place : place + size] = source[local : local + size]
 
 

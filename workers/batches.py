@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Protocol
 
 import numpy as np
@@ -136,7 +137,8 @@ class _DeviceClock:
                 self._add_finished()
 
     def _add_finished(self) -> None:
-        done = [pair for pair in self._open if pair[1].query()]  # type: ignore[no-untyped-call]
+        # In order: asked one after the other, a later pair may be found finished where an earlier one was not yet.
+        done = list(takewhile(lambda pair: pair[1].query(), self._open))  # type: ignore[no-untyped-call]
         self._milliseconds += sum(begin.elapsed_time(end) for begin, end in done)
         self._open = self._open[len(done) :]
 

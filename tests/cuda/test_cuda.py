@@ -74,8 +74,7 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(
     stage = "segprop/stage2-seg2"
     whole = lab(tmp_path / "whole", "images", changes).run(stage)
     broken = lab(tmp_path / "broken", "images", changes)
-    for parent in broken.node(stage).parents.values():
-        broken._run(broken.prepared.plan.node(parent))
+    broken.prepare(stage)
     with pytest.raises(Interrupted):
         broken.run(stage, StopAfter(8))
     resumed = broken.run(stage)
@@ -116,8 +115,7 @@ def test_nothing_in_a_step_waits_for_the_device(
 ) -> None:
     made = lab(tmp_path, "images", IMAGES[case])
     label = "segprop/stage1-base" if source == "raw" else "segprop/stage2-seg2"
-    for parent in made.node(label).parents.values():
-        made._run(made.prepared.plan.node(parent))
+    made.prepare(label)
     inputs = batches.RawInputs if source == "raw" else batches.StoredInputs
     monkeypatch.setattr(train_stage, "REPORT_EVERY_S", 1e9)
     for owner, name in ((inputs, "finish"), (train_stage.Stage, "_backward"), (train_stage.Stage, "_update")):
@@ -133,8 +131,7 @@ def test_nothing_in_a_language_model_s_step_waits_for_the_device(
     changes = {"model.config": WIDE, "split.intermediate": intermediate, "training.precision": "bf16"}
     made = lab(tmp_path, "text", {**changes, "training.epochs": 2})
     label = next(node.label for node in made.prepared.plan.nodes if node.label.startswith("segprop/stage2"))
-    for parent in made.node(label).parents.values():
-        made._run(made.prepared.plan.node(parent))
+    made.prepare(label)
     monkeypatch.setattr(train_stage, "REPORT_EVERY_S", 1e9)
     for name in ("_backward", "_update"):
         monkeypatch.setattr(train_stage.Stage, name, guarded(getattr(train_stage.Stage, name), no_synchronization))
@@ -212,8 +209,7 @@ def test_the_loss_and_its_gradients_equal_those_of_the_whole_logits() -> None:
 
 def test_a_device_that_is_too_small_is_told_with_what_helps(tmp_path: Path) -> None:
     made = lab(tmp_path, "images", {"data.image_size": 128, "training.batch_size": 96, "regimes": ["e2e"]})
-    for parent in made.node("e2e/e2e").parents.values():
-        made._run(made.prepared.plan.node(parent))
+    made.prepare("e2e/e2e")
     torch.cuda.empty_cache()
     whole = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(200e6 / whole)

@@ -121,6 +121,11 @@ class Lab:
         """Run a node and, first, whatever it needs that is not committed."""
         return self._run(self.node(label), control)
 
+    def prepare(self, label: str) -> None:
+        """Run whatever a node needs first, and not the node."""
+        for parent in self.node(label).parents.values():
+            self._run(self.prepared.plan.node(parent))
+
     def _run(self, node: Node, control: Any = None) -> dict[str, Any]:
         nodes = self.nodes
         for parent in node.parents.values():

@@ -73,10 +73,11 @@ def test_runs_over_any_cuts_are_gathered_by_any_number_of_threads(
         assert same(RowReader(snapshots, threads=threads).gather(rows), rows)
 
 
-@pytest.mark.parametrize("bytes_of_a_run", [1, 1 << 40])
-def test_both_ways_of_copying_give_the_same_rows(bytes_of_a_run: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("bytes_of_a_run", "few"), [(1, 0), (1 << 40, 0), (1 << 40, 16)])
+def test_all_ways_of_copying_give_the_same_rows(bytes_of_a_run: int, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs_module, "RUN_BYTES", bytes_of_a_run)
     monkeypatch.setattr(runs_module, "RUN_BYTES_TOGETHER", bytes_of_a_run)
+    monkeypatch.setattr(runs_module, "FEW_RUNS", few)
     snapshots = filled(Storage.open(f"memory://{uuid.uuid4().hex}"), [0, 4, 9, 20])
     for rows in (np.array([3, 4, 5, 0, 0, 19, 12, 13]), np.arange(20), np.arange(20)[::-1], np.array([7])):
         assert same(RowReader(snapshots).gather(rows), rows)
