@@ -21,9 +21,11 @@ CHANGES = {
     "evaluation.stages": False,
 }
 
-#: Where a process kills itself, and at which of its own visits.
+#: Where a process kills itself, and at which of its own visits. Two workers share the nodes as it happens, so every
+#: number is one that some worker must reach: a round of a stage has six steps, and among nine commits of at most four
+#: processes (two slots, two of them killed before) one made three.
 DRIVER_KILLS = ("driver.committed:9", "driver.after-release:1")
-WORKER_KILLS = ("checkpoint.committed:2", "stage.step:14", "node.committed:5")
+WORKER_KILLS = ("stage.step:5", "checkpoint.committed:2", "node.committed:3")
 
 
 @pytest.mark.long

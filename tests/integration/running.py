@@ -290,7 +290,8 @@ class RayHome:
             codes.append(process.wait(timeout=400))
             assert codes[-1] in (0, -signal.SIGKILL), output.read_text()[-4000:]
             self.wait_gone(killed=codes[-1] != 0)
-        assert [point for point, marker in kills.items() if not marker.exists()] == []
+        missed = [point for point, marker in kills.items() if not marker.exists()]
+        assert not missed, f"never reached: {missed}"
         assert codes == [-signal.SIGKILL] * len(driver) + [0]
 
     def kill_all(self) -> None:
