@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
+import numpy as np
 import xxhash
 
+from cache_store.codec import ALIGNMENT, Array
 from cache_store.errors import CorruptShard, StoreError
 from cache_store.keys import Digests
 from cache_store.machine_copies import MachineCopies
@@ -22,6 +24,8 @@ from cache_store.storage_local import LocalStorage
 
 if TYPE_CHECKING:
     from cache_store.storage import Buffer
+
+T = TypeVar("T")
 
 _HEX = re.compile(r"[0-9a-f]+")
 
@@ -103,7 +107,7 @@ def verify(storage: Storage, record: Mapping[str, Any]) -> None:
         if size != record["bytes"]:
             raise _mismatch(storage, record, f"has {size} bytes, its record says {record['bytes']}")
         hasher = xxhash.xxh3_128()
-        for piece in storage.chunks(record["path"]):
+        for piece in storage.chunks(record["path"], size):
             hasher.update(piece)
     except FileNotFoundError as error:
         raise _mismatch(storage, record, "is missing, though a record lists it") from error
@@ -166,14 +170,51 @@ def _verified_copy(storage: Storage, record: Mapping[str, Any]) -> Path | None:
 
 def read_file(storage: Storage, record: Mapping[str, Any]) -> bytes:
     """The verified bytes of a file. CorruptShard when they differ from the record or the file is gone."""
+
+    def read() -> bytes | None:
+        # One byte more than recorded shows a longer file without reading all of it.
+        data = storage.read(record["path"], limit=record["bytes"] + 1)
+        return data if len(data) == record["bytes"] and xxhash.xxh3_128_hexdigest(data) == record["xxh3"] else None
+
+    return _read_verified(storage, record, read)
+
+
+def read_aligned(storage: Storage, record: Mapping[str, Any]) -> Array:
+    """As `read_file`, for shards, of one byte at least: (bytes,) uint8 in memory that begins at a multiple of 64 bytes,
+    which makes copies out of it up to twice as fast; put together and checked piece by piece while the rest arrives."""
+
+    def read() -> Array | None:
+        array: Array | None = None
+        place = 0
+        hasher = xxhash.xxh3_128()
+        for piece in storage.chunks(record["path"], record["bytes"]):
+            if array is None:  # now the store has said that there are so many bytes: a record alone could ask for any
+                array = _aligned(record["bytes"])
+            target = array[place : place + piece.nbytes]
+            if len(target) < piece.nbytes:
+                return None  # it grew while it was read
+            target[:] = np.frombuffer(piece, np.uint8)
+            # Of the copy: it is in the processor's cache, and it is what will be used.
+            hasher.update(target.data)
+            place += piece.nbytes
+        return array if array is not None and place == len(array) and hasher.hexdigest() == record["xxh3"] else None
+
+    return _read_verified(storage, record, read)
+
+
+def _read_verified(storage: Storage, record: Mapping[str, Any], read: Callable[[], T | None]) -> T:
     # Bytes that came over a network may have been damaged on their way: those are asked for once more.
-    tries = 2 if storage.remote else 1
-    for _ in range(tries):
+    for _ in range(2 if storage.remote else 1):
         try:
-            # One byte more than recorded shows a longer file without reading all of it.
-            data = storage.read(record["path"], limit=record["bytes"] + 1)
+            found = read()
         except FileNotFoundError as error:
             raise _mismatch(storage, record, "is missing, though a record lists it") from error
-        if len(data) == record["bytes"] and xxhash.xxh3_128_hexdigest(data) == record["xxh3"]:
-            return data
+        if found is not None:
+            return found
     raise _mismatch(storage, record, "does not match its checksum")
+
+
+def _aligned(size: int) -> Array:
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + size]

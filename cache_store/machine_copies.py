@@ -200,7 +200,7 @@ def _download(storage: Storage, record: Mapping[str, Any], part: int) -> bool:
     hasher = xxhash.xxh3_128()
     place = 0
     try:
-        for piece in storage.chunks(record["path"]):
+        for piece in storage.chunks(record["path"], record["bytes"]):
             if place + piece.nbytes > record["bytes"]:
                 return False
             hasher.update(piece)

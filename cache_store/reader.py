@@ -51,17 +51,23 @@ class RowReader:
         self._compute = compute
         self._computing = threading.Lock()
         self._ahead: ShardsAhead | None = None
+        # Where every shard stays in reach, the bytes of those read before: asking the set again for each of a batch's
+        # hundreds of shards took longer than small copies out of them.
+        self._holds = snapshots.holds_all
+        self._held: dict[int, tuple[Array, ...]] = {}
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="gather") if threads > 1 else None
 
     def expect(self, shards: Array, depth: int | None = None) -> None:
-        """Say in which order shards will be wanted: they are read and checked in a background thread, at most `depth`
+        """Say in which order shards will be wanted: they are read and checked in the background, at most `depth`
         further than the last one gathered from (None: all of them, at once). `shards`: int64, repeats allowed, of
         which the first counts. What was expected before is forgotten."""
         self.forget()
         wanted, first = np.unique(shards, return_index=True)
-        order = wanted[np.argsort(first)].tolist()
-        self._ahead = ShardsAhead(order, self.snapshots.touch, depth)
+        order = [i for i in wanted[np.argsort(first)].tolist() if i not in self._held]
+        # Over a network, what one shard waits for is time for another.
+        threads = 2 if self.snapshots.storage.remote else 1
+        self._ahead = ShardsAhead(order, self.snapshots.touch, depth, threads=threads)
 
     def forget(self) -> None:
         """Stop reading ahead, and wait for the shard being read."""
@@ -93,9 +99,17 @@ class RowReader:
         hits = 0
         try:
             for i, first, last in runs.shards:
-                arrays, hit = self._shard(i)
-                hits += hit
-                self._copy(copiers, first, last, arrays, targets, pending)
+                sources = self._held.get(i)
+                if sources is None:
+                    sources, hit = self._bytes(i)
+                    hits += hit
+                else:
+                    hits += 1
+                if self._pool is None:
+                    for copier, source, target in zip(copiers, sources, targets, strict=True):
+                        copier.copy(first, last, source, target)
+                    continue
+                self._share(self._pool, copiers, first, last, sources, targets, pending)
                 while len(pending) > 2 * self._threads:
                     pending.popleft().result()
             while pending:
@@ -106,24 +120,21 @@ class RowReader:
         self.snapshots.count(hits=hits, bytes_read=len(index) * spec.row_bytes)
         return tensors
 
-    def _copy(
+    def _share(
         self,
+        pool: ThreadPoolExecutor,
         copiers: Sequence[Copier],
         first: int,
         last: int,
-        arrays: tuple[Array, ...],
+        sources: Sequence[Array],
         targets: Sequence[Array],
         pending: deque[Future[None]],
     ) -> None:
         """Runs `first` to `last`, all of one shard, into the targets; perhaps by other threads."""
-        for target, array, copier in zip(targets, arrays, copiers, strict=True):
-            source = array.reshape(-1).view(np.uint8)
-            if self._pool is None:
-                copier.copy(first, last, source, target)
-                continue
+        for copier, source, target in zip(copiers, sources, targets, strict=True):
             own, *others = copier.runs.shares(first, last, copier.row_bytes, self._threads, _SHARE_BYTES)
             for begin, end in others:
-                pending.append(self._pool.submit(copier.copy, begin, end, source, target))
+                pending.append(pool.submit(copier.copy, begin, end, source, target))
             copier.copy(*own, source, target)
 
     def empty(self, count: int, *, pinned: bool = False) -> tuple[torch.Tensor, ...]:
@@ -156,6 +167,14 @@ class RowReader:
                 f"got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
             )
         return tensor[:count]
+
+    def _bytes(self, i: int) -> tuple[tuple[Array, ...], bool]:
+        """(the bytes of each field of shard `i`, whether they were there)."""
+        arrays, hit = self._shard(i)
+        found = tuple(array.reshape(-1).view(np.uint8) for array in arrays)
+        if self._holds:
+            self._held[i] = found
+        return found, hit
 
     def _shard(self, i: int) -> tuple[tuple[Array, ...], bool]:
         """(the arrays of shard `i`, whether they were there)."""

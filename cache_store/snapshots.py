@@ -20,7 +20,7 @@ from cache_store import codec, packed
 from cache_store.codec import Array, Field
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, CorruptShard, MissingShard, StoreError
-from cache_store.files import FileRecord, read_file, valid_digests, verify_once, write_file
+from cache_store.files import FileRecord, read_aligned, valid_digests, verify_once, write_file
 from cache_store.kept import KeptShards
 from cache_store.keys import canonical_json, digest_json
 from cache_store.os_errors import typed_error
@@ -308,8 +308,11 @@ class SnapshotSet:
 
     @property
     def holds_all(self) -> bool:
-        """Whether every shard stays in reach once it was read."""
-        return self._kept.limit is None and self.storage.local_path(f"{self._root}/set.json") is not None
+        """Whether every shard stays in reach once it was read: all are mapped, and nothing lets go of them."""
+        mapped = (
+            self.spec.codec_version != codec.PACKED and self.storage.local_path(f"{self._root}/set.json") is not None
+        )
+        return mapped and self._kept.limit is None
 
     def close(self) -> None:
         """Let go of this set's shards; arrays already handed out stay valid. The object can still be used."""
@@ -415,14 +418,14 @@ class SnapshotSet:
         # mapped.
         path = verify_once(self.storage, file)
         if path is None:
-            return read_file(self.storage, file), False
+            return read_aligned(self.storage, file), False
         # Not the mmap module: it holds a file descriptor for every mapping.
         try:
             with pa.memory_map(str(path)) as mapped:
                 return mapped.read_buffer(), True
         except FileNotFoundError:
             if self.storage.remote:
-                return read_file(self.storage, file), False  # this machine's copy was evicted just now
+                return read_aligned(self.storage, file), False  # this machine's copy was evicted just now
             raise
         except OSError as error:
             raise typed_error(error, "map", str(path)) from error

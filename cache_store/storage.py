@@ -111,10 +111,14 @@ class Storage(abc.ABC):
         with self._errors("read", path):
             return self._read(_check(path), limit)
 
-    def chunks(self, path: str) -> Iterator[memoryview]:
-        """The bytes of `path` in pieces of at most 8 MiB, each valid until the next one. Errors as `read`."""
+    def chunks(self, path: str, size: int | None = None) -> Iterator[memoryview]:
+        """The bytes of `path` in pieces of at most 8 MiB, each valid until the next one. Errors as `read`.
+
+        `size`: how long the caller knows the file to be, which spares a question over the network. Of a file of another
+        length there are no pieces, or, when it changes meanwhile, fewer.
+        """
         with self._errors("read", path):
-            yield from self._chunks(_check(path))
+            yield from self._chunks(_check(path), size)
 
     def open_read(self, path: str) -> BinaryIO:
         """A binary file over `path`, to be closed by the caller. FileNotFoundError when absent."""
@@ -259,7 +263,9 @@ class Storage(abc.ABC):
         with self._open(path) as file:
             return file.read(-1 if limit is None else limit)
 
-    def _chunks(self, path: str) -> Iterator[memoryview]:
+    def _chunks(self, path: str, size: int | None) -> Iterator[memoryview]:
+        if size is not None and self._size(path) != size:
+            return
         buffer = memoryview(bytearray(_READ_CHUNK))
         with self._open(path) as file:
             while count := file.readinto(buffer):  # type: ignore[attr-defined]

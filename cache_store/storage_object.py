@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from cache_store.addresses import OBJECT_SCHEMES, Address
 from cache_store.crashpoints import reach
-from cache_store.errors import StorageDenied, StorageUnavailable
+from cache_store.errors import StorageDenied, StorageUnavailable, StoreError
 from cache_store.object_client import endpoint_of, load_obstore, make_client
 from cache_store.object_errors import Fault, Kind, fault_of
 from cache_store.patience import Patience
@@ -53,6 +53,10 @@ class _NoRanges(Exception):  # noqa: N818  never leaves this module
 
 class _WrongLength(Exception):  # noqa: N818  never leaves this module
     """What arrived, or was stored, has another length than it must have."""
+
+
+class _OtherObject(Exception):  # noqa: N818  never leaves this module
+    """The object is not as long as the caller said."""
 
 
 class ObjectStorage(Storage):
@@ -114,9 +118,13 @@ class ObjectStorage(Storage):
             return FileNotFoundError(errno.ENOENT, "not in the store", path)
         return fault.error(doing, self._name(path), self._variables, tries)
 
-    def _get(self, path: str, start: int, end: int) -> memoryview:
-        """Bytes `start` to `end` of an object, exactly."""
-        data = memoryview(self._obs.get_range(self._client, path, start=start, end=end))
+    def _get(self, path: str, start: int, end: int, total: int | None) -> memoryview:
+        """Bytes `start` to `end` of an object, exactly; _OtherObject when it has not `total` bytes (None: whatever it
+        has)."""
+        result = self._obs.get(self._client, path, options={"range": (start, end)})
+        if total is not None and result.meta["size"] != total:
+            raise _OtherObject
+        data = memoryview(result.bytes())
         if data.nbytes != end - start:
             raise _WrongLength(f"{data.nbytes} bytes arrived instead of {end - start}")
         return data
@@ -137,12 +145,28 @@ class ObjectStorage(Storage):
         wanted = size if limit is None else min(limit, size)
         return b"".join(self._parts(path, wanted)) if data is None else data[:wanted]
 
-    def _chunks(self, path: str) -> Iterator[memoryview]:
-        data, size = self._small_or_size(path, large=True)
+    def _chunks(self, path: str, size: int | None) -> Iterator[memoryview]:
+        if size is not None and size > PART_BYTES:
+            yield from self._chunks_of(path, size)
+            return
+        data, found = self._small_or_size(path, large=size is None)
+        if size is not None and size != found:
+            return
         if data is None:
-            yield from self._parts(path, size)
+            yield from self._parts(path, found)
         elif data:
             yield memoryview(data)
+
+    def _chunks_of(self, path: str, size: int) -> Iterator[memoryview]:
+        """The object in parts, without asking for its size first."""
+        try:
+            yield from self._parts(path, size, size)
+        except _OtherObject:
+            return
+        except StoreError:
+            # Ranges beyond the end of a shorter object are refused, with an error of each server's own.
+            if self._size(path) == size:
+                raise
 
     def _small_or_size(self, path: str, *, large: bool) -> tuple[bytes | None, int]:
         """(the bytes of an object of at most one part, or None; its size). `large`: whether it is likely to have more:
@@ -154,25 +178,28 @@ class ObjectStorage(Storage):
         data, size = self._call("read", path, lambda: self._get_small(path, PART_BYTES))
         return (data if len(data) == size else None), size
 
-    def _parts(self, path: str, size: int) -> Iterator[memoryview]:
-        """The first `size` bytes in order, in parts."""
+    def _parts(self, path: str, size: int, total: int | None = None) -> Iterator[memoryview]:
+        """The first `size` bytes in order, in parts. `total`: as for `_get`."""
         start = 0
         if not self._ranges_work:
             try:
                 # The first is asked for alone: it shows whether this server answers ranges.
-                yield self._part(path, 0, min(PART_BYTES, size))
+                yield self._part(path, 0, min(PART_BYTES, size), total)
             except _NoRanges:
-                yield from self._stream(path, size)
+                yield from self._stream(path, size, total)
                 return
             self._ranges_work = True
             start = PART_BYTES
-        yield from self._parts_ahead(path, start, size)
+        yield from self._parts_ahead(path, start, size, total)
 
-    def _stream(self, path: str, size: int) -> Iterator[memoryview]:
+    def _stream(self, path: str, size: int, total: int | None) -> Iterator[memoryview]:
         """As `_parts`, in one request, which is not repeated."""
         left = size
         try:
-            for piece in self._obs.get(self._client, path).stream(PART_BYTES):
+            result = self._obs.get(self._client, path)
+            if total is not None and result.meta["size"] != total:
+                raise _OtherObject
+            for piece in result.stream(PART_BYTES):
                 yield memoryview(piece)[:left]
                 left -= min(left, len(piece))
                 if not left:
@@ -181,7 +208,7 @@ class ObjectStorage(Storage):
             raise self._error(fault_of(error), "read", path) from None
         raise StorageUnavailable(f"cannot read {self._name(path)}: {left} bytes less than its length arrived")
 
-    def _parts_ahead(self, path: str, start: int, size: int) -> Iterator[memoryview]:
+    def _parts_ahead(self, path: str, start: int, size: int, total: int | None) -> Iterator[memoryview]:
         """The bytes from `start` in parts, a few requested ahead."""
         starts = iter(range(start, size, PART_BYTES))
         waiting: collections.deque[Future[memoryview]] = collections.deque()
@@ -189,7 +216,7 @@ class ObjectStorage(Storage):
         def ask() -> None:
             start = next(starts, None)
             if start is not None:
-                waiting.append(_pool().submit(self._part, path, start, min(start + PART_BYTES, size)))
+                waiting.append(_pool().submit(self._part, path, start, min(start + PART_BYTES, size), total))
 
         try:
             for _ in range(_PARTS_AHEAD):
@@ -202,8 +229,8 @@ class ObjectStorage(Storage):
             for future in waiting:
                 future.cancel()
 
-    def _part(self, path: str, start: int, end: int) -> memoryview:
-        return self._call("read", path, lambda: self._get(path, start, end))
+    def _part(self, path: str, start: int, end: int, total: int | None = None) -> memoryview:
+        return self._call("read", path, lambda: self._get(path, start, end, total))
 
     def _open(self, path: str) -> BinaryIO:
         data, size = self._small_or_size(path, large=False)

@@ -22,6 +22,7 @@ from running import ROOT
 from cache_store.addresses import parse_address
 from cache_store.codec import Field
 from cache_store.errors import CorruptShard, StorageDenied, StoreError
+from cache_store.files import read_aligned, write_file
 from cache_store.records import NodeStore
 from cache_store.snapshots import SetSpec, SnapshotStore
 from cache_store.storage import Storage
@@ -90,10 +91,28 @@ def test_large_files_come_back_whole_and_in_part(storage: Storage, size: int) ->
     assert storage.read("f") == data
     for limit in (1, PART_BYTES, size - 1, size + 1):
         assert storage.read("f", limit=limit) == data[:limit]
-    assert b"".join(bytes(piece) for piece in storage.chunks("f")) == data
+    for known in (None, size):
+        assert b"".join(bytes(piece) for piece in storage.chunks("f", known)) == data
     with storage.open_read("f") as file:
         assert file.read(5) == data[:5]
         assert file.read() == data[5:]
+
+
+@pytest.mark.parametrize("size", [1, PART_BYTES, 2 * PART_BYTES + 7])
+def test_a_file_as_long_as_its_record_says_is_read_aligned_and_no_other_is(storage: Storage, size: int) -> None:
+    data = np.random.default_rng(0).bytes(size)
+    record = write_file(storage, "f", data)
+    found = read_aligned(storage, record)
+    assert found.tobytes() == data
+    assert found.ctypes.data % 64 == 0
+    for other in (b"", data[:-1], data + b"1", data + bytes(PART_BYTES)):
+        storage.write("f", other)
+        assert sum(piece.nbytes for piece in storage.chunks("f", size)) < max(1, size), len(other)
+        with pytest.raises(CorruptShard, match="does not match"):
+            read_aligned(storage, record)
+    storage.delete("f")
+    with pytest.raises(CorruptShard, match="is missing"):
+        read_aligned(storage, record)
 
 
 def test_what_is_absent_raises_file_not_found_and_lists_as_empty(storage: Storage) -> None:
@@ -394,10 +413,10 @@ def test_a_shard_is_downloaded_once_by_a_machine(s3: S3Server, monkeypatch: pyte
     asked: list[str] = []
     real = ObjectStorage._chunks
 
-    def spy(self: ObjectStorage, path: str) -> object:
+    def spy(self: ObjectStorage, path: str, size: int | None) -> object:
         asked.append(path)
         time.sleep(0.05)
-        return real(self, path)
+        return real(self, path, size)
 
     monkeypatch.setattr(ObjectStorage, "_chunks", spy)
     found: list[bool] = []

@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from cache_store import reader as reader_module
 from cache_store import runs as runs_module
 from cache_store.ahead import ShardsAhead
-from cache_store.codec import Array, Field
+from cache_store.codec import PACKED, Array, Field
 from cache_store.errors import CorruptShard, MissingShard
 from cache_store.kept import KeptShards
 from cache_store.reader import RowReader
@@ -109,6 +110,23 @@ def test_mapped_shards_of_a_folder_are_all_held_where_nothing_is_said(tmp_path: 
     RowReader(snapshots).gather(np.arange(10))
     assert (len(kept.keys()), kept.bytes) == (10, 0)
     assert not filled(Storage.open(f"memory://{uuid.uuid4().hex}"), [0, 1]).holds_all
+    packed = replace(snapshots.spec, key={"what": "packed"}, codec_version=PACKED)
+    assert not SnapshotStore(snapshots.storage).open(packed).holds_all  # unpacked into memory, which is bounded
+
+
+def test_a_held_shard_is_asked_for_once_whatever_is_gathered_from_it(tmp_path: Path) -> None:
+    snapshots = filled(local(tmp_path), [0, 3, 6])
+    touched: list[int] = []
+    touch = snapshots.touch
+    snapshots.touch = lambda i: (touched.append(i), touch(i))[1]  # type: ignore[method-assign, assignment]
+    reader = RowReader(snapshots)
+    for rows in ([5, 0], [1, 2, 3], [4]):
+        assert same(reader.gather(np.array(rows)), np.array(rows))
+    assert sorted(touched) == [0, 1]
+    assert snapshots.counters.hits == 2 + 2 + 1
+    reader.expect(np.array([0, 1]))  # nothing is left to be read ahead
+    reader.forget()
+    assert sorted(touched) == [0, 1]
 
 
 def test_two_sets_share_one_limit(tmp_path: Path) -> None:
@@ -189,6 +207,29 @@ def test_no_more_is_read_ahead_than_asked_for() -> None:
     ahead.used(8)
     until(lambda: read == [0, 1, 2, 3, 9])  # 4 to 8 are in use already
     ahead.close()
+
+
+def test_two_threads_read_two_shards_at_a_time_and_no_further_ahead_than_one() -> None:
+    read: list[int] = []
+    both = threading.Barrier(2)
+
+    def load(i: int) -> tuple[Array, ...]:
+        read.append(i)
+        both.wait(timeout=10)  # passes only while two are being loaded
+        return values(range(1))
+
+    ahead = ShardsAhead([4, 0, 3, 1, 2, 5], load, depth=2, threads=2)
+    until(lambda: sorted(read) == [0, 4])
+    time.sleep(0.05)
+    ahead.used(0)
+    until(lambda: sorted(read) == [0, 1, 3, 4])
+    time.sleep(0.05)
+    assert len(read) == 4
+    ahead.used(2)  # the last is due, and nothing comes beside it
+    until(lambda: len(read) == 5)
+    both.wait(timeout=10)
+    ahead.close()
+    assert read[4] == 5
 
 
 def test_what_cannot_be_read_ahead_is_left_to_whoever_wants_it(tmp_path: Path) -> None:

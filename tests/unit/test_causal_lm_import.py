@@ -442,8 +442,8 @@ def test_importing_holds_one_part_and_one_tensor(tmp_path: Path) -> None:
     )
     total, peak, largest = map(int, done.stdout.split()[-3:])
     assert total > 200e6
-    # The part in hand, the next one being made of it, and one tensor of the largest part.
-    assert peak < 3 * largest + 20e6 < total / 2
+    # The part in hand, the next one being made of it, one tensor of the largest part, and what the allocator keeps.
+    assert peak < 3 * largest + 30e6 < total / 2
 
 
 # ---- export

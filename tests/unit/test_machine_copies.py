@@ -71,9 +71,9 @@ class Counting(MemoryStorage):
         self.reads = 0
         self.damaged = 0
 
-    def _chunks(self, path: str) -> Any:
+    def _chunks(self, path: str, size: int | None) -> Any:
         self.reads += 1
-        for chunk in super()._chunks(path):
+        for chunk in super()._chunks(path, size):
             data = bytearray(chunk)
             if self.damaged and data:
                 data[0] ^= 1
