@@ -4,7 +4,8 @@ One SegProp run a case, from the same configuration: `before` fills the sets on 
 starts the stage at once. With two slots the second makes snapshots ahead of the stage; with one the stage makes its
 own. Measured for each stage that reads snapshots from the commit of the stage before it to the end of its first epoch,
 validation included; and for the whole run from the first step to the last commit. Both orders of an epoch are run:
-`global`, where the first batch wants nearly every shard, and `window`, where it wants a few.
+`global`, where the first batch wants nearly every shard, and `window`, where it wants a few. Every epoch has a view of
+its own, as many as are worth storing (the published configurations suggest four): `before` makes them all.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--digits", action="store_true", help="scikit-learn's digits instead of CIFAR-10")
     parser.add_argument("--rows", type=int, help="training images (6000; quick 600)")
     parser.add_argument("--epochs", type=int, help="epochs a stage (4; quick 2)")
-    parser.add_argument("--views", type=int, default=2, help="augmentation views (%(default)s)")
+    parser.add_argument("--views", type=int, default=4, help="augmentation views (%(default)s)")
     parser.add_argument("--size", type=int, default=16, help="side of the images (%(default)s)")
     parser.add_argument("--window", type=int, default=4, help="shards open at a time (%(default)s)")
     parser.add_argument("--repeats", type=int, help="rounds of all (3; quick 1)")
