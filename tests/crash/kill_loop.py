@@ -29,7 +29,7 @@ FILE = b"weights" * 100
 KILLED, WRONG = 9, 3
 CALLS = {
     "folder": (os, ("open", "write", "fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir")),
-    "s3": (None, ("put", "get", "get_range", "head", "delete", "copy", "list", "list_with_delimiter")),
+    "s3": (None, ("put", "get", "head", "delete", "copy", "list", "list_with_delimiter")),
 }
 
 

@@ -437,13 +437,14 @@ def test_importing_holds_one_part_and_one_tensor(tmp_path: Path) -> None:
         "    total += sum(t.numel() * 4 for t in state.values())\n"
         "print(total, meter.stop().host - before, max(lm.parameters.values()) * 4)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "model")], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    # Freed tensors go back to the system at once: else what the allocator keeps of them is 0 to 40 MB of the peak.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
+    command = [sys.executable, "-c", code, str(tmp_path / "model")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
     total, peak, largest = map(int, done.stdout.split()[-3:])
     assert total > 200e6
-    # The part in hand, the next one being made of it, one tensor of the largest part, and what the allocator keeps.
-    assert peak < 3 * largest + 30e6 < total / 2
+    # The part in hand, the next one being made of it, and one tensor of the largest part.
+    assert peak < 3 * largest < total / 2
 
 
 # ---- export
