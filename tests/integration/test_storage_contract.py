@@ -110,6 +110,9 @@ def test_a_file_as_long_as_its_record_says_is_read_aligned_and_no_other_is(stora
         assert sum(piece.nbytes for piece in storage.chunks("f", size)) < max(1, size), len(other)
         with pytest.raises(CorruptShard, match="does not match"):
             read_aligned(storage, record)
+    storage.write("f", data[:-1], bytes([data[-1] ^ 1]))
+    with pytest.raises(CorruptShard, match="does not match"):
+        read_aligned(storage, record)
     storage.delete("f")
     with pytest.raises(CorruptShard, match="is missing"):
         read_aligned(storage, record)
