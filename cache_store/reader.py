@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 
 from cache_store.ahead import ShardsAhead
 from cache_store.codec import Array, Field
+from cache_store.copies import Copies
 from cache_store.errors import CorruptShard, MissingShard
 from cache_store.runs import Copier, Runs
 from cache_store.snapshots import SnapshotSet
@@ -27,9 +27,6 @@ _TORCH = {
     "int32": torch.int32,
     "int64": torch.int64,
 }
-
-#: Least bytes of a copy that is worth another thread.
-_SHARE_BYTES = 1 << 20
 
 
 class RowReader:
@@ -95,47 +92,17 @@ class RowReader:
         targets = [_bits(t).reshape(-1).view(np.uint8) for t in tensors]
         runs = Runs.of(index, spec.locate, spec.rows, None if self._pool is None else -(-len(index) // self._threads))
         copiers = [Copier(runs, field.bytes) for field in spec.fields]
-        pending: deque[Future[None]] = deque()
         hits = 0
-        try:
+        with Copies(self._pool, self._threads, copiers, targets) as copies:
             for i, first, last in runs.shards:
                 sources = self._held.get(i)
+                hit = True
                 if sources is None:
                     sources, hit = self._bytes(i)
-                    hits += hit
-                else:
-                    hits += 1
-                if self._pool is None:
-                    for copier, source, target in zip(copiers, sources, targets, strict=True):
-                        copier.copy(first, last, source, target)
-                    continue
-                self._share(self._pool, copiers, first, last, sources, targets, pending)
-                while len(pending) > 2 * self._threads:
-                    pending.popleft().result()
-            while pending:
-                pending.popleft().result()
-        finally:
-            # After an error the caller may reuse `out`: nobody may still be writing to it.
-            wait(pending)
+                hits += hit
+                copies.add(first, last, sources)
         self.snapshots.count(hits=hits, bytes_read=len(index) * spec.row_bytes)
         return tensors
-
-    def _share(
-        self,
-        pool: ThreadPoolExecutor,
-        copiers: Sequence[Copier],
-        first: int,
-        last: int,
-        sources: Sequence[Array],
-        targets: Sequence[Array],
-        pending: deque[Future[None]],
-    ) -> None:
-        """Runs `first` to `last`, all of one shard, into the targets; perhaps by other threads."""
-        for copier, source, target in zip(copiers, sources, targets, strict=True):
-            own, *others = copier.runs.shares(first, last, copier.row_bytes, self._threads, _SHARE_BYTES)
-            for begin, end in others:
-                pending.append(pool.submit(copier.copy, begin, end, source, target))
-            copier.copy(*own, source, target)
 
     def empty(self, count: int, *, pinned: bool = False) -> tuple[torch.Tensor, ...]:
         """Uninitialised CPU tensors for `count` rows, (count, *shape) a field: for `gather(out=)`. `pinned`: in memory

@@ -26,7 +26,7 @@ from workers.specs import BoundarySpec
 from workers.weights import Weights
 
 #: Threads that copy the rows of one batch where the step runs on a device.
-_GATHER_THREADS = 4
+GATHER_THREADS = 4
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -87,7 +87,7 @@ class StoredBoundary:
         """Rows of this boundary in any order; what is missing or damaged is computed (by `compute` in place of
         `compute_shard`), stored and served."""
         # On a CPU the step computes on the same cores.
-        threads = 1 if self._environment.device.type == "cpu" else min(_GATHER_THREADS, self._environment.threads)
+        threads = 1 if self._environment.device.type == "cpu" else min(GATHER_THREADS, self._environment.threads)
         return RowReader(self.snapshots, compute=compute or self.compute_shard, threads=threads)
 
     def compute_shard(self, index: int, on_group: Callable[[], None] = lambda: None) -> list[np.ndarray]:

@@ -57,11 +57,11 @@ class Reading:
 
     # -- ours ---------------------------------------------------------------------------------------------
 
-    def fresh(self) -> RowReader:
+    def fresh(self, threads: int = 1) -> RowReader:
         """A reader that has read nothing, in a process that has checked nothing."""
         with files._verified_lock:
             files._verified.clear()
-        return RowReader(SnapshotSet(self.snapshots.storage, self.spec))
+        return RowReader(SnapshotSet(self.snapshots.storage, self.spec), threads=threads)
 
     def epoch(self, reader: RowReader, order: Array) -> None:
         """All samples once, in batches into one buffer, as a stage reads them."""

@@ -15,6 +15,7 @@ from benchmarks.harness import Json
 from benchmarks.snapcheck.reading import Reading
 from cache_store.codec import Array
 from cache_store.prefetch import prefetch
+from workers.boundary import GATHER_THREADS
 
 AHEAD = 2
 SETTLING = 2
@@ -29,11 +30,13 @@ def measure(reading: Reading, kind: str, rounds: int, device: str = "cpu") -> Js
     `snapshots`: gathered from the mapped shards; `memory`: from one tensor on the host. On a CUDA device both into
     pinned memory, copied asynchronously; `device` there: from one tensor that lies on the device already.
     """
+    batch, steps, cuda = BATCHES[device][kind], STEPS[device], device == "cuda"
     whole = reading.in_memory()
-    reader = reading.fresh()
+    # As many threads as a run's reader has, and as many for the tensor in memory.
+    threads = min(GATHER_THREADS, harness.cores()) if cuda else 1
+    reader = reading.fresh(threads)
     for shard in range(reading.spec.shards):
         reader.snapshots.touch(shard)
-    batch, steps, cuda = BATCHES[device][kind], STEPS[device], device == "cuda"
     step = (_map_step if kind == "maps" else _token_step)(reading, device)
     buffers = [(torch.zeros_like(whole[: 300 * batch]),) for _ in range(0 if cuda else AHEAD + 2)]
     resident = whole.to(device) if cuda else whole
@@ -56,7 +59,7 @@ def measure(reading: Reading, kind: str, rounds: int, device: str = "cpu") -> Js
         order = reading.globally(next(turn) // cases)  # the same samples in each case of a round
 
         def batches() -> Generator[torch.Tensor, None, None]:
-            torch.set_num_threads(1)
+            torch.set_num_threads(threads)
             for place in range(steps + SETTLING):
                 chosen = order[np.arange(place * batch, (place + 1) * batch) % len(order)]
                 yield load(reading.activations.rows_of(chosen), place)
@@ -87,6 +90,7 @@ def measure(reading: Reading, kind: str, rounds: int, device: str = "cpu") -> Js
         return harness.summary([a / b for a, b in zip(seconds[name], seconds[other], strict=True)])
 
     return {
+        "threads": threads,
         "batch_bytes": batch * reading.spec.bytes // reading.activations.samples,
         "seconds_per_step": {name: harness.summary(values) for name, values in seconds.items()},
         "ratio": against("snapshots", "memory"),

@@ -15,13 +15,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_store import reader as reader_module
+from cache_store import copies as copies_module
 from cache_store import runs as runs_module
 from cache_store.ahead import ShardsAhead
 from cache_store.codec import PACKED, Array, Field
 from cache_store.errors import CorruptShard, MissingShard
 from cache_store.kept import KeptShards
 from cache_store.reader import RowReader
+from cache_store.runs import Copier
 from cache_store.snapshots import SetSpec, SnapshotSet, SnapshotStore
 from cache_store.storage import Storage
 
@@ -70,8 +71,28 @@ def test_runs_over_any_cuts_are_gathered_by_any_number_of_threads(
         [np.empty(0, np.int64), *((np.arange(start, start + count) % snapshots.spec.rows) for start, count in runs)]
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader_module, "_SHARE_BYTES", 8)
+        patch.setattr(copies_module, "SHARE_BYTES", 8)
         assert same(RowReader(snapshots, threads=threads).gather(rows), rows)
+
+
+def test_threads_share_rows_of_which_every_shard_has_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: dict[str, int] = {}
+    copy = Copier.copy
+
+    def counted(self: Copier, first: int, last: int, source: np.ndarray, target: np.ndarray) -> None:
+        name = threading.current_thread().name
+        copied[name] = copied.get(name, 0) + last - first
+        copy(self, first, last, source, target)
+
+    monkeypatch.setattr(Copier, "copy", counted)
+    snapshots = filled(Storage.open(f"memory://{uuid.uuid4().hex}"), list(range(0, 129, 2)))
+    rows = np.random.default_rng(0).permutation(64) * 2
+    monkeypatch.setattr(copies_module, "SHARE_BYTES", 8 * snapshots.spec.row_bytes)
+    assert same(RowReader(snapshots, threads=4).gather(rows), rows)
+    here = copied.pop(threading.current_thread().name)
+    # Two groups of 32 rows, of each of which every thread gets a quarter; both columns of a row.
+    assert here == 2 * 16
+    assert sum(copied.values()) == 2 * 48
 
 
 @pytest.mark.parametrize(("bytes_of_a_run", "few"), [(1, 0), (1 << 40, 0), (1 << 40, 16)])
