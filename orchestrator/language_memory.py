@@ -242,7 +242,8 @@ def _loss(part: _Part, tokens: int, train: TrainSpec, types: Types) -> int:
     copy = types.computed * matrix if types.casts else 0
     if types.computed == 4:
         return (4 * matrix if trains else 0) + copy + 2 * scored
-    narrow = types.computed * min(tokens, loss_rows(vocabulary, types.computed)) * vocabulary
+    rows = loss_rows(vocabulary, types.computed, 4 * matrix if trains else 0)
+    narrow = types.computed * min(tokens, rows) * vocabulary
     return copy + narrow + ((4 + types.computed) * matrix if trains else 2 * min(BLOCK_BYTES, 2 * narrow))
 
 

@@ -15,7 +15,7 @@ from workers.lm_specs import CausalLMSpec, LoraSpec
 from workers.models.causal_lm.inspect import inspect
 from workers.models.causal_lm.outline import LMPartOutline, lm_chain
 from workers.models.causal_lm.parts import Frame, build_part
-from workers.models.causal_lm.pieces import PIECE_BYTES, chunk_rows
+from workers.models.causal_lm.pieces import PIECE_BYTES, chunk_rows, loss_rows
 from workers.specs import OptimizerSpec, Precision, TrainSpec
 
 LLAMA: dict[str, Any] = {
@@ -111,6 +111,24 @@ def test_the_loss_holds_pieces_of_logits_and_never_all_of_them(vocabulary: int, 
     found = memory(training(batch_size=micro, lm_head="frozen"), [replace(PARTS[2], tokens=tokens), head])
     assert found.loss <= 2 * max(PIECE_BYTES, 4 * vocabulary)
     assert found.loss == 2 * 4 * vocabulary * min(tokens * micro, chunk_rows(vocabulary))
+
+
+def test_pieces_of_logits_grow_with_the_gradient_of_a_large_head() -> None:
+    """In bfloat16, with the head trained: a quarter of its float32 gradient, between 128 and 512 MiB."""
+    for vocabulary, width, piece in (
+        (49_152, 576, 128),
+        (128_256, 2048, 250.5),
+        (128_256, 4096, 501),
+        (256_000, 8192, 512),
+    ):
+        gradient = 4 * vocabulary * width
+        assert 2 * vocabulary * loss_rows(vocabulary, 2, gradient) == pytest.approx(piece * 2**20, rel=1e-2)
+        assert loss_rows(vocabulary, 2) == 128 * 2**20 // (2 * vocabulary)
+        tokens = 4096
+        head = replace(PARTS[-1], outputs=((tokens, vocabulary),), inputs=((tokens, width),), tokens=tokens)
+        trained = memory(training(precision="bf16"), [replace(PARTS[2], tokens=tokens), head]).loss
+        copies = (2 + 4 + 2) * vocabulary * width  # autocast's weight, the gradient, and that of one piece
+        assert trained - copies == pytest.approx(min(2 * vocabulary * 4 * tokens, piece * 2**20), rel=1e-2)
 
 
 def test_accumulating_keeps_gradients_beside_activations() -> None:

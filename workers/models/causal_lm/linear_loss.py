@@ -71,7 +71,7 @@ class _Chunked(torch.autograd.Function):
         d_weight: Tensor | None = None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias and bias is not None else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        step = loss_rows(weight.shape[0], dtype.itemsize)
+        step = loss_rows(weight.shape[0], dtype.itemsize, 4 * weight.numel() if wants_weight else 0)
         for start in range(0, hidden.shape[0], step):
             rows = slice(start, start + step)
             x = hidden[rows].to(dtype)

@@ -8,6 +8,9 @@ PIECE_BYTES = 64 * 2**20
 #: Logits of one piece of our own loss, in the type they are computed in; there is one such buffer. Twice as much:
 #: the LM head's gradient is added up once a piece, which costs as much as several hundred rows of it.
 LOSS_BYTES = 128 * 2**20
+#: Where that gradient is large, a piece takes one part in so many of it, up to so many bytes: little beside what is
+#: held anyhow, and the fewer pieces, the fewer passes over the gradient.
+GRADIENT_PART, MOST_LOSS_BYTES = 4, 512 * 2**20
 #: Float32 logits that are turned into a gradient at once: few enough to stay in a processor's cache.
 BLOCK_BYTES = 2 * 2**20
 #: On a device: there every block is a row of kernels to launch, and a large vocabulary would make it one of a few rows.
@@ -19,9 +22,11 @@ def chunk_rows(vocabulary: int) -> int:
     return max(1, PIECE_BYTES // (4 * vocabulary))
 
 
-def loss_rows(vocabulary: int, item_bytes: int) -> int:
-    """Rows of logits of `item_bytes` an element that a loss makes at once."""
-    return max(1, LOSS_BYTES // (item_bytes * vocabulary))
+def loss_rows(vocabulary: int, item_bytes: int, gradient_bytes: int = 0) -> int:
+    """Rows of logits of `item_bytes` an element that a loss makes at once; `gradient_bytes`: of the LM head's gradient
+    that it adds up in float32."""
+    size = max(LOSS_BYTES, min(MOST_LOSS_BYTES, gradient_bytes // GRADIENT_PART))
+    return max(1, size // (item_bytes * vocabulary))
 
 
 def block_rows(vocabulary: int, device: str = "cpu") -> int:
