@@ -13,7 +13,6 @@ import resource
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -24,8 +23,6 @@ import torch
 SAMPLE_EVERY_S = 0.02
 #: Epochs of a stage in which host memory is sampled: the first, and one steady-state epoch, which is the figure.
 SAMPLED_EPOCHS = 2
-#: glibc's number of the setting.
-_M_MMAP_THRESHOLD = -3
 
 
 @dataclass(frozen=True)
@@ -90,22 +87,6 @@ def load_lazily_loaded() -> None:
     """What torch loads with a process's first optimizer (its compiler: 80 MB on the host), now: otherwise the first
     stage of a worker would be charged for it."""
     torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
-
-
-#: Blocks of this size and more go back to the system when they are freed (bytes).
-RETURNED_BYTES = 64 * 2**10
-
-
-def return_freed_blocks() -> None:
-    """Tell glibc to hand big blocks back as soon as they are freed, in this process, for good.
-
-    Otherwise it learns from what is freed to keep blocks of up to 32 MB in its heaps, where the short-lived tensors of
-    a language model's stage leave holes: the process held up to a quarter more than the stage, another amount every
-    time. No difference in processor time was seen.
-    """
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # musl has no mallopt
-            ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, RETURNED_BYTES)
 
 
 def settled_private_bytes() -> int:

@@ -43,13 +43,11 @@ from workers.environment import WorkerEnvironment
 from workers.exits import exit_reason, is_better
 from workers.gang import GradientSum, add_counts
 from workers.gang_norm import holds_norms
-from workers.lm_specs import CausalLMSpec
 from workers.memory import (
     SAMPLED_EPOCHS,
     PeakMeter,
     highest,
     load_lazily_loaded,
-    return_freed_blocks,
     settled_private_bytes,
 )
 from workers.optim import (
@@ -100,8 +98,6 @@ class Stage:
         self._shared: list[SharedSet] = []
         self.weights = Weights(environment.nodes, parents, self.domain, self.device)
         load_lazily_loaded()
-        if self.device.type == "cpu" and isinstance(task.experiment.model, CausalLMSpec):
-            return_freed_blocks()
         self._host_baseline = settled_private_bytes()
 
         # Dropout draws from it: every rank its own masks, the first one those of a single device.
