@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator import estimate, language_memory, policy, wavefront
-from orchestrator.costs import BoundaryCosts, Costs, Prediction, alike_blocks, boundary_costs, make_seconds
+from orchestrator import estimate, policy, wavefront
+from orchestrator.boundaries import Boundaries, Hops
+from orchestrator.costs import Costs, Prediction, alike_blocks, make_seconds
 from orchestrator.estimate import Estimate, Rates
+from orchestrator.estimator import Estimator
 from orchestrator.experiment import decoding, experiment_of, initializing, rows_of, tokenizing
 from orchestrator.graph import FORMAT, Kind, Node, Plan, RegimePlan, node_id
 from orchestrator.policy import Decision
@@ -20,7 +22,6 @@ from orchestrator.stages import Stage
 from workers.lm_specs import CausalLMSpec
 from workers.specs import (
     AverageTask,
-    BoundarySpec,
     DataSpec,
     DataTask,
     EvaluateTask,
@@ -29,7 +30,6 @@ from workers.specs import (
     ModelTask,
     RoundSpec,
     StageTask,
-    TrainSpec,
     snapshot_role,
     to_json,
 )
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from orchestrator.config import Config, Regime
     from workers.data.inspect import DataOutline
     from workers.data.text.inspect import TextOutline
-    from workers.models.causal_lm.outline import LMOutline, LMPartOutline
-    from workers.models.outline import ChainOutline, PartOutline
+    from workers.models.causal_lm.outline import LMOutline
+    from workers.models.outline import ChainOutline
 
 #: What measuring a chain takes, on whatever it runs: its figures each have a time of their own.
 MEASURE_SECONDS = 10.0
@@ -146,12 +146,16 @@ class _RegimeBuilder:
         self.experiment_json = to_json(self.experiment)
         #: The wave's steps; none where the stages run one after the other.
         self.wave = self._wave()
-        self.boundaries = _boundary_order(self.stages)
-        self.specs = {hops: self._boundary_spec(hops) for hops in self.boundaries}
-        self.views = {
-            hops: max(self._views(stage) for stage in self.stages if stage.hops == hops) for hops in self.boundaries
-        }
-        self.decisions: dict[tuple[tuple[str, ...], ...], Decision] = {}
+        self.boundaries = Boundaries(
+            regime,
+            outline,
+            self.stages,
+            self.training,
+            graph.rows,
+            views=config.data.views if isinstance(config.data, DataSpec) else None,
+            wave=self.wave,
+        )
+        self.decisions: dict[Hops, Decision] = {}
         #: Version of the blocks before it, boundary, split, view -> materialize node.
         self.sets: dict[tuple[int, int, str, int | None], str] = {}
         #: Part -> the node that holds it now: moves on from stage to stage, in a wave from round to round.
@@ -162,10 +166,9 @@ class _RegimeBuilder:
         self.gate: str | None = None
         self.ended = _Ended()
         self.gate_spec = regime.run_exit.gate if regime.kind == "segprop" else None
-        self.rates = graph.rates
-        row_bytes = [self._bytes_behind(index) for index in range(len(self.blocks))]
-        precision = regime.training.precision
-        self.costs = Costs.nominal(outline, self.rates, precision, row_bytes)
+        row_bytes = [self.boundaries.bytes_behind(index) for index in range(len(self.blocks))]
+        self.costs = Costs.nominal(outline, graph.rates, regime.training.precision, row_bytes)
+        self.estimator = Estimator(regime, outline, graph.rows, graph.rates, graph.language, graph.on_host)
 
     def build(self) -> RegimePlan:
         regime, graph = self.regime, self.graph
@@ -173,14 +176,14 @@ class _RegimeBuilder:
         model_node = self._model_node()
         self.weights = dict.fromkeys((*self.blocks, "head"), model_node)
         self._settle_costs()
-        boundaries = [self._figures(index) for index in range(len(self.boundaries))]
+        boundaries = [self.boundaries.facts(hops, self.costs) for hops in self.boundaries.order]
         keep = regime.snapshots.retention == "keep"
         budget = regime.snapshots.budget
         share = None if budget is None else budget // graph.sharing
         # In a wave all boundaries are alive at one time, as where nothing is released.
         together = keep or bool(self.wave)
         decisions = policy.decide(boundaries, regime.snapshots.mode, share, keep=together)
-        self.decisions = dict(zip(self.boundaries, decisions, strict=True))
+        self.decisions = dict(zip(self.boundaries.order, decisions, strict=True))
         stored = [
             boundary.set_bytes if decision.source == "snapshots" else 0
             for boundary, decision in zip(boundaries, decisions, strict=True)
@@ -310,7 +313,7 @@ class _RegimeBuilder:
 
     def _settle_costs(self) -> None:
         """Measured costs instead of nominal ones, where the configuration asks for them and they are known."""
-        if self.regime.snapshots.costs != "measured" or not self.boundaries:
+        if self.regime.snapshots.costs != "measured" or not self.boundaries.order:
             return
         graph = self.graph
         node = self._measure_node()
@@ -319,10 +322,11 @@ class _RegimeBuilder:
             graph.unmeasured[node] = None
             return
         self.costs = Costs.from_json(graph.figures[node], self.outline)
-        self.rates = Rates.measured(self.costs.flops_per_s(self.outline) / 1e9)
+        rates = Rates.measured(self.costs.flops_per_s(self.outline) / 1e9)
+        self.estimator = dataclasses.replace(self.estimator, rates=rates)
 
     def _measure_node(self) -> str:
-        spec = self.specs[self.boundaries[-1]]
+        spec = self.boundaries.specs[self.boundaries.order[-1]]
         # All of the chain, so that regimes with other boundaries share the node.
         wanted = set(alike_blocks(self.outline).values())
         blocks = tuple((block, index) for index, block in enumerate(self.blocks) if block in wanted)
@@ -362,6 +366,7 @@ class _RegimeBuilder:
         parents |= {f"weights/{part}": self.weights[part] for part in (*hop_parts, *parts)}
         sets: tuple[str, ...] = ()
         start = Decision("images", f"starts at the {'text' if self.regime.is_text else 'images'}")
+        boundary = self.boundaries.specs[stage.hops] if stage.hops else None
         decision = self.decisions[stage.hops] if stage.hops else start
         if decision.source == "snapshots":
             roles = self._read_sets(stage, epochs)
@@ -379,7 +384,7 @@ class _RegimeBuilder:
                 trained=stage.trained,
                 train=train,
                 source=decision.source,
-                boundary=self.specs[stage.hops] if stage.hops else None,
+                boundary=boundary,
                 window=self._window(stage),
                 round=None if epochs is None else RoundSpec(first=epochs[0], end=epochs[1]),
                 gate=None if self.gate is None else self.gate_spec,
@@ -387,7 +392,7 @@ class _RegimeBuilder:
         )
         parents |= self._gate_parent()
         part = train if epochs is None else dataclasses.replace(train, epochs=epochs[1] - epochs[0])
-        predicted = self._stage_estimate(stage, part, decision)
+        predicted = self.estimator.stage(stage, part, boundary, decision.source)
         label = stage.name if epochs is None or step is None else f"{stage.name} round {step.index + 1}"
         node = self._add("train", label, task, parents, predicted)
         self.ended.decisions[node], self.ended.reads[node] = decision, sets
@@ -409,8 +414,8 @@ class _RegimeBuilder:
         return settings.window if stage.hops and settings.shuffle == "window" else None
 
     def _read_sets(self, stage: Stage, epochs: tuple[int, int] | None) -> dict[str, str]:
-        index = self.boundaries.index(stage.hops)
-        views = self._views_read(stage, epochs)
+        index = self.boundaries.order.index(stage.hops)
+        views = self.boundaries.views_read(stage, epochs)
         # In the order in which the first epochs will ask: view 0 first, validation at the end of the epoch.
         roles = {snapshot_role("train", views[0]): self._set_node(index, "train", views[0])}
         roles[snapshot_role("validation", None)] = self._set_node(index, "validation", None)
@@ -422,11 +427,11 @@ class _RegimeBuilder:
         known = self.sets.get((self.version, index, split, view))
         if known is not None:
             return known
-        hops = self.boundaries[index]
-        spec = self.specs[hops]
+        hops = self.boundaries.order[index]
+        spec = self.boundaries.specs[hops]
         parents = {"data": self.data_node}
         parents |= {f"weights/{block}": self.weights[block] for hop in hops for block in hop}
-        rolled = index > 0 and self.decisions[self.boundaries[index - 1]].source == "snapshots"
+        rolled = self._rolled(index)
         if rolled:
             parents["previous"] = self._set_node(index - 1, split, view)
         parents |= self._gate_parent()
@@ -438,23 +443,27 @@ class _RegimeBuilder:
         }
         made = hops[-1:] if rolled else hops
         rows = self.graph.rows.of(split)
-        predicted = self._frozen_estimate(
+        predicted = self.estimator.frozen(
             [self.outline.part(block) for hop in made for block in hop],
             min(spec.group_rows, rows),
             rows=rows,
             precision=spec.precision,
-            stored_row_bytes=self._row_bytes(hops),
-            read_row_bytes=self._row_bytes(hops[:-1]) if rolled else 0,
+            stored_row_bytes=self.boundaries.row_bytes(hops),
+            read_row_bytes=self.boundaries.row_bytes(hops[:-1]) if rolled else 0,
         )
         if self.costs.basis == "measured":
             predicted = dataclasses.replace(predicted, seconds=make_seconds(self.costs, hops, rows, rolled=rolled))
         which = "validation" if view is None else f"{split} view {view}"
         label = f"snapshot {hops[-1][-1]} {which}"
-        if self.wave and self._moves(hops):
+        if self.boundaries.moves(hops):
             label += f" round {self.version + 1}"
         node = self._add("materialize", label, task, parents, predicted)
         self.sets[self.version, index, split, view] = node
         return node
+
+    def _rolled(self, index: int) -> bool:
+        """Whether a boundary's sets are made from those of the one before."""
+        return index > 0 and self.decisions[self.boundaries.order[index - 1]].source == "snapshots"
 
     def _materialize_json(self, index: int) -> dict[str, Any]:
         """What the tasks of one boundary share; made once, since there may be thousands of views."""
@@ -462,7 +471,7 @@ class _RegimeBuilder:
         if index not in cache:
             task = MaterializeTask(
                 experiment=self.experiment,
-                boundary=self.specs[self.boundaries[index]],
+                boundary=self.boundaries.specs[self.boundaries.order[index]],
                 split="train",
                 view=0,
             )
@@ -512,7 +521,7 @@ class _RegimeBuilder:
         )
         parents = {"data": self.data_node} | {f"weights/{part}": self.weights[part] for part in path}
         rows = self.graph.rows.of(split)
-        predicted = self._frozen_estimate(
+        predicted = self.estimator.frozen(
             [self.outline.part(part) for part in path],
             min(config.evaluation_batch, rows),
             rows=rows,
@@ -520,128 +529,17 @@ class _RegimeBuilder:
         )
         return self._add("evaluate", label, to_json(task), parents, predicted)
 
-    # -- figures ------------------------------------------------------------------------------------------
-
-    def _views_read(self, stage: Stage, epochs: tuple[int, int] | None) -> Sequence[int]:
-        """The views that a stage, or these epochs of it, reads, as it asks for them."""
-        views = self._views(stage)
-        return range(views) if epochs is None else list(dict.fromkeys(epoch % views for epoch in range(*epochs)))
-
-    def _moves(self, hops: Sequence[Sequence[str]]) -> bool:
-        """Whether a boundary changes while a wave goes on: not where no block before it is trained."""
-        trained = {part for stage in self.stages for part in stage.trained}
-        return any(block in trained for hop in hops for block in hop)
-
-    def _views(self, stage: Stage) -> int:
-        epochs = estimate.epochs_to_run(self.training[stage.name], self.graph.rows.train)
-        data = self.graph.config.data
-        return estimate.views_used(data.views, epochs) if isinstance(data, DataSpec) else 1
-
-    def _shapes(self, hops: Sequence[Sequence[str]]) -> tuple[tuple[int, ...], ...]:
-        return self.outline.boundaries[sum(len(hop) for hop in hops)]
-
-    def _bytes_behind(self, block: int) -> int:
-        """Stored bytes of one sample behind a block, were its boundary stored."""
-        settings = self.regime.snapshots
-        return estimate.row_bytes(self.outline.boundaries[block + 1], self._dtype(), settings.encoding)
-
-    def _dtype(self) -> Any:
-        dtype = self.regime.snapshots.dtype
-        return estimate.SNAPSHOT_DTYPE[self.regime.training.precision] if dtype == "auto" else dtype
-
-    def _row_bytes(self, hops: tuple[tuple[str, ...], ...]) -> int:
-        """Stored bytes of one sample at the boundary after `hops`."""
-        spec = self.specs[hops]
-        return estimate.row_bytes(self._shapes(hops), spec.dtype, spec.encoding)
-
-    def _boundary_spec(self, hops: tuple[tuple[str, ...], ...]) -> BoundarySpec:
-        settings, training = self.regime.snapshots, self.regime.training
-        return BoundarySpec(
-            hops=hops,
-            precision=training.precision,
-            dtype=self._dtype(),
-            group_rows=self.regime.group_rows,
-            shard_bytes=settings.shard_bytes,
-            channels_last=training.channels_last,
-            encoding=settings.encoding,
-        )
-
-    def _figures(self, index: int) -> policy.Boundary:
-        hops = self.boundaries[index]
-        rows = self.graph.rows
-        views, versions = self._sets_made(hops)
-        made_rows = views * rows.train + versions * rows.validation
-        prefix = estimate.prefix_flops(self.outline, [block for hop in hops for block in hop])
-        set_bytes = self._rows_alive(hops) * self._row_bytes(hops)
-        if self.costs.basis == "measured":
-            costs = self._boundary_costs(index)
-            return policy.Boundary(
-                label=hops[-1][-1],
-                set_bytes=set_bytes,
-                make_from_images=costs.make_from_start,
-                make_from_previous=costs.make_from_previous,
-                recompute=costs.recompute,
-                read=costs.read,
-                in_seconds=True,
-            )
-        return policy.Boundary(
-            label=hops[-1][-1],
-            set_bytes=set_bytes,
-            make_from_images=made_rows * prefix,
-            make_from_previous=made_rows * (estimate.prefix_flops(self.outline, hops[-1]) if index else prefix),
-            recompute=self._passes(hops) * (rows.train + rows.validation) * prefix,
-        )
-
-    def _sets_made(self, hops: tuple[tuple[str, ...], ...]) -> tuple[int, int]:
-        """How many sets of train and of validation a boundary has, over all of its versions."""
-        if not self.wave or not self._moves(hops):
-            return self.views[hops], 1
-        each = self._views_by_round(hops)
-        return sum(each), len(each)
-
-    def _rows_alive(self, hops: tuple[tuple[str, ...], ...]) -> int:
-        """Samples stored at one time, at most. While one round's version is read, that of the round before is rolled
-        forward."""
-        rows = self.graph.rows
-        views, versions = self._sets_made(hops)
-        if versions == 1 or self.regime.snapshots.retention == "keep":
-            return views * rows.train + versions * rows.validation
-        return 2 * (max(self._views_by_round(hops)) * rows.train + rows.validation)
-
-    def _views_by_round(self, hops: tuple[tuple[str, ...], ...]) -> list[int]:
-        return [
-            len(self._views_read(step.stage, step.epochs))
-            for step in self.wave
-            if isinstance(step, wavefront.Round) and step.stage.hops == hops
-        ]
-
-    def _passes(self, hops: tuple[tuple[str, ...], ...]) -> int:
-        """Epochs of all stages that start from this boundary."""
-        rows = self.graph.rows.train
-        return sum(
-            estimate.epochs_to_run(self.training[stage.name], rows) for stage in self.stages if stage.hops == hops
-        )
-
-    def _boundary_costs(self, index: int) -> BoundaryCosts:
-        hops = self.boundaries[index]
-        views, versions = self._sets_made(hops)
-        return boundary_costs(
-            self.costs, hops, self.graph.rows, views=views, versions=versions, passes=self._passes(hops)
-        )
-
     def _prediction(self, index: int) -> Prediction:
         """What was decided for one boundary, in seconds."""
-        hops, rows, ended = self.boundaries[index], self.graph.rows, self.ended
-        costs, decision = self._boundary_costs(index), self.decisions[hops]
-        rolled = index > 0 and self.decisions[self.boundaries[index - 1]].source == "snapshots"
-        views, versions = self._sets_made(hops)
+        hops, ended = self.boundaries.order[index], self.ended
+        costs, decision = self.boundaries.costs(hops, self.costs), self.decisions[hops]
         return Prediction(
             label=hops[-1][-1],
             source=decision.source,
             reason=decision.reason,
             basis=self.costs.basis,
-            bytes=(views * rows.train + versions * rows.validation) * self._row_bytes(hops),
-            make_seconds=costs.make_from_previous if rolled else costs.make_from_start,
+            bytes=self.boundaries.rows_made(hops) * self.boundaries.row_bytes(hops),
+            make_seconds=costs.make_from_previous if self._rolled(index) else costs.make_from_start,
             read_seconds=costs.read,
             recompute_seconds=costs.recompute,
             # A set that no version of a block sets apart is one node.
@@ -653,100 +551,6 @@ class _RegimeBuilder:
                 for node in (*ended.rounds.get(last, ()), last)
             ),
         )
-
-    def _stage_estimate(self, stage: Stage, train: TrainSpec, decision: Decision) -> Estimate:
-        parts: list[PartOutline] = []
-        for name in stage.path:
-            if name == "adapter" and stage.adapter is not None:
-                parts.append(self.outline.adapter(*stage.adapter))
-            elif name == "aux" and stage.aux is not None:
-                parts.append(self.outline.aux(stage.aux))
-            else:
-                parts.append(self.outline.part(name))
-        trained = frozenset((*stage.trained, "adapter", "aux"))
-        rows, rates = self.graph.rows, self.rates
-        if not stage.hops:
-            image = self.outline.boundaries[0]
-            predicted = estimate.train_estimate(
-                parts,
-                trained,
-                train,
-                rows=rows,
-                rates=rates,
-                input_elements=estimate.elements(image),
-                input_item_bytes=4,
-            )
-            return self._language_memory(predicted, parts, trained, train)
-        spec = self.specs[stage.hops]
-        prefix = [self.outline.part(block) for hop in stage.hops for block in hop]
-        if decision.source != "recompute":
-            prefix = []
-        stored = estimate.ITEM_BYTES[spec.dtype]
-        predicted = estimate.train_estimate(
-            parts,
-            trained,
-            train,
-            rows=rows,
-            rates=rates,
-            input_elements=estimate.elements(self._shapes(stage.hops)),
-            input_item_bytes=stored,
-            reads_snapshots=decision.source == "snapshots",
-            prefix=prefix,
-            group_rows=spec.group_rows,
-        )
-        return self._language_memory(
-            predicted,
-            parts,
-            trained,
-            train,
-            prefix=prefix,
-            group_rows=spec.group_rows,
-            stored_item_bytes=stored,
-        )
-
-    def _language_memory(
-        self,
-        predicted: Estimate,
-        parts: Sequence[PartOutline],
-        trained: frozenset[str],
-        train: TrainSpec,
-        *,
-        prefix: Sequence[PartOutline] = (),
-        group_rows: int = 0,
-        stored_item_bytes: int | None = None,
-    ) -> Estimate:
-        """A language model's parts say more of their memory than shapes do; images stay as predicted."""
-        if self.graph.language is None:
-            return predicted
-        memory = language_memory.stage_memory(
-            cast("Sequence[LMPartOutline]", parts),
-            trained,
-            train,
-            master=self.master,
-            prefix=cast("Sequence[LMPartOutline]", prefix),
-            group_rows=group_rows,
-            stored_item_bytes=stored_item_bytes,
-            on_host=self.graph.on_host,
-        )
-        return estimate.with_memory(predicted, memory)
-
-    def _frozen_estimate(self, parts: Sequence[PartOutline], batch_rows: int, **figures: Any) -> Estimate:
-        """As `estimate.frozen_estimate`, with a language model's memory."""
-        predicted = estimate.frozen_estimate(parts, batch_rows=batch_rows, rates=self.rates, **figures)
-        if self.graph.language is None or not parts:
-            return predicted
-        peak = language_memory.frozen_bytes(
-            cast("Sequence[LMPartOutline]", parts), batch_rows, master=self.master, precision=figures["precision"]
-        )
-        return dataclasses.replace(predicted, peak_bytes=peak)
-
-    @property
-    def master(self) -> str:
-        """The type of the weights, which `auto` leaves to the checkpoint."""
-        model = self.regime.model
-        assert isinstance(model, CausalLMSpec)
-        assert self.graph.language is not None
-        return model.master if model.master != "auto" else str(self.graph.language.config["dtype"])
 
 
 @dataclasses.dataclass
@@ -761,8 +565,3 @@ class _Ended:
     reads: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     rounds: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     averages: list[str] = dataclasses.field(default_factory=list)
-
-
-def _boundary_order(stages: Sequence[Stage]) -> list[tuple[tuple[str, ...], ...]]:
-    """The distinct boundaries that stages read, from the images on. Each is the one before plus one hop."""
-    return list(dict.fromkeys(stage.hops for stage in stages if stage.hops))
