@@ -11,7 +11,7 @@ SLOWEST = (
     "test_cluster",
     "test_ray",
     "test_production",
-    "test_sweep",
+    "test_sweep_runs",
     "test_storage_faults",
     "test_two_drivers",
     "test_runs_s3",
