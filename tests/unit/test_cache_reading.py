@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 import uuid
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,6 +94,47 @@ def test_threads_share_rows_of_which_every_shard_has_few(monkeypatch: pytest.Mon
     # Two groups of 32 rows, of each of which every thread gets a quarter; both columns of a row.
     assert here == 2 * 16
     assert sum(copied.values()) == 2 * 48
+
+
+def test_threads_hold_a_few_shards_of_a_gather_over_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[weakref.ref[np.ndarray]] = []
+    most = 0
+    read = RowReader._bytes
+
+    def counted(self: RowReader, i: int) -> tuple[tuple[Array, ...], bool]:
+        nonlocal most
+        found, hit = read(self, i)
+        held.append(weakref.ref(found[0]))
+        most = max(most, sum(array() is not None for array in held))
+        return found, hit
+
+    monkeypatch.setattr(RowReader, "_bytes", counted)
+    snapshots = filled(Storage.open(f"memory://{uuid.uuid4().hex}"), list(range(401)), KeptShards(1))
+    monkeypatch.setattr(copies_module, "SHARE_BYTES", 4 * snapshots.spec.row_bytes)
+    rows = np.random.default_rng(0).permutation(400)
+    assert same(RowReader(snapshots, threads=2).gather(rows), rows)
+    # Groups of 8, one being collected, and those of at most 4 copies that wait.
+    assert most <= 50
+
+
+def test_after_an_error_nobody_writes_to_the_output_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    writing: set[int] = set()
+    copy = Copier.copy
+
+    def slow(self: Copier, first: int, last: int, source: np.ndarray, target: np.ndarray) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            writing.add(threading.get_ident())
+            time.sleep(0.3)
+            copy(self, first, last, source, target)
+            writing.discard(threading.get_ident())
+
+    monkeypatch.setattr(Copier, "copy", slow)
+    snapshots = filled(Storage.open(f"memory://{uuid.uuid4().hex}"), list(range(65)))
+    snapshots.storage.delete(f"sets/{snapshots.spec.id}/commits/000063.json")
+    monkeypatch.setattr(copies_module, "SHARE_BYTES", 8 * snapshots.spec.row_bytes)
+    with pytest.raises(MissingShard):
+        RowReader(snapshots, threads=4).gather(np.arange(0, 64)[::-1].copy())
+    assert not writing
 
 
 @pytest.mark.parametrize(("bytes_of_a_run", "few"), [(1, 0), (1 << 40, 0), (1 << 40, 16)])
