@@ -25,13 +25,6 @@ class Copies:
     ) -> None:
         self._pool, self._threads, self._copiers, self._targets = pool, threads, copiers, targets
         self._row_bytes = sum(copier.row_bytes for copier in copiers)
-        #: Where one thread copies run by run: what it goes by. A batch may lie in as many shards as it has samples, and
-        #: then calls cost more than copies.
-        self._by_run = (
-            [(copier.spans, target) for copier, target in zip(copiers, targets, strict=True)]
-            if pool is None and all(copier.one_by_one for copier in copiers)
-            else None
-        )
         #: (first run, last run, bytes of each column) of shards that were not handed out yet.
         self._parts: list[tuple[int, int, Sequence[Array]]] = []
         self._bytes = 0
@@ -39,13 +32,9 @@ class Copies:
 
     def add(self, first: int, last: int, sources: Sequence[Array]) -> None:
         """Runs `first` to `last`, all of one shard, those that follow the ones added before."""
-        if self._by_run is not None:
-            for (spans, target), source in zip(self._by_run, sources, strict=True):
-                for place, local, size in spans[first:last]:
-                    target[place : place + size] = source[local : local + size]
-            return
         if self._pool is None:
-            self._copy([(first, last, sources)], first, last)
+            for copier, source, target in zip(self._copiers, sources, self._targets, strict=True):
+                copier.copy(first, last, source, target)
             return
         self._parts.append((first, last, sources))
         self._bytes += int(self._copiers[0].runs.counts[first:last].sum()) * self._row_bytes

@@ -79,14 +79,14 @@ class Copier:
     row_bytes: int
 
     @cached_property
-    def one_by_one(self) -> bool:
+    def _one_by_one(self) -> bool:
         """Whether all runs are long, or there are few of them a shard."""
         count = len(self.runs.counts)
         whole = int(self.runs.counts.sum()) * self.row_bytes
         return whole >= RUN_BYTES_TOGETHER * count or count <= FEW_RUNS * len(self.runs.shards)
 
     @cached_property
-    def spans(self) -> list[tuple[int, int, int]]:
+    def _spans(self) -> list[tuple[int, int, int]]:
         """Of every run the first byte in the output and in its shard, and its bytes. Of all shards at once: one by one
         these conversions took longer than the copies."""
         columns = (self.runs.places, self.runs.local, self.runs.counts)
@@ -94,7 +94,7 @@ class Copier:
 
     def copy(self, first: int, last: int, source: Array, target: Array) -> None:
         """Runs `first` to `last`, all of one shard, from the bytes of a column to those of the output."""
-        if self.one_by_one:
+        if self._one_by_one:
             self._copy_spans(first, last, source, target)
             return
         runs, row_bytes = self.runs, self.row_bytes
@@ -115,7 +115,7 @@ class Copier:
             out[places] = column[local]
 
     def _copy_spans(self, first: int, last: int, source: Array, target: Array) -> None:
-        for place, local, size in self.spans[first:last]:
+        for place, local, size in self._spans[first:last]:
             target[place : place + size] = source[local : local + size]
 
 
