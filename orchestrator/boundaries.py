@@ -39,13 +39,10 @@ class Boundaries:
         """`training`: stage name -> its settings; `views`: those of the data, None where samples have no views."""
         self._regime, self._outline, self._rows, self._wave = regime, outline, rows, wave
         self._stages = stages
-        self._views = {
-            stage.name: 1
-            if views is None
-            else estimate.views_used(views, estimate.epochs_to_run(training[stage.name], rows.train))
-            for stage in stages
-        }
         self._epochs = {stage.name: estimate.epochs_to_run(training[stage.name], rows.train) for stage in stages}
+        self._views = {
+            name: 1 if views is None else estimate.views_used(views, epochs) for name, epochs in self._epochs.items()
+        }
         self._trained = {part for stage in stages for part in stage.trained}
         self.order: list[Hops] = list(dict.fromkeys(stage.hops for stage in stages if stage.hops))
         self.specs = {hops: self._spec(hops) for hops in self.order}
