@@ -208,7 +208,7 @@ def main(name: str, count: int, devices: int) -> Json:
 
 
 def dispatch(plan: Any, folder: Path, devices: int) -> Json:
-    from cache_store.storage import Storage
+    from cache_store.storage.base import Storage
     from orchestrator.driver import Driver
     from orchestrator.journal import journal
     from orchestrator.ledger import Ledger
@@ -272,7 +272,7 @@ def commits_bytes(commits: Mapping[str, Any]) -> int:
 
 
 def resume(plan: Any, folder: Path) -> Json:
-    from cache_store.storage import Storage
+    from cache_store.storage.base import Storage
     from orchestrator.ledger import Ledger
 
     storage = Storage.open(str(folder / "store"))

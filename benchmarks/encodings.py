@@ -180,8 +180,8 @@ def states(config: str) -> Json:
 
 def maps(config: str) -> Json:
     """Figures of every boundary of a trained run."""
-    from cache_store.records import NodeStore
-    from cache_store.storage import Storage
+    from cache_store.records.nodes import NodeStore
+    from cache_store.storage.base import Storage
     from orchestrator.prepare import claim_run_dir, prepare
     from orchestrator.session import execute
 
@@ -201,11 +201,11 @@ def _figures(store: str, set_id: str) -> Json:
     import numpy as np
     import torch
 
-    from cache_store import packed
-    from cache_store.quantization import Encoding
-    from cache_store.reader import RowReader
-    from cache_store.snapshots import SnapshotStore
-    from cache_store.storage import Storage
+    from cache_store.formats import packed
+    from cache_store.formats.quantization import Encoding
+    from cache_store.snapshots.reader import RowReader
+    from cache_store.snapshots.store import SnapshotStore
+    from cache_store.storage.base import Storage
     from workers.boundary import to_numpy
 
     torch.set_num_threads(1)

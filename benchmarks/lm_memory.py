@@ -306,8 +306,9 @@ def case(settings: Json) -> Json:
     from workers.lm_specs import CausalLMSpec, LoraSpec
     from workers.memory import PeakMeter
     from workers.models.causal_lm import readout
+    from workers.models.causal_lm.context import Frame
     from workers.models.causal_lm.lora import add_lora
-    from workers.models.causal_lm.parts import Frame, Head, build_part
+    from workers.models.causal_lm.parts import Head, build_part
     from workers.models.causal_lm.quantized import quantize
     from workers.optim import autocast, build_optimizer
     from workers.specs import OptimizerSpec

@@ -164,8 +164,8 @@ def _config(options: argparse.Namespace, model: Json, steps: int, folder: Path) 
 
 def order_of(config: str, regime: str, index: int) -> tuple[Any, Any]:
     """The node of a regime's stage and its order; whatever it needs is committed first."""
-    from cache_store.records import NodeStore
-    from cache_store.storage import Storage
+    from cache_store.records.nodes import NodeStore
+    from cache_store.storage.base import Storage
     from orchestrator.prepare import prepare
     from workers.control import ThreadControl
     from workers.orders import WorkOrder
@@ -195,7 +195,7 @@ def measure(case: str, config: str) -> Json:
 
     import torch
 
-    from cache_store.storage import Storage
+    from cache_store.storage.base import Storage
     from workers import specs
     from workers.batches import micro_batches
     from workers.control import ThreadControl

@@ -101,7 +101,7 @@ def _spec(settings: Json) -> Any:
 
 
 def _cases(settings: Json) -> list[str]:
-    from workers.models import outline
+    from workers.models.outline import outline
 
     blocks = [block.name for block in outline(_spec(settings), settings["size"], CLASSES).blocks]
     return [

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cache_store.snapshots import SnapshotStore
-from cache_store.storage import Storage
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
 from workers import models
 from workers.data.images import ImageSource
 from workers.data.prepare import prepare

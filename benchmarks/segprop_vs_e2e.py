@@ -156,7 +156,7 @@ def _stage(node: Json) -> Json:
 def counted_ratio(settings: Json) -> float:
     """Operations of a SegProp run as a share of an end-to-end run's: every trained sample counts as three forward
     passes over its path, every snapshot as one over its block."""
-    from workers.models import outline
+    from workers.models.outline import outline
     from workers.specs import ModelSpec
 
     model = ModelSpec(name=settings["model"], stem=settings["stem"], head_convs=settings["head_convs"])

@@ -13,10 +13,10 @@ from typing import Any
 
 from cache_store.errors import StoreError
 from cache_store.keys import Digests
-from cache_store.publish import check_name, is_name, new_attempt_id, read_bounded
-from cache_store.records import NodeStore
-from cache_store.snapshots import SnapshotSet, SnapshotStore
-from cache_store.storage import Storage
+from cache_store.records.nodes import NodeStore
+from cache_store.records.record_io import check_name, is_name, new_attempt_id, read_bounded
+from cache_store.snapshots.store import SnapshotSet, SnapshotStore
+from cache_store.storage.base import Storage
 
 _COMMIT = re.compile(r"(\d{6,})\.json")
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 
 from orchestrator import schedule
-from orchestrator.plan import Node, Plan
+from orchestrator.graph import Node, Plan
 
 #: Where a node comes in the queue: first what has followers, then the order of the plan.
 Place = tuple[int, int]

@@ -15,8 +15,8 @@ from orchestrator.stages import Stage
 from workers.specs import BoundarySpec, TrainSpec
 
 if TYPE_CHECKING:
-    from orchestrator.config import Regime
-    from workers.models.outline import ChainOutline
+    from orchestrator.sections import Regime
+    from workers.models.chain_outline import ChainOutline
 
 #: The blocks before a boundary, hop by hop.
 Hops = tuple[tuple[str, ...], ...]

@@ -134,7 +134,7 @@ def gc(
 
 
 def _delete(storage: Any, item: Any) -> None:
-    from cache_store.snapshots import SnapshotStore
+    from cache_store.snapshots.store import SnapshotStore
 
     if item.kind == "set":
         SnapshotStore(storage).drop(item.path.split("/")[1])

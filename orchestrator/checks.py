@@ -34,7 +34,7 @@ from workers.specs import DataSpec, ModelSpec, TrainSpec
 
 if TYPE_CHECKING:
     from workers.models.causal_lm.outline import LMOutline
-    from workers.models.outline import ChainOutline
+    from workers.models.chain_outline import ChainOutline
 
 
 @dataclass(frozen=True)

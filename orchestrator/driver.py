@@ -22,8 +22,8 @@ from cache_store.crashpoints import reach
 from cache_store.errors import Interrupted, StoreError
 from orchestrator import journal, retry, schedule
 from orchestrator.agenda import Agenda
+from orchestrator.graph import Node, Plan
 from orchestrator.ledger import Ledger
-from orchestrator.plan import Node, Plan
 from orchestrator.progress import Progress
 from orchestrator.runner import Failed, Runner, Succeeded
 from workers.orders import Production, Strategy, WorkOrder, node_of, order_key

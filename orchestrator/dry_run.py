@@ -13,13 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator import overlap
-from orchestrator.config import ImageConfig, TextConfig
 from orchestrator.estimate import Estimate
 from orchestrator.experiment import rows_of, tokens_a_sample
+from orchestrator.graph import Node, Plan, RegimePlan
 from orchestrator.part_names import abbreviated
-from orchestrator.plan import Node, Plan, RegimePlan
 from orchestrator.policy import human_bytes
 from orchestrator.prepare import Prepared
+from orchestrator.sections import ImageConfig, TextConfig
 from orchestrator.units import seconds_text, source_words
 
 #: Wide enough for the whole table where the output is no terminal.

@@ -13,9 +13,9 @@ from workers.lm_specs import CausalLMSpec
 from workers.specs import BoundarySpec, TrainSpec
 
 if TYPE_CHECKING:
-    from orchestrator.config import Regime
+    from orchestrator.sections import Regime
     from workers.models.causal_lm.outline import LMOutline, LMPartOutline
-    from workers.models.outline import ChainOutline, PartOutline
+    from workers.models.chain_outline import ChainOutline, PartOutline
 
 
 @dataclasses.dataclass(frozen=True)

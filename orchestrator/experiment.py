@@ -10,7 +10,7 @@ from workers.lm_specs import CausalLMSpec, TextSpec
 from workers.specs import DataSpec, Experiment, ModelSpec
 
 if TYPE_CHECKING:
-    from orchestrator.config import Config, Regime
+    from orchestrator.sections import Config, Regime
     from workers.data.inspect import DataOutline
     from workers.data.text.inspect import TextOutline
     from workers.models.causal_lm.outline import LMOutline

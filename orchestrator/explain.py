@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from cache_store.addresses import redacted
+from cache_store.storage.addresses import redacted
 from orchestrator.sections import OVERRIDES, Config, RegimeConfig, validate
 from orchestrator.yaml_loader import Document, KeyPath, Problem, key_text
 from workers.specs import TrainSpec

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from orchestrator.graph import Node, Plan
 from orchestrator.machines import Machine, Slots, beside_gpus, room
-from orchestrator.plan import Node, Plan
 from orchestrator.sections import Config, GangConfig
 from orchestrator.yaml_loader import KeyPath
 from workers.specs import ModelSpec, TrainSpec

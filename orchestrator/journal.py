@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.plan import Node
+from orchestrator.graph import Node
 
 FILE = "log.jsonl"
 ROOT = "segprop"

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from cache_store.errors import CorruptRecord, RunTaken, StoreError
-from cache_store.publish import dump_record, new_attempt_id, parse_record, read_bounded
-from cache_store.storage import Storage
+from cache_store.records.record_io import dump_record, new_attempt_id, parse_record, read_bounded
+from cache_store.storage.base import Storage
 from orchestrator.units import seconds_text
 
 FOLDER = "runs"

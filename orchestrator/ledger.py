@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from cache_store.records import NodeStore
-from cache_store.snapshots import SnapshotStore
-from cache_store.storage import Storage
-from orchestrator.plan import Node, Plan
+from cache_store.records.nodes import NodeStore
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
+from orchestrator.graph import Node, Plan
 
 #: Requests at one time to a store over a network, where each takes tens of milliseconds.
 READERS = 16

@@ -35,11 +35,11 @@ from workers.specs import (
 )
 
 if TYPE_CHECKING:
-    from orchestrator.config import Config, Regime
+    from orchestrator.sections import Config, Regime
     from workers.data.inspect import DataOutline
     from workers.data.text.inspect import TextOutline
     from workers.models.causal_lm.outline import LMOutline
-    from workers.models.outline import ChainOutline
+    from workers.models.chain_outline import ChainOutline
 
 #: What measuring a chain takes, on whatever it runs: its figures each have a time of their own.
 MEASURE_SECONDS = 10.0

@@ -11,8 +11,8 @@ from typing import Any
 
 from cache_store.errors import CorruptRecord
 from cache_store.keys import digest_json
-from cache_store.publish import dump_record, has_keys, is_name, parse_record, read_bounded
-from cache_store.storage import Storage
+from cache_store.records.record_io import dump_record, has_keys, is_name, parse_record, read_bounded
+from cache_store.storage.base import Storage
 from orchestrator.graph import Plan
 
 FORMAT = 1

@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cache_store.errors import ConfigError, UserError
-from cache_store.records import NodeStore
-from cache_store.storage import Storage
+from cache_store.records.nodes import NodeStore
+from cache_store.storage.base import Storage
 from orchestrator import config as configuration
 from orchestrator import travel
-from orchestrator.config import Config, ImageConfig
 from orchestrator.estimate import Rates
 from orchestrator.experiment import rows_of, tokens_a_sample
-from orchestrator.plan import Plan, build_plan
+from orchestrator.graph import Plan
+from orchestrator.plan import build_plan
 from orchestrator.policy import human_bytes
+from orchestrator.sections import Config, ImageConfig
 from orchestrator.summary import write_atomically
 from orchestrator.yaml_loader import Document, KeyPath, Problem, parse_document, raise_problems
 from workers.lm_specs import CausalLMSpec, TextSpec
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from workers.data.inspect import DataOutline
     from workers.data.text.inspect import TextOutline
     from workers.models.causal_lm.outline import LMOutline
-    from workers.models.outline import ChainOutline
+    from workers.models.chain_outline import ChainOutline
 
     AnyData = DataSpec | TextSpec
     AnyOutline = DataOutline | TextOutline

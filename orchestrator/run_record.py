@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from cache_store.errors import CorruptRecord
-from cache_store.publish import dump_record, is_name, parse_record, read_bounded
-from cache_store.storage import Storage
+from cache_store.records.record_io import dump_record, is_name, parse_record, read_bounded
+from cache_store.storage.base import Storage
+from orchestrator.graph import Node, Plan
 from orchestrator.lease import FOLDER
-from orchestrator.plan import Node, Plan
 from orchestrator.summary import write_atomically
 
 FORMAT = 1

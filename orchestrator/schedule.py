@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
-from orchestrator.plan import Node, Plan
+from orchestrator.graph import Node, Plan
 
 Ids = AbstractSet[str]
 NONE: frozenset[str] = frozenset()

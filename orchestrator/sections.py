@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
-from cache_store.addresses import parse_address
-from cache_store.encoding import EncodingName
 from cache_store.errors import UserError
+from cache_store.formats.encodings import EncodingName
+from cache_store.storage.addresses import parse_address
 from orchestrator.estimate import Rates
 from orchestrator.stages import Kind, Stage, layout
 from orchestrator.sweep_section import SweepConfig

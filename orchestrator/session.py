@@ -12,26 +12,25 @@ from typing import Any, Literal
 
 from cache_store.crashpoints import reach
 from cache_store.errors import SegpropError, UserError
-from cache_store.records import NodeStore
-from cache_store.storage import Storage
+from cache_store.records.nodes import NodeStore
+from cache_store.storage.base import Storage
 from orchestrator import schedule
-from orchestrator.config import ImageConfig
 from orchestrator.driver import Driver, Outcome, stop_on_signals
 from orchestrator.environment import describe_environment
 from orchestrator.experiment import experiment_of
 from orchestrator.gangs import gang_nodes, runs_together, settle_gang
+from orchestrator.graph import Plan, RegimePlan
 from orchestrator.journal import journal
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.machines import Machine, settle
-from orchestrator.plan import Plan, RegimePlan
 from orchestrator.plan_record import write_plan
 from orchestrator.prepare import Prepared, check_space, with_figures
 from orchestrator.progress import Progress, print_table
 from orchestrator.report import write_report
 from orchestrator.run_record import RunRecord, read_pointer, write_pointer, write_run
 from orchestrator.runner import Runner
-from orchestrator.sections import GangConfig, ResourceConfig
+from orchestrator.sections import GangConfig, ImageConfig, ResourceConfig
 from orchestrator.summary import summarize, write_summary
 from orchestrator.tensorboard_log import write_tensorboard
 from workers.specs import Experiment

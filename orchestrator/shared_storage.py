@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cache_store.errors import SegpropError, StoreError, UserError
-from cache_store.publish import new_attempt_id
-from cache_store.storage import Storage
+from cache_store.records.record_io import new_attempt_id
+from cache_store.storage.base import Storage
 
 #: Clocks may differ by so much before it is worth a word. Nothing compares them: ages go by the store's clock.
 CLOCK_WARNING_S = 30.0

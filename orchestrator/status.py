@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from cache_store.errors import StorageDenied, UserError
-from cache_store.records import NodeStore
-from cache_store.storage import Storage
+from cache_store.records.nodes import NodeStore
+from cache_store.storage.base import Storage
 from orchestrator.lease import STALE_S, Held, read_held
 from orchestrator.run_record import NodeRecord, RegimeRecord, RunRecord, read_pointer, read_run
 
@@ -341,7 +341,7 @@ def observe(place: str) -> Observer:
 
 def _store_of(source: Path, run_dir: Path) -> str:
     """Of a resolved configuration, which was checked when it was written; the directory may have been moved since."""
-    from orchestrator.config import default_store
+    from orchestrator.sections import default_store
 
     try:
         found = yaml.safe_load(source.read_text())["store"]

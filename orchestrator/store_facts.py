@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cache_store.errors import MissingShard, StorageDenied, StoreError, UserError
-from cache_store.publish import is_name, read_bounded
-from cache_store.records import NodeStore
-from cache_store.snapshots import SnapshotSet, SnapshotStore
-from cache_store.storage import Storage
+from cache_store.records.nodes import NodeStore
+from cache_store.records.record_io import is_name, read_bounded
+from cache_store.snapshots.store import SnapshotSet, SnapshotStore
+from cache_store.storage.base import Storage
 from orchestrator.collect import CommitFacts, Facts
 from orchestrator.plan_record import read_plans
 from orchestrator.survey import SetFiles, Survey, survey

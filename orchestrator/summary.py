@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orchestrator.costs import Prediction
-    from orchestrator.plan import Node, Plan, RegimePlan
+    from orchestrator.graph import Node, Plan, RegimePlan
 
 Json = dict[str, Any]
 FORMAT = 1

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cache_store.storage import FileInfo
+from cache_store.storage.base import FileInfo
 
 _SHARD = re.compile(r"(\d{6,})\.[^/]+\.arrow")
 

@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from orchestrator import schedule
-from orchestrator.plan import Node, Plan, RegimePlan
+from orchestrator.graph import Node, Plan, RegimePlan
 
 #: Between a trial's name and a regime's, in the union's names.
 SEPARATOR = "/"

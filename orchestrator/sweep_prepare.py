@@ -17,7 +17,7 @@ from cache_store.errors import ConfigError, UserError
 from orchestrator import config as configuration
 from orchestrator import sweep_metric, sweep_plan, sweep_space
 from orchestrator.explain import validated
-from orchestrator.plan import Plan
+from orchestrator.graph import Plan
 from orchestrator.prepare import CONFIG_FILE, Prepared, claim_run_dir, look_at_data, prepare_document
 from orchestrator.sections import Config, default_store, plain
 from orchestrator.summary import write_atomically

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cache_store.errors import SegpropError, UserError
-from cache_store.storage import Storage
+from cache_store.storage.base import Storage
 from orchestrator import session, sweep_plan
 from orchestrator.driver import Driver, Outcome, stop_on_signals
 from orchestrator.environment import describe_environment
+from orchestrator.graph import Plan
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan
 from orchestrator.prepare import Prepared, with_figures
 from orchestrator.progress import Progress
 from orchestrator.summary import summarize, write_summary

@@ -15,8 +15,8 @@ from typing import Any, Literal, Protocol
 from cache_store.errors import UserError
 from orchestrator import schedule, sweep_plan
 from orchestrator.driver import Outcome
+from orchestrator.graph import Plan
 from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan
 from orchestrator.sweep_journal import Journal
 from orchestrator.sweep_metric import Metric
 

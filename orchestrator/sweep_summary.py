@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator import sweep_plan
-from orchestrator.plan import Node
+from orchestrator.graph import Node
 from orchestrator.summary import summarize
 from orchestrator.sweep_metric import Metric
 from orchestrator.sweep_section import SweepConfig

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from cache_store.addresses import redacted
 from cache_store.errors import ConfigError, UserError
+from cache_store.storage.addresses import redacted
 
 KeyPath = tuple[str | int, ...]
 

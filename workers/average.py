@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
-from cache_store.records import Attempt
+from cache_store.records.nodes import Attempt
 from workers.chain import State, state_digest
 from workers.domains import domain_of
 from workers.environment import WorkerEnvironment

@@ -12,13 +12,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from cache_store.prefetch import prefetch
-from cache_store.reader import RowReader
+from cache_store.snapshots.reader import RowReader
 from workers.chain import Boundary
 from workers.domains.base import Batch, Domain, Rows, Source
 from workers.gang import ALONE, Gang, Part
 from workers.geometry import Geometry
 from workers.specs import Precision
+from workers.training.prefetch import prefetch
 from workers.transfer import pinned
 
 #: Batches loaded ahead of the step. Two hide the loader's jitter; more only hold memory.

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache_store.encoding import identity
 from cache_store.errors import CorruptShard, MissingShard
-from cache_store.quantization import Encoding
-from cache_store.reader import RowReader
-from cache_store.snapshots import Field, SnapshotSet
+from cache_store.formats.codec import Field
+from cache_store.formats.encodings import identity
+from cache_store.formats.quantization import Encoding
+from cache_store.snapshots.reader import RowReader
+from cache_store.snapshots.store import SnapshotSet
 from workers.chain import Boundary, Path
 from workers.domains.base import Batch, Domain, Source
 from workers.environment import WorkerEnvironment

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 
-from cache_store.records import NodeStore
+from cache_store.records.nodes import NodeStore
 from workers.chain import State
 from workers.gang import ALONE, Gang
 

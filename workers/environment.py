@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from cache_store.kept import KeptShards
-from cache_store.records import NodeStore
-from cache_store.snapshots import SnapshotStore
-from cache_store.storage import Storage
+from cache_store.records.nodes import NodeStore
+from cache_store.snapshots.shard_cache import KeptShards
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
 from workers.control import Control
 from workers.gang import ALONE, Gang
 
@@ -26,7 +26,7 @@ class WorkerEnvironment:
     control: Control
     started: float = field(default_factory=time.time)
     gang: Gang = ALONE
-    #: Most bytes of snapshot shards this task holds at a time; None: what `cache_store.kept` says.
+    #: Most bytes of snapshot shards this task holds at a time; None: what `cache_store.snapshots.shard_cache` says.
     snapshot_memory: int | None = None
 
     def __post_init__(self) -> None:

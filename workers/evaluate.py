@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cache_store.records import Attempt
+from cache_store.records.nodes import Attempt
 from workers.batches import RawInputs, in_order
 from workers.chain import Path
 from workers.domains import domain_of

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cache_store.records import NodeStore
+from cache_store.records.nodes import NodeStore
 from workers.specs import Experiment, ModelSpec
 
 _LOADING = '''"""Rebuild this model with torchvision alone: `model = load()`."""

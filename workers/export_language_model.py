@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cache_store.records import NodeStore
+from cache_store.records.nodes import NodeStore
 from workers.specs import Experiment
 
 FACTS = "segprop.json"

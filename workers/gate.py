@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save as save_bytes
 
-from cache_store.records import Attempt
+from cache_store.records.nodes import Attempt
 from workers.chain import state_digest
 from workers.domains import domain_of
 from workers.environment import WorkerEnvironment

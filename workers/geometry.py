@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cache_store.codec import VERSION
-from cache_store.snapshots import Field, SetSpec
+from cache_store.formats.codec import VERSION, Field
+from cache_store.snapshots.spec import SetSpec
 from workers.specs import rows_per_shard
 
 

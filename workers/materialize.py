@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from cache_store.errors import Interrupted
-from cache_store.records import Attempt
+from cache_store.records.nodes import Attempt
 from workers.boundary import StoredBoundary, snapshot_counters
 from workers.domains import domain_of
 from workers.environment import WorkerEnvironment

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache_store.codec import Array
 from cache_store.errors import Interrupted
-from cache_store.quantization import Encoding
-from cache_store.reader import RowReader
-from cache_store.records import Attempt
-from cache_store.snapshots import SetSpec, SnapshotSet
+from cache_store.formats.codec import Array
+from cache_store.formats.quantization import Encoding
+from cache_store.records.nodes import Attempt
+from cache_store.snapshots.reader import RowReader
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotSet
 from workers.batches import gathering_clock
 from workers.boundary import TORCH_DTYPES, to_numpy
 from workers.chain import Boundary, Path

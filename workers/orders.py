@@ -42,7 +42,7 @@ class WorkOrder:
     threads: int
     #: Set where all ranks of a gang work on the order together.
     strategy: Strategy | None = None
-    #: Most bytes of snapshot shards held at a time; None: what `cache_store.kept` says.
+    #: Most bytes of snapshot shards held at a time; None: what `cache_store.snapshots.shard_cache` says.
     snapshot_memory: int | None = None
     production: Production = ALONE
 

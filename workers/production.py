@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from cache_store.errors import Interrupted
-from cache_store.leases import Leases
-from cache_store.records import Attempt, NodeStore
+from cache_store.records.leases import Leases
+from cache_store.records.nodes import Attempt, NodeStore
 from workers.boundary import StoredBoundary, snapshot_counters
 from workers.control import Control
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from cache_store.encoding import EncodingName
+from cache_store.formats.encodings import EncodingName
 from workers.lm_specs import CausalLMSpec, LoraSpec, TextSpec
 
 Precision = Literal["fp32", "bf16", "fp16"]

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save as save_bytes
 
 from cache_store.errors import Interrupted, OutOfDeviceMemory
-from cache_store.records import Attempt
-from cache_store.storage import Storage
+from cache_store.records.nodes import Attempt
+from cache_store.storage.base import Storage
 from workers import models, specs
 from workers.average import average
 from workers.chain import state_digest

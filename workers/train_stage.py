@@ -23,8 +23,8 @@ from torch import Tensor
 
 from cache_store.crashpoints import reach
 from cache_store.errors import Interrupted, TrainingDiverged
-from cache_store.reader import RowReader
-from cache_store.records import Attempt
+from cache_store.records.nodes import Attempt
+from cache_store.snapshots.reader import RowReader
 from workers import checkpoint
 from workers.batches import (
     Inputs,
@@ -38,7 +38,8 @@ from workers.batches import (
 from workers.boundary import StoredBoundary, geometry_of, snapshot_counters
 from workers.chain import Boundary, Path, State, module_bytes, state_digest
 from workers.checkpoint import Snapshot, StageProgress
-from workers.domains import Batch, Source, domain_of
+from workers.domains import domain_of
+from workers.domains.base import Batch, Source
 from workers.environment import WorkerEnvironment
 from workers.exits import exit_reason, is_better
 from workers.gang import GradientSum, add_counts

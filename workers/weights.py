@@ -11,7 +11,7 @@ from safetensors.torch import load as load_bytes
 from torch import nn
 
 from cache_store.errors import CorruptShard
-from cache_store.records import NodeStore
+from cache_store.records.nodes import NodeStore
 from workers.chain import State, state_digest
 from workers.domains.base import Domain
 

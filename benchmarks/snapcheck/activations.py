@@ -18,9 +18,10 @@ import numpy as np
 
 from benchmarks import harness
 from benchmarks.harness import Json
-from cache_store.codec import Array, Field
-from cache_store.snapshots import SetSpec, SnapshotSet, SnapshotStore
-from cache_store.storage import Storage
+from cache_store.formats.codec import Array, Field
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotSet, SnapshotStore
+from cache_store.storage.base import Storage
 
 SHARD_BYTES = 32 << 20
 
@@ -137,7 +138,7 @@ def _shards(snapshots: SnapshotSet) -> Iterator[Array]:
 
 def make(config: str) -> Json:
     """Make one boundary with the nodes of a plan that it needs; where it is."""
-    from cache_store.records import NodeStore
+    from cache_store.records.nodes import NodeStore
     from orchestrator.prepare import prepare
     from workers.control import ThreadControl
     from workers.orders import WorkOrder

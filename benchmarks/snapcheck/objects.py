@@ -17,10 +17,10 @@ import numpy as np
 from benchmarks.harness import ROOT, Json
 from benchmarks.snapcheck.reading import Reading
 from benchmarks.snapcheck.timing import compare, timed
-from cache_store import files
-from cache_store.reader import RowReader
-from cache_store.snapshots import SnapshotSet
-from cache_store.storage import Storage
+from cache_store.records import files
+from cache_store.snapshots.reader import RowReader
+from cache_store.snapshots.store import SnapshotSet
+from cache_store.storage.base import Storage
 
 BUCKET = "bucket"
 RANGES = 4

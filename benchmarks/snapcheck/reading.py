@@ -14,10 +14,11 @@ import torch
 from benchmarks.harness import Json
 from benchmarks.snapcheck.activations import Activations
 from benchmarks.snapcheck.timing import compare, drop_from_memory, timed
-from cache_store import codec, files
-from cache_store.codec import Array
-from cache_store.reader import RowReader
-from cache_store.snapshots import SnapshotSet, SnapshotStore
+from cache_store.formats import codec
+from cache_store.formats.codec import Array
+from cache_store.records import files
+from cache_store.snapshots.reader import RowReader
+from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from workers.shuffle import epoch_order, windowed_order
 
 BATCH_BYTES = 16 << 20

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import Json
-from cache_store.codec import Field
-from cache_store.kept import KeptShards
-from cache_store.reader import RowReader
-from cache_store.snapshots import SetSpec, SnapshotSet, SnapshotStore
-from cache_store.storage import Storage
+from cache_store.formats.codec import Field
+from cache_store.snapshots.reader import RowReader
+from cache_store.snapshots.shard_cache import KeptShards
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotSet, SnapshotStore
+from cache_store.storage.base import Storage
 from workers.memory import settled_private_bytes
 from workers.shuffle import epoch_order, windowed_order
 

@@ -13,9 +13,9 @@ from torch import nn
 from benchmarks import harness
 from benchmarks.harness import Json
 from benchmarks.snapcheck.reading import Reading
-from cache_store.codec import Array
-from cache_store.prefetch import prefetch
+from cache_store.formats.codec import Array
 from workers.boundary import GATHER_THREADS
+from workers.training.prefetch import prefetch
 
 AHEAD = 2
 SETTLING = 2

@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from cache_store.codec import Field
 from cache_store.errors import CorruptShard, MissingShard
-from cache_store.object_client import load_obstore
-from cache_store.records import NodeStore
-from cache_store.snapshots import SetSpec, SnapshotStore
-from cache_store.storage import Storage
+from cache_store.formats.codec import Field
+from cache_store.records.nodes import NodeStore
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
+from cache_store.storage.object_client import load_obstore
 
 SPEC = SetSpec({"what": "killed"}, 16, (Field("x", "int64", (3,)),), 4, 8)
 FILE = b"weights" * 100

@@ -16,13 +16,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from cache_store import codec
-from cache_store.codec import Field
-from cache_store.quantization import Encoding
-from cache_store.records import NodeStore
-from cache_store.set_spec import SetSpec
-from cache_store.snapshots import SnapshotStore
-from cache_store.storage import Storage
+from cache_store.formats import codec
+from cache_store.formats.codec import Field
+from cache_store.formats.quantization import Encoding
+from cache_store.records.nodes import NodeStore
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
 from orchestrator.estimate import Estimate
 from orchestrator.graph import Node, Plan
 from orchestrator.plan_record import write_plan

@@ -18,10 +18,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from cache_store.records import NodeStore
-from cache_store.snapshots import SnapshotSet, SnapshotStore
-from cache_store.storage import Storage
-from orchestrator.plan import Node
+from cache_store.records.nodes import NodeStore
+from cache_store.snapshots.store import SnapshotSet, SnapshotStore
+from cache_store.storage.base import Storage
+from orchestrator.graph import Node
 from orchestrator.prepare import Prepared, prepare
 from workers.control import ThreadControl
 from workers.orders import WorkOrder

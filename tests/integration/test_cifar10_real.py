@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from cache_store.snapshots import SnapshotStore
-from cache_store.storage import Storage
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
 from workers.data.images import ImageSource
 from workers.data.inspect import inspect
 from workers.data.prepare import prepare

@@ -11,7 +11,7 @@ from lm_running import LLAMA, lm_changes
 from running import DEVICE, Lab, checksums, digests
 from test_snapshots import flip, shard_files
 
-from cache_store.snapshots import SnapshotStore
+from cache_store.snapshots.store import SnapshotStore
 
 IMAGES = ("segprop/stage3-seg3", "segprop/snapshot seg2 train view 0")
 TEXT = ("segprop/stage3-layer2", "segprop/snapshot layer1 train view 0")

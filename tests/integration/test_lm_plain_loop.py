@@ -12,7 +12,7 @@ from lm_running import imported, lm_changes, plain_names, write_chat, write_toke
 from running import DEVICE, Lab, digests
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cache_store.snapshots import SnapshotStore
+from cache_store.snapshots.store import SnapshotStore
 from workers import specs
 from workers.data.text.source import TextBatch, TextSource
 from workers.lm_specs import CausalLMSpec

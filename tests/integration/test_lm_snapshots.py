@@ -11,7 +11,7 @@ from lm_running import LLAMA, lm_changes
 from running import Lab, checksums, digests
 from test_snapshots import flip, folder_of, replace, shard_files
 
-from cache_store.snapshots import SnapshotStore
+from cache_store.snapshots.store import SnapshotStore
 
 STAGE = "segprop/stage3-layer2"
 READ = "segprop/snapshot layer1 train view 0"

@@ -14,7 +14,7 @@ from lm_running import LLAMA, lm_changes
 from running import DEVICE, Lab, digests
 from safetensors.torch import load_file
 
-from cache_store.snapshots import SnapshotStore
+from cache_store.snapshots.store import SnapshotStore
 from workers import specs, tasks
 from workers.chain import Path as ChainPath
 from workers.chain import State, cpu_state

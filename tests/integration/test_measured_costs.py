@@ -10,9 +10,9 @@ import pytest
 from lm_running import lm_changes
 from running import final_digests, write_config
 
-from cache_store.records import NodeStore
-from cache_store.snapshots import SnapshotStore
-from cache_store.storage import Storage
+from cache_store.records.nodes import NodeStore
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
 from orchestrator.prepare import Prepared, claim_run_dir, prepare
 from orchestrator.session import execute
 

@@ -12,7 +12,7 @@ from running import DEVICE, Lab, digests
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from cache_store.snapshots import SnapshotStore
+from cache_store.snapshots.store import SnapshotStore
 from workers import models, specs
 from workers.data.images import ImageSource
 from workers.seeds import derive_seed

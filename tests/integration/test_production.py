@@ -12,10 +12,10 @@ import pytest
 from running import DEVICE, Lab, RayHome, StopAfter, checksums, final_digests, summary_of, write_config
 from several import LostError, ThreadRunner, drive
 
-from cache_store import leases
 from cache_store.errors import Interrupted, StorageFull
-from cache_store.leases import Leases
-from cache_store.snapshots import SnapshotSet
+from cache_store.records import leases
+from cache_store.records.leases import Leases
+from cache_store.snapshots.store import SnapshotSet
 from orchestrator.prepare import prepare
 from workers.control import ThreadControl
 from workers.orders import Production, WorkOrder

@@ -16,8 +16,8 @@ import pytest
 from running import RayHome, checkpoints, final_digests, summary_of, wait_for, write_config
 
 from cache_store.errors import UserError
-from cache_store.records import NodeStore
-from cache_store.storage import Storage
+from cache_store.records.nodes import NodeStore
+from cache_store.storage.base import Storage
 from orchestrator.cli import main
 from orchestrator.prepare import prepare
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 from running import ROOT, final_digests, summary_of, tree, write_config
 
-from cache_store.records import NodeStore
-from cache_store.snapshots import SnapshotStore
-from cache_store.storage import Storage
+from cache_store.records.nodes import NodeStore
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
 from orchestrator import session
 from orchestrator.cli import main
 from orchestrator.prepare import Prepared, prepare

@@ -12,7 +12,7 @@ import pytest
 from object_stores import S3Server
 from running import ROOT, Lab, final_digests, summary_of, write_config
 
-from cache_store.storage import Storage
+from cache_store.storage.base import Storage
 from orchestrator.prepare import prepare
 
 CHANGES = {

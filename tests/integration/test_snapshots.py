@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from running import Lab, checksums, digests
 
-from cache_store.snapshots import SnapshotSet, SnapshotStore
+from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 
 STAGE = "segprop/stage3-seg3"
 READ = "segprop/snapshot seg2 train view 1"

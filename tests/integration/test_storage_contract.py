@@ -19,14 +19,15 @@ from hypothesis import strategies as st
 from object_stores import S3Server, use
 from running import ROOT
 
-from cache_store.addresses import parse_address
-from cache_store.codec import Field
 from cache_store.errors import CorruptShard, StorageDenied, StoreError
-from cache_store.files import read_aligned, write_file
-from cache_store.records import NodeStore
-from cache_store.snapshots import SetSpec, SnapshotStore
-from cache_store.storage import Storage
-from cache_store.storage_object import PART_BYTES, ObjectStorage
+from cache_store.formats.codec import Field
+from cache_store.records.files import read_aligned, write_file
+from cache_store.records.nodes import NodeStore
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.addresses import parse_address
+from cache_store.storage.base import Storage
+from cache_store.storage.object_store import PART_BYTES, ObjectStorage
 
 SPEC = SetSpec({"what": "contract"}, 24, (Field("x", "int64", (3,)),), 4, 8)
 

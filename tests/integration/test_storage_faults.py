@@ -12,11 +12,12 @@ import pytest
 from faulty_proxy import Choice, Fault, FaultyProxy, Request, faulty_proxy
 from object_stores import S3Server
 
-from cache_store.codec import Field
 from cache_store.errors import SegpropError, StorageDenied, StorageUnavailable
-from cache_store.records import NodeStore
-from cache_store.snapshots import SetSpec, SnapshotStore
-from cache_store.storage import Storage
+from cache_store.formats.codec import Field
+from cache_store.records.nodes import NodeStore
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
 
 SPEC = SetSpec({"what": "faults"}, 16, (Field("x", "int64", (200,)),), 4, 8)
 REQUEST_S = 1.0

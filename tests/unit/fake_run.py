@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import config as configuration
-from orchestrator.plan import Node, Plan, build_plan
+from orchestrator.graph import Node, Plan
+from orchestrator.plan import build_plan
 from orchestrator.summary import summarize
 from workers.data.inspect import DataOutline
 from workers.models.outline import outline

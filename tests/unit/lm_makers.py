@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from workers.lm_specs import CausalLMSpec
-from workers.models.causal_lm.context import Context
-from workers.models.causal_lm.parts import Frame, build_part, part_names, part_state_names
+from workers.models.causal_lm.context import Context, Frame
+from workers.models.causal_lm.parts import build_part, part_names, part_state_names
 from workers.models.causal_lm.skeleton import build_config, build_skeleton
 
 VOCABULARY = 97

@@ -7,8 +7,10 @@ from typing import Any
 
 import yaml
 
-from orchestrator.config import Config, load
-from orchestrator.plan import Plan, build_plan
+from orchestrator.config import load
+from orchestrator.graph import Plan
+from orchestrator.plan import build_plan
+from orchestrator.sections import Config
 from workers.data.inspect import DataOutline
 from workers.models.outline import outline
 

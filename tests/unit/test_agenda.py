@@ -10,7 +10,7 @@ from test_schedule import graphs, make_node, make_plan
 
 from orchestrator import schedule
 from orchestrator.agenda import Agenda
-from orchestrator.plan import Plan
+from orchestrator.graph import Plan
 
 
 class Both:

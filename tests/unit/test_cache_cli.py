@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from planning import small_config, small_plan
 
 from cache_store.errors import UserError
-from cache_store.publish import dump_record, parse_record
-from cache_store.records import NodeStore
-from cache_store.snapshots import Field, SetSpec, SnapshotStore
-from cache_store.storage import FileInfo, Storage
+from cache_store.formats.codec import Field
+from cache_store.records.nodes import NodeStore
+from cache_store.records.record_io import dump_record, parse_record
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import FileInfo, Storage
 from orchestrator import cli
 from orchestrator.cache_cli import age, human_age
 from orchestrator.collect import CommitFacts, Facts, collect, needed_sets

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from cache_store import crashpoints
-from cache_store.codec import Field
-from cache_store.records import NodeStore
-from cache_store.snapshots import SetSpec, SnapshotStore
-from cache_store.storage import Storage
+from cache_store.formats.codec import Field
+from cache_store.records.nodes import NodeStore
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
 
 ROOT = Path(__file__).parents[2]
 SPEC = SetSpec({"what": "crash"}, 8, (Field("x", "int64", (3,)),), 4, 8)

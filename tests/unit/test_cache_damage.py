@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from cache_store.errors import CorruptRecord, CorruptShard, MissingShard, SegpropError
-from cache_store.publish import dump_record, parse_record
-from cache_store.records import NodeStore
-from cache_store.snapshots import Field, SetSpec, SnapshotStore
-from cache_store.storage import Storage
+from cache_store.formats.codec import Field
+from cache_store.records.nodes import NodeStore
+from cache_store.records.record_io import dump_record, parse_record
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
 
 SPEC = SetSpec({"k": 1}, 4, (Field("x", "uint8", (3,)), Field("y", "int64", ())), 1, 2)
 

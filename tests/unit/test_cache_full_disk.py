@@ -17,10 +17,12 @@ import pytest
 from test_machine_copies import Counting, put
 
 from cache_store.errors import StorageDenied, StorageFull
-from cache_store.files import verify_once
-from cache_store.records import NodeStore
-from cache_store.snapshots import Field, SetSpec, SnapshotStore
-from cache_store.storage import Storage
+from cache_store.formats.codec import Field
+from cache_store.records.files import verify_once
+from cache_store.records.nodes import NodeStore
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
 
 SPEC = SetSpec({"what": "full"}, 64, (Field("x", "uint8", (4096,)),), 8, 8)
 

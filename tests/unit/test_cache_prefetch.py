@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cache_store.errors import CorruptShard
-from cache_store.prefetch import prefetch
+from workers.training.prefetch import prefetch
 
 
 def prefetching() -> int:

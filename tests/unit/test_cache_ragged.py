@@ -15,12 +15,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_store.codec import Array, Field
 from cache_store.errors import CorruptRecord, MissingShard
+from cache_store.formats.codec import Array, Field
 from cache_store.keys import digest_json
-from cache_store.reader import RowReader
-from cache_store.snapshots import SetSpec, SnapshotSet, SnapshotStore
-from cache_store.storage import Storage
+from cache_store.snapshots.reader import RowReader
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotSet, SnapshotStore
+from cache_store.storage.base import Storage
 
 FIELDS = (Field("hidden", "bfloat16", (3,)), Field("token", "int32", ()))
 CUTS = (0, 5, 6, 20, 23)

@@ -16,16 +16,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_store import copies as copies_module
-from cache_store import runs as runs_module
-from cache_store.ahead import ShardsAhead
-from cache_store.codec import PACKED, Array, Field
 from cache_store.errors import CorruptShard, MissingShard
-from cache_store.kept import KeptShards
-from cache_store.reader import RowReader
-from cache_store.runs import Copier
-from cache_store.snapshots import SetSpec, SnapshotSet, SnapshotStore
-from cache_store.storage import Storage
+from cache_store.formats.codec import PACKED, Array, Field
+from cache_store.snapshots import gather as copies_module
+from cache_store.snapshots import gather as runs_module
+from cache_store.snapshots.gather import Copier
+from cache_store.snapshots.read_ahead import ShardsAhead
+from cache_store.snapshots.reader import RowReader
+from cache_store.snapshots.shard_cache import KeptShards
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotSet, SnapshotStore
+from cache_store.storage.base import Storage
 
 WIDE, NARROW = Field("x", "bfloat16", (5000,)), Field("label", "int64", ())
 
@@ -152,10 +153,10 @@ def test_what_is_held_stays_within_the_limit_and_is_not_checked_again(
 ) -> None:
     kept = KeptShards(3 * 10_100)
     snapshots = filled(local(tmp_path), list(range(41)), kept)
-    monkeypatch.setattr("cache_store.files._SETTLED_NS", 0)
+    monkeypatch.setattr("cache_store.records.files._SETTLED_NS", 0)
     checked: list[str] = []
-    verify = "cache_store.files.verify"
-    original = __import__("cache_store.files", fromlist=["verify"]).verify
+    verify = "cache_store.records.files.verify"
+    original = __import__("cache_store.records.files", fromlist=["verify"]).verify
     monkeypatch.setattr(verify, lambda storage, record: (checked.append(record["path"]), original(storage, record)))
     reader = RowReader(snapshots)
     for _ in range(2):

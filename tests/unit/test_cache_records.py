@@ -15,10 +15,10 @@ import pytest
 import xxhash
 
 from cache_store.errors import CorruptRecord, CorruptShard, StorageUnavailable, StoreError
-from cache_store.files import read_file, verify
-from cache_store.publish import new_attempt_id
-from cache_store.records import NodeStore
-from cache_store.storage import Storage
+from cache_store.records.files import read_file, verify
+from cache_store.records.nodes import NodeStore
+from cache_store.records.record_io import new_attempt_id
+from cache_store.storage.base import Storage
 
 NODE = "abc123"
 
@@ -170,7 +170,7 @@ def test_damaged_and_missing_files_are_refused(local: NodeStore) -> None:
 def test_a_mapped_file_is_checked_once_until_it_changes(local: NodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     record = local.attempt(NODE).write("f", b"1")
     checked: list[str] = []
-    monkeypatch.setattr("cache_store.files.verify", lambda _, r: checked.append(r["path"]))
+    monkeypatch.setattr("cache_store.records.files.verify", lambda _, r: checked.append(r["path"]))
     path = local.verified_path(record)
     assert path is not None
     local.verified_path(record)

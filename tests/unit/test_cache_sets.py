@@ -18,9 +18,6 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache_store import codec, files
-from cache_store import storage_local as storage_module
-from cache_store.codec import DTYPES, Array, Field, decode, encode
 from cache_store.errors import (
     CorruptRecord,
     CorruptShard,
@@ -30,10 +27,15 @@ from cache_store.errors import (
     StorageUnavailable,
     StoreError,
 )
-from cache_store.publish import parse_record
-from cache_store.reader import RowReader
-from cache_store.snapshots import SetSpec, SnapshotSet, SnapshotStore
-from cache_store.storage import Storage
+from cache_store.formats import codec
+from cache_store.formats.codec import DTYPES, Array, Field, decode, encode
+from cache_store.records import files
+from cache_store.records.record_io import parse_record
+from cache_store.snapshots.reader import RowReader
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotSet, SnapshotStore
+from cache_store.storage import local as storage_module
+from cache_store.storage.base import Storage
 
 FIELDS = (Field("x", "bfloat16", (3, 5)), Field("label", "int64", ()), Field("image", "uint8", (7,)))
 
@@ -823,7 +825,7 @@ def test_rows_and_outputs_of_another_kind_are_refused(storage: Storage) -> None:
 def test_storage_that_cannot_be_mapped_keeps_a_bounded_number_of_shards(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cache_store.kept.UNMAPPED_BYTES", 2 * 8 * 45)
+    monkeypatch.setattr("cache_store.snapshots.shard_cache.UNMAPPED_BYTES", 2 * 8 * 45)
     snapshots = SnapshotStore(Storage.open(f"memory://{uuid.uuid4().hex}")).open(spec_of(rows=64))
     fill(snapshots)
     for i in range(8):

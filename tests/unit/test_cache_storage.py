@@ -15,9 +15,9 @@ import pytest
 import xxhash
 
 from cache_store.errors import StorageDenied, StorageFull, StorageUnavailable, StoreError, UserError
-from cache_store.files import write_file
 from cache_store.keys import canonical_json, digest_json
-from cache_store.storage import Storage
+from cache_store.records.files import write_file
+from cache_store.storage.base import Storage
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -28,8 +28,8 @@ from transformers import AutoModelForCausalLM
 
 from cache_store.errors import ConfigError
 from workers.lm_specs import CausalLMSpec
-from workers.models.causal_lm.context import Context
-from workers.models.causal_lm.parts import Frame, build_part, part_names, part_state_names
+from workers.models.causal_lm.context import Context, Frame
+from workers.models.causal_lm.parts import build_part, part_names, part_state_names
 from workers.models.causal_lm.readout import loss
 from workers.models.causal_lm.structure import structure
 from workers.models.causal_lm.verify import verify_chain

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from cache_store.errors import ConfigError
 from workers.lm_specs import CausalLMSpec, LoraSpec
+from workers.models.causal_lm.context import Frame
 from workers.models.causal_lm.lora import add_lora, merged_state, trainable
-from workers.models.causal_lm.parts import Frame, part_state_names
+from workers.models.causal_lm.parts import part_state_names
 from workers.models.causal_lm.readout import loss, token_scores
 
 pytest.importorskip("peft")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from workers.chain import Path, module_bytes
 from workers.lm_specs import CausalLMSpec, LoraSpec
+from workers.models.causal_lm.context import Frame
 from workers.models.causal_lm.lora import add_lora, merged_state, trainable
-from workers.models.causal_lm.parts import Frame
 from workers.models.causal_lm.quantized import quantize
 
 pytest.importorskip("bitsandbytes")

@@ -11,9 +11,11 @@ import yaml
 from planning import CIFAR, SMALL, merged, small_config
 
 from cache_store.errors import ConfigError, DataError
-from orchestrator.config import compatible, load, parse_size
+from orchestrator.compatible import compatible
+from orchestrator.config import load
 from orchestrator.estimate import Rates
 from orchestrator.prepare import claim_run_dir, prepare
+from orchestrator.sections import parse_size
 from orchestrator.yaml_loader import MAX_BYTES, parse_document
 from workers.specs import TrainSpec, to_json
 

@@ -12,7 +12,7 @@ from cache_store.keys import digest_json
 from orchestrator.costs import BlockCosts, Costs, alike_blocks, boundary_costs, make_seconds
 from orchestrator.dry_run import _boundaries
 from orchestrator.estimate import Rates, SplitRows
-from orchestrator.plan import Plan
+from orchestrator.graph import Plan
 from orchestrator.units import seconds_text
 from workers.models.outline import outline
 from workers.specs import ModelSpec

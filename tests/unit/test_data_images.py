@@ -10,8 +10,8 @@ import torch
 from data_makers import parquet_set
 
 from cache_store.errors import DataError
-from cache_store.snapshots import SnapshotStore
-from cache_store.storage import Storage
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
 from workers.data import images as module
 from workers.data import prepare as prepare_module
 from workers.data import splits

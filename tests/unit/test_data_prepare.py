@@ -11,8 +11,8 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from cache_store.errors import DataError
-from cache_store.snapshots import SnapshotStore
-from cache_store.storage import Storage
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
 from workers.data import prepare as module
 from workers.data.digits import digits
 from workers.data.inspect import inspect

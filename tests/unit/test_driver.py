@@ -12,12 +12,12 @@ import pytest
 from fake_run import make_commits, make_plan
 
 from cache_store.errors import StorageUnavailable, TrainingDiverged
-from cache_store.storage import Storage
+from cache_store.storage.base import Storage
 from orchestrator import retry
 from orchestrator.driver import Driver, Outcome
+from orchestrator.graph import Plan
 from orchestrator.journal import FIELDS, journal
 from orchestrator.ledger import Ledger
-from orchestrator.plan import Plan
 from orchestrator.progress import Progress
 from orchestrator.runner import Event, Failed, Succeeded
 from workers.orders import WorkOrder

@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cache_store import codec, packed
-from cache_store.codec import DTYPES, Field
-from cache_store.encoding import BLOCK, EncodingName, row_bytes
 from cache_store.errors import CorruptShard
-from cache_store.quantization import Encoding
-from cache_store.snapshots import SetSpec, SnapshotStore
-from cache_store.storage import Storage
+from cache_store.formats import codec, packed
+from cache_store.formats.codec import DTYPES, Field
+from cache_store.formats.encodings import BLOCK, EncodingName, row_bytes
+from cache_store.formats.quantization import Encoding
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
 
 FLOATS = ("float32", "bfloat16", "float16")
 SHAPES = ((32,), (20,), (128,), (300,), (4, 3, 5), (3, 1, 1))

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 #: The only modules that may import Ray.
 RAY = {"orchestrator/ray_runner.py", "orchestrator/gang_runner.py", "orchestrator/sweep.py"}
-FSSPEC = {"cache_store/storage_memory.py"}
+FSSPEC = {"cache_store/storage/memory.py"}
 LIGHT = [
     "orchestrator.plan",
     "workers.specs",

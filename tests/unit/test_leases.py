@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cache_store.errors import StorageUnavailable
-from cache_store.leases import LEASE_S, Leases
-from cache_store.storage import Storage
+from cache_store.records.leases import LEASE_S, Leases
+from cache_store.storage.base import Storage
 
 FOLDER = "sets/s/leases"
 

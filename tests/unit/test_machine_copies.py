@@ -15,12 +15,12 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_store.addresses import parse_address
-from cache_store.copy_policy import GRACE_S, Copy, default_limit, victims
 from cache_store.errors import CorruptShard, UserError
-from cache_store.files import read_file, verify_once, write_file
-from cache_store.machine_copies import MachineCopies
-from cache_store.storage_memory import MemoryStorage
+from cache_store.records.eviction import GRACE_S, Copy, default_limit, victims
+from cache_store.records.files import read_file, verify_once, write_file
+from cache_store.records.local_cache import MachineCopies
+from cache_store.storage.addresses import parse_address
+from cache_store.storage.memory import MemoryStorage
 
 NOW = 1_000_000.0
 

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_store.errors import ConfigError
+from workers.models.chain_outline import ChainOutline
 from workers.models.counting import stride_between
-from workers.models.outline import ChainOutline, outline
+from workers.models.outline import outline
 from workers.models.resnet_outline import RESNETS
 from workers.specs import ModelSpec, ResNetName
 

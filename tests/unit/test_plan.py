@@ -14,7 +14,7 @@ import pytest
 from planning import CIFAR, plan_of, regime_node, small_config, small_plan
 
 from orchestrator.config import load
-from orchestrator.plan import Node, Plan, node_id
+from orchestrator.graph import Node, Plan, node_id
 from orchestrator.prepare import prepare
 from orchestrator.stages import layout
 from workers import specs

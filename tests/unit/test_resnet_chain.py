@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cache_store.errors import ConfigError
 from workers import models
-from workers.models.outline import PartOutline, outline
+from workers.models.chain_outline import PartOutline
+from workers.models.outline import outline
 from workers.models.resnet_outline import RESNETS
 from workers.specs import ModelSpec
 

@@ -12,7 +12,7 @@ from planning import small_plan
 from orchestrator import schedule
 from orchestrator.agenda import Agenda
 from orchestrator.estimate import Estimate
-from orchestrator.plan import Node, Plan, RegimePlan
+from orchestrator.graph import Node, Plan, RegimePlan
 
 
 def make_node(name: str, kind: Any, parents: list[str], regimes: tuple[str, ...] = ("r",)) -> Node:

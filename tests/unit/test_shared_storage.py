@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from cache_store.errors import SegpropError, UserError
-from cache_store.storage import Storage
+from cache_store.storage.base import Storage
 from orchestrator import ray_runner, shared_storage
 from orchestrator.ray_runner import RayRunner
 from orchestrator.shared_storage import Answer, Question, answer, ask, clock_warnings, judge

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from fake_run import make_commits, make_plan
 
-from cache_store.records import NodeStore
-from cache_store.storage import Storage
+from cache_store.records.nodes import NodeStore
+from cache_store.storage.base import Storage
 from orchestrator import status_view
 from orchestrator.cli import main
+from orchestrator.graph import Plan
 from orchestrator.lease import Identity, Lease
-from orchestrator.plan import Plan
 from orchestrator.run_record import RunRecord, read_pointer, read_run, write_pointer, write_run
 from orchestrator.status import Observer, RunStatus, StageStatus, observe
 

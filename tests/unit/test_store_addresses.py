@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_store.addresses import parse_address, redacted
 from cache_store.errors import StorageDenied, StorageFull, StorageUnavailable, StoreError, UserError
-from cache_store.object_errors import Kind, fault_of
-from cache_store.patience import Patience
+from cache_store.storage.addresses import parse_address, redacted
+from cache_store.storage.object_errors import Kind, fault_of
+from cache_store.storage.retry import Patience
 
 
 @pytest.mark.parametrize(

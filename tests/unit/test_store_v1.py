@@ -13,15 +13,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cache_store import codec, packed
 from cache_store.audit import Audit
+from cache_store.formats import codec, packed
+from cache_store.formats.codec import Field
+from cache_store.formats.quantization import Encoding
 from cache_store.keys import digest_json
-from cache_store.quantization import Encoding
-from cache_store.reader import RowReader
-from cache_store.records import NodeStore
-from cache_store.set_spec import Field
-from cache_store.snapshots import SnapshotSet, SnapshotStore
-from cache_store.storage import Storage
+from cache_store.records.nodes import NodeStore
+from cache_store.snapshots.reader import RowReader
+from cache_store.snapshots.store import SnapshotSet, SnapshotStore
+from cache_store.storage.base import Storage
 from orchestrator.plan_record import read_plans
 
 KEPT = Path(__file__).parents[1] / "data" / "store-v1"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fake_run import ENVIRONMENT, make_commits, make_plan, make_summary
 
-from orchestrator.plan import Plan
+from orchestrator.graph import Plan
 from orchestrator.summary import summarize, write_summary
 
 STAGE_KEYS = {

@@ -17,7 +17,7 @@ import yaml
 from fake_run import make_commits
 
 from cache_store.errors import ConfigError
-from cache_store.storage import Storage
+from cache_store.storage.base import Storage
 from orchestrator import schedule, sweep_metric, sweep_plan, sweep_space
 from orchestrator.driver import Outcome
 from orchestrator.ledger import Ledger

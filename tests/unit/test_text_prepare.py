@@ -12,8 +12,8 @@ import pytest
 from text_makers import BYTES, samples_of, source_of, spec_of, store, texts, word_tokenizer, write_lines, write_parquet
 
 from cache_store.errors import ConfigError, DataError
-from cache_store.snapshots import SnapshotStore
-from cache_store.storage import Storage
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
 from workers.data.text import stored
 from workers.data.text.inspect import inspect_text
 from workers.data.text.prepare import prepare_text

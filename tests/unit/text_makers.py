@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from real_model import gguf_file
 
-from cache_store.snapshots import SnapshotStore
-from cache_store.storage import Storage
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
 from workers.data.text.prepare import prepare_text
 from workers.data.text.source import TextSource
 from workers.lm_specs import CausalLMSpec, TextSpec

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cache_store.errors import CorruptShard, DataError, MissingShard
 from cache_store.keys import digest_json
-from cache_store.snapshots import SnapshotSet, SnapshotStore
+from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from workers.data import splits
 from workers.data.augment import Augment
 from workers.data.facts import FACTS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cache_store.errors import CorruptShard, MissingShard
-from cache_store.snapshots import SnapshotSet
+from cache_store.snapshots.store import SnapshotSet
 
 
 def missing_shards(target: SnapshotSet) -> list[int]:

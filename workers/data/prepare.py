@@ -19,8 +19,10 @@ import PIL
 from PIL import Image
 
 from cache_store.errors import DataError
+from cache_store.formats.codec import Field
 from cache_store.keys import digest_json
-from cache_store.snapshots import Field, SetSpec, SnapshotStore
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotStore
 from workers.data.cifar import read_pickle
 from workers.data.digits import digits
 from workers.data.facts import FACTS, SPLITS, Split

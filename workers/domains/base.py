@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cache_store.codec import Field
-from cache_store.snapshots import SnapshotStore
+from cache_store.formats.codec import Field
+from cache_store.snapshots.store import SnapshotStore
 from workers.chain import Boundary, State
 from workers.specs import Precision, TrainSpec
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cache_store.codec import Field
-from cache_store.snapshots import SnapshotStore
+from cache_store.formats.codec import Field
+from cache_store.snapshots.store import SnapshotStore
 from workers import models
 from workers.chain import Boundary, State, cpu_state
 from workers.data.augment import view_identity

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cache_store.codec import Field
-from cache_store.snapshots import SnapshotStore
+from cache_store.formats.codec import Field
+from cache_store.snapshots.store import SnapshotStore
 from workers.chain import Boundary, State, cpu_state
 from workers.data.text.source import TextBatch, TextSource
 from workers.domains.base import Batch, Rows, Source
 from workers.lm_specs import CausalLMSpec, TextSpec
 from workers.models.causal_lm import parts, readout
+from workers.models.causal_lm.context import Frame
 from workers.models.causal_lm.lora import add_lora, merged_state
-from workers.models.causal_lm.parts import Frame
 from workers.models.causal_lm.quantized import quantize
 from workers.models.causal_lm.skeleton import build_skeleton, master_dtype
 from workers.optim import DTYPES

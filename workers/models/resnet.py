@@ -17,7 +17,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from workers.models.outline import ChainOutline, outline
+from workers.models.chain_outline import ChainOutline
+from workers.models.outline import outline
 from workers.models.resnet_outline import facts_of
 from workers.models.resnet_weights import merge, read_state
 from workers.specs import ModelSpec

@@ -15,7 +15,7 @@ import numpy as np
 
 from cache_store.errors import ConfigError, DataError
 from cache_store.keys import digest_json
-from cache_store.snapshots import SnapshotStore
+from cache_store.snapshots.store import SnapshotStore
 from workers.data.missing import missing_shards
 from workers.data.splits import permutation
 from workers.data.text.encoding import Encoded, Encoder, encoder_of

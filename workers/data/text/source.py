@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cache_store.errors import CorruptShard, DataError, MissingShard
 from cache_store.keys import digest_json
-from cache_store.reader import RowReader
-from cache_store.snapshots import SnapshotSet, SnapshotStore
+from cache_store.snapshots.reader import RowReader
+from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from workers.data.text.prepare import prepare_text
 from workers.data.text.ragged import flat_rows, offsets_of
 from workers.lm_specs import CausalLMSpec, TextSpec

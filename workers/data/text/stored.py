@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from cache_store.errors import CorruptShard, MissingShard
+from cache_store.formats.codec import Field
 from cache_store.keys import digest_json
-from cache_store.snapshots import Field, SetSpec, SnapshotSet, SnapshotStore
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from workers.data.missing import missing_shards
 from workers.data.text.layout import Samples, chunks
 from workers.data.text.ragged import offsets_of

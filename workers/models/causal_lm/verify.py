@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 from cache_store.errors import ConfigError
 from workers.lm_specs import CausalLMSpec
 from workers.models.causal_lm.configs import pruned
+from workers.models.causal_lm.context import Frame
 from workers.models.causal_lm.errors import refuse
-from workers.models.causal_lm.parts import Boundary, Frame, build_part, part_names
+from workers.models.causal_lm.parts import Boundary, build_part, part_names
 from workers.models.causal_lm.random_init import random_state
 from workers.models.causal_lm.skeleton import architecture, build_config, build_skeleton
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from cache_store.crashpoints import reach
-from cache_store.durable import TEMPORARY, make_folders, sync_folder, temporary_file
 from cache_store.errors import StoreError, UserError
-from cache_store.storage import FileInfo, Storage, pieces_of
+from cache_store.storage.base import FileInfo, Storage, pieces_of
+from cache_store.storage.durable import TEMPORARY, make_folders, sync_folder, temporary_file
 
 if TYPE_CHECKING:
-    from cache_store.storage import Buffer, Names
+    from cache_store.storage.base import Buffer, Names
 
 
 class LocalStorage(Storage):

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from cache_store import codec
-from cache_store.codec import Array, Field
 from cache_store.errors import CorruptShard
+from cache_store.formats import codec
+from cache_store.formats.codec import Array, Field
 
 if TYPE_CHECKING:
-    from cache_store.storage import Buffer
+    from cache_store.storage.base import Buffer
 
 # Higher levels took several times as long for one part in a hundred.
 _LEVEL = 1

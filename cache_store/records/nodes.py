@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_store.checkpoints import Checkpoint, CheckpointStore
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, StoreError
-from cache_store.files import FileRecord, read_file, valid_files, verify, verify_once, write_file
-from cache_store.publish import (
+from cache_store.records.checkpoints import Checkpoint, CheckpointStore
+from cache_store.records.files import FileRecord, read_file, valid_files, verify, verify_once, write_file
+from cache_store.records.record_io import (
     check_name,
     dump_record,
     has_keys,
@@ -27,7 +27,7 @@ from cache_store.publish import (
 )
 
 if TYPE_CHECKING:
-    from cache_store.storage import Buffer
+    from cache_store.storage.base import Buffer
 
 FORMAT = 1
 

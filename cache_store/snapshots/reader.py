@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache_store.ahead import ShardsAhead
-from cache_store.codec import Array, Field
-from cache_store.copies import Copies
 from cache_store.errors import CorruptShard, MissingShard
-from cache_store.runs import Copier, Runs
-from cache_store.snapshots import SnapshotSet
+from cache_store.formats.codec import Array, Field
+from cache_store.snapshots.gather import Copier, Copies, Runs
+from cache_store.snapshots.read_ahead import ShardsAhead
+from cache_store.snapshots.store import SnapshotSet
 
 _TORCH = {
     "float32": torch.float32,

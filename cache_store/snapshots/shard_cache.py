@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from cache_store.codec import Array
+from cache_store.formats.codec import Array
 
 Arrays = tuple[Array, ...]
 

@@ -17,16 +17,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
-from cache_store.addresses import OBJECT_SCHEMES, Address
 from cache_store.crashpoints import reach
 from cache_store.errors import StorageDenied, StorageUnavailable, StoreError
-from cache_store.object_client import endpoint_of, load_obstore, make_client
-from cache_store.object_errors import Fault, Kind, fault_of
-from cache_store.patience import Patience
-from cache_store.storage import FileInfo, Storage, pieces_of, views_of
+from cache_store.storage.addresses import OBJECT_SCHEMES, Address
+from cache_store.storage.base import FileInfo, Storage, pieces_of, views_of
+from cache_store.storage.object_client import endpoint_of, load_obstore, make_client
+from cache_store.storage.object_errors import Fault, Kind, fault_of
+from cache_store.storage.retry import Patience
 
 if TYPE_CHECKING:
-    from cache_store.storage import Buffer, Names
+    from cache_store.storage.base import Buffer, Names
 
 T = TypeVar("T")
 

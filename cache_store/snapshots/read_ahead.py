@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from cache_store.codec import Array
 from cache_store.errors import StoreError
+from cache_store.formats.codec import Array
 
 #: Bytes of one page; touching one byte of each has the system map all of it.
 _PAGE = 4096

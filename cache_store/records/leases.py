@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 
 from cache_store.errors import StoreError
-from cache_store.publish import check_name, new_attempt_id
-from cache_store.storage import Storage
+from cache_store.records.record_io import check_name, new_attempt_id
+from cache_store.storage.base import Storage
 
 #: A lease that was not renewed for this long has lost its holder.
 LEASE_S = 15.0

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cache_store import codec
-from cache_store.codec import Array, Field
+from cache_store.formats import codec
+from cache_store.formats.codec import Array, Field
 from cache_store.keys import digest_json
 
 FORMAT = 1

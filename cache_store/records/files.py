@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 import numpy as np
 import xxhash
 
-from cache_store.codec import ALIGNMENT, Array
 from cache_store.errors import CorruptShard, StoreError
+from cache_store.formats.codec import ALIGNMENT, Array
 from cache_store.keys import Digests
-from cache_store.machine_copies import MachineCopies
-from cache_store.os_errors import typed_error
-from cache_store.publish import is_name
-from cache_store.storage import Storage, pieces_of, views_of
-from cache_store.storage_local import LocalStorage
+from cache_store.records.local_cache import MachineCopies
+from cache_store.records.record_io import is_name
+from cache_store.storage.base import Storage, pieces_of, views_of
+from cache_store.storage.local import LocalStorage
+from cache_store.storage.os_errors import typed_error
 
 if TYPE_CHECKING:
-    from cache_store.storage import Buffer
+    from cache_store.storage.base import Buffer
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from typing import Any
 import xxhash
 
 from cache_store.errors import CorruptRecord, StoreError
-from cache_store.storage import Storage
+from cache_store.storage.base import Storage
 
 MAX_RECORD_BYTES = 16 << 20
 _SEAL = re.compile(rb',"check":"([0-9a-f]{32})"}')

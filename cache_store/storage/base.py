@@ -5,7 +5,8 @@ durable when the call returns (local folders: file and directory fsync). OS erro
 `cache_store.errors`, with the path in the message; reading what is absent raises FileNotFoundError.
 
 To add a kind of storage: subclass `Storage`, implement the underscore methods, enter its scheme in `_construct`
-and in `cache_store.addresses`; `tests/integration/test_storage_contract.py` then says whether it keeps the contract.
+and in `cache_store.storage.addresses`; `tests/integration/test_storage_contract.py` then says whether it keeps
+the contract.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from cache_store.addresses import parse_address
-from cache_store.durable import TEMPORARY
 from cache_store.errors import StorageUnavailable, StoreError, UserError
-from cache_store.os_errors import typed_error
+from cache_store.storage.addresses import parse_address
+from cache_store.storage.durable import TEMPORARY
+from cache_store.storage.os_errors import typed_error
 
 if TYPE_CHECKING:
     import typing_extensions
@@ -302,13 +303,13 @@ def _construct(uri: str) -> Storage:
     # Imported here: each kind of storage imports this module, and few processes need more than one.
     address = parse_address(uri)
     if address.scheme == "file":
-        from cache_store.storage_local import LocalStorage
+        from cache_store.storage.local import LocalStorage
 
         return LocalStorage(address.path)
     if address.scheme == "memory":
-        from cache_store.storage_memory import MemoryStorage
+        from cache_store.storage.memory import MemoryStorage
 
         return MemoryStorage(address)
-    from cache_store.storage_object import ObjectStorage
+    from cache_store.storage.object_store import ObjectStorage
 
     return ObjectStorage(address)

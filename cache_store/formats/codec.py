@@ -25,7 +25,7 @@ import pyarrow as pa
 from cache_store.errors import CorruptShard
 
 if TYPE_CHECKING:
-    from cache_store.storage import Buffer
+    from cache_store.storage.base import Buffer
 
 Array = npt.NDArray[Any]
 

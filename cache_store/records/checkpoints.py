@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, CorruptShard, StoreError
-from cache_store.files import FileRecord, valid_files, verify, write_file
-from cache_store.publish import check_name, dump_record, has_keys, is_name, parse_record, publish, read_bounded
-from cache_store.storage import Storage
+from cache_store.records.files import FileRecord, valid_files, verify, write_file
+from cache_store.records.record_io import (
+    check_name,
+    dump_record,
+    has_keys,
+    is_name,
+    parse_record,
+    publish,
+    read_bounded,
+)
+from cache_store.storage.base import Storage
 
 if TYPE_CHECKING:
-    from cache_store.storage import Buffer
+    from cache_store.storage.base import Buffer
 
 FORMAT = 1
 

@@ -7,9 +7,9 @@ import os
 from datetime import timedelta
 from typing import Any
 
-from cache_store.addresses import OBJECT_SCHEMES, Address
 from cache_store.errors import ConfigError
-from cache_store.patience import Patience
+from cache_store.storage.addresses import OBJECT_SCHEMES, Address
+from cache_store.storage.retry import Patience
 
 _CLASSES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
 #: Retries of one part inside a multipart upload, on top of `Patience`, which would begin the upload anew.

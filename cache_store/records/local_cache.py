@@ -19,9 +19,9 @@ from typing import Any
 
 import xxhash
 
-from cache_store.copy_policy import Copy, default_limit, victims
 from cache_store.errors import CorruptShard, UserError
-from cache_store.storage import Storage
+from cache_store.records.eviction import Copy, default_limit, victims
+from cache_store.storage.base import Storage
 
 FOLDER_VARIABLE = "SEGPROP_CACHE_DIR"
 BYTES_VARIABLE = "SEGPROP_CACHE_BYTES"

@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from cache_store import codec, packed
-from cache_store.codec import Array, Field
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, CorruptShard, MissingShard, StoreError
-from cache_store.files import FileRecord, read_aligned, valid_digests, verify_once, write_file
-from cache_store.kept import KeptShards
+from cache_store.formats import codec, packed
+from cache_store.formats.codec import Array, Field
 from cache_store.keys import canonical_json, digest_json
-from cache_store.os_errors import typed_error
-from cache_store.publish import (
+from cache_store.records.files import FileRecord, read_aligned, valid_digests, verify_once, write_file
+from cache_store.records.record_io import (
     check_name,
     dump_record,
     has_keys,
@@ -33,8 +31,10 @@ from cache_store.publish import (
     publish,
     read_bounded,
 )
-from cache_store.set_spec import FORMAT, SetSpec
-from cache_store.storage import Storage
+from cache_store.snapshots.shard_cache import KeptShards
+from cache_store.snapshots.spec import FORMAT, SetSpec
+from cache_store.storage.base import Storage
+from cache_store.storage.os_errors import typed_error
 
 if TYPE_CHECKING:
     # Inside SnapshotStore `list` is a method.

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cache_store import codec
-from cache_store.codec import Field
-from cache_store.encoding import BLOCK, EncodingName, columns
+from cache_store.formats import codec
+from cache_store.formats.codec import Field
+from cache_store.formats.encodings import BLOCK, EncodingName, columns
 
 #: Largest code: 127 of int8, and of float8_e4m3fn its largest finite value.
 _LARGEST = {"int8": 127.0, "fp8": 448.0}

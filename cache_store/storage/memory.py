@@ -7,11 +7,11 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from cache_store.addresses import Address
-from cache_store.storage import FileInfo, Storage, views_of
+from cache_store.storage.addresses import Address
+from cache_store.storage.base import FileInfo, Storage, views_of
 
 if TYPE_CHECKING:
-    from cache_store.storage import Buffer, Names
+    from cache_store.storage.base import Buffer, Names
 
 # fsspec's memory file system is one dictionary a process, whatever the root.
 _MEMORY_LOCK = threading.RLock()
