@@ -100,7 +100,7 @@ def _rate(make: Callable[[int], object], batch: int, seconds: float, index: int)
 def _ours(level: Any, size: int, images: Any) -> Callable[[int], object]:
     import numpy as np
 
-    from workers.data.augment import Augment
+    from workers.data.images.augment.augment import Augment
 
     resize = round(size * 256 / 224)
     augment = Augment(augment=level, native=NATIVE, resize=resize, size=size, flip=True, mean=MEAN, std=STD, seed=1)

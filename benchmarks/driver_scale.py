@@ -163,9 +163,9 @@ def make_plan(count: int, folder: Path) -> tuple[Any, float]:
     """(a plan of about `count` nodes, seconds it took to build)."""
     from orchestrator import config as configuration
     from orchestrator.plan import build_plan
-    from workers.data.inspect import DataOutline
-    from workers.models.outline import outline
-    from workers.specs import DataSpec, ModelSpec
+    from workers.data.images.outline import DataOutline
+    from workers.models.registry import outline
+    from workers.specs.experiment import DataSpec, ModelSpec
 
     # Two regimes over three boundaries: each view is six sets.
     file = folder / "scale.yaml"

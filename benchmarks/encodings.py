@@ -206,7 +206,7 @@ def _figures(store: str, set_id: str) -> Json:
     from cache_store.snapshots.reader import RowReader
     from cache_store.snapshots.store import SnapshotStore
     from cache_store.storage.base import Storage
-    from workers.boundary import to_numpy
+    from workers.snapshots.boundary import to_numpy
 
     torch.set_num_threads(1)
     snapshots = SnapshotStore(Storage.open(store)).load(set_id)

@@ -86,8 +86,8 @@ def _cases(settings: Json) -> dict[str, Callable[[], Json]]:
     import torch
     from torch.nn import functional as F
 
-    from workers.models.causal_lm import linear_loss
-    from workers.models.causal_lm.link import Link
+    from workers.models.causal_lm.network import linear_loss
+    from workers.models.causal_lm.network.link import Link
 
     device, cuda = torch.device(settings["device"]), settings["device"] == "cuda"
     dtype = torch.bfloat16 if settings["precision"] == "bf16" else torch.float32

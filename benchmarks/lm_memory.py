@@ -191,8 +191,8 @@ def _write_shards(shape: Json, folder: Path) -> int:
     """A random float32 checkpoint, one file a part, with the index that sharded checkpoints have."""
     from safetensors.torch import save_file
 
-    from workers.lm_specs import CausalLMSpec
-    from workers.models.causal_lm.imports import import_parts
+    from workers.models.causal_lm.pretrained.import_parts import import_parts
+    from workers.specs.language import CausalLMSpec
 
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({**shape, "tie_word_embeddings": False, "torch_dtype": "float32"}))
@@ -213,12 +213,12 @@ def stage(config: Path) -> Json:
     import torch
 
     # Everything that is imported on the way, before the baseline.
-    import workers.domains.text
-    import workers.train_stage  # noqa: F401
+    import workers.domains.text.training
+    import workers.training.trainer  # noqa: F401
     from benchmarks.lm_stage import order_of
     from workers.control import ThreadControl
-    from workers.memory import load_lazily_loaded, settled_private_bytes
-    from workers.tasks import execute
+    from workers.tasks.execute import execute
+    from workers.training.memory import load_lazily_loaded, settled_private_bytes
 
     node, order = order_of(str(_settings(config)), "segprop", 1)
     torch.set_num_threads(order.threads)
@@ -302,16 +302,17 @@ def case(settings: Json) -> Json:
 
     import torch
 
-    from workers.chain import Path as Chain
-    from workers.lm_specs import CausalLMSpec, LoraSpec
-    from workers.memory import PeakMeter
-    from workers.models.causal_lm import readout
-    from workers.models.causal_lm.context import Frame
-    from workers.models.causal_lm.lora import add_lora
-    from workers.models.causal_lm.parts import Head, build_part
-    from workers.models.causal_lm.quantized import quantize
-    from workers.optim import autocast, build_optimizer
-    from workers.specs import OptimizerSpec
+    from workers.device import autocast
+    from workers.models.causal_lm.network import readout
+    from workers.models.causal_lm.network.context import Frame
+    from workers.models.causal_lm.network.lora import add_lora
+    from workers.models.causal_lm.network.parts import Head, build_part
+    from workers.models.causal_lm.network.quantized import quantize
+    from workers.models.chain import Path as Chain
+    from workers.specs.experiment import OptimizerSpec
+    from workers.specs.language import CausalLMSpec, LoraSpec
+    from workers.training.memory import PeakMeter
+    from workers.training.optimizer import build_optimizer
 
     device = torch.device(settings["device"])
     torch.manual_seed(0)

@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks import harness
 from benchmarks.harness import Json, Report, Table
+from workers.specs import as_json, tasks
 
 STAGES = {"e2e": ("e2e", 0), "stage": ("segprop", 1)}
 FASTER = 3.0
@@ -168,8 +169,8 @@ def order_of(config: str, regime: str, index: int) -> tuple[Any, Any]:
     from cache_store.storage.base import Storage
     from orchestrator.prepare import prepare
     from workers.control import ThreadControl
-    from workers.orders import WorkOrder
-    from workers.tasks import execute
+    from workers.specs.orders import WorkOrder
+    from workers.tasks.execute import execute
 
     prepared = prepare(config)
     plan, settings = prepared.plan, prepared.config
@@ -196,16 +197,15 @@ def measure(case: str, config: str) -> Json:
     import torch
 
     from cache_store.storage.base import Storage
-    from workers import specs
-    from workers.batches import micro_batches
     from workers.control import ThreadControl
+    from workers.domains.sums import Sums
     from workers.environment import WorkerEnvironment, prepare_process
-    from workers.scoring import Sums
-    from workers.shuffle import epoch_order
-    from workers.train_stage import Stage
+    from workers.training.batches import micro_batches
+    from workers.training.shuffle import epoch_order
+    from workers.training.trainer import Stage
 
     _, order = order_of(config, *STAGES[case])
-    task = specs.from_json(specs.StageTask, order.task)
+    task = as_json.from_json(tasks.StageTask, order.task)
     prepare_process(torch.device(order.device), order.threads, deterministic=task.train.deterministic)
     environment = WorkerEnvironment(Storage.open(order.store), torch.device("cpu"), order.threads, ThreadControl())
     stage = Stage(task, order.parents, environment, environment.nodes.attempt(order.node_id))

@@ -95,13 +95,13 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _spec(settings: Json) -> Any:
-    from workers.specs import ModelSpec
+    from workers.specs.experiment import ModelSpec
 
     return ModelSpec(name=settings["model"], head_convs=settings["head_convs"])
 
 
 def _cases(settings: Json) -> list[str]:
-    from workers.models.outline import outline
+    from workers.models.registry import outline
 
     blocks = [block.name for block in outline(_spec(settings), settings["size"], CLASSES).blocks]
     return [
@@ -121,9 +121,10 @@ def measure(settings: Settings) -> Json:
     import torch
     from torch.nn import functional as F
 
-    from workers.memory import PeakMeter, settled_private_bytes
-    from workers.optim import as_input, autocast, build_optimizer
-    from workers.specs import OptimizerSpec
+    from workers.device import as_input, autocast
+    from workers.specs.experiment import OptimizerSpec
+    from workers.training.memory import PeakMeter, settled_private_bytes
+    from workers.training.optimizer import build_optimizer
 
     device = torch.device(settings.device)
     # Stages are deterministic by default.
@@ -189,16 +190,16 @@ def measure(settings: Settings) -> Json:
 
 def _path(settings: Settings) -> tuple[Any, tuple[tuple[int, ...], ...]]:
     """The trained path of a case, as its stage would build it, and the shapes of one sample that enter it."""
-    from workers import models
-    from workers.chain import Path
+    from workers.models import registry
+    from workers.models.chain import Path
 
     spec, size = _spec(vars(settings)), settings.size
-    chain = models.outline(spec, size, CLASSES)
+    chain = registry.outline(spec, size, CLASSES)
     blocks = [block.name for block in chain.blocks]
     regime, _, stage = settings.case.partition("/")
 
     def part(name: str) -> Any:
-        module = models.build_part(spec, size, CLASSES, name)
+        module = registry.build_part(spec, size, CLASSES, name)
         # Any weights do; the memory of a stage never depends on the parts it does not hold.
         for layer in module.modules():
             reset: Any = getattr(layer, "reset_parameters", None)
@@ -216,10 +217,10 @@ def _path(settings: Settings) -> tuple[Any, tuple[tuple[int, ...], ...]]:
     else:
         parts[stage] = part(stage)
         if regime == "lw":
-            parts["aux"] = models.build_aux(spec, size, CLASSES, index + 1, seed=0)
+            parts["aux"] = registry.build_aux(spec, size, CLASSES, index + 1, seed=0)
         else:
             if index + 1 < len(blocks):
-                parts["adapter"] = models.build_adapter(spec, size, CLASSES, index + 1, len(blocks), seed=0)
+                parts["adapter"] = registry.build_adapter(spec, size, CLASSES, index + 1, len(blocks), seed=0)
             parts["head"] = part("head")
     checkpointing = settings.case == "e2e+checkpointing"
     return Path(parts, trained=list(parts), activation_checkpointing=checkpointing), chain.boundaries[index]
@@ -237,7 +238,7 @@ def _warm_up(settings: Settings) -> None:
 
 def _counted(path: Any, optimizer: Any) -> Json:
     """Bytes of tensors the stage holds besides activations: weights and buffers, gradients, optimizer state."""
-    from workers.chain import module_bytes
+    from workers.models.chain import module_bytes
 
     trained = sum(p.numel() * p.element_size() for p in path.parameters() if p.requires_grad)
     state = sum(

@@ -26,12 +26,13 @@ from torch.nn import functional as F
 
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
-from workers import models
-from workers.data.images import ImageSource
-from workers.data.prepare import prepare
+from workers.data.images.prepare import prepare
+from workers.data.images.source import ImageSource
+from workers.models import registry
 from workers.seeds import derive_seed
-from workers.shuffle import epoch_order
-from workers.specs import DataSpec, Experiment, ModelSpec, from_json
+from workers.specs.as_json import from_json
+from workers.specs.experiment import DataSpec, Experiment, ModelSpec
+from workers.training.shuffle import epoch_order
 
 Tensors = tuple[Tensor, ...]
 
@@ -61,11 +62,11 @@ class Plain:
         self.images = {
             split: ImageSource(self.experiment, data, snapshots, split) for split in ("train", "validation", "test")
         }
-        self.initial = models.initial_state(self.model, self.classes, self.experiment.seed)
-        *self.blocks, self.head = models.part_names(self.model, self.size, self.classes)
+        self.initial = registry.initial_state(self.model, self.classes, self.experiment.seed)
+        *self.blocks, self.head = registry.part_names(self.model, self.size, self.classes)
 
     def part(self, name: str) -> nn.Module:
-        part = models.build_part(self.model, self.size, self.classes, name)
+        part = registry.build_part(self.model, self.size, self.classes, name)
         part.load_state_dict({key: self.initial[key] for key in part.state_dict()})
         return part.to(memory_format=torch.channels_last)
 
@@ -82,7 +83,7 @@ class Plain:
             if index + 1 < len(self.blocks):
                 n = len(self.blocks)
                 seed = derive_seed(self.experiment.seed, "adapter", stage)
-                adapter = models.build_adapter(self.model, self.size, self.classes, index + 1, n, seed)
+                adapter = registry.build_adapter(self.model, self.size, self.classes, index + 1, n, seed)
                 parts.append(adapter.to(memory_format=torch.channels_last))
             path = nn.Sequential(*parts, head)
             stages.append(self.train(path, rows))

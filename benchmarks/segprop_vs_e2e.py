@@ -156,8 +156,8 @@ def _stage(node: Json) -> Json:
 def counted_ratio(settings: Json) -> float:
     """Operations of a SegProp run as a share of an end-to-end run's: every trained sample counts as three forward
     passes over its path, every snapshot as one over its block."""
-    from workers.models.outline import outline
-    from workers.specs import ModelSpec
+    from workers.models.registry import outline
+    from workers.specs.experiment import ModelSpec
 
     model = ModelSpec(name=settings["model"], stem=settings["stem"], head_convs=settings["head_convs"])
     chain = outline(model, settings["size"], 10)

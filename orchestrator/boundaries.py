@@ -12,11 +12,12 @@ from orchestrator import estimate, policy, wavefront
 from orchestrator.costs import BoundaryCosts, Costs, boundary_costs
 from orchestrator.estimate import SplitRows
 from orchestrator.stages import Stage
-from workers.specs import BoundarySpec, TrainSpec
+from workers.specs.experiment import TrainSpec
+from workers.specs.tasks import BoundarySpec
 
 if TYPE_CHECKING:
     from orchestrator.sections import Regime
-    from workers.models.chain_outline import ChainOutline
+    from workers.models.outline import ChainOutline
 
 #: The blocks before a boundary, hop by hop.
 Hops = tuple[tuple[str, ...], ...]

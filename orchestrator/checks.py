@@ -29,12 +29,12 @@ from orchestrator.sections import (
 )
 from orchestrator.text_checks import TextChecks
 from orchestrator.yaml_loader import Document, KeyPath, Problem
-from workers.lm_specs import TextSpec
-from workers.specs import DataSpec, ModelSpec, TrainSpec
+from workers.specs.experiment import DataSpec, ModelSpec, TrainSpec
+from workers.specs.language import TextSpec
 
 if TYPE_CHECKING:
     from workers.models.causal_lm.outline import LMOutline
-    from workers.models.chain_outline import ChainOutline
+    from workers.models.outline import ChainOutline
 
 
 @dataclass(frozen=True)

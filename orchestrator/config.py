@@ -34,7 +34,7 @@ from orchestrator.sections import (
 from orchestrator.stages import Kind
 from orchestrator.sweep_section import Draw
 from orchestrator.yaml_loader import Document, KeyPath, apply_overrides, load_document, raise_problems
-from workers.specs import Precision
+from workers.specs.experiment import Precision
 
 __all__ = [
     "Checked",

@@ -16,7 +16,7 @@ from orchestrator.estimate import SplitRows
 
 if TYPE_CHECKING:
     from orchestrator.estimate import Rates
-    from workers.models.chain_outline import ChainOutline, PartOutline
+    from workers.models.outline import ChainOutline, PartOutline
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from orchestrator.graph import Node, Plan
 from orchestrator.ledger import Ledger
 from orchestrator.progress import Progress
 from orchestrator.runner import Failed, Runner, Succeeded
-from workers.orders import Production, Strategy, WorkOrder, node_of, order_key
+from workers.specs.orders import Production, Strategy, WorkOrder, node_of, order_key
 
 WAIT_S = 0.5
 #: Between two looks at what running tasks report; events are looked at as they come.

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from cache_store.formats.encodings import EncodingName
 from cache_store.formats.encodings import row_bytes as encoded_bytes
-from workers.specs import DataSpec, TrainSpec
+from workers.specs.experiment import DataSpec, TrainSpec
 
 if TYPE_CHECKING:
     from orchestrator.language_memory import StageMemory
-    from workers.models.chain_outline import ChainOutline, PartOutline
     from workers.models.counting import Shape
+    from workers.models.outline import ChainOutline, PartOutline
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ACTIVATION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}

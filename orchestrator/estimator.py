@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 from orchestrator import estimate, language_memory
 from orchestrator.estimate import Estimate, Rates, SplitRows
 from orchestrator.stages import Stage
-from workers.lm_specs import CausalLMSpec
-from workers.specs import BoundarySpec, TrainSpec
+from workers.specs.experiment import TrainSpec
+from workers.specs.language import CausalLMSpec
+from workers.specs.tasks import BoundarySpec
 
 if TYPE_CHECKING:
     from orchestrator.sections import Regime
     from workers.models.causal_lm.outline import LMOutline, LMPartOutline
-    from workers.models.chain_outline import ChainOutline, PartOutline
+    from workers.models.outline import ChainOutline, PartOutline
 
 
 @dataclasses.dataclass(frozen=True)

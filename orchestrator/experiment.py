@@ -6,12 +6,12 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from orchestrator.estimate import SplitRows, split_rows
-from workers.lm_specs import CausalLMSpec, TextSpec
-from workers.specs import DataSpec, Experiment, ModelSpec
+from workers.specs.experiment import DataSpec, Experiment, ModelSpec
+from workers.specs.language import CausalLMSpec, TextSpec
 
 if TYPE_CHECKING:
     from orchestrator.sections import Config, Regime
-    from workers.data.inspect import DataOutline
+    from workers.data.images.outline import DataOutline
     from workers.data.text.inspect import TextOutline
     from workers.models.causal_lm.outline import LMOutline
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from cache_store.storage.addresses import redacted
 from orchestrator.sections import OVERRIDES, Config, RegimeConfig, validate
 from orchestrator.yaml_loader import Document, KeyPath, Problem, key_text
-from workers.specs import TrainSpec
+from workers.specs.experiment import TrainSpec
 
 
 def validated(kind: Any, raw: Any, document: Document, prefix: KeyPath, problems: list[Problem]) -> Any:

@@ -36,7 +36,7 @@ from orchestrator.ray_runner import START_DEADLINE_S, RayRunner
 from orchestrator.runner import Event, Failed, Succeeded
 from orchestrator.versions import versions
 from workers.control import ThreadControl
-from workers.orders import Strategy, WorkOrder
+from workers.specs.orders import Strategy, WorkOrder
 
 #: A rank asks again after this long without an order; the driver, after this long without news.
 TAKE_S = 10.0
@@ -139,8 +139,8 @@ def rank_main(config: Json) -> None:
     """The train function of every rank: orders until there are none. Ends when the mailbox is gone."""
     from ray.train.torch import get_device
 
-    from workers.gang import lost_contact
-    from workers.tasks import execute
+    from workers.distributed.gang import lost_contact
+    from workers.tasks.execute import execute
 
     mailbox = config["mailbox"]
     rank = ray.train.get_context().get_world_rank()

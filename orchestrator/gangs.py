@@ -8,7 +8,7 @@ from orchestrator.graph import Node, Plan
 from orchestrator.machines import Machine, Slots, beside_gpus, room
 from orchestrator.sections import Config, GangConfig
 from orchestrator.yaml_loader import KeyPath
-from workers.specs import ModelSpec, TrainSpec
+from workers.specs.experiment import ModelSpec, TrainSpec
 
 
 def runs_together(node: Node, gang: GangConfig) -> bool:

@@ -32,7 +32,7 @@ class Node:
     label: str
     #: The regimes that asked for it, in the order of the configuration.
     regimes: tuple[str, ...]
-    #: `workers.specs.to_json` of the task.
+    #: `workers.specs.as_json.to_json` of the task.
     task: dict[str, Any]
     parents: dict[str, str]
     estimate: Estimate

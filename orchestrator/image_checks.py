@@ -8,9 +8,9 @@ from cache_store.errors import ConfigError
 from orchestrator.rules import CrossChecks
 from orchestrator.sections import ImageConfig, Regime
 from orchestrator.yaml_loader import KeyPath
-from workers.models.chain_outline import ChainOutline
-from workers.models.outline import outline
-from workers.specs import ModelSpec
+from workers.models.outline import ChainOutline
+from workers.models.registry import outline
+from workers.specs.experiment import ModelSpec
 
 
 class ImageChecks(CrossChecks):

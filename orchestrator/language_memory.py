@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workers.lm_specs import LoraSpec
+from workers.models.causal_lm.network.pieces import BLOCK_BYTES, chunk_rows, loss_rows
 from workers.models.causal_lm.outline import LMPartOutline, PartFacts
-from workers.models.causal_lm.pieces import BLOCK_BYTES, chunk_rows, loss_rows
-from workers.specs import OptimizerSpec, TrainSpec
+from workers.specs.experiment import OptimizerSpec, TrainSpec
+from workers.specs.language import LoraSpec
 
 MASTER_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 _COMPUTED = {"bf16": "bfloat16", "fp16": "float16"}

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.runner import Event, Failed, Succeeded
 from workers.control import ThreadControl
-from workers.orders import WorkOrder
+from workers.specs.orders import WorkOrder
 
 
 class LocalRunner:
@@ -40,7 +40,7 @@ class LocalRunner:
 
     def _work(self, order: WorkOrder) -> None:
         try:
-            from workers.tasks import execute
+            from workers.tasks.execute import execute
 
             self._events.put(Succeeded(order.key, execute(order, self._control)))
         except BaseException as error:  # noqa: BLE001 - whatever it was, the driver decides what it means

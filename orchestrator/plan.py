@@ -19,10 +19,11 @@ from orchestrator.experiment import decoding, experiment_of, initializing, rows_
 from orchestrator.graph import FORMAT, Kind, Node, Plan, RegimePlan, node_id
 from orchestrator.policy import Decision
 from orchestrator.stages import Stage
-from workers.lm_specs import CausalLMSpec
-from workers.specs import (
+from workers.specs.as_json import to_json
+from workers.specs.experiment import DataSpec
+from workers.specs.language import CausalLMSpec
+from workers.specs.tasks import (
     AverageTask,
-    DataSpec,
     DataTask,
     EvaluateTask,
     MaterializeTask,
@@ -31,15 +32,14 @@ from workers.specs import (
     RoundSpec,
     StageTask,
     snapshot_role,
-    to_json,
 )
 
 if TYPE_CHECKING:
     from orchestrator.sections import Config, Regime
-    from workers.data.inspect import DataOutline
+    from workers.data.images.outline import DataOutline
     from workers.data.text.inspect import TextOutline
     from workers.models.causal_lm.outline import LMOutline
-    from workers.models.chain_outline import ChainOutline
+    from workers.models.outline import ChainOutline
 
 #: What measuring a chain takes, on whatever it runs: its figures each have a time of their own.
 MEASURE_SECONDS = 10.0

@@ -30,14 +30,14 @@ from orchestrator.policy import human_bytes
 from orchestrator.sections import Config, ImageConfig
 from orchestrator.summary import write_atomically
 from orchestrator.yaml_loader import Document, KeyPath, Problem, parse_document, raise_problems
-from workers.lm_specs import CausalLMSpec, TextSpec
-from workers.specs import DataSpec, ModelSpec
+from workers.specs.experiment import DataSpec, ModelSpec
+from workers.specs.language import CausalLMSpec, TextSpec
 
 if TYPE_CHECKING:
-    from workers.data.inspect import DataOutline
+    from workers.data.images.outline import DataOutline
     from workers.data.text.inspect import TextOutline
     from workers.models.causal_lm.outline import LMOutline
-    from workers.models.chain_outline import ChainOutline
+    from workers.models.outline import ChainOutline
 
     AnyData = DataSpec | TextSpec
     AnyOutline = DataOutline | TextOutline
@@ -148,7 +148,7 @@ def _outlines(config: Config, data: AnyOutline, language: LMOutline | None) -> d
 
         chain: ChainOutline = lm_chain(language, tokens_a_sample(config, data))
         return dict.fromkeys(config.regimes, chain)
-    from workers.models.outline import outline
+    from workers.models.registry import outline
 
     assert isinstance(config, ImageConfig)
     found = {}
@@ -165,7 +165,7 @@ def look_at_data(data: AnyData, seed: int) -> AnyOutline:
         from workers.data.text.inspect import inspect_text
 
         return inspect_text(data, seed)
-    from workers.data.inspect import inspect
+    from workers.data.images.inspect import inspect
 
     return inspect(data)
 

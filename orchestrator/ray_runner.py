@@ -28,7 +28,7 @@ from orchestrator.machines import Machine, matching, room, settle, unmatched
 from orchestrator.runner import Event, Failed, Succeeded
 from orchestrator.versions import differences, versions
 from workers.control import ThreadControl
-from workers.orders import WorkOrder
+from workers.specs.orders import WorkOrder
 
 #: An actor that has not answered its first call by then will not (import of torch included).
 START_DEADLINE_S = 180.0
@@ -52,10 +52,10 @@ class Worker:
 
     def __init__(self) -> None:
         self._control = ThreadControl()
-        import workers.tasks  # noqa: F401 - torch is imported here, once
+        import workers.tasks.execute  # noqa: F401 - torch is imported here, once
 
     def run(self, order: WorkOrder) -> dict[str, Any]:
-        from workers.tasks import execute
+        from workers.tasks.execute import execute
 
         # A stop is for good: one that comes between two orders holds for the order on its way.
         self._control.progress()

@@ -13,10 +13,10 @@ from orchestrator.sections import Config, Regime, validate
 from orchestrator.stages import Stage
 from orchestrator.wavefront import FINAL
 from orchestrator.yaml_loader import Document, KeyPath, Problem
-from workers.lm_specs import CausalLMSpec
-from workers.specs import TrainSpec
+from workers.specs.experiment import TrainSpec
+from workers.specs.language import CausalLMSpec
 
-#: Shards read ahead of the batch that is loaded (SHARDS_AHEAD of workers.batches, which imports torch).
+#: Shards read ahead of the batch that is loaded (SHARDS_AHEAD of workers.training.batches, which imports torch).
 AHEAD = 2
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from workers.orders import WorkOrder
+from workers.specs.orders import WorkOrder
 
 
 @dataclass(frozen=True)

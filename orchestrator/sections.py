@@ -1,6 +1,6 @@
 """What a configuration may say and what it means: its sections, and regimes with every override resolved.
 
-Sections that travel to workers are the dataclasses of `workers.specs`.
+Sections that travel to workers are the dataclasses of `workers.specs.experiment`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from orchestrator.estimate import Rates
 from orchestrator.stages import Kind, Stage, layout
 from orchestrator.sweep_section import SweepConfig
 from orchestrator.wavefront import FINAL, final_stage
-from workers.lm_specs import CausalLMSpec, TextSpec
-from workers.orders import Strategy
-from workers.specs import DataSpec, GateSpec, ModelSpec, SnapshotDtype, TrainSpec, to_json
+from workers.specs.as_json import to_json
+from workers.specs.experiment import DataSpec, ModelSpec, SnapshotDtype, TrainSpec
+from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.orders import Strategy
+from workers.specs.tasks import GateSpec
 
 #: Samples that go through frozen blocks together, and samples of an evaluation batch, where nothing is said.
 IMAGE_GROUP, TEXT_GROUP = 256, 16

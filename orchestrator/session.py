@@ -33,7 +33,7 @@ from orchestrator.runner import Runner
 from orchestrator.sections import GangConfig, ImageConfig, ResourceConfig
 from orchestrator.summary import summarize, write_summary
 from orchestrator.tensorboard_log import write_tensorboard
-from workers.specs import Experiment
+from workers.specs.experiment import Experiment
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
@@ -314,11 +314,12 @@ def _export_finished(prepared: Prepared, ledger: Ledger, regimes: Sequence[str])
 def _export(prepared: Prepared, name: str, parts: dict[str, Any], nodes: NodeStore, folder: Path) -> None:
     config, data = prepared.config, prepared.data
     if prepared.language is not None:
-        from workers.export_language_model import export_language_model
+        from workers.export import export_language_model
 
         export_language_model(_experiment(prepared, name), parts, _model_commit(prepared, nodes), nodes, folder)
         return
-    from workers.data.inspect import DataOutline, resize_of
+    from workers.data.images.inspect import resize_of
+    from workers.data.images.outline import DataOutline
     from workers.export import export as write_export
 
     assert isinstance(config, ImageConfig)

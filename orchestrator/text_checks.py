@@ -83,8 +83,8 @@ class TextChecks(CrossChecks):
     def tokenizer(self, language: LMOutline) -> None:
         """Whether it is there, fits the model, and can do what the data ask of it. A folder without weights can be
         planned for without its tokenizer too."""
-        from workers.data.text.encoding import encoder_of
-        from workers.data.text.tokenizers import load_tokenizer
+        from workers.data.text.tokens.encode import encoder_of
+        from workers.data.text.tokens.tokenizers import load_tokenizer
 
         model = self.config.model
         if model.tokenizer is None and not language.has_weights:

@@ -15,7 +15,7 @@ from cache_store.snapshots.shard_cache import KeptShards
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
 from workers.control import Control
-from workers.gang import ALONE, Gang
+from workers.distributed.gang import ALONE, Gang
 
 
 @dataclass

@@ -12,8 +12,8 @@ from torch import nn
 
 from cache_store.errors import CorruptShard
 from cache_store.records.nodes import NodeStore
-from workers.chain import State, state_digest
 from workers.domains.base import Domain
+from workers.models.chain import State, state_digest
 
 ADAPTER = "adapter"
 AUX = "aux"

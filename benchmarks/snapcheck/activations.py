@@ -141,8 +141,8 @@ def make(config: str) -> Json:
     from cache_store.records.nodes import NodeStore
     from orchestrator.prepare import prepare
     from workers.control import ThreadControl
-    from workers.orders import WorkOrder
-    from workers.tasks import execute
+    from workers.specs.orders import WorkOrder
+    from workers.tasks.execute import execute
 
     prepared = prepare(config)
     plan, store = prepared.plan, prepared.config.store

@@ -19,7 +19,7 @@ from cache_store.formats.codec import Array
 from cache_store.records import files
 from cache_store.snapshots.reader import RowReader
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
-from workers.shuffle import epoch_order, windowed_order
+from workers.training.shuffle import epoch_order, windowed_order
 
 BATCH_BYTES = 16 << 20
 #: Kernel's limit of one read.

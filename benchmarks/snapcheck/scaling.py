@@ -19,8 +19,8 @@ from cache_store.snapshots.shard_cache import KeptShards
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from cache_store.storage.base import Storage
-from workers.memory import settled_private_bytes
-from workers.shuffle import epoch_order, windowed_order
+from workers.training.memory import settled_private_bytes
+from workers.training.shuffle import epoch_order, windowed_order
 
 BATCH = 256
 #: Epochs after the first, of which the fastest counts.

@@ -14,7 +14,7 @@ from benchmarks import harness
 from benchmarks.harness import Json
 from benchmarks.snapcheck.reading import Reading
 from cache_store.formats.codec import Array
-from workers.boundary import GATHER_THREADS
+from workers.snapshots.boundary import GATHER_THREADS
 from workers.training.prefetch import prefetch
 
 AHEAD = 2

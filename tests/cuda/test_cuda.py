@@ -15,9 +15,9 @@ from lm_running import LLAMA, lm_changes
 from running import ROOT, Lab, RayHome, StopAfter, digests, summary_of
 
 from cache_store.errors import Interrupted, OutOfDeviceMemory
-from workers import batches, train_stage
-from workers.models.causal_lm.linear_loss import linear_cross_entropy
-from workers.models.causal_lm.link import Link
+from workers.models.causal_lm.network.linear_loss import linear_cross_entropy
+from workers.models.causal_lm.network.link import Link
+from workers.training import batches, trainer
 
 WIDE = {**LLAMA, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 5}
 IMAGES: dict[str, dict[str, Any]] = {
@@ -69,7 +69,7 @@ def test_quickstart_runs_on_the_device_is_killed_and_goes_on(home: RayHome, tmp_
 def test_a_stopped_stage_goes_on_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    monkeypatch.setattr(train_stage, "REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(trainer, "REPORT_EVERY_S", 0.0)
     changes = {**IMAGES[case], "model.dropout": 0.5}
     stage = "segprop/stage2-seg2"
     whole = lab(tmp_path / "whole", "images", changes).run(stage)
@@ -117,8 +117,8 @@ def test_nothing_in_a_step_waits_for_the_device(
     label = "segprop/stage1-base" if source == "raw" else "segprop/stage2-seg2"
     made.prepare(label)
     inputs = batches.RawInputs if source == "raw" else batches.StoredInputs
-    monkeypatch.setattr(train_stage, "REPORT_EVERY_S", 1e9)
-    for owner, name in ((inputs, "finish"), (train_stage.Stage, "_backward"), (train_stage.Stage, "_update")):
+    monkeypatch.setattr(trainer, "REPORT_EVERY_S", 1e9)
+    for owner, name in ((inputs, "finish"), (trainer.Stage, "_backward"), (trainer.Stage, "_update")):
         monkeypatch.setattr(owner, name, guarded(getattr(owner, name), no_synchronization))
     assert made.run(label)["result"]["steps"] == 12
 
@@ -132,9 +132,9 @@ def test_nothing_in_a_language_model_s_step_waits_for_the_device(
     made = lab(tmp_path, "text", {**changes, "training.epochs": 2})
     label = next(node.label for node in made.prepared.plan.nodes if node.label.startswith("segprop/stage2"))
     made.prepare(label)
-    monkeypatch.setattr(train_stage, "REPORT_EVERY_S", 1e9)
+    monkeypatch.setattr(trainer, "REPORT_EVERY_S", 1e9)
     for name in ("_backward", "_update"):
-        monkeypatch.setattr(train_stage.Stage, name, guarded(getattr(train_stage.Stage, name), no_synchronization))
+        monkeypatch.setattr(trainer.Stage, name, guarded(getattr(trainer.Stage, name), no_synchronization))
     assert made.run(label)["result"]["steps"] == 8
 
 

@@ -70,7 +70,7 @@ def _rank(
     import torch.distributed as dist
 
     from workers.control import ThreadControl
-    from workers.tasks import execute
+    from workers.tasks.execute import execute
 
     torch.set_num_threads(1)
     dist.init_process_group(

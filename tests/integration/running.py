@@ -24,8 +24,8 @@ from cache_store.storage.base import Storage
 from orchestrator.graph import Node
 from orchestrator.prepare import Prepared, prepare
 from workers.control import ThreadControl
-from workers.orders import WorkOrder
-from workers.tasks import execute
+from workers.specs.orders import WorkOrder
+from workers.tasks.execute import execute
 
 ROOT = Path(__file__).parents[2]
 #: Where stages run: `make test-cuda` runs the tests that need no Ray on a GPU.

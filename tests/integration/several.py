@@ -15,8 +15,8 @@ from orchestrator.ledger import Ledger
 from orchestrator.progress import Progress
 from orchestrator.runner import Event, Failed, Succeeded
 from workers.control import ThreadControl
-from workers.orders import WorkOrder
-from workers.tasks import execute
+from workers.specs.orders import WorkOrder
+from workers.tasks.execute import execute
 
 
 class ThreadRunner:

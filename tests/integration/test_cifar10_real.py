@@ -12,10 +12,10 @@ import torch
 
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
-from workers.data.images import ImageSource
-from workers.data.inspect import inspect
-from workers.data.prepare import prepare
-from workers.specs import DataSpec, Experiment, ModelSpec
+from workers.data.images.inspect import inspect
+from workers.data.images.prepare import prepare
+from workers.data.images.source import ImageSource
+from workers.specs.experiment import DataSpec, Experiment, ModelSpec
 
 SHARED = Path(os.environ.get("SEGPROP_SHARED") or Path(__file__).resolve().parents[3] / "shared")
 CIFAR10 = SHARED / "data" / "cifar10"

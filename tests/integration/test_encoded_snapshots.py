@@ -69,11 +69,12 @@ def test_lossless_snapshots_train_the_weights_of_plain_ones_in_fewer_bytes(tmp_p
 
 def test_the_next_hop_is_computed_from_decoded_rows(tmp_path: Path) -> None:
     """Not from the values that were encoded: on a miss those would be gone."""
-    from workers.boundary import StoredBoundary
     from workers.control import ThreadControl
-    from workers.domains import domain_of
+    from workers.domains.registry import domain_of
     from workers.environment import WorkerEnvironment
-    from workers.specs import MaterializeTask, from_json
+    from workers.snapshots.boundary import StoredBoundary
+    from workers.specs.as_json import from_json
+    from workers.specs.tasks import MaterializeTask
     from workers.weights import Weights
 
     lab = Lab.make(tmp_path, changes("text", "int8", tmp_path))

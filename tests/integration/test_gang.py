@@ -14,11 +14,12 @@ from ranks import Ranks
 from running import Lab, digests
 
 from cache_store.errors import Interrupted, SegpropError, TrainingDiverged
-from workers import specs, tasks
-from workers.domains import domain_of
-from workers.gang import lost_contact
-from workers.orders import Strategy
-from workers.specs import StageTask
+from workers.distributed.gang import lost_contact
+from workers.domains.registry import domain_of
+from workers.specs import as_json
+from workers.specs.orders import Strategy
+from workers.specs.tasks import StageTask
+from workers.tasks import execute
 from workers.weights import Weights
 
 #: Seconds where nothing else runs; a process takes a minute to start where much does.
@@ -56,7 +57,7 @@ def in_gang(lab: Lab, ranks: Ranks, label: str, strategy: Strategy, **options: A
 def start_of(lab: Lab, label: str) -> dict[str, torch.Tensor]:
     """The weights a train node starts from, named like those it commits."""
     order = lab.order(lab.node(label))
-    task = specs.from_json(StageTask, order.task)
+    task = as_json.from_json(StageTask, order.task)
     weights = Weights(lab.nodes, order.parents, domain_of(task.experiment), torch.device("cpu"))
     return {f"{part}/{name}": tensor for part in task.trained for name, tensor in weights.state(part).items()}
 
@@ -216,4 +217,4 @@ def test_an_order_for_a_gang_is_refused_outside_one(tmp_path: Path, single: Lab)
     lab = single.linked_copy(tmp_path)
     order = replace(lab.order(lab.node("e2e/e2e")), strategy="ddp")
     with pytest.raises(SegpropError, match="belongs to none"):
-        tasks.execute(order, lab.control)
+        execute.execute(order, lab.control)

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from cache_store.errors import ConfigError
 from orchestrator.prepare import prepare
-from workers.lm_specs import CausalLMSpec
-from workers.models.causal_lm.imports import import_parts
+from workers.models.causal_lm.pretrained.import_parts import import_parts
+from workers.specs.language import CausalLMSpec
 
 CONFIGURATION = """
 from transformers import LlamaConfig

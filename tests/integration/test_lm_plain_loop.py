@@ -13,11 +13,11 @@ from running import DEVICE, Lab, digests
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cache_store.snapshots.store import SnapshotStore
-from workers import specs
 from workers.data.text.source import TextBatch, TextSource
-from workers.lm_specs import CausalLMSpec
-from workers.shuffle import epoch_order
-from workers.specs import StageTask
+from workers.specs import as_json, experiment
+from workers.specs.language import CausalLMSpec
+from workers.specs.tasks import StageTask
+from workers.training.shuffle import epoch_order
 
 #: 10 steps an epoch, 20 in all. Adam divides by the root of the second moment: a gradient that is nothing but the
 #: rounding of another order of sums would move a weight by a whole step either way. A larger epsilon keeps such
@@ -60,7 +60,7 @@ def changes(folder: Path, case: str) -> dict[str, Any]:
     return {**lm_changes(folder), **STEPS, **own}
 
 
-def rate(train: specs.TrainSpec, step: int, total: int) -> float:
+def rate(train: experiment.TrainSpec, step: int, total: int) -> float:
     base, schedule = train.optimizer.lr, train.schedule
     warm = round(schedule.warmup * total)
     if step < warm:
@@ -124,7 +124,7 @@ def test_the_e2e_regime_equals_a_plain_transformers_loop_over_20_steps(folder: P
     lab = Lab.make(folder, changes(folder, case))
     commit = lab.run("e2e/e2e")
     assert commit["result"]["steps"] == 20
-    task = specs.from_json(StageTask, lab.node("e2e/e2e").task)
+    task = as_json.from_json(StageTask, lab.node("e2e/e2e").task)
     texts = TextSource(task.experiment, lab.commit("data")["result"], SnapshotStore(lab.storage), "train")
     if "micro" in case:
         counts = texts.targets
@@ -147,7 +147,7 @@ def test_the_loss_it_reports_is_that_of_the_plain_loop(folder: Path) -> None:
     case = "a sample a document, padded"
     lab = Lab.make(folder, {**changes(folder, case), "training.batch_size": 80, "training.epochs": 1})
     reported = lab.run("e2e/e2e")["result"]["epochs"][0]["train_loss"]
-    task = specs.from_json(StageTask, lab.node("e2e/e2e").task)
+    task = as_json.from_json(StageTask, lab.node("e2e/e2e").task)
     texts = TextSource(task.experiment, lab.commit("data")["result"], SnapshotStore(lab.storage), "train")
     _, (loss,) = plain_loop(task, imported(lab), texts)
     assert math.isclose(reported, loss, rel_tol=1e-6)

@@ -12,7 +12,7 @@ from lm_running import LLAMA, imported, lm_changes
 from running import Lab, StopAfter, checksums, digests
 
 from cache_store.errors import Interrupted
-from workers import train_stage
+from workers.training import trainer
 
 pytest.importorskip("bitsandbytes")
 #: Original layers 0 and 1 are stored, 2 and 3 lie frozen between them and the head.
@@ -86,7 +86,7 @@ def test_a_layer_that_was_frozen_in_few_bits_is_trained_and_committed_whole(labs
 def test_a_stopped_stage_with_few_bits_everywhere_goes_on_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_stage, "REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(trainer, "REPORT_EVERY_S", 0.0)
     settings: dict[str, Any] = {"frozen_weights": "nf4", "optimizer.name": "adamw8bit", "epochs": 2}
     whole, broken = (lab(tmp_path / name, **settings) for name in ("whole", "broken"))
     label = labels(whole, "train")[0]
@@ -103,7 +103,7 @@ def test_adapters_over_few_bits_go_on_after_a_stop_and_commit_whole_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """QLoRA end to end."""
-    monkeypatch.setattr(train_stage, "REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(trainer, "REPORT_EVERY_S", 0.0)
     settings: dict[str, Any] = {"frozen_weights": "nf4", "lora": {"rank": 4}}
     made = {}
     for name in ("whole", "broken"):

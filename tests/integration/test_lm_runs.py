@@ -23,9 +23,9 @@ from cache_store.storage.base import Storage
 from orchestrator import session
 from orchestrator.cli import main
 from orchestrator.prepare import Prepared, prepare
-from workers import specs
 from workers.data.text.source import TextSource
-from workers.specs import EvaluateTask
+from workers.specs import as_json
+from workers.specs.tasks import EvaluateTask
 
 REGIMES: dict[str, Any] = {
     "e2e": {},
@@ -56,7 +56,7 @@ def texts(prepared: Prepared, split: str) -> tuple[EvaluateTask, TextSource]:
     storage = Storage.open(prepared.config.store)
     regime = next(iter(prepared.plan.regimes.values()))
     node = prepared.plan.node(regime.test if split == "test" else regime.validation)
-    task = specs.from_json(EvaluateTask, node.task)
+    task = as_json.from_json(EvaluateTask, node.task)
     commit = NodeStore(storage).commit_of(node.parents["data"])
     assert commit is not None
     return task, TextSource(task.experiment, commit["result"], SnapshotStore(storage), split)

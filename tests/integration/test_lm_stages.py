@@ -15,14 +15,15 @@ from running import DEVICE, Lab, digests
 from safetensors.torch import load_file
 
 from cache_store.snapshots.store import SnapshotStore
-from workers import specs, tasks
-from workers.chain import Path as ChainPath
-from workers.chain import State, cpu_state
 from workers.data.text.source import TextSource
-from workers.domains import domain_of
-from workers.models.causal_lm.lora import merged_state
-from workers.specs import StageTask
-from workers.train_stage import Stage
+from workers.domains.registry import domain_of
+from workers.models.causal_lm.network.lora import merged_state
+from workers.models.chain import Path as ChainPath
+from workers.models.chain import State, cpu_state
+from workers.specs import as_json
+from workers.specs.tasks import StageTask
+from workers.tasks import execute
+from workers.training.trainer import Stage
 from workers.weights import Weights
 
 LORA = {"lora": {"rank": 2, "alpha": 8.0}}
@@ -140,7 +141,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
             return commit
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "Stage", Watched)
+        patch.setattr(execute, "Stage", Watched)
         lab.run_all(("data", "model", "train", "materialize"))
     return Story(lab, found)
 
@@ -311,7 +312,7 @@ def test_a_snapshot_is_what_the_frozen_prefix_gives_for_the_sample_alone(story: 
 
 
 def _source(lab: Lab, split: str) -> TextSource:
-    task = specs.from_json(StageTask, lab.node("e2e/e2e").task)
+    task = as_json.from_json(StageTask, lab.node("e2e/e2e").task)
     return TextSource(task.experiment, lab.commit("data")["result"], SnapshotStore(lab.storage), split)
 
 

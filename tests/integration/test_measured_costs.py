@@ -20,7 +20,7 @@ from orchestrator.session import execute
 @pytest.fixture(autouse=True)
 def in_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures good enough to be there."""
-    monkeypatch.setattr("workers.measure.MOST_S", 0.02)
+    monkeypatch.setattr("workers.tasks.measure.MOST_S", 0.02)
 
 
 COSTS = {"build", "group", "batch", "write", "open", "read"}

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from cache_store.snapshots.store import SnapshotStore
-from workers import models, specs
-from workers.data.images import ImageSource
+from workers.data.images.source import ImageSource
+from workers.models import registry
 from workers.seeds import derive_seed
-from workers.shuffle import epoch_order
-from workers.specs import StageTask
+from workers.specs import as_json, experiment
+from workers.specs.tasks import StageTask
+from workers.training.shuffle import epoch_order
 
 #: 10 steps an epoch, 20 in all.
 STEPS = {"data.train_limit": 168, "data.views": 2, "training.commit": "last", "regimes": ["e2e"]}
@@ -47,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("plain")
 
 
-def rate(train: specs.TrainSpec, step: int, total: int) -> float:
+def rate(train: experiment.TrainSpec, step: int, total: int) -> float:
     base, schedule = train.optimizer.lr, train.schedule
     warm = round(schedule.warmup * total)
     if step < warm:
@@ -60,7 +61,7 @@ def rate(train: specs.TrainSpec, step: int, total: int) -> float:
 def plain_loop(task: StageTask, initial: dict[str, torch.Tensor], images: ImageSource) -> dict[str, torch.Tensor]:
     """Torch alone: an ordinary model, optimizer and loop over the same batches."""
     train, seed = task.train, task.experiment.seed
-    model = models.build_torchvision(task.experiment.model, task.experiment.classes)
+    model = registry.build_torchvision(task.experiment.model, task.experiment.classes)
     model.load_state_dict(initial)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
     model.to(device=DEVICE, memory_format=layout)
@@ -107,7 +108,7 @@ def test_the_e2e_regime_equals_a_plain_loop_bit_for_bit_over_20_steps(folder: Pa
     lab = Lab.make(folder, {**STEPS, **CASES[case]})
     commit = lab.run("e2e/e2e")
     assert commit["result"]["steps"] == 20
-    task = specs.from_json(StageTask, lab.node("e2e/e2e").task)
+    task = as_json.from_json(StageTask, lab.node("e2e/e2e").task)
     initial = load_file(Path(lab.store) / lab.commit("model")["files"]["state.safetensors"]["path"])
     data = lab.commit("data")["result"]
     images = ImageSource(task.experiment, data, SnapshotStore(lab.storage), "train")

@@ -18,8 +18,8 @@ from cache_store.records.leases import Leases
 from cache_store.snapshots.store import SnapshotSet
 from orchestrator.prepare import prepare
 from workers.control import ThreadControl
-from workers.orders import Production, WorkOrder
-from workers.tasks import execute
+from workers.specs.orders import Production, WorkOrder
+from workers.tasks.execute import execute
 
 CHANGES: dict[str, Any] = {
     "data.views": 2,

@@ -9,7 +9,7 @@ import pytest
 from running import Lab, StopAfter, digests
 
 from cache_store.errors import Interrupted
-from workers import train_stage
+from workers.training import trainer
 
 #: Six steps an epoch, three epochs; a small path, so that checkpoints are small.
 BASE: dict[str, Any] = {"training.epochs": 3, "data.views": 2}
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _look_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_stage, "REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(trainer, "REPORT_EVERY_S", 0.0)
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from cache_store.errors import ConfigError, Interrupted
 from orchestrator.cli import main
 from orchestrator.graph import Node
 from orchestrator.prepare import prepare
-from workers import train_stage
-from workers.average import mean
-from workers.tasks import execute
+from workers.tasks.average import mean
+from workers.tasks.execute import execute
+from workers.training import trainer
 
 SMALL: dict[str, Any] = {"data.train_limit": 48, "split.base": 2, "data.views": 2}
 WAVE: dict[str, Any] = {**SMALL, "pipeline": "wavefront", "wavefront": {"rounds": 2}}
@@ -95,7 +95,7 @@ def test_rounds_that_go_on_undisturbed_are_the_stage_in_one_piece_bit_for_bit(ca
 
 
 def test_a_round_stopped_in_the_middle_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_stage, "REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(trainer, "REPORT_EVERY_S", 0.0)
     lab = Lab.make(tmp_path / "a", {**WAVE, "training.epochs": 4, "model.dropout": 0.5})
     label = "segprop/stage2-seg3 round 2"
     expected = digests(lab.run(label))

@@ -23,11 +23,11 @@ from cache_store.storage.base import Storage
 from orchestrator import session
 from orchestrator.cli import main
 from orchestrator.prepare import Prepared, prepare
-from workers import specs
-from workers.chain import Path as ChainPath
-from workers.data.images import ImageSource
-from workers.domains import domain_of
-from workers.specs import EvaluateTask
+from workers.data.images.source import ImageSource
+from workers.domains.registry import domain_of
+from workers.models.chain import Path as ChainPath
+from workers.specs import as_json
+from workers.specs.tasks import EvaluateTask
 from workers.weights import Weights
 
 BASE: dict[str, Any] = {"data.views": 2}
@@ -171,7 +171,7 @@ def test_an_exported_model_loads_with_torchvision_alone_and_gives_the_same_logit
 ) -> None:
     plan = story.prepared.plan
     node = plan.node(plan.regimes[regime].test)
-    task = specs.from_json(EvaluateTask, node.task)
+    task = as_json.from_json(EvaluateTask, node.task)
     storage = Storage.open(str(story.run_dir / "store"))
     nodes = NodeStore(storage)
     parents: dict[str, Any] = {role: nodes.commit_of(parent) for role, parent in node.parents.items()}

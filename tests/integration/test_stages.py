@@ -12,11 +12,13 @@ from running import DEVICE, Lab, digests
 from safetensors.torch import load_file
 
 from cache_store.errors import TrainingDiverged
-from workers import specs, tasks, train_stage
-from workers.chain import State, cpu_state
 from workers.environment import WorkerEnvironment
-from workers.specs import StageTask
-from workers.train_stage import Stage
+from workers.models.chain import State, cpu_state
+from workers.specs import as_json, experiment
+from workers.specs.tasks import StageTask
+from workers.tasks import execute
+from workers.training import trainer
+from workers.training.trainer import Stage
 
 #: Every kind of stage there is: with and without adapter, local head, frozen prefix, frozen intermediate blocks.
 REGIMES: dict[str, Any] = {
@@ -61,7 +63,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
             return commit
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "Stage", Watched)
+        patch.setattr(execute, "Stage", Watched)
         lab.run_all(("data", "model", "train", "materialize"))
     by_node = {item.commit["node"]: item for item in found}
     return {node.label: by_node[node.id] for node in lab.prepared.plan.nodes if node.kind == "train"}
@@ -163,7 +165,7 @@ def test_carried_optimizer_state_is_the_global_heads_alone(folder: Path) -> None
     assert {name.split("/")[0] for name in saved} == {"seg1", "seg4", "head"}
     order = carry.order(carry.node(second))
     environment = WorkerEnvironment(carry.storage, DEVICE, 1, carry.control)
-    task = specs.from_json(StageTask, order.task)
+    task = as_json.from_json(StageTask, order.task)
     stage = Stage(task, order.parents, environment, environment.nodes.attempt("unused"))
     stage._start()
     for name, parameter in zip(stage.path.names, stage.path.parameters, strict=True):
@@ -183,12 +185,12 @@ def test_carried_optimizer_state_is_the_global_heads_alone(folder: Path) -> None
 def exploding(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """From the given step on the rate is 1e30."""
     step: list[int] = []
-    plain = train_stage.learning_rate
+    plain = trainer.learning_rate
 
-    def rate(base: float, schedule: specs.ScheduleSpec, at: int, total: int) -> float:
+    def rate(base: float, schedule: experiment.ScheduleSpec, at: int, total: int) -> float:
         return 1e30 if at >= step[0] else plain(base, schedule, at, total)
 
-    monkeypatch.setattr(train_stage, "learning_rate", rate)
+    monkeypatch.setattr(trainer, "learning_rate", rate)
     return step
 
 
@@ -196,9 +198,7 @@ def test_divergence_names_its_step_and_keeps_the_last_good_checkpoint(
     folder: Path, exploding: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exploding.append(8)  # the loss of step 9 is the first that shows it
-    monkeypatch.setattr(
-        train_stage, "REPORT_EVERY_S", 3600.0
-    )  # a look between the two would save what is huge, but finite
+    monkeypatch.setattr(trainer, "REPORT_EVERY_S", 3600.0)  # a look between the two would save what is huge, but finite
     lab = Lab.make(folder, {"seed": 3, "training.checkpoint_every_s": 1e-6})
     with pytest.raises(TrainingDiverged, match=r"stage1-base: .* not finite at step 9 \(epoch 2, step 4 "):
         lab.run(STAGE)

@@ -11,8 +11,8 @@ from orchestrator import config as configuration
 from orchestrator.graph import Node, Plan
 from orchestrator.plan import build_plan
 from orchestrator.summary import summarize
-from workers.data.inspect import DataOutline
-from workers.models.outline import outline
+from workers.data.images.outline import DataOutline
+from workers.models.registry import outline
 
 ENVIRONMENT = {
     "packages": {"segprop": "0.1.0", "torch": "2.15.0", "ray": "2.60.0"},

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from workers.lm_specs import CausalLMSpec
-from workers.models.causal_lm.context import Context, Frame
-from workers.models.causal_lm.parts import build_part, part_names, part_state_names
-from workers.models.causal_lm.skeleton import build_config, build_skeleton
+from workers.models.causal_lm.network.context import Context, Frame
+from workers.models.causal_lm.network.parts import build_part, part_names, part_state_names
+from workers.models.causal_lm.network.skeleton import build_config, build_skeleton
+from workers.specs.language import CausalLMSpec
 
 VOCABULARY = 97
 WINDOW = 5

@@ -11,8 +11,8 @@ from orchestrator.config import load
 from orchestrator.graph import Plan
 from orchestrator.plan import build_plan
 from orchestrator.sections import Config
-from workers.data.inspect import DataOutline
-from workers.models.outline import outline
+from workers.data.images.outline import DataOutline
+from workers.models.registry import outline
 
 CIFAR = DataOutline(
     classes=10,

@@ -15,12 +15,12 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from cache_store.errors import ConfigError
-from workers.data import augment as module
-from workers.data import resample
-from workers.data.augment import Augment
-from workers.data.draws import Draws, crop_boxes, erase_boxes, flips
-from workers.data.rand_augment import OPERATIONS, rand_augment, rand_operations
-from workers.data.resample import Resampler
+from workers.data.images.augment import augment as module
+from workers.data.images.augment import resample
+from workers.data.images.augment.augment import Augment
+from workers.data.images.augment.draws import Draws, crop_boxes, erase_boxes, flips
+from workers.data.images.augment.rand_augment import OPERATIONS, rand_augment, rand_operations
+from workers.data.images.augment.resample import Resampler
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 MANY = np.arange(40_000)

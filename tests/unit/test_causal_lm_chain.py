@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from cache_store.errors import ConfigError
-from workers.lm_specs import CausalLMSpec
-from workers.models.causal_lm.context import Context, Frame
-from workers.models.causal_lm.parts import build_part, part_names, part_state_names
-from workers.models.causal_lm.readout import loss
-from workers.models.causal_lm.structure import structure
-from workers.models.causal_lm.verify import verify_chain
+from workers.models.causal_lm.network.context import Context, Frame
+from workers.models.causal_lm.network.parts import build_part, part_names, part_state_names
+from workers.models.causal_lm.network.readout import loss
+from workers.models.causal_lm.network.structure import structure
+from workers.models.causal_lm.pretrained.verify import verify_chain
+from workers.specs.language import CausalLMSpec
 
 LENGTH = 3 * WINDOW + 1
 

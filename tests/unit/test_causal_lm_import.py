@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cache_store.errors import ConfigError
-from workers.lm_specs import CausalLMSpec
-from workers.models.causal_lm.configs import pruned
-from workers.models.causal_lm.export import write_folder
-from workers.models.causal_lm.imports import companions, import_parts
 from workers.models.causal_lm.inspect import inspect
-from workers.models.causal_lm.parts import part_names, part_state_names
+from workers.models.causal_lm.network.parts import part_names, part_state_names
+from workers.models.causal_lm.pretrained.configs import pruned
+from workers.models.causal_lm.pretrained.export import write_folder
+from workers.models.causal_lm.pretrained.import_parts import companions, import_parts
+from workers.specs.language import CausalLMSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 INDEX = "model.safetensors.index.json"
@@ -367,10 +367,10 @@ def ask_hub(cache: Path, *asked: dict[str, Any]) -> list[str]:
     """What comes of inspect + import, in a process of its own: the hub's settings are read once."""
     code = (
         "import sys, json, dataclasses\n"
-        "from workers.lm_specs import CausalLMSpec\n"
+        "from workers.specs.language import CausalLMSpec\n"
         "from cache_store.errors import ConfigError\n"
         "from workers.models.causal_lm.inspect import inspect\n"
-        "from workers.models.causal_lm.imports import import_parts\n"
+        "from workers.models.causal_lm.pretrained.import_parts import import_parts\n"
         "for given in json.loads(sys.argv[1]):\n"
         "    spec = CausalLMSpec(family='causal_lm', **given)\n"
         "    try:\n"
@@ -417,10 +417,10 @@ def test_importing_holds_one_part_and_one_tensor(tmp_path: Path) -> None:
         "torch.set_num_threads(1)\n"
         "from lm_makers import lm_spec\n"
         "from workers.models.causal_lm.inspect import inspect\n"
-        "from workers.models.causal_lm.imports import import_parts\n"
-        "from workers.models.causal_lm.export import write_folder\n"
-        "from workers.models.causal_lm.parts import part_names\n"
-        "from workers.memory import PeakMeter, settled_private_bytes\n"
+        "from workers.models.causal_lm.pretrained.import_parts import import_parts\n"
+        "from workers.models.causal_lm.pretrained.export import write_folder\n"
+        "from workers.models.causal_lm.network.parts import part_names\n"
+        "from workers.training.memory import PeakMeter, settled_private_bytes\n"
         "from pathlib import Path\n"
         "spec = lm_spec('llama', num_hidden_layers=12, hidden_size=512, intermediate_size=2048, vocab_size=8000,"
         " master='bfloat16')\n"

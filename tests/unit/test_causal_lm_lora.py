@@ -10,11 +10,11 @@ from lm_makers import build_chain, lm_spec, make_model, run_chain
 from torch import Tensor, nn
 
 from cache_store.errors import ConfigError
-from workers.lm_specs import CausalLMSpec, LoraSpec
-from workers.models.causal_lm.context import Frame
-from workers.models.causal_lm.lora import add_lora, merged_state, trainable
-from workers.models.causal_lm.parts import part_state_names
-from workers.models.causal_lm.readout import loss, token_scores
+from workers.models.causal_lm.network.context import Frame
+from workers.models.causal_lm.network.lora import add_lora, merged_state, trainable
+from workers.models.causal_lm.network.parts import part_state_names
+from workers.models.causal_lm.network.readout import loss, token_scores
+from workers.specs.language import CausalLMSpec, LoraSpec
 
 pytest.importorskip("peft")
 IDS = torch.arange(3, 21).view(2, 9)

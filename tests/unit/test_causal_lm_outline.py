@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cache_store.errors import ConfigError
-from workers.models.causal_lm.context import Frame
 from workers.models.causal_lm.inspect import inspect
+from workers.models.causal_lm.network.context import Frame
+from workers.models.causal_lm.network.parts import build_part
+from workers.models.causal_lm.network.random_init import random_state
 from workers.models.causal_lm.outline import LMOutline, lm_chain
-from workers.models.causal_lm.parts import build_part
-from workers.models.causal_lm.random_init import random_state
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 64

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from lm_makers import build_chain, lm_spec, make_model
 from torch import Tensor, nn
 
-from workers.chain import Path, module_bytes
-from workers.lm_specs import CausalLMSpec, LoraSpec
-from workers.models.causal_lm.context import Frame
-from workers.models.causal_lm.lora import add_lora, merged_state, trainable
-from workers.models.causal_lm.quantized import quantize
+from workers.models.causal_lm.network.context import Frame
+from workers.models.causal_lm.network.lora import add_lora, merged_state, trainable
+from workers.models.causal_lm.network.quantized import quantize
+from workers.models.chain import Path, module_bytes
+from workers.specs.language import CausalLMSpec, LoraSpec
 
 pytest.importorskip("bitsandbytes")
 Mode = Literal["int8", "nf4"]

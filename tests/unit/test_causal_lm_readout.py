@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workers.models.causal_lm import linear_loss, pieces
-from workers.models.causal_lm.link import Link
-from workers.models.causal_lm.readout import Readout, loss, token_scores
+from workers.models.causal_lm.network import linear_loss, pieces
+from workers.models.causal_lm.network.link import Link
+from workers.models.causal_lm.network.readout import Readout, loss, token_scores
 
 ROOT = Path(__file__).resolve().parents[2]
 LINKS = [Link(), Link(scale=0.25), Link(cap=3.0), Link(before=0.5, scale=2.0, cap=5.0)]
@@ -207,10 +207,10 @@ def test_logits_are_never_held_all_at_once(precision: str) -> None:
     is 26 MB, and made once more while it adds up."""
     code = (
         "import torch; from torch import nn\n"
-        "from workers.memory import PeakMeter, settled_private_bytes\n"
-        "from workers.models.causal_lm.readout import Readout, loss, token_scores\n"
+        "from workers.training.memory import PeakMeter, settled_private_bytes\n"
+        "from workers.models.causal_lm.network.readout import Readout, loss, token_scores\n"
         "from workers.models.causal_lm import pieces\n"
-        "from workers.models.causal_lm.link import Link\n"
+        "from workers.models.causal_lm.network.link import Link\n"
         "pieces.PIECE_BYTES = pieces.LOSS_BYTES = 2**22\n"
         "torch.set_num_threads(1)\n"
         "head = nn.Linear(128, 50_000, bias=False)\n"

@@ -17,7 +17,8 @@ from orchestrator.estimate import Rates
 from orchestrator.prepare import claim_run_dir, prepare
 from orchestrator.sections import parse_size
 from orchestrator.yaml_loader import MAX_BYTES, parse_document
-from workers.specs import TrainSpec, to_json
+from workers.specs.as_json import to_json
+from workers.specs.experiment import TrainSpec
 
 BASE = """\
 model:
@@ -533,7 +534,7 @@ def test_an_adapter_that_cannot_reach_the_grid_is_reported_with_its_stage(
     def unreachable(source: Any, target: Any) -> int:
         raise ConfigError("no stride takes a 1x1 convolution from a grid of 5x5 to 4x4")
 
-    monkeypatch.setattr("workers.models.chain_outline.stride_between", unreachable)
+    monkeypatch.setattr("workers.models.outline.stride_between", unreachable)
     found = problems_of(tmp_path, BASE + "regimes: [segprop]\n")
     assert found[0] == (
         "line 6: data.image_size: stage1-base of segprop: no stride takes a 1x1 convolution from a grid of 5x5 to 4x4"

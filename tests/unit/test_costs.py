@@ -14,8 +14,8 @@ from orchestrator.dry_run import _boundaries
 from orchestrator.estimate import Rates, SplitRows
 from orchestrator.graph import Plan
 from orchestrator.units import seconds_text
-from workers.models.outline import outline
-from workers.specs import ModelSpec
+from workers.models.registry import outline
+from workers.specs.experiment import ModelSpec
 
 ROWS = SplitRows(train=100, validation=20, test=10)
 A = BlockCosts(build=1.0, group=0.01, batch=0.02, write=0.001, open=0.002, read=0.0005)

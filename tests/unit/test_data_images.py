@@ -12,12 +12,12 @@ from data_makers import parquet_set
 from cache_store.errors import DataError
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
-from workers.data import images as module
-from workers.data import prepare as prepare_module
 from workers.data import splits
-from workers.data.images import ImageSource
-from workers.data.prepare import prepare
-from workers.specs import DataSpec, Experiment, ModelSpec
+from workers.data.images import prepare as prepare_module
+from workers.data.images import source as module
+from workers.data.images.prepare import prepare
+from workers.data.images.source import ImageSource
+from workers.specs.experiment import DataSpec, Experiment, ModelSpec
 
 DIGITS = DataSpec(name="digits", image_size=16, flip=False, views=2)
 

@@ -14,19 +14,19 @@ from data_makers import digit_images, encode, folder_set, parquet_set, pickle_se
 from sklearn.datasets import load_digits
 
 from cache_store.errors import ConfigError, DataError
-from workers.data import digits as digits_module
-from workers.data.digits import digits
-from workers.data.facts import FACTS, SPLITS
-from workers.data.inspect import inspect, locate, resize_of
-from workers.specs import DataSpec
+from workers.data.images.facts import FACTS, SPLITS
+from workers.data.images.formats import digits as digits_module
+from workers.data.images.formats.digits import digits
+from workers.data.images.inspect import inspect, locate, resize_of
+from workers.specs.experiment import DataSpec
 
 
 def test_inspect_imports_neither_torch_nor_scikit_learn(tmp_path: Path) -> None:
     parquet_set(tmp_path)
     code = (
         "import sys\n"
-        "from workers.data.inspect import inspect\n"
-        "from workers.specs import DataSpec\n"
+        "from workers.data.images.inspect import inspect\n"
+        "from workers.specs.experiment import DataSpec\n"
         "inspect(DataSpec(name='digits'))\n"
         f"inspect(DataSpec(name='cifar10', path={str(tmp_path)!r}))\n"
         "print(sorted({'torch', 'torchvision', 'ray', 'sklearn', 'pandas', 'scipy'} & set(sys.modules)))\n"

@@ -13,11 +13,12 @@ from torchvision.transforms.v2 import functional as F
 from cache_store.errors import DataError
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
-from workers.data import prepare as module
-from workers.data.digits import digits
-from workers.data.inspect import inspect
-from workers.data.prepare import prepare
-from workers.specs import DataSpec
+from workers.data.images import prepare as module
+from workers.data.images.formats import parquet
+from workers.data.images.formats.digits import digits
+from workers.data.images.inspect import inspect
+from workers.data.images.prepare import prepare
+from workers.specs.experiment import DataSpec
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def test_a_complete_set_is_not_decoded_again_and_progress_counts_it(
     first = prepare(DataSpec(name="digits"), snapshots, lambda **update: seen.append(update))
     assert seen[-1] == {"done": 1797, "total": 1797, "unit": "images"}
     assert [update["done"] for update in seen] == sorted({update["done"] for update in seen})
-    monkeypatch.setattr(module._Digits, "image", lambda self, item: pytest.fail("decoded again"))
+    monkeypatch.setattr(digits._Digits, "image", lambda self, item: pytest.fail("decoded again"))
     assert prepare(DataSpec(name="digits"), snapshots) == first
 
 
@@ -131,8 +132,8 @@ def test_only_the_missing_shards_are_decoded(
     commits = tmp_path / "store" / "sets" / whole["train"] / "commits"
     next(path for path in commits.iterdir() if path.name.endswith("2.json")).unlink()
     decoded: list[int] = []
-    original = module._Parquet.image
-    monkeypatch.setattr(module._Parquet, "image", lambda self, item: (decoded.append(1), original(self, item))[1])
+    original = parquet._Parquet.image
+    monkeypatch.setattr(parquet._Parquet, "image", lambda self, item: (decoded.append(1), original(self, item))[1])
     assert prepare(data, snapshots) == whole
     assert len(decoded) == 10
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cache_store.errors import ConfigError
 from workers.data.splits import rows
-from workers.specs import DataSpec
+from workers.specs.experiment import DataSpec
 
 
 @settings(max_examples=50, deadline=None)

@@ -20,7 +20,7 @@ from orchestrator.journal import FIELDS, journal
 from orchestrator.ledger import Ledger
 from orchestrator.progress import Progress
 from orchestrator.runner import Event, Failed, Succeeded
-from workers.orders import WorkOrder
+from workers.specs.orders import WorkOrder
 
 
 class FakeRunner:

@@ -13,9 +13,9 @@ from orchestrator import estimate
 from orchestrator.config import load
 from orchestrator.estimate import Rates, SplitRows, epochs_to_run, frozen_estimate, split_rows, train_estimate
 from workers.data.splits import rows
-from workers.models.chain_outline import PartOutline
-from workers.models.outline import outline
-from workers.specs import DataSpec, ExitSpec, ModelSpec, OptimizerSpec, TrainSpec
+from workers.models.outline import PartOutline
+from workers.models.registry import outline
+from workers.specs.experiment import DataSpec, ExitSpec, ModelSpec, OptimizerSpec, TrainSpec
 
 RATES = Rates({"fp32": 1e9, "bf16": 1e9, "fp16": 1e9})
 ROWS = SplitRows(train=100, validation=10, test=5)

@@ -16,7 +16,7 @@ from orchestrator.config import load
 from orchestrator.gangs import gang_nodes, settle_gang
 from orchestrator.machines import Machine, Slots
 from orchestrator.sections import GangConfig
-from workers.gang import ALONE, Gang, Part, add_counts
+from workers.distributed.gang import ALONE, Gang, Part, add_counts
 
 
 @given(st.integers(0, 100), st.integers(0, 200), st.integers(1, 9))

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.language_memory import Types, _kept, _part, frozen_bytes, optimizer_bytes, stage_memory
-from workers.lm_specs import CausalLMSpec, LoraSpec
-from workers.models.causal_lm.context import Frame
 from workers.models.causal_lm.inspect import inspect
+from workers.models.causal_lm.network.context import Frame
+from workers.models.causal_lm.network.parts import build_part
+from workers.models.causal_lm.network.pieces import PIECE_BYTES, chunk_rows, loss_rows
 from workers.models.causal_lm.outline import LMPartOutline, lm_chain
-from workers.models.causal_lm.parts import build_part
-from workers.models.causal_lm.pieces import PIECE_BYTES, chunk_rows, loss_rows
-from workers.specs import OptimizerSpec, Precision, TrainSpec
+from workers.specs.experiment import OptimizerSpec, Precision, TrainSpec
+from workers.specs.language import CausalLMSpec, LoraSpec
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

@@ -16,7 +16,7 @@ from orchestrator import ray_runner
 from orchestrator.machines import Machine, Slots, matching, room, settle, unmatched
 from orchestrator.ray_runner import RayRunner
 from orchestrator.runner import Failed
-from workers.orders import WorkOrder
+from workers.specs.orders import WorkOrder
 
 CPU_HEAD = Machine(0)
 MACHINES = st.lists(

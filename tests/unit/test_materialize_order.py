@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from workers.materialize import _Work
-from workers.shuffle import shard_order, windowed_order
+from workers.tasks.materialize import _Work
+from workers.training.shuffle import shard_order, windowed_order
 
 
 def work(missing: list[int], first_epoch: int | None) -> list[int]:

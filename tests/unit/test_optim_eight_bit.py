@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from workers.optim import build_optimizer, optimizer_tensors, restore_optimizer
-from workers.specs import OptimizerSpec
+from workers.specs.experiment import OptimizerSpec
+from workers.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 
 pytest.importorskip("bitsandbytes")
 NAMES = ["layer0/matrix", "layer0/norm", "layer0/filter"]

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_store.errors import ConfigError
-from workers.models.chain_outline import ChainOutline
 from workers.models.counting import stride_between
-from workers.models.outline import outline
-from workers.models.resnet_outline import RESNETS
-from workers.specs import ModelSpec, ResNetName
+from workers.models.outline import ChainOutline
+from workers.models.registry import outline
+from workers.models.resnet.outline import RESNETS
+from workers.specs.experiment import ModelSpec, ResNetName
 
 
 def chain(name: str = "resnet18", size: int = 224, classes: int = 10, **settings: Any) -> ChainOutline:
@@ -31,9 +31,8 @@ def message(**settings: Any) -> str:
 
 
 def test_no_torch_is_imported() -> None:
-    code = "import workers.models.outline, sys; from workers import models; from workers.specs import ModelSpec;"
-    code += "models.outline(ModelSpec(name='resnet50'), 224, 10).adapter(1, 4);"
-    code += "from workers.models.outline import outline; assert outline is models.outline;"
+    code = "import sys; from workers.models import registry; from workers.specs.experiment import ModelSpec;"
+    code += "registry.outline(ModelSpec(name='resnet50'), 224, 10).adapter(1, 4);"
     code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 

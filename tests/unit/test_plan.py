@@ -17,7 +17,7 @@ from orchestrator.config import load
 from orchestrator.graph import Node, Plan, node_id
 from orchestrator.prepare import prepare
 from orchestrator.stages import layout
-from workers import specs
+from workers.specs import as_json, tasks
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 TEXT_CONFIGS = [path for path in CONFIGS if "family: causal_lm" in path.read_text()]
@@ -254,8 +254,8 @@ def test_every_task_reads_back_and_every_parent_comes_first(tmp_path: Path) -> N
     plan = small_plan(tmp_path)
     seen: set[str] = set()
     for node in plan.nodes:
-        task = specs.from_json(specs.TASKS[node.kind], node.task)
-        assert specs.to_json(task) == node.task
+        task = as_json.from_json(tasks.TASKS[node.kind], node.task)
+        assert as_json.to_json(task) == node.task
         assert set(node.parents.values()) <= seen
         assert node.id == node_id(node.kind, node.task, node.parents)
         assert len(node.id) == 32

@@ -13,8 +13,8 @@ from cache_store.errors import ConfigError
 from orchestrator.graph import Plan
 from orchestrator.report import render
 from orchestrator.summary import summarize
-from workers.gate import reached
-from workers.specs import GateSpec
+from workers.specs.tasks import GateSpec
+from workers.tasks.gate import reached
 
 FROZEN: dict[str, Any] = {"regimes": ["segprop"], "split.intermediate": "frozen"}
 EXIT: dict[str, Any] = {**FROZEN, "run_exit": {"accuracy": 0.9}}

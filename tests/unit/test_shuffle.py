@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.shuffle import Order, epoch_order, shard_order, windowed_order
+from workers.training.shuffle import Order, epoch_order, shard_order, windowed_order
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=30)
 

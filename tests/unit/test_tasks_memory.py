@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from cache_store.errors import OutOfDeviceMemory
-from workers import tasks
 from workers.control import ThreadControl
-from workers.orders import WorkOrder
+from workers.specs.orders import WorkOrder
+from workers.tasks import execute
 
 SAID = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB. "
@@ -20,10 +20,10 @@ def test_running_out_of_device_memory_names_the_stage_and_what_helps(monkeypatch
     def fill(order: WorkOrder, control: ThreadControl) -> None:
         raise torch.OutOfMemoryError(SAID)
 
-    monkeypatch.setattr(tasks, "_execute", fill)
+    monkeypatch.setattr(execute, "_execute", fill)
     order = WorkOrder("n", "train", {"name": "stage1-base"}, {}, "unused", "cuda:0", 1)
     with pytest.raises(OutOfDeviceMemory) as found:
-        tasks.execute(order, ThreadControl())
+        execute.execute(order, ThreadControl())
     text = str(found.value)
     assert text.startswith(
         "stage1-base: out of memory on cuda:0: Tried to allocate 2.00 GiB. GPU 0 has a total capacity"

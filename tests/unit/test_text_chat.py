@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from text_makers import CHATML, smollm, source_of, spec_of, store, word_tokenizer, write_lines, write_parquet
 
 from cache_store.errors import ConfigError, DataError
-from workers.data.text.chat import ChatTemplate
+from workers.data.text.corpora.base import Record
 from workers.data.text.inspect import inspect_text
 from workers.data.text.prepare import prepare_text
-from workers.data.text.records import Record
-from workers.data.text.tokenizers import ByteTokenizer, PretrainedTokenizer
-from workers.lm_specs import CausalLMSpec, TextSpec
+from workers.data.text.tokens.chat import ChatTemplate
+from workers.data.text.tokens.tokenizers import ByteTokenizer, PretrainedTokenizer
+from workers.specs.language import CausalLMSpec, TextSpec
 
 MARKED = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"
@@ -152,7 +152,7 @@ def test_an_answer_cut_away_whole_leaves_its_sample_out_and_counted(tmp_path: Pa
 
 
 def test_smollm2s_own_template_counts_the_answers() -> None:
-    from workers.data.text.tokenizers import load_tokenizer
+    from workers.data.text.tokens.tokenizers import load_tokenizer
 
     model: CausalLMSpec = smollm()
     loaded = load_tokenizer(model)

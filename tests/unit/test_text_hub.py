@@ -12,7 +12,7 @@ from text_makers import BYTES, samples_of, source_of, store, texts, write_parque
 from cache_store.errors import ConfigError, DataError
 from workers.data.text.inspect import inspect_text
 from workers.data.text.prepare import prepare_text
-from workers.lm_specs import TextSpec
+from workers.specs.language import TextSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,7 +71,7 @@ def test_without_the_package_the_extra_is_named(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['datasets'] = None\n"
         "from cache_store.errors import ConfigError\n"
-        "from workers.data.text.inspect import inspect_text; from workers.lm_specs import TextSpec\n"
+        "from workers.data.text.inspect import inspect_text; from workers.specs.language import TextSpec\n"
         f"try: inspect_text(TextSpec(name='hub', path={str(tmp_path)!r}))\n"
         "except ConfigError as error: print(error)"
     )

@@ -18,8 +18,8 @@ from text_makers import source_of, texts, write_lines, write_parquet
 
 from cache_store.errors import ConfigError, DataError
 from workers.data.text.inspect import inspect_text
-from workers.data.text.tokenizers import BYTE_EOS
-from workers.lm_specs import TextSpec
+from workers.data.text.tokens.tokenizers import BYTE_EOS
+from workers.specs.language import TextSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +43,7 @@ def documents_of(data: TextSpec) -> list[str]:
 def test_inspecting_loads_neither_torch_nor_transformers_nor_ray(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", {"text": texts(10)})
     code = (
-        "import sys; from workers.data.text.inspect import inspect_text; from workers.lm_specs import TextSpec\n"
+        "import sys; from workers.data.text.inspect import inspect_text; from workers.specs.language import TextSpec\n"
         f"inspect_text(TextSpec(name='text', path={str(tmp_path)!r}, validation=1, test=1))\n"
         "inspect_text(TextSpec(name='stdlib'))\n"
         "print([n for n in ('torch', 'transformers', 'ray', 'datasets') if n in sys.modules])"

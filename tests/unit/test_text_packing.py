@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from text_makers import BYTES, samples_of, source_of, store, texts, write_lines
 
 from cache_store.errors import ConfigError, DataError
-from workers.data.text import layout, prepare, stored
+from workers.data.text import prepare
 from workers.data.text.prepare import prepare_text
-from workers.data.text.ragged import flat_rows
+from workers.data.text.samples import layout, stored
+from workers.data.text.samples.ragged import flat_rows
 from workers.data.text.splits import split_documents
-from workers.data.text.tokenizers import BYTE_EOS
-from workers.lm_specs import TextSpec
+from workers.data.text.tokens.tokenizers import BYTE_EOS
+from workers.specs.language import TextSpec
 
 Sample = tuple[list[int], list[int], list[int]]
 

@@ -14,12 +14,12 @@ from text_makers import BYTES, samples_of, source_of, spec_of, store, texts, wor
 from cache_store.errors import ConfigError, DataError
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
-from workers.data.text import stored
 from workers.data.text.inspect import inspect_text
 from workers.data.text.prepare import prepare_text
-from workers.data.text.statistics import lengths_of
-from workers.data.text.tokenizers import ByteTokenizer
-from workers.lm_specs import CausalLMSpec, TextSpec
+from workers.data.text.samples import stored
+from workers.data.text.samples.statistics import lengths_of
+from workers.data.text.tokens.tokenizers import ByteTokenizer
+from workers.specs.language import CausalLMSpec, TextSpec
 
 
 @pytest.fixture

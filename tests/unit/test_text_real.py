@@ -13,8 +13,8 @@ from text_makers import BYTES, samples_of, shared, smollm, source_of, store
 
 from workers.data.text.inspect import inspect_text
 from workers.data.text.prepare import prepare_text
-from workers.data.text.tokenizers import PretrainedTokenizer, load_tokenizer
-from workers.lm_specs import CausalLMSpec, TextSpec
+from workers.data.text.tokens.tokenizers import PretrainedTokenizer, load_tokenizer
+from workers.specs.language import CausalLMSpec, TextSpec
 
 
 @pytest.fixture(scope="module")

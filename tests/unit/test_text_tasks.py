@@ -15,11 +15,11 @@ from text_makers import BYTES, samples_of, shared, source_of, spec_of, store, wo
 
 from cache_store.errors import ConfigError, DataError
 from workers.data.text import prepare
+from workers.data.text.corpora.multiple_choice import MMLU, WinoGrande
 from workers.data.text.inspect import inspect_text
 from workers.data.text.prepare import prepare_text
 from workers.data.text.splits import split_documents
-from workers.data.text.tasks import MMLU, WinoGrande
-from workers.lm_specs import TextSpec
+from workers.specs.language import TextSpec
 
 WINO = [
     ("Sarah was a better surgeon than Maria so _ got the easy cases.", "Sarah", "Maria", "2"),

@@ -19,8 +19,8 @@ from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
 from workers.data.text.prepare import prepare_text
 from workers.data.text.source import TextSource
-from workers.lm_specs import CausalLMSpec, TextSpec
-from workers.specs import Experiment
+from workers.specs.experiment import Experiment
+from workers.specs.language import CausalLMSpec, TextSpec
 
 SHARED = Path(os.environ.get("SEGPROP_SHARED") or Path(__file__).resolve().parents[3] / "shared")
 BYTES = CausalLMSpec(family="causal_lm", tokenizer="bytes", config={"vocab_size": 257, "max_position_embeddings": 4096})

@@ -6,7 +6,7 @@ import numpy as np
 
 from cache_store.errors import ConfigError
 from workers.seeds import derive_seed
-from workers.specs import DataSpec
+from workers.specs.experiment import DataSpec
 
 
 def rows(data: DataSpec, seed: int, train_rows: int, test_rows: int) -> dict[str, np.ndarray]:

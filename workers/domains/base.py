@@ -1,4 +1,4 @@
-"""The contract between the training code and a kind of data; see `workers.domains`."""
+"""The contract between the training code and a kind of data; see `workers.domains.registry`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from cache_store.formats.codec import Field
 from cache_store.snapshots.store import SnapshotStore
-from workers.chain import Boundary, State
-from workers.specs import Precision, TrainSpec
+from workers.models.chain import Boundary, State
+from workers.specs.experiment import Precision, TrainSpec
 
 
 class Source(Protocol):

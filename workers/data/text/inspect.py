@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from workers.data.text.hub import HubCorpus
-from workers.data.text.records import SPLITS, Corpus
-from workers.data.text.running import FileCorpus, StdlibCorpus
+from workers.data.text.corpora.base import SPLITS, Corpus
+from workers.data.text.corpora.hub import HubCorpus
+from workers.data.text.corpora.multiple_choice import MMLU, WinoGrande
+from workers.data.text.corpora.running_text import FileCorpus, StdlibCorpus
 from workers.data.text.splits import data_is_packed, split_documents
-from workers.data.text.tasks import MMLU, WinoGrande
-from workers.lm_specs import TextSpec
+from workers.specs.language import TextSpec
 
 #: Bytes of text a token, about: for estimates before anything is tokenized.
 BYTES_PER_TOKEN = 4

@@ -18,18 +18,25 @@ from cache_store.keys import digest_json
 from cache_store.snapshots.store import SnapshotStore
 from workers.data.missing import missing_shards
 from workers.data.splits import permutation
-from workers.data.text.encoding import Encoded, Encoder, encoder_of
+from workers.data.text.corpora.base import SPLITS, Corpus, Record, broken
+from workers.data.text.corpora.multiple_choice import WinoGrande
 from workers.data.text.inspect import open_corpus
-from workers.data.text.layout import Samples, cut_overlong, document_samples, packed_samples, token_fields, without
-from workers.data.text.ragged import offsets_of
-from workers.data.text.records import SPLITS, Corpus, Record, broken
+from workers.data.text.samples.layout import (
+    Samples,
+    cut_overlong,
+    document_samples,
+    packed_samples,
+    token_fields,
+    without,
+)
+from workers.data.text.samples.ragged import offsets_of
+from workers.data.text.samples.spool import Spool
+from workers.data.text.samples.statistics import split_statistics
+from workers.data.text.samples.stored import Summary, cuts_of, is_complete, open_sets, sample_columns, split_result
 from workers.data.text.splits import data_is_packed, split_documents
-from workers.data.text.spool import Spool
-from workers.data.text.statistics import split_statistics
-from workers.data.text.stored import Summary, cuts_of, is_complete, open_sets, sample_columns, split_result
-from workers.data.text.tasks import WinoGrande
-from workers.data.text.tokenizers import Tokenizer, load_tokenizer, longest_sample
-from workers.lm_specs import CausalLMSpec, TextSpec
+from workers.data.text.tokens.encode import Encoded, Encoder, encoder_of
+from workers.data.text.tokens.tokenizers import Tokenizer, load_tokenizer, longest_sample
+from workers.specs.language import CausalLMSpec, TextSpec
 
 #: Documents tokenized together: enough to keep a tokenizer's threads busy.
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 512, 4 << 20
@@ -51,7 +58,7 @@ def prepare_text(
 
     `{"train": {"tokens": set id, "samples": set id, "digest"}, "validation": …, "test": …, "digest", "rows": {split:
     samples}, "tokens": {split: tokens}, "pad": token, "tokenizer": digest, "vocabulary": tokens, "packed", "restarts",
-    "statistics": {split: …}}`; see `workers.data.text.statistics`.
+    "statistics": {split: …}}`; see `workers.data.text.samples.statistics`.
 
     Packed: the documents of a split, joined by the end-of-text token, as samples of exactly `sequence_length` tokens
     (the last one shorter). Else a sample a document; longer ones as `overlong` says, cut at their end (a task's

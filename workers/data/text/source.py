@@ -16,9 +16,11 @@ from cache_store.keys import digest_json
 from cache_store.snapshots.reader import RowReader
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from workers.data.text.prepare import prepare_text
-from workers.data.text.ragged import flat_rows, offsets_of
-from workers.lm_specs import CausalLMSpec, TextSpec
-from workers.specs import DataTask, Experiment, from_json
+from workers.data.text.samples.ragged import flat_rows, offsets_of
+from workers.specs.as_json import from_json
+from workers.specs.experiment import Experiment
+from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.tasks import DataTask
 
 T = TypeVar("T")
 

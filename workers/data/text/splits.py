@@ -8,7 +8,7 @@ import numpy as np
 
 from cache_store.errors import ConfigError
 from workers.data.splits import permutation
-from workers.lm_specs import TextSpec
+from workers.specs.language import TextSpec
 
 
 def split_documents(data: TextSpec, seed: int, documents: Mapping[str, int]) -> dict[str, tuple[str, np.ndarray]]:

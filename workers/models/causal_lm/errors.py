@@ -16,3 +16,11 @@ def first_line(error: BaseException) -> str:
     """What a library said, short enough for one of our sentences."""
     text = str(error).strip()
     return text.splitlines()[0] if text else repr(error)
+
+
+def require(package: str, purpose: str, where: str) -> None:
+    """ConfigError unless `package` can be imported."""
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        raise refuse(f"{purpose} needs the package {package!r}, which is not installed: pip install {package}", where)

@@ -7,16 +7,16 @@ from typing import cast
 
 from torch import nn
 
-from workers.lm_specs import CausalLMSpec
-from workers.models.causal_lm.checkpoint import Checkpoint, weights_digest
-from workers.models.causal_lm.configs import whole_config
 from workers.models.causal_lm.counting import embed_facts, head_facts, layer_facts
-from workers.models.causal_lm.locate import Located, locate
+from workers.models.causal_lm.network.parts import assemble, part_names
+from workers.models.causal_lm.network.skeleton import build_skeleton
+from workers.models.causal_lm.network.structure import structure
 from workers.models.causal_lm.outline import LMOutline, PartFacts
-from workers.models.causal_lm.parts import assemble, part_names
-from workers.models.causal_lm.safetensors_files import weight_files
-from workers.models.causal_lm.skeleton import build_skeleton
-from workers.models.causal_lm.structure import structure
+from workers.models.causal_lm.pretrained.checkpoint import Checkpoint, weights_digest
+from workers.models.causal_lm.pretrained.configs import whole_config
+from workers.models.causal_lm.pretrained.locate import Located, locate
+from workers.models.causal_lm.pretrained.safetensors_files import weight_files
+from workers.specs.language import CausalLMSpec
 
 __all__ = ["LMOutline", "inspect"]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cache_store.errors import ConfigError
-from workers.models.chain_outline import ChainOutline, PartOutline
 from workers.models.counting import Shape
+from workers.models.outline import ChainOutline, PartOutline
 
 
 @dataclass(frozen=True)

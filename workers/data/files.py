@@ -1,0 +1,92 @@
+"""Source files below a folder or bucket: open, list, identify."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from cache_store.errors import DataError
+from workers.data.images.facts import FACTS
+from workers.specs.experiment import DataSpec
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file. `path` opens it, `name` is relative to the data set's folder, `rows` the samples it holds,
+    `stamp` what its file system changes when the file is rewritten, `label` the class of an image file."""
+
+    path: str
+    name: str
+    size: int
+    stamp: str
+    rows: int
+    label: int = -1
+
+
+def open_root(data: DataSpec) -> tuple[Any, str]:
+    """The file system of `data.path` and the path on it; DataError when there is none."""
+    if data.path is None:
+        raise DataError(f"data.path: none given for {data.name}; allowed: {allowed_at(data.name)}")
+    path = os.path.expanduser(data.path)
+    try:
+        filesystem, root = fsspec.core.url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        raise DataError(f"data.path: cannot open {data.path!r}: {error}") from error
+    return filesystem, str(root)
+
+
+def infos_of(filesystem: Any, folder: str) -> list[dict[str, Any]]:
+    """What lies in a folder, sorted by name; empty when it does not exist. Hidden names are left out."""
+    try:
+        infos = filesystem.ls(folder, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise DataError(f"data.path: cannot list {folder}: {error}") from error
+    own = folder.rstrip("/")
+    visible = [i for i in infos if not base_name(i["name"]).startswith(".") and i["name"].rstrip("/") != own]
+    return sorted(visible, key=lambda info: str(info["name"]))
+
+
+def base_name(path: str) -> str:
+    """The last component."""
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def join(folder: str, *names: str) -> str:
+    """A path on any file system; empty names are left out."""
+    return "/".join([folder.rstrip("/"), *[name for name in names if name]])
+
+
+def source_file(filesystem: Any, root: str, info: Mapping[str, Any], rows: int, label: int = -1) -> SourceFile:
+    """A file as `infos_of` lists it, with its size and stamp."""
+    path = str(info["name"])
+    if isinstance(filesystem, LocalFileSystem):
+        status = os.stat(path)
+        size, stamp = status.st_size, str(status.st_mtime_ns)
+    else:
+        keys = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "updated", "created")
+        size = int(info.get("size") or 0)
+        stamp = next((str(info[key]) for key in keys if info.get(key) is not None), "")
+    return SourceFile(path, path.removeprefix(root).lstrip("/"), size, stamp, rows, label)
+
+
+def allowed_at(name: str) -> str:
+    """What `data.path` may be for a data set, in words."""
+    if name == "folder":
+        return "a folder with train/ and test/ (or val/), one subfolder of images a class"
+    facts = FACTS[name].pickles
+    assert facts is not None
+    return (
+        "a folder holding train-*.parquet and test-*.parquet (itself or in "
+        f"{', '.join(f'{folder}/' for folder in PARQUET_FOLDERS[1:])}), or torchvision's {facts.folder}/"
+    )
+
+
+#: Where Parquet files may lie under the given path, the first folder that has any counts.
+PARQUET_FOLDERS = ("", "data", "plain_text", "cifar10", "cifar100")

@@ -1,0 +1,67 @@
+"""What a data set is, read from its files without decoding an image and without importing torch.
+
+`locate` finds the files of both splits, `inspect` describes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cache_store.errors import ConfigError
+from workers.data.images.facts import FACTS
+from workers.data.images.formats.base import Source
+from workers.data.images.formats.cifar import locate_cifar
+from workers.data.images.formats.class_folders import locate_folder
+from workers.data.images.formats.digits import locate_digits
+from workers.data.images.outline import DataOutline
+from workers.specs.experiment import DataSpec
+
+
+def inspect(data: DataSpec) -> DataOutline:
+    """Describe a data set; reads listings, Parquet footers and, for the python-pickle format, the batches.
+
+    Raises DataError when files are missing or unreadable (all problems found at once) and ConfigError when
+    `resize` is smaller than `image_size`.
+    """
+    return outline_of(data, locate(data))
+
+
+def outline_of(data: DataSpec, source: Source) -> DataOutline:
+    """The outline of a data set already located."""
+    facts = FACTS[data.name]
+    resize = resize_of(data)
+    side = resize if facts.side is None else facts.side
+    return DataOutline(
+        classes=len(source.class_names),
+        class_names=source.class_names,
+        native=(3, side, side),
+        train_rows=source.rows("train"),
+        test_rows=source.rows("test"),
+        fingerprint=source.fingerprint(),
+        mean=facts.mean,
+        std=facts.std,
+    )
+
+
+def resize_of(data: DataSpec) -> int:
+    """Side to which images are resized before cropping; ConfigError when it is smaller than the crop."""
+    resize = round(data.image_size * 256 / 224) if data.resize is None else data.resize
+    if resize < data.image_size:
+        raise ConfigError(
+            f"data.resize: {resize} is smaller than data.image_size, {data.image_size}; allowed: "
+            f"{data.image_size} or more, or none for image_size * 256 / 224"
+        )
+    return resize
+
+
+def locate(data: DataSpec) -> Source:
+    """Find the files of both splits. Raises DataError naming what is missing, where, and what is allowed."""
+    return _LOCATORS[data.name](data)
+
+
+_LOCATORS: dict[str, Callable[[DataSpec], Source]] = {
+    "digits": locate_digits,
+    "cifar10": locate_cifar,
+    "cifar100": locate_cifar,
+    "folder": locate_folder,
+}

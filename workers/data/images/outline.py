@@ -1,0 +1,25 @@
+"""What is known of an image data set before it is decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from workers.data.images.facts import Triple
+
+
+@dataclass(frozen=True)
+class DataOutline:
+    """A data set in figures.
+
+    `native` is (C, H, W) of the images as stored by `prepare`; `fingerprint` (sha256, hex) changes when a
+    file is added, removed, renamed, resized or rewritten; `mean` and `std` normalise pixels scaled to 0..1.
+    """
+
+    classes: int
+    class_names: tuple[str, ...]
+    native: tuple[int, int, int]
+    train_rows: int
+    test_rows: int
+    fingerprint: str
+    mean: Triple
+    std: Triple

@@ -1,0 +1,122 @@
+"""Decode a data set once into the store, as two sets (train, test) of rows (image, label).
+
+Shards are decoded one after another, each by a pool of threads (Pillow works outside the GIL), so memory is
+bounded by one shard and one row group of encoded images. Shards that are already there are not decoded again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+import PIL
+
+from cache_store.errors import DataError
+from cache_store.formats.codec import Field
+from cache_store.keys import digest_json
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotStore
+from workers.data.images.facts import FACTS, SPLITS, Split
+from workers.data.images.formats.base import Source
+from workers.data.images.formats.cifar import _Pickle
+from workers.data.images.formats.class_folders import _Folder
+from workers.data.images.formats.decoder import _Decoder
+from workers.data.images.formats.digits import _Digits
+from workers.data.images.formats.parquet import _Parquet
+from workers.data.images.inspect import locate, outline_of
+from workers.data.images.outline import DataOutline
+from workers.data.missing import missing_shards
+from workers.specs.experiment import DataSpec
+from workers.specs.tasks import rows_per_shard
+
+SHARD_BYTES = 64 << 20
+
+
+class Progress(Protocol):
+    def __call__(self, *, done: int, total: int, unit: str) -> None: ...
+
+
+def prepare(
+    data: DataSpec,
+    snapshots: SnapshotStore,
+    progress: Progress | Callable[..., None] | None = None,
+    fingerprint: str | None = None,
+) -> dict[str, Any]:
+    """Decode what is not in the store yet; return `{"train", "test", "digest", "rows", "classes"}`.
+
+    `train` and `test` are set ids. Rows are image uint8 (3, H, W) and label int64 (), in the order of the
+    files. Images of `folder` have their short side resized to `resize` (antialiased bilinear, torchvision's
+    v2 on Pillow images) and the centre square cut out; EXIF rotation is not applied. `progress(done=, total=,
+    unit="images")` counts both splits. Raises DataError: a corrupt image (file and row), an image of the
+    wrong size, a label that is missing or out of range (file, row, allowed range); the files' fingerprint is
+    not `fingerprint`, where one is given.
+    """
+    source = locate(data)
+    outline = outline_of(data, source)
+    if fingerprint not in (None, outline.fingerprint):
+        raise DataError(f"data.path: the files of {source.root} have changed since the run was planned; run again")
+    total = outline.train_rows + outline.test_rows
+    before = 0  # rows of the splits that are complete
+    sets: dict[str, str] = {}
+    digests: list[str] = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode") as pool:
+        decoder = _DECODERS[source.format](data, source, outline, pool)
+        for split in SPLITS:
+            target = snapshots.open(set_spec(data, source, outline, split))
+            spec = target.spec
+            while missing := missing_shards(target):
+                done = before + spec.rows - sum(len(spec.shard_range(shard)) for shard in missing)
+                for shard in missing:
+                    rows = spec.shard_range(shard)
+                    images = np.empty((len(rows), *outline.native), dtype=np.uint8)
+                    labels = np.empty(len(rows), dtype=np.int64)
+                    for count in decoder.decode(split, rows, images, labels):
+                        done += count
+                        if progress is not None:
+                            progress(done=done, total=total, unit="images")
+                    target.put(shard, (images, labels))
+            before += spec.rows
+            sets[split] = spec.id
+            digests.append(target.digest())
+    return {
+        **sets,
+        "digest": digest_json(digests),
+        "rows": {"train": outline.train_rows, "test": outline.test_rows},
+        "classes": outline.classes,
+    }
+
+
+def set_spec(data: DataSpec, source: Source, outline: DataOutline, split: Split) -> SetSpec:
+    """The set of one split: its key names everything that determines the bytes."""
+    decoder: dict[str, Any] = {"format": source.format, "version": 1}
+    if source.format in ("parquet", "folder"):
+        decoder["pillow"] = PIL.__version__
+    if FACTS[data.name].side is None:
+        decoder["resize"] = outline.native[1]
+    rows = source.rows(split)
+    row_bytes = int(np.prod(outline.native)) + 8
+    shard_rows = min(rows, rows_per_shard(row_bytes, SHARD_BYTES, 1))
+    return SetSpec(
+        key={
+            "kind": "images",
+            "name": data.name,
+            "fingerprint": outline.fingerprint,
+            "split": split,
+            "decoder": decoder,
+        },
+        rows=rows,
+        fields=(Field("image", "uint8", outline.native), Field("label", "int64", ())),
+        group_rows=shard_rows,
+        shard_rows=shard_rows,
+    )
+
+
+_DECODERS: dict[str, type[_Decoder]] = {
+    "digits": _Digits,
+    "parquet": _Parquet,
+    "pickle": _Pickle,
+    "folder": _Folder,
+}

@@ -1,0 +1,135 @@
+"""The files of a text data set on any file system, and the splits their names give them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any, Literal
+
+import fsspec
+
+from cache_store.errors import DataError
+from workers.data.files import base_name, source_file
+from workers.data.text.corpora.base import SPLITS
+from workers.specs.language import TextSpec
+
+Kind = Literal["plain", "json", "parquet"]
+_KINDS: dict[str, Kind] = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+#: `train/…`, `train.jsonl`, `test-00000-of-00001.parquet`; not `test_codecs.py`.
+_SPLIT_NAME = re.compile(r"(?:(train|training)|(validation|valid|val|dev)|(test))(?:[-.].*)?")
+#: Names from which a file system hides what it keeps for itself.
+_HIDDEN = (".", "__pycache__")
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """One file. `path` opens it, `name` is relative to the data's folder, `stamp` changes when it is rewritten."""
+
+    path: str
+    name: str
+    size: int
+    stamp: str
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A place on a file system: `root` is a folder, or the one file that is meant."""
+
+    filesystem: Any
+    root: str
+
+    def read(self, path: str) -> bytes:
+        """All bytes of a file, decompressed. DataError when it cannot be read."""
+        with self.open(path) as stream:
+            return bytes(readable(path, stream.read))
+
+    def open(self, path: str) -> Any:
+        """A binary stream of a file, decompressed by its name. DataError when it cannot be opened."""
+        return readable(path, lambda: self.filesystem.open(path, "rb", compression="infer"))
+
+
+def readable(path: str, read: Any) -> Any:
+    """What `read()` returns; a DataError naming `path` where it cannot."""
+    try:
+        return read()
+    except (OSError, EOFError, ValueError) as error:  # zlib and lzma raise the latter two
+        raise DataError(f"data.path: {path} cannot be read: {error}") from error
+
+
+def open_folder(data: TextSpec, allowed: str) -> Folder:
+    """The place `data.path` names; `allowed` says in words what it may be. DataError when there is none."""
+    if data.path is None:
+        raise DataError(f"data.path: none given for {data.name}; allowed: {allowed}")
+    try:
+        filesystem, root = fsspec.core.url_to_fs(os.path.expanduser(data.path))
+        exists = filesystem.exists(root)
+    except (ImportError, ValueError, OSError) as error:
+        raise DataError(f"data.path: cannot open {data.path!r}: {error}") from error
+    if not exists:
+        raise DataError(f"data.path: {data.path} does not exist; allowed: {allowed}")
+    return Folder(filesystem, str(root))
+
+
+def text_files(folder: Folder, include: Iterable[str], kinds: Iterable[Kind]) -> list[TextFile]:
+    """The files of these kinds under a folder, by name; hidden ones are left out. `include` holds patterns of file
+    names (with a `/`: of paths); one file given itself needs none."""
+    allowed = set(kinds)
+    if folder.filesystem.isfile(folder.root):
+        file = _describe(folder, folder.filesystem.info(folder.root), folder.root.rsplit("/", 1)[0])
+        return [file] if file.kind in allowed else []
+    try:
+        infos = folder.filesystem.find(folder.root, detail=True)
+    except OSError as error:
+        raise DataError(f"data.path: cannot list {folder.root}: {error}") from error
+    patterns = tuple(include)
+    files = []
+    for info in infos.values():
+        name = str(info["name"]).removeprefix(folder.root).lstrip("/")
+        if any(part.startswith(_HIDDEN) for part in name.split("/")):
+            continue
+        if any(fnmatch(name if "/" in pattern else base_name(name), pattern) for pattern in patterns):
+            files.append(_describe(folder, info, folder.root))
+    return sorted((file for file in files if file.kind in allowed), key=lambda file: file.name)
+
+
+def _describe(folder: Folder, info: Any, root: str) -> TextFile:
+    found = source_file(folder.filesystem, root, info, 0)
+    return TextFile(found.path, found.name, found.size, found.stamp, kind_of(found.name))
+
+
+def kind_of(name: str) -> Kind:
+    """How a file is read, by its name; `.gz` and the like do not count."""
+    lower = name.lower()
+    for suffix in _COMPRESSED:
+        lower = lower.removesuffix(suffix)
+    return _KINDS.get(os.path.splitext(lower)[1], "plain")
+
+
+def by_split(files: list[TextFile]) -> dict[str, list[TextFile]]:
+    """The files of each split the data itself has.
+
+    Where some file or top folder is called train, files and top folders called validation (valid, val, dev) and
+    test are those splits, and files called none of these are no data. Otherwise all files are `train`.
+    """
+    named: dict[str, list[TextFile]] = {}
+    for file in files:
+        match = _SPLIT_NAME.fullmatch(file.name.split("/", 1)[0])
+        if match:
+            split = next(name for name, group in zip(SPLITS, match.groups(), strict=True) if group)
+            named.setdefault(split, []).append(file)
+    return named if "train" in named else {"train": files}
+
+
+def stamps(what: str, files: dict[str, list[TextFile]]) -> str:
+    """sha256 (hex) over the names, sizes and stamps of files, and `what` they are read as."""
+    digest = hashlib.sha256(what.encode())
+    for split, members in sorted(files.items()):
+        for file in members:
+            digest.update(f"\x1e{split}\x1f{file.name}\x1f{file.size}\x1f{file.stamp}".encode())
+    return digest.hexdigest()

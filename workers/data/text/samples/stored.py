@@ -1,0 +1,91 @@
+"""A prepared split in the store: a set of tokens, a set of samples, and one row that says how large they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cache_store.errors import CorruptShard, MissingShard
+from cache_store.formats.codec import Field
+from cache_store.keys import digest_json
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotSet, SnapshotStore
+from workers.data.missing import missing_shards
+from workers.data.text.samples.layout import Samples, chunks
+from workers.data.text.samples.ragged import offsets_of
+from workers.specs.tasks import rows_per_shard
+
+SHARD_BYTES = 64 << 20
+#: More shards than this would make the record of the cuts too long.
+_MAX_SHARDS = 4096
+TOKEN_FIELDS = (Field("token", "int32", ()), Field("target", "uint8", ()), Field("position", "int32", ()))
+SAMPLE_FIELDS = (Field("start", "int64", ()), Field("length", "int64", ()), Field("targets", "int64", ()))
+#: Of splits that hold all candidates of every question.
+CANDIDATE_FIELDS = (Field("group", "int64", ()), Field("correct", "uint8", ()))
+_SUMMARY = Field("json", "uint8", (1 << 16,))
+
+
+def open_sets(
+    snapshots: SnapshotStore, key: Mapping[str, Any], cuts: list[int], samples: int, candidates: bool
+) -> tuple[SnapshotSet, SnapshotSet]:
+    """The token set and the sample set of the split `key` stands for, made if absent."""
+    tokens = SetSpec.ragged({**key, "what": "tokens"}, TOKEN_FIELDS, 1, cuts)
+    fields = SAMPLE_FIELDS + (CANDIDATE_FIELDS if candidates else ())
+    rows = rows_per_shard(sum(field.bytes for field in fields), SHARD_BYTES, 1)
+    table = SetSpec({**key, "what": "samples"}, samples, fields, 1, min(samples, rows))
+    return snapshots.open(tokens), snapshots.open(table)
+
+
+def cuts_of(lengths: np.ndarray) -> list[int]:
+    """Where token shards begin and end: whole samples, about SHARD_BYTES each, in at most 4,096 shards."""
+    offsets = offsets_of(lengths)
+    row_bytes = sum(field.bytes for field in TOKEN_FIELDS)
+    rows = max(SHARD_BYTES // row_bytes, -(-2 * int(offsets[-1]) // _MAX_SHARDS))
+    return [0, *(int(offsets[last]) for _, last in chunks(lengths, rows))]
+
+
+class Summary:
+    """What is known of a prepared split before it is opened. It lets a second `prepare_text` find the sets, whose
+    addresses cover their sizes, without tokenizing anything."""
+
+    def __init__(self, snapshots: SnapshotStore, key: Mapping[str, Any]) -> None:
+        self._set = snapshots.open(SetSpec({**key, "what": "summary"}, 1, (_SUMMARY,), 1, 1))
+
+    def read(self) -> dict[str, Any] | None:
+        """`{"samples", "cuts", "candidates", "statistics"}`; None when there is none, or none intact."""
+        try:
+            (row,) = self._set.touch(0)
+        except (MissingShard, CorruptShard):
+            return None
+        found: dict[str, Any] = json.loads(row.tobytes())
+        return found
+
+    def write(self, summary: Mapping[str, Any]) -> None:
+        """Publish it; JSON, at most 64 KiB."""
+        text = json.dumps(summary, sort_keys=True).encode()
+        row = np.full((1, *_SUMMARY.shape), ord(" "), np.uint8)
+        row[0, : len(text)] = np.frombuffer(text, np.uint8)
+        self._set.put(0, (row,))
+
+
+def split_result(tokens: SnapshotSet, table: SnapshotSet) -> dict[str, str]:
+    """Addresses of a complete split, and the digest of what it holds. MissingShard when it is not complete."""
+    return {
+        "tokens": tokens.spec.id,
+        "samples": table.spec.id,
+        "digest": digest_json([tokens.digest(), table.digest()]),
+    }
+
+
+def is_complete(*sets: SnapshotSet) -> bool:
+    """Whether nothing is left to make."""
+    return not any(missing_shards(found) for found in sets)
+
+
+def sample_columns(samples: Samples, candidates: bool) -> tuple[np.ndarray, ...]:
+    """The arrays of the sample set: of all its rows."""
+    columns = (offsets_of(samples.lengths)[:-1], samples.lengths, samples.targets)
+    return columns + ((samples.group, samples.correct) if candidates else ())

@@ -1,0 +1,94 @@
+"""Parameters split over the ranks of a gang by FSDP2: made, held, gathered and put back. Plain tensors pass through."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from workers.distributed.gang import Gang
+
+
+def mesh_of(gang: Gang, device: torch.device) -> Any:
+    """The ranks as torch's device mesh; None where nothing is shared."""
+    if not gang.shards:
+        return None
+    # Imported here and below: seconds that a single device need not spend.
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(device.type, (gang.size,))
+
+
+def shard(module: nn.Module, mesh: Any, *, keep_gathered: bool = False) -> None:
+    """Split a module's parameters over the ranks of a mesh (None: leave them whole), in place; they are gathered
+    whenever it runs. `keep_gathered`: until its backward pass is through, for what is used outside the module's own
+    forward (the LM head, by the loss)."""
+    if mesh is None:
+        return
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(module, mesh=mesh, reshard_after_forward=not keep_gathered)
+
+
+def release(module: nn.Module) -> None:
+    """Let go of gathered parameters, so that the module holds its own part only."""
+    for each in module.modules():
+        let_go = getattr(each, "reshard", None)
+        if callable(let_go):
+            let_go()
+
+
+def is_sharded(tensor: Any) -> bool:
+    return hasattr(tensor, "full_tensor")
+
+
+def held(tensor: Tensor) -> Tensor:
+    """What this rank has of a tensor."""
+    return cast("Tensor", cast("Any", tensor).to_local()) if is_sharded(tensor) else tensor
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """A contiguous copy on the host of what this rank has of a tensor."""
+    return held(tensor.detach()).to("cpu", copy=True).contiguous()
+
+
+def whole_on_host(tensor: Tensor) -> Tensor:
+    """A contiguous copy on the host of the whole tensor. Of a sharded one all ranks must ask, and only the first gets
+    it: the others have an empty tensor."""
+    if not is_sharded(tensor):
+        return tensor.detach().to("cpu", copy=True).contiguous()
+    full = cast("Any", tensor.detach()).full_tensor()
+    if torch.distributed.get_rank() != 0:
+        return torch.empty(0, dtype=tensor.dtype)
+    return cast("Tensor", full).to("cpu", copy=True).contiguous()
+
+
+def like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A whole value, the same on all ranks, split as `parameter` is."""
+    if not is_sharded(parameter) or value.shape != parameter.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    split = cast("Any", parameter)
+    # src_data_rank=None: every rank takes its part of what it has, nothing is sent.
+    made: Tensor = distribute_tensor(value.to(split.device), split.device_mesh, split.placements, src_data_rank=None)
+    return made
+
+
+def rejoined(parameter: Tensor, local: Tensor) -> Tensor:
+    """What `held` gave of a parameter, as the sharded tensor again."""
+    if not is_sharded(parameter):
+        return local
+    from torch.distributed.tensor import DTensor
+
+    split = cast("Any", parameter)
+    made: Tensor = DTensor.from_local(
+        local.to(split.device),
+        split.device_mesh,
+        split.placements,
+        run_check=False,
+        shape=split.shape,
+        stride=split.stride(),
+    )
+    return made

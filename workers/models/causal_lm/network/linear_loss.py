@@ -1,0 +1,171 @@
+"""Cross-entropy of a linear layer's output without its logits: in pieces of rows, gradients along the way."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from workers.models.causal_lm.network.link import Link
+from workers.models.causal_lm.network.pieces import block_rows, chunk_rows, loss_rows
+
+
+def nll_sum(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Summed cross-entropy of logits (N, V), any type, as float32."""
+    return F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, link: Link, smoothing: float
+) -> Tensor:
+    """Mean cross-entropy (float32 scalar) of the logits of hidden (N, D), weight (V, D), bias (V,) or None.
+
+    Products are computed in the autocast type where autocast is on, else in the type of the weight; logits,
+    softmax, losses and the sums over pieces in float32.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    if _torchs_own(hidden, weight, dtype, link, smoothing):
+        return _by_torch(hidden, weight, bias, targets, link)
+    with torch.autocast(device, enabled=False):
+        return cast("Tensor", _Chunked.apply(hidden, weight, bias, targets, link, smoothing, dtype))
+
+
+def _torchs_own(hidden: Tensor, weight: Tensor, dtype: torch.dtype, link: Link, smoothing: float) -> bool:
+    """Whether torch's kernel does as well: in float32 throughout. With narrower types its loss is as narrow (10.5 for
+    10.93 in bfloat16), autocast does not reach it, smoothing makes it hold all logits, and it knows neither scaled nor
+    capped ones."""
+    if smoothing:
+        return False
+    whole = hidden.dtype == weight.dtype == dtype == torch.float32
+    return whole and link.scale == 1.0 and link.cap is None and hasattr(F, "linear_cross_entropy")
+
+
+def _by_torch(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, link: Link) -> Tensor:
+    # Its own choice of pieces is far too small for a CPU: half the speed.
+    options = nn.LinearCrossEntropyOptions(batch_chunk_size=chunk_rows(weight.shape[0]))
+    given = hidden if link.before == 1.0 else hidden * link.before
+    return F.linear_cross_entropy(given, weight, targets, linear_bias=bias, options=options)
+
+
+class _Chunked(torch.autograd.Function):
+    """Gradients are made in the forward pass, unscaled (in [-1, 1] before the products, so float16 holds them);
+    the backward pass only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        link: Link,
+        smoothing: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        matrix = weight.to(dtype)
+        d_hidden = torch.empty_like(hidden) if wants_hidden else None
+        d_weight: Tensor | None = None
+        d_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias and bias is not None else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        step = loss_rows(weight.shape[0], dtype.itemsize, 4 * weight.numel() if wants_weight else 0)
+        for start in range(0, hidden.shape[0], step):
+            rows = slice(start, start + step)
+            x = hidden[rows].to(dtype)
+            if link.before != 1.0:
+                x = x * link.before
+            logits = F.linear(x, matrix, None if bias is None else bias.to(dtype))
+            if not (wants_hidden or wants_weight or wants_bias):
+                total += _loss(logits, targets[rows], link, smoothing)
+                continue
+            total += _to_gradient(logits, targets[rows], link, smoothing, d_bias)
+            if d_hidden is not None:
+                d_hidden[rows] = (logits @ matrix) * link.before
+            if wants_weight:
+                d_weight = _added(d_weight, logits, x)
+        ctx.grads = (d_hidden, d_weight, d_bias)
+        ctx.types = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        ctx.count = targets.numel()
+        return total / targets.numel()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.grads is None:
+            raise RuntimeError("the gradients of this loss were used already; compute the loss again")
+        factor = scale.float() / ctx.count
+        made: list[Tensor | None] = []
+        for grad, dtype in zip(ctx.grads, ctx.types, strict=True):
+            made.append(None if grad is None else grad.mul_(factor.to(grad.dtype)).to(dtype))
+        ctx.grads = None
+        return (*made, None, None, None, None)
+
+
+def _added(total: Tensor | None, grad: Tensor, x: Tensor) -> Tensor:
+    """`total` (V, D) float32 and the weight's gradient of one piece: grad (N, V), x (N, D)."""
+    if total is None:
+        return (grad.T @ x).float()
+    if grad.dtype == torch.float32:
+        return total.addmm_(grad.T, x)
+    return total.add_(grad.T @ x)
+
+
+def _loss(logits: Tensor, targets: Tensor, link: Link, smoothing: float) -> Tensor:
+    """Summed loss of logits (N, V), block by block."""
+    total = torch.zeros((), dtype=torch.float32, device=logits.device)
+    for rows in _blocks(logits):
+        log_p, _ = _log_softmax(logits[rows], link)
+        total += _smoothed(log_p, targets[rows, None], smoothing)
+    return total
+
+
+def _to_gradient(logits: Tensor, targets: Tensor, link: Link, smoothing: float, d_bias: Tensor | None) -> Tensor:
+    """Summed loss of logits (N, V), which become its gradient; `d_bias` (V,) float32 is added to.
+
+    Made in float32 in blocks that stay in cache, and rounded once: no second matrix of this size is ever held.
+    """
+    total = torch.zeros((), dtype=torch.float32, device=logits.device)
+    for rows in _blocks(logits):
+        log_p, slope = _log_softmax(logits[rows], link)
+        column = targets[rows, None]
+        total += _smoothed(log_p, column, smoothing)
+        grad = log_p.exp_()
+        if smoothing:
+            grad -= smoothing / grad.shape[-1]
+        grad.scatter_add_(1, column, grad.new_full(column.shape, smoothing - 1.0))
+        if slope is not None:
+            grad *= slope
+        if link.scale != 1.0:
+            grad *= link.scale
+        if d_bias is not None:
+            d_bias += grad.sum(dim=0)
+        logits[rows] = grad
+    return total
+
+
+def _blocks(logits: Tensor) -> list[slice]:
+    step = block_rows(logits.shape[1], logits.device.type)
+    return [slice(start, start + step) for start in range(0, logits.shape[0], step)]
+
+
+def _log_softmax(logits: Tensor, link: Link) -> tuple[Tensor, Tensor | None]:
+    """Of a block's logits, scaled and capped, in float32; and the derivative of the cap, where there is one."""
+    if link == Link(link.before):
+        return torch.log_softmax(logits, dim=-1, dtype=torch.float32), None
+    bent = logits.float() * link.scale
+    slope = None
+    if link.cap is not None:
+        bent.div_(link.cap).tanh_()
+        slope = 1.0 - bent * bent
+        bent.mul_(link.cap)
+    return torch.log_softmax(bent, dim=-1), slope
+
+
+def _smoothed(log_p: Tensor, column: Tensor, smoothing: float) -> Tensor:
+    """Summed loss of log-probabilities (N, V) for targets (N, 1)."""
+    total = -log_p.gather(1, column).sum()
+    if not smoothing:
+        return total
+    return total * (1.0 - smoothing) - log_p.mean(dim=-1).sum() * smoothing

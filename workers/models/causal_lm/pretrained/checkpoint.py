@@ -1,0 +1,155 @@
+"""A stored checkpoint as the state of parts: names, shapes and tensors under the names of the (pruned) model."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from workers.models.causal_lm.errors import refuse
+from workers.models.causal_lm.network.parts import assemble, part_names
+from workers.models.causal_lm.network.skeleton import build_skeleton, master_dtype
+from workers.models.causal_lm.network.structure import structure
+from workers.models.causal_lm.pretrained.configs import kept_layers, tied, whole_config
+from workers.models.causal_lm.pretrained.gguf_file import GGUFTensors
+from workers.models.causal_lm.pretrained.locate import INDEX, Located
+from workers.models.causal_lm.pretrained.mapping import Mapping, Recipe, Tensors
+from workers.models.causal_lm.pretrained.safetensors_files import SafetensorsFiles, weight_files
+from workers.specs.language import CausalLMSpec
+
+_SHOWN = 4
+#: Weight files up to this size are hashed whole; of larger ones evenly spread samples, size and time.
+_HASHED_WHOLE = 2**30
+_SAMPLES, _SAMPLE_BYTES = 256, 2**16
+
+
+class Checkpoint:
+    """The weights a task's spec points at, checked against the model before anything is read."""
+
+    def __init__(self, spec: CausalLMSpec, located: Located) -> None:
+        """Compare all names and shapes. ConfigError names the file of whatever is missing or does not fit."""
+        self._spec = spec
+        self._model = build_skeleton(spec)
+        self._found = structure(spec)
+        self._kept = kept_layers(spec, self._found.count)
+        self._head = f"{self._found.lm_head}.weight"
+        self._embedding = f"{self._found.embedding}.weight"
+        self._place = located.gguf or located.folder
+        self._tensors: Tensors = (
+            SafetensorsFiles(located.folder)
+            if located.gguf is None
+            else GGUFTensors(located.gguf, self._unpruned(located))
+        )
+        self._mapping = Mapping(self._tensors.names(), self._known(), self._model)
+        if self._mapping.recipe(self._head) is None and tied(spec, located):
+            # Untied on entry: the LM head starts as a copy of the embedding.
+            self._head_is_embedding = True
+        else:
+            self._head_is_embedding = False
+        self._check()
+
+    def _unpruned(self, located: Located) -> PreTrainedModel:
+        """The skeleton of all layers the file has: GGUF's names are looked up by number."""
+        if not self._spec.prune:
+            return self._model
+        every = replace(self._spec, prune=(), config=None)
+        return build_skeleton(replace(every, config=whole_config(every, located)))
+
+    def _known(self) -> set[str]:
+        """State names of the unpruned model: those of any layer, for every number in the checkpoint."""
+        names = set(self._model.state_dict())
+        layers = f"{self._found.layers}."
+        inside = {name.removeprefix(layers).partition(".")[2] for name in names if name.startswith(layers)}
+        return {name for name in names if not name.startswith(layers)} | {
+            f"{layers}{index}.{name}" for index in range(self._kept[-1] + 1) for name in inside
+        }
+
+    def _stored(self, name: str) -> str:
+        """The name a state tensor has in the unpruned model."""
+        layers = f"{self._found.layers}."
+        if name == self._head and self._head_is_embedding:
+            return self._embedding
+        if not name.startswith(layers):
+            return name
+        index, _, rest = name.removeprefix(layers).partition(".")
+        return f"{layers}{self._kept[int(index)]}.{rest}"
+
+    def _check(self) -> None:
+        missing, wrong = [], []
+        for part in part_names(self._spec):
+            for name, tensor in assemble(self._spec, part).state_dict().items():
+                recipe = self._mapping.recipe(self._stored(name))
+                if recipe is None:
+                    missing.append(name)
+                elif recipe.converter is None:
+                    source = recipe.sources[0][0]
+                    shape = self._tensors.shape(source)
+                    if shape != tuple(tensor.shape):
+                        wrong.append(
+                            f"{source!r} in {self._tensors.file(source)} is {shape}, not {tuple(tensor.shape)}"
+                        )
+                        if name in (self._embedding, self._head):
+                            wrong[-1] += f" (the vocabulary is {tensor.shape[0]} in the configuration)"
+        if missing:
+            raise refuse(
+                f"{self._place} lacks {len(missing)} tensors of the model, first {', '.join(missing[:_SHOWN])}",
+                "model.path",
+                value=str(self._place),
+            )
+        if wrong:
+            more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+            raise refuse(f"shapes do not fit: {'; '.join(wrong[:_SHOWN])}{more}", "model.path", value=str(self._place))
+
+    def state(self, part: str) -> dict[str, Tensor]:
+        """The state of one part on the host in the master type, contiguous, sharing no memory with anything."""
+        dtype = master_dtype(self._spec)
+        names = {self._stored(name): name for name in assemble(self._spec, part).state_dict()}
+        state: dict[str, Tensor] = {}
+        done: set[int] = set()
+        for stored in names:
+            recipe = self._recipe(stored)
+            if id(recipe) in done:
+                continue
+            done.add(id(recipe))
+            made = recipe.make(self._mapping.first(recipe), self._tensors, self._model, dtype)
+            state.update({names[key]: tensor for key, tensor in made.items() if key in names})
+        return {name: state[name] for name in names.values()}
+
+    def _recipe(self, stored: str) -> Recipe:
+        recipe = self._mapping.recipe(stored)
+        assert recipe is not None, "checked at construction"
+        return recipe
+
+
+def weights_digest(located: Located) -> str:
+    """Identity of a checkpoint's weight files (32 hex characters), without downloading any.
+
+    From the hub: the commit. Local: the files' bytes; of files over 1 GiB size, time and samples of the bytes.
+    """
+    total = hashlib.sha256()
+    if located.commit is not None:
+        total.update(f"hub|{located.commit}|{located.gguf.name if located.gguf else ''}".encode())
+        return total.hexdigest()[:32]
+    files = [located.gguf] if located.gguf is not None else weight_files(located.folder)
+    index = located.folder / INDEX
+    for path in [*files, *([index] if index.is_file() and located.gguf is None else [])]:
+        try:
+            total.update(f"|{path.name}|{_file_digest(path)}".encode())
+        except OSError as e:
+            raise refuse(f"{path} cannot be read: {e.strerror}", "model.path") from e
+    return total.hexdigest()[:32]
+
+
+def _file_digest(path: Path) -> str:
+    status = path.stat()
+    with open(path, "rb") as file:
+        if status.st_size <= _HASHED_WHOLE:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        total = hashlib.sha256(f"{status.st_size}|{status.st_mtime_ns}".encode())
+        for index in range(_SAMPLES):
+            file.seek(index * (status.st_size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+            total.update(file.read(_SAMPLE_BYTES))
+        return total.hexdigest()

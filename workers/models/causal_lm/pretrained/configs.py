@@ -1,0 +1,120 @@
+"""The whole architecture of a model, from a config.json, a GGUF file or the user's own description."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from workers.models.causal_lm.errors import first_line, refuse
+from workers.models.causal_lm.network.skeleton import DTYPES, build_config, master_dtype
+from workers.models.causal_lm.pretrained.gguf_file import gguf_config
+from workers.models.causal_lm.pretrained.locate import Located
+from workers.specs.language import CausalLMSpec
+
+#: Facts about where a config came from and who wrote it, not about the architecture.
+_PASSING = (
+    "_name_or_path",
+    "_model_name_or_path",
+    "_attn_implementation",
+    "transformers_version",
+    "torch_dtype",
+    "architectures",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "return_dict",
+    "output_attentions",
+    "output_hidden_states",
+    "chunk_size_feed_forward",
+)
+
+
+def stored_config(spec: CausalLMSpec, located: Located | None) -> dict[str, Any]:
+    """What the checkpoint says about itself; empty without one. ConfigError when it cannot be read."""
+    if located is None:
+        return {}
+    if located.gguf is not None:
+        return gguf_config(located.gguf)
+    path = located.folder / "config.json"
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as e:
+        ggufs = sorted(file.name for file in located.folder.glob("*.gguf"))
+        hint = f"; for {ggufs[0]} set model.gguf" if ggufs else ""
+        raise refuse(f"{located.folder} has no config.json{hint}", "model.path", value=spec.path) from e
+    except (OSError, ValueError) as e:
+        raise refuse(f"{path} cannot be read: {first_line(e)}", "model.path") from e
+    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
+        raise refuse(f"{path} names no model_type", "model.path", value=str(path))
+    return content
+
+
+def whole_config(spec: CausalLMSpec, located: Located | None) -> dict[str, Any]:
+    """The architecture as written into tasks and exports: every setting spelled out, pruned, untied, in the master
+    type. The user's `config` is laid over the checkpoint's. ConfigError for whatever does not fit."""
+    stored = stored_config(spec, located)
+    values = {**stored, **(spec.config or {})}
+    if "model_type" not in values:
+        raise refuse("is no architecture: a model_type is needed, as in a config.json", "model.config")
+    if values.get("quantization_config"):
+        raise refuse(
+            f"{spec.path} is stored quantized ({values['quantization_config'].get('quant_method', 'unknown')}), which "
+            "cannot be trained; take the original checkpoint or a GGUF file",
+            "model.path",
+        )
+    config = build_config(values, spec)
+    whole: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    named = values.get("dtype") or values.get("torch_dtype")
+    for key in _PASSING if spec.trust_remote_code else (*_PASSING, "auto_map"):
+        whole.pop(key, None)
+    whole["tie_word_embeddings"] = False
+    whole["dtype"] = str(named or "float32").removeprefix("torch.")
+    dtype = master_dtype(CausalLMSpec(family="causal_lm", config=whole, master=spec.master))
+    whole["dtype"] = next(name for name, known in DTYPES.items() if known is dtype)
+    return pruned(whole, spec.prune)
+
+
+def tied(spec: CausalLMSpec, located: Located | None) -> bool:
+    """Whether the checkpoint's LM head is its embedding."""
+    stored = stored_config(spec, located)
+    return bool(stored) and bool(getattr(build_config(stored, spec), "tie_word_embeddings", False))
+
+
+def pruned(config: dict[str, Any], prune: tuple[int, ...]) -> dict[str, Any]:
+    """The config without some layers: their number, and every list with an entry a layer.
+
+    ConfigError for layers the model does not have, or when none is left.
+    """
+    if not prune:
+        return config
+    count = config.get("num_hidden_layers")
+    if not isinstance(count, int):
+        raise refuse("this model does not say how many layers it has", "model.prune")
+    outside = sorted(index for index in prune if not 0 <= index < count)
+    if outside or len(set(prune)) >= count:
+        raise refuse(
+            f"{list(prune)} cannot be removed from {count} layers; allowed: different numbers of 0-{count - 1}, at "
+            "least one layer left",
+            "model.prune",
+            value=list(prune),
+        )
+    gone = set(prune)
+    result = dict(config)
+    for key, value in config.items():
+        # Lists with an entry a layer: layer_types, no_rope_layers, mlp_layer_types …
+        if "layer" in key and isinstance(value, list) and len(value) == count:
+            result[key] = [entry for index, entry in enumerate(value) if index not in gone]
+    result["num_hidden_layers"] = count - len(gone)
+    return result
+
+
+def kept_layers(spec: CausalLMSpec, count: int) -> list[int]:
+    """Numbers in the checkpoint of the `count` layers that are left, in order."""
+    gone = set(spec.prune)
+    return [index for index in range(count + len(gone)) if index not in gone]
+
+
+def config_json(spec: CausalLMSpec, architecture: str) -> bytes:
+    """A config.json for a task's spec: whole, untied, naming the class that loads it."""
+    content = {**(spec.config or {}), "architectures": [architecture], "tie_word_embeddings": False}
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()

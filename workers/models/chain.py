@@ -1,0 +1,113 @@
+"""Parts run in order, some of them frozen; and the bytes and digests of their states."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from workers.distributed.sharded import held, whole_on_host
+
+Boundary = tuple[Tensor, ...]
+State = dict[str, Tensor]
+
+
+class Path(nn.Module):
+    """Parts applied one after the other: blocks map a boundary to a boundary, the last part gives the output (images:
+    logits (B, classes)). A `context`, where there is one, goes to every part beside its input.
+
+    Parts outside `trained` are frozen: no gradient, and in eval mode whatever mode the path is in, so that a
+    frozen BatchNorm never moves (`requires_grad=False` alone would not stop its running statistics).
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, nn.Module],
+        trained: Collection[str],
+        *,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(parts)
+        self.trained = frozenset(trained)
+        self.activation_checkpointing = activation_checkpointing
+        for name, part in self.parts.items():
+            for parameter in part.parameters():
+                # Packed matrices are integers.
+                parameter.requires_grad_(name in self.trained and parameter.is_floating_point())
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Path:
+        super().train(mode)
+        for name, part in self.parts.items():
+            if name not in self.trained:
+                part.train(False)
+        return self
+
+    def forward(self, boundary: Boundary, context: Any = None) -> Any:
+        value: Any = boundary
+        beside = () if context is None else (context,)
+        for part in self.parts.values():
+            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+                # Non-re-entrant: the re-entrant kind silently drops gradients when its inputs are frozen.
+                value = checkpoint(part, value, *beside, use_reentrant=False, context_fn=_recompute_contexts(part))
+            else:
+                value = part(value, *beside)
+        return value
+
+    def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """(part/name, parameter) of everything that is updated, in forward order."""
+        return [
+            (f"{name}/{key}", parameter)
+            for name, part in self.parts.items()
+            if name in self.trained
+            for key, parameter in part.named_parameters()
+            if parameter.requires_grad
+        ]
+
+
+def _recompute_contexts(
+    part: nn.Module,
+) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
+    return lambda: (nullcontext(), _batch_norm_held(part))
+
+
+@contextmanager
+def _batch_norm_held(part: nn.Module) -> Iterator[None]:
+    """Recomputing a forward pass must not update BatchNorm's running statistics a second time."""
+    norms = [m for m in part.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.sub_(1)
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """sha256 (32 hex characters) over names, dtypes, shapes and bytes: equal exactly when the state is equal."""
+    total = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()[:32]
+
+
+def cpu_state(module: nn.Module) -> State:
+    """A copy of the module's state on the host, contiguous (safetensors wants neither views nor channels_last)."""
+    return {name: whole_on_host(tensor) for name, tensor in module.state_dict().items()}
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers the module holds; of sharded ones this rank's part."""
+    return sum(held(t).numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])

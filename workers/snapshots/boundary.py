@@ -1,0 +1,219 @@
+"""One boundary of the frozen prefix over one split and view: read where it is stored, computed where it is not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache_store.errors import CorruptShard, MissingShard
+from cache_store.formats.codec import Field
+from cache_store.formats.encodings import identity
+from cache_store.formats.quantization import Encoding
+from cache_store.snapshots.reader import RowReader
+from cache_store.snapshots.store import SnapshotSet
+from workers.device import autocast
+from workers.domains.base import Batch, Domain, Source
+from workers.environment import WorkerEnvironment
+from workers.models.chain import Boundary, Path
+from workers.snapshots.geometry import Geometry
+from workers.specs.tasks import BoundarySpec
+from workers.weights import Weights
+
+#: Threads that copy the rows of one batch where the step runs on a device.
+GATHER_THREADS = 4
+
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+#: What numpy has no type for, and the unsigned integers that stand for it there.
+_NOT_IN_NUMPY = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn}
+_BITS = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8}
+
+
+class StoredBoundary:
+    """The snapshots of one boundary. Samples are always computed in the same groups of `group_rows` in data set
+    order, each hop's output cast and encoded as it is stored, and the next hop computed from what that decodes to: a
+    shard has the same bytes whether its predecessor was read, or computed again from the raw inputs."""
+
+    def __init__(
+        self,
+        environment: WorkerEnvironment,
+        domain: Domain,
+        boundary: BoundarySpec,
+        source: Source,
+        weights: Weights,
+        view: int | None,
+    ) -> None:
+        self._environment = environment
+        self._domain = domain
+        self._source = source
+        self._weights = weights
+        self._view = view
+        self._boundary = boundary
+        self._hop: Path | None = None
+        self._previous: StoredBoundary | None = None
+        if len(boundary.hops) > 1:
+            # The predecessor's shards are cut elsewhere, its groups are the same.
+            shorter = replace(boundary, hops=boundary.hops[:-1])
+            self._previous = StoredBoundary(environment, domain, shorter, source, weights, view)
+        #: What a stored row is of a boundary row.
+        self.encoding = encoding_of(domain, boundary)
+        self.geometry = geometry_of(domain, boundary, source)
+        key = boundary_key(domain, boundary, source, weights, view)
+        self.spec = self.geometry.set_spec(key, self.encoding.fields, self.encoding.codec_version)
+        #: Read as it is found: not created, and perhaps not there at all.
+        self._stored = SnapshotSet(environment.storage, self.spec)
+        self._set: SnapshotSet | None = None
+        #: Samples each frozen block was run over by this object.
+        self.forwards: Counter[str] = Counter()
+
+    @property
+    def snapshots(self) -> SnapshotSet:
+        """The set, created in the store on first use."""
+        if self._set is None:
+            self._set = self._environment.snapshots.open(self.spec, self._environment.kept)
+        return self._set
+
+    @property
+    def samples(self) -> int:
+        return self._source.rows
+
+    def reader(self, compute: Callable[[int], Sequence[np.ndarray]] | None = None) -> RowReader:
+        """Rows of this boundary in any order; what is missing or damaged is computed (by `compute` in place of
+        `compute_shard`), stored and served."""
+        # On a CPU the step computes on the same cores.
+        threads = 1 if self._environment.device.type == "cpu" else min(GATHER_THREADS, self._environment.threads)
+        return RowReader(self.snapshots, compute=compute or self.compute_shard, threads=threads)
+
+    def compute_shard(self, index: int, on_group: Callable[[], None] = lambda: None) -> list[np.ndarray]:
+        """The shard's arrays, one per stored field, bf16 as uint16. `on_group` is called after each of its groups."""
+        columns: list[list[Tensor]] = [[] for _ in self.spec.fields]
+        with _threads(self._environment.threads):
+            for group in self.geometry.groups_of_shard(index):
+                for column, tensor in zip(columns, self._compute_group(group), strict=True):
+                    column.append(tensor)
+                on_group()
+        return [to_numpy(torch.cat(column)) for column in columns]
+
+    def let_go(self) -> None:
+        """Drop the frozen blocks; they are loaded again when something is missing."""
+        self._hop = None
+        if self._previous is not None:
+            self._previous.let_go()
+
+    def _group(self, group: int) -> Boundary:
+        """Stored rows of one group as host tensors: from the store if it is there."""
+        rows = self.geometry.rows_of_group(group)
+        shard = self.geometry.shard_of_group(group)
+        try:
+            arrays = self._stored.shard(shard)
+        except (MissingShard, CorruptShard):
+            return self._compute_group(group)  # released, lost or damaged: its successor needs only these rows
+        first = rows.start - self.spec.shard_range(shard).start
+        return tuple(
+            _to_tensor(array[first : first + len(rows)], field)
+            for array, field in zip(arrays, self.spec.fields, strict=True)
+        )
+
+    def _compute_group(self, group: int) -> Boundary:
+        """Stored rows of one group, computed from what the stored rows before it decode to."""
+        device, domain = self._environment.device, self._domain
+        samples = self.geometry.samples_of_group(group)
+        rows = domain.rows(self._source, np.arange(samples.start, samples.stop))
+        previous = self._previous
+        if previous is None:
+            inputs = domain.load(self._source, rows, self._view)
+        else:
+            inputs = previous.encoding.decode(previous._group(group))
+        if self._hop is None:
+            blocks = self._boundary.hops[-1]
+            self._hop = Path({name: self._weights.build(name) for name in blocks}, trained=())
+            if self._boundary.channels_last:
+                self._hop.to(memory_format=torch.channels_last)
+        for block in self._boundary.hops[-1]:
+            self.forwards[block] += len(samples)
+        stored = previous is not None
+        with torch.no_grad(), autocast(self._boundary.precision, device):
+            batch: Batch = domain.batch(rows, inputs, stored=stored, device=device, precision=self._boundary.precision)
+            outputs = domain.to_rows(self._hop(batch.boundary, batch.context), batch)
+        dtype = TORCH_DTYPES[self._boundary.dtype]
+        stored_rows = self.encoding.encode([tensor.to(dtype) for tensor in outputs])
+        return tuple(tensor.to("cpu").contiguous() for tensor in stored_rows)
+
+    def total_forwards(self) -> Counter[str]:
+        """Samples each block was run over, this hop's and (after losses) earlier hops'."""
+        earlier = self._previous.total_forwards() if self._previous is not None else Counter()
+        return self.forwards + earlier
+
+
+def encoding_of(domain: Domain, boundary: BoundarySpec) -> Encoding:
+    return Encoding(boundary.encoding, domain.fields(sum(len(hop) for hop in boundary.hops), boundary.dtype))
+
+
+def geometry_of(domain: Domain, boundary: BoundarySpec, source: Source) -> Geometry:
+    """Where the samples of `source` lie in a set of this boundary, whether it is stored or not."""
+    return Geometry.of(
+        source.rows,
+        domain.offsets(source),
+        group=boundary.group_rows,
+        row_bytes=sum(field.bytes for field in encoding_of(domain, boundary).fields),
+        shard_bytes=boundary.shard_bytes,
+    )
+
+
+def boundary_key(
+    domain: Domain, boundary: BoundarySpec, source: Source, weights: Weights, view: int | None
+) -> dict[str, Any]:
+    """Everything that determines the bytes of a snapshot set, by content: a changed input is another address."""
+    encoding = identity(boundary.encoding)
+    return {
+        "kind": "boundary",
+        "data": source.identity,
+        "view": domain.view_identity(view),
+        "hops": [[{"block": name, "state": weights.digest(name)} for name in hop] for hop in boundary.hops],
+        "model": domain.model_identity(),
+        "precision": boundary.precision,
+        "channels_last": boundary.channels_last,
+        **({} if encoding is None else {"encoding": encoding}),
+    }
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Bits depend on the thread count, and a thread that only reads ahead has set its own to one."""
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """A host tensor as a set's array, bf16 and float8 as their bits."""
+    return tensor.view(_BITS.get(tensor.dtype, tensor.dtype)).numpy()
+
+
+def _to_tensor(array: np.ndarray, field: Field) -> Tensor:
+    # Mapped shards are read-only; the copy is what makes a tensor over them safe to hand to torch.
+    tensor = torch.from_numpy(np.array(array))
+    return tensor.view(_NOT_IN_NUMPY.get(field.dtype, tensor.dtype))
+
+
+def snapshot_counters(boundaries: Mapping[Any, StoredBoundary]) -> dict[str, int]:
+    """Sum of hits, misses, bytes_read and bytes_written over the sets of a task."""
+    total = {"hits": 0, "misses": 0, "bytes_read": 0, "bytes_written": 0}
+    for boundary in boundaries.values():
+        counters = boundary.snapshots.counters
+        for key in total:
+            total[key] += getattr(counters, key)
+    return total

@@ -1,0 +1,172 @@
+"""What a worker is told to do, as frozen data: plain dataclasses that travel as JSON.
+
+The same classes are sections of the user's configuration, so a setting is defined, typed and bounded in
+one place. Beside our own pure modules only the standard library and `annotated_types` (pure metadata) are imported
+here: pydantic reads the annotations when a configuration is loaded, a worker needs neither pydantic nor Ray.
+
+Vocabulary: a *part* is a named piece of the chain with weights: the blocks (`seg1`, `seg2`, … in order) and
+`head`. `adapter` and `aux` are training-only parts of one stage. A *hop* is the run of consecutive blocks
+that takes one stored boundary to the next stored boundary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from workers.specs.language import CausalLMSpec, LoraSpec, TextSpec
+
+Precision = Literal["fp32", "bf16", "fp16"]
+SnapshotDtype = Literal["auto", "float32", "bfloat16", "float16"]
+ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "resnext50_32x4d"]
+
+_STRICT: dict[str, Any] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A torchvision ResNet as a chain. Sizes of adapters and heads are read from the boundaries."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    family: Literal["resnet"] = "resnet"
+    name: ResNetName
+    #: imagenet: 7x7 stride 2 + max-pool. small: 3x3 stride 1, no pool, for images of 16 to 64 pixels.
+    stem: Literal["imagenet", "small"] = "imagenet"
+    classifier: Literal["mlp", "linear"] = "mlp"
+    hidden: Annotated[int, Ge(1)] = 512
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.3
+    #: How many of the last residual block's convolutions belong to the head (1..2 basic, 1..3 bottleneck).
+    head_convs: Annotated[int, Ge(1), Le(3)] = 1
+    #: stages: seg1 = stem+layer1 … seg4; blocks: each residual block; or explicit lists of unit names.
+    segments: Literal["stages", "blocks"] | tuple[tuple[str, ...], ...] = "stages"
+    #: A torchvision state dict (.safetensors, or .pth read with weights_only) to start from; None: random.
+    weights: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """An image classification data set and the views made of it."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    name: Literal["digits", "cifar10", "cifar100", "folder"]
+    #: cifar: a folder or file of Parquet as on the Hugging Face hub, or torchvision's download folder.
+    #: folder: has train/ and test/ (or val/) with one subfolder a class. digits: not used.
+    path: str | None = None
+    download: bool = False
+    image_size: Annotated[int, Ge(4), Le(4096)] = 224
+    #: Side to which images are resized before cropping; None: image_size * 256 / 224, rounded.
+    resize: Annotated[int, Ge(4)] | None = None
+    #: paper: RandomResizedCrop(0.6, 1) + flip + RandAugment(2, 9) + RandomErasing(0.25).
+    #: light: pad-free random crop scale (0.6, 1) + flip. none: the test transform.
+    augment: Literal["paper", "light", "none"] = "paper"
+    #: Horizontal flips (off for digits, where a mirrored image is another symbol).
+    flip: bool = True
+    #: Epoch e uses augmentation view e mod views.
+    views: Annotated[int, Ge(1)] = 1
+    #: Held out of train for choosing epochs: a fraction (< 1) or a count.
+    validation: Annotated[float, Gt(0)] = 0.1
+    #: Use only this many training / test samples, chosen by seed (None: all).
+    train_limit: Annotated[int, Ge(1)] | None = None
+    test_limit: Annotated[int, Ge(1)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSpec:
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    #: Update rule; momentum and nesterov count for sgd, betas and eps for adamw. adamw8bit: its moments in 8 bits
+    #: (bitsandbytes).
+    name: Literal["adamw", "sgd", "adamw8bit"] = "adamw"
+    lr: Annotated[float, Gt(0)] = 3e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: Annotated[float, Gt(0)] = 1e-8
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Ge(0)] = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSpec:
+    """Learning rate over the steps of one stage; restarts at the base rate with every stage."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    name: Literal["cosine", "linear", "constant"] = "constant"
+    #: Linear warm-up over this share of the stage's steps.
+    warmup: Annotated[float, Ge(0), Lt(1)] = 0.0
+    #: Final rate as a share of the base rate (cosine, linear).
+    final: Annotated[float, Ge(0), Le(1)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitSpec:
+    """When a stage stops before its last epoch. Metrics are of the validation split on the stage's path."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    #: Stop after this many optimizer steps (None: epochs decide).
+    steps: Annotated[int, Ge(1)] | None = None
+    #: Stop when the monitored metric has not improved by `min_delta` for this many epochs.
+    plateau: Annotated[int, Ge(1)] | None = None
+    min_delta: Annotated[float, Ge(0)] = 0.0
+    #: Stop when validation accuracy (0..1) reaches this.
+    target: Annotated[float, Gt(0), Le(1)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    epochs: Annotated[int, Ge(1)] = 400
+    batch_size: Annotated[int, Ge(1)] = 256
+    #: Micro-batches per optimizer step; batch_size must be a multiple.
+    accumulate: Annotated[int, Ge(1)] = 1
+    #: Most samples that go through the path at once; None: batch_size / accumulate. With it the batch stays what it
+    #: is wherever the stage runs, and the micro-batches per step follow.
+    micro_batch: Annotated[int, Ge(1)] | None = None
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    exit: ExitSpec = field(default_factory=ExitSpec)
+    precision: Precision = "fp32"
+    #: Max gradient norm (after unscaling); None: no clipping.
+    clip: Annotated[float, Gt(0)] | None = None
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    #: Drop the last short batch of a training epoch (kept anyway when it is the only one).
+    drop_last: bool = True
+    #: Commit the weights of the best validation epoch or of the last.
+    commit: Literal["best", "last"] = "best"
+    #: The head's optimizer state at the start of a stage.
+    head_optimizer: Literal["reset", "carry"] = "reset"
+    activation_checkpointing: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    deterministic: bool = True
+    #: Train low-rank adapters instead of whole matrices (language models).
+    lora: LoraSpec | None = None
+    #: The LM head's matrix in a stage that has it: trained, left alone, or (with lora) trained by an adapter.
+    lm_head: Literal["train", "frozen", "lora"] = "train"
+    #: Linear layers of the decoder layers of a path whose matrices are frozen, on the device (bitsandbytes): 8 or 4
+    #: bits, or as they are. With lora also those under adapters (QLoRA).
+    frozen_weights: Literal["full", "int8", "nf4"] = "full"
+    #: Mid-stage checkpoint about this often (seconds), between steps; None: after every epoch.
+    checkpoint_every_s: Annotated[float, Gt(0)] | None = 60.0
+
+    @property
+    def micro(self) -> int:
+        """Samples of a micro-batch (the last of a step may be smaller)."""
+        return min(self.batch_size, self.micro_batch or -(-self.batch_size // self.accumulate))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What all nodes of a regime share: the chain, the data and the seed."""
+
+    model: ModelSpec | CausalLMSpec
+    data: DataSpec | TextSpec
+    #: Classes, or the size of the vocabulary.
+    classes: int
+    seed: int

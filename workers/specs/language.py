@@ -1,0 +1,95 @@
+"""Causal language models and text as frozen data; see `workers.specs.experiment`, which these belong to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+_STRICT: dict[str, Any] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalLMSpec:
+    """A Hugging Face decoder as a chain: `embed`, `layer0` … `layer<n-1>`, `head` (final norm and LM head).
+
+    The base depth of a split counts decoder layers: the embedding always goes with the base.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    family: Literal["causal_lm"]
+    #: A folder as `save_pretrained` writes it, or a hub id. None: random weights for `config`.
+    path: str | None = None
+    #: Commit, tag or branch of a hub id.
+    revision: str | None = None
+    #: A GGUF file inside `path`, dequantized on import.
+    gguf: str | None = None
+    #: Architecture (the contents of a config.json, `model_type` included) for a random start, or settings laid
+    #: over those of `path`. In tasks: the whole architecture.
+    config: dict[str, Any] | None = None
+    #: Folder or hub id of the tokenizer; `bytes`: one token a byte; None: the model's own.
+    tokenizer: str | None = None
+    #: Type the weights are kept and updated in; auto: as the checkpoint has them.
+    master: Literal["auto", "float32", "bfloat16"] = "float32"
+    #: Attention kernel of transformers.
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    #: Decoder layers removed for good, by their number in the checkpoint.
+    prune: tuple[int, ...] = ()
+    #: Run model code from the checkpoint's folder. Off unless you have read it.
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSpec:
+    """Low-rank adapters (peft) in whatever a stage trains; merged into the weights when it commits."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    rank: Annotated[int, Ge(1)] = 16
+    alpha: Annotated[float, Gt(0)] = 32.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    #: Names of linear layers that get one; `all-linear`: every linear layer of the decoder layers.
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSpec:
+    """Text as token sequences with the tokens that count as targets."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    #: text: plain files (.txt, .md, .py …), JSON lines or Parquet with a text column, under `path`.
+    #: chat: JSON lines or Parquet with a list of {role, content}, through the tokenizer's own template; only the
+    #: assistant's tokens count. mmlu, winogrande: their files, in the formats they are evaluated in; only the
+    #: answer counts. hub: a hub data set through `datasets`. stdlib: the source of Python's own standard library.
+    name: Literal["text", "chat", "mmlu", "winogrande", "hub", "stdlib"]
+    #: File, folder or URI; for hub the data set's id.
+    path: str | None = None
+    #: hub: configuration of the data set, and its pinned revision.
+    subset: str | None = None
+    revision: str | None = None
+    #: Column (JSON key) that holds the text or the messages; None: `text` / `messages`.
+    column: str | None = None
+    #: File name patterns taken from a folder of plain text.
+    include: tuple[str, ...] = ("*.txt", "*.md", "*.py", "*.rst", "*.jsonl", "*.json", "*.parquet")
+    #: Longest sample in tokens.
+    sequence_length: Annotated[int, Ge(2)] = 1024
+    #: Join documents into samples of exactly `sequence_length` tokens (text, hub, stdlib). false: a sample a document.
+    pack: bool = True
+    #: Attention does not cross documents inside a packed sample, and positions restart.
+    isolate: bool = True
+    #: Samples longer than `sequence_length` (where nothing is packed): cut and counted, dropped and counted, or an
+    #: error before training. Packed documents simply go on in the next sample.
+    overlong: Literal["truncate", "drop", "refuse"] = "truncate"
+    #: Example answers before every mmlu / winogrande question.
+    shots: Annotated[int, Ge(0), Le(32)] = 0
+    #: Held out of train for choosing epochs, and for the final score where the data has no test split of its own: a
+    #: fraction (< 1) or a count of documents.
+    validation: Annotated[float, Gt(0)] = 0.05
+    test: Annotated[float, Gt(0)] = 0.05
+    #: Use only this many samples, chosen by seed (None: all).
+    train_limit: Annotated[int, Ge(1)] | None = None
+    validation_limit: Annotated[int, Ge(1)] | None = None
+    test_limit: Annotated[int, Ge(1)] | None = None

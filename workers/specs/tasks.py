@@ -1,0 +1,189 @@
+"""The tasks that nodes of a plan carry, one dataclass a kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from cache_store.formats.encodings import EncodingName
+from workers.specs.experiment import DataSpec, Experiment, ModelSpec, Precision, TrainSpec
+from workers.specs.language import CausalLMSpec, TextSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataTask:
+    """Decode a data set once into the store. `fingerprint` identifies the source files (names, sizes, times)."""
+
+    data: DataSpec | TextSpec
+    fingerprint: str
+    #: Text is split and tokenized by this task: its seed, and the model whose tokenizer it takes.
+    seed: int = 0
+    model: CausalLMSpec | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTask:
+    """Write the initial state (torchvision names) as one safetensors file."""
+
+    model: ModelSpec | CausalLMSpec
+    classes: int
+    seed: int
+    #: Identity of the initial weights (sha256 of the file, or of a checkpoint's files) or None.
+    weights_digest: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundarySpec:
+    """One stored boundary: what turns images into it, and how it is laid out.
+
+    `hops[i]` are the blocks between stored boundary i-1 (or the images) and stored boundary i; the last hop
+    ends at this boundary. Blocks run frozen (eval, no_grad) in groups of `group_rows` samples in data set
+    order and every hop's output is cast to `dtype`: so a shard has the same bytes however it was made.
+    """
+
+    hops: tuple[tuple[str, ...], ...]
+    precision: Precision
+    dtype: Literal["float32", "bfloat16", "float16"]
+    group_rows: int
+    #: Aim for shards of this size; see `rows_per_shard`. (Bytes, not rows: one rule then gives the geometry of
+    #: every boundary of a chain, so a worker can find an earlier hop's set from its own spec.)
+    shard_bytes: int
+    channels_last: bool = False
+    #: How rows are kept. The next hop, too, is computed from what they decode to.
+    encoding: EncodingName = "plain"
+
+
+def rows_per_shard(row_bytes: int, shard_bytes: int, group_rows: int) -> int:
+    """Whole groups that fit into `shard_bytes`, at least one: the rows of a shard of rows of `row_bytes`."""
+    return max(1, shard_bytes // (row_bytes * group_rows)) * group_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateSpec:
+    """When nothing more needs to be trained: what the whole network must reach on validation. All that is given."""
+
+    #: At least (0..1).
+    accuracy: float | None = None
+    #: At most.
+    loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaterializeTask:
+    """Compute one snapshot set. Parents: data, weights/<part> for every part in hops, `previous` (the materialize
+    node one hop earlier) where there is one, and `gate` (an evaluate node) with a gate: if it is met, nothing is
+    computed."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("gate",)
+
+    experiment: Experiment
+    boundary: BoundarySpec
+    split: Literal["train", "validation", "test"]
+    #: None: the evaluation transform.
+    view: int | None
+    gate: GateSpec | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundSpec:
+    """Some consecutive epochs of a stage, as a piece of work of its own: `first` up to, not with, `end`. The stage's
+    schedule, views and order of samples go by its own epochs, of which it has `train.epochs`."""
+
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureTask:
+    """Measure what snapshots of this chain cost on a slot. Parents: data, weights/<part> for every block.
+
+    `blocks`: (name, how many blocks lie before it), in chain order, one for all that do the same work.
+    """
+
+    experiment: Experiment
+    blocks: tuple[tuple[str, int], ...]
+    precision: Precision
+    dtype: Literal["float32", "bfloat16", "float16"]
+    encoding: EncodingName
+    channels_last: bool
+    group_rows: int
+    batch_rows: int
+    shard_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTask:
+    """One training stage. Parents: data, weights/<part> for every part of `path` and of `boundary.hops`
+    (the node whose commit holds that part: a model node or an earlier stage), snapshot/<split>/<view> for each
+    set read (view `eval` for validation), and `optimizer` (the previous stage) when its state is carried; `continue`
+    (the round before) for every round of a stage but its first; `gate` (an evaluate node) with a gate: if it is met,
+    the parts are committed as they are."""
+
+    experiment: Experiment
+    #: Fields that came later: left out where they are None, so that tasks without them keep their ids.
+    LATER: ClassVar[tuple[str, ...]] = ("window", "round", "gate")
+
+    #: Unique inside a regime, e.g. `stage2-seg2`.
+    name: str
+    #: Parts in forward order: blocks, then maybe `adapter`, blocks of the global head, `head`; or `aux` last (LW).
+    path: tuple[str, ...]
+    #: The parts of `path` that are updated and committed. `adapter` and `aux` train always, are never committed.
+    trained: tuple[str, ...]
+    train: TrainSpec
+    #: Where inputs come from: images; snapshots of `boundary`; or recompute (frozen prefix on the device).
+    source: Literal["images", "snapshots", "recompute"]
+    #: The boundary this stage reads; None when it starts at the images.
+    boundary: BoundarySpec | None = None
+    #: Shards of `boundary` open at one time in the order of an epoch; None: any sample may follow any other.
+    window: int | None = None
+    #: The part of the stage's epochs that is trained here; None: all.
+    round: RoundSpec | None = None
+    gate: GateSpec | None = None
+
+    @property
+    def epochs(self) -> range:
+        """The epochs trained here."""
+        return range(self.train.epochs) if self.round is None else range(self.round.first, self.round.end)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a later round continues this one."""
+        return self.epochs.stop < self.train.epochs
+
+
+def snapshot_role(split: str, view: int | None) -> str:
+    """The role of the materialize node of one set among a stage's parents."""
+    return f"snapshot/{split}/{'eval' if view is None else view}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateTask:
+    """Score an assembled chain from the images. Parents: data, weights/<part> for every part of `path`."""
+
+    experiment: Experiment
+    path: tuple[str, ...]
+    split: Literal["validation", "test"]
+    batch_size: int
+    precision: Precision
+    channels_last: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageTask:
+    """The mean of some parts over replicas that were trained apart. Parents: replica/<i> (train nodes, each of which
+    commits all of `parts`), counted from 0."""
+
+    experiment: Experiment
+    parts: tuple[str, ...]
+
+
+Task = DataTask | ModelTask | MeasureTask | MaterializeTask | StageTask | EvaluateTask | AverageTask
+TASKS: dict[str, type[Any]] = {
+    "data": DataTask,
+    "model": ModelTask,
+    "measure": MeasureTask,
+    "materialize": MaterializeTask,
+    "train": StageTask,
+    "evaluate": EvaluateTask,
+    "average": AverageTask,
+}

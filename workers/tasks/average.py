@@ -1,0 +1,70 @@
+"""The mean of a part over replicas that several stages trained apart, element by element."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from safetensors.torch import save as save_bytes
+from torch import Tensor
+
+from cache_store.records.nodes import Attempt
+from workers.domains.registry import domain_of
+from workers.environment import WorkerEnvironment
+from workers.models.chain import State, state_digest
+from workers.specs.tasks import AverageTask
+from workers.weights import Weights
+
+
+def average(
+    task: AverageTask,
+    parents: Mapping[str, Mapping[str, Any]],
+    environment: WorkerEnvironment,
+    attempt: Attempt,
+) -> dict[str, Any]:
+    """Average on the host, one part after the other, and commit the parts as a stage would."""
+    started = time.monotonic()
+    domain = domain_of(task.experiment)
+    replicas = [
+        Weights(
+            environment.nodes,
+            {f"weights/{part}": parents[f"replica/{number}"] for part in task.parts},
+            domain,
+            torch.device("cpu"),
+        )
+        for number in range(len(parents))
+    ]
+    parts: dict[str, Any] = {}
+    for part in task.parts:
+        state = mean([replica.state(part) for replica in replicas])
+        file = f"{part}.safetensors"
+        record = attempt.write(file, save_bytes(state))
+        parts[part] = {"file": file, "digest": state_digest(state), "bytes": record["bytes"]}
+        environment.control.progress(phase="average", done=len(parts), total=len(task.parts), unit="parts")
+    return attempt.commit(
+        {
+            "parts": parts,
+            "replicas": len(replicas),
+            "seconds": time.monotonic() - started,
+            "where": environment.where(),
+        }
+    )
+
+
+def mean(states: Sequence[State]) -> State:
+    """The mean of states with the same tensors, in their types. Counts (BatchNorm's of batches) are no weights: the
+    largest one stands for all."""
+    return {name: _mean([state[name] for state in states]) for name in states[0]}
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    first = tensors[0]
+    if not first.is_floating_point():
+        return torch.stack(list(tensors)).amax(0)
+    # In float64, so that a mean of float32 is rounded once.
+    total = torch.zeros_like(first, dtype=torch.float64)
+    for tensor in tensors:
+        total += tensor
+    return (total / len(tensors)).to(first.dtype)

@@ -1,0 +1,130 @@
+"""Fill one snapshot set: roll the stored boundary forward by one hop, or make the first one from the raw inputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from cache_store.errors import Interrupted
+from cache_store.records.nodes import Attempt
+from workers.domains.registry import domain_of
+from workers.environment import WorkerEnvironment
+from workers.snapshots.boundary import StoredBoundary, snapshot_counters
+from workers.snapshots.production import Made, SharedSet, whole
+from workers.specs.orders import Production
+from workers.specs.tasks import MaterializeTask
+from workers.tasks.gate import reached
+from workers.training.shuffle import shard_order
+from workers.weights import Weights
+
+
+def materialize(
+    task: MaterializeTask,
+    parents: Mapping[str, Mapping[str, Any]],
+    environment: WorkerEnvironment,
+    attempt: Attempt,
+    production: Production,
+) -> dict[str, Any]:
+    """Compute what is missing of the set and commit; nothing if the run's exit leaves its reader out. Shards already
+    there (an earlier attempt's) are kept.
+
+    A helper makes shards as long as there are free ones and returns {} without a commit.
+    """
+    started = time.monotonic()
+    domain = domain_of(task.experiment)
+    source = domain.source(parents["data"]["result"], environment.snapshots, task.split)
+    weights = Weights(environment.nodes, parents, domain, environment.device)
+    boundary = StoredBoundary(environment, domain, task.boundary, source, weights, task.view)
+    if reached(task.gate, parents):
+        # Of what nobody will read there is an empty set: for the driver, one that is not there was released.
+        boundary.snapshots.ensure()
+        if production.helper:
+            return {}
+        nothing = {"set": boundary.spec.id, "rows": 0, "bytes": 0, "forwards": {}, "snapshot": snapshot_counters({})}
+        return attempt.commit({**nothing, "seconds": time.monotonic() - started, "where": environment.where()})
+    watch = _Watch(boundary, environment, domain.row_unit)
+    work = _Work(boundary, task.experiment.seed, production.first_epoch)
+    if not production.shared:
+        watch.over(work.alone())
+        figures = {
+            "forwards": dict(boundary.total_forwards()),
+            "snapshot": snapshot_counters({None: boundary}),
+            "seconds": time.monotonic() - started,
+        }
+    else:
+        made = Made(attempt)
+        made.watch(None, boundary)
+        shared = SharedSet(boundary, environment.control, made)
+        if production.helper:
+            watch.over(work.helping(shared))
+            return {}
+        watch.over(work.finishing(shared))
+        shared.settle()
+        made.seconds = time.monotonic() - started - shared.waited
+        figures = made.total(environment.nodes)
+    return attempt.commit({**whole(boundary), **figures, "where": environment.where()})
+
+
+class _Work:
+    """The ways to fill a set; each yields the shards it has made."""
+
+    def __init__(self, boundary: StoredBoundary, seed: int, first_epoch: int | None) -> None:
+        self._boundary = boundary
+        shards = boundary.spec.shards
+        order = range(shards) if first_epoch is None else shard_order(seed, first_epoch, shards).tolist()
+        self._place = {index: place for place, index in enumerate(order)}
+
+    def missing(self) -> list[int]:
+        """In the order in which they will be asked for."""
+        return sorted(self._boundary.snapshots.missing(), key=self._place.__getitem__)
+
+    def alone(self) -> Iterator[int]:
+        for index in self.missing():
+            self._boundary.snapshots.put(index, self._boundary.compute_shard(index))
+            yield index
+
+    def helping(self, shared: SharedSet) -> Iterator[int]:
+        """Until a look over the whole set finds nothing to take."""
+        found = True
+        while found:
+            found = False
+            for index in shared.make(self.missing()):
+                found = True
+                yield index
+
+    def finishing(self, shared: SharedSet) -> Iterator[int]:
+        """Until nothing is missing: what others have in hand is waited for, and made here when they let it go."""
+        while True:
+            yield from self.helping(shared)
+            if not self._boundary.snapshots.missing():
+                return
+            shared.pause()
+
+
+class _Watch:
+    """Reports the work on a set, and stops it when asked to."""
+
+    def __init__(self, boundary: StoredBoundary, environment: WorkerEnvironment, unit: str) -> None:
+        self._boundary = boundary
+        self._control = environment.control
+        self._unit = unit
+
+    def over(self, work: Iterable[int]) -> None:
+        """Carry out `work`, which yields every shard it has made. Raises Interrupted when asked to stop."""
+        spec = self._boundary.spec
+        total = sum(len(spec.shard_range(index)) for index in self._boundary.snapshots.missing())
+        started, done = time.monotonic(), 0
+        for index in work:
+            done += len(spec.shard_range(index))
+            seconds = time.monotonic() - started
+            self._control.progress(
+                phase="materialize",
+                done=done,
+                total=total,
+                unit=self._unit,
+                rate=done / max(seconds, 1e-9),
+                seconds_left=(total - done) * seconds / max(done, 1),
+            )
+            if self._control.should_stop():
+                raise Interrupted("materialization stopped; finished shards are kept")

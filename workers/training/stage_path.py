@@ -1,0 +1,125 @@
+"""What one stage trains: its path built, its parameters named, its state taken and put back."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from workers.distributed.gang import ALONE, Gang
+from workers.distributed.sharded import like, mesh_of, on_host, rejoined, release, shard, whole_on_host
+from workers.distributed.sync_batch_norm import synchronize
+from workers.domains.base import Domain
+from workers.models.chain import Path, State, module_bytes
+from workers.seeds import derive_seed
+from workers.specs.tasks import StageTask
+from workers.weights import ADAPTER, AUX, Weights
+
+
+class StagePath:
+    """The path of a stage on its device. `names` and `parameters`: what is updated, in forward order. In a gang whose
+    ranks share the parameters, states are this rank's part, but for `whole` and `final`."""
+
+    def __init__(
+        self, task: StageTask, domain: Domain, weights: Weights, device: torch.device, gang: Gang = ALONE
+    ) -> None:
+        self._task, self._domain, self._weights, self._device = task, domain, weights, device
+        self._gang = gang
+        mesh = mesh_of(gang, device)
+        trained = {*task.trained, *({ADAPTER, AUX} & set(task.path))}
+        parts: dict[str, nn.Module] = {}
+        for index, name in enumerate(task.path):
+            parts[name] = self._training_only(name, index) if name in (ADAPTER, AUX) else weights.build(name)
+            if name not in trained or task.train.lora is not None:
+                # At once: a stretch of frozen matrices that only fits in 4 bits never lies there whole.
+                domain.prepare_frozen(name, parts[name], task.train)
+            # At once, too: a model that is shared because it fits nowhere is never whole but for one part.
+            shard(parts[name], mesh, keep_gathered=name == task.path[-1])
+        checkpointing = task.train.activation_checkpointing
+        self.module = Path(parts, trained, activation_checkpointing=checkpointing)
+        for name in sorted(trained):
+            seed = derive_seed(task.experiment.seed, "lora", task.name, name)
+            domain.prepare_training(name, parts[name], task.train, seed)
+        self.module.to(device)
+        if task.train.channels_last:
+            self.module.to(memory_format=torch.channels_last)
+        shard(self.module, mesh)
+        synchronize(self.module, gang)
+        named = self.module.trained_parameters()
+        self.names = [name for name, _ in named]
+        self.parameters = [parameter for _, parameter in named]
+
+    def _training_only(self, name: str, index: int) -> nn.Module:
+        """The adapter (to whatever follows it in the path) or the local head, fresh from its own seed."""
+        task, domain = self._task, self._domain
+        blocks = domain.part_names()
+        if index > 0:
+            source = blocks.index(task.path[index - 1]) + 1
+        else:  # right after the stored boundary: the base is taken as it comes
+            assert task.boundary is not None
+            source = sum(len(hop) for hop in task.boundary.hops)
+        seed = derive_seed(task.experiment.seed, name, task.name)
+        if name == AUX:
+            head = self._weights.state("head") if self._weights.has("head") else None
+            return domain.build_aux(source, seed, self._device, head)
+        return domain.build_adapter(source, blocks.index(task.path[index + 1]), seed, self._device)
+
+    def state(self, *, uncommitted: bool = False) -> State:
+        """Everything that changes while the stage trains, on the host, named `<part>/<tensor>`; or only what of it no
+        commit holds, the parts that live as long as the stage."""
+        return {
+            f"{part}/{name}": on_host(tensor)
+            for part, module in self._trained(uncommitted)
+            for name, tensor in _changing(module).items()
+        }
+
+    def whole(self, state: State) -> State:
+        """What `state()` gave, put together from all ranks: on the first one only."""
+        if not self._gang.shards or not state:
+            return state
+        return {
+            f"{part}/{name}": whole_on_host(rejoined(tensor, state[f"{part}/{name}"]))
+            for part, module in self._trained()
+            for name, tensor in _changing(module).items()
+        }
+
+    def own(self, state: State) -> State:
+        """This rank's part of what `whole` gave."""
+        if not self._gang.shards or not state:
+            return state
+        return {
+            f"{part}/{name}": on_host(like(tensor, state[f"{part}/{name}"]))
+            for part, module in self._trained()
+            for name, tensor in _changing(module).items()
+        }
+
+    def load(self, state: State, *, uncommitted: bool = False) -> None:
+        """Put back what `state()` gave."""
+        for part, module in self._trained(uncommitted):
+            prefix = f"{part}/"
+            own = {key[len(prefix) :]: tensor for key, tensor in state.items() if key.startswith(prefix)}
+            expected = _changing(module)
+            if own.keys() != expected.keys():
+                raise ValueError(f"{part}: a state of other tensors, {sorted(own.keys() ^ expected.keys())[:3]}")
+            module.load_state_dict(
+                {name: rejoined(tensor, own[name]) for name, tensor in expected.items()}, strict=False
+            )
+
+    def final(self, part: str) -> State:
+        """The part's own tensors as they are committed, on the host."""
+        return self._domain.final_state(self.module.parts[part])
+
+    def resident_bytes(self) -> int:
+        release(self.module)
+        return module_bytes(self.module)
+
+    def _trained(self, uncommitted: bool = False) -> list[tuple[str, nn.Module]]:
+        names = self.module.trained - set(self._task.trained) if uncommitted else self.module.trained
+        return [(name, part) for name, part in self.module.parts.items() if name in names]
+
+
+def _changing(module: nn.Module) -> State:
+    """Trained parameters and buffers: a frozen matrix under a low-rank adapter need not be saved again, nor what
+    belongs to its packing in few bits."""
+    names = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    names |= {name for name, _ in module.named_buffers()}
+    return {name: tensor for name, tensor in module.state_dict().items() if name in names}
