@@ -126,7 +126,7 @@ class FakeDevices:
         self._running.append(order)
 
     def wait(self, timeout_s: float) -> list[Any]:
-        from orchestrator.runner import Succeeded
+        from orchestrator.runners.base import Succeeded
 
         # One event at a time: the worst case, since every event is a round of the driver's loop.
         order = self._running.popleft()
@@ -161,8 +161,8 @@ def commit_of(node_id: str, kind: str) -> Json:
 
 def make_plan(count: int, folder: Path) -> tuple[Any, float]:
     """(a plan of about `count` nodes, seconds it took to build)."""
-    from orchestrator import config as configuration
-    from orchestrator.plan import build_plan
+    from orchestrator.config import load as configuration
+    from orchestrator.plan.builder import build_plan
     from workers.data.images.outline import DataOutline
     from workers.models.registry import outline
     from workers.specs.experiment import DataSpec, ModelSpec
@@ -209,9 +209,9 @@ def main(name: str, count: int, devices: int) -> Json:
 
 def dispatch(plan: Any, folder: Path, devices: int) -> Json:
     from cache_store.storage.base import Storage
-    from orchestrator.driver import Driver
-    from orchestrator.journal import journal
-    from orchestrator.ledger import Ledger
+    from orchestrator.execution.commits import Ledger
+    from orchestrator.execution.driver import Driver
+    from orchestrator.execution.event_log import journal
     from orchestrator.progress import Progress
 
     class Unstored(Ledger):
@@ -273,7 +273,7 @@ def commits_bytes(commits: Mapping[str, Any]) -> int:
 
 def resume(plan: Any, folder: Path) -> Json:
     from cache_store.storage.base import Storage
-    from orchestrator.ledger import Ledger
+    from orchestrator.execution.commits import Ledger
 
     storage = Storage.open(str(folder / "store"))
     for node in plan.nodes:

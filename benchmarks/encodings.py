@@ -182,8 +182,8 @@ def maps(config: str) -> Json:
     """Figures of every boundary of a trained run."""
     from cache_store.records.nodes import NodeStore
     from cache_store.storage.base import Storage
-    from orchestrator.prepare import claim_run_dir, prepare
-    from orchestrator.session import execute
+    from orchestrator.runs.prepare import claim_run_dir, prepare
+    from orchestrator.runs.session import execute
 
     prepared = prepare(config)
     claim_run_dir(prepared)

@@ -167,7 +167,7 @@ def order_of(config: str, regime: str, index: int) -> tuple[Any, Any]:
     """The node of a regime's stage and its order; whatever it needs is committed first."""
     from cache_store.records.nodes import NodeStore
     from cache_store.storage.base import Storage
-    from orchestrator.prepare import prepare
+    from orchestrator.runs.prepare import prepare
     from workers.control import ThreadControl
     from workers.specs.orders import WorkOrder
     from workers.tasks.execute import execute

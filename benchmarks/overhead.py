@@ -91,7 +91,7 @@ def _config(options: argparse.Namespace, folder: Path, *, rows: int, epochs: int
 
 
 def _plain(config: Json, folder: Path) -> Json:
-    from orchestrator.prepare import prepare
+    from orchestrator.runs.prepare import prepare
     from workers.specs.experiment import DataSpec
 
     folder.mkdir()

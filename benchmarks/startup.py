@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> Report:
         dry = harness.interleave(
             {config.name: functools.partial(_dry_run, config, overrides[config.name]) for config in configs}, repeats
         )
-        imports = [_import("orchestrator.plan") for _ in range(repeats)]
+        imports = [_import("orchestrator.plan.builder") for _ in range(repeats)]
         jobs = [_job(folder / f"job{index}") for index in range(max(1, repeats // 2))]
     dry_stats = {name: harness.summary(run["seconds"] for run in runs) for name, runs in dry.items()}
     dry_loaded = {name: runs[0]["loaded"] for name, runs in dry.items()}
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> Report:
                 and not any("ray" in loaded for loaded in dry_loaded.values()),
             ),
             (
-                "import orchestrator.plan loads neither torch nor Ray",
+                "import orchestrator.plan.builder loads neither torch nor Ray",
                 f"{harness.spread(import_stats)} s; loads {', '.join(imports[0]['loaded']) or 'neither'}",
                 not imports[0]["loaded"],
             ),

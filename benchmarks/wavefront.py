@@ -161,8 +161,8 @@ def _name(pipeline: str, workers: int) -> str:
 
 def figures(found: Run, config: Path, computed: list[int]) -> Json:
     """Clock, work and quality of one run."""
-    from orchestrator import overlap
-    from orchestrator.prepare import prepare
+    from orchestrator.plan import makespan
+    from orchestrator.runs.prepare import prepare
 
     start, end = found.window()
     regime = found.summary["regimes"]["segprop"]
@@ -173,8 +173,8 @@ def figures(found: Run, config: Path, computed: list[int]) -> Json:
         "clock_s": end - start,
         "work_s": sum(seconds.values()),
         "by_kind_s": {kind: sum(seconds[node["node"]] for node in measured if node["kind"] == kind) for kind in KINDS},
-        "longest_chain_s": overlap.critical_path_s(nodes, seconds),
-        "computed_s": {str(slots): overlap.makespan_s(nodes, seconds, slots) for slots in computed},
+        "longest_chain_s": makespan.critical_path_s(nodes, seconds),
+        "computed_s": {str(slots): makespan.makespan_s(nodes, seconds, slots) for slots in computed},
         "metrics": regime["final"]["metrics"],
         "validation": regime["final"]["validation"],
     }

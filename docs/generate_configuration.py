@@ -24,8 +24,9 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from orchestrator.sections import Bytes, ImageConfig, RegimeConfig, TextConfig  # noqa: E402
-from orchestrator.sweep_section import Draw, SweepConfig  # noqa: E402
+from orchestrator.config.schema import ImageConfig, RegimeConfig, TextConfig  # noqa: E402
+from orchestrator.config.sweep_schema import Draw, SweepConfig  # noqa: E402
+from orchestrator.config.values import Bytes  # noqa: E402
 
 TARGET = ROOT / "docs" / "configuration.md"
 INTRO = """\

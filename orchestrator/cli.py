@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from cache_store.errors import SegpropError, UserError
-from orchestrator import cache_cli
+from orchestrator.cache import commands
 
 app = typer.Typer(
     name="segprop",
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(cache_cli.app, name="cache")
+app.add_typer(commands.app, name="cache")
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml.")]
 OverridesArgument = Annotated[
@@ -55,21 +55,21 @@ def run(
 
     Finished work is never done again: run the same command after an interruption, or with more regimes.
     Paths in the configuration are relative to the current directory."""
-    from orchestrator.config import read_document
-    from orchestrator.prepare import claim_run_dir, prepare_document
-    from orchestrator.sweep_prepare import is_sweep
+    from orchestrator.config.load import read_document
+    from orchestrator.runs.prepare import claim_run_dir, prepare_document
+    from orchestrator.sweeps.prepare import is_sweep
 
     document = read_document(config, overrides or ())
     if is_sweep(document):
         _run_sweep(document, dry_run=dry_run, quiet=quiet, take_over=take_over)
     prepared = prepare_document(document)
     if dry_run:
-        from orchestrator.dry_run import print_plan
+        from orchestrator.runs.dry_run import print_plan
 
         print_plan(prepared)
         return
     claim_run_dir(prepared)
-    from orchestrator import session
+    from orchestrator.runs import session
 
     raise typer.Exit(session.execute(prepared, quiet=quiet, take_over=take_over))
 
@@ -89,25 +89,25 @@ def sweep(
     """Run a configuration many times with other settings, as its `sweep` section says, or go on where it stopped.
 
     The trials share one store: what several of them need runs once. `segprop run` does the same with such a file."""
-    from orchestrator.config import read_document
+    from orchestrator.config.load import read_document
 
     _run_sweep(read_document(config, overrides or ()), dry_run=dry_run, quiet=quiet, take_over=take_over)
 
 
 def _run_sweep(document: Any, *, dry_run: bool, quiet: bool, take_over: bool) -> None:
     """Ends the command."""
-    from orchestrator.sweep_prepare import claim_sweep_dir, prepare_sweep_document
+    from orchestrator.sweeps.prepare import claim_sweep_dir, prepare_sweep_document
 
     prepared = prepare_sweep_document(document)
     if dry_run:
-        from orchestrator.sweep_dry_run import print_sweep
+        from orchestrator.sweeps.dry_run import print_sweep
 
         print_sweep(prepared)
         raise typer.Exit
     claim_sweep_dir(prepared)
-    from orchestrator import sweep_session
+    from orchestrator.sweeps import session
 
-    raise typer.Exit(sweep_session.execute(prepared, quiet=quiet, take_over=take_over))
+    raise typer.Exit(session.execute(prepared, quiet=quiet, take_over=take_over))
 
 
 @app.command()
@@ -117,9 +117,9 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Print the stages with parameters, memory, snapshot bytes and time; train nothing."""
-    from orchestrator.config import read_document
-    from orchestrator.prepare import prepare_document
-    from orchestrator.sweep_prepare import is_sweep
+    from orchestrator.config.load import read_document
+    from orchestrator.runs.prepare import prepare_document
+    from orchestrator.sweeps.prepare import is_sweep
 
     document = read_document(config, overrides or ())
     if is_sweep(document):
@@ -129,14 +129,14 @@ def plan(
     if as_json:
         print(json.dumps({"config": prepared.config.resolved(), "plan": prepared.plan.to_json()}, indent=1))
         return
-    from orchestrator.dry_run import print_plan
+    from orchestrator.runs.dry_run import print_plan
 
     print_plan(prepared)
 
 
 def _plan_sweep(document: Any, *, as_json: bool) -> None:
-    from orchestrator.sweep_dry_run import print_sweep
-    from orchestrator.sweep_prepare import prepare_sweep_document
+    from orchestrator.sweeps.dry_run import print_sweep
+    from orchestrator.sweeps.prepare import prepare_sweep_document
 
     prepared = prepare_sweep_document(document)
     if not as_json:
@@ -159,15 +159,15 @@ def status(
     """How far a run is, from its store alone: whether a driver is at work or not, from any machine that sees it.
 
     With --watch --json one object a line."""
-    from orchestrator import status_view
-    from orchestrator.status import observe
+    from orchestrator.status import view
+    from orchestrator.status.observe import observe
 
     observer = observe(str(run))
     if not as_json:
         if watch:
-            status_view.watch(observer, every)
+            view.watch(observer, every)
         else:
-            status_view.show(observer.look())
+            view.show(observer.look())
         return
     while True:
         found = observer.look()
@@ -183,18 +183,18 @@ def report(
 ) -> None:
     """Write summary.json (of a sweep sweep.json) and report.html again, from what the store holds."""
     document = _document(run_dir)
-    from orchestrator.sweep_prepare import is_sweep
+    from orchestrator.sweeps.prepare import is_sweep
 
     if is_sweep(document):
-        from orchestrator import sweep_session
-        from orchestrator.sweep_prepare import prepare_sweep_document
+        from orchestrator.sweeps import session
+        from orchestrator.sweeps.prepare import prepare_sweep_document
 
-        sweep_session.report(prepare_sweep_document(document))
+        session.report(prepare_sweep_document(document))
         return
     prepared = _prepared(run_dir)
-    from orchestrator import session
+    from orchestrator.runs import results
 
-    session.report(prepared)
+    results.report(prepared)
 
 
 @app.command()
@@ -207,9 +207,9 @@ def export(
     if regime is not None and regime not in prepared.plan.regimes:
         known = ", ".join(prepared.plan.regimes)
         raise UserError(f"--regime: {regime} is not in this run; it has {known}")
-    from orchestrator import session
+    from orchestrator.runs import results
 
-    session.export(prepared, regimes=[regime] if regime is not None else list(prepared.plan.regimes))
+    results.export(prepared, regimes=[regime] if regime is not None else list(prepared.plan.regimes))
 
 
 @app.command()
@@ -261,8 +261,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _document(run_dir: Path) -> Any:
     """A run directory holds its own resolved configuration."""
-    from orchestrator.config import read_document
-    from orchestrator.prepare import CONFIG_FILE
+    from orchestrator.config.load import read_document
+    from orchestrator.runs.prepare import CONFIG_FILE
 
     source = run_dir / CONFIG_FILE
     if not source.is_file():
@@ -271,8 +271,8 @@ def _document(run_dir: Path) -> Any:
 
 
 def _prepared(run_dir: Path) -> Any:
-    from orchestrator.prepare import prepare_document
-    from orchestrator.sweep_prepare import is_sweep
+    from orchestrator.runs.prepare import prepare_document
+    from orchestrator.sweeps.prepare import is_sweep
 
     document = _document(run_dir)
     if is_sweep(document):

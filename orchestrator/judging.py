@@ -21,7 +21,7 @@ from rich.text import Text
 from cache_store.errors import DataError, UserError
 from orchestrator.environment import describe_environment
 from orchestrator.progress import Progress
-from orchestrator.summary import write_summary
+from orchestrator.reports.summary import write_summary
 from orchestrator.units import DASH
 from workers.judge import harness, humaneval, problems
 from workers.judge.model import DTYPES, Dtype, JudgedModel, check_folder, load_model

@@ -67,3 +67,48 @@ def _three(size: float, unit: str) -> str:
     if size == int(size) or abs(size) >= 100:
         return f"{size:.0f} {unit}"
     return f"{size:.1f} {unit}" if abs(size) >= 10 else f"{size:.2f} {unit}"
+
+
+def human_bytes(count: float) -> str:
+    """`1.5 GB`: decimal units, as disks are sold and budgets are written."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def human_count(count: int) -> str:
+    """`11.2 M`, `8.03 G`; empty for zero."""
+    if not count:
+        return ""
+    for unit in ("", " k", " M", " G"):
+        if count < 1000 or unit == " G":
+            return f"{count:.0f}" if not unit else f"{count:.2f}{unit}"
+        count /= 1000  # type: ignore[assignment]
+    raise AssertionError
+
+
+def human_flops(count: float) -> str:
+    """`3.2 T`; empty for zero."""
+    if not count:
+        return ""
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if count < 1000:
+            return f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} E"
+
+
+def human_seconds(seconds: float) -> str:
+    """`45 s`, `12 min 30 s`, `3 h 05 min`, `12 d 4 h`."""
+    whole = round(seconds)
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"

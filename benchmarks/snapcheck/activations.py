@@ -139,7 +139,7 @@ def _shards(snapshots: SnapshotSet) -> Iterator[Array]:
 def make(config: str) -> Json:
     """Make one boundary with the nodes of a plan that it needs; where it is."""
     from cache_store.records.nodes import NodeStore
-    from orchestrator.prepare import prepare
+    from orchestrator.runs.prepare import prepare
     from workers.control import ThreadControl
     from workers.specs.orders import WorkOrder
     from workers.tasks.execute import execute

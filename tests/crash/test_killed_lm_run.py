@@ -8,7 +8,7 @@ import pytest
 from lm_running import lm_changes, write_checkpoint
 from running import Lab, RayHome, final_digests, summary_of, tree, write_config
 
-from orchestrator.prepare import prepare
+from orchestrator.runs.prepare import prepare
 
 #: Where a process kills itself, and at which of its own visits.
 DRIVER_KILLS = ("driver.committed:3",)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from running import Lab, RayHome, final_digests, summary_of, tree, write_config
 
-from orchestrator.prepare import prepare
+from orchestrator.runs.prepare import prepare
 
 CHANGES = {
     "training.epochs": 3,

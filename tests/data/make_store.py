@@ -23,9 +23,9 @@ from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
-from orchestrator.estimate import Estimate
-from orchestrator.graph import Node, Plan
-from orchestrator.plan_record import write_plan
+from orchestrator.costs.formulas import Estimate
+from orchestrator.execution.plan_record import write_plan
+from orchestrator.plan.graph import Node, Plan
 
 ROWS = 10
 

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from cache_store.storage.base import Storage
-from orchestrator.graph import Node
-from orchestrator.prepare import Prepared, prepare
+from orchestrator.plan.graph import Node
+from orchestrator.runs.prepare import Prepared, prepare
 from workers.control import ThreadControl
 from workers.specs.orders import WorkOrder
 from workers.tasks.execute import execute

@@ -10,10 +10,10 @@ from typing import Any
 
 from running import Lab
 
-from orchestrator.driver import Driver, Outcome
-from orchestrator.ledger import Ledger
+from orchestrator.execution.commits import Ledger
+from orchestrator.execution.driver import Driver, Outcome
 from orchestrator.progress import Progress
-from orchestrator.runner import Event, Failed, Succeeded
+from orchestrator.runners.base import Event, Failed, Succeeded
 from workers.control import ThreadControl
 from workers.specs.orders import WorkOrder
 from workers.tasks.execute import execute

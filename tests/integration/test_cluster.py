@@ -22,7 +22,7 @@ from pods import Pods, environment_of, ray_start, submit_command
 from running import ROOT, TINY, checkpoints, final_digests, merged, summary_of, wait_for
 
 from orchestrator.cli import main
-from orchestrator.prepare import prepare
+from orchestrator.runs.prepare import prepare
 
 sys.path.insert(0, str(ROOT / "tests" / "unit"))
 from kustomize import render

@@ -8,7 +8,7 @@ from typing import Any
 from running import Lab, digests, final_digests, summary_of, write_config
 
 from orchestrator.cli import main
-from orchestrator.prepare import prepare
+from orchestrator.runs.prepare import prepare
 
 CHANGES: dict[str, Any] = {
     "data.train_limit": 32,

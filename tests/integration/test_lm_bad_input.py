@@ -13,8 +13,8 @@ import pytest
 from lm_running import LLAMA, lm_changes, write_chat, write_checkpoint, write_tokenizer
 from running import write_config
 
-from orchestrator import session
 from orchestrator.cli import main
+from orchestrator.runs import session
 
 Changes = dict[str, Any]
 

@@ -14,7 +14,7 @@ from running import ROOT, write_config
 from safetensors.torch import save_file
 
 from cache_store.errors import ConfigError
-from orchestrator.prepare import prepare
+from orchestrator.runs.prepare import prepare
 from workers.models.causal_lm.pretrained.import_parts import import_parts
 from workers.specs.language import CausalLMSpec
 

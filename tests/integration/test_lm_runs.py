@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
-from orchestrator import session
 from orchestrator.cli import main
-from orchestrator.prepare import Prepared, prepare
+from orchestrator.runs import session
+from orchestrator.runs.prepare import Prepared, prepare
 from workers.data.text.source import TextSource
 from workers.specs import as_json
 from workers.specs.tasks import EvaluateTask

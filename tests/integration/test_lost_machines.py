@@ -15,7 +15,7 @@ import pytest
 from running import RayHome, checkpoints, final_digests, summary_of, wait_for, write_config
 
 from orchestrator.cli import main
-from orchestrator.prepare import prepare
+from orchestrator.runs.prepare import prepare
 
 LONG = {
     "regimes": ["segprop", "lw"],

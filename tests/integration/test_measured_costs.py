@@ -13,8 +13,8 @@ from running import final_digests, write_config
 from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
-from orchestrator.prepare import Prepared, claim_run_dir, prepare
-from orchestrator.session import execute
+from orchestrator.runs.prepare import Prepared, claim_run_dir, prepare
+from orchestrator.runs.session import execute
 
 
 @pytest.fixture(autouse=True)

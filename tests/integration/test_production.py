@@ -16,7 +16,7 @@ from cache_store.errors import Interrupted, StorageFull
 from cache_store.records import leases
 from cache_store.records.leases import Leases
 from cache_store.snapshots.store import SnapshotSet
-from orchestrator.prepare import prepare
+from orchestrator.runs.prepare import prepare
 from workers.control import ThreadControl
 from workers.specs.orders import Production, WorkOrder
 from workers.tasks.execute import execute

@@ -19,7 +19,7 @@ from cache_store.errors import UserError
 from cache_store.records.nodes import NodeStore
 from cache_store.storage.base import Storage
 from orchestrator.cli import main
-from orchestrator.prepare import prepare
+from orchestrator.runs.prepare import prepare
 
 #: Stages of some seconds, with a checkpoint a second.
 LONG = {
@@ -138,7 +138,7 @@ def test_a_cluster_that_does_not_let_us_in_is_bad_input(monkeypatch: pytest.Monk
     # Ray itself takes minutes to give up.
     import ray
 
-    from orchestrator.ray_runner import RayRunner
+    from orchestrator.runners.ray import RayRunner
 
     def refuse(**options: Any) -> None:
         assert options["address"] == "192.0.2.1:6379"

@@ -11,7 +11,7 @@ import pytest
 from lm_running import lm_changes
 from running import RayHome, checkpoints, final_digests, summary_of, wait_for, write_config
 
-from orchestrator.prepare import prepare
+from orchestrator.runs.prepare import prepare
 
 #: Minutes of starting Ray Train, three times. `test_gang.py` compares the ranks themselves without it.
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]

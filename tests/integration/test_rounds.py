@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from cache_store.errors import ConfigError, Interrupted
 from orchestrator.cli import main
-from orchestrator.graph import Node
-from orchestrator.prepare import prepare
+from orchestrator.plan.graph import Node
+from orchestrator.runs.prepare import prepare
 from workers.tasks.average import mean
 from workers.tasks.execute import execute
 from workers.training import trainer

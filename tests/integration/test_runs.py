@@ -20,9 +20,9 @@ from running import ROOT, final_digests, summary_of, tree, write_config
 from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
-from orchestrator import session
 from orchestrator.cli import main
-from orchestrator.prepare import Prepared, prepare
+from orchestrator.runs import session
+from orchestrator.runs.prepare import Prepared, prepare
 from workers.data.images.source import ImageSource
 from workers.domains.registry import domain_of
 from workers.models.chain import Path as ChainPath

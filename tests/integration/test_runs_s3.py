@@ -13,7 +13,7 @@ from object_stores import S3Server
 from running import ROOT, Lab, final_digests, summary_of, write_config
 
 from cache_store.storage.base import Storage
-from orchestrator.prepare import prepare
+from orchestrator.runs.prepare import prepare
 
 CHANGES = {
     "training.epochs": 2,

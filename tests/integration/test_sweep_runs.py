@@ -12,7 +12,7 @@ from running import ROOT, RayHome, wait_for, write_config
 from test_ray import TOKEN, cluster  # noqa: F401  a fixture
 
 from orchestrator.cli import main
-from orchestrator.sweep_prepare import prepare_sweep
+from orchestrator.sweeps.prepare import prepare_sweep
 
 SMALL: dict[str, Any] = {"training.epochs": 1, "data.train_limit": 48, "evaluation.stages": False}
 

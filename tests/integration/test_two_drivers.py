@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from running import ROOT, checkpoints, summary_of, wait_for, write_config
 
-from orchestrator.prepare import prepare
-from orchestrator.status import observe
+from orchestrator.runs.prepare import prepare
+from orchestrator.status.observe import observe
 
 #: Alone, some seconds; what is waited for is given a busy machine's time.
 pytestmark = pytest.mark.timeout(1500)

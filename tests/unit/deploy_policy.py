@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 from kustomize import CLUSTER_SCOPED, Object, name_of
 
-from orchestrator.driver import STOP_GRACE_S
+from orchestrator.execution.driver import STOP_GRACE_S
 
 
 @dataclass(frozen=True)

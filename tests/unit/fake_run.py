@@ -7,10 +7,10 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from orchestrator import config as configuration
-from orchestrator.graph import Node, Plan
-from orchestrator.plan import build_plan
-from orchestrator.summary import summarize
+from orchestrator.config import load as configuration
+from orchestrator.plan.builder import build_plan
+from orchestrator.plan.graph import Node, Plan
+from orchestrator.reports.summary import summarize
 from workers.data.images.outline import DataOutline
 from workers.models.registry import outline
 

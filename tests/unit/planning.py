@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from orchestrator.config import load
-from orchestrator.graph import Plan
-from orchestrator.plan import build_plan
-from orchestrator.sections import Config
+from orchestrator.config.load import load
+from orchestrator.config.schema import Config
+from orchestrator.plan.builder import build_plan
+from orchestrator.plan.graph import Plan
 from workers.data.images.outline import DataOutline
 from workers.models.registry import outline
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_schedule import graphs, make_node, make_plan
 
-from orchestrator import schedule
-from orchestrator.agenda import Agenda
-from orchestrator.graph import Plan
+from orchestrator.execution import schedule
+from orchestrator.execution.ready_queue import Agenda
+from orchestrator.plan.graph import Plan
 
 
 class Both:

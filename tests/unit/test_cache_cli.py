@@ -26,11 +26,11 @@ from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import FileInfo, Storage
 from orchestrator import cli
-from orchestrator.cache_cli import age, human_age
-from orchestrator.collect import CommitFacts, Facts, collect, needed_sets
-from orchestrator.plan_record import PlannedNode, PlanRecord, read_plans, write_plan
-from orchestrator.store_facts import facts_of
-from orchestrator.survey import survey
+from orchestrator.cache.commands import age, human_age
+from orchestrator.cache.contents import facts_of
+from orchestrator.cache.garbage import CommitFacts, Facts, collect, needed_sets
+from orchestrator.cache.inventory import survey
+from orchestrator.execution.plan_record import PlannedNode, PlanRecord, read_plans, write_plan
 
 DAY = 86400.0
 NOW = 1_000 * DAY

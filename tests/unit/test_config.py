@@ -11,12 +11,12 @@ import yaml
 from planning import CIFAR, SMALL, merged, small_config
 
 from cache_store.errors import ConfigError, DataError
-from orchestrator.compatible import compatible
-from orchestrator.config import load
-from orchestrator.estimate import Rates
-from orchestrator.prepare import claim_run_dir, prepare
-from orchestrator.sections import parse_size
-from orchestrator.yaml_loader import MAX_BYTES, parse_document
+from orchestrator.config.compatibility import compatible
+from orchestrator.config.load import load
+from orchestrator.config.rates import Rates
+from orchestrator.config.values import parse_size
+from orchestrator.config.yaml_loader import MAX_BYTES, parse_document
+from orchestrator.runs.prepare import claim_run_dir, prepare
 from workers.specs.as_json import to_json
 from workers.specs.experiment import TrainSpec
 

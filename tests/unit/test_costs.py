@@ -9,10 +9,11 @@ import pytest
 from planning import plan_of, small_config
 
 from cache_store.keys import digest_json
-from orchestrator.costs import BlockCosts, Costs, alike_blocks, boundary_costs, make_seconds
-from orchestrator.dry_run import _boundaries
-from orchestrator.estimate import Rates, SplitRows
-from orchestrator.graph import Plan
+from orchestrator.config.rates import Rates
+from orchestrator.costs.boundary_costs import BlockCosts, Costs, alike_blocks, boundary_costs, make_seconds
+from orchestrator.costs.formulas import SplitRows
+from orchestrator.plan.graph import Plan
+from orchestrator.runs.dry_run import _boundaries
 from orchestrator.units import seconds_text
 from workers.models.registry import outline
 from workers.specs.experiment import ModelSpec

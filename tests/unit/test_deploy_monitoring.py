@@ -12,7 +12,7 @@ import ray
 from deploy_policy import pods
 from kustomize import Object, render
 
-from orchestrator import gauges
+from orchestrator.runners import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "deploy" / "components" / "monitoring"
@@ -41,7 +41,7 @@ def expressions(dashboard: dict[str, Any]) -> list[str]:
 
 def test_the_dashboard_shows_metrics_that_exist(dashboard: dict[str, Any]) -> None:
     named = set(re.findall(r"\bray_(?!io_)[a-z_]+", " ".join(expressions(dashboard))))
-    ours = {f"ray_{name}" for name in gauges.MEANINGS}
+    ours = {f"ray_{name}" for name in metrics.MEANINGS}
     unknown = [name for name in named - ours if f"{name}{{" not in RAYS]
     assert unknown == []
     assert ours <= named, "measured, but shown nowhere"
@@ -80,18 +80,18 @@ def test_what_is_scraped_is_what_pods_offer_and_prometheus_may_reach(objects: li
 
 
 def test_an_idle_slot_has_no_rate_and_a_busy_one_what_its_task_reports() -> None:
-    assert gauges.values(None) == {
+    assert metrics.values(None) == {
         "segprop_slot_busy": 0.0,
         "segprop_samples_per_second": 0.0,
         "segprop_tokens_per_second": 0.0,
         "segprop_stalled": 0.0,
     }
     update = {"phase": "train", "rate": 12.5, "loss": 2, "accuracy": None, "hits": 3, "seconds_left": 9.0}
-    assert gauges.values(update) == {
+    assert metrics.values(update) == {
         "segprop_slot_busy": 1.0,
         "segprop_samples_per_second": 12.5,
         "segprop_loss": 2.0,
         "segprop_snapshot_hits": 3.0,
         "segprop_seconds_left": 9.0,
     }
-    assert set(gauges.values({})) == {"segprop_slot_busy"}
+    assert set(metrics.values({})) == {"segprop_slot_busy"}

@@ -13,13 +13,13 @@ from fake_run import make_commits, make_plan
 
 from cache_store.errors import StorageUnavailable, TrainingDiverged
 from cache_store.storage.base import Storage
-from orchestrator import retry
-from orchestrator.driver import Driver, Outcome
-from orchestrator.graph import Plan
-from orchestrator.journal import FIELDS, journal
-from orchestrator.ledger import Ledger
+from orchestrator.execution import retry
+from orchestrator.execution.commits import Ledger
+from orchestrator.execution.driver import Driver, Outcome
+from orchestrator.execution.event_log import FIELDS, journal
+from orchestrator.plan.graph import Plan
 from orchestrator.progress import Progress
-from orchestrator.runner import Event, Failed, Succeeded
+from orchestrator.runners.base import Event, Failed, Succeeded
 from workers.specs.orders import WorkOrder
 
 

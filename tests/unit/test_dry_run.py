@@ -16,8 +16,9 @@ from planning import CIFAR, SMALL, merged
 
 from cache_store.errors import StorageFull
 from orchestrator import cli
-from orchestrator.dry_run import human_count, human_flops, human_seconds, print_plan, regime_rows, total
-from orchestrator.prepare import Prepared, prepare
+from orchestrator.runs.dry_run import print_plan, regime_rows, total
+from orchestrator.runs.prepare import Prepared, prepare
+from orchestrator.units import human_count, human_flops, human_seconds
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,7 +181,7 @@ def test_exit_codes_of_a_run_come_from_its_session(
             raise StorageFull("no space left on /store")
         return prepared.config.seed
 
-    monkeypatch.setattr("orchestrator.session.execute", execute)
+    monkeypatch.setattr("orchestrator.runs.session.execute", execute)
     assert cli.main(["run", str(small)]) == 0
     assert cli.main(["run", str(small), "-q", "seed=1", f"run_dir={tmp_path / 'b'}"]) == 1
     assert cli.main(["run", str(small), "seed=9", f"run_dir={tmp_path / 'c'}"]) == 1

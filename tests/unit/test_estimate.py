@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from planning import CIFAR, plan_of, regime_node, small_config, small_plan
 
-from orchestrator import estimate
-from orchestrator.config import load
-from orchestrator.estimate import Rates, SplitRows, epochs_to_run, frozen_estimate, split_rows, train_estimate
+from orchestrator.config.load import load
+from orchestrator.config.rates import Rates
+from orchestrator.costs import formulas
+from orchestrator.costs.formulas import SplitRows, epochs_to_run, frozen_estimate, split_rows, train_estimate
 from workers.data.splits import rows
 from workers.models.outline import PartOutline
 from workers.models.registry import outline
@@ -34,7 +35,7 @@ def part(name: str = "seg1", **changes: Any) -> PartOutline:
     return PartOutline(name=name, **{**figures, **changes})
 
 
-def estimated(train: TrainSpec, *parts: PartOutline, trained: set[str], **options: Any) -> estimate.Estimate:
+def estimated(train: TrainSpec, *parts: PartOutline, trained: set[str], **options: Any) -> formulas.Estimate:
     return train_estimate(
         parts,
         frozenset(trained),
@@ -55,7 +56,7 @@ def test_memory_of_a_stage_counted_by_hand() -> None:
     assert found.peak_bytes == weights + gradients + adam + activations
     assert (found.parameters, found.trainable) == (1000, 1000)
     assert found.flops == 2 * (100 * 1500 + 10 * 500)
-    assert found.seconds == pytest.approx(estimate.TASK_SECONDS + found.flops / 1e9)
+    assert found.seconds == pytest.approx(formulas.TASK_SECONDS + found.flops / 1e9)
 
 
 def test_what_lowers_and_raises_memory() -> None:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from planning import SMALL, merged, small_plan
 
 from cache_store.errors import ConfigError
-from orchestrator.config import load
-from orchestrator.gangs import gang_nodes, settle_gang
-from orchestrator.machines import Machine, Slots
-from orchestrator.sections import GangConfig
+from orchestrator.config.load import load
+from orchestrator.config.resources import GangConfig
+from orchestrator.runners.gang_size import gang_nodes, settle_gang
+from orchestrator.runners.machines import Machine, Slots
 from workers.distributed.gang import ALONE, Gang, Part, add_counts
 
 

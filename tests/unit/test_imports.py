@@ -12,15 +12,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 #: The only modules that may import Ray.
-RAY = {"orchestrator/ray_runner.py", "orchestrator/gang_runner.py", "orchestrator/sweep.py"}
+RAY = {"orchestrator/runners/ray.py", "orchestrator/runners/gang.py", "orchestrator/sweeps/ray_tune.py"}
 FSSPEC = {"cache_store/storage/memory.py"}
 LIGHT = [
-    "orchestrator.plan",
+    "orchestrator.plan.builder",
     "workers.specs.experiment",
     "workers.models.registry",
     "workers.models.registry",
-    "orchestrator.config",
-    "orchestrator.gangs",
+    "orchestrator.config.load",
+    "orchestrator.runners.gang_size",
 ]
 
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.language_memory import Types, _kept, _part, frozen_bytes, optimizer_bytes, stage_memory
 from workers.models.causal_lm.inspect import inspect
+from workers.models.causal_lm.memory import Types, _kept, _part, frozen_bytes, optimizer_bytes, stage_memory
 from workers.models.causal_lm.network.context import Frame
 from workers.models.causal_lm.network.parts import build_part
 from workers.models.causal_lm.network.pieces import PIECE_BYTES, chunk_rows, loss_rows

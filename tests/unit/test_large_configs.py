@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.dry_run import print_plan
-from orchestrator.prepare import Prepared, prepare
+from orchestrator.runs.dry_run import print_plan
+from orchestrator.runs.prepare import Prepared, prepare
 
 ROOT = Path(__file__).parents[2]
 CASES = {"llama_segprop": ("llama-3.1-8b", 18, 32), "mistral_nemo_segprop": ("mistral-nemo-12b", 25, 40)}

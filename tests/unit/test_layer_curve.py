@@ -1,4 +1,4 @@
-"""`orchestrator.layer_curve` and its figure: score against layer index, from `summary.json` alone."""
+"""`orchestrator.reports.layer_curve` and its figure: score against layer index, from `summary.json` alone."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fake_run import make_summary
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.layer_curve import layer_curve
-from orchestrator.report import render
+from orchestrator.reports.layer_curve import layer_curve
+from orchestrator.reports.page import render
 
 
 def stage(layer: Any, truncated: Any = None, full: Any = None) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import pytest
 
 from cache_store.errors import RunTaken, StorageFull
 from cache_store.storage.base import Storage
-from orchestrator import lease as module
-from orchestrator.lease import Held, Identity, Lease, read_held
+from orchestrator.execution import run_lease as module
+from orchestrator.execution.run_lease import Held, Identity, Lease, read_held
 
 PLAN = "0123456789abcdef"
 
@@ -60,7 +60,9 @@ def test_a_second_driver_is_refused_and_told_who_where_since_when_and_what_to_do
 def test_a_killed_driver_on_this_machine_is_replaced_at_once(tmp_path: Path) -> None:
     folder = str(tmp_path / "store")
     code = (
-        "import os, signal; from cache_store.storage.base import Storage; from orchestrator.lease import Lease\n"
+        "import os, signal\n"
+        "from cache_store.storage.base import Storage\n"
+        "from orchestrator.execution.run_lease import Lease\n"
         f"Lease.acquire(Storage.open({folder!r}), {PLAN!r}, 'quickstart', '/runs/quickstart')\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_store.errors import SegpropError, UserError
-from orchestrator import ray_runner
-from orchestrator.machines import Machine, Slots, matching, room, settle, unmatched
-from orchestrator.ray_runner import RayRunner
-from orchestrator.runner import Failed
+from orchestrator.runners import ray as ray_runner
+from orchestrator.runners.base import Failed
+from orchestrator.runners.machines import Machine, Slots, matching, room, settle, unmatched
+from orchestrator.runners.ray import RayRunner
 from workers.specs.orders import WorkOrder
 
 CPU_HEAD = Machine(0)

@@ -1,4 +1,4 @@
-"""`orchestrator.part_names`: long lists of parts, readable."""
+"""`orchestrator.reports.part_names`: long lists of parts, readable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.part_names import abbreviated, in_order
+from orchestrator.reports.part_names import abbreviated, in_order
 
 NAMES = st.one_of(
     st.sampled_from(["embed", "head", "aux", "base", "seg2", "seg3", "seg4"]),

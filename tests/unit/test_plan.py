@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from planning import CIFAR, plan_of, regime_node, small_config, small_plan
 
-from orchestrator.config import load
-from orchestrator.graph import Node, Plan, node_id
-from orchestrator.prepare import prepare
-from orchestrator.stages import layout
+from orchestrator.config.load import load
+from orchestrator.plan.graph import Node, Plan, node_id
+from orchestrator.regimes.stages import layout
+from orchestrator.runs.prepare import prepare
 from workers.specs import as_json, tasks
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -347,7 +347,7 @@ def test_ten_thousand_nodes_are_planned_within_two_seconds(tmp_path: Path) -> No
 
 
 def test_planning_loads_neither_torch_nor_ray_nor_pandas() -> None:
-    modules = "orchestrator.plan, orchestrator.schedule, orchestrator.config"
+    modules = "orchestrator.plan.builder, orchestrator.execution.schedule, orchestrator.config.load"
     script = f"import sys, {modules}; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not {"torch", "ray", "pandas", "sklearn", "torchvision"} & set(done.stdout.split())

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_store.errors import ConfigError
-from orchestrator.policy import Boundary, decide, human_bytes, peak_bytes
+from orchestrator.costs.snapshot_policy import Boundary, decide, peak_bytes
+from orchestrator.units import human_bytes
 
 
 def boundary(set_bytes: int, images: int, previous: int, recompute: int) -> Boundary:

@@ -9,7 +9,8 @@ from pathlib import Path
 from fake_run import make_summary
 
 from orchestrator.environment import describe_environment
-from orchestrator.progress import Progress, completed, describe, print_table
+from orchestrator.progress import Progress, completed, describe
+from orchestrator.reports.result_table import print_table
 
 
 class Clock:

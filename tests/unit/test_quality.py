@@ -1,4 +1,4 @@
-"""`orchestrator.quality`: what regimes are judged by, and how much better than the original they are."""
+"""`orchestrator.reports.quality`: what regimes are judged by, and how much better than the original they are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.quality import improvements, loss_text, perplexity_text, quality_of
+from orchestrator.reports.quality import improvements, loss_text, perplexity_text, quality_of
 
 
 def summary(original: dict[str, Any] | None = None, **finals: dict[str, Any]) -> dict[str, Any]:

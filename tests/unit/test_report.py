@@ -1,4 +1,4 @@
-"""`orchestrator.report`: one self-contained page, for whole and for broken runs."""
+"""`orchestrator.reports.page`: one self-contained page, for whole and for broken runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from fake_run import ENVIRONMENT, make_commits, make_plan, make_summary
 
-from orchestrator.report import render, verdict, write_report
-from orchestrator.summary import summarize
+from orchestrator.reports.page import render, write_report
+from orchestrator.reports.summary import summarize
+from orchestrator.reports.verdict import verdict
 
 LOADING = {"src", "href", "xlink:href", "srcset", "data", "action", "poster"}
 HOSTILE = "<script>alert('x')</script>$\\frac{1}{2}$&\"'"

@@ -10,9 +10,9 @@ from fake_run import ENVIRONMENT, make_commits
 from planning import small_config, small_plan
 
 from cache_store.errors import ConfigError
-from orchestrator.graph import Plan
-from orchestrator.report import render
-from orchestrator.summary import summarize
+from orchestrator.plan.graph import Plan
+from orchestrator.reports.page import render
+from orchestrator.reports.summary import summarize
 from workers.specs.tasks import GateSpec
 from workers.tasks.gate import reached
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning import small_plan
 
-from orchestrator import schedule
-from orchestrator.agenda import Agenda
-from orchestrator.estimate import Estimate
-from orchestrator.graph import Node, Plan, RegimePlan
+from orchestrator.costs.formulas import Estimate
+from orchestrator.execution import schedule
+from orchestrator.execution.ready_queue import Agenda
+from orchestrator.plan.graph import Node, Plan, RegimePlan
 
 
 def make_node(name: str, kind: Any, parents: list[str], regimes: tuple[str, ...] = ("r",)) -> Node:

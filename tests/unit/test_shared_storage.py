@@ -11,10 +11,11 @@ import ray
 
 from cache_store.errors import SegpropError, UserError
 from cache_store.storage.base import Storage
-from orchestrator import ray_runner, shared_storage
-from orchestrator.ray_runner import RayRunner
-from orchestrator.shared_storage import Answer, Question, answer, ask, clock_warnings, judge
-from orchestrator.versions import code_digest, differences, versions
+from orchestrator.runners import ray as ray_runner
+from orchestrator.runners import shared_storage
+from orchestrator.runners.ray import RayRunner
+from orchestrator.runners.shared_storage import Answer, Question, answer, ask, clock_warnings, judge
+from orchestrator.runners.versions import code_digest, differences, versions
 
 
 def test_machines_that_see_the_store_are_in_order_and_nothing_of_the_probe_stays(tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def test_the_same_program_differs_in_nothing_and_a_changed_line_is_another_progr
     assert {"python", "ray", "torch", "segprop"} <= set(versions())
     for package in ("orchestrator", "workers", "cache_store"):
         (tmp_path / package).mkdir()
-    monkeypatch.setattr("orchestrator.versions.__file__", str(tmp_path / "orchestrator" / "versions.py"))
+    monkeypatch.setattr("orchestrator.runners.versions.__file__", str(tmp_path / "orchestrator" / "versions.py"))
     (tmp_path / "workers" / "a.py").write_text("x = 1\n")
     before = code_digest()
     (tmp_path / "workers" / "a.py").write_text("x = 2\n")

@@ -14,12 +14,12 @@ from fake_run import make_commits, make_plan
 
 from cache_store.records.nodes import NodeStore
 from cache_store.storage.base import Storage
-from orchestrator import status_view
 from orchestrator.cli import main
-from orchestrator.graph import Plan
-from orchestrator.lease import Identity, Lease
-from orchestrator.run_record import RunRecord, read_pointer, read_run, write_pointer, write_run
-from orchestrator.status import Observer, RunStatus, StageStatus, observe
+from orchestrator.execution.run_lease import Identity, Lease
+from orchestrator.execution.run_record import RunRecord, read_pointer, read_run, write_pointer, write_run
+from orchestrator.plan.graph import Plan
+from orchestrator.status import view
+from orchestrator.status.observe import Observer, RunStatus, StageStatus, observe
 
 DIGEST = "d" * 32
 
@@ -186,7 +186,7 @@ def test_failures_are_named_with_their_reason_and_attempts(world: World) -> None
     assert status.regimes["segprop"].state == "failed"
     assert status.regimes["e2e"].state == "waiting"
     text = io.StringIO()
-    status_view.show(status, text)
+    view.show(status, text)
     assert "segprop/stage1-base: failed: the loss is not finite" in text.getvalue()
 
 
@@ -206,7 +206,7 @@ def test_a_look_reads_each_commit_once(world: World, monkeypatch: pytest.MonkeyP
 def test_the_table_has_a_row_a_stage_and_no_empty_columns(world: World) -> None:
     world.commit("data", "model", "segprop/stage1-base")
     text = io.StringIO()
-    status_view.show(world.look(), text)
+    view.show(world.look(), text)
     lines = text.getvalue().splitlines()
     (done,) = [line for line in lines if "stage1-base" in line]
     assert done.split()[1:3] == ["done", "8/8"]
@@ -220,7 +220,7 @@ def test_watching_says_what_changes_and_ends_with_the_run(world: World, monkeypa
     steps = iter([lambda: None, lambda: world.commit("data"), lambda: lease.release("stopped")])
     monkeypatch.setattr(time, "sleep", lambda seconds: next(steps)())
     text = io.StringIO()
-    assert status_view.watch(world.observer, 1.0, text).state == "stopped"
+    assert view.watch(world.observer, 1.0, text).state == "stopped"
     assert text.getvalue().count("fake: running") == 1
     assert text.getvalue().count("fake: stopped") == 1
 

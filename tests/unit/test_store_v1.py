@@ -22,7 +22,7 @@ from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.reader import RowReader
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from cache_store.storage.base import Storage
-from orchestrator.plan_record import read_plans
+from orchestrator.execution.plan_record import read_plans
 
 KEPT = Path(__file__).parents[1] / "data" / "store-v1"
 IDS = {

@@ -1,4 +1,4 @@
-"""`orchestrator.summary`: DESIGN §8's shape, from a plan and whatever commits there are."""
+"""`orchestrator.reports.summary`: DESIGN §8's shape, from a plan and whatever commits there are."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from fake_run import ENVIRONMENT, make_commits, make_plan, make_summary
 
-from orchestrator.graph import Plan
-from orchestrator.summary import summarize, write_summary
+from orchestrator.plan.graph import Plan
+from orchestrator.reports.summary import summarize, write_summary
 
 STAGE_KEYS = {
     "name",

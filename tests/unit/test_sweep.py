@@ -18,16 +18,18 @@ from fake_run import make_commits
 
 from cache_store.errors import ConfigError
 from cache_store.storage.base import Storage
-from orchestrator import schedule, sweep_metric, sweep_plan, sweep_space
-from orchestrator.driver import Outcome
-from orchestrator.ledger import Ledger
-from orchestrator.sweep_dry_run import print_sweep
-from orchestrator.sweep_journal import Journal
-from orchestrator.sweep_prepare import PreparedSweep, claim_sweep_dir, prepare_sweep
-from orchestrator.sweep_report import print_trials, render
-from orchestrator.sweep_section import SweepConfig
-from orchestrator.sweep_steering import Begun, Course, Ended, Message, Steering, WentOn
-from orchestrator.sweep_summary import pareto, sweep_summary
+from orchestrator.config.sweep_schema import SweepConfig
+from orchestrator.execution import schedule
+from orchestrator.execution.commits import Ledger
+from orchestrator.execution.driver import Outcome
+from orchestrator.sweeps import metric, space
+from orchestrator.sweeps import plan as sweep_plan
+from orchestrator.sweeps.dry_run import print_sweep
+from orchestrator.sweeps.event_log import Journal
+from orchestrator.sweeps.page import print_trials, render
+from orchestrator.sweeps.prepare import PreparedSweep, claim_sweep_dir, prepare_sweep
+from orchestrator.sweeps.steering import Begun, Course, Ended, Message, Steering, WentOn
+from orchestrator.sweeps.summary import pareto, sweep_summary
 
 ROOT = Path(__file__).parents[2]
 BASE: dict[str, Any] = {
@@ -66,41 +68,39 @@ def section(**values: Any) -> SweepConfig:
 
 
 def test_a_grid_is_every_combination_in_order() -> None:
-    found = sweep_space.points(section(parameters={"a.x": {"grid": [1, 2]}, "b": {"grid": ["u", "v"]}}))
+    found = space.points(section(parameters={"a.x": {"grid": [1, 2]}, "b": {"grid": ["u", "v"]}}))
     assert found == [{"a.x": 1, "b": "u"}, {"a.x": 1, "b": "v"}, {"a.x": 2, "b": "u"}, {"a.x": 2, "b": "v"}]
 
 
 def test_draws_are_those_of_the_seed_and_stay_when_samples_or_parameters_are_added() -> None:
     lr = {"training.optimizer.lr": {"loguniform": [1e-4, 1e-2]}}
-    first = sweep_space.points(section(parameters=lr, samples=3, seed=5))
-    assert first == sweep_space.points(section(parameters=lr, samples=3, seed=5))
-    assert first != sweep_space.points(section(parameters=lr, samples=3, seed=6))
-    more = sweep_space.points(section(parameters={**lr, "x": {"uniform": [0, 1]}}, samples=5, seed=5))
+    first = space.points(section(parameters=lr, samples=3, seed=5))
+    assert first == space.points(section(parameters=lr, samples=3, seed=5))
+    assert first != space.points(section(parameters=lr, samples=3, seed=6))
+    more = space.points(section(parameters={**lr, "x": {"uniform": [0, 1]}}, samples=5, seed=5))
     assert [point["training.optimizer.lr"] for point in more[:3]] == [p["training.optimizer.lr"] for p in first]
     assert all(1e-4 <= point["training.optimizer.lr"] <= 1e-2 for point in more)
 
 
 def test_every_point_of_the_grid_meets_the_same_draws() -> None:
-    found = sweep_space.points(section(parameters={"a": {"grid": [1, 2]}, "b": {"uniform": [0, 1]}}, samples=2))
+    found = space.points(section(parameters={"a": {"grid": [1, 2]}, "b": {"uniform": [0, 1]}}, samples=2))
     assert [point["a"] for point in found] == [1, 2, 1, 2]
     assert found[0]["b"] == found[1]["b"] != found[2]["b"] == found[3]["b"]
 
 
 def test_loguniform_is_even_on_a_logarithmic_scale_and_randint_leaves_its_end_out() -> None:
-    found = sweep_space.points(
-        section(parameters={"a": {"loguniform": [1e-4, 1.0]}, "b": {"randint": [3, 5]}}, samples=400)
-    )
+    found = space.points(section(parameters={"a": {"loguniform": [1e-4, 1.0]}, "b": {"randint": [3, 5]}}, samples=400))
     small = sum(math.log10(point["a"]) < -2 for point in found)
     assert 0.4 < small / len(found) < 0.6
     assert {point["b"] for point in found} == {3, 4}
 
 
 def test_a_folder_is_named_by_the_parameters_alone() -> None:
-    assert sweep_space.folder_name({"split.base": 1, "training.optimizer.lr": 0.001}) == "base=1,lr=0.001"
-    odd = sweep_space.folder_name({"data.path": "/a b/c"})
+    assert space.folder_name({"split.base": 1, "training.optimizer.lr": 0.001}) == "base=1,lr=0.001"
+    odd = space.folder_name({"data.path": "/a b/c"})
     assert odd.startswith("path=_a_b_c-")
-    assert odd != sweep_space.folder_name({"data.path": "/a_b/c"})
-    both = sweep_space.short_keys(["training.epochs", "regimes.e2e.training.epochs"])
+    assert odd != space.folder_name({"data.path": "/a_b/c"})
+    both = space.short_keys(["training.epochs", "regimes.e2e.training.epochs"])
     assert len(set(both.values())) == 2
 
 
@@ -216,12 +216,12 @@ def test_an_override_reaches_into_dotted_parameters(tmp_path: Path) -> None:
 
 def test_the_metric_is_validation_of_the_first_segprop_regime_unless_said() -> None:
     kinds = {"e2e": "e2e", "two": "segprop"}
-    assert sweep_metric.parse(None, None, kinds, text=False).key == "two.validation.accuracy"
-    assert sweep_metric.parse(None, None, kinds, text=True).key == "two.validation.loss"
-    assert sweep_metric.parse("e2e.test.loss", None, kinds, text=False).mode == "min"
-    assert sweep_metric.parse("e2e.test.accuracy", None, kinds, text=False).mode == "max"
-    assert sweep_metric.parse("e2e.seconds", None, kinds, text=False).mode == "min"
-    assert sweep_metric.parse("e2e.seconds", "max", kinds, text=False).mode == "max"
+    assert metric.parse(None, None, kinds, text=False).key == "two.validation.accuracy"
+    assert metric.parse(None, None, kinds, text=True).key == "two.validation.loss"
+    assert metric.parse("e2e.test.loss", None, kinds, text=False).mode == "min"
+    assert metric.parse("e2e.test.accuracy", None, kinds, text=False).mode == "max"
+    assert metric.parse("e2e.seconds", None, kinds, text=False).mode == "min"
+    assert metric.parse("e2e.seconds", "max", kinds, text=False).mode == "max"
 
 
 # -- what is shared -------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`orchestrator.tensorboard_log`: files TensorBoard itself reads back, the same ones every time."""
+"""`orchestrator.trackers.tensorboard`: files TensorBoard itself reads back, the same ones every time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from fake_run import make_summary
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from orchestrator.tensorboard_log import TAGS, write_tensorboard
+from orchestrator.trackers.tensorboard import TAGS, write_tensorboard
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_a_regime_that_is_gone_leaves_no_folder(tmp_path: Path, summary: dict[st
 
 def test_neither_torch_nor_tensorflow_is_imported() -> None:
     code = (
-        "import sys, orchestrator.tensorboard_log\n"
+        "import sys, orchestrator.trackers.tensorboard\n"
         "print([name for name in ('torch', 'tensorflow', 'ray') if name in sys.modules])"
     )
     done = subprocess.run(

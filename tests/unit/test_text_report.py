@@ -15,11 +15,12 @@ from fake_lm_run import make_lm_summary, scores
 from fake_run import make_summary
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from orchestrator.dry_run import print_plan, regime_rows
-from orchestrator.prepare import prepare
-from orchestrator.progress import print_table
-from orchestrator.report import render, verdict
-from orchestrator.tensorboard_log import write_tensorboard
+from orchestrator.reports.page import render
+from orchestrator.reports.result_table import print_table
+from orchestrator.reports.verdict import verdict
+from orchestrator.runs.dry_run import print_plan, regime_rows
+from orchestrator.runs.prepare import prepare
+from orchestrator.trackers.tensorboard import write_tensorboard
 
 ROOT = Path(__file__).parents[2]
 

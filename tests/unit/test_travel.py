@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cache_store.errors import ConfigError
-from orchestrator.prepare import prepare
+from orchestrator.runs.prepare import prepare
 
 BASE = {"model": {"name": "resnet18", "stem": "small"}, "data": {"name": "digits", "image_size": 16}}
 

@@ -13,16 +13,16 @@ from fake_run import ENVIRONMENT, make_commits
 from planning import CIFAR, small_config, small_plan
 
 from cache_store.errors import ConfigError
-from orchestrator import overlap
-from orchestrator.dry_run import print_plan
-from orchestrator.estimate import Estimate
-from orchestrator.graph import Node, Plan
-from orchestrator.prepare import prepare
-from orchestrator.report import render
-from orchestrator.run_record import RunRecord
-from orchestrator.stages import Stage, layout
-from orchestrator.summary import summarize
-from orchestrator.wavefront import FINAL, Average, Round, StageEnd, Step, final_stage, steps
+from orchestrator.costs.formulas import Estimate
+from orchestrator.execution.run_record import RunRecord
+from orchestrator.plan import makespan
+from orchestrator.plan.graph import Node, Plan
+from orchestrator.regimes.stages import Stage, layout
+from orchestrator.regimes.wavefront import FINAL, Average, Round, StageEnd, Step, final_stage, steps
+from orchestrator.reports.page import render
+from orchestrator.reports.summary import summarize
+from orchestrator.runs.dry_run import print_plan
+from orchestrator.runs.prepare import prepare
 
 BLOCKS = ("a", "b", "c", "d", "e")
 WAVE = {"regimes": ["segprop"], "pipeline": "wavefront"}
@@ -460,24 +460,24 @@ DIAMOND = {"a": (1.0, ""), "b": (4.0, "a"), "c": (2.0, "a"), "d": (1.0, "bc")}
 @pytest.mark.parametrize(("slots", "taken"), [(1, 8.0), (2, 6.0), (9, 6.0)])
 def test_overlap_of_a_diamond(slots: int, taken: float) -> None:
     nodes, seconds = graph(DIAMOND)
-    assert overlap.work_s(nodes, seconds) == 8.0
-    assert overlap.critical_path_s(nodes, seconds) == 6.0
-    assert overlap.makespan_s(nodes, seconds, slots) == taken
+    assert makespan.work_s(nodes, seconds) == 8.0
+    assert makespan.critical_path_s(nodes, seconds) == 6.0
+    assert makespan.makespan_s(nodes, seconds, slots) == taken
 
 
 def test_evaluations_get_a_slot_last() -> None:
     nodes, seconds = graph({"a": (1.0, ""), "e": (5.0, "a"), "b": (2.0, "a"), "c": (2.0, "b")})
-    assert overlap.makespan_s(nodes, seconds, 1) == 10.0
+    assert makespan.makespan_s(nodes, seconds, 1) == 10.0
     nodes[1] = dataclasses.replace(nodes[1], kind="evaluate")
-    assert overlap.makespan_s(nodes, seconds, 2) == 6.0
+    assert makespan.makespan_s(nodes, seconds, 2) == 6.0
 
 
 def test_equal_stages_speed_up_as_the_shape_of_the_wave_says(tmp_path: Path) -> None:
     """Four stages, four rounds: sixteen pieces of work, seven of them one after the other."""
     plan = small_plan(tmp_path, {**WAVE, "training.epochs": 4, "wavefront.final_epochs": 0})
     seconds = {node.id: 1.0 if node.kind == "train" else 0.0 for node in plan.nodes}
-    assert overlap.work_s(plan.nodes, seconds) == 16.0
-    assert overlap.critical_path_s(plan.nodes, seconds) == 7.0
-    assert overlap.makespan_s(plan.nodes, seconds, 4) == 7.0
+    assert makespan.work_s(plan.nodes, seconds) == 16.0
+    assert makespan.critical_path_s(plan.nodes, seconds) == 7.0
+    assert makespan.makespan_s(plan.nodes, seconds, 4) == 7.0
     # One, two, three, four, three, two and one at a time, each time over before the next begins.
-    assert overlap.makespan_s(plan.nodes, seconds, 2) == 10.0
+    assert makespan.makespan_s(plan.nodes, seconds, 2) == 10.0

@@ -1,0 +1,58 @@
+"""Whether a run directory may go on with another configuration: growing is allowed, changing is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from orchestrator.config.yaml_loader import KeyPath, key_text
+
+#: What may differ between two configurations of one run directory: nothing here changes a result.
+_FREE = (
+    ("run",),
+    ("run_dir",),
+    ("resources",),
+    ("evaluation",),
+    ("data", "download"),
+    ("training", "checkpoint_every_s"),
+    ("snapshots", "mode"),
+    ("snapshots", "costs"),
+    ("snapshots", "budget"),
+    ("snapshots", "shard_bytes"),
+    ("snapshots", "retention"),
+    ("snapshots", "production"),
+)
+#: Settings that older run directories do not name, and what they meant there.
+_LATER = {("snapshots", "encoding"): "plain"}
+#: Compared regime by regime, where they are resolved.
+_BY_REGIME = ("training", "split", "snapshots", "regimes")
+
+
+def compatible(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Keys in which two resolved configurations conflict: a run directory may grow (more regimes) and move to
+    other resources, but what it holds never changes meaning. Empty: go on."""
+    conflicts = [
+        key_text(path)
+        for name in sorted({*old, *new} - set(_BY_REGIME))
+        for path in _differences(old.get(name), new.get(name), (name,))
+    ]
+    new_regimes = new.get("regimes", {})
+    for name, settings in old.get("regimes", {}).items():
+        if name not in new_regimes:
+            conflicts.append(f"regimes.{name} (left out)")
+            continue
+        conflicts += [key_text(("regimes", name, *path)) for path in _differences(settings, new_regimes[name], ())]
+    return conflicts
+
+
+def _differences(old: Any, new: Any, path: KeyPath) -> Iterator[KeyPath]:
+    if path in _FREE:
+        return
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys((*old, *new)):
+            if path[:1] == ("stages",) and len(path) == 2 and key == "checkpoint_every_s":
+                continue
+            here = (*path, key)
+            yield from _differences(old.get(key, _LATER.get(here)), new.get(key, _LATER.get(here)), here)
+    elif old != new:
+        yield path

@@ -1,0 +1,94 @@
+"""A configuration file as a `Config`: what it leaves out filled in, every problem raised at once.
+
+Everything about configurations is imported from here; `sections` has what they may say, `checks` the rules,
+`explain` the words, `compatible` what a run directory tolerates.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.compatibility import compatible
+from orchestrator.config.messages import fields_of
+from orchestrator.config.regimes import _flatten_parameters, _name_regimes, _nest_parameters
+from orchestrator.config.resources import ResourceConfig
+from orchestrator.config.rules.check import Checked, check
+from orchestrator.config.schema import (
+    Config,
+    EvaluationConfig,
+    ImageConfig,
+    Regime,
+    RegimeConfig,
+    SnapshotConfig,
+    SplitConfig,
+    TextConfig,
+)
+from orchestrator.config.values import default_store, parse_size
+from orchestrator.config.yaml_loader import Document, apply_overrides, load_document, raise_problems
+from workers.specs.experiment import Precision
+
+__all__ = [
+    "Checked",
+    "Config",
+    "EvaluationConfig",
+    "ImageConfig",
+    "Precision",
+    "Regime",
+    "RegimeConfig",
+    "ResourceConfig",
+    "SnapshotConfig",
+    "SplitConfig",
+    "TextConfig",
+    "check",
+    "compatible",
+    "default_store",
+    "load",
+    "parse_size",
+    "read_document",
+    "with_values",
+]
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a YAML file, with `a.b.c=value` overrides applied.
+
+    Raises ConfigError that lists every problem: line, key, value, what is allowed, the nearest known key."""
+    checked = check(read_document(path, overrides))
+    raise_problems(checked.document.source, checked.problems)
+    assert checked.config is not None
+    return checked.config
+
+
+def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
+    """The file with defaults that depend on its name, and its `regimes` as a mapping."""
+    document = load_document(path)
+    _name_regimes(document)
+    _nest_parameters(document)
+    apply_overrides(document, overrides)
+    _name_regimes(document)
+    _flatten_parameters(document)
+    data = document.data
+    for key in fields_of(Config):
+        # An empty section (`training:` and nothing below) means its defaults, not null.
+        if key in data and data[key] is None:
+            del data[key]
+    if "run" not in data:
+        data["run"] = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).stem).lstrip("._-") or "run"
+    data.setdefault("run_dir", f"runs/{data['run']}")
+    data.setdefault("store", default_store(str(data["run_dir"])))
+    return document
+
+
+def with_values(document: Document, values: Mapping[str, Any], word: str) -> Document:
+    """A copy without the `sweep` section and with these keys set, dotted -> value; problems with them begin with
+    `word`."""
+    changed = copy.deepcopy(document)
+    changed.data.pop("sweep", None)
+    apply_overrides(changed, [f"{key}={json.dumps(value)}" for key, value in values.items()], word)
+    _name_regimes(changed)
+    return changed

@@ -1,0 +1,79 @@
+"""The `resources` section: runner, slots, devices, gangs, attempts, deadlines."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from orchestrator.config.values import Bytes, Section
+from workers.specs.orders import Strategy
+
+
+class GangConfig(Section):
+    """Stages over several devices at once, one process (rank) each: a Ray Train gang. See docs/cluster.md."""
+
+    size: Literal["auto"] | Annotated[int, Field(ge=2)] | None = Field(
+        default=None,
+        description="Devices of a stage. None: one, no gang. auto: every device that is there. On CPUs a device is "
+        "resources.threads cores.",
+    )
+    strategy: Strategy = Field(
+        default="ddp",
+        description="ddp: every rank holds the whole stage. fsdp2: parameters, gradients and optimizer states are "
+        "shared out (language models).",
+    )
+    min_parameters: int = Field(
+        default=0, ge=0, description="Stages that train fewer parameters than this stay on one device."
+    )
+    timeout_s: float = Field(
+        default=600.0,
+        ge=1,
+        description="A rank that keeps the others waiting longer than this (seconds) counts as lost.",
+    )
+
+
+class ResourceConfig(Section):
+    """Where the work runs. Nothing here changes a result by more than rounding, so a run may go on with other
+    resources."""
+
+    runner: Literal["ray", "local"] = Field(default="ray", description="local: in this process, one task at a time.")
+    address: str | None = Field(default=None, description="Address of a running Ray cluster; None: start one here.")
+    slots: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        default="auto",
+        description="Tasks at one time; auto: one per GPU, or one per CPU core where there is none.",
+    )
+    threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        default="auto",
+        description="CPU threads of a task; auto: the cores divided by the slots, at most 8 beside a GPU.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is one.")
+    gang: GangConfig = Field(default_factory=GangConfig)
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Only machines of the cluster with these labels (`ray start --labels`)."
+    )
+    accelerator: str | None = Field(
+        default=None, description="Only machines with this kind of accelerator, as Ray names it: H100, A100, L4."
+    )
+    worker_deadline_s: float = Field(
+        default=180.0,
+        gt=0,
+        description="When no worker has come, or come back, for so many seconds, the run ends with the reason. "
+        "SEGPROP_WAIT_FOR_WORKERS_S goes before it.",
+    )
+    snapshot_memory: Bytes | None = Field(
+        default=None,
+        description="Most bytes of snapshot shards a task holds at a time, mapped or in memory. None: all that lie in "
+        "a local folder, mapped; 1 GiB of others.",
+    )
+    max_attempts: int = Field(default=3, ge=1, description="Attempts of a task before it counts as failed.")
+    gflops: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+        default="auto",
+        description="Measured speed of one slot in GFLOP/s, for predicted times; auto: nominal figures.",
+    )
+
+    @model_validator(mode="after")
+    def _labels_need_ray(self) -> ResourceConfig:
+        if self.runner == "local" and (self.labels or self.accelerator):
+            raise ValueError("labels and accelerator choose machines of a cluster; the local runner has none")
+        return self

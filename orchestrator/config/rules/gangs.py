@@ -1,0 +1,51 @@
+"""Check a configuration's gangs against its regimes and training settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from orchestrator.config.resources import GangConfig
+from orchestrator.config.schema import Config
+from orchestrator.config.yaml_loader import KeyPath
+from workers.specs.experiment import ModelSpec, TrainSpec
+
+
+def problems(config: Config) -> Iterator[tuple[KeyPath, str]]:
+    """(key, message) of what no gang of this configuration can be."""
+    gang, resources = config.resources.gang, config.resources
+    if gang.size is None:
+        return
+    at: KeyPath = ("resources", "gang")
+    if resources.runner != "ray":
+        yield (*at, "size"), f"{gang.size}: needs resources.runner ray, which is {resources.runner}"
+    for name in config.regimes:
+        regime = config.regime(name)
+        if regime.pipeline == "wavefront":
+            yield (
+                (*at, "size"),
+                f"{gang.size}: not with pipeline wavefront ({name}): its rounds are spread over devices",
+            )
+        if regime.snapshots.production == "overlap":
+            yield (*at, "size"), f"{gang.size}: not with snapshots.production overlap ({name}); allowed: before"
+    if gang.strategy == "fsdp2" and isinstance(config.model, ModelSpec):
+        yield (*at, "strategy"), "fsdp2: is for language models; ResNets, with their batch normalization, take ddp"
+
+
+def training_problems(gang: GangConfig, train: TrainSpec) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(key inside `training`, message) of what these settings ask of a gang that it cannot do."""
+    if gang.size is None:
+        return
+    if isinstance(gang.size, int) and train.batch_size < gang.size:
+        yield ("batch_size",), f"{train.batch_size}: fewer samples than the gang has ranks ({gang.size})"
+    if train.compile:
+        yield ("compile",), "true: not in a gang; leave resources.gang.size out, or compile"
+    if gang.strategy != "fsdp2":
+        return
+    if train.lora is not None:
+        yield ("lora",), "not with resources.gang.strategy fsdp2; allowed: ddp"
+    if train.precision == "fp16":
+        yield ("precision",), "fp16: not with resources.gang.strategy fsdp2; allowed there: fp32, bf16"
+    if train.optimizer.name == "adamw8bit":
+        yield ("optimizer", "name"), "adamw8bit: not with resources.gang.strategy fsdp2; allowed there: adamw, sgd"
+    if train.frozen_weights != "full":
+        yield ("frozen_weights",), f"{train.frozen_weights}: not with resources.gang.strategy fsdp2; allowed: full"

@@ -1,0 +1,396 @@
+"""What a configuration may say and what it means: its sections, and regimes with every override resolved.
+
+Sections that travel to workers are the dataclasses of `workers.specs.experiment`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, TypeAdapter
+
+from cache_store.formats.encodings import EncodingName
+from orchestrator.config.rates import Rates
+from orchestrator.config.resources import ResourceConfig
+from orchestrator.config.sweep_schema import SweepConfig
+from orchestrator.config.values import Bytes, Section, StoreAddress, default_store
+from orchestrator.regimes.stages import Kind, Stage, layout
+from orchestrator.regimes.wavefront import FINAL, final_stage
+from workers.specs.as_json import to_json
+from workers.specs.experiment import DataSpec, ModelSpec, SnapshotDtype, TrainSpec
+from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.tasks import GateSpec
+
+#: Samples that go through frozen blocks together, and samples of an evaluation batch, where nothing is said.
+IMAGE_GROUP, TEXT_GROUP = 256, 16
+IMAGE_BATCH, TEXT_BATCH = 512, 16
+
+
+class SplitConfig(Section):
+    """How the chain is cut into base prefix, intermediate blocks and global head."""
+
+    base: int = Field(
+        default=1,
+        ge=0,
+        description="p: blocks 0..p-1 are trained first, together with the global head. 0 (language models only): the "
+        "embedding alone.",
+    )
+    head: int = Field(default=0, ge=0, description="r: the global head is the last r blocks and the head itself.")
+    segment_size: int = Field(default=1, ge=1, description="Blocks that are trained together in one stage.")
+    intermediate: Literal["omit", "frozen"] = Field(
+        default="omit",
+        description="Blocks between the current segment and the global head: bridged by an adapter, or kept "
+        "in the path without being trained (for pretrained models).",
+    )
+    train_base: bool = Field(
+        default=True,
+        description="false: the base is taken as it comes, stage 1 trains the global head alone.",
+    )
+    embedding: Literal["train", "frozen"] = Field(
+        default="train", description="Whether the base's stage trains the token embedding too (language models)."
+    )
+    omit: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(),
+        description="Decoder layers left out while training and put back untouched afterwards (language models).",
+    )
+
+
+class SnapshotConfig(Section):
+    """Frozen prefix activations: whether they are stored, and how."""
+
+    mode: Literal["auto", "always", "never"] = Field(
+        default="auto", description="auto: stored where that saves forward work and fits the budget."
+    )
+    costs: Literal["counted", "measured"] = Field(
+        default="counted",
+        description="How mode auto weighs storing against recomputing. counted: forward operations, the same on every "
+        "machine. measured: seconds, which the first run over a store measures on one of its slots and every later one "
+        "takes from there.",
+    )
+    dtype: SnapshotDtype = Field(default="auto", description="auto: the type the training precision computes in.")
+    encoding: EncodingName = Field(
+        default="plain",
+        description="plain: values as they are. lossless: byte planes packed by zstd, for slow links. int8: a byte a "
+        "value, a scale every 32 values (images: every map). fp8: e4m3, a scale every 128 (language models). What a "
+        "stage trains on is what int8 and fp8 decode to (docs/storage.md).",
+    )
+    group_rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="Samples that go through the frozen prefix together. None: 256 images, 16 samples of text.",
+    )
+    shard_bytes: Bytes = Field(default=32 << 20, description="Size of a shard, rounded down to whole groups.")
+    budget: Bytes | None = Field(
+        default=None,
+        description="Most snapshot bytes alive at one time, e.g. 20GB; shared evenly by the regimes that "
+        "store. None: the free space.",
+    )
+    retention: Literal["release", "keep"] = Field(
+        default="release", description="release: a set is dropped when its last reader has committed."
+    )
+    production: Literal["before", "overlap"] = Field(
+        default="before",
+        description="before: a stage starts when its snapshot sets are complete. overlap: it starts at once and makes "
+        "what it finds missing, while free slots make the rest ahead of it. The results are the same.",
+    )
+    shuffle: Literal["global", "window"] = Field(
+        default="global",
+        description="Order of an epoch over snapshots. global: any sample may follow any other. window: shards are "
+        "opened in a shuffled order and samples drawn from those open, for sets larger than memory (docs/storage.md).",
+    )
+    window: int = Field(default=16, ge=1, description="Shards open at one time with shuffle: window.")
+
+
+Pipeline = Literal["sequential", "wavefront"]
+
+
+class WavefrontConfig(Section):
+    """How the stages of a regime overlap under `pipeline: wavefront`."""
+
+    rounds: int = Field(
+        default=4,
+        ge=2,
+        le=10_000,
+        description="Rounds into which the epochs of every stage are cut; a stage starts a round after the one before.",
+    )
+    average_every: int = Field(
+        default=1, ge=1, description="The replicas of the global head are averaged after every so many rounds."
+    )
+    final_epochs: int = Field(
+        default=1,
+        ge=0,
+        description="Epochs of the last stage alone, at the end, on the finished prefix. 0: its last round, which "
+        "reads the finished prefix too, is the end.",
+    )
+
+
+class RunExitConfig(Section):
+    """The end of a regime before its last stage (segprop): as soon as the whole network, scored on validation after a
+    stage, is this good, the stages that are left change nothing. All that is given must be met."""
+
+    accuracy: float | None = Field(default=None, gt=0, le=1, description="At least. null: not asked for.")
+    loss: float | None = Field(default=None, gt=0, description="At most. null: not asked for.")
+
+    @property
+    def gate(self) -> GateSpec | None:
+        if self.accuracy is None and self.loss is None:
+            return None
+        return GateSpec(accuracy=self.accuracy, loss=self.loss)
+
+
+class EvaluationConfig(Section):
+    batch_size: int | None = Field(
+        default=None, ge=1, description="Samples of one evaluation batch. None: 512 images, 16 samples of text."
+    )
+    stages: bool = Field(
+        default=True,
+        description="Score the whole chain on validation after every stage; of a language model also the truncated "
+        "one, whose missing blocks are simply left out.",
+    )
+
+
+class RegimeConfig(Section):
+    """One regime of the comparison. Every mapping is a partial override of the section of the same name."""
+
+    kind: Kind = Field(description="e2e, lw or segprop; needed where the regime has another name.")
+    head_convs: int | None = Field(default=None, ge=1, le=3, description="Overrides model.head_convs.")
+    training: dict[str, Any] = Field(default_factory=dict, description="Overrides `training`.")
+    split: dict[str, Any] = Field(default_factory=dict, description="Overrides `split`.")
+    snapshots: dict[str, Any] = Field(default_factory=dict, description="Overrides `snapshots`.")
+    pipeline: Pipeline | None = Field(default=None, description="Overrides `pipeline` (segprop).")
+    wavefront: dict[str, Any] = Field(default_factory=dict, description="Overrides `wavefront` (segprop).")
+    run_exit: dict[str, Any] = Field(default_factory=dict, description="Overrides `run_exit` (segprop).")
+    stages: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Overrides `training` for single stages, by name (stage2-seg2) or by group (base, segments, head, "
+        "final).",
+    )
+
+
+@dataclass(frozen=True)
+class Regime:
+    """One regime with everything resolved."""
+
+    name: str
+    kind: Kind
+    model: ModelSpec | CausalLMSpec
+    split: SplitConfig
+    training: TrainSpec
+    snapshots: SnapshotConfig
+    #: Partial overrides of `training` by stage name or group.
+    stages: Mapping[str, Mapping[str, Any]]
+    pipeline: Pipeline = "sequential"
+    wavefront: WavefrontConfig = field(default_factory=WavefrontConfig)
+    run_exit: RunExitConfig = field(default_factory=RunExitConfig)
+
+    @property
+    def is_text(self) -> bool:
+        return isinstance(self.model, CausalLMSpec)
+
+    @property
+    def base(self) -> int:
+        """Blocks of the base: a language model's embedding is one of its blocks, but not one that users count."""
+        return self.split.base + (1 if self.is_text else 0)
+
+    @property
+    def group_rows(self) -> int:
+        return self.snapshots.group_rows or (TEXT_GROUP if self.is_text else IMAGE_GROUP)
+
+    def in_training(self, blocks: Sequence[str]) -> tuple[str, ...]:
+        """The blocks that stages see: all but those omitted for the time being."""
+        omitted = {f"layer{index}" for index in self.split.omit} if self.is_text else set()
+        return tuple(block for block in blocks if block not in omitted)
+
+    def layout(self, blocks: Sequence[str]) -> tuple[Stage, ...]:
+        """The stages in order; under `wavefront` the final pass behind them."""
+        stages = layout(
+            self.kind,
+            self.in_training(blocks),
+            base=self.base,
+            head=self.split.head,
+            segment_size=self.split.segment_size,
+            frozen_intermediate=self.split.intermediate == "frozen",
+            train_base=self.split.train_base,
+            adapters=not self.is_text,
+            untrained=("embed",) if self.is_text and self.split.embedding == "frozen" else (),
+            first_segment=2 if self.is_text else 1,
+        )
+        if self.pipeline == "wavefront" and self.wavefront.final_epochs:
+            return (*stages, final_stage(stages))
+        return stages
+
+    def stage_training(self, stage: Stage) -> TrainSpec:
+        """`training` for one stage: the override of its name wins over that of its group."""
+        merged = to_json(self.training)
+        if stage.group == FINAL:
+            merged["epochs"] = self.wavefront.final_epochs
+        for key in (stage.group, stage.name) if stage.group != stage.name else (stage.name,):
+            merged = merge(merged, self.stages.get(key, {}))
+        spec: TrainSpec = validate(TrainSpec, merged)
+        return spec
+
+
+class Config(Section):
+    """A whole configuration."""
+
+    run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name; default: the file's name.")
+    run_dir: str = Field(min_length=1, description="Folder of the results; default: runs/<run>.")
+    store: StoreAddress = Field(
+        min_length=1, description="Storage root, a folder or URI (docs/storage.md); default: <run_dir>/store."
+    )
+    seed: int = Field(default=0, ge=0, lt=1 << 63, description="Every random choice derives from it.")
+    model: ModelSpec | CausalLMSpec
+    data: DataSpec | TextSpec
+    split: SplitConfig = Field(default_factory=SplitConfig)
+    training: TrainSpec = Field(default_factory=TrainSpec)
+    regimes: dict[str, RegimeConfig] = Field(
+        min_length=1, description="Names out of e2e, lw, segprop, or name -> overrides. Default: all three."
+    )
+    snapshots: SnapshotConfig = Field(default_factory=SnapshotConfig)
+    pipeline: Pipeline = Field(
+        default="sequential",
+        description="sequential: a stage of SegProp starts when the one before it is finished. wavefront: it starts on "
+        "snapshots of a segment that still trains, so that several devices train several segments at once.",
+    )
+    wavefront: WavefrontConfig = Field(default_factory=WavefrontConfig)
+    run_exit: RunExitConfig = Field(default_factory=RunExitConfig)
+    resources: ResourceConfig = Field(default_factory=ResourceConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    sweep: SweepConfig | None = Field(
+        default=None, description="Run the file many times with other settings (docs/sweeps.md)."
+    )
+
+    def regime(self, name: str) -> Regime:
+        """The regime called `name`, resolved."""
+        own = self.regimes[name]
+        model = self.model
+        if own.head_convs is not None and isinstance(model, ModelSpec):
+            model = dataclasses.replace(model, head_convs=own.head_convs)
+        return Regime(
+            name=name,
+            kind=own.kind,
+            model=model,
+            split=validate(SplitConfig, merge(plain(self.split), own.split)),
+            training=validate(TrainSpec, merge(plain(self.training), own.training)),
+            snapshots=validate(SnapshotConfig, merge(plain(self.snapshots), own.snapshots)),
+            stages=own.stages,
+            pipeline=self.pipeline_of(own),
+            wavefront=validate(WavefrontConfig, merge(plain(self.wavefront), own.wavefront)),
+            run_exit=validate(RunExitConfig, merge(plain(self.run_exit), own.run_exit)),
+        )
+
+    def pipeline_of(self, regime: RegimeConfig) -> Pipeline:
+        """A regime's own word, or what all regimes that have segments to overlap are told."""
+        if regime.kind != "segprop":
+            return "sequential"
+        return regime.pipeline or self.pipeline
+
+    @property
+    def evaluation_batch(self) -> int:
+        text = isinstance(self.model, CausalLMSpec)
+        return self.evaluation.batch_size or (TEXT_BATCH if text else IMAGE_BATCH)
+
+    def rates(self) -> Rates:
+        """Speed of a slot for predicted times; without a measured figure `auto` counts as a CPU."""
+        resources = self.resources
+        if resources.gflops != "auto":
+            return Rates.measured(resources.gflops)
+        threads = resources.threads if resources.threads != "auto" else 1
+        return Rates.nominal("cuda" if resources.device == "cuda" else "cpu", threads)
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting written out and loadable again: what `config.yaml` in a run directory holds."""
+        # How stages overlap, or end a run, is said by the regimes that do: the others are what they were before there
+        # was a choice. A sweep is no setting of a run.
+        by_regime = ("regimes", "pipeline", "wavefront", "run_exit", "sweep")
+        dump: dict[str, Any] = {
+            name: plain(getattr(self, name)) for name in type(self).model_fields if name not in by_regime
+        }
+        if self.store == default_store(self.run_dir):
+            del dump["store"]  # so that a run directory can be moved
+        dump["regimes"] = {
+            name: {
+                "kind": regime.kind,
+                **({"head_convs": regime.model.head_convs} if isinstance(regime.model, ModelSpec) else {}),
+                "training": plain(regime.training),
+                "split": plain(regime.split),
+                "snapshots": plain(regime.snapshots),
+                "stages": plain(regime.stages),
+                **(
+                    {"pipeline": regime.pipeline, "wavefront": plain(regime.wavefront)}
+                    if regime.pipeline == "wavefront"
+                    else {}
+                ),
+                **({"run_exit": plain(regime.run_exit)} if regime.run_exit.gate and regime.kind == "segprop" else {}),
+            }
+            for name, regime in ((name, self.regime(name)) for name in self.regimes)
+        }
+        return dump
+
+
+class ImageConfig(Config):
+    """A configuration whose model is a ResNet."""
+
+    model: ModelSpec
+    data: DataSpec
+
+
+class TextConfig(Config):
+    """A configuration whose model is a causal language model."""
+
+    model: CausalLMSpec
+    data: TextSpec
+
+
+def config_kind(raw: Mapping[str, Any]) -> type[Config]:
+    """The kind of configuration a file is, by `model.family`: then only what it may say is offered."""
+    model = raw.get("model")
+    family = model.get("family") if isinstance(model, Mapping) else None
+    return TextConfig if family == "causal_lm" else ImageConfig
+
+
+#: The sections that a regime may override.
+OVERRIDES: dict[str, type[Any]] = {
+    "training": TrainSpec,
+    "split": SplitConfig,
+    "snapshots": SnapshotConfig,
+    "wavefront": WavefrontConfig,
+    "run_exit": RunExitConfig,
+}
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def validate(kind: Any, raw: Any) -> Any:
+    """`raw` as `kind`; pydantic's ValidationError when it is not one."""
+    # Through JSON, where strict mode still takes a list for a tuple, but never "3" or true for 3.
+    return _adapter(kind).validate_json(json.dumps(raw), strict=True)
+
+
+def plain(value: Any) -> Any:
+    """JSON values of a section."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value):
+        return to_json(value)
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return value
+
+
+def merge(base: Any, override: Any) -> Any:
+    """`override` laid over `base`, section by section."""
+    if not isinstance(base, Mapping) or not isinstance(override, Mapping):
+        return override
+    merged = dict(base)
+    for key, value in override.items():
+        merged[key] = merge(base[key], value) if key in base else value
+    return merged

@@ -1,0 +1,209 @@
+"""Predictions for the dry run and the policy: parameters, memory, bytes, floating-point work, seconds.
+
+All pure arithmetic on outlines. Memory follows what `torch.cuda.max_memory_allocated` counts: tensors, not
+the context of the device. Seconds use the nominal rates below unless the configuration gives a measured one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cache_store.formats.encodings import EncodingName
+from cache_store.formats.encodings import row_bytes as encoded_bytes
+from orchestrator.config.rates import ACTIVATION_BYTES, Rates
+from workers.specs.experiment import DataSpec, TrainSpec
+
+if TYPE_CHECKING:
+    from workers.models.base import StageMemory
+    from workers.models.counting import Shape
+    from workers.models.outline import ChainOutline, PartOutline
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+SNAPSHOT_DTYPE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+STORE_READ_BYTES_PER_S = 1.5e9
+STORE_WRITE_BYTES_PER_S = 0.4e9
+DECODE_IMAGES_PER_S = 4000.0
+#: Starting a task and committing its record, whatever it does.
+TASK_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predictions for one node. `peak_bytes`: device memory, `optimizer_bytes` of it the optimizer's state.
+    `snapshot_bytes`: what it adds to the store."""
+
+    parameters: int = 0
+    trainable: int = 0
+    peak_bytes: int = 0
+    snapshot_bytes: int = 0
+    flops: int = 0
+    seconds: float = 0.0
+    optimizer_bytes: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "seconds": round(self.seconds, 3)}
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    train: int
+    validation: int
+    test: int
+
+    def of(self, split: str) -> int:
+        return int(getattr(self, split))
+
+
+def split_rows(data: DataSpec, train_rows: int, test_rows: int) -> SplitRows:
+    """Sizes of the three splits, by the rule of `workers.data.splits`: validation comes off first."""
+    validation = round(data.validation * train_rows) if data.validation < 1 else int(data.validation)
+    rest = train_rows - validation
+    return SplitRows(min(rest, data.train_limit or rest), validation, min(test_rows, data.test_limit or test_rows))
+
+
+def epochs_to_run(train: TrainSpec, rows: int) -> int:
+    """Epochs a stage can reach: its setting, or fewer where a step limit ends it before."""
+    if train.exit.steps is None:
+        return train.epochs
+    steps = rows // train.batch_size if train.drop_last else math.ceil(rows / train.batch_size)
+    return min(train.epochs, math.ceil(train.exit.steps / max(1, steps)))
+
+
+def views_used(views: int, epochs: int) -> int:
+    """Epoch e uses view e mod views, so short stages never see the later ones."""
+    return min(views, epochs)
+
+
+def elements(shapes: Iterable[Shape]) -> int:
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def row_bytes(shapes: Iterable[Shape], dtype: str, encoding: EncodingName = "plain") -> int:
+    """Stored bytes of one sample at a boundary; of `lossless` the most it takes."""
+    return sum(encoded_bytes(encoding, dtype, shape) for shape in shapes)
+
+
+def prefix_flops(outline: ChainOutline, blocks: Iterable[str]) -> int:
+    """Forward work of some blocks for one sample."""
+    return sum(outline.part(name).flops for name in blocks)
+
+
+def _weights_bytes(parts: Sequence[PartOutline], precision: str) -> int:
+    parameters = sum(part.parameters for part in parts)
+    buffers = sum(part.buffer_elements for part in parts)
+    # Autocast keeps a low-precision copy of the weights it meets beside the fp32 masters.
+    return 4 * (parameters + buffers) + (0 if precision == "fp32" else 2 * parameters)
+
+
+def _frozen_bytes(parts: Sequence[PartOutline], precision: str, rows: int) -> int:
+    """Device memory to push `rows` samples through frozen parts: weights, and one part's input and output
+    with the widest activation inside it (a residual block holds about four at a time)."""
+    item = ACTIVATION_BYTES[precision]
+    widest = max((elements(part.inputs) + 4 * elements(part.outputs) for part in parts), default=0)
+    return _weights_bytes(parts, precision) + rows * widest * item
+
+
+def train_estimate(
+    path: Sequence[PartOutline],
+    trained: frozenset[str],
+    train: TrainSpec,
+    *,
+    rows: SplitRows,
+    rates: Rates,
+    input_elements: int,
+    input_item_bytes: int,
+    reads_snapshots: bool = False,
+    prefix: Sequence[PartOutline] = (),
+    group_rows: int = 0,
+) -> Estimate:
+    """One stage over its whole schedule. `trained` names the parts that get gradients (adapter and aux among
+    them); `prefix` are frozen blocks run on the device in groups of `group_rows` before every step."""
+    item = ACTIVATION_BYTES[train.precision]
+    micro = train.micro
+    updated = [part for part in path if part.name in trained]
+    trainable = sum(part.parameters for part in updated)
+    optimizer_copies = 2 if train.optimizer.name == "adamw" else 1 if train.optimizer.momentum else 0
+    first = next((index for index, part in enumerate(path) if part.name in trained), len(path))
+    saving = path[first:]  # gradients flow through every later part, frozen or not
+    saved = sum(part.saved_elements for part in saving)
+    if train.activation_checkpointing:
+        saved = sum(elements(part.inputs) for part in saving) + max((p.saved_elements for p in saving), default=0)
+    widest = max((elements(part.outputs) for part in path), default=0)
+    peak = (
+        _weights_bytes(path, train.precision)
+        + 4 * trainable * (1 + optimizer_copies)
+        + micro * (saved * item + 2 * widest * item + 2 * input_elements * input_item_bytes)
+    )
+    if prefix:
+        peak += _frozen_bytes(prefix, train.precision, max(micro, group_rows))
+    epochs = epochs_to_run(train, rows.train)
+    forward = sum(part.flops for part in path)
+    backward = 2 * sum(part.flops for part in updated)
+    backward += sum(part.flops for part in saving if part.name not in trained)
+    if train.activation_checkpointing:
+        backward += sum(part.flops for part in saving)
+    ahead = sum(part.flops for part in prefix)
+    flops = epochs * (rows.train * (forward + backward + ahead) + rows.validation * (forward + ahead))
+    seconds = TASK_SECONDS + flops / rates.flops_per_s[train.precision]
+    if reads_snapshots:
+        read = epochs * (rows.train + rows.validation) * input_elements * input_item_bytes
+        seconds += read / STORE_READ_BYTES_PER_S
+    return Estimate(
+        parameters=sum(part.parameters for part in path),
+        trainable=trainable,
+        peak_bytes=peak,
+        flops=flops,
+        seconds=seconds,
+        optimizer_bytes=4 * trainable * optimizer_copies,
+    )
+
+
+def with_memory(predicted: Estimate, memory: StageMemory) -> Estimate:
+    """A stage's predictions with the memory of a language model's."""
+    return dataclasses.replace(
+        predicted, trainable=memory.trainable, peak_bytes=memory.peak, optimizer_bytes=memory.optimizer
+    )
+
+
+def frozen_estimate(
+    parts: Sequence[PartOutline],
+    *,
+    rows: int,
+    batch_rows: int,
+    precision: str,
+    rates: Rates,
+    stored_row_bytes: int = 0,
+    read_row_bytes: int = 0,
+) -> Estimate:
+    """Pushing `rows` samples once through frozen parts: materializing a set, or evaluating."""
+    flops = rows * sum(part.flops for part in parts)
+    stored = rows * stored_row_bytes
+    seconds = TASK_SECONDS + flops / rates.flops_per_s[precision]
+    seconds += stored / STORE_WRITE_BYTES_PER_S + rows * read_row_bytes / STORE_READ_BYTES_PER_S
+    return Estimate(
+        parameters=sum(part.parameters for part in parts),
+        peak_bytes=_frozen_bytes(parts, precision, batch_rows) if parts else 0,
+        snapshot_bytes=stored,
+        flops=flops,
+        seconds=seconds,
+    )
+
+
+def average_estimate(parameters: int, replicas: int) -> Estimate:
+    """The mean of `replicas` sets of parts, read and written in the store."""
+    read = replicas * parameters * 4 / STORE_READ_BYTES_PER_S
+    seconds = TASK_SECONDS + read + parameters * 4 / STORE_WRITE_BYTES_PER_S
+    return Estimate(parameters=parameters, flops=replicas * parameters, seconds=seconds)
+
+
+def data_estimate(rows: int) -> Estimate:
+    return Estimate(seconds=TASK_SECONDS + rows / DECODE_IMAGES_PER_S)
+
+
+def model_estimate(parameters: int) -> Estimate:
+    return Estimate(parameters=parameters, seconds=TASK_SECONDS + parameters * 4 / STORE_WRITE_BYTES_PER_S)

@@ -1,0 +1,220 @@
+"""The stage graph of a configuration, as data: nodes, what they are called, and where a regime finds its own.
+
+A node's id is the digest of what determines its outcome, so the same work has the same id in every regime, run
+and sweep trial, and a changed setting changes the ids of exactly what depends on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from cache_store.keys import digest_json
+from orchestrator.costs.boundary_costs import Prediction
+from orchestrator.costs.formulas import Estimate
+from orchestrator.costs.snapshot_policy import Decision
+
+#: Part of every id. Raise it when the meaning of a task changes: no old commit is then taken for a new one.
+FORMAT = 1
+
+Kind = Literal["data", "model", "measure", "train", "materialize", "evaluate", "average"]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One piece of work. `parents`: role -> node id, roles as the task's class documents them."""
+
+    id: str
+    kind: Kind
+    label: str
+    #: The regimes that asked for it, in the order of the configuration.
+    regimes: tuple[str, ...]
+    #: `workers.specs.as_json.to_json` of the task.
+    task: dict[str, Any]
+    parents: dict[str, str]
+    estimate: Estimate
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "label": self.label,
+            "regimes": list(self.regimes),
+            "task": self.task,
+            "parents": self.parents,
+            "estimate": self.estimate.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class RegimePlan:
+    """Where one regime's outcome is found in the graph."""
+
+    name: str
+    kind: str
+    #: Train nodes in order.
+    stages: tuple[str, ...]
+    #: The node whose commit holds the final weights of each part of the chain.
+    weights: dict[str, str]
+    #: Train node -> evaluate node of the whole chain after that stage, on validation ({} when switched off).
+    assembled: dict[str, str]
+    #: Train node -> evaluate node of the chain as far as it was trained, with the head, where the stage's own
+    #: validation is not that.
+    truncated: dict[str, str]
+    #: Train node -> the last decoder layer it trains before the global head, or `head` (language models).
+    layers: dict[str, int | Literal["head"]]
+    #: Evaluate nodes of the final chain.
+    validation: str
+    test: str
+    #: Train node -> where its input comes from and why.
+    decisions: dict[str, Decision]
+    #: Train node -> the materialize nodes it reads.
+    reads: dict[str, tuple[str, ...]]
+    #: Most snapshot bytes alive at one time.
+    peak_snapshot_bytes: int
+    retention: str
+    #: Train node of a stage's last round -> its earlier rounds, in order (wavefront).
+    rounds: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    #: Nodes that average the replicas of the head, in order (wavefront).
+    averages: tuple[str, ...] = ()
+    #: What ends the regime early, by the names of `run_exit`; empty: nothing.
+    run_exit: dict[str, float] = dataclasses.field(default_factory=dict)
+    #: Stages that train at one time, at most.
+    width: int = 1
+    #: What every boundary is predicted to cost, in chain order.
+    boundaries: tuple[Prediction, ...] = ()
+    #: Whether its stages wait for their snapshot sets (`before`) or make what they find missing (`overlap`).
+    production: str = "before"
+
+    def work_of(self, stage: str) -> tuple[str, ...]:
+        """All train nodes of a stage, in order, given the one in `stages`."""
+        return (*self.rounds.get(stage, ()), stage)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Nodes in topological order, which is also the order of preference."""
+
+    nodes: tuple[Node, ...]
+    #: Everything that has to be committed in the end.
+    targets: tuple[str, ...]
+    regimes: dict[str, RegimePlan]
+    #: Split -> evaluate node of the model as it came ({} where it came without weights).
+    original: dict[str, str] = dataclasses.field(default_factory=dict)
+    #: Measure nodes whose figures were not there when the plan was made: what they decide is provisional.
+    unmeasured: tuple[str, ...] = ()
+    #: Materialize nodes that are read by what is not asked for yet (a sweep's later trials).
+    held: frozenset[str] = frozenset()
+
+    def measuring(self) -> Plan:
+        """What has to be done before the plan can be made for good: the unmeasured nodes and what they need."""
+        needed: set[str] = set()
+        waiting = list(self.unmeasured)
+        while waiting:
+            node = waiting.pop()
+            if node not in needed:
+                needed.add(node)
+                waiting += self.node(node).parents.values()
+        return Plan(tuple(self.in_order(needed)), self.unmeasured, {})
+
+    def node(self, node_id: str) -> Node:
+        return self._by_id[node_id]
+
+    def __contains__(self, node_id: object) -> bool:
+        return node_id in self._by_id
+
+    def in_order(self, ids: Iterable[str]) -> list[Node]:
+        """The nodes with these ids, parents before children."""
+        return [self.nodes[position] for position in sorted(self._position[node_id] for node_id in ids)]
+
+    def readers(self, node_id: str) -> tuple[str, ...]:
+        """Nodes that have this node as a parent."""
+        return self._readers.get(node_id, ())
+
+    @cached_property
+    def sets(self) -> tuple[Node, ...]:
+        """All materialize nodes."""
+        return tuple(node for node in self.nodes if node.kind == "materialize")
+
+    @cached_property
+    def kept(self) -> frozenset[str]:
+        """Materialize nodes that some regime wants to keep after their last use, or that somebody will read later."""
+        keeping = {name for name, regime in self.regimes.items() if regime.retention == "keep"}
+        return self.held | frozenset(node.id for node in self.sets if not keeping.isdisjoint(node.regimes))
+
+    @property
+    def width(self) -> int:
+        """Stages that can train at one time."""
+        return sum(regime.width for regime in self.regimes.values())
+
+    @cached_property
+    def overlapping(self) -> frozenset[str]:
+        """Train nodes that start without waiting for their snapshot sets."""
+        overlap = {name for name, regime in self.regimes.items() if regime.production == "overlap"}
+        return frozenset(
+            node.id for node in self.nodes if node.kind == "train" and not overlap.isdisjoint(node.regimes)
+        )
+
+    @cached_property
+    def peak_snapshot_bytes(self) -> int:
+        """Most snapshot bytes alive at one time when all regimes run side by side."""
+        return sum(regime.peak_snapshot_bytes for regime in self.regimes.values())
+
+    @cached_property
+    def _by_id(self) -> dict[str, Node]:
+        return {node.id: node for node in self.nodes}
+
+    @cached_property
+    def _position(self) -> dict[str, int]:
+        return {node.id: index for index, node in enumerate(self.nodes)}
+
+    @cached_property
+    def _readers(self) -> dict[str, tuple[str, ...]]:
+        readers: dict[str, list[str]] = {}
+        for node in self.nodes:
+            for parent in dict.fromkeys(node.parents.values()):
+                readers.setdefault(parent, []).append(node.id)
+        return {parent: tuple(children) for parent, children in readers.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "nodes": [node.to_json() for node in self.nodes],
+            "targets": list(self.targets),
+            "regimes": {name: regime.to_json() for name, regime in self.regimes.items()},
+            "original": dict(self.original),
+            "unmeasured": list(self.unmeasured),
+        }
+
+
+def node_id(kind: str, task: Mapping[str, Any], parents: Mapping[str, str]) -> str:
+    """Digest of what determines the outcome: the task without what only says where to look or how often to
+    save, and the parents."""
+    return digest_json([FORMAT, kind, _identity(kind, task), sorted(parents.items())])
+
+
+def _identity(kind: str, task: Mapping[str, Any]) -> Mapping[str, Any]:
+    if kind == "data":  # the fingerprint says which files, wherever they lie
+        model = task["model"] and _without(task["model"], "path", "revision")
+        return {**task, "data": _without(task["data"], "path", "download"), "model": model}
+    if kind == "model":  # so does the digest of the weights' files
+        return {**task, "model": _without(task["model"], "weights", "path", "revision")}
+    if kind in ("train", "materialize") and (task.get("boundary") or {}).get("encoding") == "plain":
+        # As before there were others.
+        task = {**task, "boundary": _without(task["boundary"], "encoding")}
+    if kind == "train":
+        train = _without(task["train"], "checkpoint_every_s")
+        # Matrices under adapters were not rounded once: such a stage is another one since they are.
+        rounds = {"rounds": 1} if train.get("lora") and train.get("frozen_weights", "full") != "full" else {}
+        return {**task, "train": train, **rounds}
+    return task
+
+
+def _without(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key not in keys}

@@ -1,0 +1,74 @@
+"""Runs nodes one at a time in a thread of this process: no Ray, no cluster, the same results."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+from typing import Any
+
+from orchestrator.runners.base import Event, Failed, Succeeded
+from workers.control import ThreadControl
+from workers.specs.orders import WorkOrder
+
+
+class LocalRunner:
+    def __init__(self, *, threads: int, device: str) -> None:
+        self.threads = threads
+        self.device = device
+        self._control = ThreadControl()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._running: WorkOrder | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def slots(self) -> int:
+        return 1
+
+    def start(self) -> None:
+        """Nothing to get ready: torch is imported with the first order."""
+
+    def free(self, *, together: bool = False) -> int:
+        return 0 if together or self._running else 1
+
+    def submit(self, order: WorkOrder) -> None:
+        assert self._running is None, "a local runner has one slot"
+        self._running = order
+        self._control.progress()  # what the last task reported is not this one's
+        self._thread = threading.Thread(target=self._work, args=(order,), name="segprop-worker", daemon=True)
+        self._thread.start()
+
+    def _work(self, order: WorkOrder) -> None:
+        try:
+            from workers.tasks.execute import execute
+
+            self._events.put(Succeeded(order.key, execute(order, self._control)))
+        except BaseException as error:  # noqa: BLE001 - whatever it was, the driver decides what it means
+            self._events.put(Failed(order.key, error))
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        try:
+            event = self._events.get(timeout=timeout_s)
+        except queue.Empty:
+            return []
+        assert self._thread is not None
+        self._thread.join()
+        self._running = None
+        return [event]
+
+    def progress(self) -> dict[str, dict[str, Any]]:
+        return {self._running.key: self._control.latest()} if self._running else {}
+
+    def waiting(self, tasks: int) -> None:
+        """Nobody watches."""
+
+    def machine(self, node_id: str) -> str | None:
+        return socket.gethostname()
+
+    def stop(self) -> None:
+        self._control.stop()
+
+    def close(self) -> None:
+        self._control.stop()
+        if self._thread is not None:
+            self._thread.join(timeout=60)

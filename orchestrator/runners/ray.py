@@ -1,0 +1,415 @@
+"""Runs nodes on Ray: a pool of worker actors, one per device slot, torch imported once in each.
+
+Beside the gang runner and the sweep the only module that imports Ray. Actors restart themselves (`max_restarts=-1`)
+but tasks are never retried by Ray: retries, attempt ids and backoff belong to the driver.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.metrics import Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cache_store.errors import SegpropError, UserError
+from orchestrator.runners import metrics, shared_storage
+from orchestrator.runners.base import Event, Failed, Succeeded
+from orchestrator.runners.machines import Machine, matching, room, settle, unmatched
+from orchestrator.runners.ray_worker import Worker, _answer
+from orchestrator.runners.versions import differences, versions
+from workers.specs.orders import WorkOrder
+
+#: An actor that has not answered its first call by then will not (import of torch included).
+START_DEADLINE_S = 180.0
+#: Replaces that deadline where machines come and go: so long an autoscaler may take to bring one. Where it is set,
+#: what the cluster lacks at the start is waited for instead of refused.
+PATIENCE = "SEGPROP_WAIT_FOR_WORKERS_S"
+POLL_EVERY_S = 1.0
+#: Ray gives its own processes 15 s each to come up, too few on a very busy machine, and then gives up.
+LOCAL_STARTS = 4
+#: With many slots each is asked less often, so that asking stays a small part of the driver's work.
+POLLS_A_SECOND = 200
+#: A machine that has not answered the probe of the store by then is left out of it, with a warning.
+PROBE_DEADLINE_S = 60.0
+
+_log = logging.getLogger("segprop.cluster")
+
+
+@dataclass
+class _Slot:
+    actor: ActorHandle
+    #: Outstanding `ready()` call: the slot takes no order until it is answered.
+    ping: Any | None
+    since: float
+    order: WorkOrder | None = None
+    result: Any | None = None
+    #: Where it answered from, and the latest node it was given.
+    machine: str | None = None
+    last: str = ""
+
+
+class RayRunner:
+    def __init__(
+        self,
+        *,
+        slots: int | str,
+        threads: int | str,
+        device: str,
+        address: str | None = None,
+        started: bool = False,
+        chains: int = 1,
+        ranks: int = 0,
+        store: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        accelerator: str | None = None,
+        deadline_s: float = START_DEADLINE_S,
+    ) -> None:
+        """`address`: a running cluster, else RAY_ADDRESS, else a cluster of our own, which needs numbers, not `auto`.
+
+        On a running cluster `slots`, `threads` and `device` may be `auto`: settled by `start` from its machines and
+        `chains`, the stages that can run side by side.
+        `started`: Ray is connected already (tests, sweeps) and stays connected on `close`.
+        `ranks`: slots' worth of resources that a gang takes beside them.
+        `store`: what all machines of a running cluster have to see. `labels`, `accelerator`: only machines with these.
+        `deadline_s`: when no worker has come (back) for so long, the run ends.
+        """
+        self._settle = partial(settle, slots=slots, threads=threads, device=device, chains=chains)
+        self.threads = threads if isinstance(threads, int) else 1
+        self.device = device
+        self._slots_wanted = slots if isinstance(slots, int) else 1
+        self._ranks_wanted = ranks
+        self._address = address
+        self._owns_ray = not started
+        self._store = store
+        self._labels = dict(labels or {})
+        self._accelerator = accelerator
+        self._patience = _seconds(PATIENCE)
+        self._deadline_s = self._patience if self._patience is not None else deadline_s
+        self._by_node: dict[str, _Slot] = {}
+        self._waiting = 0
+        self._versions = versions()
+        self._slots: list[_Slot] = []
+        self._latest: dict[str, dict[str, Any]] = {}
+        self._polls: dict[str, Any] = {}
+        self._polled = 0.0
+        self._gauges: dict[str, Gauge] = {}
+
+    @property
+    def slots(self) -> int:
+        return len(self._slots)
+
+    def start(self) -> None:
+        if self._owns_ray:
+            address = self._address or os.environ.get("RAY_ADDRESS")
+            options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+            if address:
+                options["address"] = address
+            else:
+                # "local": without it ray.init would join whatever `ray start` left running on this machine.
+                options |= {"address": "local", "include_dashboard": False}
+                options["num_cpus"] = (self._slots_wanted + self._ranks_wanted) * self.threads
+                # Ray's own default is 15: beside any other load on the machine its workers would hardly run.
+                os.environ.setdefault("RAY_worker_niceness", "0")
+            try:
+                _init(options, attempts=1 if address else LOCAL_STARTS)
+            except ConnectionError as error:
+                cause = _first_line(error.__cause__ or error)
+                raise UserError(
+                    f"resources.address: no Ray cluster lets us in at {address} ({cause}); is it running, and, where "
+                    "it asks for tokens, is RAY_AUTH_MODE=token set with a token at hand?"
+                ) from error
+            except RuntimeError as error:
+                if "ersion mismatch" not in str(error):
+                    raise
+                raise UserError(
+                    f"resources.address: this program does not fit the cluster at {address}: {error}"
+                ) from None
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        every = [_machine(node) for node in nodes]
+        machines = matching(every, self._labels, self._accelerator)
+        if not machines and self._patience is None:
+            raise UserError(unmatched(every, self._labels, self._accelerator))
+        self._take_stock(machines)
+        if self._patience is None:
+            self._require_resources(machines)
+        if self._store is not None and len(nodes) > 1:
+            self._probe_store(self._store, nodes)
+        self._slots = [self._new_slot() for _ in range(self._slots_wanted)]
+        self._gauges = {name: Gauge(name, meaning, ("slot",)) for name, meaning in metrics.MEANINGS.items()}
+
+    def _take_stock(self, machines: list[Machine]) -> None:
+        settled = self._settle(machines)
+        self._slots_wanted, self.threads, self.device = settled.count, settled.threads, settled.device
+
+    def _probe_store(self, store: str, nodes: Sequence[Mapping[str, Any]]) -> None:
+        """Every machine reads what the driver wrote, and back. UserError naming those that do not see the store."""
+        question = shared_storage.ask(store)
+        names = _names(nodes)
+        sent = time.time()
+        calls = {}
+        for node in nodes:
+            pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            call = _answer.options(scheduling_strategy=pinned).remote(question, node["NodeID"], names[node["NodeID"]])
+            calls[call] = node["NodeID"]
+        done, late = ray.wait(list(calls), num_returns=len(calls), timeout=PROBE_DEADLINE_S)
+        received = time.time()
+        answers: list[tuple[str, shared_storage.Answer]] = []
+        for call in done:
+            try:
+                answers.append((calls[call], ray.get(call)))
+            except RayTaskError as error:
+                raise error.cause if isinstance(error.cause, Exception) else error from None
+            except RayError as error:  # it is gone, or going: no work will be given to it
+                _log.warning("%s did not answer: %s", names[calls[call]], _first_line(error))
+        for call in late:
+            _log.warning("%s has not said within %g s whether it sees the store", names[calls[call]], PROBE_DEADLINE_S)
+            ray.cancel(call, force=True)
+        shared_storage.judge(question, answers)
+        for warning in shared_storage.clock_warnings([found for _, found in answers], sent, received):
+            _log.warning("%s", warning)
+
+    def _require_resources(self, machines: list[Machine]) -> None:
+        """An infeasible actor pends silently for ever, so what is missing is said before anything is asked for."""
+        have = {"CPU": sum(machine.cpus for machine in machines), "GPU": sum(machine.gpus for machine in machines)}
+        request = self._request()
+        count, asked = self._slots_wanted + self._ranks_wanted, f"{self._slots_wanted} slots"
+        lower = "lower resources.slots or resources.threads, or add machines"
+        if self._ranks_wanted:
+            asked += f" and a gang of {self._ranks_wanted}"
+            lower = "lower resources.slots, resources.gang.size or resources.threads, or add machines"
+        for resource, each in request.items():
+            total = each * count
+            if have[resource] < total:
+                raise UserError(
+                    f"resources: {asked} need {total:g} {resource}, the cluster has {have[resource]:g}; {lower}"
+                )
+        fit = room(machines, request["CPU"], request.get("GPU", 0))
+        if fit < count:
+            size = " and ".join(f"{each:g} {resource}" for resource, each in request.items())
+            raise UserError(
+                f"resources: {asked} of {size} each, but only {fit} fit into the cluster's "
+                f"{len(machines)} machines; {lower}"
+            )
+
+    def _request(self) -> dict[str, float]:
+        request: dict[str, float] = {"CPU": self.threads}
+        if self.device == "cuda":
+            request["GPU"] = 1
+        return request
+
+    def _new_slot(self) -> _Slot:
+        request = self._request()
+        options: dict[str, Any] = {"num_cpus": request["CPU"], "num_gpus": request.get("GPU", 0)}
+        if self._labels:
+            options["label_selector"] = self._labels
+        if self._accelerator is not None:
+            options["accelerator_type"] = self._accelerator
+        actor = Worker.options(**options).remote()  # type: ignore[attr-defined]
+        return _Slot(actor, actor.ready.remote(), time.monotonic())
+
+    def free(self, *, together: bool = False) -> int:
+        return 0 if together else sum(slot.order is None and slot.ping is None for slot in self._slots)
+
+    def submit(self, order: WorkOrder) -> None:
+        slot = next(slot for slot in self._slots if slot.order is None and slot.ping is None)
+        slot.order = order
+        # Known until the slot's next order: whoever hears of an order's end asks where it was.
+        self._by_node.pop(slot.last, None)
+        self._by_node[order.key], slot.last = slot, order.key
+        slot.result = slot.actor.run.remote(order)
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        return self._wait(timeout_s)
+
+    def _wait(self, timeout_s: float, beside: Sequence[Any] = ()) -> list[Event]:
+        """As `wait`; ends early, too, when one of the object references `beside` is there."""
+        outstanding = [*beside]
+        outstanding += [slot.result for slot in self._slots if slot.result is not None]
+        outstanding += [slot.ping for slot in self._slots if slot.ping is not None]
+        if not outstanding:
+            time.sleep(timeout_s)
+            return []
+        done, _ = ray.wait(outstanding, num_returns=1, timeout=timeout_s)
+        if done:
+            done, _ = ray.wait(outstanding, num_returns=len(outstanding), timeout=0)
+        events: list[Event] = []
+        for slot in self._slots:
+            if slot.ping is not None:
+                self._check_start(slot, slot.ping in done)
+            elif slot.result in done:
+                events.append(self._finish(slot))
+        return events
+
+    def _finish(self, slot: _Slot) -> Event:
+        order, result = slot.order, slot.result
+        assert order is not None
+        slot.order = slot.result = None
+        self._latest.pop(order.key, None)
+        self._polls.pop(order.key, None)
+        try:
+            return Succeeded(order.key, ray.get(result))
+        except RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            return Failed(order.key, cause)
+        except RayError as error:
+            # Killed, out of memory, machine gone. The actor restarts by itself; calls during that fail at once,
+            # so the slot takes orders again only when it has answered.
+            slot.ping, slot.since = slot.actor.ready.remote(), time.monotonic()
+            return Failed(order.key, SegpropError(f"worker lost: {_first_line(error)}"), lost=True)
+
+    def _check_start(self, slot: _Slot, answered: bool) -> None:
+        deadline = self._deadline_s
+        # A machine may have gone for good. As long as one slot is there the run goes on, and the others may come late.
+        now = time.monotonic()
+        late = all(other.ping is not None and now - other.since > deadline for other in self._slots)
+        if answered:
+            try:
+                found = ray.get(slot.ping)
+            except RayTaskError as error:
+                raise error.cause if isinstance(error.cause, Exception) else error from None
+            except RayError as error:
+                if late:
+                    raise SegpropError(self._nobody_left(_first_line(error))) from error
+                time.sleep(0.1)  # restarting: calls fail instead of waiting
+                slot.ping = slot.actor.ready.remote()
+                return
+            slot.ping, slot.machine = None, found["machine"]
+            self._compare(found)
+        elif late:
+            raise SegpropError(self._nobody_left("is the cluster busy with other jobs?"))
+
+    def _compare(self, found: Mapping[str, Any]) -> None:
+        """UserError when a worker, by its own account, runs something else than the driver."""
+        different = differences(self._versions, found["versions"])
+        if different:
+            raise UserError(
+                f"the worker on {found['machine']} does not run the driver's program ({socket.gethostname()}): "
+                f"{'; '.join(different)}. Numbers and formats are the same only with the same versions: install "
+                "one environment on all machines, or submit with --working-dir"
+            )
+
+    def _machines(self) -> list[Machine]:
+        """The cluster's machines, as they are now, of those that are asked for."""
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        return matching([_machine(node) for node in nodes], self._labels, self._accelerator)
+
+    def _nobody_left(self, why: str) -> str:
+        """What there is, beside what is needed, when no worker has come (back) in time."""
+        machines = self._machines()
+        request = self._request()
+        size = " and ".join(f"{each:g} {resource}" for resource, each in request.items())
+        have = (
+            f"{sum(machine.cpus for machine in machines):g} CPU and {sum(machine.gpus for machine in machines):g} GPU"
+        )
+        fit = room(machines, request["CPU"], request.get("GPU", 0))
+        return (
+            f"no worker has come (back) within {self._deadline_s:g} s ({why}). A worker needs {size} on one machine; "
+            f"{len(machines)} machines with {have} are left, room for {fit}. Finished work and checkpoints are kept: "
+            "add machines and run the same command to go on"
+        )
+
+    def progress(self) -> dict[str, dict[str, Any]]:
+        """Answers lag by at most one poll; a worker that is being lost simply keeps its last one."""
+        now = time.monotonic()
+        for node_id, poll in list(self._polls.items()):
+            try:
+                self._latest[node_id] = ray.get(poll, timeout=0)
+            except GetTimeoutError:
+                continue
+            except RayActorError:
+                self._latest.pop(node_id, None)
+            del self._polls[node_id]
+        if now - self._polled >= max(POLL_EVERY_S, len(self._slots) / POLLS_A_SECOND):
+            self._polled = now
+            self._gauges[metrics.QUEUE].set(self._waiting, {"slot": "0"})
+            for index, slot in enumerate(self._slots):
+                update = None
+                if slot.order is not None:
+                    if slot.order.key not in self._polls:
+                        self._polls[slot.order.key] = slot.actor.poll.remote()
+                    update = self._latest.get(slot.order.key, {})
+                for name, value in metrics.values(update).items():
+                    self._gauges[name].set(value, {"slot": str(index)})
+        return self._latest
+
+    def waiting(self, tasks: int) -> None:
+        self._waiting = tasks
+
+    def machine(self, node_id: str) -> str | None:
+        slot = self._by_node.get(node_id)
+        return None if slot is None else slot.machine
+
+    def stop(self) -> None:
+        for slot in self._slots:
+            if slot.order is not None:
+                slot.actor.stop.remote()
+
+    def close(self) -> None:
+        for slot in self._slots:
+            ray.kill(slot.actor)
+        self._slots = []
+        if self._owns_ray:
+            ray.shutdown()
+
+
+def _init(options: Mapping[str, Any], attempts: int) -> None:
+    """`ray.init`, again where Ray's own processes did not come up in time. SegpropError when they never do."""
+    for left in reversed(range(attempts)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # of its own processes Ray raises nothing more special
+            if type(error) is not Exception:
+                raise
+            ray.shutdown()
+            if not left:
+                raise SegpropError(f"Ray does not start on this machine: {_first_line(error)}") from error
+            _log.warning("Ray did not start in its own time, once more: %s", _first_line(error))
+
+
+def _machine(node: Mapping[str, Any]) -> Machine:
+    resources = node["Resources"]
+    kinds = [name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")]
+    return Machine(
+        resources.get("CPU", 0), resources.get("GPU", 0), dict(node.get("Labels") or {}), tuple(sorted(kinds))
+    )
+
+
+def _names(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Node id -> what people call the machine; with a part of the id where several nodes share a host."""
+    hosts = Counter(node["NodeManagerHostname"] for node in nodes)
+    return {
+        node["NodeID"]: node["NodeManagerHostname"]
+        + (f" (Ray node {node['NodeID'][:8]})" if hosts[node["NodeManagerHostname"]] > 1 else "")
+        for node in nodes
+    }
+
+
+def _seconds(variable: str) -> float | None:
+    """A duration from the environment, None where it is not set; UserError when it is not one."""
+    text = os.environ.get(variable)
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise UserError(f"{variable}: {text!r}; allowed: seconds, above 0")
+    return value
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,268 @@
+"""The plan as tables for people: what each stage trains, needs and costs. Nothing is run."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.config.schema import ImageConfig, TextConfig
+from orchestrator.costs.formulas import Estimate
+from orchestrator.plan import makespan
+from orchestrator.plan.experiment import rows_of, tokens_a_sample
+from orchestrator.plan.graph import Node, Plan, RegimePlan
+from orchestrator.reports.part_names import abbreviated
+from orchestrator.runs.prepare import Prepared
+from orchestrator.units import human_bytes, human_count, human_flops, human_seconds, seconds_text, source_words
+
+#: Wide enough for the whole table where the output is no terminal.
+FILE_WIDTH = 170
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: a node, or the sets of one boundary together."""
+
+    label: str
+    nodes: tuple[Node, ...]
+    detail: str = ""
+
+    @property
+    def estimate(self) -> Estimate:
+        return total([node.estimate for node in self.nodes])
+
+
+def total(estimates: Iterable[Estimate]) -> Estimate:
+    """Work, bytes and time added up; parameters and memory of the largest."""
+    items = list(estimates)
+    return Estimate(
+        parameters=max((item.parameters for item in items), default=0),
+        trainable=max((item.trainable for item in items), default=0),
+        peak_bytes=max((item.peak_bytes for item in items), default=0),
+        snapshot_bytes=sum(item.snapshot_bytes for item in items),
+        flops=sum(item.flops for item in items),
+        seconds=sum(item.seconds for item in items),
+        optimizer_bytes=max((item.optimizer_bytes for item in items), default=0),
+    )
+
+
+def regime_rows(plan: Plan, regime: RegimePlan) -> list[Row]:
+    """The lines of one regime: before each stage the sets it is the first to read, evaluations last."""
+    rows: list[Row] = []
+    shown: set[str] = set()
+    for stage_id in regime.stages:
+        stage = plan.node(stage_id)
+        text = stage.task["experiment"]["model"].get("family") == "causal_lm"
+        rounds = tuple(plan.node(node_id) for node_id in regime.work_of(stage_id))
+        read = [set_id for node in rounds for set_id in regime.reads[node.id]]
+        fresh = [plan.node(set_id) for set_id in _with_previous(plan, read) if set_id not in shown]
+        for boundary in dict.fromkeys(_boundary(node) for node in fresh):
+            nodes = tuple(node for node in fresh if _boundary(node) == boundary)
+            shown.update(node.id for node in nodes)
+            rows.append(Row(f"snapshots after {boundary[-1][-1]}", nodes, _sets_detail(nodes, text=text)))
+        decision = regime.decisions[stage_id]
+        label = stage.task["name"] + (f" ({len(rounds)} rounds)" if len(rounds) > 1 else "")
+        rows.append(Row(label, rounds, f"{source_words(decision.source, text=text)}: {decision.reason}"))
+    if regime.averages:
+        nodes = tuple(plan.node(node_id) for node_id in regime.averages)
+        rows.append(Row("averages", nodes, f"{len(nodes)} of the head's replicas"))
+    evaluations = dict.fromkeys((*regime.assembled.values(), regime.validation, regime.test))
+    nodes = tuple(plan.node(node_id) for node_id in evaluations)
+    rows.append(Row("evaluations", nodes, f"{len(nodes)} of the whole chain"))
+    return rows
+
+
+def _with_previous(plan: Plan, set_ids: Sequence[str]) -> list[str]:
+    """The sets and, before them, those they are rolled forward from."""
+    found: dict[str, None] = {}
+    for set_id in set_ids:
+        chain: list[str] = []
+        here: str | None = set_id
+        while here is not None and here not in found:
+            chain.append(here)
+            here = plan.node(here).parents.get("previous")
+        found.update(dict.fromkeys(reversed(chain)))
+    return list(found)
+
+
+def _boundary(node: Node) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(hop) for hop in node.task["boundary"]["hops"])
+
+
+def _sets_detail(nodes: Sequence[Node], *, text: bool) -> str:
+    views = len({node.task["view"] for node in nodes if node.task["split"] == "train"})
+    versions = sum(node.task["split"] == "validation" for node in nodes)
+    # Text has no views.
+    train = "train" if text else f"{views} view{'s' if views != 1 else ''}"
+    made = "rolled forward by " if "previous" in nodes[0].parents else "from the start by "
+    hops = _boundary(nodes[0])
+    blocks = hops[-1] if "previous" in nodes[0].parents else tuple(block for hop in hops for block in hop)
+    if versions > 1:
+        train = f"{versions} versions, {train}"
+    spec = nodes[0].task["boundary"]
+    kept = spec["dtype"] if spec["encoding"] == "plain" else f"{spec['dtype']} as {spec['encoding']}"
+    return f"{train} + validation, {kept}, {made}{', '.join(abbreviated(blocks))}"
+
+
+def render(prepared: Prepared) -> RenderableType:
+    """All tables."""
+    plan, config = prepared.plan, prepared.config
+    shared = [node for node in plan.nodes if node.kind in ("data", "model")]
+    head = Text()
+    head.append(f"{config.run}", style="bold")
+    head.append(
+        f"  {_input(prepared)}, seed {config.seed}\n",
+    )
+    head.append(f"{len(plan.nodes)} nodes -> {config.run_dir}, store {config.store}")
+    parts: list[RenderableType] = [head]
+    # At a vocabulary of 128,000 it decides what fits; a ResNet's is nothing beside its activations.
+    optimizer = prepared.language is not None
+    for regime in plan.regimes.values():
+        parts += [Text(), _table(plan, regime, optimizer)]
+        if regime.boundaries:
+            parts.append(_boundaries(regime))
+    everything = total(node.estimate for node in plan.nodes)
+    parts += [Text(), _summary(plan, shared, optimizer)]
+    slots = config.resources.slots
+    note = (
+        f"Predicted: {human_seconds(everything.seconds)} of work in one slot (slots: {slots}), "
+        f"at most {human_bytes(plan.peak_snapshot_bytes)} of snapshots at one time, "
+        f"{human_bytes(everything.snapshot_bytes)} written."
+    )
+    basis = "measured (resources.gflops)" if config.resources.gflops != "auto" else "nominal speeds"
+    parts += [Text(overlap_words(plan, regime, slots)) for regime in plan.regimes.values() if regime.rounds]
+    for regime in plan.regimes.values():
+        if regime.run_exit:
+            asked = ", ".join(f"{key} {value:g}" for key, value in regime.run_exit.items())
+            parts.append(Text(f"{regime.name} leaves out the stages after the network has reached run_exit ({asked})."))
+    if plan.unmeasured:
+        parts.append(
+            Text(
+                "Not measured yet (snapshots.costs: measured): what is stored is decided by counted work here, and for "
+                "good once the run has measured one of its slots."
+            )
+        )
+    parts.append(Text(f"{note} Times are rough: {basis}. Nothing was run."))
+    return Group(*parts)
+
+
+def overlap_words(plan: Plan, regime: RegimePlan, slots: int | str) -> str:
+    """What a wave gains on several slots, in a sentence. `slots` `auto` counts as all that it can use."""
+    nodes = [node for node in plan.nodes if regime.name in node.regimes]
+    seconds = {node.id: node.estimate.seconds for node in nodes}
+    work, path = makespan.work_s(nodes, seconds), makespan.critical_path_s(nodes, seconds)
+    count = regime.width if slots == "auto" else int(slots)
+    taken = makespan.makespan_s(nodes, seconds, count)
+    return (
+        f"{regime.name}: {human_seconds(work)} of work, {human_seconds(path)} of it one after the other, so at most "
+        f"{work / path:.1f}x as fast on any number of slots; on {count} about {human_seconds(taken)} "
+        f"({work / taken:.1f}x)."
+    )
+
+
+def _columns(title: str, optimizer: bool) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    table.add_column("stage", no_wrap=True)
+    names = ["parameters", "trainable", "peak memory", "snapshots", "FLOP", "time"]
+    if optimizer:
+        names.insert(3, "optimizer")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("input", overflow="fold")
+    return table
+
+
+def _figures(item: Estimate, optimizer: bool) -> tuple[str, ...]:
+    state = (human_bytes(item.optimizer_bytes) if item.optimizer_bytes else "",)
+    return (
+        human_count(item.parameters),
+        human_count(item.trainable),
+        human_bytes(item.peak_bytes) if item.peak_bytes else "",
+        *(state if optimizer else ()),
+        human_bytes(item.snapshot_bytes) if item.snapshot_bytes else "",
+        human_flops(item.flops),
+        human_seconds(item.seconds),
+    )
+
+
+def _input(prepared: Prepared) -> str:
+    """The model and its data in a few words."""
+    config, found, language = prepared.config, prepared.data, prepared.language
+    if language is None:
+        assert isinstance(config, ImageConfig)
+        size = config.data.image_size
+        rows = rows_of(config, found)
+        return (
+            f"{config.model.name} on {config.data.name}: {rows.train} + {rows.validation} + {rows.test} images, "
+            f"{size}x{size}, views {config.data.views}"
+        )
+    assert isinstance(config, TextConfig)
+    rows = rows_of(config, found)
+    weights = config.model.path or "random weights"
+    if config.model.path is not None and not language.has_weights:
+        weights += " (no weights there: it can be planned, not run)"
+    tokens = tokens_a_sample(config, found)
+    return (
+        f"{language.config.get('model_type')}, {language.layers} layers, {weights}, on {config.data.name}: about "
+        f"{rows.train} + {rows.validation} + {rows.test} samples of {tokens} tokens, "
+        f"{human_count(tokens * rows.train)} tokens to train on"
+    )
+
+
+def _table(plan: Plan, regime: RegimePlan, optimizer: bool) -> Table:
+    title = regime.name if regime.name == regime.kind else f"{regime.name} ({regime.kind})"
+    table = _columns(title, optimizer)
+    rows = regime_rows(plan, regime)
+    for row in rows:
+        others = {name for node in row.nodes for name in node.regimes if name != regime.name}
+        detail = row.detail + (f" (shared with {', '.join(sorted(others))})" if others else "")
+        style = "dim" if row.nodes[0].kind != "train" else ""
+        table.add_row(row.label, *_figures(row.estimate, optimizer), detail, style=style)
+    table.add_section()
+    whole = total(row.estimate for row in rows)
+    peak = f"at most {human_bytes(regime.peak_snapshot_bytes)} of snapshots at one time"
+    table.add_row("total", *_figures(whole, optimizer), peak if regime.peak_snapshot_bytes else "", style="bold")
+    return table
+
+
+def _boundaries(regime: RegimePlan) -> Table:
+    """What each boundary costs stored and not stored."""
+    basis = regime.boundaries[0].basis
+    title = f"{regime.name}: snapshots or recompute, {basis} speeds"
+    table = Table(title=title, title_justify="left", title_style="dim", show_edge=False, pad_edge=False)
+    table.add_column("after", no_wrap=True)
+    for name in ("snapshots", "to make", "to read", "to recompute"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("decided", no_wrap=True)
+    for each in regime.boundaries:
+        table.add_row(
+            each.label,
+            human_bytes(each.bytes),
+            seconds_text(each.make_seconds),
+            seconds_text(each.read_seconds),
+            seconds_text(each.recompute_seconds),
+            each.source,
+            style="dim",
+        )
+    return table
+
+
+def _summary(plan: Plan, shared: Sequence[Node], optimizer: bool) -> Table:
+    table = _columns("shared", optimizer)
+    for node in shared:
+        used = "" if len(node.regimes) == len(plan.regimes) else ", ".join(node.regimes)
+        table.add_row(node.label, *_figures(node.estimate, optimizer), used)
+    return table
+
+
+def print_plan(prepared: Prepared, stream: TextIO | None = None) -> None:
+    """Write the tables to `stream` (standard output)."""
+    stream = sys.stdout if stream is None else stream
+    width = shutil.get_terminal_size().columns if stream.isatty() else FILE_WIDTH
+    Console(file=stream, width=width, highlight=False, soft_wrap=False).print(render(prepared))

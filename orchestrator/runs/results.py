@@ -1,0 +1,129 @@
+"""Write a finished run's results: summary, report, TensorBoard events, exported models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cache_store.errors import UserError
+from cache_store.records.nodes import NodeStore
+from cache_store.storage.base import Storage
+from orchestrator.config.schema import ImageConfig
+from orchestrator.environment import describe_environment
+from orchestrator.execution.commits import Ledger
+from orchestrator.execution.driver import Outcome
+from orchestrator.plan.experiment import experiment_of
+from orchestrator.plan.graph import RegimePlan
+from orchestrator.reports.page import write_report
+from orchestrator.reports.result_table import print_table
+from orchestrator.reports.summary import summarize, write_summary
+from orchestrator.runs.prepare import Prepared
+from orchestrator.trackers.tensorboard import write_tensorboard
+from workers.specs.experiment import Experiment
+
+
+def report(prepared: Prepared) -> None:
+    """Write summary.json and report.html again from what the store holds."""
+    ledger = Ledger.read(Storage.open(prepared.config.store), prepared.plan)
+    finished = all(target in ledger.commits for target in prepared.plan.targets)
+    outcome = Outcome("done" if finished else "stopped", reused=set(ledger.commits))
+    exports = {
+        name: str(path.relative_to(prepared.run_dir))
+        for name in prepared.plan.regimes
+        if (path := _export_folder(prepared, name)).exists()
+    }
+    print_table(_write_results(prepared, ledger, outcome, exports))
+
+
+def export(prepared: Prepared, regimes: Sequence[str]) -> None:
+    """Write the final weights of these regimes again. UserError when one of them is not finished."""
+    ledger = Ledger.read(Storage.open(prepared.config.store), prepared.plan)
+    for name in regimes:
+        if not _is_finished(prepared.plan.regimes[name], ledger):
+            raise UserError(f"{name}: not finished, there are no final weights to export yet; run it first")
+    for path in _export_finished(prepared, ledger, regimes).values():
+        print(prepared.run_dir / path)
+
+
+def _is_finished(regime: RegimePlan, ledger: Ledger) -> bool:
+    return all(node in ledger.commits for node in regime.weights.values())
+
+
+def _export_folder(prepared: Prepared, regime: str) -> Path:
+    return prepared.run_dir / "model" / regime
+
+
+def _export_finished(prepared: Prepared, ledger: Ledger, regimes: Sequence[str]) -> dict[str, str]:
+    """Regime -> folder of its checkpoint, relative to the run directory, for those that are finished."""
+    nodes = NodeStore(ledger.storage)
+    written: dict[str, str] = {}
+    for name in regimes:
+        regime = prepared.plan.regimes[name]
+        if not _is_finished(regime, ledger):
+            continue
+        folder = _export_folder(prepared, name)
+        parts = {part: ledger.commits[node] for part, node in regime.weights.items()}
+        _export(prepared, name, parts, nodes, folder)
+        written[name] = str(folder.relative_to(prepared.run_dir))
+    return written
+
+
+def _export(prepared: Prepared, name: str, parts: dict[str, Any], nodes: NodeStore, folder: Path) -> None:
+    config, data = prepared.config, prepared.data
+    if prepared.language is not None:
+        from workers.export import export_language_model
+
+        export_language_model(_experiment(prepared, name), parts, _model_commit(prepared, nodes), nodes, folder)
+        return
+    from workers.data.images.inspect import resize_of
+    from workers.data.images.outline import DataOutline
+    from workers.export import export as write_export
+
+    assert isinstance(config, ImageConfig)
+    assert isinstance(data, DataOutline)
+    write_export(
+        _experiment(prepared, name),
+        parts,
+        nodes,
+        folder,
+        class_names=tuple(data.class_names),
+        preprocessing={
+            "resize": resize_of(config.data),
+            "center_crop": config.data.image_size,
+            "mean": list(data.mean),
+            "std": list(data.std),
+        },
+    )
+
+
+def _model_commit(prepared: Prepared, nodes: NodeStore) -> dict[str, Any]:
+    """The commit of the imported checkpoint, which holds what goes beside the weights."""
+    node = next(node for node in prepared.plan.nodes if node.kind == "model")
+    commit = nodes.commit_of(node.id)
+    assert commit is not None
+    return commit
+
+
+def _experiment(prepared: Prepared, regime: str) -> Experiment:
+    config, language = prepared.config, prepared.language
+    classes: int = language.vocabulary if language is not None else prepared.data.classes  # type: ignore[union-attr]
+    return experiment_of(config, config.regime(regime), classes, language)
+
+
+def _write_results(prepared: Prepared, ledger: Ledger, outcome: Outcome, exports: dict[str, str]) -> dict[str, Any]:
+    run_dir = prepared.run_dir
+    summary = summarize(
+        prepared.config.run,
+        prepared.plan,
+        ledger.commits,
+        status=outcome.status,
+        environment=describe_environment(),
+        reused=outcome.reused,
+        failures=outcome.failures,
+        exports=exports,
+    )
+    write_summary(run_dir / "summary.json", summary)
+    write_report(summary, run_dir / "report.html")
+    write_tensorboard(run_dir / "tb", summary)
+    return summary

@@ -1,0 +1,363 @@
+"""How far a run is, from its store alone: `segprop status`. No Ray, no model, no data set; a driver may be at work,
+may have ended, or may have been killed.
+
+Commits say what is done, with metrics. What runs right now is in the driver's latest beat (`lease`), and the newest
+mid-stage checkpoint has the epochs of a stage that runs or was interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cache_store.errors import StorageDenied, UserError
+from cache_store.records.nodes import NodeStore
+from cache_store.storage.base import Storage
+from orchestrator.execution.run_lease import STALE_S, Held, read_held
+from orchestrator.execution.run_record import NodeRecord, RegimeRecord, RunRecord, read_pointer, read_run
+
+DONE, RUNNING, WAITING, FAILED, STOPPED = "done", "running", "waiting", "failed", "stopped"
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """`state`: done, running, failed, waiting, or stopped: begun, and interrupted with a checkpoint."""
+
+    name: str
+    state: str
+    epochs: int
+    epochs_planned: int | None
+    #: Validation metrics of the committed epoch, or of the latest one so far.
+    metrics: Mapping[str, float]
+    #: Of the whole chain after this stage, where that is scored.
+    assembled: Mapping[str, float]
+    #: Training loss so far in the running epoch, or of the latest one.
+    loss: float | None
+    rate: float | None
+    seconds: float | None
+    seconds_left: float | None
+    attempts: int
+    machine: str | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class RegimeStatus:
+    kind: str
+    state: str
+    stages: tuple[StageStatus, ...]
+    #: Of the final model: validation and test.
+    validation: Mapping[str, float]
+    test: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TaskStatus:
+    """A running task that is no stage: a roll-forward, an evaluation, the data."""
+
+    label: str
+    kind: str
+    machine: str | None
+    attempt: int
+    progress: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """`state`: running, done, failed, stopped (in order), killed (its driver is gone), waiting (never started)."""
+
+    run: str
+    state: str
+    store: str
+    driver: str | None
+    #: Seconds since the driver's last sign of life, or without one since the newest commit, by the store's clock.
+    last_activity_s: float | None
+    nodes: Mapping[str, int]
+    #: In the store now: of finished sets, and about, of those being made.
+    snapshot_bytes: int
+    regimes: Mapping[str, RegimeStatus]
+    tasks: tuple[TaskStatus, ...]
+    failures: Mapping[str, str]
+
+    @property
+    def ended(self) -> bool:
+        return self.state in (DONE, FAILED, STOPPED, "killed")
+
+
+@dataclass
+class Observer:
+    """Looks at one run again and again; commits are read once."""
+
+    storage: Storage
+    record: RunRecord
+    digest: str
+    stale_s: float = STALE_S
+    _commits: dict[str, Json] = field(default_factory=dict)
+    #: The storage's clock less this machine's.
+    _offset: float | None = None
+
+    def look(self) -> RunStatus:
+        """The run as it is now. StoreError when the store cannot be read."""
+        held = read_held(self.storage, self.digest)
+        present = set(self.storage.list("nodes"))
+        nodes = NodeStore(self.storage)
+        for node_id in self.record.nodes:
+            if node_id in present and node_id not in self._commits:
+                commit = nodes.commit_of(node_id)
+                if commit is not None:
+                    self._commits[node_id] = commit
+        return self._status(held, self._is_alive(held), present)
+
+    def _now(self) -> float:
+        if self._offset is None:
+            try:
+                self._offset = self.storage.now() - time.time()
+            except StorageDenied:
+                self._offset = 0.0  # a store that may only be read: this machine's clock has to do
+        return time.time() + self._offset
+
+    def _is_alive(self, held: Held | None) -> bool:
+        if held is None or held.ended:
+            return False
+        alive = held.identity.is_alive()
+        return alive if alive is not None else self._now() - held.seen < self.stale_s
+
+    def _status(self, held: Held | None, alive: bool, present: set[str]) -> RunStatus:
+        beat: Mapping[str, Any] = held.beat if held is not None else {}
+        running: Mapping[str, Any] = beat.get("running", {}) if alive else {}
+        running = {node_id: task for node_id, task in running.items() if node_id not in self._commits}
+        failed: Mapping[str, str] = {
+            node_id: str(reason)
+            for node_id, reason in beat.get("failed", {}).items()
+            if node_id in self.record.nodes and node_id not in self._commits
+        }
+        view = _View(self, running, failed, beat.get("attempts", {}), present)
+        regimes = {name: view.regime(regime) for name, regime in self.record.regimes.items()}
+        state = self._state(held, alive, regimes.values())
+        counts = {
+            "total": len(self.record.nodes),
+            DONE: len(self._commits),
+            RUNNING: len(running),
+            FAILED: len(failed),
+        }
+        counts[WAITING] = counts["total"] - counts[DONE] - counts[RUNNING] - counts[FAILED]
+        return RunStatus(
+            run=self.record.run,
+            state=state,
+            store=self.storage.uri,
+            driver=held.words() if held is not None else None,
+            last_activity_s=self._age(held),
+            nodes=counts,
+            snapshot_bytes=self._snapshot_bytes(running),
+            regimes=regimes,
+            tasks=tuple(view.tasks()),
+            failures={self.record.nodes[node_id].label: reason for node_id, reason in failed.items()},
+        )
+
+    def _state(self, held: Held | None, alive: bool, regimes: Iterable[RegimeStatus]) -> str:
+        if alive:
+            return RUNNING
+        if all(target in self._commits for target in self.record.targets):
+            return DONE
+        if held is not None:
+            return held.state if held.ended else "killed"
+        return STOPPED if any(stage.state != WAITING for regime in regimes for stage in regime.stages) else WAITING
+
+    def _age(self, held: Held | None) -> float | None:
+        newest = held.seen if held is not None else 0.0
+        if held is None:
+            stages = [node_id for node_id, node in self.record.nodes.items() if node.kind == "train"]
+            newest = max(
+                (
+                    info.modified
+                    for node_id in stages
+                    if node_id in self._commits
+                    for info in self.storage.files(f"nodes/{node_id}")
+                ),
+                default=0.0,
+            )
+        return max(0.0, self._now() - newest) if newest else None
+
+    def _snapshot_bytes(self, running: Mapping[str, Any]) -> int:
+        sets = set(self.storage.list("sets"))
+        total = 0
+        for node_id, node in self.record.nodes.items():
+            if node.kind != "materialize":
+                continue
+            commit = self._commits.get(node_id)
+            if commit is not None:
+                result = commit["result"]
+                total += int(result["bytes"]) if result["set"] in sets else 0
+            elif node_id in running:
+                progress = running[node_id].get("progress", {})
+                total += int(node.snapshot_bytes * progress.get("done", 0) / max(1, progress.get("total") or 1))
+        return total
+
+
+@dataclass
+class _View:
+    """One moment, to be told by stage."""
+
+    observer: Observer
+    running: Mapping[str, Any]
+    failed: Mapping[str, str]
+    attempts: Mapping[str, int]
+    present: set[str]
+
+    def regime(self, regime: RegimeRecord) -> RegimeStatus:
+        stages = tuple(self.stage(node_id, regime) for node_id in regime.stages)
+        states = [stage.state for stage in stages]
+        final = [self.metrics(regime.validation), self.metrics(regime.test)]
+        if all(state == DONE for state in states):
+            state = DONE
+        else:
+            state = next((state for state in (FAILED, RUNNING, STOPPED) if state in states), WAITING)
+            # Between two stages: something of it is under way.
+            state = RUNNING if state == WAITING and DONE in states and self.running else state
+        return RegimeStatus(regime.kind, state, stages, *final)
+
+    def stage(self, node_id: str, regime: RegimeRecord) -> StageStatus:
+        node = self.observer.record.nodes[node_id]
+        name = node.label.rpartition("/")[2]
+        assembled = self.metrics(regime.assembled.get(node_id, ""))
+        commit = self.observer._commits.get(node_id)
+        if commit is not None:
+            return self._done(name, node, commit, assembled, node_id)
+        task = self.running.get(node_id)
+        # What lies in the store of a stage nobody has touched needs no look.
+        saved = self._saved(node_id) if node_id in self.present else {}
+        history = saved.get("history") or []
+        latest = history[-1] if history else {}
+        if task is not None:
+            progress = task.get("progress", {})
+            epochs = max(len(history), int(progress.get("epoch") or 1) - 1)
+            loss = progress.get("loss", latest.get("train_loss"))
+            return StageStatus(
+                name,
+                RUNNING,
+                epochs,
+                node.epochs,
+                _validation(latest),
+                assembled,
+                loss,
+                progress.get("rate"),
+                max(0.0, time.time() - float(task["since"])) if task.get("since") else None,
+                progress.get("seconds_left"),
+                int(task.get("attempt") or 1),
+                task.get("machine"),
+            )
+        state = FAILED if node_id in self.failed else STOPPED if saved else WAITING
+        attempts = self.attempts.get(node_id, int(saved.get("resumed") or 0) + 1 if saved or state == FAILED else 0)
+        return StageStatus(
+            name,
+            state,
+            len(history),
+            node.epochs,
+            _validation(latest),
+            assembled,
+            latest.get("train_loss"),
+            None,
+            None,
+            None,
+            attempts,
+            None,
+            self.failed.get(node_id),
+        )
+
+    def _done(
+        self, name: str, node: NodeRecord, commit: Json, assembled: Mapping[str, float], node_id: str
+    ) -> StageStatus:
+        result = commit["result"]
+        history = result.get("epochs") or [{}]
+        chosen = history[min(int(result.get("committed_epoch") or 0), len(history) - 1)]
+        rates = [epoch[key] for epoch in history for key in epoch if key.endswith("_per_s") and epoch[key]]
+        return StageStatus(
+            name,
+            DONE,
+            len(result.get("epochs") or []),
+            node.epochs,
+            _validation(chosen),
+            assembled,
+            chosen.get("train_loss"),
+            rates[-1] if rates else None,
+            result.get("seconds"),
+            None,
+            max(self.attempts.get(node_id, 1), 1 + int(result.get("resumed") or 0)),
+            (result.get("where") or {}).get("host"),
+        )
+
+    def _saved(self, node_id: str) -> Json:
+        """Where the newest checkpoint of a stage is; empty without one."""
+        found = NodeStore(self.observer.storage).checkpoints(node_id)
+        progress = found[0].data.get("progress") if found else None
+        return progress if isinstance(progress, dict) else {}
+
+    def metrics(self, node_id: str) -> Mapping[str, float]:
+        commit = self.observer._commits.get(node_id)
+        return _numbers(commit["result"].get("metrics") or {}) if commit is not None else {}
+
+    def tasks(self) -> Iterable[TaskStatus]:
+        for node_id, task in self.running.items():
+            node = self.observer.record.nodes.get(node_id)
+            if node is not None and node.kind != "train":
+                attempt = int(task.get("attempt") or 1)
+                yield TaskStatus(node.label, node.kind, task.get("machine"), attempt, task.get("progress") or {})
+
+
+def _validation(epoch: Mapping[str, Any]) -> Mapping[str, float]:
+    found = _numbers(epoch.get("validation") or {})
+    names = {"loss": "validation_loss", "accuracy": "validation_accuracy"}
+    return found or _numbers({name: epoch.get(key) for name, key in names.items()})
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+
+
+def observe(place: str) -> Observer:
+    """The run at `place`: a run directory, or a configuration file. UserError when it is neither, or its store is
+    not there yet."""
+    path = Path(place)
+    if path.is_file():
+        return _planned(path)
+    source = path / "config.yaml"
+    if not source.is_file():
+        what = "no such folder" if not path.is_dir() else "not a run directory, it has no config.yaml"
+        raise UserError(f"{place}: {what}")
+    digest = read_pointer(path)
+    if digest is not None:
+        storage = Storage.existing(_store_of(source, path))
+        record = read_run(storage, digest)
+        if record is not None:
+            return Observer(storage, record, digest)
+    return _planned(source, [f"run_dir={path}"])
+
+
+def _store_of(source: Path, run_dir: Path) -> str:
+    """Of a resolved configuration, which was checked when it was written; the directory may have been moved since."""
+    from orchestrator.config.values import default_store
+
+    try:
+        found = yaml.safe_load(source.read_text())["store"]
+    except KeyError:
+        found = None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
+        raise UserError(f"{source}: cannot be read: {error}") from error
+    return str(found or default_store(str(run_dir)))
+
+
+def _planned(source: Path, overrides: Iterable[str] = ()) -> Observer:
+    """Without a driver's record: plan again, which needs the data set."""
+    from orchestrator.execution.plan_record import plan_digest
+    from orchestrator.runs.prepare import prepare
+
+    prepared = prepare(source, list(overrides))
+    storage = Storage.existing(prepared.config.store)
+    record = RunRecord.of(prepared.config.run, prepared.plan)
+    return Observer(storage, record, plan_digest(prepared.config.run, prepared.plan))

@@ -1,0 +1,146 @@
+"""`segprop status` for people: one table a regime, and what is under way beside the stages."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.progress import describe
+from orchestrator.status.observe import FAILED, RUNNING, STOPPED, Observer, RegimeStatus, RunStatus, StageStatus
+from orchestrator.units import DASH, bytes_text, percent_text, seconds_text
+
+COLOURS = {"done": "green", RUNNING: "cyan", FAILED: "red", STOPPED: "yellow", "killed": "yellow"}
+#: Columns of a table that is written to a file.
+WIDE = 200
+HEADER = ("stage", "state", "epochs", "val.", "chain", "loss", "rate", "time", "left", "attempts", "machine")
+LEFT = (0, 1, len(HEADER) - 1)
+
+
+def show(status: RunStatus, stream: TextIO | None = None) -> None:
+    """Print one look."""
+    _console(stream).print(render(status))
+
+
+def _console(stream: TextIO | None) -> Console:
+    console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = WIDE  # a file has no edge
+    return console
+
+
+def watch(observer: Observer, every_s: float, stream: TextIO | None = None) -> RunStatus:
+    """Look again every `every_s` seconds until the run has ended; the last look. In a terminal the table is redrawn,
+    elsewhere printed whenever something but the clock has changed."""
+    console = _console(stream)
+    status = observer.look()
+    if not console.is_terminal:
+        said = ""
+        while True:
+            text = _plain(status)
+            if text != said:
+                console.print(render(status))
+                said = text
+            if status.ended:
+                return status
+            time.sleep(every_s)
+            status = observer.look()
+    with Live(render(status), console=console, auto_refresh=False) as live:
+        while not status.ended:
+            time.sleep(every_s)
+            status = observer.look()
+            live.update(render(status), refresh=True)
+    return status
+
+
+def _plain(status: RunStatus) -> str:
+    """What makes a look worth printing: states and epochs, not seconds."""
+    stages = [(stage.state, stage.epochs) for regime in status.regimes.values() for stage in regime.stages]
+    return repr((status.state, stages, [task.label for task in status.tasks], list(status.failures)))
+
+
+def render(status: RunStatus) -> RenderableType:
+    parts: list[RenderableType] = [_headline(status)]
+    for name, regime in status.regimes.items():
+        parts += [Text(), _regime_line(name, regime), _table(regime.stages)]
+    if status.tasks:
+        parts += [Text(), Text("beside the stages", style="bold")]
+        for task in status.tasks:
+            machine = f" on {task.machine}" if task.machine else ""
+            parts.append(Text(f"  {task.label}{machine}: {describe(task.progress)}"))
+    for label, reason in status.failures.items():
+        parts.append(Text(f"{label}: failed: {reason}", style="red"))
+    return Group(*parts)
+
+
+def _headline(status: RunStatus) -> Text:
+    nodes = status.nodes
+    counts = ", ".join(f"{nodes[key]} {key}" for key in ("running", "waiting", "failed") if nodes[key])
+    words = [
+        f"{nodes['done']} of {nodes['total']} tasks done" + (f" ({counts})" if counts else ""),
+        f"snapshots {bytes_text(status.snapshot_bytes)}",
+    ]
+    if status.last_activity_s is not None:
+        words.append(f"last activity {seconds_text(round(status.last_activity_s))} ago")
+    state = {"killed": "its driver is gone: run the same command to go on", "waiting": "not started"}
+    line = Text.assemble(
+        (status.run, "bold"),
+        ": ",
+        (state.get(status.state, status.state), COLOURS.get(status.state, "")),
+        " · " + " · ".join(words),
+    )
+    if status.driver is not None:
+        line.append(f"\n{status.driver}")
+    return line
+
+
+def _regime_line(name: str, regime: RegimeStatus) -> Text:
+    line = Text.assemble((name, "bold"), ": ", (regime.state, COLOURS.get(regime.state, "")))
+    for split, metrics in (("validation", regime.validation), ("test", regime.test)):
+        if metrics:
+            line.append(f" · {split} {_metrics(metrics)}")
+    return line
+
+
+def _table(stages: Iterable[StageStatus]) -> Table:
+    rows = [HEADER, *map(_row, stages)]
+    # What nothing is known of yet has no column.
+    shown = [column for column in range(len(HEADER)) if any(row[column] != DASH for row in rows[1:])]
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for column in shown:
+        table.add_column(
+            HEADER[column], justify="left" if column in LEFT else "right", header_style="dim", no_wrap=True
+        )
+    for row in rows[1:]:
+        table.add_row(*(Text(row[column], style=COLOURS.get(row[column], "")) for column in shown))
+    return table
+
+
+def _row(stage: StageStatus) -> tuple[str, ...]:
+    return (
+        f"  {stage.name}",
+        stage.state,
+        str(stage.epochs) if stage.epochs_planned is None else f"{stage.epochs}/{stage.epochs_planned}",
+        _metrics(stage.metrics),
+        _metrics(stage.assembled),
+        DASH if stage.loss is None else f"{stage.loss:.4f}",
+        DASH if stage.rate is None else f"{stage.rate:,.0f}/s",
+        seconds_text(stage.seconds),
+        seconds_text(stage.seconds_left),
+        str(stage.attempts) if stage.attempts else DASH,
+        stage.machine or DASH,
+    )
+
+
+def _metrics(metrics: Mapping[str, float]) -> str:
+    if metrics.get("accuracy") is not None and "perplexity" not in metrics:
+        return percent_text(metrics["accuracy"], 2)
+    if metrics.get("loss") is not None:
+        return f"{metrics['loss']:.4f}"
+    return DASH

@@ -1,0 +1,91 @@
+"""What the trials of a sweep are compared by: a figure of a trial's summary. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from orchestrator.config.messages import nearest
+from orchestrator.units import bytes_text, count_text, percent_text, seconds_text
+
+Json = Mapping[str, Any]
+Mode = Literal["max", "min"]
+
+SPLITS = {"test": "metrics", "validation": "validation"}
+IMAGE_NAMES = ("accuracy", "loss")
+TEXT_NAMES = ("loss", "perplexity", "accuracy", "token_accuracy")
+#: Figures of a regime in summary.json, and how they are written.
+FIGURES = {
+    "seconds": seconds_text,
+    "wall_seconds": seconds_text,
+    "peak_device_bytes": bytes_text,
+    "peak_host_bytes": bytes_text,
+    "host_growth_bytes": bytes_text,
+    "trainable_parameters": count_text,
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`split` is None where `name` is a figure of the regime itself."""
+
+    regime: str
+    split: str | None
+    name: str
+    mode: Mode
+
+    @property
+    def key(self) -> str:
+        return ".".join(part for part in (self.regime, self.split, self.name) if part)
+
+    @property
+    def sign(self) -> int:
+        return 1 if self.mode == "max" else -1
+
+    def of(self, summary: Json) -> float | None:
+        """The figure in a trial's summary; None where it is not there (yet)."""
+        regime = summary["regimes"].get(self.regime)
+        if regime is None:
+            return None
+        value = regime["final"][SPLITS[self.split]].get(self.name) if self.split else regime[self.name]
+        return None if value is None else float(value)
+
+    def of_stage(self, result: Json) -> float | None:
+        """The validation figure of a stage's commit, at the epoch it kept: what is known of a trial on its way."""
+        committed = result.get("committed_epoch")
+        epoch: Json = next((item for item in result.get("epochs", ()) if item.get("epoch") == committed), {})
+        value = (epoch.get("validation") or {}).get(self.name, epoch.get(f"validation_{self.name}"))
+        return None if value is None else float(value)
+
+    def better(self, value: float, other: float) -> bool:
+        return self.sign * value > self.sign * other
+
+    def written(self, value: float | None) -> str:
+        if self.split is None:
+            return FIGURES[self.name](value)
+        if self.name.endswith("accuracy"):
+            return percent_text(value, 2)
+        return "–" if value is None else f"{value:.4f}"
+
+
+def parse(key: str | None, mode: Mode | None, regimes: Mapping[str, str], *, text: bool) -> Metric:
+    """`regimes`: name -> kind. Raises ValueError with what is allowed."""
+    names = TEXT_NAMES if text else IMAGE_NAMES
+    if key is None:
+        regime = next((name for name, kind in regimes.items() if kind == "segprop"), next(iter(regimes)))
+        key = f"{regime}.validation.{names[0]}"
+    regime, *rest = key.split(".")
+    if regime not in regimes:
+        raise ValueError(f"{key}: no regime {regime}{nearest(regime, list(regimes))}; there are {', '.join(regimes)}")
+    if len(rest) == 1 and rest[0] in FIGURES:
+        return Metric(regime, None, rest[0], mode or "min")
+    if len(rest) == 2 and rest[0] in SPLITS and rest[1] in names:
+        return Metric(regime, rest[0], rest[1], mode or ("max" if rest[1].endswith("accuracy") else "min"))
+    raise ValueError(f"{key}: {_allowed(regime, rest, names)}")
+
+
+def _allowed(regime: str, rest: Sequence[str], names: Sequence[str]) -> str:
+    known = [*(f"{split}.{name}" for split in SPLITS for name in names), *FIGURES]
+    wrong = ".".join(rest)
+    return f"no such figure{nearest(wrong, known)}; allowed after {regime}.: {', '.join(known)}"
