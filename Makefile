@@ -57,16 +57,16 @@ test-crash: $(READY) ## Run the tests that kill processes
 	$(BIN)/python -m pytest tests/crash -m "not long" $(SPREAD)
 
 # The tests of stages, snapshots and losses that need no Ray, on a GPU, and what only a GPU can show.
-ON_CUDA := plain_loop resume snapshots stages window encoded_snapshots measured_costs \
-	lm_plain_loop lm_snapshots lm_stages lm_quantized
+ON_CUDA := $(addprefix training/test_,plain_loop snapshots stages window encoded_snapshots measured_costs) \
+	runs/test_resume $(addprefix language/test_lm_,plain_loop snapshots stages quantized)
 test-cuda: ## Run the tests that a GPU has something to say about (a machine with one; not part of make test)
-	SEGPROP_TEST_DEVICE=cuda $(PYTHON_HERE) -m pytest tests/cuda $(ON_CUDA:%=tests/integration/test_%.py)
+	SEGPROP_TEST_DEVICE=cuda $(PYTHON_HERE) -m pytest tests/cuda $(ON_CUDA:%=tests/integration/%.py)
 
 check: $(READY) ## Lint, formatting, types, import direction
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/unit/test_imports.py
+	$(BIN)/python -m pytest tests/unit/project/test_imports.py
 
 bench: $(READY) ## Run the benchmarks; results go to benchmarks/results
 	$(BIN)/python -m benchmarks

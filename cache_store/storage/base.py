@@ -5,7 +5,7 @@ durable when the call returns (local folders: file and directory fsync). OS erro
 `cache_store.errors`, with the path in the message; reading what is absent raises FileNotFoundError.
 
 To add a kind of storage: subclass `Storage`, implement the underscore methods, enter its scheme in `_construct`
-and in `cache_store.storage.addresses`; `tests/integration/test_storage_contract.py` then says whether it keeps
+and in `cache_store.storage.addresses`; `tests/integration/storage/test_storage_contract.py` then says whether it keeps
 the contract.
 """
 

@@ -13,7 +13,7 @@ import pytest
 from object_stores import S3Server
 from running import ROOT
 
-LOOP = Path(__file__).parent / "kill_loop.py"
+LOOP = Path(__file__).parents[1] / "support" / "kill_loop.py"
 
 
 def kills(*arguments: str, **environment: str) -> int:

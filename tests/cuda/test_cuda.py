@@ -163,7 +163,7 @@ def test_the_predicted_peak_of_images_is_within_15_percent_of_the_allocator_s(tm
 @pytest.mark.parametrize("label", ["e2e/e2e", "segprop/stage1-base", "segprop/stage2-layer4"])
 def test_the_predicted_peak_of_text_is_within_15_percent_of_the_allocator_s(tmp_path: Path, label: str) -> None:
     """Of a size at which cuBLAS's workspaces (32 MiB each on Hopper, from torch's allocator) do not count."""
-    from test_predicted_memory import LANGUAGE
+    from large_language_model import LANGUAGE
 
     shape = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 6, "vocab_size": 16384}
     changes = {

@@ -1,0 +1,73 @@
+"""The configurations of large models are planned from a config.json alone, on data that every machine has."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from orchestrator.runs.dry_run import print_plan
+from orchestrator.runs.prepare import Prepared, prepare
+
+ROOT = Path(__file__).parents[4]
+CASES = {"llama_segprop": ("llama-3.1-8b", 18, 32), "mistral_nemo_segprop": ("mistral-nemo-12b", 25, 40)}
+
+
+def planned(name: str, *overrides: str) -> Prepared:
+    folder = ROOT / "tests" / "data" / CASES[name][0]
+    return prepare(ROOT / "configs" / f"{name}.yaml", [f"model.path={folder}", "data.name=stdlib", *overrides])
+
+
+@pytest.fixture(scope="module")
+def llama() -> Prepared:
+    return planned("llama_segprop")
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_every_stage_shows_parameters_memory_states_and_snapshots(name: str) -> None:
+    prepared = planned(name)
+    _, base, layers = CASES[name]
+    stages = [prepared.plan.node(node) for node in prepared.plan.regimes["segprop"].stages]
+    assert [stage.task["name"] for stage in stages] == [
+        "stage1-base",
+        *(f"stage{index + 2}-layer{base + index}" for index in range(layers - 2 - base)),
+    ]
+    for stage in stages:
+        found = stage.estimate
+        # bfloat16 weights, gradients and two moments of what trains.
+        assert found.optimizer_bytes == 4 * found.trainable
+        assert 2 * found.parameters + 6 * found.trainable < found.peak_bytes
+    stream = io.StringIO()
+    print_plan(prepared, stream)
+    text = stream.getvalue()
+    for word in ("optimizer", "peak memory", "snapshots", "tokens to train on", "no weights there"):
+        assert word in text
+    print(text)
+
+
+def test_parameters_are_those_of_the_published_model(llama: Prepared) -> None:
+    model = next(node for node in llama.plan.nodes if node.kind == "model")
+    assert model.estimate.parameters == 8_030_261_248
+    layer, lm_head, norm = 218_112_000, 525_336_576, 4096
+    second = llama.plan.node(llama.plan.regimes["segprop"].stages[1]).estimate
+    assert second.trainable == 3 * layer + lm_head + norm
+
+
+def test_snapshots_take_two_bytes_a_value_of_every_token(llama: Prepared) -> None:
+    rows = llama.data.rows  # type: ignore[union-attr]
+    stored = {
+        node.task["split"]: node.estimate.snapshot_bytes
+        for node in llama.plan.nodes
+        if node.label.startswith("segprop/snapshot layer17")
+    }
+    assert stored == {split: rows[split] * 1024 * 4096 * 2 for split in ("train", "validation")}
+
+
+def test_a_frozen_head_and_8_bit_states_lower_what_a_stage_needs(llama: Prepared) -> None:
+    second = llama.plan.regimes["segprop"].stages[1]
+    full = llama.plan.node(second).estimate
+    other = planned("llama_segprop", "training.lm_head=frozen")
+    frozen = other.plan.node(other.plan.regimes["segprop"].stages[1]).estimate
+    assert full.trainable - frozen.trainable == 525_336_576
+    assert full.peak_bytes - frozen.peak_bytes > 3e9

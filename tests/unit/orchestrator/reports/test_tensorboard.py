@@ -1,0 +1,71 @@
+"""`orchestrator.trackers.tensorboard`: files TensorBoard itself reads back, the same ones every time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_run import make_summary
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from orchestrator.trackers.tensorboard import TAGS, write_tensorboard
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return make_summary(tmp_path_factory.mktemp("summary"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_epoch_of_every_regime_is_read_back(tmp_path: Path, summary: dict[str, Any]) -> None:
+    write_tensorboard(tmp_path / "tb", summary)
+    for name, regime in summary["regimes"].items():
+        epochs = [epoch for stage in regime["stages"] for epoch in stage["curve"]]
+        events = EventAccumulator(str(tmp_path / "tb" / name))
+        events.Reload()
+        for key, tag in TAGS.items():
+            expected = [epoch[key] for epoch in epochs if epoch.get(key) is not None]
+            if not expected:
+                assert tag not in events.Tags()["scalars"]
+                continue
+            scalars = events.Scalars(tag)
+            assert [scalar.step for scalar in scalars] == list(range(1, len(epochs) + 1))
+            assert [scalar.value for scalar in scalars] == pytest.approx(expected)
+        assembled = events.Scalars("accuracy/assembled")
+        assert len(assembled) == len(regime["stages"])
+
+
+def test_writing_again_gives_the_same_bytes_and_no_second_file(tmp_path: Path, summary: dict[str, Any]) -> None:
+    write_tensorboard(tmp_path / "tb", summary)
+    first = contents(tmp_path / "tb")
+    write_tensorboard(tmp_path / "tb", summary)
+    assert contents(tmp_path / "tb") == first
+    assert [path.name for path in tmp_path.iterdir()] == ["tb"]
+
+
+def test_a_regime_that_is_gone_leaves_no_folder(tmp_path: Path, summary: dict[str, Any]) -> None:
+    write_tensorboard(tmp_path / "tb", summary)
+    only = {**summary, "regimes": {"lw": summary["regimes"]["lw"]}}
+    write_tensorboard(tmp_path / "tb", only)
+    assert [path.name for path in (tmp_path / "tb").iterdir()] == ["lw"]
+
+
+def test_neither_torch_nor_tensorflow_is_imported() -> None:
+    code = (
+        "import sys, orchestrator.trackers.tensorboard\n"
+        "print([name for name in ('torch', 'tensorflow', 'ray') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[4],
+    )
+    assert done.stdout.strip() == "[]"
