@@ -14,23 +14,23 @@ from pathlib import Path
 
 from benchmarks import harness
 
-#: Name -> what it answers, in the order in which all are run.
+#: Name -> (folder, what it answers), in the order in which all are run.
 NAMES = {
-    "startup": "how long until something happens",
-    "augment": "images a second of the view pipeline, beside torchvision's transforms",
-    "memory": "peak memory of each stage, beside end-to-end training",
-    "overhead": "an orchestrated run beside a plain PyTorch loop",
-    "production": "the first epoch of a stage whose snapshots are made before it, or while it trains",
-    "driver_scale": "what the driver alone can do: thousands of nodes, hundreds of made-up devices",
-    "segprop_vs_e2e": "a whole SegProp run beside an end-to-end run",
-    "sweep": "a sweep beside its trials as runs of their own",
-    "snapcheck": "the snapshot store beside the hardware and other formats",
-    "wavefront": "overlapping stages beside stages one after the other: time and quality",
-    "lm_stage": "tokens a second of a language model's stage, beside an end-to-end step",
-    "lm_loss": "the loss of a language model in pieces, beside the whole logits and Liger's kernel",
-    "encodings": "what an encoding of snapshots saves, costs, and does to the numbers",
-    "policy": "snapshots or recompute: do the predictions come true, is the decided way the faster one",
-    "lm_memory": "what a language model's stage holds: host of a worker, device of the 8B shape",
+    "startup": ("driver", "how long until something happens"),
+    "augment": ("data", "images a second of the view pipeline, beside torchvision's transforms"),
+    "memory": ("training", "peak memory of each stage, beside end-to-end training"),
+    "overhead": ("driver", "an orchestrated run beside a plain PyTorch loop"),
+    "production": ("store", "the first epoch of a stage whose snapshots are made before it, or while it trains"),
+    "driver_scale": ("driver", "what the driver alone can do: thousands of nodes, hundreds of made-up devices"),
+    "segprop_vs_e2e": ("training", "a whole SegProp run beside an end-to-end run"),
+    "sweep": ("training", "a sweep beside its trials as runs of their own"),
+    "snapcheck": ("store", "the snapshot store beside the hardware and other formats"),
+    "wavefront": ("driver", "overlapping stages beside stages one after the other: time and quality"),
+    "lm_stage": ("language", "tokens a second of a language model's stage, beside an end-to-end step"),
+    "lm_loss": ("language", "the loss of a language model in pieces, beside the whole logits and Liger's kernel"),
+    "encodings": ("store", "what an encoding of snapshots saves, costs, and does to the numbers"),
+    "policy": ("store", "snapshots or recompute: do the predictions come true, is the decided way the faster one"),
+    "lm_memory": ("language", "what a language model's stage holds: host of a worker, device of the 8B shape"),
 }
 
 
@@ -64,14 +64,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(name: str, common: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
-    module = importlib.import_module(f"benchmarks.{name}")
+    folder, question = NAMES[name]
+    module = importlib.import_module(f"benchmarks.{folder}.{name}")
     parser = argparse.ArgumentParser(f"python -m benchmarks {name}", description=module.__doc__, parents=[common])
     module.add_arguments(parser)
     options = parser.parse_args(arguments)
     if options.names != [name]:
         parser.error(f"give one NAME with options of a benchmark, not {' '.join(options.names)}")
     context = harness.context(arguments)
-    harness.say(f"{name}: {NAMES[name]}")
+    harness.say(f"{name}: {question}")
     report: harness.Report = module.run(options)
     report.settings = {"quick": options.quick, **report.settings}
     if hasattr(module, "result_name"):

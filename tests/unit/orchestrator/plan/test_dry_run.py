@@ -106,7 +106,7 @@ def program(*arguments: str, module: str = "orchestrator.cli", check: str = "") 
 
 
 def test_a_dry_run_imports_neither_ray_nor_torch() -> None:
-    # That is what makes it quick; how quick is measured by `benchmarks/startup.py`.
+    # That is what makes it quick; how quick is measured by `benchmarks/driver/startup.py`.
     check = "heavy = {'ray', 'torch', 'matplotlib'} & set(sys.modules); assert not heavy, heavy"
     done = program("run", "configs/quickstart.yaml", "--dry-run", check=check)
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> Report:
     small = max(500, nodes // 10)
 
     def case(name: str, count: int) -> Any:
-        return lambda: harness.child("-m", "benchmarks.driver_scale", name, str(count), str(options.devices))
+        return lambda: harness.child("-m", "benchmarks.driver.driver_scale", name, str(count), str(options.devices))
 
     cases = {"plan": case("plan", nodes), "dispatch": case("dispatch", nodes), "small": case("dispatch", small)}
     runs = harness.interleave({**cases, "resume": case("resume", nodes)}, repeats)

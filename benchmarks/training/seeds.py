@@ -1,4 +1,6 @@
-"""Several finished runs of one configuration, different seeds, as one table: `python -m benchmarks.seeds NAME RUN…`.
+"""Make one table of several finished runs of one configuration with different seeds.
+
+    python -m benchmarks.training.seeds NAME RUN…
 
 Reads each run's summary.json; writes benchmarks/results/NAME.{json,md}. Spread is min to max over the seeds.
 """
@@ -74,7 +76,7 @@ COSTS = (
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.seeds", description=__doc__)
+    parser = argparse.ArgumentParser("python -m benchmarks.training.seeds", description=__doc__)
     parser.add_argument("name")
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--command", required=True, help="how each run was started, for the record")

@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks import harness
 from benchmarks.harness import Json
-from benchmarks.snapcheck.reading import Reading
+from benchmarks.store.snapcheck.reading import Reading
 from cache_store.formats.codec import Array
 from workers.snapshots.boundary import GATHER_THREADS
 from workers.training.prefetch import prefetch

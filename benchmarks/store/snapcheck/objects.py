@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import ROOT, Json
-from benchmarks.snapcheck.reading import Reading
-from benchmarks.snapcheck.timing import compare, timed
+from benchmarks.store.snapcheck.reading import Reading
+from benchmarks.store.snapcheck.timing import compare, timed
 from cache_store.records import files
 from cache_store.snapshots.reader import RowReader
 from cache_store.snapshots.store import SnapshotSet

@@ -107,9 +107,9 @@ def _on_host(options: argparse.Namespace) -> Report:
         config = folder / "config.yaml"
         config.write_text(json.dumps(_host_config(shape, layers, folder)))
         harness.say("a sharded model, its import, and the boundary")
-        made = harness.child("-m", "benchmarks.lm_memory", "make", str(config))
+        made = harness.child("-m", "benchmarks.language.lm_memory", "make", str(config))
         harness.say("the stage")
-        found = harness.child("-m", "benchmarks.lm_memory", "stage", str(config))
+        found = harness.child("-m", "benchmarks.language.lm_memory", "stage", str(config))
     over = found["growth_bytes"] - found["own_bytes"]
     whole = made["model_bytes"]
     text = f"{found['growth_bytes'] / 1e6:.0f} MB of {whole / 1e9:.2f} GB, {over / 1e6:+.0f} MB beside its own"
@@ -179,7 +179,7 @@ def _settings(config: Path) -> Path:
 
 def make(config: Path) -> Json:
     """Write the model in shards and bring everything the measured stage needs into the store."""
-    from benchmarks.lm_stage import order_of
+    from benchmarks.language.lm_stage import order_of
 
     folder = config.parent / "model"
     total = _write_shards(json.loads(config.read_text())["shape"], folder)
@@ -215,7 +215,7 @@ def stage(config: Path) -> Json:
     # Everything that is imported on the way, before the baseline.
     import workers.domains.text.training
     import workers.training.trainer  # noqa: F401
-    from benchmarks.lm_stage import order_of
+    from benchmarks.language.lm_stage import order_of
     from workers.control import ThreadControl
     from workers.tasks.execute import execute
     from workers.training.memory import load_lazily_loaded, settled_private_bytes
@@ -258,7 +258,7 @@ def _on_device(options: argparse.Namespace) -> Report:
     for name in names:
         harness.say(name)
         given = json.dumps({"case": name, "shape": shape, **common})
-        done = harness.python("-m", "benchmarks.lm_memory", "case", given, check=False)
+        done = harness.python("-m", "benchmarks.language.lm_memory", "case", given, check=False)
         lines = done.stdout.strip().splitlines()
         # What does not fit the device is a result too.
         found[name] = json.loads(lines[-1]) if done.returncode == 0 and lines else {"failed": _reason(done.stderr)}

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Json
-from benchmarks.snapcheck.activations import Activations
-from benchmarks.snapcheck.timing import compare, drop_from_memory, timed
+from benchmarks.store.snapcheck.activations import Activations
+from benchmarks.store.snapcheck.timing import compare, drop_from_memory, timed
 from cache_store.formats import codec
 from cache_store.formats.codec import Array
 from cache_store.records import files

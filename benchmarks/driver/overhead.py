@@ -1,7 +1,7 @@
 """What the orchestrator costs: SegProp's stages run by it on Ray, and by hand in a plain PyTorch loop.
 
-Both run the same stages over the same batches with the same number of threads: `benchmarks/plain_loop.py` in one
-process with everything in memory, the orchestrated run with one slot and its store on disk. Measured from the
+Both run the same stages over the same batches with the same number of threads: `benchmarks/training/plain_loop.py` in
+one process with everything in memory, the orchestrated run with one slot and its store on disk. Measured from the
 first step of the first stage to the last commit; Ray's start and decoding the data set come before. Between two
 stages lies the hand-over: from one stage's commit to the next one's first step, with and without the time in
 which snapshots were computed.
@@ -116,7 +116,7 @@ def _plain(config: Json, folder: Path) -> Json:
         "stages": [node.task["name"] for node in prepared.plan.nodes if node.kind == "train"],
     }
     (folder / "settings.json").write_text(json.dumps(settings))
-    found = harness.child("-m", "benchmarks.plain_loop", str(folder / "settings.json"))
+    found = harness.child("-m", "benchmarks.training.plain_loop", str(folder / "settings.json"))
     stages = [stage["seconds"] for stage in found["stages"]]
     return {
         "seconds": found["finished"] - found["first_step"],
@@ -229,9 +229,9 @@ def _report(runs: dict[str, list[Json]], settings: Json) -> Report:
             ),
         ],
         notes=[
-            "plain: one process, `benchmarks/plain_loop.py`; orchestrated: Ray, one slot with all cores, snapshots on "
-            "disk. Both augment every batch anew, roll every view forward once, validate every epoch, keep the best "
-            "epoch, save each stage's weights and score the final model twice.",
+            "plain: one process, `benchmarks/training/plain_loop.py`; orchestrated: Ray, one slot with all cores, "
+            "snapshots on disk. Both augment every batch anew, roll every view forward once, validate every epoch, keep "
+            "the best epoch, save each stage's weights and score the final model twice.",
             "Same work: the test accuracies of both are "
             + ("equal." if _same(runs) else "**not equal**: one of them does not do what the other does."),
         ],

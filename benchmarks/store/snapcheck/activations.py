@@ -82,7 +82,7 @@ class Activations:
 
 def smollm2(size: int, folder: Path, *, quick: bool) -> Activations:
     """Hidden states after two layers of SmolLM2-135M over Python source: 576 bfloat16 a token, whole samples."""
-    from benchmarks.lm_stage import model_of
+    from benchmarks.language.lm_stage import model_of
 
     model = model_of()
     config = {
@@ -125,7 +125,7 @@ def _computed(config: Json, folder: Path) -> tuple[Array, tuple[int, ...]]:
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(json.dumps(whole))
-    found = harness.child("-m", "benchmarks.snapcheck.activations", str(folder / "config.yaml"))
+    found = harness.child("-m", "benchmarks.store.snapcheck.activations", str(folder / "config.yaml"))
     snapshots = SnapshotStore(Storage.open(found["store"])).load(found["set"])
     part = np.concatenate(list(_shards(snapshots)))
     return part, snapshots.spec.fields[0].shape

@@ -1,6 +1,6 @@
 """SegProp's stages as one would write them by hand: one process, one script, tensors in memory.
 
-    python -m benchmarks.plain_loop SETTINGS.json
+    python -m benchmarks.training.plain_loop SETTINGS.json
 
 The yardstick for `overhead`: the same parts, initial weights, batches, optimizer, precision and validation as the
 orchestrated run, in the same order and from the same seeds, but no plan, no store, no checkpoints, no workers:

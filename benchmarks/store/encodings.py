@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import harness
 from benchmarks.harness import Json, Report, Table
-from benchmarks.lm_stage import model_of
+from benchmarks.language.lm_stage import model_of
 
 ENCODINGS = ("plain", "lossless", "int8", "fp8")
 #: Layers of SmolLM2 before the boundary that is looked at.
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> Report:
         for depth in DEPTHS[1:2] if options.quick else DEPTHS:
             config = _write(folder / f"smollm2-{depth}", _smollm2(model["spec"], depth, 4 if options.quick else 16))
             rows[f"{model['name']}, {depth} layers"] = harness.child(
-                "-m", "benchmarks.encodings", "states", str(config)
+                "-m", "benchmarks.store.encodings", "states", str(config)
             )
         quality: Json = {}
         for name, kind in (("quickstart.yaml", "images"), ("lm_quickstart.yaml", "text")):
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> Report:
                     key: harness.summary(each[key] for each in found) for key in found[0]
                 }
         maps = _write(folder / "maps", {**_config("quickstart.yaml", options.quick), "snapshots": _KEPT})
-        rows |= harness.child("-m", "benchmarks.encodings", "maps", str(maps))
+        rows |= harness.child("-m", "benchmarks.store.encodings", "maps", str(maps))
     worst = {
         encoding: max(found[encoding]["error"] for found in rows.values() if encoding in found)
         for encoding in ENCODINGS
@@ -172,7 +172,7 @@ def _smollm2(model: Json, depth: int, samples: int) -> Json:
 
 def states(config: str) -> Json:
     """Figures of the first boundary that a stage reads; no stage is trained."""
-    from benchmarks.lm_stage import order_of
+    from benchmarks.language.lm_stage import order_of
 
     _, order = order_of(config, "segprop", 0)
     return _figures(order.store, order.parents["snapshot/train/0"]["result"]["set"])

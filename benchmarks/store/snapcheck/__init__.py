@@ -60,14 +60,14 @@ def run(options: argparse.Namespace) -> Report:
         if "scaling" in options.only:
             quick = ["--quick"] if options.quick else []
             limit = min(128 << 20, size // 10)
-            scaling = ("-m", "benchmarks.snapcheck.scaling")
+            scaling = ("-m", "benchmarks.store.snapcheck.scaling")
             results["flatness"] = harness.child(*scaling, "flatness", *quick)
             results["memory"] = harness.child(*scaling, "memory", "--limit", str(limit))
     return _report(results, size, rounds)
 
 
 def _kinds(options: argparse.Namespace, size: int, folder: Path) -> dict[str, Callable[[], Any]]:
-    from benchmarks.snapcheck import activations
+    from benchmarks.store.snapcheck import activations
 
     if set(options.only) <= {"scaling"}:
         return {}
@@ -78,7 +78,7 @@ def _kinds(options: argparse.Namespace, size: int, folder: Path) -> dict[str, Ca
 
 
 def _measured(kind: str, activations: Any, options: argparse.Namespace, folder: Path, rounds: int) -> Json:
-    from benchmarks.snapcheck import objects, others, reading, stage
+    from benchmarks.store.snapcheck import objects, others, reading, stage
 
     harness.say(f"{kind}: {activations.name}, {activations.samples:,} samples, {activations.bytes:,} bytes")
     on_disk = reading.Reading(activations, folder)

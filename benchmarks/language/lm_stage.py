@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,9 @@ def run(options: argparse.Namespace) -> Report:
         config = folder / "config.yaml"
         config.write_text(json.dumps(_config(options, model, steps, folder)))  # JSON is YAML
         harness.say("base, tokens and snapshots")
-        harness.child("-m", "benchmarks.lm_stage", "prepare", str(config))
+        harness.child("-m", "benchmarks.language.lm_stage", "prepare", str(config))
         runs = harness.interleave(
-            {name: lambda name=name: harness.child("-m", "benchmarks.lm_stage", name, str(config)) for name in STAGES},  # type: ignore[misc]
+            {name: partial(harness.child, "-m", "benchmarks.language.lm_stage", name, str(config)) for name in STAGES},
             repeats,
         )
     tokens = options.length * options.batch

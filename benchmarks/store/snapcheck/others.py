@@ -2,7 +2,7 @@
 
 Each keeps whole samples as raw bytes, uncompressed, in chunks of our shards' size, reads them shuffled its own way in
 one process without workers, and stacks or concatenates batches of the same samples into a tensor: what a training loop
-needs. What is not installed is left out; `python -m benchmarks.snapcheck.others FOLDER` installs them apart.
+needs. What is not installed is left out; `python -m benchmarks.store.snapcheck.others FOLDER` installs them apart.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Json
-from benchmarks.snapcheck.activations import SHARD_BYTES
-from benchmarks.snapcheck.reading import Reading
-from benchmarks.snapcheck.timing import compare, timed
+from benchmarks.store.snapcheck.activations import SHARD_BYTES
+from benchmarks.store.snapcheck.reading import Reading
+from benchmarks.store.snapcheck.timing import compare, timed
 
 PACKAGES = ("litdata", "mosaicml-streaming", "webdataset")
 #: What they import to read a local folder; torch, numpy and datasets are ours.

@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> Report:
 
     def one(name: str) -> Json:
         harness.say(name)
-        return harness.child("-m", "benchmarks.memory", json.dumps({"case": name, **common}))
+        return harness.child("-m", "benchmarks.training.memory", json.dumps({"case": name, **common}))
 
     with ThreadPoolExecutor(options.jobs) as pool:
         found = dict(zip(names, pool.map(one, names), strict=True))
