@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cache_store.records.nodes import NodeStore
-from cache_store.snapshots.shard_cache import KeptShards
+from cache_store.snapshots.shard_cache import ShardCache
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
 from workers.control import Control
@@ -30,7 +30,7 @@ class WorkerEnvironment:
     snapshot_memory: int | None = None
 
     def __post_init__(self) -> None:
-        self.kept = KeptShards(self.snapshot_memory)
+        self.kept = ShardCache(self.snapshot_memory)
         self.nodes = NodeStore(self.storage)
         self.snapshots = SnapshotStore(self.storage)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_store.records.nodes import NodeStore
-from workers.specs.experiment import Experiment, ModelSpec
+from workers.specs.experiment import Experiment, ResNetSpec
 
 _LOADING = '''"""Rebuild this model with torchvision alone: `model = load()`."""
 
@@ -69,7 +69,7 @@ def export(
     weights = Weights(nodes, commits, domain_of(experiment), torch.device("cpu"))
     state = {name: tensor for part in parts for name, tensor in weights.state(part).items()}
     model = experiment.model
-    assert isinstance(model, ModelSpec)
+    assert isinstance(model, ResNetSpec)
     target.mkdir(parents=True, exist_ok=True)
     facts = {
         "model": asdict(model),

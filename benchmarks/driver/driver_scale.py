@@ -165,7 +165,7 @@ def make_plan(count: int, folder: Path) -> tuple[Any, float]:
     from orchestrator.plan.builder import build_plan
     from workers.data.images.outline import DataOutline
     from workers.models.registry import outline
-    from workers.specs.experiment import DataSpec, ModelSpec
+    from workers.specs.experiment import ImageSpec, ResNetSpec
 
     # Two regimes over three boundaries: each view is six sets.
     file = folder / "scale.yaml"
@@ -178,11 +178,11 @@ def make_plan(count: int, folder: Path) -> tuple[Any, float]:
     )
     config = configuration.load(file)
     data = DataOutline(10, tuple("0123456789"), (1, 8, 8), 1437, 360, "digits", (0.3,) * 3, (0.3,) * 3)
-    assert isinstance(config.data, DataSpec)
+    assert isinstance(config.data, ImageSpec)
     outlines = {}
     for name in config.regimes:
         model = config.regime(name).model
-        assert isinstance(model, ModelSpec)
+        assert isinstance(model, ResNetSpec)
         outlines[name] = outline(model, config.data.image_size, 10)
     started = time.monotonic()
     plan = build_plan(config, outlines, data)
@@ -209,12 +209,12 @@ def main(name: str, count: int, devices: int) -> Json:
 
 def dispatch(plan: Any, folder: Path, devices: int) -> Json:
     from cache_store.storage.base import Storage
-    from orchestrator.execution.commits import Ledger
+    from orchestrator.execution.commits import CommitLog
     from orchestrator.execution.driver import Driver
     from orchestrator.execution.event_log import journal
     from orchestrator.progress import Progress
 
-    class Unstored(Ledger):
+    class Unstored(CommitLog):
         """Sets that were never written need no deleting."""
 
         def release(self, node_id: str) -> None:
@@ -273,7 +273,7 @@ def commits_bytes(commits: Mapping[str, Any]) -> int:
 
 def resume(plan: Any, folder: Path) -> Json:
     from cache_store.storage.base import Storage
-    from orchestrator.execution.commits import Ledger
+    from orchestrator.execution.commits import CommitLog
 
     storage = Storage.open(str(folder / "store"))
     for node in plan.nodes:
@@ -282,7 +282,7 @@ def resume(plan: Any, folder: Path) -> Json:
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(commit_of(node.id, node.kind)))
     started = time.monotonic()
-    ledger = Ledger.read(storage, plan)
+    ledger = CommitLog.read(storage, plan)
     seconds = time.monotonic() - started
     assert len(ledger.commits) == len(plan.nodes)
     return {"nodes": len(plan.nodes), "seconds": seconds}

@@ -92,7 +92,7 @@ def _config(options: argparse.Namespace, folder: Path, *, rows: int, epochs: int
 
 def _plain(config: Json, folder: Path) -> Json:
     from orchestrator.runs.prepare import prepare
-    from workers.specs.experiment import DataSpec
+    from workers.specs.experiment import ImageSpec
 
     folder.mkdir()
     source = folder / "config.yaml"
@@ -102,7 +102,7 @@ def _plain(config: Json, folder: Path) -> Json:
     task = next(node.task for node in prepared.plan.nodes if node.kind == "train")
     data = next(node.task["data"] for node in prepared.plan.nodes if node.kind == "data")
     regime = prepared.config.regime("segprop")
-    assert isinstance(prepared.config.data, DataSpec)
+    assert isinstance(prepared.config.data, ImageSpec)
     settings = {
         "experiment": task["experiment"],
         "data": data,
@@ -230,8 +230,8 @@ def _report(runs: dict[str, list[Json]], settings: Json) -> Report:
         ],
         notes=[
             "plain: one process, `benchmarks/training/plain_loop.py`; orchestrated: Ray, one slot with all cores, "
-            "snapshots on disk. Both augment every batch anew, roll every view forward once, validate every epoch, keep "
-            "the best epoch, save each stage's weights and score the final model twice.",
+            "snapshots on disk. Both augment every batch anew, roll every view forward once, validate every epoch, "
+            "keep the best epoch, save each stage's weights and score the final model twice.",
             "Same work: the test accuracies of both are "
             + ("equal." if _same(runs) else "**not equal**: one of them does not do what the other does."),
         ],

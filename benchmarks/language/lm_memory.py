@@ -308,7 +308,7 @@ def case(settings: Json) -> Json:
     from workers.models.causal_lm.network.lora import add_lora
     from workers.models.causal_lm.network.parts import Head, build_part
     from workers.models.causal_lm.network.quantized import quantize
-    from workers.models.chain import Path as Chain
+    from workers.models.chain import ModulePath as Chain
     from workers.specs.experiment import OptimizerSpec
     from workers.specs.language import CausalLMSpec, LoraSpec
     from workers.training.memory import PeakMeter

@@ -203,13 +203,13 @@ def measure(case: str, config: str) -> Json:
     from workers.environment import WorkerEnvironment, prepare_process
     from workers.training.batches import micro_batches
     from workers.training.shuffle import epoch_order
-    from workers.training.trainer import Stage
+    from workers.training.trainer import StageTrainer
 
     _, order = order_of(config, *STAGES[case])
     task = as_json.from_json(tasks.StageTask, order.task)
     prepare_process(torch.device(order.device), order.threads, deterministic=task.train.deterministic)
     environment = WorkerEnvironment(Storage.open(order.store), torch.device("cpu"), order.threads, ThreadControl())
-    stage = Stage(task, order.parents, environment, environment.nodes.attempt(order.node_id))
+    stage = StageTrainer(task, order.parents, environment, environment.nodes.attempt(order.node_id))
     stage.path.module.train(True)
     sums = Sums(stage.device)
     train = stage.train

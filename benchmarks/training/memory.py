@@ -95,9 +95,9 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _spec(settings: Json) -> Any:
-    from workers.specs.experiment import ModelSpec
+    from workers.specs.experiment import ResNetSpec
 
-    return ModelSpec(name=settings["model"], head_convs=settings["head_convs"])
+    return ResNetSpec(name=settings["model"], head_convs=settings["head_convs"])
 
 
 def _cases(settings: Json) -> list[str]:
@@ -191,7 +191,7 @@ def measure(settings: Settings) -> Json:
 def _path(settings: Settings) -> tuple[Any, tuple[tuple[int, ...], ...]]:
     """The trained path of a case, as its stage would build it, and the shapes of one sample that enter it."""
     from workers.models import registry
-    from workers.models.chain import Path
+    from workers.models.chain import ModulePath
 
     spec, size = _spec(vars(settings)), settings.size
     chain = registry.outline(spec, size, CLASSES)
@@ -223,7 +223,7 @@ def _path(settings: Settings) -> tuple[Any, tuple[tuple[int, ...], ...]]:
                 parts["adapter"] = registry.build_adapter(spec, size, CLASSES, index + 1, len(blocks), seed=0)
             parts["head"] = part("head")
     checkpointing = settings.case == "e2e+checkpointing"
-    return Path(parts, trained=list(parts), activation_checkpointing=checkpointing), chain.boundaries[index]
+    return ModulePath(parts, trained=list(parts), activation_checkpointing=checkpointing), chain.boundaries[index]
 
 
 def _warm_up(settings: Settings) -> None:

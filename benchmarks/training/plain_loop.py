@@ -31,7 +31,7 @@ from workers.data.images.source import ImageSource
 from workers.models import registry
 from workers.seeds import derive_seed
 from workers.specs.as_json import from_json
-from workers.specs.experiment import DataSpec, Experiment, ModelSpec
+from workers.specs.experiment import Experiment, ImageSpec, ResNetSpec
 from workers.training.shuffle import epoch_order
 
 Tensors = tuple[Tensor, ...]
@@ -49,8 +49,8 @@ class Plain:
     def __init__(self, settings: dict[str, Any], folder: Path) -> None:
         self.settings = settings
         self.experiment = from_json(Experiment, settings["experiment"])
-        assert isinstance(self.experiment.model, ModelSpec)
-        assert isinstance(self.experiment.data, DataSpec)
+        assert isinstance(self.experiment.model, ResNetSpec)
+        assert isinstance(self.experiment.data, ImageSpec)
         self.model = self.experiment.model
         self.size, self.classes = self.experiment.data.image_size, self.experiment.classes
         self.folder = folder
@@ -58,7 +58,7 @@ class Plain:
         torch.use_deterministic_algorithms(True)  # the default of a stage: the same work, bit for bit
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         snapshots = SnapshotStore(Storage.open(str(folder / "data")))
-        data = prepare(from_json(DataSpec, settings["data"]), snapshots)
+        data = prepare(from_json(ImageSpec, settings["data"]), snapshots)
         self.images = {
             split: ImageSource(self.experiment, data, snapshots, split) for split in ("train", "validation", "test")
         }

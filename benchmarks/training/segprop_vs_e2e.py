@@ -157,9 +157,9 @@ def counted_ratio(settings: Json) -> float:
     """Operations of a SegProp run as a share of an end-to-end run's: every trained sample counts as three forward
     passes over its path, every snapshot as one over its block."""
     from workers.models.registry import outline
-    from workers.specs.experiment import ModelSpec
+    from workers.specs.experiment import ResNetSpec
 
-    model = ModelSpec(name=settings["model"], stem=settings["stem"], head_convs=settings["head_convs"])
+    model = ResNetSpec(name=settings["model"], stem=settings["stem"], head_convs=settings["head_convs"])
     chain = outline(model, settings["size"], 10)
     blocks = [block.flops for block in chain.blocks]
     whole = sum(blocks) + chain.head.flops

@@ -16,7 +16,7 @@ import xxhash
 from cache_store.errors import CorruptShard, StoreError
 from cache_store.formats.codec import ALIGNMENT, Array
 from cache_store.keys import Digests
-from cache_store.records.local_cache import MachineCopies
+from cache_store.records.local_cache import LocalCache
 from cache_store.records.record_io import is_name
 from cache_store.storage.base import Storage, pieces_of, views_of
 from cache_store.storage.local import LocalStorage
@@ -151,7 +151,7 @@ def verify_once(storage: Storage, record: Mapping[str, Any]) -> Path | None:
 
 
 def _verified_copy(storage: Storage, record: Mapping[str, Any]) -> Path | None:
-    copies = MachineCopies.from_environment()
+    copies = LocalCache.from_environment()
     if copies is None:
         return None
     as_folder = LocalStorage(str(copies.folder))

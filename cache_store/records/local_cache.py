@@ -31,7 +31,7 @@ _POLL_S = 0.02
 _PATIENCE_S = 600.0
 
 
-class MachineCopies:
+class LocalCache:
     """The copies in one folder. `limit`: bytes they may take together; None: half the disk's free space."""
 
     def __init__(self, folder: Path, limit: int | None = None) -> None:
@@ -39,7 +39,7 @@ class MachineCopies:
         self.limit = limit
 
     @classmethod
-    def from_environment(cls) -> MachineCopies | None:
+    def from_environment(cls) -> LocalCache | None:
         """In SEGPROP_CACHE_DIR, by default `segprop` in the user's cache folder, of at most SEGPROP_CACHE_BYTES
         bytes; None when that is 0. UserError when it is not a number of bytes."""
         text = os.environ.get(BYTES_VARIABLE, "")

@@ -12,7 +12,7 @@ from cache_store.formats.codec import Array
 _PAGE = 4096
 
 
-class ShardsAhead:
+class ReadAhead:
     """Calls `load(i)` for the shards of `order`, begun in turn, at most `depth` further than the last one `used`.
 
     `depth` None: as fast as they come. `threads`: how many are loaded at a time. Shards that cannot be read are left to

@@ -13,7 +13,7 @@ import torch
 from cache_store.errors import CorruptShard, MissingShard
 from cache_store.formats.codec import Array, Field
 from cache_store.snapshots.gather import Copier, Copies, Runs
-from cache_store.snapshots.read_ahead import ShardsAhead
+from cache_store.snapshots.read_ahead import ReadAhead
 from cache_store.snapshots.store import SnapshotSet
 
 _TORCH = {
@@ -46,7 +46,7 @@ class RowReader:
         self.snapshots = snapshots
         self._compute = compute
         self._computing = threading.Lock()
-        self._ahead: ShardsAhead | None = None
+        self._ahead: ReadAhead | None = None
         # Where every shard stays in reach, the bytes of those read before: asking the set again for each of a batch's
         # hundreds of shards took longer than small copies out of them.
         self._holds = snapshots.holds_all
@@ -63,7 +63,7 @@ class RowReader:
         order = [i for i in wanted[np.argsort(first)].tolist() if i not in self._held]
         # Over a network, what one shard waits for is time for another.
         threads = 2 if self.snapshots.storage.remote else 1
-        self._ahead = ShardsAhead(order, self.snapshots.touch, depth, threads=threads)
+        self._ahead = ReadAhead(order, self.snapshots.touch, depth, threads=threads)
 
     def forget(self) -> None:
         """Stop reading ahead, and wait for the shard being read."""

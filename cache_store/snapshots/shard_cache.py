@@ -21,7 +21,7 @@ class _Held:
     bytes: int
 
 
-class KeptShards:
+class ShardCache:
     """Shards by key, for one set or several that share a limit. Thread-safe.
 
     `limit`: most bytes of values held, the one shard used last aside; None: mapped files of a local folder are all

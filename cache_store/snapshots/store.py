@@ -31,7 +31,7 @@ from cache_store.records.record_io import (
     publish,
     read_bounded,
 )
-from cache_store.snapshots.shard_cache import KeptShards
+from cache_store.snapshots.shard_cache import ShardCache
 from cache_store.snapshots.spec import FORMAT, SetSpec
 from cache_store.storage.base import Storage
 from cache_store.storage.os_errors import typed_error
@@ -77,7 +77,7 @@ class SnapshotStore:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
 
-    def open(self, spec: SetSpec, kept: KeptShards | None = None) -> SnapshotSet:
+    def open(self, spec: SetSpec, kept: ShardCache | None = None) -> SnapshotSet:
         """The set of `spec`, made if absent. CorruptRecord when a set.json is there that is not this
         spec's. `kept`: as for `SnapshotSet`."""
         found = SnapshotSet(self.storage, spec, kept)
@@ -153,13 +153,13 @@ class SnapshotSet:
     """One set. Thread-safe; `counters` belongs to this object. `kept`: where shards stay once they were read, to be
     shared by sets that have one limit together; None: a place of its own."""
 
-    def __init__(self, storage: Storage, spec: SetSpec, kept: KeptShards | None = None) -> None:
+    def __init__(self, storage: Storage, spec: SetSpec, kept: ShardCache | None = None) -> None:
         self.storage = storage
         self.spec = spec
         self.counters = Counters()
         self._root = f"sets/{spec.id}"
         self._lock = threading.Lock()
-        self._kept = KeptShards() if kept is None else kept
+        self._kept = ShardCache() if kept is None else kept
         self._loading: dict[int, threading.Event] = {}
         # Records of shards read before: one that was let go is not asked of the store again.
         self._commits: dict[int, _Commit] = {}

@@ -9,10 +9,10 @@ from typing import Any
 
 from cache_store.errors import ConfigError
 from cache_store.storage.addresses import OBJECT_SCHEMES, Address
-from cache_store.storage.retry import Patience
+from cache_store.storage.retry import RetryPolicy
 
 _CLASSES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
-#: Retries of one part inside a multipart upload, on top of `Patience`, which would begin the upload anew.
+#: Retries of one part inside a multipart upload, on top of `RetryPolicy`, which would begin the upload anew.
 _PART_RETRIES = 3
 
 
@@ -35,7 +35,7 @@ def endpoint_of(address: Address) -> tuple[str, ...]:
     return tuple(f"{name}={os.environ[name]}" for name in names if "KEY" not in name)
 
 
-def make_client(address: Address, patience: Patience, *, retry_parts: bool = False) -> Any:
+def make_client(address: Address, patience: RetryPolicy, *, retry_parts: bool = False) -> Any:
     """An obstore store at `address`; credentials, endpoint and region are read from the environment.
 
     It never retries by itself (our own retries know what is safe to repeat), except, with `retry_parts`, inside

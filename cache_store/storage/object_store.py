@@ -1,6 +1,6 @@
 """An object store (S3 and what speaks it, Google Cloud Storage, Azure) as a store, through obstore.
 
-Every request ends by itself (`Patience.request_s`); what can be repeated is, a bounded number of times. Creation is
+Every request ends by itself (`RetryPolicy.request_s`); what can be repeated is, a bounded number of times. Creation is
 a conditional PUT; when its reply is lost the object is read back, and equal bytes mean it was ours (records carry
 the attempt's id). Large files move in parts of 8 MiB, several at a time; what arrives is checked for its length.
 """
@@ -23,7 +23,7 @@ from cache_store.storage.addresses import OBJECT_SCHEMES, Address
 from cache_store.storage.base import FileInfo, Storage, pieces_of, views_of
 from cache_store.storage.object_client import endpoint_of, load_obstore, make_client
 from cache_store.storage.object_errors import Fault, Kind, fault_of
-from cache_store.storage.retry import Patience
+from cache_store.storage.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from cache_store.storage.base import Buffer, Names
@@ -64,9 +64,9 @@ class ObjectStorage(Storage):
 
     remote = True
 
-    def __init__(self, address: Address, patience: Patience | None = None) -> None:
+    def __init__(self, address: Address, patience: RetryPolicy | None = None) -> None:
         self.uri = address.uri
-        self._patience = patience or Patience.from_environment()
+        self._patience = patience or RetryPolicy.from_environment()
         self._variables = OBJECT_SCHEMES[address.scheme]
         self._ranges_work = False
         self._endpoint = (address.uri, *endpoint_of(address))

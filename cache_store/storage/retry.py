@@ -11,7 +11,7 @@ from cache_store.errors import UserError
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """`attempts` tries, waiting `first_wait_s`, twice that, … up to `longest_wait_s` in between (each shortened
     at random to as little as half, so that many workers do not come back at once). One request ends after
     `request_s`, whatever the server does; no new try begins after `total_s`."""
@@ -29,7 +29,7 @@ class Patience:
             yield min(self.first_wait_s * 2.0 ** min(n, 60), self.longest_wait_s) * (0.5 + draw() / 2)
 
     @classmethod
-    def from_environment(cls) -> Patience:
+    def from_environment(cls) -> RetryPolicy:
         """The defaults, with SEGPROP_STORE_ATTEMPTS and SEGPROP_STORE_REQUEST_S where set. UserError when these
         are not positive numbers."""
         attempts = _number("SEGPROP_STORE_ATTEMPTS", cls.attempts, 100)

@@ -22,7 +22,7 @@ from orchestrator.config.values import Bytes, Section, StoreAddress, default_sto
 from orchestrator.regimes.stages import Kind, Stage, layout
 from orchestrator.regimes.wavefront import FINAL, final_stage
 from workers.specs.as_json import to_json
-from workers.specs.experiment import DataSpec, ModelSpec, SnapshotDtype, TrainSpec
+from workers.specs.experiment import ImageSpec, ResNetSpec, SnapshotDtype, TrainSpec
 from workers.specs.language import CausalLMSpec, TextSpec
 from workers.specs.tasks import GateSpec
 
@@ -178,7 +178,7 @@ class Regime:
 
     name: str
     kind: Kind
-    model: ModelSpec | CausalLMSpec
+    model: ResNetSpec | CausalLMSpec
     split: SplitConfig
     training: TrainSpec
     snapshots: SnapshotConfig
@@ -244,8 +244,8 @@ class Config(Section):
         min_length=1, description="Storage root, a folder or URI (docs/storage.md); default: <run_dir>/store."
     )
     seed: int = Field(default=0, ge=0, lt=1 << 63, description="Every random choice derives from it.")
-    model: ModelSpec | CausalLMSpec
-    data: DataSpec | TextSpec
+    model: ResNetSpec | CausalLMSpec
+    data: ImageSpec | TextSpec
     split: SplitConfig = Field(default_factory=SplitConfig)
     training: TrainSpec = Field(default_factory=TrainSpec)
     regimes: dict[str, RegimeConfig] = Field(
@@ -269,7 +269,7 @@ class Config(Section):
         """The regime called `name`, resolved."""
         own = self.regimes[name]
         model = self.model
-        if own.head_convs is not None and isinstance(model, ModelSpec):
+        if own.head_convs is not None and isinstance(model, ResNetSpec):
             model = dataclasses.replace(model, head_convs=own.head_convs)
         return Regime(
             name=name,
@@ -316,7 +316,7 @@ class Config(Section):
         dump["regimes"] = {
             name: {
                 "kind": regime.kind,
-                **({"head_convs": regime.model.head_convs} if isinstance(regime.model, ModelSpec) else {}),
+                **({"head_convs": regime.model.head_convs} if isinstance(regime.model, ResNetSpec) else {}),
                 "training": plain(regime.training),
                 "split": plain(regime.split),
                 "snapshots": plain(regime.snapshots),
@@ -336,8 +336,8 @@ class Config(Section):
 class ImageConfig(Config):
     """A configuration whose model is a ResNet."""
 
-    model: ModelSpec
-    data: DataSpec
+    model: ResNetSpec
+    data: ImageSpec
 
 
 class TextConfig(Config):

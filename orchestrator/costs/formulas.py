@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cache_store.formats.encodings import EncodingName
 from cache_store.formats.encodings import row_bytes as encoded_bytes
 from orchestrator.config.rates import ACTIVATION_BYTES, Rates
-from workers.specs.experiment import DataSpec, TrainSpec
+from workers.specs.experiment import ImageSpec, TrainSpec
 
 if TYPE_CHECKING:
     from workers.models.base import StageMemory
@@ -59,7 +59,7 @@ class SplitRows:
         return int(getattr(self, split))
 
 
-def split_rows(data: DataSpec, train_rows: int, test_rows: int) -> SplitRows:
+def split_rows(data: ImageSpec, train_rows: int, test_rows: int) -> SplitRows:
     """Sizes of the three splits, by the rule of `workers.data.splits`: validation comes off first."""
     validation = round(data.validation * train_rows) if data.validation < 1 else int(data.validation)
     rest = train_rows - validation

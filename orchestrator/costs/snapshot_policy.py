@@ -25,7 +25,7 @@ Source = Literal["images", "snapshots", "recompute"]
 
 
 @dataclass(frozen=True)
-class Boundary:
+class BoundaryPrice:
     """What the decision needs to know of one boundary; work is in floating-point operations, or in seconds."""
 
     label: str
@@ -48,7 +48,7 @@ class Decision:
 
 
 def decide(
-    boundaries: Sequence[Boundary], mode: Mode, budget: int | None, *, keep: bool = False
+    boundaries: Sequence[BoundaryPrice], mode: Mode, budget: int | None, *, keep: bool = False
 ) -> tuple[Decision, ...]:
     """One decision a boundary, in order. `budget` is this regime's share in bytes, None for no limit; `keep`:
     sets are not released, so all of them are alive at once. Raises ConfigError when `always` cannot fit."""
@@ -82,7 +82,7 @@ def peak_bytes(set_bytes: Sequence[int], *, keep: bool = False) -> int:
     return max([*pairs, *set_bytes], default=0)
 
 
-def _cheapest(boundaries: Sequence[Boundary], budget: int | None, keep: bool) -> frozenset[int]:
+def _cheapest(boundaries: Sequence[BoundaryPrice], budget: int | None, keep: bool) -> frozenset[int]:
     """Least work over all combinations. Only neighbours interact, so one pass with two states is exact when
     sets are released; when they are kept, the largest go first until the sum fits."""
     if keep:
@@ -111,7 +111,7 @@ def _cheapest(boundaries: Sequence[Boundary], budget: int | None, keep: bool) ->
     return plain[2]
 
 
-def _saving(boundary: Boundary, rolled: bool) -> str:
+def _saving(boundary: BoundaryPrice, rolled: bool) -> str:
     made = boundary.make_from_previous if rolled else boundary.make_from_images
     if boundary.in_seconds:
         reading = f"{seconds_text(made)} to make and {seconds_text(boundary.read)} to read"
@@ -124,7 +124,9 @@ def _saving(boundary: Boundary, rolled: bool) -> str:
     return f"saves {saved:.1%} of the prefix's forward work"
 
 
-def _not_stored(boundaries: Sequence[Boundary], index: int, stored: frozenset[int], budget: int | None) -> Decision:
+def _not_stored(
+    boundaries: Sequence[BoundaryPrice], index: int, stored: frozenset[int], budget: int | None
+) -> Decision:
     boundary = boundaries[index]
     needed = boundary.set_bytes + (boundaries[index - 1].set_bytes if index - 1 in stored else 0)
     if budget is not None and needed > budget:

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Ledger:
+class CommitLog:
     storage: Storage
     #: Node id -> commit.
     commits: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Ledger:
     partial: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, storage: Storage, plan: Plan) -> Ledger:
+    def read(cls, storage: Storage, plan: Plan) -> CommitLog:
         ledger = cls(storage)
         ledger.look_up(plan.nodes)
         return ledger

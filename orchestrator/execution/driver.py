@@ -18,8 +18,8 @@ from typing import Any, Protocol
 from cache_store.crashpoints import reach
 from cache_store.errors import Interrupted, StoreError
 from orchestrator.execution import event_log, retry, schedule
-from orchestrator.execution.commits import Ledger
-from orchestrator.execution.ready_queue import Agenda
+from orchestrator.execution.commits import CommitLog
+from orchestrator.execution.ready_queue import ReadyQueue
 from orchestrator.plan.graph import Node, Plan
 from orchestrator.progress import Progress
 from orchestrator.runners.base import Failed, Runner, Succeeded
@@ -50,7 +50,7 @@ class Steering(Protocol):
     def open(self) -> bool:
         """Whether more may be wanted later, though nothing is now."""
 
-    def __call__(self, ledger: Ledger, outcome: Outcome) -> Plan | None:
+    def __call__(self, ledger: CommitLog, outcome: Outcome) -> Plan | None:
         """The plan to go on with; None: the same as before."""
 
 
@@ -58,7 +58,7 @@ class Driver:
     def __init__(
         self,
         plan: Plan,
-        ledger: Ledger,
+        ledger: CommitLog,
         runner: Runner,
         progress: Progress,
         *,
@@ -151,7 +151,7 @@ class Driver:
         self._plan_work(plan, running=self._running.keys(), failed=self._outcome.failures.keys())
 
     def _plan_work(self, plan: Plan, **state: Any) -> None:
-        """`state`: what is running or failed already, for `Agenda`."""
+        """`state`: what is running or failed already, for `ReadyQueue`."""
         self._plan = plan
         known: dict[str, Any] = {
             "committed": self._ledger.commits.keys(),
@@ -160,8 +160,8 @@ class Driver:
             **state,
         }
         #: What may start, and which sets may go: the same where no stage overlaps.
-        self._agenda = Agenda(plan, **known)
-        self._releases = Agenda(plan, **known, overlapping=schedule.NONE) if plan.overlapping else self._agenda
+        self._agenda = ReadyQueue(plan, **known)
+        self._releases = ReadyQueue(plan, **known, overlapping=schedule.NONE) if plan.overlapping else self._agenda
         self._agendas = (self._agenda, self._releases) if plan.overlapping else (self._agenda,)
 
     def _submit_ready(self) -> bool:

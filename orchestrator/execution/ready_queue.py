@@ -1,8 +1,8 @@
 """What to do next, kept up to date as things happen instead of computed anew: `schedule` for plans of any size.
 
 `schedule` says what is wanted, ready and releasable as functions of everything known, which costs a walk over the
-plan. An `Agenda` is told each change (started, finished, released, …) and touches only the neighbours of the node it
-is about, so a driver's step costs the same in a plan of ten nodes and of a hundred thousand. It means exactly what
+plan. A `ReadyQueue` is told each change (started, finished, released, …) and touches only the neighbours of the node
+it is about, so a driver's step costs the same in a plan of ten nodes and of a hundred thousand. It means exactly what
 `schedule` means: a property test compares the two after every change.
 
 No clock, no store: the driver tells it what happened.
@@ -21,7 +21,7 @@ from orchestrator.plan.graph import Node, Plan
 Place = tuple[int, int]
 
 
-class Agenda:
+class ReadyQueue:
     """The state of a plan under way. Each change costs about the number of the node's parents and readers. Nodes that
     are not in the plan, such as those of a plan before it that still run, do not concern it."""
 

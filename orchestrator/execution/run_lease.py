@@ -100,7 +100,7 @@ class Held:
     identity: Identity
     #: When it took the run, by its own clock (unix seconds).
     since: float
-    #: The latest beat: `state` (running, done, failed, stopped), and what `Lease.report` was told.
+    #: The latest beat: `state` (running, done, failed, stopped), and what `RunLease.report` was told.
     beat: Mapping[str, Any] = field(default_factory=dict)
     #: When the newest of its records was written, by the store's clock.
     seen: float = 0.0
@@ -167,7 +167,7 @@ def _record(storage: Storage, path: str) -> dict[str, Any]:
         return {}
 
 
-class Lease:
+class RunLease:
     """A run held by this process. `release` ends it; a process that dies is found out by the next one."""
 
     #: How the run ended, for whoever releases.
@@ -198,7 +198,7 @@ class Lease:
         beat_s: float = BEAT_S,
         sleep: Callable[[float], None] = time.sleep,
         say: Callable[[str], None] = lambda message: None,
-    ) -> Lease:
+    ) -> RunLease:
         """Take the run. `take_over`: also from a driver that is alive, which then stops. `before`: the plan that
         its run directory was last used for. `say` is told when this has to wait.
 

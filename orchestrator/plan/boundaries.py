@@ -132,13 +132,13 @@ class Boundaries:
         views, versions = self.sets_made(hops)
         return boundary_costs(costs, hops, self._rows, views=views, versions=versions, passes=self.passes(hops))
 
-    def facts(self, hops: Hops, costs: Costs) -> snapshot_policy.Boundary:
+    def facts(self, hops: Hops, costs: Costs) -> snapshot_policy.BoundaryPrice:
         """What deciding between snapshots and recomputing needs: in seconds where they were measured, else in
         operations."""
         label, set_bytes = hops[-1][-1], self.rows_alive(hops) * self.row_bytes(hops)
         if costs.basis == "measured":
             measured = self.costs(hops, costs)
-            return snapshot_policy.Boundary(
+            return snapshot_policy.BoundaryPrice(
                 label=label,
                 set_bytes=set_bytes,
                 make_from_images=measured.make_from_start,
@@ -149,7 +149,7 @@ class Boundaries:
             )
         prefix = formulas.prefix_flops(self._outline, [block for hop in hops for block in hop])
         rolled = formulas.prefix_flops(self._outline, hops[-1]) if hops != self.order[0] else prefix
-        return snapshot_policy.Boundary(
+        return snapshot_policy.BoundaryPrice(
             label=label,
             set_bytes=set_bytes,
             make_from_images=self.rows_made(hops) * prefix,

@@ -22,7 +22,7 @@ from orchestrator.plan.graph import FORMAT, Kind, Node, Plan, RegimePlan, node_i
 from orchestrator.regimes import wavefront
 from orchestrator.regimes.stages import Stage
 from workers.specs.as_json import to_json
-from workers.specs.experiment import DataSpec
+from workers.specs.experiment import ImageSpec
 from workers.specs.language import CausalLMSpec
 from workers.specs.tasks import (
     AverageTask,
@@ -129,10 +129,10 @@ class _Builder:
         return identifier
 
     def add(self, regime: Regime, outline: ChainOutline) -> None:
-        self.regimes[regime.name] = _RegimeBuilder(self, regime, outline).build()
+        self.regimes[regime.name] = RegimeBuilder(self, regime, outline).build()
 
 
-class _RegimeBuilder:
+class RegimeBuilder:
     """Adds the nodes of one regime."""
 
     def __init__(self, graph: _Builder, regime: Regime, outline: ChainOutline) -> None:
@@ -154,7 +154,7 @@ class _RegimeBuilder:
             self.stages,
             self.training,
             graph.rows,
-            views=config.data.views if isinstance(config.data, DataSpec) else None,
+            views=config.data.views if isinstance(config.data, ImageSpec) else None,
             wave=self.wave,
         )
         self.decisions: dict[Hops, Decision] = {}

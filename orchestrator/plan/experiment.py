@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from orchestrator.costs.formulas import SplitRows, split_rows
-from workers.specs.experiment import DataSpec, Experiment, ModelSpec
+from workers.specs.experiment import Experiment, ImageSpec, ResNetSpec
 from workers.specs.language import CausalLMSpec, TextSpec
 
 if TYPE_CHECKING:
@@ -29,29 +29,29 @@ def experiment_of(config: Config, regime: Regime, classes: int, language: LMOutl
     )
 
 
-def model_of(model: ModelSpec | CausalLMSpec, language: LMOutline | None) -> ModelSpec | CausalLMSpec:
+def model_of(model: ResNetSpec | CausalLMSpec, language: LMOutline | None) -> ResNetSpec | CausalLMSpec:
     """The architecture alone; and where its code lies, for a checkpoint whose code the user trusts."""
-    if isinstance(model, ModelSpec):
+    if isinstance(model, ResNetSpec):
         return dataclasses.replace(model, weights=None)
     assert language is not None
     alone = dataclasses.replace(model, gguf=None, tokenizer=None, prune=(), config=dict(language.config))
     return alone if model.trust_remote_code else dataclasses.replace(alone, path=None, revision=None)
 
 
-def initializing(model: ModelSpec | CausalLMSpec, language: LMOutline | None) -> ModelSpec | CausalLMSpec:
+def initializing(model: ResNetSpec | CausalLMSpec, language: LMOutline | None) -> ResNetSpec | CausalLMSpec:
     """The settings that decide the initial weights: how the chain is cut, or computes, later does not."""
-    if isinstance(model, ModelSpec):
-        return dataclasses.replace(model, segments="stages", head_convs=1, dropout=ModelSpec.dropout)
+    if isinstance(model, ResNetSpec):
+        return dataclasses.replace(model, segments="stages", head_convs=1, dropout=ResNetSpec.dropout)
     assert language is not None
     return dataclasses.replace(model, attention="sdpa", config=dict(language.config))
 
 
-def decoding(data: DataSpec | TextSpec) -> DataSpec | TextSpec:
+def decoding(data: ImageSpec | TextSpec) -> ImageSpec | TextSpec:
     """The settings that decide how a data set is decoded. Those of images that do not are set to their defaults, so
     that data are decoded once for all the ways they are augmented, split and limited."""
     if isinstance(data, TextSpec):
         return data
-    return DataSpec(
+    return ImageSpec(
         name=data.name, path=data.path, download=data.download, image_size=data.image_size, resize=data.resize
     )
 
@@ -63,7 +63,7 @@ def tokenizing(model: CausalLMSpec) -> CausalLMSpec:
 
 def rows_of(config: Config, data: DataOutline | TextOutline) -> SplitRows:
     """Samples of every split; of packed text, about."""
-    if isinstance(config.data, DataSpec):
+    if isinstance(config.data, ImageSpec):
         return split_rows(config.data, data.train_rows, data.test_rows)  # type: ignore[union-attr]
     return SplitRows(**{split: data.rows[split] for split in ("train", "validation", "test")})  # type: ignore[union-attr]
 

@@ -30,7 +30,7 @@ from orchestrator.plan.builder import build_plan
 from orchestrator.plan.experiment import rows_of, tokens_a_sample
 from orchestrator.plan.graph import Plan
 from orchestrator.units import human_bytes
-from workers.specs.experiment import DataSpec, ModelSpec
+from workers.specs.experiment import ImageSpec, ResNetSpec
 from workers.specs.language import CausalLMSpec, TextSpec
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from workers.models.causal_lm.outline import LMOutline
     from workers.models.outline import ChainOutline
 
-    AnyData = DataSpec | TextSpec
+    AnyData = ImageSpec | TextSpec
     AnyOutline = DataOutline | TextOutline
 
 CONFIG_FILE = "config.yaml"
@@ -154,7 +154,7 @@ def _outlines(config: Config, data: AnyOutline, language: LMOutline | None) -> d
     found = {}
     for name in config.regimes:
         model = config.regime(name).model
-        assert isinstance(model, ModelSpec)
+        assert isinstance(model, ResNetSpec)
         found[name] = outline(model, config.data.image_size, data.classes)  # type: ignore[union-attr]
     return found
 

@@ -11,7 +11,7 @@ from cache_store.records.nodes import NodeStore
 from cache_store.storage.base import Storage
 from orchestrator.config.schema import ImageConfig
 from orchestrator.environment import describe_environment
-from orchestrator.execution.commits import Ledger
+from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Outcome
 from orchestrator.plan.experiment import experiment_of
 from orchestrator.plan.graph import RegimePlan
@@ -25,7 +25,7 @@ from workers.specs.experiment import Experiment
 
 def report(prepared: Prepared) -> None:
     """Write summary.json and report.html again from what the store holds."""
-    ledger = Ledger.read(Storage.open(prepared.config.store), prepared.plan)
+    ledger = CommitLog.read(Storage.open(prepared.config.store), prepared.plan)
     finished = all(target in ledger.commits for target in prepared.plan.targets)
     outcome = Outcome("done" if finished else "stopped", reused=set(ledger.commits))
     exports = {
@@ -38,7 +38,7 @@ def report(prepared: Prepared) -> None:
 
 def export(prepared: Prepared, regimes: Sequence[str]) -> None:
     """Write the final weights of these regimes again. UserError when one of them is not finished."""
-    ledger = Ledger.read(Storage.open(prepared.config.store), prepared.plan)
+    ledger = CommitLog.read(Storage.open(prepared.config.store), prepared.plan)
     for name in regimes:
         if not _is_finished(prepared.plan.regimes[name], ledger):
             raise UserError(f"{name}: not finished, there are no final weights to export yet; run it first")
@@ -46,7 +46,7 @@ def export(prepared: Prepared, regimes: Sequence[str]) -> None:
         print(prepared.run_dir / path)
 
 
-def _is_finished(regime: RegimePlan, ledger: Ledger) -> bool:
+def _is_finished(regime: RegimePlan, ledger: CommitLog) -> bool:
     return all(node in ledger.commits for node in regime.weights.values())
 
 
@@ -54,7 +54,7 @@ def _export_folder(prepared: Prepared, regime: str) -> Path:
     return prepared.run_dir / "model" / regime
 
 
-def _export_finished(prepared: Prepared, ledger: Ledger, regimes: Sequence[str]) -> dict[str, str]:
+def _export_finished(prepared: Prepared, ledger: CommitLog, regimes: Sequence[str]) -> dict[str, str]:
     """Regime -> folder of its checkpoint, relative to the run directory, for those that are finished."""
     nodes = NodeStore(ledger.storage)
     written: dict[str, str] = {}
@@ -111,7 +111,7 @@ def _experiment(prepared: Prepared, regime: str) -> Experiment:
     return experiment_of(config, config.regime(regime), classes, language)
 
 
-def _write_results(prepared: Prepared, ledger: Ledger, outcome: Outcome, exports: dict[str, str]) -> dict[str, Any]:
+def _write_results(prepared: Prepared, ledger: CommitLog, outcome: Outcome, exports: dict[str, str]) -> dict[str, Any]:
     run_dir = prepared.run_dir
     summary = summarize(
         prepared.config.run,

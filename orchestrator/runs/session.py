@@ -13,11 +13,11 @@ from cache_store.errors import SegpropError, UserError
 from cache_store.storage.base import Storage
 from orchestrator.config.resources import GangConfig
 from orchestrator.execution import schedule
-from orchestrator.execution.commits import Ledger
+from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Driver, Outcome
 from orchestrator.execution.event_log import journal
 from orchestrator.execution.plan_record import write_plan
-from orchestrator.execution.run_lease import Lease
+from orchestrator.execution.run_lease import RunLease
 from orchestrator.execution.run_record import RunRecord, read_pointer, write_pointer, write_run
 from orchestrator.execution.signals import stop_on_signals
 from orchestrator.plan.graph import Plan
@@ -38,7 +38,7 @@ def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False)
     `take_over` stops that one instead.
     """
     storage = Storage.open(prepared.config.store)
-    ledger = Ledger.read(storage, prepared.plan)
+    ledger = CommitLog.read(storage, prepared.plan)
     outcome = Outcome("done", reused=set(ledger.commits))
     planned = prepared.plan
     if planned.unmeasured:
@@ -47,7 +47,7 @@ def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False)
         if outcome.status == "done":
             prepared = with_figures(prepared)
             check_space(prepared)
-            ledger = Ledger.read(storage, prepared.plan)
+            ledger = CommitLog.read(storage, prepared.plan)
     if outcome.status == "done" and any(target not in ledger.commits for target in prepared.plan.targets):
         earlier, measured = outcome.reused, prepared.plan is not planned
         outcome = carry_out(prepared, prepared.plan, ledger, quiet, take_over)
@@ -65,7 +65,7 @@ def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False)
     return EXIT_BAD_INPUT if bad_input else EXIT_FAILED
 
 
-def carry_out(prepared: Prepared, plan: Plan, ledger: Ledger, quiet: bool, take_over: bool) -> Outcome:
+def carry_out(prepared: Prepared, plan: Plan, ledger: CommitLog, quiet: bool, take_over: bool) -> Outcome:
     """Drive a plan of this run under its lease; `ledger` then knows what is done."""
     with leased(prepared, plan, ledger.storage, take_over) as lease:
         # What others have done while this waited for the lease is done.
@@ -78,13 +78,13 @@ def carry_out(prepared: Prepared, plan: Plan, ledger: Ledger, quiet: bool, take_
 
 
 @contextmanager
-def leased(prepared: Prepared, plan: Plan, storage: Storage, take_over: bool) -> Iterator[Lease]:
+def leased(prepared: Prepared, plan: Plan, storage: Storage, take_over: bool) -> Iterator[RunLease]:
     """The run, held by this process; its plan left in the store for those who look at it from outside."""
     config, run_dir = prepared.config, prepared.run_dir
     digest = write_plan(storage, config.run, plan)
     write_run(storage, digest, RunRecord.of(config.run, plan))
     with journal(run_dir, config.run):
-        lease = Lease.acquire(
+        lease = RunLease.acquire(
             storage,
             digest,
             config.run,
@@ -102,7 +102,7 @@ def leased(prepared: Prepared, plan: Plan, storage: Storage, take_over: bool) ->
             lease.release(state)
 
 
-def _drive(prepared: Prepared, plan: Plan, ledger: Ledger, quiet: bool, lease: Lease) -> Outcome:
+def _drive(prepared: Prepared, plan: Plan, ledger: CommitLog, quiet: bool, lease: RunLease) -> Outcome:
     config = prepared.config
     runner = make_runner(prepared)
     done = sum(node.id in ledger.commits for node in plan.nodes)
@@ -137,7 +137,7 @@ def gang_of(gang: GangConfig) -> dict[str, Any]:
     return {"together": partial(runs_together, gang=gang), "strategy": gang.strategy}
 
 
-def finish(prepared: Prepared, ledger: Ledger, outcome: Outcome, *, export: bool) -> dict[str, Any]:
+def finish(prepared: Prepared, ledger: CommitLog, outcome: Outcome, *, export: bool) -> dict[str, Any]:
     """Write what a run leaves behind, of a run that somebody else drove; `export`: its models too."""
     exports = _export_finished(prepared, ledger, list(prepared.plan.regimes) if export else [])
     return _write_results(prepared, ledger, outcome, exports)

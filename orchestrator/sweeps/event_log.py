@@ -16,7 +16,7 @@ from orchestrator.files import write_atomically
 Entry = tuple[str, int]
 
 
-class Journal:
+class SweepLog:
     """One line a report: a trial's folder and its stages. A torn last line (a process was killed) is dropped."""
 
     def __init__(self, path: Path | None) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 from cache_store.errors import SegpropError, UserError
 from cache_store.storage.base import Storage
 from orchestrator.environment import describe_environment
-from orchestrator.execution.commits import Ledger
+from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Driver, Outcome
-from orchestrator.execution.run_lease import Lease
+from orchestrator.execution.run_lease import RunLease
 from orchestrator.execution.signals import stop_on_signals
 from orchestrator.plan.graph import Plan
 from orchestrator.progress import Progress
@@ -22,7 +22,7 @@ from orchestrator.runners import factory
 from orchestrator.runs import session
 from orchestrator.runs.prepare import Prepared, with_figures
 from orchestrator.sweeps import plan as sweep_plan
-from orchestrator.sweeps.event_log import Journal
+from orchestrator.sweeps.event_log import SweepLog
 from orchestrator.sweeps.metric import Metric
 from orchestrator.sweeps.page import print_trials, write_sweep_report
 from orchestrator.sweeps.prepare import PreparedSweep, renew
@@ -40,7 +40,7 @@ def execute(sweep: PreparedSweep, *, quiet: bool = False, take_over: bool = Fals
     started = time.monotonic()
     storage = Storage.open(sweep.config.store)
     sweep = _measured(sweep, storage, quiet, take_over)
-    ledger = Ledger.read(storage, sweep.plan)
+    ledger = CommitLog.read(storage, sweep.plan)
     before = set(ledger.commits)
     run = _Run(sweep, ledger, before, started)
     if sweep.section.scheduler.name == "all" and all(target in ledger.commits for target in sweep.plan.targets):
@@ -69,7 +69,7 @@ def _measured(sweep: PreparedSweep, storage: Storage, quiet: bool, take_over: bo
     if not plans:
         return sweep
     first = sweep_plan.union({name: plan.measuring() for name, plan in plans.items()})
-    outcome = session.carry_out(_as_run(sweep), first, Ledger.read(storage, first), quiet, take_over)
+    outcome = session.carry_out(_as_run(sweep), first, CommitLog.read(storage, first), quiet, take_over)
     if outcome.status == "stopped":
         raise SegpropError("stopped; finished work and checkpoints are kept: run the same command to go on")
     if outcome.failures:
@@ -79,7 +79,7 @@ def _measured(sweep: PreparedSweep, storage: Storage, quiet: bool, take_over: bo
 
 def report(sweep: PreparedSweep) -> None:
     """Write sweep.json and report.html again: figures from what the store holds, decisions as they were told before."""
-    ledger = Ledger.read(Storage.open(sweep.config.store), sweep.plan)
+    ledger = CommitLog.read(Storage.open(sweep.config.store), sweep.plan)
     run = _Run(sweep, ledger, set(ledger.commits), time.monotonic())
     try:
         told = json.loads((sweep.run_dir / SUMMARY_FILE).read_text())
@@ -99,7 +99,7 @@ def report(sweep: PreparedSweep) -> None:
 class _Run:
     """The trials of one invocation, and what is known of them."""
 
-    def __init__(self, sweep: PreparedSweep, ledger: Ledger, before: set[str], started: float) -> None:
+    def __init__(self, sweep: PreparedSweep, ledger: CommitLog, before: set[str], started: float) -> None:
         self.sweep = sweep
         self.ledger = ledger
         self.before = before
@@ -228,7 +228,7 @@ def _as_run(sweep: PreparedSweep) -> Prepared:
     return dataclasses.replace(sweep.trials[0].prepared, config=config, plan=sweep.plan)
 
 
-def _drive(run: _Run, quiet: bool, lease: Lease) -> Outcome:
+def _drive(run: _Run, quiet: bool, lease: RunLease) -> Outcome:
     sweep, ledger = run.sweep, run.ledger
     runner = factory.make_runner(_as_run(sweep))
     with Progress(len(sweep.plan.nodes), len(ledger.commits), quiet=quiet) as progress:
@@ -245,7 +245,7 @@ def _drive(run: _Run, quiet: bool, lease: Lease) -> Outcome:
                 decider,
                 gated=gated,
                 score=run.score,
-                journal=Journal(sweep.run_dir / JOURNAL_FILE if gated else None),
+                journal=SweepLog(sweep.run_dir / JOURNAL_FILE if gated else None),
                 change=run.change,
                 ended=lambda course: progress.line(_ended(run, course)),
             )
@@ -313,7 +313,7 @@ class _Shown:
     def open(self) -> bool:
         return self._steering.open
 
-    def __call__(self, ledger: Ledger, outcome: Outcome) -> Plan | None:
+    def __call__(self, ledger: CommitLog, outcome: Outcome) -> Plan | None:
         plan = self._steering(ledger, outcome)
         self._show()
         return plan

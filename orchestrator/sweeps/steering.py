@@ -14,11 +14,11 @@ from typing import Any, Literal, Protocol
 
 from cache_store.errors import UserError
 from orchestrator.execution import schedule
-from orchestrator.execution.commits import Ledger
+from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Outcome
 from orchestrator.plan.graph import Plan
 from orchestrator.sweeps import plan as sweep_plan
-from orchestrator.sweeps.event_log import Journal
+from orchestrator.sweeps.event_log import SweepLog
 from orchestrator.sweeps.metric import Metric
 
 Status = Literal["waiting", "running", "done", "stopped", "failed"]
@@ -126,7 +126,7 @@ class Steering:
         *,
         gated: bool,
         score: Callable[[Course], float | None],
-        journal: Journal,
+        journal: SweepLog,
         change: Callable[[Course, Begun], Plan] | None = None,
         ended: Callable[[Course], None] = lambda course: None,
         clock: Callable[[], float] = time.monotonic,
@@ -156,7 +156,7 @@ class Steering:
         """Stages a trial has in all."""
         return len(course.plan.regimes[self.metric.regime].stages)
 
-    def __call__(self, ledger: Ledger, outcome: Outcome) -> Plan | None:
+    def __call__(self, ledger: CommitLog, outcome: Outcome) -> Plan | None:
         for message in self.decider.poll():
             self._hear(message)
         for course in self.courses.values():
@@ -181,7 +181,7 @@ class Steering:
         whole = sweep_plan.union({course.name: course.plan for course in self.courses.values()})
         return dataclasses.replace(whole, targets=())
 
-    def _wanted(self, ledger: Ledger) -> Plan:
+    def _wanted(self, ledger: CommitLog) -> Plan:
         targets = dict.fromkeys(target for course in self.courses.values() for target in self.targets(course))
         coming = dict.fromkeys(
             target
@@ -226,7 +226,7 @@ class Steering:
             course.status = "done" if course.judged >= self.stages(course) else "stopped"
             self._ended(course)
 
-    def _advance(self, course: Course, ledger: Ledger, outcome: Outcome) -> None:
+    def _advance(self, course: Course, ledger: CommitLog, outcome: Outcome) -> None:
         targets = self.targets(course)
         broken = outcome.failures.keys() & sweep_plan.closure(course.plan, targets)
         if broken:
@@ -264,6 +264,6 @@ class Steering:
         return False
 
 
-def unfinished(plan: Plan, ledger: Ledger) -> frozenset[str]:
+def unfinished(plan: Plan, ledger: CommitLog) -> frozenset[str]:
     """Nodes that still have to run for the plan's targets."""
     return schedule.wanted(plan, committed=ledger.commits.keys(), released=ledger.released)

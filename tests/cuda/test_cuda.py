@@ -118,7 +118,7 @@ def test_nothing_in_a_step_waits_for_the_device(
     made.prepare(label)
     inputs = batches.RawInputs if source == "raw" else batches.StoredInputs
     monkeypatch.setattr(trainer, "REPORT_EVERY_S", 1e9)
-    for owner, name in ((inputs, "finish"), (trainer.Stage, "_backward"), (trainer.Stage, "_update")):
+    for owner, name in ((inputs, "finish"), (trainer.StageTrainer, "_backward"), (trainer.StageTrainer, "_update")):
         monkeypatch.setattr(owner, name, guarded(getattr(owner, name), no_synchronization))
     assert made.run(label)["result"]["steps"] == 12
 
@@ -134,7 +134,9 @@ def test_nothing_in_a_language_model_s_step_waits_for_the_device(
     made.prepare(label)
     monkeypatch.setattr(trainer, "REPORT_EVERY_S", 1e9)
     for name in ("_backward", "_update"):
-        monkeypatch.setattr(trainer.Stage, name, guarded(getattr(trainer.Stage, name), no_synchronization))
+        monkeypatch.setattr(
+            trainer.StageTrainer, name, guarded(getattr(trainer.StageTrainer, name), no_synchronization)
+        )
     assert made.run(label)["result"]["steps"] == 8
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from running import Lab
 
-from orchestrator.execution.commits import Ledger
+from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Driver, Outcome
 from orchestrator.progress import Progress
 from orchestrator.runners.base import Event, Failed, Succeeded
@@ -81,9 +81,9 @@ class LostError(Exception):
     """Stands for a worker that vanished."""
 
 
-def drive(lab: Lab, runner: ThreadRunner, **options: Any) -> tuple[Outcome, Ledger]:
+def drive(lab: Lab, runner: ThreadRunner, **options: Any) -> tuple[Outcome, CommitLog]:
     """Run the lab's plan as a session does."""
-    ledger = Ledger.read(lab.storage, lab.prepared.plan)
+    ledger = CommitLog.read(lab.storage, lab.prepared.plan)
     with Progress(len(lab.prepared.plan.nodes), quiet=True) as progress:
         driver = Driver(lab.prepared.plan, ledger, runner, progress, store=lab.store, **{"max_attempts": 3, **options})
         return driver.run(), ledger

@@ -12,7 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cache_store.errors import DataError
 from workers.data.images.facts import FACTS
-from workers.specs.experiment import DataSpec
+from workers.specs.experiment import ImageSpec
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SourceFile:
     label: int = -1
 
 
-def open_root(data: DataSpec) -> tuple[Any, str]:
+def open_root(data: ImageSpec) -> tuple[Any, str]:
     """The file system of `data.path` and the path on it; DataError when there is none."""
     if data.path is None:
         raise DataError(f"data.path: none given for {data.name}; allowed: {allowed_at(data.name)}")

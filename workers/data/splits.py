@@ -6,10 +6,10 @@ import numpy as np
 
 from cache_store.errors import ConfigError
 from workers.seeds import derive_seed
-from workers.specs.experiment import DataSpec
+from workers.specs.experiment import ImageSpec
 
 
-def rows(data: DataSpec, seed: int, train_rows: int, test_rows: int) -> dict[str, np.ndarray]:
+def rows(data: ImageSpec, seed: int, train_rows: int, test_rows: int) -> dict[str, np.ndarray]:
     """Rows of each split: `train` and `validation` (disjoint) of the train set, `test` of the test set.
 
     Each is a sorted int64 array. The validation rows are chosen first, by `seed`; `train_limit` then takes

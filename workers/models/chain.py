@@ -17,7 +17,7 @@ Boundary = tuple[Tensor, ...]
 State = dict[str, Tensor]
 
 
-class Path(nn.Module):
+class ModulePath(nn.Module):
     """Parts applied one after the other: blocks map a boundary to a boundary, the last part gives the output (images:
     logits (B, classes)). A `context`, where there is one, goes to every part beside its input.
 
@@ -42,7 +42,7 @@ class Path(nn.Module):
                 parameter.requires_grad_(name in self.trained and parameter.is_floating_point())
         self.train(False)
 
-    def train(self, mode: bool = True) -> Path:
+    def train(self, mode: bool = True) -> ModulePath:
         super().train(mode)
         for name, part in self.parts.items():
             if name not in self.trained:

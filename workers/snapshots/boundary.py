@@ -21,7 +21,7 @@ from cache_store.snapshots.store import SnapshotSet
 from workers.device import autocast
 from workers.domains.base import Batch, Domain, Source
 from workers.environment import WorkerEnvironment
-from workers.models.chain import Boundary, Path
+from workers.models.chain import Boundary, ModulePath
 from workers.snapshots.geometry import Geometry
 from workers.specs.tasks import BoundarySpec
 from workers.weights import Weights
@@ -56,7 +56,7 @@ class StoredBoundary:
         self._weights = weights
         self._view = view
         self._boundary = boundary
-        self._hop: Path | None = None
+        self._hop: ModulePath | None = None
         self._previous: StoredBoundary | None = None
         if len(boundary.hops) > 1:
             # The predecessor's shards are cut elsewhere, its groups are the same.
@@ -133,7 +133,7 @@ class StoredBoundary:
             inputs = previous.encoding.decode(previous._group(group))
         if self._hop is None:
             blocks = self._boundary.hops[-1]
-            self._hop = Path({name: self._weights.build(name) for name in blocks}, trained=())
+            self._hop = ModulePath({name: self._weights.build(name) for name in blocks}, trained=())
             if self._boundary.channels_last:
                 self._hop.to(memory_format=torch.channels_last)
         for block in self._boundary.hops[-1]:

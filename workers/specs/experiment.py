@@ -26,7 +26,7 @@ _STRICT: dict[str, Any] = {"extra": "forbid"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSpec:
+class ResNetSpec:
     """A torchvision ResNet as a chain. Sizes of adapters and heads are read from the boundaries."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -47,7 +47,7 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSpec:
+class ImageSpec:
     """An image classification data set and the views made of it."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -165,8 +165,8 @@ class TrainSpec:
 class Experiment:
     """What all nodes of a regime share: the chain, the data and the seed."""
 
-    model: ModelSpec | CausalLMSpec
-    data: DataSpec | TextSpec
+    model: ResNetSpec | CausalLMSpec
+    data: ImageSpec | TextSpec
     #: Classes, or the size of the vocabulary.
     classes: int
     seed: int

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from cache_store.formats.encodings import EncodingName
-from workers.specs.experiment import DataSpec, Experiment, ModelSpec, Precision, TrainSpec
+from workers.specs.experiment import Experiment, ImageSpec, Precision, ResNetSpec, TrainSpec
 from workers.specs.language import CausalLMSpec, TextSpec
 
 
@@ -14,7 +14,7 @@ from workers.specs.language import CausalLMSpec, TextSpec
 class DataTask:
     """Decode a data set once into the store. `fingerprint` identifies the source files (names, sizes, times)."""
 
-    data: DataSpec | TextSpec
+    data: ImageSpec | TextSpec
     fingerprint: str
     #: Text is split and tokenized by this task: its seed, and the model whose tokenizer it takes.
     seed: int = 0
@@ -25,7 +25,7 @@ class DataTask:
 class ModelTask:
     """Write the initial state (torchvision names) as one safetensors file."""
 
-    model: ModelSpec | CausalLMSpec
+    model: ResNetSpec | CausalLMSpec
     classes: int
     seed: int
     #: Identity of the initial weights (sha256 of the file, or of a checkpoint's files) or None.

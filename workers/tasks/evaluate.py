@@ -11,7 +11,7 @@ import torch
 from cache_store.records.nodes import Attempt
 from workers.domains.registry import domain_of
 from workers.environment import WorkerEnvironment
-from workers.models.chain import Path
+from workers.models.chain import ModulePath
 from workers.specs.tasks import EvaluateTask
 from workers.training.batches import RawInputs, in_order
 from workers.training.scoring import score
@@ -30,7 +30,7 @@ def evaluate(
     domain = domain_of(task.experiment)
     source = domain.source(parents["data"]["result"], environment.snapshots, task.split)
     weights = Weights(environment.nodes, parents, domain, device)
-    path = Path({name: weights.build(name) for name in task.path}, trained=())
+    path = ModulePath({name: weights.build(name) for name in task.path}, trained=())
     if task.channels_last:
         path.to(memory_format=torch.channels_last)
     inputs = RawInputs(domain, source, device, task.precision, channels_last=task.channels_last)

@@ -21,7 +21,7 @@ from workers.tasks.gate import carry_over, reached
 from workers.tasks.materialize import materialize
 from workers.tasks.measure import measure
 from workers.tasks.model import _initial_model
-from workers.training.trainer import Stage
+from workers.training.trainer import StageTrainer
 
 
 def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _execute(order: WorkOrder, control: Control) -> dict[str, Any]:
         case tasks.StageTask() if reached(task.gate, order.parents):
             return carry_over(task, order.parents, environment, attempt)
         case tasks.StageTask():
-            return Stage(task, order.parents, environment, attempt, order.production).run()
+            return StageTrainer(task, order.parents, environment, attempt, order.production).run()
         case tasks.EvaluateTask():
             return evaluate(task, order.parents, environment, attempt)
         case tasks.AverageTask():

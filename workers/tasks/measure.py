@@ -26,7 +26,7 @@ from cache_store.snapshots.store import SnapshotSet
 from workers.device import autocast
 from workers.domains.registry import domain_of
 from workers.environment import WorkerEnvironment
-from workers.models.chain import Boundary, Path
+from workers.models.chain import Boundary, ModulePath
 from workers.snapshots.boundary import TORCH_DTYPES, to_numpy
 from workers.specs.tasks import MeasureTask
 from workers.training.batches import gathering_clock
@@ -85,7 +85,7 @@ class _Bench:
         gave, which is as wide as this one's input: blocks between the two do the same work as one that was measured."""
         task, domain = self.task, self.domain
         started = time.perf_counter()
-        module = Path({name: self.weights.build(name)}, trained=())
+        module = ModulePath({name: self.weights.build(name)}, trained=())
         self._wait()
         build = time.perf_counter() - started
         encoding = Encoding(task.encoding, domain.fields(before + 1, task.dtype))

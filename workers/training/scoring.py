@@ -9,7 +9,7 @@ import torch
 
 from workers.device import autocast
 from workers.distributed.gang import ALONE, Gang
-from workers.models.chain import Path
+from workers.models.chain import ModulePath
 from workers.specs.experiment import Precision
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def score(
-    path: Path,
+    path: ModulePath,
     batches: Iterable[Batch],
     scorer: Scorer,
     precision: Precision,

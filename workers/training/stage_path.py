@@ -9,7 +9,7 @@ from workers.distributed.gang import ALONE, Gang
 from workers.distributed.sharded import like, mesh_of, on_host, rejoined, release, shard, whole_on_host
 from workers.distributed.sync_batch_norm import synchronize
 from workers.domains.base import Domain
-from workers.models.chain import Path, State, module_bytes
+from workers.models.chain import ModulePath, State, module_bytes
 from workers.seeds import derive_seed
 from workers.specs.tasks import StageTask
 from workers.weights import ADAPTER, AUX, Weights
@@ -35,7 +35,7 @@ class StagePath:
             # At once, too: a model that is shared because it fits nowhere is never whole but for one part.
             shard(parts[name], mesh, keep_gathered=name == task.path[-1])
         checkpointing = task.train.activation_checkpointing
-        self.module = Path(parts, trained, activation_checkpointing=checkpointing)
+        self.module = ModulePath(parts, trained, activation_checkpointing=checkpointing)
         for name in sorted(trained):
             seed = derive_seed(task.experiment.seed, "lora", task.name, name)
             domain.prepare_training(name, parts[name], task.train, seed)

@@ -3,7 +3,7 @@
 E2E, layer-wise and SegProp differ only in the `StageTask` they are given. The loop keeps these promises:
 only the named parts change; nothing in it waits for the device between reports; a stage killed at any moment
 and run again ends with the same bits (same machine, same thread count, deterministic mode). All ranks of a gang run the
-same `Stage`, each on its part of every batch; the first of them decides, reports and writes.
+same `StageTrainer`, each on its part of every batch; the first of them decides, reports and writes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from workers.domains.base import Batch, Source
 from workers.domains.registry import domain_of
 from workers.domains.sums import Sums
 from workers.environment import WorkerEnvironment
-from workers.models.chain import Boundary, Path, State, module_bytes, state_digest
+from workers.models.chain import Boundary, ModulePath, State, module_bytes, state_digest
 from workers.seeds import derive_seed
 from workers.snapshots.boundary import StoredBoundary, geometry_of, snapshot_counters
 from workers.snapshots.production import Made, SharedSet, commit_made_along
@@ -67,7 +67,7 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 CONTINUE_FILE = "continue.safetensors"
 
 
-class Stage:
+class StageTrainer:
     """Everything one stage holds while it trains. Build it, then `run()`."""
 
     def __init__(
@@ -118,7 +118,7 @@ class Stage:
         #: Where this piece of work ends: a round before the stage does.
         self.last_step = min(self.total_steps, task.epochs.stop * self.per_epoch)
         self.boundaries: dict[tuple[str, int | None], StoredBoundary] = {}
-        self._prefix: Path | None = None
+        self._prefix: ModulePath | None = None
         self.inputs = {split: self._inputs(split) for split in ("train", "validation")}
         self.progress = StageProgress()
         self.best: State = {}
@@ -142,7 +142,7 @@ class Stage:
                 assert task.boundary is not None
                 if self._prefix is None:
                     blocks = [name for hop in task.boundary.hops for name in hop]
-                    self._prefix = Path({name: self.weights.build(name) for name in blocks}, trained=())
+                    self._prefix = ModulePath({name: self.weights.build(name) for name in blocks}, trained=())
                 prefix = self._frozen_forward
             return RawInputs(
                 self.domain,

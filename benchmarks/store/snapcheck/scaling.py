@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.harness import Json
 from cache_store.formats.codec import Field
 from cache_store.snapshots.reader import RowReader
-from cache_store.snapshots.shard_cache import KeptShards
+from cache_store.snapshots.shard_cache import ShardCache
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from cache_store.storage.base import Storage
@@ -70,7 +70,7 @@ def memory(folder: Path, limit: int) -> Json:
     storage that cannot be mapped too, where everything held is private."""
     results = {}
     for name in ("folder", "unmapped"):
-        kept = KeptShards(limit)
+        kept = ShardCache(limit)
         shard_rows = limit // (1 << 16) // 8
         snapshots = _filled(folder / "memory", shard_rows * 80, shard_rows, 1 << 16)
         if name == "unmapped":

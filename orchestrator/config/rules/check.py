@@ -29,7 +29,7 @@ from orchestrator.config.schema import (
     validate,
 )
 from orchestrator.config.yaml_loader import Document, KeyPath, Problem
-from workers.specs.experiment import DataSpec, ModelSpec, TrainSpec
+from workers.specs.experiment import ImageSpec, ResNetSpec, TrainSpec
 from workers.specs.language import TextSpec
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Checked:
 
     document: Document
     config: Config | None
-    data: DataSpec | TextSpec | None
+    data: ImageSpec | TextSpec | None
     outlines: dict[str, ChainOutline]
     #: What the checkpoint of a language model is, when it could be looked at.
     language: LMOutline | None
@@ -59,7 +59,7 @@ def check(document: Document) -> Checked:
     kind = config_kind(document.data)
     config = validated(kind, raw, document, (), problems)
     data = (
-        config.data if config is not None else _section(TextSpec if kind is TextConfig else DataSpec, document, "data")
+        config.data if config is not None else _section(TextSpec if kind is TextConfig else ImageSpec, document, "data")
     )
     outlines: dict[str, ChainOutline] = {}
     language: LMOutline | None = None
@@ -99,7 +99,7 @@ def _resolve_regimes(config: Config, document: Document, problems: list[Problem]
             stages[stage] = plain(value) if value is not None else {}
         model = config.model
         if own.head_convs is not None:
-            if isinstance(model, ModelSpec):
+            if isinstance(model, ResNetSpec):
                 model = dataclasses.replace(model, head_convs=own.head_convs)
             else:
                 problems.append(document.problem((*prefix, "head_convs"), "is for ResNets; a decoder has split.head"))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from orchestrator.config.resources import GangConfig
 from orchestrator.config.schema import Config
 from orchestrator.config.yaml_loader import KeyPath
-from workers.specs.experiment import ModelSpec, TrainSpec
+from workers.specs.experiment import ResNetSpec, TrainSpec
 
 
 def problems(config: Config) -> Iterator[tuple[KeyPath, str]]:
@@ -27,7 +27,7 @@ def problems(config: Config) -> Iterator[tuple[KeyPath, str]]:
             )
         if regime.snapshots.production == "overlap":
             yield (*at, "size"), f"{gang.size}: not with snapshots.production overlap ({name}); allowed: before"
-    if gang.strategy == "fsdp2" and isinstance(config.model, ModelSpec):
+    if gang.strategy == "fsdp2" and isinstance(config.model, ResNetSpec):
         yield (*at, "strategy"), "fsdp2: is for language models; ResNets, with their batch normalization, take ddp"
 
 

@@ -10,7 +10,7 @@ from orchestrator.config.schema import ImageConfig, Regime
 from orchestrator.config.yaml_loader import KeyPath
 from workers.models.outline import ChainOutline
 from workers.models.registry import outline
-from workers.specs.experiment import ModelSpec
+from workers.specs.experiment import ResNetSpec
 
 
 class ImageChecks(CrossChecks):
@@ -74,7 +74,7 @@ class ImageChecks(CrossChecks):
 
     def chain(self, regime: Regime) -> ChainOutline | None:
         """The outline says itself what is impossible; the count of classes does not matter for that."""
-        assert isinstance(regime.model, ModelSpec)
+        assert isinstance(regime.model, ResNetSpec)
         try:
             return outline(regime.model, self.config.data.image_size, 10)
         except ConfigError as error:

@@ -18,12 +18,12 @@ from cache_store.snapshots.store import SnapshotStore
 from workers.data.text.source import TextSource
 from workers.domains.registry import domain_of
 from workers.models.causal_lm.network.lora import merged_state
-from workers.models.chain import Path as ChainPath
+from workers.models.chain import ModulePath as ChainPath
 from workers.models.chain import State, cpu_state
 from workers.specs import as_json
 from workers.specs.tasks import StageTask
 from workers.tasks import execute
-from workers.training.trainer import Stage
+from workers.training.trainer import StageTrainer
 from workers.weights import Weights
 
 LORA = {"lora": {"rank": 2, "alpha": 8.0}}
@@ -125,13 +125,13 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     lab = Lab.make(folder, changes)
     found: dict[str, Seen] = {}
 
-    def states(stage: Stage) -> dict[str, State]:
+    def states(stage: StageTrainer) -> dict[str, State]:
         parts = {name: cpu_state(part) for name, part in stage.path.module.parts.items()}
         if stage._prefix is not None:
             parts |= {f"prefix {name}": cpu_state(part) for name, part in stage._prefix.parts.items()}
         return parts
 
-    class Watched(Stage):
+    class Watched(StageTrainer):
         def run(self) -> dict[str, Any]:
             before = states(self)
             commit = super().run()
@@ -141,7 +141,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
             return commit
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execute, "Stage", Watched)
+        patch.setattr(execute, "StageTrainer", Watched)
         lab.run_all(("data", "model", "train", "materialize"))
     return Story(lab, found)
 

@@ -25,7 +25,7 @@ from orchestrator.runs import session
 from orchestrator.runs.prepare import Prepared, prepare
 from workers.data.images.source import ImageSource
 from workers.domains.registry import domain_of
-from workers.models.chain import Path as ChainPath
+from workers.models.chain import ModulePath as ChainPath
 from workers.specs import as_json
 from workers.specs.tasks import EvaluateTask
 from workers.weights import Weights

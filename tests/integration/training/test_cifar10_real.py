@@ -15,7 +15,7 @@ from cache_store.storage.base import Storage
 from workers.data.images.inspect import inspect
 from workers.data.images.prepare import prepare
 from workers.data.images.source import ImageSource
-from workers.specs.experiment import DataSpec, Experiment, ModelSpec
+from workers.specs.experiment import Experiment, ImageSpec, ResNetSpec
 
 SHARED = Path(os.environ.get("SEGPROP_SHARED") or Path(__file__).resolve().parents[4] / "shared")
 CIFAR10 = SHARED / "data" / "cifar10"
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_real_cifar10_is_described_decoded_once_and_augmented(tmp_path: Path) -> None:
-    data = DataSpec(name="cifar10", path=str(CIFAR10), image_size=32, views=2, train_limit=2000)
+    data = ImageSpec(name="cifar10", path=str(CIFAR10), image_size=32, views=2, train_limit=2000)
     outline = inspect(data)
     assert (outline.train_rows, outline.test_rows, outline.classes) == (50_000, 10_000, 10)
 
@@ -43,7 +43,7 @@ def test_real_cifar10_is_described_decoded_once_and_augmented(tmp_path: Path) ->
     pixels = train.shard(0)[0] / 255
     assert pixels.mean(axis=(0, 2, 3)) == pytest.approx(outline.mean, abs=0.01)
 
-    experiment = Experiment(model=ModelSpec(name="resnet18", stem="small"), data=data, classes=10, seed=0)
+    experiment = Experiment(model=ResNetSpec(name="resnet18", stem="small"), data=data, classes=10, seed=0)
     splits = {name: ImageSource(experiment, result, snapshots, name) for name in ("train", "validation", "test")}
     assert {name: source.rows for name, source in splits.items()} == {
         "train": 2000,

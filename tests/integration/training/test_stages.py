@@ -18,7 +18,7 @@ from workers.specs import as_json, experiment
 from workers.specs.tasks import StageTask
 from workers.tasks import execute
 from workers.training import trainer
-from workers.training.trainer import Stage
+from workers.training.trainer import StageTrainer
 
 #: Every kind of stage there is: with and without adapter, local head, frozen prefix, frozen intermediate blocks.
 REGIMES: dict[str, Any] = {
@@ -49,13 +49,13 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
     )
     found: list[Seen] = []
 
-    def states(stage: Stage) -> dict[str, State]:
+    def states(stage: StageTrainer) -> dict[str, State]:
         parts = {name: cpu_state(part) for name, part in stage.path.module.parts.items()}
         if stage._prefix is not None:
             parts |= {f"prefix {name}": cpu_state(part) for name, part in stage._prefix.parts.items()}
         return parts
 
-    class Watched(Stage):
+    class Watched(StageTrainer):
         def run(self) -> dict[str, Any]:
             before = states(self)
             commit = super().run()
@@ -63,7 +63,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
             return commit
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execute, "Stage", Watched)
+        patch.setattr(execute, "StageTrainer", Watched)
         lab.run_all(("data", "model", "train", "materialize"))
     by_node = {item.commit["node"]: item for item in found}
     return {node.label: by_node[node.id] for node in lab.prepared.plan.nodes if node.kind == "train"}
@@ -166,7 +166,7 @@ def test_carried_optimizer_state_is_the_global_heads_alone(folder: Path) -> None
     order = carry.order(carry.node(second))
     environment = WorkerEnvironment(carry.storage, DEVICE, 1, carry.control)
     task = as_json.from_json(StageTask, order.task)
-    stage = Stage(task, order.parents, environment, environment.nodes.attempt("unused"))
+    stage = StageTrainer(task, order.parents, environment, environment.nodes.attempt("unused"))
     stage._start()
     for name, parameter in zip(stage.path.names, stage.path.parameters, strict=True):
         state = stage.optimizer.state.get(parameter, {})

@@ -21,9 +21,9 @@ from cache_store.formats.codec import PACKED, Array, Field
 from cache_store.snapshots import gather as copies_module
 from cache_store.snapshots import gather as runs_module
 from cache_store.snapshots.gather import Copier
-from cache_store.snapshots.read_ahead import ShardsAhead
+from cache_store.snapshots.read_ahead import ReadAhead
 from cache_store.snapshots.reader import RowReader
-from cache_store.snapshots.shard_cache import KeptShards
+from cache_store.snapshots.shard_cache import ShardCache
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from cache_store.storage.base import Storage
@@ -36,7 +36,7 @@ def values(rows: range) -> tuple[Array, ...]:
     return (row[:, None] * 31 + np.arange(5000)).astype(np.uint16), row * 10**12
 
 
-def filled(storage: Storage, cuts: list[int], kept: KeptShards | None = None) -> SnapshotSet:
+def filled(storage: Storage, cuts: list[int], kept: ShardCache | None = None) -> SnapshotSet:
     spec = SetSpec.ragged({"what": "reading"}, (WIDE, NARROW), 1, cuts)
     snapshots = SnapshotStore(storage).open(spec, kept)
     for i in snapshots.missing():
@@ -67,7 +67,7 @@ def test_runs_over_any_cuts_are_gathered_by_any_number_of_threads(
     lengths: list[int], runs: list[tuple[int, int]], threads: int, limit: int
 ) -> None:
     snapshots = filled(
-        Storage.open(f"memory://{uuid.uuid4().hex}"), np.cumsum([0, *lengths]).tolist(), KeptShards(limit)
+        Storage.open(f"memory://{uuid.uuid4().hex}"), np.cumsum([0, *lengths]).tolist(), ShardCache(limit)
     )
     rows = np.concatenate(
         [np.empty(0, np.int64), *((np.arange(start, start + count) % snapshots.spec.rows) for start, count in runs)]
@@ -110,7 +110,7 @@ def test_threads_hold_a_few_shards_of_a_gather_over_many(monkeypatch: pytest.Mon
         return found, hit
 
     monkeypatch.setattr(RowReader, "_bytes", counted)
-    snapshots = filled(Storage.open(f"memory://{uuid.uuid4().hex}"), list(range(401)), KeptShards(1))
+    snapshots = filled(Storage.open(f"memory://{uuid.uuid4().hex}"), list(range(401)), ShardCache(1))
     monkeypatch.setattr(copies_module, "SHARE_BYTES", 4 * snapshots.spec.row_bytes)
     rows = np.random.default_rng(0).permutation(400)
     assert same(RowReader(snapshots, threads=2).gather(rows), rows)
@@ -151,7 +151,7 @@ def test_all_ways_of_copying_give_the_same_rows(bytes_of_a_run: int, few: int, m
 def test_what_is_held_stays_within_the_limit_and_is_not_checked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = KeptShards(3 * 10_100)
+    kept = ShardCache(3 * 10_100)
     snapshots = filled(local(tmp_path), list(range(41)), kept)
     monkeypatch.setattr("cache_store.records.files._SETTLED_NS", 0)
     checked: list[str] = []
@@ -168,7 +168,7 @@ def test_what_is_held_stays_within_the_limit_and_is_not_checked_again(
 
 
 def test_mapped_shards_of_a_folder_are_all_held_where_nothing_is_said(tmp_path: Path) -> None:
-    kept = KeptShards()
+    kept = ShardCache()
     snapshots = filled(local(tmp_path), list(range(11)), kept)
     assert snapshots.holds_all
     RowReader(snapshots).gather(np.arange(10))
@@ -194,7 +194,7 @@ def test_a_held_shard_is_asked_for_once_whatever_is_gathered_from_it(tmp_path: P
 
 
 def test_two_sets_share_one_limit(tmp_path: Path) -> None:
-    kept = KeptShards(25_000)
+    kept = ShardCache(25_000)
     one = filled(local(tmp_path / "a"), [0, 1, 2], kept)
     other = SnapshotStore(one.storage).open(SetSpec({"other": 1}, 2, (NARROW, WIDE), 1, 1), kept)
     for i in range(2):
@@ -207,7 +207,7 @@ def test_two_sets_share_one_limit(tmp_path: Path) -> None:
 
 def test_memory_is_bounded_by_the_limit_over_a_set_ten_times_as_large() -> None:
     limit = 4 << 20
-    kept = KeptShards(limit)
+    kept = ShardCache(limit)
     rows = 10 * limit // 10_008
     snapshots = filled(Storage.open(f"memory://{uuid.uuid4().hex}"), [*range(0, rows, 50), rows], kept)
     reader = RowReader(snapshots)
@@ -223,7 +223,7 @@ def test_memory_is_bounded_by_the_limit_over_a_set_ten_times_as_large() -> None:
 
 def test_a_shard_let_go_and_replaced_meanwhile_is_read_anew(tmp_path: Path) -> None:
     storage = local(tmp_path)
-    snapshots = filled(storage, [0, 1, 2], KeptShards(1))
+    snapshots = filled(storage, [0, 1, 2], ShardCache(1))
     reader = RowReader(snapshots)
     assert same(reader.gather(np.arange(2)), np.arange(2))
     other = SnapshotStore(storage).load(snapshots.spec.id)
@@ -237,7 +237,7 @@ def test_a_shard_let_go_and_replaced_meanwhile_is_read_anew(tmp_path: Path) -> N
 
 def test_a_shard_let_go_and_damaged_meanwhile_is_refused(tmp_path: Path) -> None:
     storage = local(tmp_path)
-    snapshots = filled(storage, [0, 1, 2], KeptShards(1))
+    snapshots = filled(storage, [0, 1, 2], ShardCache(1))
     RowReader(snapshots).gather(np.arange(2))
     (path,) = (tmp_path / "store" / "sets" / snapshots.spec.id / "shards").glob("000000.*")
     data = bytearray(path.read_bytes())
@@ -262,7 +262,7 @@ def test_expected_shards_are_read_in_the_order_of_first_need() -> None:
 
 def test_no_more_is_read_ahead_than_asked_for() -> None:
     read: list[int] = []
-    ahead = ShardsAhead(range(10), lambda i: (read.append(i), values(range(1)))[1], depth=2)
+    ahead = ReadAhead(range(10), lambda i: (read.append(i), values(range(1)))[1], depth=2)
     until(lambda: read == [0, 1])
     time.sleep(0.05)
     assert read == [0, 1]
@@ -282,7 +282,7 @@ def test_two_threads_read_two_shards_at_a_time_and_no_further_ahead_than_one() -
         both.wait(timeout=10)  # passes only while two are being loaded
         return values(range(1))
 
-    ahead = ShardsAhead([4, 0, 3, 1, 2, 5], load, depth=2, threads=2)
+    ahead = ReadAhead([4, 0, 3, 1, 2, 5], load, depth=2, threads=2)
     until(lambda: sorted(read) == [0, 4])
     time.sleep(0.05)
     ahead.used(0)

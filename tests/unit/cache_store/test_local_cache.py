@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cache_store.errors import CorruptShard, UserError
 from cache_store.records.eviction import GRACE_S, Copy, default_limit, victims
 from cache_store.records.files import read_file, verify_once
-from cache_store.records.local_cache import MachineCopies
+from cache_store.records.local_cache import LocalCache
 
 NOW = 1_000_000.0
 
@@ -162,7 +162,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(
 def test_a_bad_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEGPROP_CACHE_BYTES", "1 GB")
     with pytest.raises(UserError, match="SEGPROP_CACHE_BYTES"):
-        MachineCopies.from_environment()
+        LocalCache.from_environment()
 
 
 def test_a_part_left_by_a_killed_process_is_taken_over_and_others_make_room(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cache_store.errors import StorageDenied, StorageFull, StorageUnavailable, StoreError, UserError
 from cache_store.storage.addresses import parse_address, redacted
 from cache_store.storage.object_errors import Kind, fault_of
-from cache_store.storage.retry import Patience
+from cache_store.storage.retry import RetryPolicy
 
 
 @pytest.mark.parametrize(
@@ -87,14 +87,14 @@ def test_any_text_is_an_address_or_a_typed_error(text: str) -> None:
 
 @given(
     st.builds(
-        Patience,
+        RetryPolicy,
         attempts=st.integers(1, 30),
         first_wait_s=st.floats(0.001, 10),
         longest_wait_s=st.floats(0.001, 100),
     ),
     st.floats(0, 1, exclude_max=True),
 )
-def test_waits_are_bounded_in_number_and_length_and_grow(patience: Patience, drawn: float) -> None:
+def test_waits_are_bounded_in_number_and_length_and_grow(patience: RetryPolicy, drawn: float) -> None:
     waits = list(patience.waits(lambda: drawn))
     assert len(waits) == patience.attempts - 1
     assert all(0 < wait <= patience.longest_wait_s for wait in waits)
@@ -104,11 +104,11 @@ def test_waits_are_bounded_in_number_and_length_and_grow(patience: Patience, dra
 def test_patience_is_read_from_the_environment_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEGPROP_STORE_ATTEMPTS", "3")
     monkeypatch.setenv("SEGPROP_STORE_REQUEST_S", "1.5")
-    assert (Patience.from_environment().attempts, Patience.from_environment().request_s) == (3, 1.5)
+    assert (RetryPolicy.from_environment().attempts, RetryPolicy.from_environment().request_s) == (3, 1.5)
     for bad in ("0", "-1", "x", "nan", "1e9"):
         monkeypatch.setenv("SEGPROP_STORE_REQUEST_S", bad)
         with pytest.raises(UserError, match="SEGPROP_STORE_REQUEST_S"):
-            Patience.from_environment()
+            RetryPolicy.from_environment()
 
 
 class GenericError(Exception):

@@ -9,15 +9,15 @@ from collections.abc import Callable
 
 from cache_store.errors import ConfigError
 from workers.data.images.facts import FACTS
-from workers.data.images.formats.base import Source
+from workers.data.images.formats.base import ImageFiles
 from workers.data.images.formats.cifar import locate_cifar
 from workers.data.images.formats.class_folders import locate_folder
 from workers.data.images.formats.digits import locate_digits
 from workers.data.images.outline import DataOutline
-from workers.specs.experiment import DataSpec
+from workers.specs.experiment import ImageSpec
 
 
-def inspect(data: DataSpec) -> DataOutline:
+def inspect(data: ImageSpec) -> DataOutline:
     """Describe a data set; reads listings, Parquet footers and, for the python-pickle format, the batches.
 
     Raises DataError when files are missing or unreadable (all problems found at once) and ConfigError when
@@ -26,7 +26,7 @@ def inspect(data: DataSpec) -> DataOutline:
     return outline_of(data, locate(data))
 
 
-def outline_of(data: DataSpec, source: Source) -> DataOutline:
+def outline_of(data: ImageSpec, source: ImageFiles) -> DataOutline:
     """The outline of a data set already located."""
     facts = FACTS[data.name]
     resize = resize_of(data)
@@ -43,7 +43,7 @@ def outline_of(data: DataSpec, source: Source) -> DataOutline:
     )
 
 
-def resize_of(data: DataSpec) -> int:
+def resize_of(data: ImageSpec) -> int:
     """Side to which images are resized before cropping; ConfigError when it is smaller than the crop."""
     resize = round(data.image_size * 256 / 224) if data.resize is None else data.resize
     if resize < data.image_size:
@@ -54,12 +54,12 @@ def resize_of(data: DataSpec) -> int:
     return resize
 
 
-def locate(data: DataSpec) -> Source:
+def locate(data: ImageSpec) -> ImageFiles:
     """Find the files of both splits. Raises DataError naming what is missing, where, and what is allowed."""
     return _LOCATORS[data.name](data)
 
 
-_LOCATORS: dict[str, Callable[[DataSpec], Source]] = {
+_LOCATORS: dict[str, Callable[[ImageSpec], ImageFiles]] = {
     "digits": locate_digits,
     "cifar10": locate_cifar,
     "cifar100": locate_cifar,

@@ -20,7 +20,7 @@ from cache_store.keys import digest_json
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
 from workers.data.images.facts import FACTS, SPLITS, Split
-from workers.data.images.formats.base import Source
+from workers.data.images.formats.base import ImageFiles
 from workers.data.images.formats.cifar import _Pickle
 from workers.data.images.formats.class_folders import _Folder
 from workers.data.images.formats.decoder import _Decoder
@@ -29,7 +29,7 @@ from workers.data.images.formats.parquet import _Parquet
 from workers.data.images.inspect import locate, outline_of
 from workers.data.images.outline import DataOutline
 from workers.data.missing import missing_shards
-from workers.specs.experiment import DataSpec
+from workers.specs.experiment import ImageSpec
 from workers.specs.tasks import rows_per_shard
 
 SHARD_BYTES = 64 << 20
@@ -40,7 +40,7 @@ class Progress(Protocol):
 
 
 def prepare(
-    data: DataSpec,
+    data: ImageSpec,
     snapshots: SnapshotStore,
     progress: Progress | Callable[..., None] | None = None,
     fingerprint: str | None = None,
@@ -89,7 +89,7 @@ def prepare(
     }
 
 
-def set_spec(data: DataSpec, source: Source, outline: DataOutline, split: Split) -> SetSpec:
+def set_spec(data: ImageSpec, source: ImageFiles, outline: DataOutline, split: Split) -> SetSpec:
     """The set of one split: its key names everything that determines the bytes."""
     decoder: dict[str, Any] = {"format": source.format, "version": 1}
     if source.format in ("parquet", "folder"):

@@ -19,7 +19,7 @@ from workers.domains.base import Batch, Rows, Source
 from workers.domains.sums import Sums
 from workers.models import registry
 from workers.models.chain import Boundary, State, cpu_state
-from workers.specs.experiment import DataSpec, Experiment, ModelSpec, Precision, TrainSpec
+from workers.specs.experiment import Experiment, ImageSpec, Precision, ResNetSpec, TrainSpec
 
 
 class ImageDomain:
@@ -28,8 +28,8 @@ class ImageDomain:
     row_unit = "images"
 
     def __init__(self, experiment: Experiment) -> None:
-        assert isinstance(experiment.model, ModelSpec)
-        assert isinstance(experiment.data, DataSpec)
+        assert isinstance(experiment.model, ResNetSpec)
+        assert isinstance(experiment.data, ImageSpec)
         self._experiment = experiment
         self._model, self._data = experiment.model, experiment.data
         self._chain = (self._model, self._data.image_size, experiment.classes)

@@ -8,7 +8,7 @@ from cache_store.errors import ConfigError
 from workers.models.counting import Cost, Layer, Shape, conv_bn, elements, window
 from workers.models.outline import ChainOutline, Piece, join
 from workers.models.resnet.segments import group, suggestion
-from workers.specs.experiment import ModelSpec
+from workers.specs.experiment import ResNetSpec
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class _Conv:
     groups: int = 1
 
 
-def facts_of(model: ModelSpec) -> ResNetFacts:
+def facts_of(model: ResNetSpec) -> ResNetFacts:
     """ConfigError for an unknown name or a head that takes more convolutions than a block has."""
     facts = RESNETS.get(model.name)
     if facts is None:
@@ -68,7 +68,7 @@ def facts_of(model: ModelSpec) -> ResNetFacts:
     return facts
 
 
-def resnet_outline(model: ModelSpec, image_size: int, classes: int) -> ChainOutline:
+def resnet_outline(model: ResNetSpec, image_size: int, classes: int) -> ChainOutline:
     """See `workers.models.registry.outline`."""
     facts = facts_of(model)
     if image_size < 1:
@@ -98,7 +98,7 @@ def resnet_outline(model: ModelSpec, image_size: int, classes: int) -> ChainOutl
     )
 
 
-def _walk(model: ModelSpec, facts: ResNetFacts, image_size: int, classes: int) -> tuple[list[Piece], list[Piece]]:
+def _walk(model: ResNetSpec, facts: ResNetFacts, image_size: int, classes: int) -> tuple[list[Piece], list[Piece]]:
     """Pieces before the head's cut, and those of the head."""
     pieces = [_stem(model, image_size)]
     tail: list[Piece] = []
@@ -118,7 +118,7 @@ def _walk(model: ModelSpec, facts: ResNetFacts, image_size: int, classes: int) -
     return pieces, tail
 
 
-def _stem(model: ModelSpec, image_size: int) -> Piece:
+def _stem(model: ResNetSpec, image_size: int) -> Piece:
     image = (3, image_size, image_size)
     small = model.stem == "small"
     layer = conv_bn(image, 64, kernel=3 if small else 7, stride=1 if small else 2)
@@ -169,7 +169,7 @@ def _back(unit: str, inputs: tuple[Shape, ...], convs: list[_Conv]) -> Piece:
     return Piece(unit, inputs, (output,), cost + Cost(saved_elements=elements(output)))
 
 
-def _classifier(model: ModelSpec, features: Shape, classes: int) -> Piece:
+def _classifier(model: ResNetSpec, features: Shape, classes: int) -> Piece:
     """Global average pooling and the classifier."""
     width = features[0]
     if model.classifier == "linear":

@@ -21,12 +21,12 @@ from workers.models.outline import ChainOutline
 from workers.models.registry import outline
 from workers.models.resnet.outline import facts_of
 from workers.models.resnet.weights import merge, read_state
-from workers.specs.experiment import ModelSpec
+from workers.specs.experiment import ResNetSpec
 
 Boundary = tuple[Tensor, ...]
 
 
-def build_torchvision(model: ModelSpec, classes: int) -> nn.Module:
+def build_torchvision(model: ResNetSpec, classes: int) -> nn.Module:
     """A torchvision ResNet with this model's stem and classifier, initialised from the global generator.
 
     Takes (B, 3, H, W) and gives logits (B, classes). Replaced layers follow torchvision's rules too.
@@ -50,7 +50,7 @@ def build_torchvision(model: ModelSpec, classes: int) -> nn.Module:
     return network
 
 
-def initial_state(model: ModelSpec, classes: int, seed: int) -> dict[str, Tensor]:
+def initial_state(model: ResNetSpec, classes: int, seed: int) -> dict[str, Tensor]:
     """The state dict training starts from, on the CPU; the global generators are left as they were.
 
     Random: what torchvision initialises after `torch.manual_seed(seed)`. With `model.weights`: that file's
@@ -155,14 +155,14 @@ class ResNetHead(nn.Module):
 
 
 @lru_cache(maxsize=16)
-def _skeleton(model: ModelSpec, classes: int) -> nn.Module:
+def _skeleton(model: ResNetSpec, classes: int) -> nn.Module:
     """The whole network on the meta device, made once: torchvision initialises there too, which takes time. Parts
     are put together from its modules and then copied; it is never changed."""
     with torch.device("meta"):
         return build_torchvision(model, classes)
 
 
-def _assemble(model: ModelSpec, chain: ChainOutline, name: str) -> nn.Module:
+def _assemble(model: ResNetSpec, chain: ChainOutline, name: str) -> nn.Module:
     """The part on the meta device, made of the skeleton's own modules: copy it before use."""
     facts = facts_of(model)
     part = chain.part(name)
@@ -178,7 +178,7 @@ def _assemble(model: ModelSpec, chain: ChainOutline, name: str) -> nn.Module:
 
 
 def build_part(
-    model: ModelSpec, image_size: int, classes: int, name: str, device: str | torch.device = "cpu"
+    model: ResNetSpec, image_size: int, classes: int, name: str, device: str | torch.device = "cpu"
 ) -> nn.Module:
     """The block or head called `name`, in train mode, float32, allocated on `device` but **not initialised**.
 
@@ -189,13 +189,13 @@ def build_part(
     return copy.deepcopy(part).to_empty(device=device)
 
 
-def part_names(model: ModelSpec, image_size: int, classes: int) -> list[str]:
+def part_names(model: ResNetSpec, image_size: int, classes: int) -> list[str]:
     """Blocks in forward order, then `head`."""
     chain = outline(model, image_size, classes)
     return [*(block.name for block in chain.blocks), chain.head.name]
 
 
-def part_state_names(model: ModelSpec, image_size: int, classes: int, name: str) -> list[str]:
+def part_state_names(model: ResNetSpec, image_size: int, classes: int, name: str) -> list[str]:
     """The names in a part's state dict, torchvision's own, without allocating the part."""
     return list(_assemble(model, outline(model, image_size, classes), name).state_dict())
 
@@ -239,7 +239,7 @@ class Aux(_Scale):
 
 
 def build_adapter(
-    model: ModelSpec,
+    model: ResNetSpec,
     image_size: int,
     classes: int,
     source: int,
@@ -260,7 +260,7 @@ def build_adapter(
 
 
 def build_aux(
-    model: ModelSpec,
+    model: ResNetSpec,
     image_size: int,
     classes: int,
     source: int,

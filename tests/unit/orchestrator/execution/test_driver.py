@@ -14,7 +14,7 @@ from fake_run import make_commits, make_plan
 from cache_store.errors import StorageUnavailable, TrainingDiverged
 from cache_store.storage.base import Storage
 from orchestrator.execution import retry
-from orchestrator.execution.commits import Ledger
+from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Driver, Outcome
 from orchestrator.execution.event_log import FIELDS, journal
 from orchestrator.plan.graph import Plan
@@ -72,7 +72,7 @@ class FakeRunner:
     def close(self) -> None: ...
 
 
-class NoSets(Ledger):
+class NoSets(CommitLog):
     def release(self, node_id: str) -> None:
         self.released.add(node_id)
 

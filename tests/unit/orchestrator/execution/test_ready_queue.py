@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.execution import schedule
-from orchestrator.execution.ready_queue import Agenda
+from orchestrator.execution.ready_queue import ReadyQueue
 from orchestrator.plan.graph import Plan
 
 
@@ -21,7 +21,7 @@ class Both:
         self.committed, self.released = set(committed), set(released)
         self.running: set[str] = set()
         self.failed: set[str] = set()
-        self.agenda = Agenda(plan, committed=committed, released=released)
+        self.agenda = ReadyQueue(plan, committed=committed, released=released)
 
     def ready(self) -> list[str]:
         known = {"committed": self.committed, "released": self.released}
@@ -36,7 +36,7 @@ class Both:
         assert (first.id if first else None) == (expected[0] if expected else None)
         # One made anew from what is known, as for another plan in mid-run, says the same.
         known = {"committed": self.committed, "released": self.released, "failed": self.failed}
-        again = Agenda(self.plan, running=self.running | {"of another plan"}, **known)
+        again = ReadyQueue(self.plan, running=self.running | {"of another plan"}, **known)
         assert again.ready() == expected
         again.commit("of another plan")
         assert again.releasable() == self.agenda.releasable()
@@ -105,7 +105,7 @@ def test_a_run_from_the_agenda_finishes_every_target(plan: Plan, data: st.DataOb
 
 def test_what_may_not_start_yet_is_passed_over_and_keeps_its_place() -> None:
     plan = make_plan([make_node(name, "train", []) for name in ("b", "a", "c")], ["a", "b", "c"])
-    agenda = Agenda(plan, committed=set())
+    agenda = ReadyQueue(plan, committed=set())
     waiting = {"b"}
     first = agenda.take(lambda node_id: node_id not in waiting)
     assert first is not None
@@ -126,7 +126,7 @@ def test_a_step_costs_the_same_in_a_plan_a_hundred_times_as_large() -> None:
             nodes.append(make_node(f"s{index}", "materialize", ["data"]))
             nodes.append(make_node(f"t{index}", "train", [f"s{index}"]))
         plan = make_plan(nodes, [f"t{index}" for index in range(count)])
-        agenda = Agenda(plan, committed=set())
+        agenda = ReadyQueue(plan, committed=set())
         seen = 0
         original = agenda._requeue
 
@@ -152,7 +152,7 @@ def test_a_step_costs_the_same_in_a_plan_a_hundred_times_as_large() -> None:
 
 def test_ten_thousand_nodes_are_worked_off_in_seconds() -> None:
     nodes = [make_node(f"n{index}", "train", [f"n{index - 50}"] if index >= 50 else []) for index in range(10_000)]
-    agenda = Agenda(make_plan(nodes, [node.id for node in nodes]), committed=set())
+    agenda = ReadyQueue(make_plan(nodes, [node.id for node in nodes]), committed=set())
     started = time.monotonic()
     done = 0
     while node := agenda.take(lambda node_id: True):

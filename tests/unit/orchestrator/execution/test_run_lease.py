@@ -15,7 +15,7 @@ import pytest
 from cache_store.errors import RunTaken, StorageFull
 from cache_store.storage.base import Storage
 from orchestrator.execution import run_lease as module
-from orchestrator.execution.run_lease import Held, Identity, Lease, read_held
+from orchestrator.execution.run_lease import Held, Identity, RunLease, read_held
 
 PLAN = "0123456789abcdef"
 
@@ -25,8 +25,8 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return Storage.open(str(tmp_path / "store") if request.param == "folder" else f"memory://{tmp_path.name}")
 
 
-def acquire(storage: Storage, digest: str = PLAN, **options: Any) -> Lease:
-    return Lease.acquire(storage, digest, "quickstart", "/runs/quickstart", **{"beat_s": 60.0, **options})
+def acquire(storage: Storage, digest: str = PLAN, **options: Any) -> RunLease:
+    return RunLease.acquire(storage, digest, "quickstart", "/runs/quickstart", **{"beat_s": 60.0, **options})
 
 
 def held(storage: Storage) -> Held:
@@ -128,12 +128,12 @@ def test_a_driver_that_was_taken_over_notices_and_leaves_the_last_word_to_the_ot
 
 def test_of_many_that_want_a_run_at_once_one_gets_it(storage: Storage) -> None:
     for _ in range(10):  # each time after the one before has let it go
-        taken: list[Lease] = []
+        taken: list[RunLease] = []
         refused: list[RunTaken] = []
         barrier = threading.Barrier(8)
 
         def want(
-            barrier: threading.Barrier = barrier, taken: list[Lease] = taken, refused: list[RunTaken] = refused
+            barrier: threading.Barrier = barrier, taken: list[RunLease] = taken, refused: list[RunTaken] = refused
         ) -> None:
             barrier.wait()
             try:

@@ -12,7 +12,7 @@ from planning import small_plan
 
 from orchestrator.costs.formulas import Estimate
 from orchestrator.execution import schedule
-from orchestrator.execution.ready_queue import Agenda
+from orchestrator.execution.ready_queue import ReadyQueue
 from orchestrator.plan.graph import Node, Plan
 
 
@@ -311,8 +311,8 @@ def test_overlapping_stages_come_to_an_end_whatever_makes_their_sets(plan: Plan,
     released: set[str] = set()
     running: set[str] = set()
     partial: set[str] = set()
-    agenda = Agenda(plan, committed=committed)
-    releases = Agenda(plan, committed=committed, overlapping=schedule.NONE)
+    agenda = ReadyQueue(plan, committed=committed)
+    releases = ReadyQueue(plan, committed=committed, overlapping=schedule.NONE)
     for _ in range(500):
         known = {"committed": committed, "released": released, "running": running}
         free = schedule.releasable(plan, **known, partial=partial)

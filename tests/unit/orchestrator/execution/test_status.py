@@ -15,7 +15,7 @@ from fake_run import make_commits, make_plan
 from cache_store.records.nodes import NodeStore
 from cache_store.storage.base import Storage
 from orchestrator.cli import main
-from orchestrator.execution.run_lease import Identity, Lease
+from orchestrator.execution.run_lease import Identity, RunLease
 from orchestrator.execution.run_record import RunRecord, read_pointer, read_run, write_pointer, write_run
 from orchestrator.plan.graph import Plan
 from orchestrator.status import view
@@ -48,8 +48,8 @@ class World:
             if self.plan.node(node_id).kind == "materialize":
                 self.storage.write(f"sets/{result['set']}/set.json", b"{}")
 
-    def lease(self) -> Lease:
-        return Lease.acquire(self.storage, DIGEST, "fake", "/runs/fake", beat_s=60)
+    def lease(self) -> RunLease:
+        return RunLease.acquire(self.storage, DIGEST, "fake", "/runs/fake", beat_s=60)
 
     def look(self) -> RunStatus:
         return self.observer.look()

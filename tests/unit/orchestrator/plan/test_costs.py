@@ -16,7 +16,7 @@ from orchestrator.plan.graph import Plan
 from orchestrator.runs.dry_run import _boundaries
 from orchestrator.units import seconds_text
 from workers.models.registry import outline
-from workers.specs.experiment import ModelSpec
+from workers.specs.experiment import ResNetSpec
 
 ROWS = SplitRows(train=100, validation=20, test=10)
 A = BlockCosts(build=1.0, group=0.01, batch=0.02, write=0.001, open=0.002, read=0.0005)
@@ -45,7 +45,7 @@ def test_the_first_boundary_has_nothing_to_be_rolled_forward_from() -> None:
 
 
 def test_nominal_seconds_follow_operations_and_bytes() -> None:
-    chain = outline(ModelSpec(name="resnet18", stem="small"), 16, 10)
+    chain = outline(ResNetSpec(name="resnet18", stem="small"), 16, 10)
     costs = Costs.nominal(chain, Rates.measured(10.0), "fp32", [4000, 3000, 2000, 1000])
     assert costs.basis == "nominal"
     assert costs.blocks["seg1"].group == pytest.approx(chain.blocks[0].flops / 10e9)
@@ -54,7 +54,7 @@ def test_nominal_seconds_follow_operations_and_bytes() -> None:
 
 
 def test_blocks_that_do_the_same_work_are_measured_once() -> None:
-    chain = outline(ModelSpec(name="resnet34", stem="small", segments="blocks"), 16, 10)
+    chain = outline(ResNetSpec(name="resnet34", stem="small", segments="blocks"), 16, 10)
     alike = alike_blocks(chain)
     assert set(alike) == {block.name for block in chain.blocks}
     assert len(set(alike.values())) < len(alike)

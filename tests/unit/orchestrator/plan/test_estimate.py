@@ -16,7 +16,7 @@ from orchestrator.costs.formulas import SplitRows, epochs_to_run, frozen_estimat
 from workers.data.splits import rows
 from workers.models.outline import PartOutline
 from workers.models.registry import outline
-from workers.specs.experiment import DataSpec, ExitSpec, ModelSpec, OptimizerSpec, TrainSpec
+from workers.specs.experiment import ExitSpec, ImageSpec, OptimizerSpec, ResNetSpec, TrainSpec
 
 RATES = Rates({"fp32": 1e9, "bf16": 1e9, "fp16": 1e9})
 ROWS = SplitRows(train=100, validation=10, test=5)
@@ -129,7 +129,7 @@ def test_step_limits_shorten_a_stage(train: TrainSpec, expected: int) -> None:
     "changes", [{}, {"validation": 7.0}, {"train_limit": 30, "test_limit": 3}, {"train_limit": 999}]
 )
 def test_split_sizes_are_those_of_the_workers(changes: dict[str, Any]) -> None:
-    data = DataSpec(name="digits", **changes)
+    data = ImageSpec(name="digits", **changes)
     real = {name: len(found) for name, found in rows(data, 0, 101, 20).items()}
     found = split_rows(data, 101, 20)
     assert real == {"train": found.train, "validation": found.validation, "test": found.test}
@@ -137,7 +137,7 @@ def test_split_sizes_are_those_of_the_workers(changes: dict[str, Any]) -> None:
 
 def test_snapshot_bytes_of_a_plan_are_rows_times_the_boundary(tmp_path: Path) -> None:
     plan = small_plan(tmp_path, {"training.precision": "bf16", "regimes": ["segprop"]})
-    chain = outline(ModelSpec(name="resnet18", stem="small"), 16, 10)
+    chain = outline(ResNetSpec(name="resnet18", stem="small"), 16, 10)
     sizes = [2 * int(np.prod(chain.boundaries[index][0])) * 45_000 for index in (1, 2)]
     found = [node.estimate.snapshot_bytes for node in plan.nodes if node.label.endswith("train view 0")]
     assert found[:2] == sizes

@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_store.errors import ConfigError
-from orchestrator.costs.snapshot_policy import Boundary, decide, peak_bytes
+from orchestrator.costs.snapshot_policy import BoundaryPrice, decide, peak_bytes
 from orchestrator.units import human_bytes
 
 
-def boundary(set_bytes: int, images: int, previous: int, recompute: int) -> Boundary:
-    return Boundary("seg", set_bytes, images, previous, recompute)
+def boundary(set_bytes: int, images: int, previous: int, recompute: int) -> BoundaryPrice:
+    return BoundaryPrice("seg", set_bytes, images, previous, recompute)
 
 
-def sources(*boundaries: Boundary, mode: str = "auto", budget: int | None = None, keep: bool = False) -> str:
+def sources(*boundaries: BoundaryPrice, mode: str = "auto", budget: int | None = None, keep: bool = False) -> str:
     decisions = decide(boundaries, mode, budget, keep=keep)  # type: ignore[arg-type]
     return "".join(decision.source[0] for decision in decisions)
 
@@ -75,7 +75,7 @@ boundaries = st.lists(st.builds(boundary, sizes, sizes, sizes, sizes), max_size=
 
 
 @given(boundaries, st.one_of(st.none(), st.integers(0, 120)))
-def test_auto_finds_the_least_work_that_fits(chain: list[Boundary], budget: int | None) -> None:
+def test_auto_finds_the_least_work_that_fits(chain: list[BoundaryPrice], budget: int | None) -> None:
     def work(stored: tuple[bool, ...]) -> int:
         total = 0
         for index, item in enumerate(chain):
@@ -104,8 +104,8 @@ def test_bytes_read_naturally(count: float, text: str) -> None:
     assert human_bytes(count) == text
 
 
-def seconds(set_bytes: int, images: float, previous: float, recompute: float, read: float) -> Boundary:
-    return Boundary("seg", set_bytes, images, previous, recompute, read, in_seconds=True)
+def seconds(set_bytes: int, images: float, previous: float, recompute: float, read: float) -> BoundaryPrice:
+    return BoundaryPrice("seg", set_bytes, images, previous, recompute, read, in_seconds=True)
 
 
 def test_reading_counts_where_costs_are_in_seconds() -> None:
@@ -124,7 +124,7 @@ def test_a_boundary_that_only_helps_the_next_says_so() -> None:
 
 
 @given(boundaries, st.one_of(st.none(), st.integers(0, 120)))
-def test_without_reading_seconds_decide_as_counted_work_does(chain: list[Boundary], budget: int | None) -> None:
+def test_without_reading_seconds_decide_as_counted_work_does(chain: list[BoundaryPrice], budget: int | None) -> None:
     timed = [
         seconds(each.set_bytes, each.make_from_images, each.make_from_previous, each.recompute, 0.0) for each in chain
     ]

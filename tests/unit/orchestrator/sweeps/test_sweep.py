@@ -20,12 +20,12 @@ from cache_store.errors import ConfigError
 from cache_store.storage.base import Storage
 from orchestrator.config.sweep_schema import SweepConfig
 from orchestrator.execution import schedule
-from orchestrator.execution.commits import Ledger
+from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Outcome
 from orchestrator.sweeps import metric, space
 from orchestrator.sweeps import plan as sweep_plan
 from orchestrator.sweeps.dry_run import print_sweep
-from orchestrator.sweeps.event_log import Journal
+from orchestrator.sweeps.event_log import SweepLog
 from orchestrator.sweeps.page import print_trials, render
 from orchestrator.sweeps.prepare import PreparedSweep, claim_sweep_dir, prepare_sweep
 from orchestrator.sweeps.steering import Begun, Course, Ended, Message, Steering, WentOn
@@ -341,12 +341,12 @@ class World:
         self.courses = [Course(t.name, t.folder, t.prepared.plan, t.parameters) for t in sweep.trials]
         self.judge = judge(self.courses)
         self.made = make_commits(sweep.plan)
-        self.ledger = Ledger(Storage.open(f"memory://sweep-{tmp_path.name}"))
+        self.ledger = CommitLog(Storage.open(f"memory://sweep-{tmp_path.name}"))
         self.outcome = Outcome("done")
         self.ran: list[str] = []
         self.order: list[str] = []
         self.steering = Steering(
-            self.courses, sweep.metric, self.judge, gated=gated, score=lambda course: 0.5, journal=Journal(journal)
+            self.courses, sweep.metric, self.judge, gated=gated, score=lambda course: 0.5, journal=SweepLog(journal)
         )
         self.plan = self.steering.plan
 

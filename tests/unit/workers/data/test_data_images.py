@@ -17,13 +17,13 @@ from workers.data.images import prepare as prepare_module
 from workers.data.images import source as module
 from workers.data.images.prepare import prepare
 from workers.data.images.source import ImageSource
-from workers.specs.experiment import DataSpec, Experiment, ModelSpec
+from workers.specs.experiment import Experiment, ImageSpec, ResNetSpec
 
-DIGITS = DataSpec(name="digits", image_size=16, flip=False, views=2)
+DIGITS = ImageSpec(name="digits", image_size=16, flip=False, views=2)
 
 
-def experiment(data: DataSpec, seed: int = 5) -> Experiment:
-    return Experiment(model=ModelSpec(name="resnet18"), data=data, classes=10, seed=seed)
+def experiment(data: ImageSpec, seed: int = 5) -> Experiment:
+    return Experiment(model=ResNetSpec(name="resnet18"), data=data, classes=10, seed=seed)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_mapped_and_held_sets_give_the_same_batches(
 ) -> None:
     monkeypatch.setattr(prepare_module, "SHARD_BYTES", 9 * (3 * 32 * 32 + 8))
     parquet_set(tmp_path / "data")
-    data = DataSpec(name="cifar10", path=str(tmp_path), image_size=16, validation=4)
+    data = ImageSpec(name="cifar10", path=str(tmp_path), image_size=16, validation=4)
     result = prepare(data, snapshots)
     held = ImageSource(experiment(data), result, snapshots, "train")
     mapped = ImageSource(experiment(data), result, snapshots, "train", cache_bytes=0)
@@ -151,7 +151,7 @@ def test_damaged_and_missing_shards_are_decoded_again(
 
 def test_a_lost_shard_whose_source_has_changed_is_a_data_error(tmp_path: Path, snapshots: SnapshotStore) -> None:
     parquet_set(tmp_path / "data")
-    data = DataSpec(name="cifar10", path=str(tmp_path), image_size=16, validation=4)
+    data = ImageSpec(name="cifar10", path=str(tmp_path), image_size=16, validation=4)
     result = prepare(data, snapshots)
     snapshots.drop(result["train"])
     parquet_set(tmp_path / "data", train=39)

@@ -18,7 +18,7 @@ from workers.data.images.facts import FACTS, SPLITS
 from workers.data.images.formats import digits as digits_module
 from workers.data.images.formats.digits import digits
 from workers.data.images.inspect import inspect, locate, resize_of
-from workers.specs.experiment import DataSpec
+from workers.specs.experiment import ImageSpec
 
 
 def test_inspect_imports_neither_torch_nor_scikit_learn(tmp_path: Path) -> None:
@@ -26,9 +26,9 @@ def test_inspect_imports_neither_torch_nor_scikit_learn(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from workers.data.images.inspect import inspect\n"
-        "from workers.specs.experiment import DataSpec\n"
-        "inspect(DataSpec(name='digits'))\n"
-        f"inspect(DataSpec(name='cifar10', path={str(tmp_path)!r}))\n"
+        "from workers.specs.experiment import ImageSpec\n"
+        "inspect(ImageSpec(name='digits'))\n"
+        f"inspect(ImageSpec(name='cifar10', path={str(tmp_path)!r}))\n"
         "print(sorted({'torch', 'torchvision', 'ray', 'sklearn', 'pandas', 'scipy'} & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -36,7 +36,7 @@ def test_inspect_imports_neither_torch_nor_scikit_learn(tmp_path: Path) -> None:
 
 
 def test_digits_have_a_fixed_stratified_test_split_of_360() -> None:
-    outline = inspect(DataSpec(name="digits", path="anything"))
+    outline = inspect(ImageSpec(name="digits", path="anything"))
     assert (outline.train_rows, outline.test_rows, outline.classes) == (1437, 360, 10)
     assert outline.native == (3, 8, 8)
     assert np.bincount(digits()["test"][1]).tolist() == [36] * 10
@@ -50,7 +50,7 @@ DIGITS_TEST_LABELS = [3, 6, 7, 9, 7, 8, 0, 9, 8, 9, 3, 2]
 def test_the_digits_are_those_of_scikit_learn_wherever_it_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
     bunch = load_digits()
     table = np.column_stack([bunch.data, bunch.target])
-    stamp = inspect(DataSpec(name="digits")).fingerprint
+    stamp = inspect(ImageSpec(name="digits")).fingerprint
     for elsewhere in (False, True):
         if elsewhere:
             monkeypatch.setattr("pathlib.Path.is_file", lambda self: False)
@@ -60,12 +60,12 @@ def test_the_digits_are_those_of_scikit_learn_wherever_it_keeps_them(monkeypatch
         assert [(images.dtype, labels.dtype) for images, labels in splits] == [(np.float64, np.int64)] * 2
         rows = np.concatenate([np.column_stack([images.reshape(-1, 64), labels]) for images, labels in splits])
         assert sorted(map(tuple, rows)) == sorted(map(tuple, table))
-        assert inspect(DataSpec(name="digits")).fingerprint == stamp
+        assert inspect(ImageSpec(name="digits")).fingerprint == stamp
 
 
 def test_the_fingerprint_of_the_digits_names_scikit_learns_version_and_the_content() -> None:
     for split, (images, labels) in digits().items():
-        (file,) = locate(DataSpec(name="digits")).files[split]
+        (file,) = locate(ImageSpec(name="digits")).files[split]
         content = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
         assert file.stamp == f"scikit-learn {sklearn.__version__} {content}"
 
@@ -80,7 +80,7 @@ def test_the_digits_constants_are_those_of_the_training_images() -> None:
 @pytest.mark.parametrize("folder", ["", "data", "plain_text"])
 def test_parquet_is_found_itself_and_nested(tmp_path: Path, folder: str) -> None:
     parquet_set(tmp_path / folder)
-    outline = inspect(DataSpec(name="cifar10", path=str(tmp_path)))
+    outline = inspect(ImageSpec(name="cifar10", path=str(tmp_path)))
     assert (outline.train_rows, outline.test_rows, outline.classes) == (40, 10, 10)
     assert outline.native == (3, 32, 32)
     assert outline.class_names[3] == "cat"
@@ -91,19 +91,19 @@ def test_parquet_is_found_itself_and_nested(tmp_path: Path, folder: str) -> None
 def test_one_parquet_file_stands_for_its_folder(tmp_path: Path) -> None:
     parquet_set(tmp_path)
     file = tmp_path / "train-00000-of-00001.parquet"
-    assert inspect(DataSpec(name="cifar10", path=str(file))).test_rows == 10
+    assert inspect(ImageSpec(name="cifar10", path=str(file))).test_rows == 10
 
 
 def test_several_shards_of_a_split_add_up(tmp_path: Path) -> None:
     parquet_set(tmp_path)
     images, labels = digit_images(5)
     write_parquet(tmp_path / "train-00001-of-00002.parquet", [encode(i) for i in images], labels.tolist())
-    assert inspect(DataSpec(name="cifar10", path=str(tmp_path))).train_rows == 45
+    assert inspect(ImageSpec(name="cifar10", path=str(tmp_path))).train_rows == 45
 
 
 def test_cifar100_reads_fine_labels_and_has_a_hundred_classes(tmp_path: Path) -> None:
     parquet_set(tmp_path, label_column="fine_label")
-    outline = inspect(DataSpec(name="cifar100", path=str(tmp_path)))
+    outline = inspect(ImageSpec(name="cifar100", path=str(tmp_path)))
     assert outline.classes == len(set(outline.class_names)) == 100
     assert list(outline.class_names) == sorted(outline.class_names)
 
@@ -123,14 +123,14 @@ def test_parquet_is_read_from_other_file_systems() -> None:
         rows = [{"bytes": encode(image)} for image in images]
         pq.write_table(pa.table({"image": rows, "label": labels}), stream)
         memory.pipe(f"/bucket-inspect/{split}-0.parquet", stream.getvalue())
-    outline = inspect(DataSpec(name="cifar10", path="memory://bucket-inspect"))
+    outline = inspect(ImageSpec(name="cifar10", path="memory://bucket-inspect"))
     assert (outline.train_rows, outline.test_rows) == (4, 4)
 
 
 def test_torchvisions_download_folder_is_read_itself_and_from_its_parent(tmp_path: Path) -> None:
     pickle_set(tmp_path)
     for path in (tmp_path, tmp_path / "cifar-10-batches-py"):
-        outline = inspect(DataSpec(name="cifar10", path=str(path)))
+        outline = inspect(ImageSpec(name="cifar10", path=str(path)))
         assert (outline.train_rows, outline.test_rows) == (30, 6)
 
 
@@ -143,7 +143,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
     (tmp_path / "cifar-10-batches-py" / "data_batch_2").write_bytes(pickle.dumps({"data": Evil()}))
     with pytest.raises(DataError, match=r"data_batch_2 is not a CIFAR batch: .*mkdir is not allowed"):
-        inspect(DataSpec(name="cifar10", path=str(tmp_path)))
+        inspect(ImageSpec(name="cifar10", path=str(tmp_path)))
     assert not (tmp_path / "ran").exists()
 
 
@@ -152,7 +152,7 @@ def test_missing_batches_of_a_download_are_all_named(tmp_path: Path) -> None:
     for name in ("data_batch_3", "test_batch"):
         (tmp_path / "cifar-10-batches-py" / name).unlink()
     with pytest.raises(DataError) as caught:
-        inspect(DataSpec(name="cifar10", path=str(tmp_path)))
+        inspect(ImageSpec(name="cifar10", path=str(tmp_path)))
     assert "data_batch_3" in caught.value.message
     assert "test_batch" in caught.value.message
 
@@ -160,7 +160,7 @@ def test_missing_batches_of_a_download_are_all_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("test_name", ["test", "val"])
 def test_a_folder_has_a_class_a_subfolder(tmp_path: Path, test_name: str) -> None:
     folder_set(tmp_path, test_name)
-    outline = inspect(DataSpec(name="folder", path=str(tmp_path), image_size=14))
+    outline = inspect(ImageSpec(name="folder", path=str(tmp_path), image_size=14))
     assert outline.class_names == tuple(f"digit{i}" for i in range(10))
     assert (outline.train_rows, outline.test_rows) == (40, 20)
     assert outline.native == (3, 16, 16)
@@ -169,7 +169,7 @@ def test_a_folder_has_a_class_a_subfolder(tmp_path: Path, test_name: str) -> Non
 
 def test_the_fingerprint_follows_names_sizes_and_times_alone(tmp_path: Path) -> None:
     folder_set(tmp_path)
-    data = DataSpec(name="folder", path=str(tmp_path))
+    data = ImageSpec(name="folder", path=str(tmp_path))
     first = inspect(data).fingerprint
     assert inspect(data).fingerprint == first
     image = next((tmp_path / "train" / "digit0").iterdir())
@@ -214,12 +214,12 @@ def test_what_is_wrong_with_a_path_is_said(tmp_path: Path, name: str, build: obj
     if callable(build):
         build(root)
     with pytest.raises(DataError, match=expected):
-        inspect(DataSpec(name=name, path=str(root) if callable(build) else None))  # type: ignore[arg-type]
+        inspect(ImageSpec(name=name, path=str(root) if callable(build) else None))  # type: ignore[arg-type]
 
 
 def test_an_unknown_protocol_is_a_data_error() -> None:
     with pytest.raises(DataError, match="cannot open"):
-        inspect(DataSpec(name="cifar10", path="nosuch://bucket/x"))
+        inspect(ImageSpec(name="cifar10", path="nosuch://bucket/x"))
 
 
 def test_a_failed_download_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,23 +230,23 @@ def test_a_failed_download_is_a_data_error(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", refuse)
     with pytest.raises(DataError, match=r"cannot download cifar10 to .*: no network"):
-        inspect(DataSpec(name="cifar10", path=str(tmp_path), download=True))
+        inspect(ImageSpec(name="cifar10", path=str(tmp_path), download=True))
 
 
 def test_download_puts_torchvisions_folder_at_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torchvision.datasets
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", lambda root, download: pickle_set(Path(root)))
-    assert inspect(DataSpec(name="cifar10", path=str(tmp_path), download=True)).train_rows == 30
+    assert inspect(ImageSpec(name="cifar10", path=str(tmp_path), download=True)).train_rows == 30
 
 
 def test_a_folder_cannot_be_downloaded(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="allowed for: cifar10, cifar100"):
-        inspect(DataSpec(name="folder", path=str(tmp_path), download=True))
+        inspect(ImageSpec(name="folder", path=str(tmp_path), download=True))
 
 
 def test_resize_defaults_to_the_papers_proportion() -> None:
-    assert [resize_of(DataSpec(name="digits", image_size=s)) for s in (16, 32, 224)] == [18, 37, 256]
-    assert resize_of(DataSpec(name="digits", image_size=16, resize=16)) == 16
+    assert [resize_of(ImageSpec(name="digits", image_size=s)) for s in (16, 32, 224)] == [18, 37, 256]
+    assert resize_of(ImageSpec(name="digits", image_size=16, resize=16)) == 16
     with pytest.raises(ConfigError, match="allowed: 16 or more"):
-        resize_of(DataSpec(name="digits", image_size=16, resize=15))
+        resize_of(ImageSpec(name="digits", image_size=16, resize=15))

@@ -18,7 +18,7 @@ from workers.data.images.formats import parquet
 from workers.data.images.formats.digits import digits
 from workers.data.images.inspect import inspect
 from workers.data.images.prepare import prepare
-from workers.specs.experiment import DataSpec
+from workers.specs.experiment import ImageSpec
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def content(snapshots: SnapshotStore, result: dict[str, Any], split: str) -> tup
 
 
 def test_digits_are_scaled_to_bytes_and_repeated_over_three_channels(snapshots: SnapshotStore) -> None:
-    result = prepare(DataSpec(name="digits"), snapshots)
+    result = prepare(ImageSpec(name="digits"), snapshots)
     assert result["rows"] == {"train": 1437, "test": 360}
     assert result["classes"] == 10
     images, labels = content(snapshots, result, "test")
@@ -55,7 +55,7 @@ def test_parquet_rows_keep_order_and_pixels_over_row_groups_files_and_shards(
     write_parquet(source / "train-00000-of-00002.parquet", encoded[:33], labels[:33].tolist())
     write_parquet(source / "train-00001-of-00002.parquet", encoded[33:60], labels[33:60].tolist())
     write_parquet(source / "test-00000-of-00001.parquet", encoded[60:], labels[60:].tolist())
-    result = prepare(DataSpec(name="cifar10", path=str(tmp_path)), snapshots)
+    result = prepare(ImageSpec(name="cifar10", path=str(tmp_path)), snapshots)
     assert snapshots.load(result["train"]).spec.shards == 7
     for split, part in (("train", slice(0, 60)), ("test", slice(60, 70))):
         stored, targets = content(snapshots, result, split)
@@ -65,7 +65,7 @@ def test_parquet_rows_keep_order_and_pixels_over_row_groups_files_and_shards(
 
 def test_torchvisions_batches_are_stored_unchanged(tmp_path: Path, snapshots: SnapshotStore) -> None:
     images, labels = pickle_set(tmp_path)
-    result = prepare(DataSpec(name="cifar10", path=str(tmp_path)), snapshots)
+    result = prepare(ImageSpec(name="cifar10", path=str(tmp_path)), snapshots)
     stored, targets = content(snapshots, result, "train")
     assert (stored == images[:30]).all()
     assert (targets == labels[:30]).all()
@@ -74,7 +74,7 @@ def test_torchvisions_batches_are_stored_unchanged(tmp_path: Path, snapshots: Sn
 
 def test_folder_images_are_resized_and_cut_as_torchvision_does(tmp_path: Path, snapshots: SnapshotStore) -> None:
     folder_set(tmp_path / "digits")
-    result = prepare(DataSpec(name="folder", path=str(tmp_path / "digits"), image_size=14), snapshots)
+    result = prepare(ImageSpec(name="folder", path=str(tmp_path / "digits"), image_size=14), snapshots)
     stored, labels = content(snapshots, result, "train")
     paths = sorted((tmp_path / "digits" / "train").glob("*/*.png"))
     assert len(paths) == len(stored) == 40
@@ -87,7 +87,7 @@ def test_folder_images_are_resized_and_cut_as_torchvision_does(tmp_path: Path, s
 def test_another_resize_of_a_folder_is_another_set(tmp_path: Path, snapshots: SnapshotStore) -> None:
     folder_set(tmp_path / "digits")
     results = [
-        prepare(DataSpec(name="folder", path=str(tmp_path / "digits"), image_size=8, resize=side), snapshots)
+        prepare(ImageSpec(name="folder", path=str(tmp_path / "digits"), image_size=8, resize=side), snapshots)
         for side in (8, 9)
     ]
     assert results[0]["train"] != results[1]["train"]
@@ -105,7 +105,7 @@ def test_grey_palette_and_jpeg_images_become_rgb(tmp_path: Path, snapshots: Snap
     encoded = [encode(grey), stream.getvalue(), encode(images[2], "JPEG"), encode(images[3])]
     for split in ("train", "test"):
         write_parquet(tmp_path / f"{split}-0.parquet", encoded, labels.tolist(), image_column="image")
-    stored, _ = content(snapshots, prepare(DataSpec(name="cifar10", path=str(tmp_path)), snapshots), "test")
+    stored, _ = content(snapshots, prepare(ImageSpec(name="cifar10", path=str(tmp_path)), snapshots), "test")
     assert (stored[0] == grey).all()
     assert (stored[1] == np.asarray(palette.convert("RGB")).transpose(2, 0, 1)).all()
     assert np.abs(stored[2].astype(int) - images[2].transpose(2, 0, 1)).mean() < 12
@@ -115,11 +115,11 @@ def test_a_complete_set_is_not_decoded_again_and_progress_counts_it(
     snapshots: SnapshotStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, Any]] = []
-    first = prepare(DataSpec(name="digits"), snapshots, lambda **update: seen.append(update))
+    first = prepare(ImageSpec(name="digits"), snapshots, lambda **update: seen.append(update))
     assert seen[-1] == {"done": 1797, "total": 1797, "unit": "images"}
     assert [update["done"] for update in seen] == sorted({update["done"] for update in seen})
     monkeypatch.setattr(digits._Digits, "image", lambda self, item: pytest.fail("decoded again"))
-    assert prepare(DataSpec(name="digits"), snapshots) == first
+    assert prepare(ImageSpec(name="digits"), snapshots) == first
 
 
 def test_only_the_missing_shards_are_decoded(
@@ -127,7 +127,7 @@ def test_only_the_missing_shards_are_decoded(
 ) -> None:
     monkeypatch.setattr(module, "SHARD_BYTES", 10 * (3 * 32 * 32 + 8))
     parquet_set(tmp_path / "data")
-    data = DataSpec(name="cifar10", path=str(tmp_path))
+    data = ImageSpec(name="cifar10", path=str(tmp_path))
     whole = prepare(data, snapshots)
     commits = tmp_path / "store" / "sets" / whole["train"] / "commits"
     next(path for path in commits.iterdir() if path.name.endswith("2.json")).unlink()
@@ -143,7 +143,7 @@ def test_damaged_commit_records_are_replaced(
 ) -> None:
     monkeypatch.setattr(module, "SHARD_BYTES", 10 * (3 * 32 * 32 + 8))
     parquet_set(tmp_path / "data")
-    data = DataSpec(name="cifar10", path=str(tmp_path))
+    data = ImageSpec(name="cifar10", path=str(tmp_path))
     whole = prepare(data, snapshots)
     for record in (tmp_path / "store" / "sets" / whole["train"] / "commits").iterdir():
         record.chmod(0o644)
@@ -167,7 +167,7 @@ def test_a_corrupt_image_is_named_by_file_and_row(tmp_path: Path, snapshots: Sna
     write_parquet(tmp_path / "train-0.parquet", encoded, labels.tolist())
     write_parquet(tmp_path / "test-0.parquet", encoded[:5], labels[:5].tolist())
     with pytest.raises(DataError, match=r"row 17 of .*train-0\.parquet: the image cannot be decoded"):
-        prepare(DataSpec(name="cifar10", path=str(tmp_path)), snapshots)
+        prepare(ImageSpec(name="cifar10", path=str(tmp_path)), snapshots)
 
 
 def test_a_corrupt_image_file_of_a_folder_is_named(tmp_path: Path, snapshots: SnapshotStore) -> None:
@@ -175,7 +175,7 @@ def test_a_corrupt_image_file_of_a_folder_is_named(tmp_path: Path, snapshots: Sn
     bad = sorted((tmp_path / "d" / "train" / "digit3").iterdir())[0]
     bad.write_bytes(bad.read_bytes()[:30])
     with pytest.raises(DataError, match=f"{bad.name}: the image cannot be decoded"):
-        prepare(DataSpec(name="folder", path=str(tmp_path / "d"), image_size=8), snapshots)
+        prepare(ImageSpec(name="folder", path=str(tmp_path / "d"), image_size=8), snapshots)
 
 
 def test_an_image_of_another_size_is_named(tmp_path: Path, snapshots: SnapshotStore) -> None:
@@ -185,7 +185,7 @@ def test_an_image_of_another_size_is_named(tmp_path: Path, snapshots: SnapshotSt
     for split in ("train", "test"):
         write_parquet(tmp_path / f"{split}-0.parquet", encoded, labels.tolist())
     with pytest.raises(DataError, match=r"row 4 of .*: the image has 30 x 32 pixels; allowed: 32 x 32"):
-        prepare(DataSpec(name="cifar10", path=str(tmp_path)), snapshots)
+        prepare(ImageSpec(name="cifar10", path=str(tmp_path)), snapshots)
 
 
 @pytest.mark.parametrize(
@@ -201,12 +201,12 @@ def test_a_bad_label_is_named_with_the_allowed_range(
     write_parquet(tmp_path / "train-0.parquet", encoded, labels.tolist())
     write_parquet(tmp_path / "test-0.parquet", encoded, bad)
     with pytest.raises(DataError, match=rf"row 11 of .*test-0\.parquet: {shown}; allowed: 0 to 9 \(and 1 more\)"):
-        prepare(DataSpec(name="cifar10", path=str(tmp_path)), snapshots)
+        prepare(ImageSpec(name="cifar10", path=str(tmp_path)), snapshots)
 
 
 def test_a_changed_source_is_another_set(tmp_path: Path, snapshots: SnapshotStore) -> None:
     parquet_set(tmp_path / "data")
-    data = DataSpec(name="cifar10", path=str(tmp_path))
+    data = ImageSpec(name="cifar10", path=str(tmp_path))
     first = prepare(data, snapshots)
     os.utime(tmp_path / "data" / "test-00000-of-00001.parquet", ns=(5, 5))
     assert prepare(data, snapshots)["test"] != first["test"]
@@ -217,14 +217,14 @@ def test_cifar100_labels_reach_up_to_99(tmp_path: Path, snapshots: SnapshotStore
     for split in ("train", "test"):
         encoded = [encode(image) for image in images]
         write_parquet(tmp_path / f"{split}-0.parquet", encoded, [0, 57, 99], label_column="fine_label")
-    result = prepare(DataSpec(name="cifar100", path=str(tmp_path)), snapshots)
+    result = prepare(ImageSpec(name="cifar100", path=str(tmp_path)), snapshots)
     assert result["classes"] == 100
     assert content(snapshots, result, "train")[1].tolist() == [0, 57, 99]
 
 
 def test_files_that_changed_since_the_plan_are_refused(tmp_path: Path, snapshots: SnapshotStore) -> None:
     parquet_set(tmp_path / "data")
-    data = DataSpec(name="cifar10", path=str(tmp_path))
+    data = ImageSpec(name="cifar10", path=str(tmp_path))
     planned = inspect(data).fingerprint
     prepare(data, snapshots, fingerprint=planned)
     os.utime(tmp_path / "data" / "test-00000-of-00001.parquet", ns=(5, 5))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cache_store.errors import ConfigError
 from workers.data.splits import rows
-from workers.specs.experiment import DataSpec
+from workers.specs.experiment import ImageSpec
 
 
 @settings(max_examples=50, deadline=None)
@@ -20,7 +20,7 @@ from workers.specs.experiment import DataSpec
 def test_train_and_validation_partition_the_training_rows(
     seed: int, train_rows: int, test_rows: int, share: float
 ) -> None:
-    data = DataSpec(name="digits", validation=share)
+    data = ImageSpec(name="digits", validation=share)
     if not 0 < round(share * train_rows) < train_rows:
         with pytest.raises(ConfigError):
             rows(data, seed, train_rows, test_rows)
@@ -33,17 +33,17 @@ def test_train_and_validation_partition_the_training_rows(
 
 
 def test_a_limit_changes_neither_validation_nor_the_order_of_choice() -> None:
-    whole = rows(DataSpec(name="digits"), 3, 1000, 200)
-    small = rows(DataSpec(name="digits", train_limit=50, test_limit=20), 3, 1000, 200)
-    larger = rows(DataSpec(name="digits", train_limit=80), 3, 1000, 200)
+    whole = rows(ImageSpec(name="digits"), 3, 1000, 200)
+    small = rows(ImageSpec(name="digits", train_limit=50, test_limit=20), 3, 1000, 200)
+    larger = rows(ImageSpec(name="digits", train_limit=80), 3, 1000, 200)
     assert (small["validation"] == whole["validation"]).all()
     assert (len(small["train"]), len(small["test"])) == (50, 20)
     assert set(small["train"]) < set(larger["train"]) < set(whole["train"])
-    assert len(rows(DataSpec(name="digits", train_limit=9999), 3, 1000, 200)["train"]) == 900
+    assert len(rows(ImageSpec(name="digits", train_limit=9999), 3, 1000, 200)["train"]) == 900
 
 
 def test_the_choice_follows_the_seed() -> None:
-    data = DataSpec(name="digits", validation=100)
+    data = ImageSpec(name="digits", validation=100)
     first, again, other = (rows(data, seed, 1000, 10)["validation"] for seed in (1, 1, 2))
     assert (first == again).all()
     assert set(first) != set(other)
@@ -55,7 +55,7 @@ PINNED = [12, 16, 22, 29, 30, 34, 37, 40]
 
 
 def test_validation_rows_are_spread_over_the_data_set() -> None:
-    chosen = rows(DataSpec(name="digits", validation=0.5), 0, 10_000, 1)["validation"]
+    chosen = rows(ImageSpec(name="digits", validation=0.5), 0, 10_000, 1)["validation"]
     counts = np.bincount(chosen // 1000, minlength=10)
     assert ((counts > 430) & (counts < 570)).all()
 
@@ -71,4 +71,4 @@ def test_validation_rows_are_spread_over_the_data_set() -> None:
 )
 def test_a_validation_share_that_leaves_nothing_is_refused(validation: float, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
-        rows(DataSpec(name="digits", validation=validation), 0, 100, 10)
+        rows(ImageSpec(name="digits", validation=validation), 0, 100, 10)

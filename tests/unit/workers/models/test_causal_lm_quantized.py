@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from workers.models.causal_lm.network.context import Frame
 from workers.models.causal_lm.network.lora import add_lora, merged_state, trainable
 from workers.models.causal_lm.network.quantized import quantize
-from workers.models.chain import Path, module_bytes
+from workers.models.chain import ModulePath, module_bytes
 from workers.specs.language import CausalLMSpec, LoraSpec
 
 pytest.importorskip("bitsandbytes")
@@ -35,7 +35,7 @@ def chain(name: str = "llama", **given: Any) -> tuple[CausalLMSpec, dict[str, nn
 def through(spec: CausalLMSpec, part: nn.Module, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """What layer 0 adds to the residual stream, and the gradient of its sum of squares at the input."""
     hidden = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
-    (out,) = Path({"layer0": part}, trained=())((hidden,), Frame(spec)(hidden, POSITIONS))
+    (out,) = ModulePath({"layer0": part}, trained=())((hidden,), Frame(spec)(hidden, POSITIONS))
     added = out - hidden
     (gradient,) = torch.autograd.grad(added.float().square().mean(), hidden)
     return added.detach(), gradient
@@ -83,7 +83,7 @@ def test_a_pass_without_gradients_leaves_the_later_ones_what_they_were(mode: Mod
     out, gradient = through(spec, few, dtype)
     with torch.no_grad():
         hidden = torch.ones(1, 9, 64, dtype=dtype)
-        Path({"layer0": few}, trained=())((hidden,), Frame(spec)(hidden, POSITIONS[:1]))
+        ModulePath({"layer0": few}, trained=())((hidden,), Frame(spec)(hidden, POSITIONS[:1]))
     again, same = through(spec, few, dtype)
     assert out.dtype == dtype
     assert torch.equal(again, out)
@@ -181,7 +181,7 @@ def test_matrices_made_whole_are_off_by_the_formats_rounding(mode: Mode) -> None
 def test_adapters_over_few_bits_learn_and_nothing_else_moves(mode: Mode) -> None:
     spec, parts = chain()
     layer = quantize(parts["layer0"], mode, torch.float32)
-    path = Path({"layer0": layer}, trained={"layer0"})
+    path = ModulePath({"layer0": layer}, trained={"layer0"})
     add_lora(layer, LoraSpec(rank=4), seed=0)
     before = merged_state(layer)
     optimizer = torch.optim.SGD([parameter for _, parameter in path.trained_parameters()], lr=0.1)

@@ -17,11 +17,11 @@ from workers.models.counting import stride_between
 from workers.models.outline import ChainOutline
 from workers.models.registry import outline
 from workers.models.resnet.outline import RESNETS
-from workers.specs.experiment import ModelSpec, ResNetName
+from workers.specs.experiment import ResNetName, ResNetSpec
 
 
 def chain(name: str = "resnet18", size: int = 224, classes: int = 10, **settings: Any) -> ChainOutline:
-    return outline(ModelSpec(name=name, **settings), size, classes)  # type: ignore[arg-type]
+    return outline(ResNetSpec(name=name, **settings), size, classes)  # type: ignore[arg-type]
 
 
 def message(**settings: Any) -> str:
@@ -31,8 +31,8 @@ def message(**settings: Any) -> str:
 
 
 def test_no_torch_is_imported() -> None:
-    code = "import sys; from workers.models import registry; from workers.specs.experiment import ModelSpec;"
-    code += "registry.outline(ModelSpec(name='resnet50'), 224, 10).adapter(1, 4);"
+    code = "import sys; from workers.models import registry; from workers.specs.experiment import ResNetSpec;"
+    code += "registry.outline(ResNetSpec(name='resnet50'), 224, 10).adapter(1, 4);"
     code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 

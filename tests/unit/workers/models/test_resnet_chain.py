@@ -22,7 +22,7 @@ from workers.models import registry
 from workers.models.outline import PartOutline
 from workers.models.registry import outline
 from workers.models.resnet.outline import RESNETS
-from workers.specs.experiment import ModelSpec
+from workers.specs.experiment import ResNetSpec
 
 CLASSES = 7
 CUTS = [(name, cut) for name, facts in RESNETS.items() for cut in range(1, facts.convs + 1)]
@@ -37,11 +37,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def spec(name: str, **given: Any) -> ModelSpec:
-    return ModelSpec(name=name, **given)  # type: ignore[arg-type]
+def spec(name: str, **given: Any) -> ResNetSpec:
+    return ResNetSpec(name=name, **given)  # type: ignore[arg-type]
 
 
-def build_chain(model: ModelSpec, size: int, state: dict[str, Tensor]) -> list[nn.Module]:
+def build_chain(model: ResNetSpec, size: int, state: dict[str, Tensor]) -> list[nn.Module]:
     """All parts, each strictly loaded with its share of `state`; all of `state` is used exactly once."""
     parts, seen = [], []
     for name in registry.part_names(model, size, CLASSES):
@@ -65,7 +65,7 @@ def forward(parts: list[nn.Module], images: Tensor) -> Any:
 class Reference:
     """One train step and one evaluation of torchvision's own forward."""
 
-    def __init__(self, model: ModelSpec, size: int) -> None:
+    def __init__(self, model: ResNetSpec, size: int) -> None:
         network = registry.build_torchvision(model, CLASSES)
         torch.manual_seed(1)
         self.images = torch.randn(2, 3, size, size)
@@ -93,7 +93,7 @@ def reference(name: str, stem: str, classifier: str, size: int) -> Reference:
     return Reference(spec(name, stem=stem, classifier=classifier), size)
 
 
-def assert_same_as_torchvision(model: ModelSpec, size: int) -> None:
+def assert_same_as_torchvision(model: ResNetSpec, size: int) -> None:
     real = reference(model.name, model.stem, model.classifier, size)
     parts = build_chain(model, size, real.state)
     logits = real.step(parts, lambda images: forward(parts, images))
@@ -150,7 +150,7 @@ def check_part(module: nn.Module, expected: PartOutline) -> None:
     assert counter.get_total_flops() == expected.flops
 
 
-def check_outline(model: ModelSpec, size: int) -> None:
+def check_outline(model: ResNetSpec, size: int) -> None:
     chain = outline(model, size, CLASSES)
     last = len(chain.blocks)
     for part in (*chain.blocks, chain.head):

@@ -27,13 +27,13 @@ from workers.data.images.augment.draws import Draws, crop_boxes, erase_boxes, fl
 from workers.data.images.augment.rand_augment import rand_augment
 from workers.data.images.augment.resample import Resampler
 from workers.data.images.inspect import resize_of
-from workers.specs.experiment import DataSpec
+from workers.specs.experiment import ImageSpec
 
 #: Raise it when the same settings give other pixels: snapshots are addressed by it.
 VERSION = 1
 
 
-def view_identity(data: DataSpec, seed: int, view: int | None) -> dict[str, Any]:
+def view_identity(data: ImageSpec, seed: int, view: int | None) -> dict[str, Any]:
     """Everything besides the stored images that determines the pixels of a view: part of snapshot addresses."""
     evaluation = view is None or data.augment == "none"
     return {

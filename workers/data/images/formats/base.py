@@ -1,6 +1,6 @@
-"""Where the samples of a data set lie: `Source`, its fingerprint, and looking at the folders of any file system.
+"""Where the samples of a data set lie: `ImageFiles`, its fingerprint, and looking at the folders of any file system.
 
-Every format has a module that finds its files and returns a `Source`: `digits`, `cifar`, `class_folders`.
+Every format has a module that finds its files and returns a `ImageFiles`: `digits`, `cifar`, `class_folders`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from workers.data.images.facts import SPLITS, Split
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageFiles:
     """Where the samples of both splits lie. `columns` names the image and label columns of Parquet files."""
 
     format: Literal["digits", "parquet", "pickle", "folder"]

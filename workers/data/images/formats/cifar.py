@@ -24,12 +24,12 @@ from workers.data.files import (
     source_file,
 )
 from workers.data.images.facts import FACTS, SPLITS, Split
-from workers.data.images.formats.base import Source, fail
+from workers.data.images.formats.base import ImageFiles, fail
 from workers.data.images.formats.decoder import _Decoder, _Piece
-from workers.specs.experiment import DataSpec
+from workers.specs.experiment import ImageSpec
 
 
-def locate_cifar(data: DataSpec) -> Source:
+def locate_cifar(data: ImageSpec) -> ImageFiles:
     """The Parquet files or pickles under `data.path`, downloaded first where that is wanted. DataError as `locate`."""
     filesystem, root = open_root(data)
     if filesystem.isfile(root):  # one Parquet file of a folder: the folder is meant
@@ -45,7 +45,7 @@ def locate_cifar(data: DataSpec) -> Source:
     return found
 
 
-def _download(data: DataSpec, filesystem: Any, root: str) -> None:
+def _download(data: ImageSpec, filesystem: Any, root: str) -> None:
     """Let torchvision download its copy into `root` (the only place here that imports torchvision)."""
     if not isinstance(filesystem, LocalFileSystem):
         raise DataError(f"data.download: downloads go to a local folder, not to {data.path}")
@@ -59,7 +59,7 @@ def _download(data: DataSpec, filesystem: Any, root: str) -> None:
         raise DataError(f"data.download: cannot download {data.name} to {root}: {error}") from error
 
 
-def _find_parquet(data: DataSpec, filesystem: Any, root: str) -> Source | None:
+def _find_parquet(data: ImageSpec, filesystem: Any, root: str) -> ImageFiles | None:
     facts = FACTS[data.name]
     for name in PARQUET_FOLDERS:
         folder = join(root, name)
@@ -101,7 +101,7 @@ def _find_parquet(data: DataSpec, filesystem: Any, root: str) -> Source | None:
         named = "; ".join(", ".join(pair) for pair in sorted(columns))
         problems.append(f"data.path: the Parquet files in {folder} differ in their columns: {named}")
     fail(problems)
-    return Source("parquet", root, filesystem, files, facts.class_names, columns.pop())
+    return ImageFiles("parquet", root, filesystem, files, facts.class_names, columns.pop())
 
 
 def _is_split(name: str, split: Split) -> bool:
@@ -116,7 +116,7 @@ def _parquet_outline(filesystem: Any, path: str) -> tuple[int, list[str]]:
         return file.metadata.num_rows, list(file.schema_arrow.names)
 
 
-def _find_pickles(data: DataSpec, filesystem: Any, root: str) -> Source | None:
+def _find_pickles(data: ImageSpec, filesystem: Any, root: str) -> ImageFiles | None:
     facts = FACTS[data.name]
     pickles = facts.pickles
     assert pickles is not None
@@ -142,7 +142,7 @@ def _find_pickles(data: DataSpec, filesystem: Any, root: str) -> Source | None:
             described.append(source_file(filesystem, root, infos[name], len(labels)))
         files[split] = tuple(described)
     fail(problems)
-    return Source("pickle", root, filesystem, files, facts.class_names)
+    return ImageFiles("pickle", root, filesystem, files, facts.class_names)
 
 
 class _ArrayUnpickler(pickle.Unpickler):

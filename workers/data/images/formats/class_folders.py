@@ -11,14 +11,14 @@ from PIL import Image
 from cache_store.errors import DataError
 from workers.data.files import SourceFile, allowed_at, base_name, infos_of, join, open_root, source_file
 from workers.data.images.facts import SPLITS, Split
-from workers.data.images.formats.base import Source, fail
+from workers.data.images.formats.base import ImageFiles, fail
 from workers.data.images.formats.decoder import _DECODE_ERRORS, _LARGE, _Decoder, _Piece
-from workers.specs.experiment import DataSpec
+from workers.specs.experiment import ImageSpec
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
 
-def locate_folder(data: DataSpec) -> Source:
+def locate_folder(data: ImageSpec) -> ImageFiles:
     """The images of train/ and test/ (or val/), labelled by the names of train's folders. DataError as `locate`."""
     filesystem, root = open_root(data)
     if data.download:
@@ -59,7 +59,7 @@ def locate_folder(data: DataSpec) -> Source:
             described += [source_file(filesystem, root, info, 1, labels.get(name, -1)) for info in images]
         files[split] = tuple(described)
     fail(problems)
-    return Source("folder", root, filesystem, files, names)
+    return ImageFiles("folder", root, filesystem, files, names)
 
 
 class _Folder(_Decoder):

@@ -13,9 +13,9 @@ from PIL import Image
 
 from cache_store.errors import DataError
 from workers.data.images.facts import Split
-from workers.data.images.formats.base import Source
+from workers.data.images.formats.base import ImageFiles
 from workers.data.images.outline import DataOutline
-from workers.specs.experiment import DataSpec
+from workers.specs.experiment import ImageSpec
 
 #: Images a pool thread decodes at a time: enough to hide the cost of a task, few enough to share the work.
 _SMALL, _LARGE = 256, 8
@@ -48,7 +48,7 @@ class _Decoder:
 
     piece_rows = _SMALL
 
-    def __init__(self, data: DataSpec, source: Source, outline: DataOutline, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, data: ImageSpec, source: ImageFiles, outline: DataOutline, pool: ThreadPoolExecutor) -> None:
         self.data = data
         self.source = source
         self.outline = outline

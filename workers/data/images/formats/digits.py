@@ -16,9 +16,9 @@ import numpy as np
 
 from workers.data.files import SourceFile
 from workers.data.images.facts import FACTS, Split
-from workers.data.images.formats.base import Source
+from workers.data.images.formats.base import ImageFiles
 from workers.data.images.formats.decoder import _Decoder, _Piece
-from workers.specs.experiment import DataSpec
+from workers.specs.experiment import ImageSpec
 
 #: Images of the digits data set that form its test split, the same number for every class.
 DIGITS_TEST_PER_CLASS = 36
@@ -63,7 +63,7 @@ def digits() -> dict[Split, tuple[np.ndarray, np.ndarray]]:
     return {"train": (images[~chosen], labels[~chosen]), "test": (images[chosen], labels[chosen])}
 
 
-def locate_digits(data: DataSpec) -> Source:
+def locate_digits(data: ImageSpec) -> ImageFiles:
     """Both splits as one `SourceFile` each, stamped with scikit-learn's version and the content."""
     installed = version("scikit-learn")
     files: dict[Split, tuple[SourceFile, ...]] = {}
@@ -77,7 +77,7 @@ def locate_digits(data: DataSpec) -> Source:
             rows=len(labels),
         )
         files[split] = (file,)
-    return Source("digits", "sklearn.datasets.load_digits", None, files, FACTS["digits"].class_names)
+    return ImageFiles("digits", "sklearn.datasets.load_digits", None, files, FACTS["digits"].class_names)
 
 
 class _Digits(_Decoder):
