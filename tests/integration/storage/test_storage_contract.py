@@ -331,9 +331,10 @@ def test_of_racing_writers_of_a_shard_one_wins_and_all_read_its_bytes(exclusive:
 RACER = """
 import sys, time
 import numpy as np
-from cache_store.codec import Field
-from cache_store.snapshots import SetSpec, SnapshotStore
-from cache_store.storage import Storage
+from cache_store.formats.codec import Field
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
 store = SnapshotStore(Storage.open(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()

@@ -16,8 +16,8 @@ from running import ROOT, Lab
 _STAGE = """
 import json, sys
 from workers.control import ThreadControl
-from workers.orders import WorkOrder
-from workers.tasks import execute
+from workers.specs.orders import WorkOrder
+from workers.tasks.execute import execute
 result = execute(WorkOrder(**json.load(sys.stdin)), ThreadControl())["result"]
 print(json.dumps([result["host_baseline_bytes"], result["peak_host_bytes"]]))
 """

@@ -26,10 +26,11 @@ ARRAY = np.arange(24, dtype=np.int64).reshape(8, 3)
 WRITER = """
 import sys
 import numpy as np
-from cache_store.codec import Field
-from cache_store.records import NodeStore
-from cache_store.snapshots import SetSpec, SnapshotStore
-from cache_store.storage import Storage
+from cache_store.formats.codec import Field
+from cache_store.records.nodes import NodeStore
+from cache_store.snapshots.spec import SetSpec
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
 storage = Storage.open(sys.argv[1])
 snapshots = SnapshotStore(storage).open(SetSpec({"what": "crash"}, 8, (Field("x", "int64", (3,)),), 4, 8))
 print("put", snapshots.put(0, [np.arange(24, dtype=np.int64).reshape(8, 3)]), flush=True)

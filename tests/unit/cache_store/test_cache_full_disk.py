@@ -106,7 +106,7 @@ import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 from cache_store.errors import StorageFull
-from cache_store.storage import Storage
+from cache_store.storage.base import Storage
 storage = Storage.open(sys.argv[1])
 for action in (storage.write, storage.create):
     try:

@@ -66,8 +66,8 @@ def test_the_build_context_has_what_the_dockerfile_copies_and_little_else(docker
 
 
 def test_the_packages_of_the_project_are_all_copied(dockerfile: str) -> None:
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    for top in {name.split(".")[0] for name in packages}:
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    for top in {name.rstrip("*") for name in packages}:
         assert f"COPY {top} {top}\n" in dockerfile
 
 

@@ -83,7 +83,7 @@ def test_nothing_that_ships_imports_the_tests() -> None:
 def test_the_walk_sees_imports_inside_functions_and_relative_ones() -> None:
     """The judge itself: were it blind, everything above would pass."""
     source = "def f():\n    import ray.train\n    from ..models import x\n    from orchestrator import plan\n"
-    assert set(imported(source, ("workers", "data"))) == {"ray.train", "workers.models.registry", "orchestrator"}
+    assert set(imported(source, ("workers", "data"))) == {"ray.train", "workers.models", "orchestrator"}
 
 
 @pytest.mark.parametrize("module", LIGHT)

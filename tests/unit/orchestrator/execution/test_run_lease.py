@@ -62,8 +62,8 @@ def test_a_killed_driver_on_this_machine_is_replaced_at_once(tmp_path: Path) -> 
     code = (
         "import os, signal\n"
         "from cache_store.storage.base import Storage\n"
-        "from orchestrator.execution.run_lease import Lease\n"
-        f"Lease.acquire(Storage.open({folder!r}), {PLAN!r}, 'quickstart', '/runs/quickstart')\n"
+        "from orchestrator.execution.run_lease import RunLease\n"
+        f"RunLease.acquire(Storage.open({folder!r}), {PLAN!r}, 'quickstart', '/runs/quickstart')\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[4], check=False).returncode == -9

@@ -72,7 +72,8 @@ def test_the_same_program_differs_in_nothing_and_a_changed_line_is_another_progr
     assert {"python", "ray", "torch", "segprop"} <= set(versions())
     for package in ("orchestrator", "workers", "cache_store"):
         (tmp_path / package).mkdir()
-    monkeypatch.setattr("orchestrator.runners.versions.__file__", str(tmp_path / "orchestrator" / "versions.py"))
+    here = tmp_path / "orchestrator" / "runners" / "versions.py"
+    monkeypatch.setattr("orchestrator.runners.versions.__file__", str(here))
     (tmp_path / "workers" / "a.py").write_text("x = 1\n")
     before = code_digest()
     (tmp_path / "workers" / "a.py").write_text("x = 2\n")

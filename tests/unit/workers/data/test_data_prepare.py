@@ -14,6 +14,7 @@ from cache_store.errors import DataError
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
 from workers.data.images import prepare as module
+from workers.data.images.formats import digits as digits_format
 from workers.data.images.formats import parquet
 from workers.data.images.formats.digits import digits
 from workers.data.images.inspect import inspect
@@ -118,7 +119,7 @@ def test_a_complete_set_is_not_decoded_again_and_progress_counts_it(
     first = prepare(ImageSpec(name="digits"), snapshots, lambda **update: seen.append(update))
     assert seen[-1] == {"done": 1797, "total": 1797, "unit": "images"}
     assert [update["done"] for update in seen] == sorted({update["done"] for update in seen})
-    monkeypatch.setattr(digits._Digits, "image", lambda self, item: pytest.fail("decoded again"))
+    monkeypatch.setattr(digits_format._Digits, "image", lambda self, item: pytest.fail("decoded again"))
     assert prepare(ImageSpec(name="digits"), snapshots) == first
 
 

@@ -209,7 +209,7 @@ def test_logits_are_never_held_all_at_once(precision: str) -> None:
         "import torch; from torch import nn\n"
         "from workers.training.memory import PeakMeter, settled_private_bytes\n"
         "from workers.models.causal_lm.network.readout import Readout, loss, token_scores\n"
-        "from workers.models.causal_lm import pieces\n"
+        "from workers.models.causal_lm.network import pieces\n"
         "from workers.models.causal_lm.network.link import Link\n"
         "pieces.PIECE_BYTES = pieces.LOSS_BYTES = 2**22\n"
         "torch.set_num_threads(1)\n"
