@@ -7,12 +7,12 @@ finds it missing and makes it again; nothing is deleted.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from cache_store.errors import StoreError
 from cache_store.keys import Digests
+from cache_store.records.file_record import FileRecord
 from cache_store.records.nodes import NodeStore
 from cache_store.records.record_io import check_name, is_name, new_attempt_id, read_bounded
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
@@ -89,7 +89,7 @@ class Audit:
         try:
             record = snapshots.record(index, raw)
             reason = self._damage(record)
-            file = record["path"]
+            file = record.path
         except StoreError as error:
             if error.retryable:
                 raise
@@ -111,10 +111,10 @@ class Audit:
                 raise
             yield self._finding("node", node_id, path, error.message, [path])
             commit = None
-        for record in (commit or {}).get("files", {}).values():
+        for record in commit.files.values() if commit is not None else ():
             reason = self._damage(record)
             if reason is not None:
-                yield self._finding("node", node_id, record["path"], reason, [path, record["path"]])
+                yield self._finding("node", node_id, record.path, reason, [path, record.path])
         self.tally.records += commit is not None
         for checkpoint in nodes.checkpoints(node_id):
             self.tally.records += 1
@@ -123,22 +123,22 @@ class Audit:
                 if reason is not None:
                     # Without its manifest a checkpoint does not exist; its files go when the node is done.
                     manifest = f"{checkpoint.folder}/manifest.json"
-                    yield self._finding("checkpoint", node_id, record["path"], reason, [manifest])
+                    yield self._finding("checkpoint", node_id, record.path, reason, [manifest])
                     break
 
-    def _damage(self, record: Mapping[str, Any]) -> str | None:
+    def _damage(self, record: FileRecord) -> str | None:
         """Why a file is not what its record says; None when it is."""
         digests = Digests()
         try:
-            for piece in self.storage.chunks(record["path"]):
+            for piece in self.storage.chunks(record.path):
                 digests.update(piece)
         except FileNotFoundError:
             return "it is missing, though a record lists it"
         self.tally.files += 1
         self.tally.bytes += digests.bytes
-        if digests.bytes != record["bytes"]:
-            return f"it has {digests.bytes} bytes, its record says {record['bytes']}"
-        if digests.sha256 != record["sha256"] or digests.xxh3 != record["xxh3"]:
+        if digests.bytes != record.bytes:
+            return f"it has {digests.bytes} bytes, its record says {record.bytes}"
+        if digests.sha256 != record.sha256 or digests.xxh3 != record.xxh3:
             return "it does not match its checksums"
         return None
 

@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cache_store.records.nodes import NodeStore
+from cache_store.records.nodes import Commit, NodeStore
 from workers.specs.experiment import Experiment, ResNetSpec
+from workers.specs.results import ModelResult
 
 _LOADING = '''"""Rebuild this model with torchvision alone: `model = load()`."""
 
@@ -42,7 +43,7 @@ _CLASSIFIER = (
 
 def export(
     experiment: Experiment,
-    parts: Mapping[str, Mapping[str, Any]],
+    parts: Mapping[str, Commit],
     nodes: NodeStore,
     target: Path,
     *,
@@ -54,7 +55,7 @@ def export(
     `parts` maps every part of the chain to the commit that holds it. Nothing is written when `target` already
     holds these very commits, and torch is then not even imported.
     """
-    sources = {name: [commit["node"], commit["attempt"]] for name, commit in parts.items()}
+    sources = {name: [commit.node, commit.attempt] for name, commit in parts.items()}
     weights_path, facts_path = target / "model.safetensors", target / "model.json"
     written = weights_path.exists() and facts_path.exists()
     if written and json.loads(facts_path.read_text()).get("sources") == sources:
@@ -105,15 +106,15 @@ COMPANION = "companion-"
 
 def export_language_model(
     experiment: Experiment,
-    parts: Mapping[str, Mapping[str, Any]],
-    model_commit: Mapping[str, Any],
+    parts: Mapping[str, Commit],
+    model_commit: Commit,
     nodes: NodeStore,
     target: Path,
 ) -> None:
     """Write the folder, one part in memory at a time. `parts` maps every part to the commit that holds it;
     `model_commit`: the import's, with tokenizer and settings. Nothing is done, and torch is not imported, when `target`
     already holds these very commits."""
-    sources = {name: [commit["node"], commit["attempt"]] for name, commit in parts.items()}
+    sources = {name: [commit.node, commit.attempt] for name, commit in parts.items()}
     facts = target / FACTS
     if facts.exists() and json.loads(facts.read_text()).get("sources") == sources:
         return
@@ -133,8 +134,8 @@ def export_language_model(
             yield part, weights.state(part)
 
     companions = {
-        name: nodes.read_file(model_commit["files"][f"{COMPANION}{name}"])
-        for name in model_commit["result"]["companions"]
+        name: nodes.read_file(model_commit.files[f"{COMPANION}{name}"])
+        for name in model_commit.read(ModelResult).companions or ()
     }
     companions[FACTS] = json.dumps({"sources": sources}, indent=2).encode() + b"\n"
     # The folder appears whole, with what says whose it is: an export that was killed has left another name behind.

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, CorruptShard, StoreError
-from cache_store.records.files import FileRecord, valid_files, verify, write_file
+from cache_store.records.file_record import FileRecord, files_to_json, read_files
+from cache_store.records.files import verify, write_file
 from cache_store.records.record_io import (
     check_name,
     dump_record,
@@ -79,7 +80,7 @@ class CheckpointStore:
             "sequence": sequence,
             "position": checkpoint.position,
             "data": checkpoint.data,
-            "files": checkpoint.files,
+            "files": files_to_json(checkpoint.files),
         }
         raw = dump_record(manifest, f"a checkpoint of node {node_id}")
         reach("checkpoint.written")
@@ -124,6 +125,7 @@ class CheckpointStore:
             record = parse_record(data, path)
         except CorruptRecord:
             return None
+        files = read_files(record.get("files"), path.rsplit("/", 1)[0])
         position, sequence, kept = record.get("position"), record.get("sequence"), record.get("data")
         if (
             not has_keys(record, "format node attempt sequence position data files")
@@ -135,10 +137,10 @@ class CheckpointStore:
             or not isinstance(position, list)
             or not all(type(p) is int for p in position)
             or not isinstance(kept, dict)
-            or not valid_files(record.get("files"), path.rsplit("/", 1)[0])
+            or files is None
         ):
             return None
-        return Checkpoint(node_id, attempt, sequence, tuple(position), kept, record["files"])
+        return Checkpoint(node_id, attempt, sequence, tuple(position), kept, files)
 
     def latest_checkpoint(self, node_id: str, attempt_order: Sequence[str] | None = None) -> Checkpoint | None:
         """The newest checkpoint, over all attempts, whose files are all there and intact; None when there is

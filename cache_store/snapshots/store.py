@@ -21,7 +21,8 @@ from cache_store.errors import CorruptRecord, CorruptShard, MissingShard, StoreE
 from cache_store.formats import codec, packed
 from cache_store.formats.codec import Array, Field
 from cache_store.keys import canonical_json, digest_json
-from cache_store.records.files import FileRecord, read_aligned, valid_digests, verify_once, write_file
+from cache_store.records.file_record import FileRecord, valid_digests
+from cache_store.records.files import read_aligned, verify_once, write_file
 from cache_store.records.record_io import (
     check_name,
     dump_record,
@@ -199,7 +200,7 @@ class SnapshotSet:
     def stored_bytes(self) -> int:
         """Bytes of the set's committed shard files: less than `spec.bytes` only where they are packed."""
         commits = (self._commit(i) for i in range(self.spec.shards))
-        return sum(commit.file["bytes"] for commit in commits if commit is not None)
+        return sum(commit.file.bytes for commit in commits if commit is not None)
 
     def put(self, i: int, arrays: Sequence[Array]) -> int:
         """Write and publish shard `i`; returns the file's bytes, or 0 when a valid record was there already.
@@ -224,9 +225,9 @@ class SnapshotSet:
             "index": i,
             "attempt": attempt,
             "file": path,
-            "bytes": file["bytes"],
-            "xxh3_128": file["xxh3"],
-            "sha256": file["sha256"],
+            "bytes": file.bytes,
+            "xxh3_128": file.xxh3,
+            "sha256": file.sha256,
             "rows": rows,
         }
         # A set dropped since it was opened comes back complete.
@@ -241,8 +242,8 @@ class SnapshotSet:
             with contextlib.suppress(StoreError):
                 self.storage.delete(path)
             return 0
-        self.count(bytes_written=file["bytes"])
-        return file["bytes"]
+        self.count(bytes_written=file.bytes)
+        return file.bytes
 
     def shard(self, i: int) -> tuple[Array, ...]:
         """The arrays of shard `i`, read-only, (rows of the shard, *shape) each, bfloat16 as uint16 bits.
@@ -303,7 +304,7 @@ class SnapshotSet:
             commit = self._commit(i)
             if commit is None:
                 raise self._missing(i)
-            parts.append(commit.file["sha256"])
+            parts.append(commit.file.sha256)
         return digest_json([self.spec.id, parts])
 
     @property
@@ -360,12 +361,7 @@ class SnapshotSet:
             and record.get("file") == self._shard_path(i, attempt)
             and valid_digests(record.get("bytes"), record.get("xxh3_128"), record.get("sha256"))
         ):
-            file: FileRecord = {
-                "path": record["file"],
-                "bytes": record["bytes"],
-                "xxh3": record["xxh3_128"],
-                "sha256": record["sha256"],
-            }
+            file = FileRecord(record["file"], record["bytes"], record["xxh3_128"], record["sha256"])
             return _Commit(file, attempt, raw)
         raise CorruptRecord(f"{path} is not a record of this shard", path=path)
 
@@ -377,11 +373,11 @@ class SnapshotSet:
             if commit is None:
                 return None
             try:
-                size = self.storage.size(commit.file["path"])
+                size = self.storage.size(commit.file.path)
             except FileNotFoundError:
                 size = -1
-            if size != commit.file["bytes"]:
-                raise self._quarantine(i, commit.raw, commit.file["path"], "its file is gone or of another length")
+            if size != commit.file.bytes:
+                raise self._quarantine(i, commit.raw, commit.file.path, "its file is gone or of another length")
         except CorruptShard:
             return None
         return commit.attempt
@@ -403,7 +399,7 @@ class SnapshotSet:
                 # Dropped, or quarantined by somebody else, while we looked.
                 raise self._missing(i) from error
             reason = str(error)
-            raise self._quarantine(i, commit.raw, commit.file["path"], reason) from error
+            raise self._quarantine(i, commit.raw, commit.file.path, reason) from error
 
     def _decoded(self, i: int, commit: _Commit) -> tuple[tuple[Array, ...], bool]:
         buffer, mapped = self._verified(commit.file)

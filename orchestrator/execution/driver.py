@@ -23,7 +23,9 @@ from orchestrator.execution.ready_queue import ReadyQueue
 from orchestrator.plan.graph import Node, Plan
 from orchestrator.progress import Progress
 from orchestrator.runners.base import Failed, Runner, Succeeded
+from workers.control import NOTHING, Update
 from workers.specs.orders import Production, Strategy, WorkOrder, node_of, order_key
+from workers.specs.results import NodeFigures
 
 WAIT_S = 0.5
 #: Between two looks at what running tasks report; events are looked at as they come.
@@ -238,13 +240,13 @@ class Driver:
             if node_id in self._helpers:  # a share of the node's work
                 continue
             node = self._nodes[node_id]
-            self._progress.update(node_id, node.label, **update)
-            if update and node_id in self._running and node_id not in self._begun:
+            self._progress.update(node_id, node.label, **update.to_json())
+            if update != NOTHING and node_id in self._running and node_id not in self._begun:
                 self._begun.add(node_id)
                 self._log("started", node)
         self._report(**self._state(latest))
 
-    def _state(self, latest: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    def _state(self, latest: Mapping[str, Update]) -> dict[str, Any]:
         """`running`: node -> attempt, machine, since, progress; `failed`: node -> reason; `attempts`: node -> how many
         this driver has made, where it is more than one."""
         running = {
@@ -252,7 +254,7 @@ class Driver:
                 "attempt": self._attempts[node_id],
                 "machine": self._runner.machine(node_id),
                 "since": since,
-                "progress": dict(latest.get(node_id, {})),
+                "progress": latest.get(node_id, NOTHING).to_json(),
             }
             for node_id, since in self._running.items()
         }
@@ -310,13 +312,15 @@ class Driver:
             agenda.stop(node.id)
         if isinstance(event, Succeeded):
             self._not_before.pop(node.id, None)
-            self._ledger.add(node.id, event.commit)
+            commit = event.committed
+            self._ledger.add(node.id, commit)
+            figures = commit.read(NodeFigures)
             for agenda in self._agendas:
                 agenda.commit(node.id)
             reach("driver.committed")
             self._outcome.reused.discard(node.id)
-            self._progress.finished(node.label, event.commit["result"].get("seconds", 0.0), reused=False)
-            fields = event_log.committed_fields(event.commit)
+            self._progress.finished(node.label, figures.seconds or 0.0, reused=False)
+            fields = event_log.committed_fields(figures)
             if not begun:
                 self._log("started", node, machine=fields["machine"])
             self._log("committed", node, **fields)
@@ -381,8 +385,8 @@ class Driver:
                 self._progress.note(f"could not release {node.label}: {error}")
                 self._ledger.released.add(node_id)
             else:
-                commit = self._ledger.commits.get(node_id, {})
-                self._log("released", node, bytes=commit.get("result", {}).get("bytes"))
+                commit = self._ledger.commits.get(node_id)
+                self._log("released", node, bytes=None if commit is None else commit.read(NodeFigures).bytes)
             for agenda in self._agendas:
                 agenda.release(node_id)
             reach("driver.after-release")

@@ -24,6 +24,7 @@ from orchestrator.regimes.stages import Stage
 from workers.specs.as_json import to_json
 from workers.specs.experiment import ImageSpec
 from workers.specs.language import CausalLMSpec
+from workers.specs.results import MeasuredCosts
 from workers.specs.tasks import (
     AverageTask,
     DataTask,
@@ -58,7 +59,7 @@ def build_plan(
     weights_digest: str | None = None,
     rates: Rates | None = None,
     on_host: bool = False,
-    figures: Mapping[str, Mapping[str, Any]] | None = None,
+    figures: Mapping[str, MeasuredCosts] | None = None,
 ) -> Plan:
     """The graph of all regimes. `outlines`: regime name -> its chain. `language`: the checkpoint of a language
     model. `weights_digest`: identity of the initial weights' files. `rates` only change predicted seconds, `on_host`
@@ -82,7 +83,7 @@ class _Builder:
         weights_digest: str | None,
         rates: Rates,
         on_host: bool,
-        figures: Mapping[str, Mapping[str, Any]],
+        figures: Mapping[str, MeasuredCosts],
     ) -> None:
         self.config = config
         self.figures = figures
@@ -323,7 +324,7 @@ class RegimeBuilder:
         if node not in graph.figures:
             graph.unmeasured[node] = None
             return
-        self.costs = Costs.from_json(graph.figures[node], self.outline)
+        self.costs = Costs.measured(graph.figures[node], self.outline)
         rates = Rates.measured(self.costs.flops_per_s(self.outline) / 1e9)
         self.estimator = dataclasses.replace(self.estimator, rates=rates)
 

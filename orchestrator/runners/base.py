@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from cache_store.records.nodes import Commit
+from workers.control import Update
 from workers.specs.orders import WorkOrder
 
 
@@ -12,7 +14,15 @@ from workers.specs.orders import WorkOrder
 class Succeeded:
     #: Of the order (`WorkOrder.key`).
     key: str
-    commit: dict[str, Any]
+    #: None: the order was a helper's.
+    commit: Commit | None
+
+    @property
+    def committed(self) -> Commit:
+        """The commit of an order that was no helper's. ValueError of a helper's."""
+        if self.commit is None:
+            raise ValueError(f"{self.key}: a helper commits nothing")
+        return self.commit
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Runner(Protocol):
     def wait(self, timeout_s: float) -> list[Event]:
         """Events since the last call; returns early with the first."""
 
-    def progress(self) -> dict[str, dict[str, Any]]:
+    def progress(self) -> dict[str, Update]:
         """Latest progress of running orders, by key."""
 
     def waiting(self, tasks: int) -> None:

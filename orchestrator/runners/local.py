@@ -5,10 +5,9 @@ from __future__ import annotations
 import queue
 import socket
 import threading
-from typing import Any
 
 from orchestrator.runners.base import Event, Failed, Succeeded
-from workers.control import ThreadControl
+from workers.control import NOTHING, ThreadControl, Update
 from workers.specs.orders import WorkOrder
 
 
@@ -34,7 +33,7 @@ class LocalRunner:
     def submit(self, order: WorkOrder) -> None:
         assert self._running is None, "a local runner has one slot"
         self._running = order
-        self._control.progress()  # what the last task reported is not this one's
+        self._control.progress(NOTHING)  # what the last task reported is not this one's
         self._thread = threading.Thread(target=self._work, args=(order,), name="segprop-worker", daemon=True)
         self._thread.start()
 
@@ -56,7 +55,7 @@ class LocalRunner:
         self._running = None
         return [event]
 
-    def progress(self) -> dict[str, dict[str, Any]]:
+    def progress(self) -> dict[str, Update]:
         return {self._running.key: self._control.latest()} if self._running else {}
 
     def waiting(self, tasks: int) -> None:

@@ -28,6 +28,7 @@ from orchestrator.runners.base import Event, Failed, Succeeded
 from orchestrator.runners.machines import Machine, matching, room, settle, unmatched
 from orchestrator.runners.ray_worker import Worker, _answer
 from orchestrator.runners.versions import differences, versions
+from workers.control import NOTHING, Update
 from workers.specs.orders import WorkOrder
 
 #: An actor that has not answered its first call by then will not (import of torch included).
@@ -100,7 +101,7 @@ class RayRunner:
         self._waiting = 0
         self._versions = versions()
         self._slots: list[_Slot] = []
-        self._latest: dict[str, dict[str, Any]] = {}
+        self._latest: dict[str, Update] = {}
         self._polls: dict[str, Any] = {}
         self._polled = 0.0
         self._gauges: dict[str, Gauge] = {}
@@ -319,7 +320,7 @@ class RayRunner:
             "add machines and run the same command to go on"
         )
 
-    def progress(self) -> dict[str, dict[str, Any]]:
+    def progress(self) -> dict[str, Update]:
         """Answers lag by at most one poll; a worker that is being lost simply keeps its last one."""
         now = time.monotonic()
         for node_id, poll in list(self._polls.items()):
@@ -338,7 +339,7 @@ class RayRunner:
                 if slot.order is not None:
                     if slot.order.key not in self._polls:
                         self._polls[slot.order.key] = slot.actor.poll.remote()
-                    update = self._latest.get(slot.order.key, {})
+                    update = self._latest.get(slot.order.key, NOTHING)
                 for name, value in metrics.values(update).items():
                     self._gauges[name].set(value, {"slot": str(index)})
         return self._latest

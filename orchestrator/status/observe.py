@@ -111,7 +111,7 @@ class Observer:
             if node_id in present and node_id not in self._commits:
                 commit = nodes.commit_of(node_id)
                 if commit is not None:
-                    self._commits[node_id] = commit
+                    self._commits[node_id] = commit.to_json()
         return self._status(held, self._is_alive(held), present)
 
     def _now(self) -> float:

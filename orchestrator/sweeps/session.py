@@ -30,6 +30,7 @@ from orchestrator.sweeps.space import point_text
 from orchestrator.sweeps.steering import Begun, Course, Decider, Everything, Steering, unfinished
 from orchestrator.sweeps.summary import sweep_summary
 from orchestrator.units import seconds_text
+from workers.specs.results import NodeFigures
 
 SUMMARY_FILE, REPORT_FILE, JOURNAL_FILE = "sweep.json", "report.html", "decisions.jsonl"
 
@@ -118,7 +119,7 @@ class _Run:
 
     def score(self, course: Course) -> float | None:
         """The metric of a trial that is through."""
-        return self.metric.of(summarize(course.name, course.plan, self.ledger.commits, status="done", environment={}))
+        return self.metric.of(summarize(course.name, course.plan, self.ledger.to_json(), status="done", environment={}))
 
     def change(self, course: Course, begun: Begun) -> Plan:
         trial = self.trials[course.name]
@@ -148,7 +149,7 @@ class _Run:
             sweep.section,
             sweep.metric,
             list(self.courses.values()),
-            self.ledger.commits,
+            self.ledger.to_json(),
             status=outcome.status,
             environment=describe_environment(),
             before=self.before,
@@ -215,7 +216,7 @@ class _Run:
         coming = dict.fromkeys(target for course in open_trials for target in course.plan.targets)
         todo = unfinished(dataclasses.replace(plan, targets=tuple(coming)), self.ledger)
         measured = {
-            node: float(commit["result"].get("seconds", 0.0))
+            node: commit.read(NodeFigures).seconds or 0.0
             for node, commit in self.ledger.commits.items()
             if node in plan
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -23,6 +23,7 @@ from workers.domains.base import Batch, Domain, Source
 from workers.environment import WorkerEnvironment
 from workers.models.chain import Boundary, ModulePath
 from workers.snapshots.geometry import Geometry
+from workers.specs.results import SnapshotCounters
 from workers.specs.tasks import BoundarySpec
 from workers.weights import Weights
 
@@ -209,11 +210,12 @@ def _to_tensor(array: np.ndarray, field: Field) -> Tensor:
     return tensor.view(_NOT_IN_NUMPY.get(field.dtype, tensor.dtype))
 
 
-def snapshot_counters(boundaries: Mapping[Any, StoredBoundary]) -> dict[str, int]:
-    """Sum of hits, misses, bytes_read and bytes_written over the sets of a task."""
-    total = {"hits": 0, "misses": 0, "bytes_read": 0, "bytes_written": 0}
-    for boundary in boundaries.values():
-        counters = boundary.snapshots.counters
-        for key in total:
-            total[key] += getattr(counters, key)
+def snapshot_counters(boundaries: Iterable[StoredBoundary]) -> SnapshotCounters:
+    """Sum up what was found, read and written over the sets of a task."""
+    total = SnapshotCounters()
+    for boundary in boundaries:
+        own = boundary.snapshots.counters
+        total += SnapshotCounters(
+            hits=own.hits, misses=own.misses, bytes_read=own.bytes_read, bytes_written=own.bytes_written
+        )
     return total

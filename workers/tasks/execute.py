@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from cache_store.errors import OutOfDeviceMemory
+from cache_store.records.nodes import Commit
 from cache_store.storage.base import Storage
 from workers.control import Control
 from workers.distributed.gang import ALONE, Gang
@@ -24,8 +25,9 @@ from workers.tasks.model import _initial_model
 from workers.training.trainer import StageTrainer
 
 
-def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
-    """Do the work, commit it, and return the commit that counts (somebody else's if they were first).
+def execute(order: WorkOrder, control: Control) -> Commit | None:
+    """Do the work, commit it, and return the commit that counts (somebody else's if they were first). None: a helper,
+    which commits nothing.
 
     A node that is committed already is not run again. An order with a strategy is for every rank of a gang: all run it,
     all return the commit, the first rank alone writes. Raises SegpropError subclasses only for what a user or
@@ -48,7 +50,7 @@ def _too_small(order: WorkOrder, said: str) -> OutOfDeviceMemory:
     )
 
 
-def _execute(order: WorkOrder, control: Control) -> dict[str, Any]:
+def _execute(order: WorkOrder, control: Control) -> Commit | None:
     started = time.time()
     storage = Storage.open(order.store)
     device = torch.device(order.device)

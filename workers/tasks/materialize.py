@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from cache_store.errors import Interrupted
-from cache_store.records.nodes import Attempt
+from cache_store.records.nodes import Attempt, Commit
+from workers.control import Update
 from workers.domains.registry import domain_of
 from workers.environment import WorkerEnvironment
 from workers.snapshots.boundary import StoredBoundary, snapshot_counters
-from workers.snapshots.production import Made, SharedSet, whole
+from workers.snapshots.production import Made, MadeFigures, SharedSet, whole_set
 from workers.specs.orders import Production
+from workers.specs.results import MaterializeResult, Parents
 from workers.specs.tasks import MaterializeTask
 from workers.tasks.gate import reached
 from workers.training.shuffle import shard_order
@@ -21,49 +22,48 @@ from workers.weights import Weights
 
 def materialize(
     task: MaterializeTask,
-    parents: Mapping[str, Mapping[str, Any]],
+    parents: Parents,
     environment: WorkerEnvironment,
     attempt: Attempt,
     production: Production,
-) -> dict[str, Any]:
+) -> Commit | None:
     """Compute what is missing of the set and commit; nothing if the run's exit leaves its reader out. Shards already
     there (an earlier attempt's) are kept.
 
-    A helper makes shards as long as there are free ones and returns {} without a commit.
+    A helper makes shards as long as there are free ones and returns None, without a commit.
     """
     started = time.monotonic()
     domain = domain_of(task.experiment)
-    source = domain.source(parents["data"]["result"], environment.snapshots, task.split)
+    source = domain.source(parents["data"].result, environment.snapshots, task.split)
     weights = Weights(environment.nodes, parents, domain, environment.device)
     boundary = StoredBoundary(environment, domain, task.boundary, source, weights, task.view)
     if reached(task.gate, parents):
         # Of what nobody will read there is an empty set: for the driver, one that is not there was released.
         boundary.snapshots.ensure()
         if production.helper:
-            return {}
-        nothing = {"set": boundary.spec.id, "rows": 0, "bytes": 0, "forwards": {}, "snapshot": snapshot_counters({})}
-        return attempt.commit({**nothing, "seconds": time.monotonic() - started, "where": environment.where()})
+            return None
+        nothing = MaterializeResult(
+            set=boundary.spec.id, rows=0, bytes=0, seconds=time.monotonic() - started, where=environment.where()
+        )
+        return attempt.commit(nothing.to_json())
     watch = _Watch(boundary, environment, domain.row_unit)
     work = _Work(boundary, task.experiment.seed, production.first_epoch)
     if not production.shared:
         watch.over(work.alone())
-        figures = {
-            "forwards": dict(boundary.total_forwards()),
-            "snapshot": snapshot_counters({None: boundary}),
-            "seconds": time.monotonic() - started,
-        }
+        seconds = time.monotonic() - started
+        figures = MadeFigures(dict(boundary.total_forwards()), snapshot_counters([boundary]), seconds)
     else:
         made = Made(attempt)
-        made.watch(None, boundary)
+        made.watch(boundary)
         shared = SharedSet(boundary, environment.control, made)
         if production.helper:
             watch.over(work.helping(shared))
-            return {}
+            return None
         watch.over(work.finishing(shared))
         shared.settle()
         made.seconds = time.monotonic() - started - shared.waited
         figures = made.total(environment.nodes)
-    return attempt.commit({**whole(boundary), **figures, "where": environment.where()})
+    return attempt.commit(whole_set(boundary, figures, environment.where()).to_json())
 
 
 class _Work:
@@ -118,7 +118,7 @@ class _Watch:
         for index in work:
             done += len(spec.shard_range(index))
             seconds = time.monotonic() - started
-            self._control.progress(
+            update = Update(
                 phase="materialize",
                 done=done,
                 total=total,
@@ -126,5 +126,6 @@ class _Watch:
                 rate=done / max(seconds, 1e-9),
                 seconds_left=(total - done) * seconds / max(done, 1),
             )
+            self._control.progress(update)
             if self._control.should_stop():
                 raise Interrupted("materialization stopped; finished shards are kept")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -18,7 +18,7 @@ from workers.domains.base import Batch, Domain, Rows, Source
 from workers.models.chain import Boundary
 from workers.snapshots.geometry import Geometry
 from workers.specs.experiment import Precision
-from workers.training.clocks import _DeviceClock
+from workers.training.clocks import DeviceClock
 from workers.training.prefetch import prefetch
 
 #: Batches loaded ahead of the step. Two hide the loader's jitter; more only hold memory.
@@ -76,7 +76,7 @@ class RawInputs:
         self._channels_last = channels_last
         self._prefix = prefix
         self._seconds = 0.0
-        self._on_device = _DeviceClock(device)
+        self._on_device = DeviceClock(device)
 
     @property
     def seconds(self) -> float | None:
@@ -280,25 +280,3 @@ def in_order(
     with closing(loaded):
         for micro in loaded:
             yield micro.batch
-
-
-class _Waits:
-    """How long the step loop waits for its input, of the time since it was made."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._seconds = 0.0
-
-    def timed(self, batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
-        iterator = iter(batches)
-        while True:
-            before = time.monotonic()
-            batch = next(iterator, None)
-            self._seconds += time.monotonic() - before
-            if batch is None:
-                return
-            yield batch
-
-    def share(self) -> float:
-        """0 to 1."""
-        return self._seconds / max(time.monotonic() - self._started, 1e-9)

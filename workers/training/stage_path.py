@@ -55,8 +55,7 @@ class StagePath:
         if index > 0:
             source = blocks.index(task.path[index - 1]) + 1
         else:  # right after the stored boundary: the base is taken as it comes
-            assert task.boundary is not None
-            source = sum(len(hop) for hop in task.boundary.hops)
+            source = sum(len(hop) for hop in task.stored_boundary.hops)
         seed = derive_seed(task.experiment.seed, name, task.name)
         if name == AUX:
             head = self._weights.state("head") if self._weights.has("head") else None

@@ -55,7 +55,7 @@ def test_a_run_measures_first_and_every_later_invocation_takes_its_figures(kind:
     after = run(path)
     assert after.plan.unmeasured == ()
     commit = measurement(after)
-    blocks = commit["result"]["figures"]["blocks"]
+    blocks = commit.result["figures"]["blocks"]
     assert list(blocks) == (["seg1", "seg2", "seg3", "seg4"] if kind == "images" else ["embed", "layer0"])
     assert all(set(block) == COSTS and min(block.values()) > 0 for block in blocks.values())
     # What was written to be timed is gone.
