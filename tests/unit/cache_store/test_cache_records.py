@@ -173,7 +173,7 @@ def test_damaged_and_missing_files_are_refused(local: NodeStore) -> None:
 def test_a_mapped_file_is_checked_once_until_it_changes(local: NodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     record = local.attempt(NODE).write("f", b"1")
     checked: list[str] = []
-    monkeypatch.setattr("cache_store.records.files.verify", lambda _, r: checked.append(r["path"]))
+    monkeypatch.setattr("cache_store.records.files.verify", lambda _, r: checked.append(r.path))
     path = local.verified_path(record)
     assert path is not None
     local.verified_path(record)

@@ -642,7 +642,7 @@ def test_a_shard_is_read_whole_once_by_a_process_and_again_when_its_file_changed
     real, checked = files.verify, []
 
     def spy(storage: Storage, record: Any) -> None:
-        checked.append(record["path"])
+        checked.append(record.path)
         real(storage, record)
 
     monkeypatch.setattr(files, "verify", spy)
