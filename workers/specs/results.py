@@ -194,7 +194,7 @@ class EpochFigures(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageMemory(_Record):
+class MeasuredMemory(_Record):
     """What a stage held. Peaks are the largest of its epochs but the first, where there are more; None: not known."""
 
     trainable_parameters: int
@@ -238,7 +238,7 @@ class StageResult(_Record):
     #: Of a round that another one follows: the state of the gradient scaler, empty where there is none.
     scaler: Mapping[str, Any] | None = None
     #: Its fields are keys of the result itself.
-    memory: StageMemory | None = None
+    memory: MeasuredMemory | None = None
     snapshot: SnapshotCounters = field(default_factory=SnapshotCounters)
     #: Samples that ran through each frozen block.
     forwards: Mapping[str, int] = field(default_factory=dict)

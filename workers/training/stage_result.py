@@ -9,7 +9,7 @@ from cache_store.records.nodes import Attempt, Commit
 from workers.environment import WorkerEnvironment
 from workers.snapshots.production import commit_made_along
 from workers.specs.orders import Production
-from workers.specs.results import EpochFigures, PartRecord, Rank, SnapshotCounters, StageMemory, StageResult, Where
+from workers.specs.results import EpochFigures, MeasuredMemory, PartRecord, Rank, SnapshotCounters, StageResult, Where
 from workers.specs.tasks import StageTask
 from workers.training.checkpoint import StageState
 from workers.training.optimizer import StageStep
@@ -99,8 +99,8 @@ class Finished:
             where = replace(where, strategy=gang.strategy, ranks=tuple(gang.gather(rank)))
         return replace(where, first_step=self.first_step)
 
-    def _memory(self, steady: Sequence[EpochFigures]) -> StageMemory:
-        return StageMemory(
+    def _memory(self, steady: Sequence[EpochFigures]) -> MeasuredMemory:
+        return MeasuredMemory(
             trainable_parameters=sum(parameter.numel() for parameter in self.path.parameters),
             resident_bytes=self.path.resident_bytes() + self.inputs.prefix_bytes(),
             peak_device_bytes=_largest(epoch.peak_device_bytes for epoch in steady),

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import make_commits, make_plan
+from fake_run import committed, make_commits, make_plan
 
 from cache_store.errors import StorageUnavailable, TrainingDiverged
-from cache_store.records.nodes import Commit
 from cache_store.storage.base import Storage
 from orchestrator.execution import retry
 from orchestrator.execution.commits import CommitLog
@@ -59,7 +58,7 @@ class FakeRunner:
         error = self.outcome(order, self.submitted.count(order.node_id))
         if error is not None:
             return [Failed(order.key, error, lost=isinstance(error, ConnectionError))]
-        return [Succeeded(order.key, Commit.from_json(self.commits[order.node_id], order.node_id))]
+        return [Succeeded(order.key, committed(self.commits[order.node_id]))]
 
     def progress(self) -> dict[str, Update]:
         return {order.key: Update(phase="train", epoch=1) for order in self.running}
