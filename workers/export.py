@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_store.records.nodes import Commit, NodeStore
+from cache_store.storage.durable import write_atomically
 from workers.specs.experiment import Experiment, ResNetSpec
 from workers.specs.results import ModelResult
 
@@ -87,16 +87,10 @@ def export(
         if model.classifier == "mlp"
         else "",
     )
-    _replace(weights_path, save(state, metadata={"format": "pt", "model": model.name}))
-    _replace(target / "load_model.py", loading.encode())
-    _replace(facts_path, (json.dumps(facts, indent=2) + "\n").encode())
+    write_atomically(weights_path, save(state, metadata={"format": "pt", "model": model.name}))
+    write_atomically(target / "load_model.py", loading.encode())
+    write_atomically(facts_path, (json.dumps(facts, indent=2) + "\n").encode())
     return weights_path
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
 
 
 FACTS = "segprop.json"

@@ -11,13 +11,14 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cache_store.formats.dtypes import ITEM_BYTES
+
 EncodingName = Literal["plain", "lossless", "int8", "fp8"]
 
 #: Values that share a scale: hidden states have single values a thousand times the others, which a longer block's
 #: int8 would round to zero; a float keeps its relative precision beside them.
 BLOCK = {"int8": 32, "fp8": 128}
 CODE_DTYPE = {"int8": "int8", "fp8": "float8_e4m3fn"}
-_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "float8_e4m3fn": 1}
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Column:
     @property
     def bytes(self) -> int:
         """Of one row."""
-        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 def columns(encoding: EncodingName, dtype: str, shape: tuple[int, ...]) -> tuple[Column, ...]:

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from cache_store.formats import codec
 from cache_store.formats.codec import Field
 from cache_store.formats.encodings import BLOCK, EncodingName, columns
+from cache_store.formats.torch_dtypes import TORCH
 
 #: Largest code: 127 of int8, and of float8_e4m3fn its largest finite value.
 _LARGEST = {"int8": 127.0, "fp8": 448.0}
-_TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Smallest scale: below it a quotient would need subnormal numbers, which some devices flush to zero.
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -68,7 +68,7 @@ class Encoding:
             # The bits of a float16 that is 2^8 smaller, subnormals too: several times faster than torch's conversion.
             shifted = (blocks.to(torch.int16) << 7) & ~(1 << 14)
             blocks, scale = shifted.view(torch.float16), scale * 256.0
-        return self._rows(blocks * scale, field).to(_TORCH[field.dtype])  # promoted: the product is float32
+        return self._rows(blocks * scale, field).to(TORCH[field.dtype])  # promoted: the product is float32
 
     def _blocks(self, rows: Tensor, field: Field) -> Tensor:
         """(N, blocks, values), a short last block filled up with zeros."""

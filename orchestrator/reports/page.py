@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from orchestrator.files import write_atomically
+from cache_store.storage.durable import write_atomically
 from orchestrator.reports import learning_curves, svg
 from orchestrator.reports.layer_curve import LayerCurve, layer_curve
 from orchestrator.reports.machine import environment_rows, machine_words

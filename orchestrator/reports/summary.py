@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.files import write_atomically
+from cache_store.storage.durable import write_atomically
 
 if TYPE_CHECKING:
     from orchestrator.costs.boundary_costs import Prediction

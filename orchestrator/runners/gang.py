@@ -276,7 +276,7 @@ class GangRunner(RayRunner):
             return []
         if gang.ended is None and gang.ending is None:
             gang.ended = SegpropError("its ranks ended")
-        cause = _first_line(gang.ended)
+        cause = _last_line(gang.ended)
         if not gang.ranks:
             raise SegpropError(f"{self._missing(gang)} ({cause})")
         lost = [*gang.single.values(), *([gang.order] if gang.order is not None else [])]
@@ -360,6 +360,6 @@ def _event(report: Report) -> Event:
     return Succeeded(report.key, report.commit)
 
 
-def _first_line(error: BaseException | None) -> str:
+def _last_line(error: BaseException | None) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

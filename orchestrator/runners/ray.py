@@ -22,7 +22,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cache_store.errors import SegpropError, UserError
+from cache_store.errors import SegpropError, UserError, first_line
 from orchestrator.runners import metrics, shared_storage
 from orchestrator.runners.base import Event, Failed, Succeeded
 from orchestrator.runners.machines import Machine, matching, room, settle, unmatched
@@ -125,7 +125,7 @@ class RayRunner:
             try:
                 _init(options, attempts=1 if address else LOCAL_STARTS)
             except ConnectionError as error:
-                cause = _first_line(error.__cause__ or error)
+                cause = first_line(error.__cause__ or error)
                 raise UserError(
                     f"resources.address: no Ray cluster lets us in at {address} ({cause}); is it running, and, where "
                     "it asks for tokens, is RAY_AUTH_MODE=token set with a token at hand?"
@@ -172,7 +172,7 @@ class RayRunner:
             except RayTaskError as error:
                 raise error.cause if isinstance(error.cause, Exception) else error from None
             except RayError as error:  # it is gone, or going: no work will be given to it
-                _log.warning("%s did not answer: %s", names[calls[call]], _first_line(error))
+                _log.warning("%s did not answer: %s", names[calls[call]], first_line(error))
         for call in late:
             _log.warning("%s has not said within %g s whether it sees the store", names[calls[call]], PROBE_DEADLINE_S)
             ray.cancel(call, force=True)
@@ -267,7 +267,7 @@ class RayRunner:
             # Killed, out of memory, machine gone. The actor restarts by itself; calls during that fail at once,
             # so the slot takes orders again only when it has answered.
             slot.ping, slot.since = slot.actor.ready.remote(), time.monotonic()
-            return Failed(order.key, SegpropError(f"worker lost: {_first_line(error)}"), lost=True)
+            return Failed(order.key, SegpropError(f"worker lost: {first_line(error)}"), lost=True)
 
     def _check_start(self, slot: _Slot, answered: bool) -> None:
         deadline = self._deadline_s
@@ -281,7 +281,7 @@ class RayRunner:
                 raise error.cause if isinstance(error.cause, Exception) else error from None
             except RayError as error:
                 if late:
-                    raise SegpropError(self._nobody_left(_first_line(error))) from error
+                    raise SegpropError(self._nobody_left(first_line(error))) from error
                 time.sleep(0.1)  # restarting: calls fail instead of waiting
                 slot.ping = slot.actor.ready.remote()
                 return
@@ -375,8 +375,8 @@ def _init(options: Mapping[str, Any], attempts: int) -> None:
                 raise
             ray.shutdown()
             if not left:
-                raise SegpropError(f"Ray does not start on this machine: {_first_line(error)}") from error
-            _log.warning("Ray did not start in its own time, once more: %s", _first_line(error))
+                raise SegpropError(f"Ray does not start on this machine: {first_line(error)}") from error
+            _log.warning("Ray did not start in its own time, once more: %s", first_line(error))
 
 
 def _machine(node: Mapping[str, Any]) -> Machine:
@@ -409,8 +409,3 @@ def _seconds(variable: str) -> float | None:
     if not 0 < value < float("inf"):
         raise UserError(f"{variable}: {text!r}; allowed: seconds, above 0")
     return value
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

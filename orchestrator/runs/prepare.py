@@ -20,12 +20,12 @@ import yaml
 from cache_store.errors import ConfigError, UserError
 from cache_store.records.nodes import NodeStore
 from cache_store.storage.base import Storage
+from cache_store.storage.durable import write_atomically
 from orchestrator.config import load as configuration
 from orchestrator.config.rates import Rates
 from orchestrator.config.rules import ray_jobs
 from orchestrator.config.schema import Config, ImageConfig
 from orchestrator.config.yaml_loader import Document, KeyPath, Problem, parse_document, raise_problems
-from orchestrator.files import write_atomically
 from orchestrator.plan.builder import build_plan
 from orchestrator.plan.experiment import rows_of, tokens_a_sample
 from orchestrator.plan.graph import Plan

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.files import write_atomically
+from cache_store.storage.durable import write_atomically
 from orchestrator.reports.machine import environment_rows, machine_words
 from orchestrator.sweeps.metric import Metric
 from orchestrator.sweeps.space import value_text

@@ -19,6 +19,7 @@ from torch import Tensor
 from cache_store.errors import Interrupted
 from cache_store.formats.codec import Array
 from cache_store.formats.quantization import Encoding
+from cache_store.formats.torch_dtypes import TORCH
 from cache_store.records.nodes import Attempt, Commit
 from cache_store.snapshots.reader import RowReader
 from cache_store.snapshots.spec import SetSpec
@@ -28,7 +29,7 @@ from workers.device import autocast
 from workers.domains.registry import domain_of
 from workers.environment import WorkerEnvironment
 from workers.models.chain import Boundary, ModulePath
-from workers.snapshots.boundary import TORCH_DTYPES, to_numpy
+from workers.snapshots.boundary import to_numpy
 from workers.specs.results import BlockCosts, LoadCosts, MeasuredCosts, MeasureResult, Parents
 from workers.specs.tasks import MeasureTask
 from workers.training.batches import gathering_clock
@@ -106,7 +107,7 @@ class _Bench:
                 return domain.to_rows(module(batch.boundary, batch.context), batch)
 
         def kept(index: np.ndarray, inputs: Boundary) -> Boundary:
-            outputs = [tensor.to(TORCH_DTYPES[task.dtype]) for tensor in forward(index, inputs, in_batches=False)]
+            outputs = [tensor.to(TORCH[task.dtype]) for tensor in forward(index, inputs, in_batches=False)]
             return tuple(tensor.to("cpu").contiguous() for tensor in encoding.encode(outputs))
 
         def of(index: np.ndarray) -> Boundary:

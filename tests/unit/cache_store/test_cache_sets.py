@@ -28,7 +28,8 @@ from cache_store.errors import (
     StoreError,
 )
 from cache_store.formats import codec
-from cache_store.formats.codec import DTYPES, Array, Field, decode, encode
+from cache_store.formats.codec import Array, Field, decode, encode
+from cache_store.formats.dtypes import DTYPES
 from cache_store.records import files
 from cache_store.records.record_io import parse_record
 from cache_store.snapshots.reader import RowReader

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from cache_store.errors import CorruptShard
 from cache_store.formats import codec, packed
-from cache_store.formats.codec import DTYPES, Field
+from cache_store.formats.codec import Field
+from cache_store.formats.dtypes import DTYPES
 from cache_store.formats.encodings import BLOCK, EncodingName, row_bytes
 from cache_store.formats.quantization import Encoding
 from cache_store.snapshots.spec import SetSpec
