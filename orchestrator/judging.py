@@ -23,6 +23,7 @@ from orchestrator.environment import describe_environment
 from orchestrator.progress import Progress
 from orchestrator.reports.summary import write_summary
 from orchestrator.units import DASH
+from workers.control import Update
 from workers.judge import harness, humaneval, problems
 from workers.judge.model import DTYPES, Dtype, JudgedModel, check_folder, load_model
 from workers.judge.scores import Score
@@ -208,7 +209,7 @@ def _problems(task: str, settings: JudgeSettings) -> tuple[problems.Problem, ...
 
 def _reporting(progress: Progress, label: str) -> harness.Progress:
     def report(done: int, total: int) -> None:
-        progress.update(label, label, phase="answering", done=done, total=total, unit="answers")
+        progress.update(label, Update(phase="answering", done=done, total=total, unit="answers"))
 
     return report
 

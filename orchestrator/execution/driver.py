@@ -240,7 +240,7 @@ class Driver:
             if node_id in self._helpers:  # a share of the node's work
                 continue
             node = self._nodes[node_id]
-            self._progress.update(node_id, node.label, **update.to_json())
+            self._progress.update(node.label, update)
             if update != NOTHING and node_id in self._running and node_id not in self._begun:
                 self._begun.add(node_id)
                 self._log("started", node)
