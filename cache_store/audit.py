@@ -1,4 +1,4 @@
-"""A full check of what a store holds: every record, and every file a record lists, by its SHA-256.
+"""Check what a store holds in full: every record, and every file a record lists, by its SHA-256.
 
 Looking changes nothing. Repairing moves what is damaged to `quarantine/`, with its record, so that the next run
 finds it missing and makes it again; nothing is deleted.
@@ -43,14 +43,14 @@ class Tally:
 
 
 class Audit:
-    """An audit of one store; `tally` counts as it goes."""
+    """Audit one store; `tally` counts as it goes."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.tally = Tally()
 
     def run(self) -> Iterator[Finding]:
-        """Everything that is damaged, sets first. StoreErrors of the storage itself (denied, unavailable) pass."""
+        """Find everything that is damaged, sets first. StoreErrors of the storage itself (denied, unavailable) pass."""
         for set_id in self.storage.list("sets"):
             if is_name(set_id):
                 yield from self.audit_set(set_id)
@@ -59,7 +59,7 @@ class Audit:
                 yield from self.audit_node(node_id)
 
     def audit_set(self, set_id: str) -> Iterator[Finding]:
-        """What is damaged in one set."""
+        """Find what is damaged in one set."""
         folder = f"sets/{check_name(set_id)}"
         try:
             snapshots = SnapshotStore(self.storage).find(set_id)
@@ -101,7 +101,7 @@ class Audit:
             )
 
     def audit_node(self, node_id: str) -> Iterator[Finding]:
-        """What is damaged of one plan node: its commit, committed files and checkpoints."""
+        """Find what is damaged of one plan node: its commit, committed files and checkpoints."""
         nodes = NodeStore(self.storage)
         path = nodes.commit_path(node_id)
         try:
@@ -127,7 +127,7 @@ class Audit:
                     break
 
     def _damage(self, record: FileRecord) -> str | None:
-        """Why a file is not what its record says; None when it is."""
+        """Say why a file is not what its record says; None when it is."""
         digests = Digests()
         try:
             for piece in self.storage.chunks(record.path):

@@ -36,7 +36,7 @@ class WorkerEnvironment:
         self.snapshots = SnapshotStore(self.storage)
 
     def where(self) -> Where:
-        """Where and when the task ran, up to now."""
+        """Say where and when the task ran, up to now."""
         return Where(
             host=socket.gethostname(),
             pid=os.getpid(),

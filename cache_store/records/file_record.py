@@ -1,4 +1,4 @@
-"""Name, length and checksums of one file that a record publishes, as records keep them in JSON."""
+"""Describe a file that a record publishes: path, length and checksums, and their form in JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FileRecord:
 
 
 def valid_digests(size: Any, xxh3: Any, sha256: Any) -> bool:
-    """Whether these can be the length, xxh3_128 and sha256 of a file."""
+    """Say whether these can be the length, xxh3_128 and sha256 of a file."""
     return (
         type(size) is int
         and size >= 0

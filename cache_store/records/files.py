@@ -126,7 +126,7 @@ def _verified_copy(storage: Storage, record: FileRecord) -> Path | None:
 
 
 def read_file(storage: Storage, record: FileRecord) -> bytes:
-    """The verified bytes of a file. CorruptShard when they differ from the record or the file is gone."""
+    """Read and verify the bytes of a file. CorruptShard when they differ from the record or the file is gone."""
 
     def read() -> bytes | None:
         # One byte more than recorded shows a longer file without reading all of it.

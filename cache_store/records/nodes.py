@@ -56,7 +56,7 @@ class Commit:
     result: Mapping[str, Any]
 
     def read(self, kind: type[R]) -> R:
-        """The result as an instance of `kind`. CorruptRecord when it lacks what every version of that kind has."""
+        """Read the result as an instance of `kind`. CorruptRecord when it lacks what every version of that kind has."""
         try:
             return kind.from_json(self.result)
         except ValueError as error:
@@ -64,7 +64,7 @@ class Commit:
             raise CorruptRecord(f"{path}: {error}; move it away to run the node again", path=path) from error
 
     def to_json(self) -> dict[str, Any]:
-        """The commit as its record in the store has it."""
+        """Write the commit as its record in the store has it."""
         return {
             "format": FORMAT,
             "node": self.node,
@@ -159,11 +159,11 @@ class NodeStore(CheckpointStore):
 
     @staticmethod
     def commit_path(node_id: str) -> str:
-        """Where a node's commit record is. StoreError for an id that is not a name."""
+        """Name the path of a node's commit record. StoreError for an id that is not a name."""
         return f"nodes/{check_name(node_id)}/commit.json"
 
     def commit_of(self, node_id: str) -> Commit | None:
-        """The commit of a node, None when it is not finished.
+        """Read the commit of a node; None when it is not finished.
 
         CorruptRecord when the record is not one (wrong node, format or shape, larger than 16 MiB); it is left
         in place. Files are not read.
@@ -187,11 +187,11 @@ class NodeStore(CheckpointStore):
         return commit
 
     def attempt(self, node_id: str) -> Attempt:
-        """A fresh attempt at a node; nothing is written yet."""
+        """Begin an attempt at a node; nothing is written yet."""
         return Attempt(self, node_id)
 
     def notes(self, node_id: str, name: str) -> list[dict[str, Any]]:
-        """What the attempts at a node, finished or not, have noted under `name`; damaged notes are passed over."""
+        """Read what the attempts at a node, finished or not, have noted under `name`; damaged notes are passed over."""
         folder = f"nodes/{check_name(node_id)}/attempts"
         found = []
         for attempt in self.storage.list(folder):
@@ -203,7 +203,7 @@ class NodeStore(CheckpointStore):
         return found
 
     def read_file(self, record: FileRecord) -> bytes:
-        """The verified bytes of a published file. CorruptShard when they differ or the file is gone."""
+        """Read and verify the bytes of a published file. CorruptShard when they differ or the file is gone."""
         return read_file(self.storage, record)
 
     def verify(self, record: FileRecord) -> None:

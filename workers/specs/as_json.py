@@ -15,7 +15,7 @@ _Reader = Callable[[type[Any], Mapping[str, Any]], Any]
 
 
 def to_json(spec: Any) -> dict[str, Any]:
-    """The spec as JSON values (tuples become lists)."""
+    """Write the spec as JSON values (tuples become lists)."""
     plain = cast("dict[str, Any]", _plain(dataclasses.asdict(spec)))
     for name in getattr(spec, "LATER", ()):
         if plain[name] is None:
@@ -37,7 +37,8 @@ def from_json(cls: type[T], data: Any) -> T:
 
 
 def write_record(record: Any) -> dict[str, Any]:
-    """The fields of a record as JSON values, in order; those named in its `OMITTED` only where they are not None."""
+    """Write the fields of a record as JSON values, in order; those named in its `OMITTED` only where they are not
+    None."""
     omitted = getattr(record, "OMITTED", ())
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     return {name: _write(value) for name, value in values.items() if value is not None or name not in omitted}
@@ -76,7 +77,7 @@ def _tolerantly(cls: type[Any], data: Mapping[str, Any]) -> Any:
 
 
 def _one_way(cls: type[Any], data: Mapping[str, Any]) -> Any:
-    """As the class itself reads it, where it says how."""
+    """Read as the class itself does, where it says how."""
     read = getattr(cls, "from_json", None)
     return read(data) if read is not None else _tolerantly(cls, data)
 
@@ -87,7 +88,7 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 
 def _build(hint: Any, value: Any, read: _Reader) -> Any:
-    """`value` as what `hint` says; `read` makes the dataclasses in it."""
+    """Make of `value` what `hint` says; `read` makes the dataclasses in it."""
     if dataclasses.is_dataclass(hint):
         return read(cast("type[Any]", hint), value)
     origin = typing.get_origin(hint)

@@ -1,4 +1,4 @@
-"""What travels from the driver to a worker; importable without torch."""
+"""Define what travels from the driver to a worker; importable without torch."""
 
 from __future__ import annotations
 
@@ -59,5 +59,5 @@ def order_key(node_id: str, helper: int) -> str:
 
 
 def node_of(key: str) -> str:
-    """The node an order's key belongs to."""
+    """Name the node that an order's key belongs to."""
     return key.partition("#")[0]

@@ -1,4 +1,4 @@
-"""What nodes of a plan commit, one dataclass a kind: made to and read from JSON here alone. Loads no torch.
+"""Define what nodes of a plan commit, one dataclass a kind: made to and read from JSON here alone. Loads no torch.
 
 A store outlives the version that filled it: fields that came later have a default, and keys that are not known are
 passed over (`as_json.read_record`). Names and order of the keys stay as they are. All times are unix seconds, all
@@ -19,13 +19,13 @@ Parents = Mapping[str, Commit]
 
 
 class _Record:
-    """Common to all: a record's fields are its keys."""
+    """Write and read a record whose fields are its keys."""
 
     #: Fields that are left out of the JSON where they are None.
     OMITTED: ClassVar[tuple[str, ...]] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON values."""
+        """Write the record as JSON values."""
         return write_record(self)
 
     @classmethod

@@ -67,7 +67,7 @@ def materialize(
 
 
 class _Work:
-    """The ways to fill a set; each yields the shards it has made."""
+    """Fill a set, in one of three ways; each yields the shards it has made."""
 
     def __init__(self, boundary: StoredBoundary, seed: int, first_epoch: int | None) -> None:
         self._boundary = boundary
@@ -76,7 +76,7 @@ class _Work:
         self._place = {index: place for place, index in enumerate(order)}
 
     def missing(self) -> list[int]:
-        """In the order in which they will be asked for."""
+        """List the shards that are missing, in the order in which they will be asked for."""
         return sorted(self._boundary.snapshots.missing(), key=self._place.__getitem__)
 
     def alone(self) -> Iterator[int]:
@@ -85,7 +85,7 @@ class _Work:
             yield index
 
     def helping(self, shared: SharedSet) -> Iterator[int]:
-        """Until a look over the whole set finds nothing to take."""
+        """Make shards until a look over the whole set finds nothing to take."""
         found = True
         while found:
             found = False
@@ -94,7 +94,8 @@ class _Work:
                 yield index
 
     def finishing(self, shared: SharedSet) -> Iterator[int]:
-        """Until nothing is missing: what others have in hand is waited for, and made here when they let it go."""
+        """Make shards until nothing is missing: what others have in hand is waited for, and made here when they let it
+        go."""
         while True:
             yield from self.helping(shared)
             if not self._boundary.snapshots.missing():
@@ -103,7 +104,7 @@ class _Work:
 
 
 class _Watch:
-    """Reports the work on a set, and stops it when asked to."""
+    """Report the work on a set, and stop it when asked to."""
 
     def __init__(self, boundary: StoredBoundary, environment: WorkerEnvironment, unit: str) -> None:
         self._boundary = boundary

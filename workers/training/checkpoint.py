@@ -1,4 +1,4 @@
-"""Mid-stage checkpoints: everything a killed stage needs to go on bit for bit, as safetensors and JSON.
+"""Save and load mid-stage checkpoints: all that a killed stage needs to go on bit for bit, as safetensors and JSON.
 
 Tensors are named by what they are: `model/<part>/<name>`, `best/<part>/<name>`, `optimizer/<parameter>//<key>`,
 `rng/cpu`, `rng/cuda` (`rng/cpu/<rank>` of a gang). Everything else (position, scaler, history, running
@@ -36,7 +36,7 @@ CONTINUE_FILE = "continue.safetensors"
 
 @dataclass
 class StageProgress:
-    """Where a stage is. `epoch` and `step` (within the epoch) name the next step to run."""
+    """Say where a stage is. `epoch` and `step` (within the epoch) name the next step to run."""
 
     epoch: int = 0
     step: int = 0
@@ -51,7 +51,7 @@ class StageProgress:
     resumed: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The position as JSON values."""
+        """Write the position as JSON values."""
         return write_record(self)
 
     @classmethod
@@ -65,7 +65,7 @@ class StageProgress:
 
 @dataclass
 class Snapshot:
-    """One checkpoint in memory: tensors on the host."""
+    """Hold one checkpoint in memory: tensors on the host."""
 
     progress: StageProgress
     model: State
@@ -77,7 +77,7 @@ class Snapshot:
 
 
 def random_state() -> State:
-    """Of this process: `cpu`, and `cuda` where there is one."""
+    """Take the random state of this process: `cpu`, and `cuda` where there is one."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -102,8 +102,8 @@ def save(nodes: NodeStore, node_id: str, attempt_id: str, snapshot: Snapshot) ->
 
 
 def load(nodes: NodeStore, node_id: str, gang: Gang = ALONE) -> Snapshot | None:
-    """The newest intact checkpoint of any attempt, with the random state put back; None when there is none. All ranks
-    load the same one. A rank that it has no random state for (there were fewer) keeps its own."""
+    """Load the newest intact checkpoint of any attempt and put its random state back; None when there is none. All
+    ranks load the same one. A rank that it has no random state for (there were fewer) keeps its own."""
     found = gang.agree(nodes.latest_checkpoint(node_id) if gang.leads else None)
     if found is None:
         return None
@@ -122,7 +122,7 @@ def load(nodes: NodeStore, node_id: str, gang: Gang = ALONE) -> Snapshot | None:
 
 
 def running_state(model: State, optimizer: State, random: Sequence[State]) -> State:
-    """What training goes on with, as the tensors of one file. `random`: `random_state()` of every rank."""
+    """Name what training goes on with as the tensors of one file. `random`: `random_state()` of every rank."""
     return {
         **{f"model/{name}": tensor for name, tensor in model.items()},
         **{f"optimizer/{name}": tensor for name, tensor in optimizer.items()},
@@ -148,8 +148,8 @@ def _under(prefix: str, tensors: State) -> State:
 
 
 class StageState:
-    """What of a stage changes while it trains: where it is, the best state so far, and the path's, the optimizer's and
-    the scaler's own. Saved as checkpoints, handed on to the next round, put back."""
+    """Hold what of a stage changes while it trains: where it is, the best state so far, and the path's, the optimizer's
+    and the scaler's own. Saves it as checkpoints, hands it on to the next round, puts it back."""
 
     def __init__(
         self, task: StageTask, path: StagePath, step: StageStep, *, nodes: NodeStore, attempt: Attempt, gang: Gang
@@ -192,7 +192,7 @@ class StageState:
         )
 
     def due(self) -> bool:
-        """Whether a checkpoint is due, by this rank's clock; always after an epoch where no interval is set."""
+        """Say whether a checkpoint is due, by this rank's clock; always after an epoch where no interval is set."""
         every_s = self._task.train.checkpoint_every_s
         return every_s is None or time.monotonic() - self._saved >= every_s
 

@@ -26,7 +26,7 @@ class _Event(Protocol):
 
 
 class Clock:
-    """Seconds of the current epoch."""
+    """Count the seconds of the current epoch."""
 
     def __init__(self, earlier: float) -> None:
         self._earlier = earlier
@@ -37,7 +37,7 @@ class Clock:
 
 
 class DeviceClock:
-    """Seconds a CUDA device spends on what is enqueued inside `with`, read without a wait in between; 0 elsewhere."""
+    """Count the seconds a CUDA device spends on what is enqueued inside `with`, without waiting for it; 0 elsewhere."""
 
     #: Pairs of events that are kept before the finished ones are added up.
     MOST = 1024
@@ -66,7 +66,7 @@ class DeviceClock:
         self._open = self._open[len(done) :]
 
     def seconds(self) -> float:
-        """Waits for the device."""
+        """Read the count. Waits for the device."""
         for _, end in self._open[-1:]:
             end.synchronize()
         self._add_finished()
@@ -78,14 +78,14 @@ def _event() -> _Event:
 
 
 class Waits:
-    """How long the step loop waits for its input, of the time since it was made."""
+    """Measure how long the step loop waits for its input, of the time since it was made."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
         self._seconds = 0.0
 
     def timed(self, items: Iterable[T]) -> Iterator[T]:
-        """The items; the time until each is there counts as waiting."""
+        """Iterate over the items; the time until each is there counts as waiting."""
         iterator = iter(items)
         while True:
             before = time.monotonic()
@@ -98,14 +98,14 @@ class Waits:
             yield item
 
     def share(self) -> float:
-        """0 to 1."""
+        """Give the share of the time spent waiting, 0 to 1."""
         return self._seconds / max(time.monotonic() - self._started, 1e-9)
 
 
 class Looks:
-    """When the step loop looks up to report, by the stage's clock, not the epoch's: epochs may be shorter than the
-    interval. A gang looks together, after a step that its first rank named at the last look: asking after every step
-    would cost messages."""
+    """Decide when the step loop looks up to report, by the stage's clock, not the epoch's: epochs may be shorter than
+    the interval. A gang looks together, after a step that its first rank named at the last look: asking after every
+    step would cost messages."""
 
     def __init__(self, gang: Gang) -> None:
         self._gang = gang
@@ -114,11 +114,11 @@ class Looks:
         self._at = self._every = 1
 
     def begin(self, global_step: int) -> None:
-        """The first step is about to run after `global_step` of them."""
+        """Start: `global_step` steps are done, and the next one is about to run."""
         self._at = global_step + 1
 
     def due(self, global_step: int) -> bool:
-        """Whether to look up now that so many steps are done. Every rank must ask after every step."""
+        """Say whether to look up now that so many steps are done. Every rank must ask after every step."""
         now = time.monotonic()
         if self._gang.size > 1:
             if global_step < self._at:

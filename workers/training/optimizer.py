@@ -1,4 +1,4 @@
-"""Optimizers by name, their state as tensors, and the optimization step of one stage."""
+"""Make optimizers by name, turn their state into tensors and back, and take the steps of one stage."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def build_optimizer(spec: OptimizerSpec, parameters: Sequence[nn.Parameter]) -> 
 
 
 class StageStep:
-    """The optimization step of a stage: gradients of micro-batches, then one update. Nothing here waits for the
+    """Take the optimization steps of a stage: gradients of micro-batches, then one update. Never waits for the
     device."""
 
     def __init__(self, train: TrainSpec, path: StagePath, domain: Domain, device: torch.device, gang: Gang) -> None:
@@ -110,7 +110,7 @@ class StageStep:
         self.optimizer.zero_grad(set_to_none=True)
 
     def scaler_state(self) -> dict[str, Any]:
-        """The state of the gradient scaler as JSON values; empty where there is none."""
+        """Give the state of the gradient scaler as JSON values; empty where there is none."""
         return self.scaler.state_dict() if self.scaler.is_enabled() else {}
 
     def load_scaler(self, state: Mapping[str, Any]) -> None:
@@ -125,7 +125,7 @@ class StageStep:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The optimizer's state as host tensors named `<parameter>//<key>`, for safetensors. Of sharded parameters
+    """Copy the optimizer's state to host tensors named `<parameter>//<key>`, for safetensors. Of sharded parameters
     all ranks must ask, and the first gets it."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {

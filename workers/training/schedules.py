@@ -1,4 +1,5 @@
-"""Learning rate of every step, by the name of its schedule. A new schedule is one row of `SCHEDULES` and its name."""
+"""Compute the learning rate of every step, by the name of its schedule. A new schedule is one row of `SCHEDULES` and
+its name."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 
 
 def learning_rate(base: float, schedule: ScheduleSpec, step: int, total_steps: int) -> float:
-    """Rate of optimizer step `step` (0-based) of `total_steps`: a pure function, so a resumed stage needs no state.
+    """Compute the rate of optimizer step `step` (0-based) of `total_steps`: a pure function, so a resumed stage needs
+    no state.
 
     Warm-up is linear from base/warm to base over the first `warmup` share; then the named schedule; all but
     the constant one go down to `final * base` at the last step.

@@ -1,4 +1,4 @@
-"""What a stage is fed with: both splits, raw, stored or computed again, and the sets that are made along."""
+"""Feed a stage: both splits, raw, stored or computed again, and the sets that are made along."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPLITS = ("train", "validation")
 
 
 class StageInputs:
-    """The inputs of one stage by split, and how many steps they make."""
+    """Hold the inputs of one stage by split, and say how many steps they make."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class StageInputs:
         return boundary.reader(shared.obtain)
 
     def _through(self, prefix: ModulePath) -> Callable[[Batch], Batch]:
-        """The frozen blocks as a step of loading: their output in place of the batch's boundary."""
+        """Make the frozen blocks a step of loading: their output takes the place of the batch's boundary."""
         precision = self._task.train.precision
 
         def forward(batch: Batch) -> Batch:
@@ -120,7 +120,7 @@ class StageInputs:
     # -- during training ------------------------------------------------------------------------------------
 
     def order(self, epoch: int) -> np.ndarray:
-        """The samples of the train split in the order of an epoch: int64."""
+        """Give the samples of the train split in the order of an epoch: int64."""
         seed, source = self._task.experiment.seed, self.sources["train"]
         if self._task.window is None:
             return epoch_order(seed, epoch, source.rows)
@@ -133,33 +133,34 @@ class StageInputs:
             boundary.let_go()
 
     def counters(self) -> SnapshotCounters:
-        """What this rank has found, read and written of the sets so far."""
+        """Count what this rank has found, read and written of the sets so far."""
         return snapshot_counters(self.boundaries.values())
 
     # -- afterwards -----------------------------------------------------------------------------------------
 
     @property
     def by_role(self) -> Mapping[str, StoredBoundary]:
-        """The sets that are read, by the role of their nodes."""
+        """Give the sets that are read, by the role of their nodes."""
         return {snapshot_role(*key): boundary for key, boundary in self.boundaries.items()}
 
     def seconds(self) -> float | None:
-        """Spent by this attempt on loading, and on the frozen blocks where they are computed again; waits for the
-        device. None: not known."""
+        """Sum up what this attempt spent on loading, and on the frozen blocks where they are computed again. Waits for
+        the device. None: not known."""
         spent = [inputs.seconds for inputs in self.by_split.values()]
         known = [seconds for seconds in spent if seconds is not None]
         return sum(known) if len(known) == len(spent) else None
 
     def waited_s(self) -> float | None:
-        """Seconds spent waiting for others who make the same sets; None where nobody can be."""
+        """Sum up the seconds spent waiting for others who make the same sets; None where nobody can be."""
         return sum(shared.waited for shared in self._shared) if self._shared else None
 
     def prefix_bytes(self) -> int:
-        """Bytes of the frozen blocks before the stage that stay in memory."""
+        """Count the bytes of the frozen blocks before the stage that stay in memory."""
         return 0 if self.prefix is None else module_bytes(self.prefix)
 
     def forwards(self, steps: int, epochs: int) -> Mapping[str, int]:
-        """Samples run through each frozen block in so many steps and epochs. Every rank of a gang must ask."""
+        """Count the samples run through each frozen block in so many steps and epochs. Every rank of a gang must
+        ask."""
         if self.prefix is not None:
             samples = steps * self._task.train.batch_size + epochs * self.sources["validation"].rows
             return dict.fromkeys(self.prefix.parts, samples)

@@ -20,7 +20,7 @@ from workers.weights import ADAPTER, AUX, write_part
 
 @dataclass(frozen=True)
 class Finished:
-    """A stage after its last step, with what its commit is made of. `first_step`: when its first step began (unix
+    """Hold a stage after its last step, with what its commit is made of. `first_step`: when its first step began (unix
     seconds); `host_baseline`: bytes of the process before the stage."""
 
     task: StageTask
@@ -64,7 +64,7 @@ class Finished:
         return gang.agree(commit)
 
     def _result(self, parts: dict[str, PartRecord]) -> StageResult:
-        """Every rank of a gang must take part."""
+        """Sum up the stage. Every rank of a gang must take part."""
         progress, task = self.state.progress, self.task
         own = [epoch for epoch in progress.history if epoch.epoch in task.epochs]
         steps = progress.global_step - task.epochs.start * self.inputs.per_epoch

@@ -1,4 +1,4 @@
-"""When a stage stops, and which of its epochs is the best: pure functions of its history."""
+"""Decide when a stage stops, and which of its epochs is the best: pure functions of its history."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def _quality(epoch: EpochFigures, monitor: Monitor) -> tuple[float, float]:
 
 
 def is_better(history: Sequence[EpochFigures], best_epoch: int | None, monitor: Monitor = "accuracy") -> bool:
-    """Whether the newest epoch beats the best one so far (ties keep the earlier)."""
+    """Say whether the newest epoch beats the best one so far (ties keep the earlier)."""
     return best_epoch is None or _quality(history[-1], monitor) > _quality(history[best_epoch], monitor)
 
 
 def exit_reason(
     train: TrainSpec, history: Sequence[EpochFigures], steps: int, total_steps: int, monitor: Monitor = "accuracy"
 ) -> str | None:
-    """Why the stage ends after its newest epoch (`target`, `plateau`, `steps`, `epochs`), or None to go on."""
+    """Say why the stage ends after its newest epoch (`target`, `plateau`, `steps`, `epochs`), or None to go on."""
     exit_ = train.exit
     values = [_quality(epoch, monitor)[0] for epoch in history]
     if exit_.target is not None and history[-1].validation_accuracy >= exit_.target:

@@ -1,4 +1,4 @@
-"""One training stage of any regime: some parts train under the task loss, the rest of the path is frozen.
+"""Train one stage of any regime: some parts under the task loss, the rest of the path frozen.
 
 E2E, layer-wise and SegProp differ only in the `StageTask` they are given. The loop keeps these promises:
 only the named parts change; nothing in it waits for the device between reports; a stage killed at any moment
@@ -50,7 +50,7 @@ from workers.weights import Weights
 
 
 class _Epoch:
-    """What is counted while one epoch runs."""
+    """Count what happens while one epoch runs."""
 
     def __init__(self, sums: Sums, earlier_s: float, steps: int, device: torch.device) -> None:
         self.sums = sums
@@ -63,7 +63,7 @@ class _Epoch:
 
 
 class StageTrainer:
-    """Everything one stage holds while it trains. Build it, then `run()`."""
+    """Hold all that one stage needs while it trains. Build it, then `run()`."""
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class StageTrainer:
 
     @contextmanager
     def _saved_waiting(self, epoch: _Epoch) -> Iterator[None]:
-        """A stop that comes while snapshots are waited for leaves a checkpoint too, if it comes between two steps."""
+        """Save a checkpoint when a stop comes while snapshots are waited for, if it comes between two steps."""
         try:
             yield
         except Interrupted as stop:
@@ -251,7 +251,7 @@ class StageTrainer:
             )
 
     def _reached(self, epoch: _Epoch) -> Update:
-        """How far the stage is. Every rank of a gang must ask."""
+        """Say how far the stage is. Every rank of a gang must ask."""
         progress = self.state.progress
         loss, accuracy = epoch.sums.mean()
         done = progress.epoch * self.inputs.per_epoch + progress.step
