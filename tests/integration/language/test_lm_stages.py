@@ -97,7 +97,7 @@ class Seen:
     after: dict[str, State]
     trainable: set[str]
     merged: dict[str, State]
-    commit: dict[str, Any]
+    commit: Commit
 
 
 @dataclass
@@ -231,7 +231,7 @@ def test_parts_nobody_trained_are_in_the_final_chain_as_they_were_imported(story
     for name in REGIMES:
         weights = story.lab.prepared.plan.regimes[name].weights
         assert list(weights) == BLOCKS
-        assert {part for part, node in weights.items() if node == model["node"]} == untouched.get(name, set()), name
+        assert {part for part, node in weights.items() if node == model.node} == untouched.get(name, set()), name
         kept = {part for part, digest in _final(story.lab, name).items() if digest == digests(model)[part]}
         assert kept == same.get(name, set()), name
     frozen_head = load_file(_committed(story.lab, story.of("fixed")[-1].commit, "head"))
@@ -322,7 +322,7 @@ def _parents(lab: Lab, node: str) -> dict[str, Any]:
     return {role: lab.nodes.commit_of(parent) for role, parent in lab.prepared.plan.node(node).parents.items()}
 
 
-def _committed(lab: Lab, commit: dict[str, Any], part: str) -> Path:
+def _committed(lab: Lab, commit: Commit, part: str) -> Path:
     return Path(lab.store) / str(commit.files[f"{part}.safetensors"].path)
 
 

@@ -10,7 +10,7 @@ import pytest
 from lm_running import lm_changes
 from running import final_digests, write_config
 
-from cache_store.records.nodes import NodeStore
+from cache_store.records.nodes import Commit, NodeStore
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
 from orchestrator.runs.prepare import Prepared, claim_run_dir, prepare
@@ -38,7 +38,7 @@ def summary_of(prepared: Prepared) -> dict[str, Any]:
     return found
 
 
-def measurement(prepared: Prepared) -> dict[str, Any]:
+def measurement(prepared: Prepared) -> Commit:
     (node,) = [node for node in prepared.plan.nodes if node.kind == "measure"]
     commit = NodeStore(Storage.existing(prepared.config.store)).commit_of(node.id)
     assert commit is not None

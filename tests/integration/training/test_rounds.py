@@ -14,6 +14,7 @@ from running import Lab, StopAfter, digests, final_digests, summary_of, write_co
 from safetensors.torch import load_file
 
 from cache_store.errors import ConfigError, Interrupted
+from cache_store.records.nodes import Commit
 from orchestrator.cli import main
 from orchestrator.plan.graph import Node
 from orchestrator.runs.prepare import prepare
@@ -52,23 +53,23 @@ def lab_of(folder: Path, case: str) -> Lab:
     return Lab.make(folder, {**changes, **base, **CASES[case]})
 
 
-def in_pieces(lab: Lab, node: Node, pieces: list[tuple[int, int]]) -> list[dict[str, Any]]:
+def in_pieces(lab: Lab, node: Node, pieces: list[tuple[int, int]]) -> list[Commit]:
     """The commits of the node's stage, trained as rounds of these epochs, each going on where the last one stopped."""
     order = lab.order(node)
-    parents, commits = dict(order.parents), []
+    parents, commits = dict(order.parents), list[Commit]()
     name = "".join(f"{first}{end}" for first, end in pieces)
     for first, end in pieces:
-        commits.append(
-            execute(
-                dataclasses.replace(
-                    order,
-                    node_id=f"{node.id[:20]}{name}{first}{end}",
-                    task={**order.task, "round": {"first": first, "end": end}},
-                    parents=parents,
-                ),
-                lab.control,
-            )
+        commit = execute(
+            dataclasses.replace(
+                order,
+                node_id=f"{node.id[:20]}{name}{first}{end}",
+                task={**order.task, "round": {"first": first, "end": end}},
+                parents=parents,
+            ),
+            lab.control,
         )
+        assert commit is not None
+        commits.append(commit)
         parents = {**parents, "continue": commits[-1]}
         parents |= {f"weights/{part}": commits[-1] for part in order.task["trained"]}
     return commits

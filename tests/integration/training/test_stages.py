@@ -39,7 +39,7 @@ class Seen:
     task: StageTask
     before: dict[str, State]
     after: dict[str, State]
-    commit: dict[str, Any]
+    commit: Commit
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import xxhash
 
 from cache_store.errors import CorruptRecord, CorruptShard, StorageUnavailable, StoreError
 from cache_store.records.files import read_file, verify
-from cache_store.records.nodes import NodeStore
+from cache_store.records.nodes import Commit, NodeStore
 from cache_store.records.record_io import new_attempt_id
 from cache_store.storage.base import Storage
 
@@ -72,7 +72,7 @@ def test_the_second_attempt_gets_the_winners_commit_and_its_own_files_go(nodes: 
 
 def test_of_eight_racing_attempts_all_get_the_one_commit(nodes: NodeStore) -> None:
     start = threading.Barrier(8)
-    commits: list[dict[str, Any]] = []
+    commits: list[Commit] = []
 
     def race(me: int) -> None:
         attempt = nodes.attempt(NODE)

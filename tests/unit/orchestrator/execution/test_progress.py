@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 from fake_run import make_summary
 
@@ -27,7 +28,7 @@ class Terminal(io.StringIO):
         return True
 
 
-FIELDS = {
+FIELDS: dict[str, Any] = {
     "phase": "train",
     "epoch": 3,
     "epochs": 8,
