@@ -191,7 +191,7 @@ def encode_columns(fields: Sequence[Field], arrays: Sequence[Array], rows: int, 
             pieces.append(piece)
             continue
         column = np.ascontiguousarray(next(columns))
-        pieces.append(column.reshape(-1).view(np.uint8))
+        pieces.append(column.reshape(-1).view(np.uint8).data)
         if slack := _padded(column.nbytes) - column.nbytes:
             pieces.append(bytes(slack))
     return pieces

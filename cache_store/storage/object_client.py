@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from cache_store.errors import ConfigError
-from cache_store.storage.addresses import OBJECT_SCHEMES, Address
+from cache_store.storage.addresses import Address
 from cache_store.storage.retry import RetryPolicy
 
 _CLASSES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
@@ -28,7 +28,7 @@ def load_obstore() -> Any:
 
 def endpoint_of(address: Address) -> tuple[str, ...]:
     """The settings that say which server answers for `address`."""
-    variables = OBJECT_SCHEMES[address.scheme]
+    variables = address.variables
     names = sorted(
         name for name in os.environ if name.startswith(variables) and ("ENDPOINT" in name or "ACCOUNT" in name)
     )
@@ -43,7 +43,7 @@ def make_client(address: Address, patience: RetryPolicy, *, retry_parts: bool = 
     """
     load_obstore()
     kind = getattr(importlib.import_module("obstore.store"), _CLASSES[address.scheme])
-    variables = OBJECT_SCHEMES[address.scheme]
+    variables = address.variables
     # Given any client options, obstore no longer reads this one from the environment.
     plain = os.environ.get(f"{variables}ALLOW_HTTP", "").lower() in ("1", "true", "yes", "on")
     try:

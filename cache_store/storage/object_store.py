@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cache_store.crashpoints import reach
 from cache_store.errors import StorageDenied, StorageUnavailable, StoreError
-from cache_store.storage.addresses import OBJECT_SCHEMES, Address
+from cache_store.storage.addresses import Address
 from cache_store.storage.base import FileInfo, Storage, pieces_of, views_of
 from cache_store.storage.object_client import endpoint_of, load_obstore, make_client
 from cache_store.storage.object_errors import Fault, Kind, fault_of
@@ -67,7 +67,7 @@ class ObjectStorage(Storage):
     def __init__(self, address: Address, patience: RetryPolicy | None = None) -> None:
         self.uri = address.uri
         self._patience = patience or RetryPolicy.from_environment()
-        self._variables = OBJECT_SCHEMES[address.scheme]
+        self._variables = address.variables
         self._ranges_work = False
         self._endpoint = (address.uri, *endpoint_of(address))
         self._obs = load_obstore()
@@ -75,8 +75,8 @@ class ObjectStorage(Storage):
         self._client = make_client(address, self._patience)
         self._uploads = make_client(address, self._patience, retry_parts=True)
 
-    def _probe(self) -> None:
-        readable = self._marker_valid()
+    def probe(self) -> None:
+        readable = self.is_store()
         # The marker does not say which server answered when it was left: a copied store has one too.
         if self._endpoint not in _probed:
             try:
@@ -232,11 +232,11 @@ class ObjectStorage(Storage):
     def _part(self, path: str, start: int, end: int, total: int | None = None) -> memoryview:
         return self._call("read", path, lambda: self._get(path, start, end, total))
 
-    def _open(self, path: str) -> BinaryIO:
+    def _open(self, path: str) -> io.BufferedIOBase:
         data, size = self._small_or_size(path, large=False)
         if data is not None:
             return io.BytesIO(data)
-        return cast(BinaryIO, io.BufferedReader(_PartsFile(self, path, size), PART_BYTES))
+        return io.BufferedReader(_PartsFile(self, path, size), PART_BYTES)
 
     def _write(self, path: str, buffers: tuple[Buffer, ...]) -> int:
         total = sum(view.nbytes for view in views_of(buffers))

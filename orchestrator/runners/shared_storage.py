@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from cache_store.errors import SegpropError, StoreError, UserError
 from cache_store.records.record_io import new_attempt_id
 from cache_store.storage.base import Storage
+from cache_store.storage.open import existing_storage, open_storage
 
 #: Clocks may differ by so much before it is worth a word. Nothing compares them: ages go by the store's clock.
 CLOCK_WARNING_S = 30.0
@@ -42,7 +43,7 @@ class Answer:
 def ask(store: str) -> Question:
     """Write the token."""
     question = Question(store, f".probe-{new_attempt_id()}", new_attempt_id())
-    Storage.open(store).write(f"{question.folder}/token", question.token.encode())
+    open_storage(store).write(f"{question.folder}/token", question.token.encode())
     return question
 
 
@@ -50,7 +51,7 @@ def answer(question: Question, name: str, machine: str) -> Answer:
     """On a machine: look for the token, and leave an answer called `name`."""
     problem = None
     try:
-        storage = Storage.existing(question.store)
+        storage = existing_storage(question.store)
         if storage.read(f"{question.folder}/token").decode() != question.token:
             problem = "another token is there"
         else:
@@ -68,7 +69,7 @@ def judge(question: Question, answers: Iterable[tuple[str, Answer]]) -> None:
     """Raise UserError naming the machines that do not see the store, or whose answers are not seen here. Clears up.
 
     `answers`: the name each was asked to leave, and what it said."""
-    storage = Storage.open(question.store)
+    storage = open_storage(question.store)
     missing: list[str] = []
     try:
         for name, found in answers:

@@ -11,6 +11,7 @@ from typing import Any
 from cache_store.crashpoints import reach
 from cache_store.errors import SegpropError, UserError
 from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.config.resources import GangConfig
 from orchestrator.execution import schedule
 from orchestrator.execution.commits import CommitLog
@@ -37,7 +38,7 @@ def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False)
     A run that has nothing left to do starts no worker and no Ray. RunTaken when another driver is at work on it;
     `take_over` stops that one instead.
     """
-    storage = Storage.open(prepared.config.store)
+    storage = open_storage(prepared.config.store)
     ledger = CommitLog.read(storage, prepared.plan)
     outcome = Outcome("done", reused=set(ledger.commits))
     planned = prepared.plan

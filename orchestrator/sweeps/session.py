@@ -10,6 +10,7 @@ from typing import Any
 
 from cache_store.errors import SegpropError, UserError
 from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.environment import describe_environment
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Driver, Outcome
@@ -38,7 +39,7 @@ def execute(sweep: PreparedSweep, *, quiet: bool = False, take_over: bool = Fals
     """Run all trials to their end, or as far as the scheduler lets them; returns the exit code. RunTaken when another
     driver is at work on the sweep; `take_over` stops that one instead."""
     started = time.monotonic()
-    storage = Storage.open(sweep.config.store)
+    storage = open_storage(sweep.config.store)
     sweep = _measured(sweep, storage, quiet, take_over)
     ledger = CommitLog.read(storage, sweep.plan)
     before = set(ledger.commits)
@@ -79,7 +80,7 @@ def _measured(sweep: PreparedSweep, storage: Storage, quiet: bool, take_over: bo
 
 def report(sweep: PreparedSweep) -> None:
     """Write sweep.json and report.html again: figures from what the store holds, decisions as they were told before."""
-    ledger = CommitLog.read(Storage.open(sweep.config.store), sweep.plan)
+    ledger = CommitLog.read(open_storage(sweep.config.store), sweep.plan)
     run = _Run(sweep, ledger, set(ledger.commits), time.monotonic())
     try:
         told = json.loads((sweep.run_dir / SUMMARY_FILE).read_text())

@@ -22,7 +22,7 @@ from cache_store.formats.quantization import Encoding
 from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.costs.formulas import Estimate
 from orchestrator.execution.plan_record import write_plan
 from orchestrator.plan.graph import Node, Plan
@@ -44,7 +44,7 @@ def put(snapshots: SnapshotStore, spec: SetSpec, arrays: list[np.ndarray]) -> st
 
 
 def main(folder: str) -> None:
-    storage = Storage.open(folder)
+    storage = open_storage(folder)
     snapshots, nodes = SnapshotStore(storage), NodeStore(storage)
 
     maps = Field("x", "bfloat16", (2, 3, 3)), Field("label", "int64", ())

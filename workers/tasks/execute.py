@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cache_store.errors import OutOfDeviceMemory
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from workers.control import Control
 from workers.distributed.gang import ALONE, Gang
 from workers.environment import WorkerEnvironment, prepare_process
@@ -50,7 +50,7 @@ def _too_small(order: WorkOrder, said: str) -> OutOfDeviceMemory:
 
 def _execute(order: WorkOrder, control: Control) -> dict[str, Any]:
     started = time.time()
-    storage = Storage.open(order.store)
+    storage = open_storage(order.store)
     device = torch.device(order.device)
     gang = ALONE if order.strategy is None else Gang.joined(order.strategy)
     environment = WorkerEnvironment(

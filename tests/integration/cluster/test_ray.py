@@ -14,7 +14,7 @@ from running import RayHome, checkpoints, final_digests, summary_of, wait_for, w
 
 from cache_store.errors import UserError
 from cache_store.records.nodes import NodeStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.cli import main
 from orchestrator.runs.prepare import prepare
 
@@ -45,7 +45,7 @@ def long_reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[s
 def resumed(config: Path) -> int:
     """How often stages went on from a checkpoint."""
     prepared = prepare(config)
-    nodes = NodeStore(Storage.open(prepared.config.store))
+    nodes = NodeStore(open_storage(prepared.config.store))
     commits = [nodes.commit_of(node.id) for node in prepared.plan.nodes if node.kind == "train"]
     return sum(commit["result"]["resumed"] for commit in commits if commit)
 

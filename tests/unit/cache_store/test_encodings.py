@@ -21,7 +21,7 @@ from cache_store.formats.encodings import BLOCK, EncodingName, row_bytes
 from cache_store.formats.quantization import Encoding
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 
 FLOATS = ("float32", "bfloat16", "float16")
 SHAPES = ((32,), (20,), (128,), (300,), (4, 3, 5), (3, 1, 1))
@@ -248,7 +248,7 @@ def test_no_flipped_bit_of_a_packed_shard_gives_an_array_of_another_shape() -> N
 
 @pytest.mark.parametrize("storage", ["local", "memory"])
 def test_a_damaged_packed_shard_is_quarantined_and_can_be_put_again(storage: str, tmp_path: Any) -> None:
-    found = Storage.open(str(tmp_path / "store") if storage == "local" else f"memory://{uuid.uuid4().hex}")
+    found = open_storage(str(tmp_path / "store") if storage == "local" else f"memory://{uuid.uuid4().hex}")
     spec = SetSpec({"k": 1}, 20, X, 4, 8, codec_version=codec.PACKED)
     snapshots = SnapshotStore(found).open(spec)
     for i in range(spec.shards):

@@ -22,6 +22,7 @@ from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.reader import RowReader
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from cache_store.storage.base import Storage
+from cache_store.storage.open import existing_storage
 from orchestrator.execution.plan_record import read_plans
 
 KEPT = Path(__file__).parents[2] / "data" / "store-v1"
@@ -39,7 +40,7 @@ IDS = {
 def storage(tmp_path: Path) -> Storage:
     """A copy, since opening a store tries it out."""
     shutil.copytree(KEPT, tmp_path / "store")
-    return Storage.existing(str(tmp_path / "store"))
+    return existing_storage(str(tmp_path / "store"))
 
 
 def ramp(*shape: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import pytest
 from fake_run import make_commits, make_plan
 
 from cache_store.errors import StorageUnavailable, TrainingDiverged
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.execution import retry
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Driver, Outcome
@@ -81,7 +81,7 @@ def drive(
     folder: Path, plan: Plan, runner: FakeRunner, **options: Any
 ) -> tuple[Outcome, list[dict[str, Any]], list[dict[str, Any]]]:
     """Outcome, lines of the log, and what was reported."""
-    ledger = NoSets(Storage.open(str(folder / "store")))
+    ledger = NoSets(open_storage(str(folder / "store")))
     states: list[dict[str, Any]] = []
     with Progress(len(plan.nodes), stream=(folder / "out.txt").open("w")) as progress, journal(folder, "fake"):
         driver = Driver(
@@ -219,7 +219,7 @@ def test_a_log_that_cannot_be_written_is_said_once_and_ends_nothing(
     tmp_path: Path, plan: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "log.jsonl").mkdir()
-    ledger = NoSets(Storage.open(str(tmp_path / "store")))
+    ledger = NoSets(open_storage(str(tmp_path / "store")))
     runner = FakeRunner(make_commits(plan))
     with Progress(1, quiet=True) as progress, journal(tmp_path, "fake"):
         outcome = Driver(plan, ledger, runner, progress, store="", max_attempts=1).run()

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from cache_store.errors import SegpropError, UserError
-from cache_store.storage.base import Storage
+from cache_store.storage.open import existing_storage, open_storage
 from orchestrator.runners import ray as ray_runner
 from orchestrator.runners import shared_storage
 from orchestrator.runners.ray import RayRunner
@@ -22,14 +22,14 @@ def test_machines_that_see_the_store_are_in_order_and_nothing_of_the_probe_stays
     store = str(tmp_path / "store")
     question = ask(store)
     judge(question, [(name, answer(question, name, f"node-{name}")) for name in "ab"])
-    assert Storage.existing(store).list("") == ["store.json"]
+    assert existing_storage(store).list("") == ["store.json"]
 
 
 def test_machines_that_do_not_see_it_are_named_each_with_what_it_found(tmp_path: Path) -> None:
     question = ask(str(tmp_path / "store"))
     # A mount that is missing, and one of another store.
     away = Question(str(tmp_path / "elsewhere"), question.folder, question.token)
-    Storage.open(str(tmp_path / "other"))
+    open_storage(str(tmp_path / "other"))
     other = Question(str(tmp_path / "other"), question.folder, question.token)
     answers = [
         ("a", answer(question, "a", "node-a")),
@@ -47,7 +47,7 @@ def test_machines_that_do_not_see_it_are_named_each_with_what_it_found(tmp_path:
     assert "node-a" not in words
     assert caught.value.exit_code == 2
     assert not (tmp_path / "elsewhere").exists(), "the probe creates no store"
-    assert Storage.existing(question.store).list("") == ["store.json"]
+    assert existing_storage(question.store).list("") == ["store.json"]
 
 
 def test_clocks_are_compared_with_the_time_the_question_was_under_way() -> None:

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from cache_store.errors import DataError
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from workers.data.images import prepare as module
 from workers.data.images.formats import digits as digits_format
 from workers.data.images.formats import parquet
@@ -24,7 +24,7 @@ from workers.specs.experiment import ImageSpec
 
 @pytest.fixture
 def snapshots(tmp_path: Path) -> SnapshotStore:
-    return SnapshotStore(Storage.open(str(tmp_path / "store")))
+    return SnapshotStore(open_storage(str(tmp_path / "store")))
 
 
 def content(snapshots: SnapshotStore, result: dict[str, Any], split: str) -> tuple[np.ndarray, np.ndarray]:
