@@ -32,7 +32,6 @@ Array = npt.NDArray[Any]
 VERSION = 1
 #: The layout of `packed`.
 PACKED = 2
-VERSIONS = (VERSION, PACKED)
 ALIGNMENT = 64
 # How each dtype is kept in numpy; bfloat16 and float8, which numpy and Arrow lack, as their bits.
 DTYPES: dict[str, np.dtype[Any]] = {

@@ -613,7 +613,7 @@ def test_quarantine_keeps_the_damaged_bytes(local: Storage) -> None:
 def test_quarantine_gives_back_a_record_that_was_replaced_meanwhile(local: Storage) -> None:
     snapshots = SnapshotStore(local).open(spec_of())
     fill(snapshots)
-    error = snapshots._quarantine(0, b"the record judged", None, "test")
+    error = snapshots.quarantine(0, b"the record judged", None, "test")
     assert isinstance(error, CorruptShard)
     assert outcome(local, snapshots.spec) == "equal"
 
