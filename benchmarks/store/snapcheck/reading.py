@@ -75,7 +75,7 @@ class Reading:
 
     @property
     def _view(self) -> memoryview:
-        return memoryview(self.out[0].view(torch.uint8).numpy().reshape(-1))
+        return self.out[0].view(torch.uint8).numpy().reshape(-1).data
 
     # -- the system's -------------------------------------------------------------------------------------
 

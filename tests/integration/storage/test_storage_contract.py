@@ -26,7 +26,8 @@ from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
-from cache_store.storage.object_store import PART_BYTES, ObjectStorage
+from cache_store.storage.object_reading import PART_BYTES
+from cache_store.storage.object_store import ObjectStorage
 from cache_store.storage.open import open_storage, parse_address
 
 SPEC = SetSpec({"what": "contract"}, 24, (Field("x", "int64", (3,)),), 4, 8)
