@@ -202,7 +202,7 @@ def _figures(store: str, set_id: str) -> Json:
     import torch
 
     from cache_store.formats import packed
-    from cache_store.formats.quantization import Encoding
+    from cache_store.formats.encoded_rows import EncodedRows
     from cache_store.snapshots.reader import RowReader
     from cache_store.snapshots.store import SnapshotStore
     from cache_store.storage.open import open_storage
@@ -218,7 +218,7 @@ def _figures(store: str, set_id: str) -> Json:
     for name in ENCODINGS:
         if name == "fp8" and len(fields[0].shape) == 3:
             continue
-        encoding = Encoding(name, fields)  # type: ignore[arg-type]
+        encoding = EncodedRows(name, fields)
         encoded, encode_s = _timed(lambda encoding=encoding: encoding.encode(rows))
         decoded, decode_s = _timed(lambda encoding=encoding, encoded=encoded: encoding.decode(encoded))
         stored = sum(tensor.nbytes for tensor in encoded)
