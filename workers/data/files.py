@@ -11,7 +11,6 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from cache_store.errors import DataError
-from workers.data.images.facts import FACTS
 from workers.specs.experiment import ImageSpec
 
 
@@ -28,10 +27,10 @@ class SourceFile:
     label: int = -1
 
 
-def open_root(data: ImageSpec) -> tuple[Any, str]:
-    """The file system of `data.path` and the path on it; DataError when there is none."""
+def open_root(data: ImageSpec, allowed: str) -> tuple[Any, str]:
+    """The file system of `data.path` and the path on it; DataError, saying what is `allowed`, when there is none."""
     if data.path is None:
-        raise DataError(f"data.path: none given for {data.name}; allowed: {allowed_at(data.name)}")
+        raise DataError(f"data.path: none given for {data.name}; allowed: {allowed}")
     path = os.path.expanduser(data.path)
     try:
         filesystem, root = fsspec.core.url_to_fs(path)
@@ -74,19 +73,3 @@ def source_file(filesystem: Any, root: str, info: Mapping[str, Any], rows: int, 
         size = int(info.get("size") or 0)
         stamp = next((str(info[key]) for key in keys if info.get(key) is not None), "")
     return SourceFile(path, path.removeprefix(root).lstrip("/"), size, stamp, rows, label)
-
-
-def allowed_at(name: str) -> str:
-    """What `data.path` may be for a data set, in words."""
-    if name == "folder":
-        return "a folder with train/ and test/ (or val/), one subfolder of images a class"
-    facts = FACTS[name].pickles
-    assert facts is not None
-    return (
-        "a folder holding train-*.parquet and test-*.parquet (itself or in "
-        f"{', '.join(f'{folder}/' for folder in PARQUET_FOLDERS[1:])}), or torchvision's {facts.folder}/"
-    )
-
-
-#: Where Parquet files may lie under the given path, the first folder that has any counts.
-PARQUET_FOLDERS = ("", "data", "plain_text", "cifar10", "cifar100")

@@ -119,7 +119,7 @@ def test_a_complete_set_is_not_decoded_again_and_progress_counts_it(
     first = prepare(ImageSpec(name="digits"), snapshots, lambda **update: seen.append(update))
     assert seen[-1] == {"done": 1797, "total": 1797, "unit": "images"}
     assert [update["done"] for update in seen] == sorted({update["done"] for update in seen})
-    monkeypatch.setattr(digits_format._Digits, "image", lambda self, item: pytest.fail("decoded again"))
+    monkeypatch.setattr(digits_format.Digits, "image", lambda *_: pytest.fail("decoded again"))
     assert prepare(ImageSpec(name="digits"), snapshots) == first
 
 
@@ -133,8 +133,8 @@ def test_only_the_missing_shards_are_decoded(
     commits = tmp_path / "store" / "sets" / whole["train"] / "commits"
     next(path for path in commits.iterdir() if path.name.endswith("2.json")).unlink()
     decoded: list[int] = []
-    original = parquet._Parquet.image
-    monkeypatch.setattr(parquet._Parquet, "image", lambda self, item: (decoded.append(1), original(self, item))[1])
+    original = parquet.ParquetFiles.image
+    monkeypatch.setattr(parquet.ParquetFiles, "image", lambda *given: (decoded.append(1), original(*given))[1])
     assert prepare(data, snapshots) == whole
     assert len(decoded) == 10
 
