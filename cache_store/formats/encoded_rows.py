@@ -33,12 +33,13 @@ class EncodedRows:
         self.codec_version = codec.PACKED if self.packs else codec.VERSION
 
     def encode(self, rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Stored columns of logical rows, in the order of `fields` and of their dtypes."""
+        """Return the stored columns of logical rows, in the order of `fields` and of their dtypes."""
         pairs = zip(rows, self.logical, strict=True)
         return tuple(stored for tensor, field in pairs for stored in self._encoding.encode(tensor, field.shape))
 
     def decode(self, stored: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Logical rows of stored columns: new tensors, or the columns themselves where they are the values."""
+        """Return the logical rows of stored columns: new tensors, or the columns themselves where they are the
+        values."""
         rest = iter(stored)
         groups = [[next(rest) for _ in range(count)] for count in self._counts]
         return tuple(

@@ -53,23 +53,23 @@ class Encoding(abc.ABC):
 
     @abc.abstractmethod
     def columns(self, dtype: str, shape: Shape) -> tuple[Column, ...]:
-        """What is stored of a row of `shape` and logical `dtype`."""
+        """Say what is stored of a row of `shape` and logical `dtype`."""
 
     def row_bytes(self, dtype: str, shape: Shape) -> int:
-        """Stored bytes of a row; where shards are packed the most it takes, which only packing can tell."""
+        """Count the stored bytes of a row; where shards are packed the most it takes, which only packing can tell."""
         return sum(column.bytes for column in self.columns(dtype, shape))
 
     @abc.abstractmethod
     def identity(self) -> dict[str, Any] | None:
-        """What a set's key says of it; None where rows are the logical values themselves."""
+        """Return what a set's key says of it; None where rows are the logical values themselves."""
 
     @abc.abstractmethod
     def encode(self, rows: Tensor, shape: Shape) -> tuple[Tensor, ...]:
-        """The stored columns of (N, *shape) logical rows, in the order and dtypes of `columns`."""
+        """Return the stored columns of (N, *shape) logical rows, in the order and dtypes of `columns`."""
 
     @abc.abstractmethod
     def decode(self, stored: Sequence[Tensor], dtype: str, shape: Shape) -> Tensor:
-        """The logical rows, (N, *shape) of `dtype`, of these columns."""
+        """Return the logical rows, (N, *shape) of `dtype`, of these columns."""
 
 
 class Plain(Encoding):

@@ -45,7 +45,7 @@ _CODES = {
 
 
 def quantize(rows: Tensor, shape: tuple[int, ...], block: int, code: str) -> tuple[Tensor, Tensor]:
-    """(codes (N, *shape) of dtype `code`, scales (N, blocks)) of rows (N, *shape), `block` values a scale."""
+    """Return codes (N, *shape) of dtype `code` and scales (N, blocks) of rows (N, *shape), `block` values a scale."""
     kind = _CODES[code]
     blocks = _blocks(rows.float(), shape, block)
     scale = (blocks.abs().amax(-1) / kind.largest).clamp_min(_TINY)
@@ -54,7 +54,7 @@ def quantize(rows: Tensor, shape: tuple[int, ...], block: int, code: str) -> tup
 
 
 def dequantize(codes: Tensor, scale: Tensor, shape: tuple[int, ...], block: int, code: str, dtype: str) -> Tensor:
-    """Rows (N, *shape) of `dtype`, a new tensor, of what `quantize` returned with `block` and `code`."""
+    """Return the rows (N, *shape) of `dtype`, a new tensor, of what `quantize` returned with `block` and `code`."""
     blocks = _blocks(codes.view(torch.int8), shape, block)
     scale = scale.view(*blocks.shape[:-1], 1)
     return _rows(_CODES[code].scaled(blocks, scale), shape).to(_TORCH[dtype])

@@ -34,7 +34,7 @@ class ShardCommit:
 
 
 def committed_shards(storage: Storage, set_id: str) -> set[int]:
-    """Indices of the shards that have a record, which is not opened."""
+    """Return the indices of the shards that have a record. Records are not opened."""
     names = (_COMMIT.fullmatch(name) for name in storage.list(f"sets/{set_id}/commits"))
     return {int(match.group(1)) for match in names if match}
 
@@ -48,19 +48,19 @@ class ShardCommits:
         self.root = f"sets/{spec.id}"
 
     def path(self, i: int) -> str:
-        """Where the record of shard `i` lies."""
+        """Return where the record of shard `i` lies."""
         return f"{self.root}/commits/{i:06d}.json"
 
     def shard_path(self, i: int, attempt: str) -> str:
-        """Where `attempt` writes the file of shard `i`."""
+        """Return where `attempt` writes the file of shard `i`."""
         return f"{self.root}/shards/{i:06d}.{attempt}.arrow"
 
     def exists(self, i: int) -> bool:
-        """Whether shard `i` has a record that can be read; it is not checked."""
+        """Return whether shard `i` has a record that can be read; it is not checked."""
         return read_bounded(self._storage, self.path(i)) is not None
 
     def absent(self, i: int) -> MissingShard:
-        """The error that says that shard `i` has no record."""
+        """Return the error that says that shard `i` has no record."""
         return MissingShard(f"{self._storage.uri}: set {self._spec.id} has no shard {i}", set=self._spec.id, shard=i)
 
     def publish(self, i: int, attempt: str, file: FileRecord) -> bool:
@@ -85,7 +85,7 @@ class ShardCommits:
         return ours
 
     def read(self, i: int) -> ShardCommit | None:
-        """The record of shard `i`; None when there is none. CorruptShard, after quarantine, when it is not one."""
+        """Read the record of shard `i`; None when there is none. CorruptShard, after quarantine, when it is not one."""
         raw = read_bounded(self._storage, self.path(i))
         if raw is None:
             return None
@@ -95,7 +95,7 @@ class ShardCommits:
             raise self.quarantine(i, raw, None, error.message) from None
 
     def parse(self, i: int, raw: bytes) -> ShardCommit:
-        """What `raw`, the bytes of shard `i`'s record, says. CorruptRecord when it is not one."""
+        """Return what `raw`, the bytes of shard `i`'s record, says. CorruptRecord when it is not one."""
         path = self.path(i)
         record = parse_record(raw, path)
         attempt = check_name(str(record.get("attempt")))
@@ -118,7 +118,7 @@ class ShardCommits:
         raise CorruptRecord(f"{path} is not a record of this shard", path=path)
 
     def published(self, i: int) -> str | None:
-        """The attempt whose valid record, with a file of the right length, is there. Damage is quarantined."""
+        """Return the attempt whose valid record, with a file of the right length, is there. Damage is quarantined."""
         try:
             commit = self.read(i)
             if commit is None:

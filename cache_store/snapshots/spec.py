@@ -51,7 +51,7 @@ class SetSpec:
         cuts: Iterable[int],
         codec_version: int = codec.VERSION,
     ) -> SetSpec:
-        """The set whose shards begin and end at `cuts`: 0 first, strictly ascending, the number of rows last.
+        """Describe the set whose shards begin and end at `cuts`: 0 first, strictly ascending, the number of rows last.
         ValueError when they are not that."""
         whole = tuple(int(cut) for cut in cuts)
         longest = max((stop - start for start, stop in pairwise(whole)), default=0)
@@ -105,7 +105,7 @@ class SetSpec:
         return self.rows * self.row_bytes
 
     def shard_range(self, i: int) -> range:
-        """The rows in shard `i`. IndexError when there is no such shard."""
+        """Return the rows in shard `i`. IndexError when there is no such shard."""
         if not 0 <= i < self.shards:
             raise IndexError(f"shard {i} of a set of {self.shards}")
         if self.cuts is not None:
@@ -113,8 +113,8 @@ class SetSpec:
         return range(i * self.shard_rows, min((i + 1) * self.shard_rows, self.rows))
 
     def locate(self, rows: Array) -> tuple[Array, Array]:
-        """(shard, row inside it) of every row of the set: int64 arrays shaped as `rows`, which is int64 and inside
-        the set (not checked)."""
+        """Return (shard, row inside it) of every row of the set: int64 arrays shaped as `rows`, which is int64 and
+        inside the set (not checked)."""
         if self.cuts is None:
             shards, local = np.divmod(rows, self.shard_rows)
             return shards, local
@@ -126,7 +126,7 @@ class SetSpec:
         return np.array(self.cuts, np.int64)
 
     def to_json(self) -> dict[str, Any]:
-        """What set.json holds, and what the id hashes."""
+        """Return what set.json holds, and what the id hashes."""
         record = {
             "format": FORMAT,
             "codec": self.codec_version,
@@ -141,7 +141,7 @@ class SetSpec:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> SetSpec:
-        """The spec in a set.json. ValueError, TypeError or KeyError when it is not one of this version."""
+        """Return the spec in a set.json. ValueError, TypeError or KeyError when it is not one of this version."""
         if record["format"] != FORMAT or not isinstance(record["key"], dict):
             raise ValueError("not a set of this version")
         if len(record["fields"]) > _MAX_FIELDS:

@@ -68,21 +68,21 @@ class SnapshotStore:
         self.storage = storage
 
     def open(self, spec: SetSpec, kept: ShardCache | None = None) -> SnapshotSet:
-        """The set of `spec`, made if absent. CorruptRecord when a set.json is there that is not this
-        spec's. `kept`: as for `SnapshotSet`."""
+        """Open the set of `spec`, making it if absent. CorruptRecord when a set.json is there that is not this spec's.
+        `kept`: as for `SnapshotSet`."""
         found = SnapshotSet(self.storage, spec, kept)
         found.ensure()
         return found
 
     def load(self, set_id: str) -> SnapshotSet:
-        """A set that exists. MissingShard when it does not; CorruptRecord when its set.json is damaged."""
+        """Open a set that exists. MissingShard when it does not; CorruptRecord when its set.json is damaged."""
         found = self.find(set_id)
         if found is None:
             raise MissingShard(f"{self.storage.uri} has no set {set_id}", set=set_id)
         return found
 
     def find(self, set_id: str) -> SnapshotSet | None:
-        """As `load`, but None when the set does not exist."""
+        """Open a set as `load` does, but return None when the set does not exist."""
         spec = self._spec(set_id)
         return None if spec is None else SnapshotSet(self.storage, spec)
 
@@ -168,12 +168,12 @@ class SnapshotSet:
             publish(self.storage, path, expected, "set", found)
 
     def missing(self) -> list[int]:
-        """Indices of the shards without a record, ascending. Records are not opened."""
+        """List the indices of the shards without a record, ascending. Records are not opened."""
         present = committed_shards(self.storage, self.spec.id)
         return [i for i in range(self.spec.shards) if i not in present]
 
     def has(self, i: int) -> bool:
-        """Whether shard `i` has a valid record and a file of the right length; its bytes are not read. Damage is
+        """Return whether shard `i` has a valid record and a file of the right length; its bytes are not read. Damage is
         quarantined."""
         return self._records.published(i) is not None
 
@@ -183,7 +183,7 @@ class SnapshotSet:
         return f"{self._root}/leases"
 
     def stored_bytes(self) -> int:
-        """Bytes of the set's committed shard files: less than `spec.bytes` only where they are packed."""
+        """Count the bytes of the set's committed shard files: less than `spec.bytes` only where they are packed."""
         commits = (self._records.read(i) for i in range(self.spec.shards))
         return sum(commit.file["bytes"] for commit in commits if commit is not None)
 
@@ -214,7 +214,7 @@ class SnapshotSet:
         return file["bytes"]
 
     def shard(self, i: int) -> tuple[Array, ...]:
-        """The arrays of shard `i`, read-only, (rows of the shard, *shape) each, bfloat16 as uint16 bits.
+        """Read the arrays of shard `i`, read-only, (rows of the shard, *shape) each, bfloat16 as uint16 bits.
 
         Local storage: the file is mapped, checked whole (length and xxh3_128) when this object first touches
         it, and kept mapped. MissingShard when there is none. CorruptShard when record or file are damaged,
@@ -229,7 +229,7 @@ class SnapshotSet:
         return arrays
 
     def touch(self, i: int) -> tuple[Array, ...]:
-        """As `shard`, without counting."""
+        """Read as `shard` does, without counting."""
         key = (self.spec.id, i)
         while True:
             kept = self._kept.get(key)
@@ -261,7 +261,7 @@ class SnapshotSet:
             self.counters.bytes_written += bytes_written
 
     def digest(self) -> str:
-        """sha256 over the recorded checksums of all shards in order, 32 hex characters; shard files are not
+        """Compute the sha256 over the recorded checksums of all shards in order, 32 hex characters; shard files are not
         read.
 
         Equal for equal shard files, whoever wrote them. MissingShard when incomplete; CorruptShard as
@@ -287,7 +287,7 @@ class SnapshotSet:
             self._kept.drop((self.spec.id, i))
 
     def record(self, i: int, raw: bytes) -> FileRecord:
-        """The file that `raw`, the bytes of shard `i`'s record, publishes. CorruptRecord when it is not one."""
+        """Return the file that `raw`, the bytes of shard `i`'s record, publishes. CorruptRecord when it is not one."""
         return self._records.parse(i, raw).file
 
     def quarantine(self, i: int, raw: bytes, shard: str | None, reason: str) -> CorruptShard:

@@ -33,7 +33,7 @@ AddressRule = Callable[[str], Address]
 
 
 def redacted(uri: str) -> str:
-    """`uri` without what may be a secret: user information, query and fragment."""
+    """Return `uri` without what may be a secret: user information, query and fragment."""
     uri = re.sub(r"(//)[^/]*@", r"\1…@", uri)
     return re.sub(r"[?#].*$", "?…", uri) if "://" in uri else uri
 

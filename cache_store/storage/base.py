@@ -58,7 +58,7 @@ def _check(path: str, *, root_allowed: bool = False) -> str:
 
 
 def views_of(buffers: tuple[Buffer, ...]) -> Iterator[memoryview]:
-    """Each buffer that is not empty, as bytes, without a copy."""
+    """Yield each buffer that is not empty, as bytes, without a copy."""
     for buffer in buffers:
         view = memoryview(buffer)
         if view.nbytes:
@@ -66,7 +66,7 @@ def views_of(buffers: tuple[Buffer, ...]) -> Iterator[memoryview]:
 
 
 def pieces_of(buffers: tuple[Buffer, ...]) -> Iterator[memoryview]:
-    """The bytes of `buffers` in pieces of at most 4 MiB."""
+    """Yield the bytes of `buffers` in pieces of at most 4 MiB."""
     for view in views_of(buffers):
         for start in range(0, view.nbytes, _CHUNK):
             yield view[start : start + _CHUNK]
@@ -80,12 +80,12 @@ class Storage(abc.ABC):
     remote = False
 
     def read(self, path: str, limit: int | None = None) -> bytes:
-        """The bytes of `path`, or only the first `limit` of them. FileNotFoundError when absent."""
+        """Read the bytes of `path`, or only the first `limit` of them. FileNotFoundError when absent."""
         with self._errors("read", path):
             return self._read(_check(path), limit)
 
     def chunks(self, path: str, size: int | None = None) -> Iterator[memoryview]:
-        """The bytes of `path` in pieces of at most 8 MiB, each valid until the next one. Errors as `read`.
+        """Yield the bytes of `path` in pieces of at most 8 MiB, each valid until the next one. Errors as `read`.
 
         `size`: how long the caller knows the file to be, which spares a question over the network. Of a file of another
         length there are no pieces, or, when it changes meanwhile, fewer.
@@ -94,7 +94,7 @@ class Storage(abc.ABC):
             yield from self._chunks(_check(path), size)
 
     def open_read(self, path: str) -> io.BufferedIOBase:
-        """A binary file over `path`, to be closed by the caller. FileNotFoundError when absent."""
+        """Open a binary file over `path`, to be closed by the caller. FileNotFoundError when absent."""
         with self._errors("read", path):
             return self._open(_check(path))
 
@@ -116,28 +116,29 @@ class Storage(abc.ABC):
             return self._create(_check(path), data)
 
     def exists(self, path: str) -> bool:
-        """Whether a file is there."""
+        """Return whether a file is there."""
         with self._errors("look up", path):
             return self._exists(_check(path))
 
     def size(self, path: str) -> int:
-        """Bytes in the file. FileNotFoundError when absent."""
+        """Return how many bytes the file has. FileNotFoundError when absent."""
         with self._errors("look up", path):
             return self._size(_check(path))
 
     def list(self, prefix: str) -> Names:
-        """Names (not paths) of the immediate children of a folder, sorted; empty when there is none. "" is
-        the root."""
+        """List the names (not paths) of the immediate children of a folder, sorted; empty when there is none. "" is the
+        root."""
         with self._errors("list", prefix):
             return sorted(n for n in self._list(_check(prefix, root_allowed=True)) if not n.startswith(TEMPORARY))
 
     def files(self, prefix: str) -> Iterator[FileInfo]:
-        """Every file below a folder, at any depth, in no order; none when there is no folder. "" is the root."""
+        """Yield every file below a folder, at any depth, in no order; none when there is no folder. "" is the root."""
         with self._errors("list", prefix):
             yield from self._walk(_check(prefix, root_allowed=True))
 
     def now(self) -> float:
-        """The time by the storage's own clock, which `FileInfo.modified` goes by: that of a file just written."""
+        """Return the time by the storage's own clock, which `FileInfo.modified` goes by: that of a file just
+        written."""
         folder = f".probe-{uuid.uuid4().hex}"
         self.write(f"{folder}/clock", b"1")
         try:
@@ -165,7 +166,7 @@ class Storage(abc.ABC):
             self._delete_tree(_check(prefix))
 
     def local_path(self, path: str) -> Path | None:
-        """The file's path on this machine's file system, for mapping; None on storage that is not local."""
+        """Return the file's path on this machine's file system, for mapping; None on storage that is not local."""
         return self._local_path(_check(path))
 
     def __repr__(self) -> str:
@@ -215,7 +216,7 @@ class Storage(abc.ABC):
             self.is_store()
 
     def is_store(self) -> bool:
-        """Whether the marker of a store is at the root. UserError when it is that of another format."""
+        """Return whether the marker of a store is at the root. UserError when it is that of another format."""
         found: object = None
         for _ in range(2 if self.remote else 1):  # once more: bytes may be damaged on their way
             try:

@@ -38,13 +38,13 @@ class ObjectReader:
         self._ranges_work = False
 
     def read(self, path: str, limit: int | None) -> bytes:
-        """The bytes of an object, or the first `limit`."""
+        """Read the bytes of an object, or the first `limit`."""
         data, size = self._small_or_size(path, large=limit is not None and limit > PART_BYTES)
         wanted = size if limit is None else min(limit, size)
         return b"".join(self._parts(path, wanted)) if data is None else data[:wanted]
 
     def chunks(self, path: str, size: int | None) -> Iterator[memoryview]:
-        """The bytes of an object in parts; none when it is not as long as `size`, where that is given."""
+        """Yield the bytes of an object in parts; none when it is not as long as `size`, where that is given."""
         if size is not None and size > PART_BYTES:
             yield from self._chunks_of(path, size)
             return
@@ -57,7 +57,7 @@ class ObjectReader:
             yield memoryview(data)
 
     def open(self, path: str) -> io.BufferedIOBase:
-        """A file over an object."""
+        """Open a file over an object."""
         data, size = self._small_or_size(path, large=False)
         if data is not None:
             return io.BytesIO(data)

@@ -37,7 +37,7 @@ class ObjectRequests:
         self.uploads = make_client(address, self._patience, retry_parts=True)
 
     def name(self, path: str) -> str:
-        """The URI of a path, for messages."""
+        """Return the URI of a path, for messages."""
         return f"{self._address.uri}/{path}" if path else self._address.uri
 
     def call(self, doing: str, path: str, call: Callable[[], T]) -> T:
@@ -60,7 +60,7 @@ class ObjectRequests:
             time.sleep(wait)
 
     def error(self, fault: Fault, doing: str, path: str, tries: int = 1) -> Exception:
-        """What to raise for `fault`."""
+        """Return what to raise for `fault`."""
         if fault.kind is Kind.NO_RANGES:
             return NoRanges()
         if fault.kind is Kind.ABSENT:
@@ -68,11 +68,11 @@ class ObjectRequests:
         return fault.error(doing, self.name(path), self._address.variables, tries)
 
     def head(self, doing: str, path: str) -> Any:
-        """What the server says of an object: `size`, `e_tag`."""
+        """Ask what the server says of an object: `size`, `e_tag`."""
         return self.call(doing, path, lambda: self.api.head(self.client, path))
 
     def size(self, path: str) -> int:
-        """Bytes of an object."""
+        """Ask how many bytes an object has."""
         return int(self.head("look up", path)["size"])
 
     def create(self, path: str, data: bytes, found: Callable[[], bytes | None]) -> bool:

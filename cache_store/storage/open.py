@@ -57,7 +57,7 @@ BACKENDS = {
 
 
 def parse_address(uri: str) -> Address:
-    """The address `uri` spells. UserError, never showing credentials, when it is none or is not allowed."""
+    """Read the address that `uri` spells. UserError, never showing credentials, when it is none or is not allowed."""
     shown = repr(redacted(uri))
     if not uri:
         raise UserError(f"the store's address is empty; allowed: {_allowed()}")

@@ -28,7 +28,8 @@ class SourceFile:
 
 
 def open_root(data: ImageSpec, allowed: str) -> tuple[Any, str]:
-    """The file system of `data.path` and the path on it; DataError, saying what is `allowed`, when there is none."""
+    """Open the file system of `data.path` and the path on it; DataError, saying what is `allowed`, when there is
+    none."""
     if data.path is None:
         raise DataError(f"data.path: none given for {data.name}; allowed: {allowed}")
     path = os.path.expanduser(data.path)
@@ -40,7 +41,7 @@ def open_root(data: ImageSpec, allowed: str) -> tuple[Any, str]:
 
 
 def infos_of(filesystem: Any, folder: str) -> list[dict[str, Any]]:
-    """What lies in a folder, sorted by name; empty when it does not exist. Hidden names are left out."""
+    """List what lies in a folder, sorted by name; empty when it does not exist. Hidden names are left out."""
     try:
         infos = filesystem.ls(folder, detail=True)
     except (FileNotFoundError, NotADirectoryError):
@@ -53,17 +54,17 @@ def infos_of(filesystem: Any, folder: str) -> list[dict[str, Any]]:
 
 
 def base_name(path: str) -> str:
-    """The last component."""
+    """Return the last component of a path."""
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def join(folder: str, *names: str) -> str:
-    """A path on any file system; empty names are left out."""
+    """Join a path on any file system; empty names are left out."""
     return "/".join([folder.rstrip("/"), *[name for name in names if name]])
 
 
 def source_file(filesystem: Any, root: str, info: Mapping[str, Any], rows: int, label: int = -1) -> SourceFile:
-    """A file as `infos_of` lists it, with its size and stamp."""
+    """Describe a file as `infos_of` lists it, with its size and stamp."""
     path = str(info["name"])
     if isinstance(filesystem, LocalFileSystem):
         status = os.stat(path)

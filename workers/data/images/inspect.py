@@ -22,7 +22,7 @@ def inspect(data: ImageSpec) -> DataOutline:
 
 
 def outline_of(data: ImageSpec, source: ImageFiles) -> DataOutline:
-    """The outline of a data set already located."""
+    """Describe a data set already located."""
     facts = FORMATS[data.name].facts
     resize = resize_of(data)
     side = resize if facts.side is None else facts.side
@@ -39,7 +39,7 @@ def outline_of(data: ImageSpec, source: ImageFiles) -> DataOutline:
 
 
 def resize_of(data: ImageSpec) -> int:
-    """Side to which images are resized before cropping; ConfigError when it is smaller than the crop."""
+    """Return the side to which images are resized before cropping; ConfigError when it is smaller than the crop."""
     resize = round(data.image_size * 256 / 224) if data.resize is None else data.resize
     if resize < data.image_size:
         raise ConfigError(

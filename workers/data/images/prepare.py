@@ -86,7 +86,7 @@ def _fill(target: SnapshotSet, split: Split, decoder: Decoder, counter: Counter,
 
 
 def set_spec(data: ImageSpec, source: ImageFiles, outline: DataOutline, split: Split) -> SetSpec:
-    """The set of one split: its key names everything that determines the bytes."""
+    """Describe the set of one split: its key names everything that determines the bytes."""
     decoder: dict[str, Any] = {"format": source.format.name, "version": 1}
     if source.format.pillow:
         decoder["pillow"] = PIL.__version__

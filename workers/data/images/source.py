@@ -69,7 +69,7 @@ class ImageSource:
         self.labels: Tensor = torch.from_numpy(self._set.labels[self._samples])
 
     def batch(self, rows: Tensor | np.ndarray, view: int | None) -> Tensor:
-        """float32 (B, 3, S, S), normalised and contiguous, for `rows` int64 (B,) of this split.
+        """Return images float32 (B, 3, S, S), normalised and contiguous, for `rows` int64 (B,) of this split.
 
         `view` None: the evaluation transform. IndexError when a row is not in the split.
         """
@@ -114,8 +114,8 @@ class _PreparedSet:
         self._set.close()
 
     def gather(self, samples: np.ndarray) -> Tensor:
-        """uint8 (B, 3, H, W): rows of the set. A small set is read into memory here, not before: a stage that
-        is fed from snapshots asks for labels alone."""
+        """Return uint8 (B, 3, H, W), rows of the set. A small set is read into memory here, not before: a stage that is
+        fed from snapshots asks for labels alone."""
         if self._held and self._memory is None:
             self._memory = self._cached(self._cache_bytes)
             self._set.close()

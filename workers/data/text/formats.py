@@ -42,5 +42,5 @@ FORMATS: dict[str, TextFormat] = {
 
 
 def data_is_packed(data: TextSpec) -> bool:
-    """Whether documents are joined into samples of full length: running text, unless `pack` is off."""
+    """Return whether documents are joined into samples of full length: running text, unless `pack` is off."""
     return data.pack and FORMATS[data.name].running

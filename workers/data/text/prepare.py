@@ -185,7 +185,7 @@ class _Split:
         self.summary: dict[str, Any] = {}
 
     def find(self) -> bool:
-        """Whether the split is complete in the store."""
+        """Return whether the split is complete in the store."""
         summary = self._summary.read()
         if summary is None:
             return False
@@ -290,7 +290,7 @@ class _Split:
         return open_sets(self._snapshots, self._key, summary["cuts"], summary["samples"], summary["candidates"])
 
     def result(self) -> dict[str, str]:
-        """Where the split lies."""
+        """Say where the split lies."""
         return split_result(*self._sets())
 
 

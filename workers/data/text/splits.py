@@ -13,7 +13,7 @@ from workers.specs.language import TextSpec
 
 
 def split_documents(data: TextSpec, seed: int, documents: Mapping[str, int]) -> dict[str, tuple[str, np.ndarray]]:
-    """For each split, the data's own split its documents come from and their numbers there, sorted int64.
+    """Choose for each split the data's own split its documents come from and their numbers there, sorted int64.
 
     `documents` counts those of the data's own splits. A split the data has itself is taken as it is; otherwise
     validation is chosen first, then test, and train is the rest: so neither a limit nor the size of test changes

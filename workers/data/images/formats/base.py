@@ -59,7 +59,7 @@ class FileFormat(abc.ABC):
 
     @abc.abstractmethod
     def pieces(self, source: ImageFiles, split: Split, rows: range) -> Iterator[Piece]:
-        """The rows of a split in order, at most a bounded number of encoded bytes at a time."""
+        """Read the rows of a split in order, at most a bounded number of encoded bytes at a time."""
 
     @abc.abstractmethod
     def image(self, source: ImageFiles, item: Any, side: int) -> np.ndarray:
@@ -80,15 +80,15 @@ class ImageFiles:
     columns: tuple[str, str] = ("", "")
 
     def rows(self, split: Split) -> int:
-        """Samples in a split."""
+        """Count the samples in a split."""
         return sum(self.lengths(split))
 
     def lengths(self, split: Split) -> list[int]:
-        """Samples in each file of a split."""
+        """Count the samples in each file of a split."""
         return [file.rows for file in self.files[split]]
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over format, file names, sizes and stamps."""
+        """Return the sha256 (hex) over format, file names, sizes and stamps."""
         digest = hashlib.sha256(self.format.name.encode())
         for split in SPLITS:
             for file in self.files[split]:
@@ -109,7 +109,7 @@ class DataFormat(abc.ABC):
 
 
 def overlaps(lengths: Sequence[int], rows: range) -> Iterator[tuple[int, int, int]]:
-    """(start, stop, index): the ranges inside each of several consecutive pieces that make up `rows`."""
+    """Yield (start, stop, index): the ranges inside each of several consecutive pieces that make up `rows`."""
     first = 0
     for index, length in enumerate(lengths):
         start, stop = max(rows.start - first, 0), min(rows.stop - first, length)

@@ -46,7 +46,7 @@ class Pickles(FileFormat):
         return item
 
     def find(self, filesystem: Any, root: str, class_names: tuple[str, ...]) -> ImageFiles | None:
-        """The files of both splits under `root`, or None when there is none of them. DataError, all problems at once,
+        """Find the files of both splits under `root`; None when there is none of them. DataError, all problems at once,
         when some are missing or damaged."""
         wanted = [name for split in SPLITS for name in self.files[split]]
         for folder in (root, join(root, self.folder)):
@@ -131,7 +131,7 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
 
 
 def read_pickle(filesystem: Any, path: str, label_key: str) -> tuple[np.ndarray, list[Any]]:
-    """One batch of torchvision's CIFAR folder: images uint8 (N, 3, 32, 32) and its N labels as they stand.
+    """Read one batch of torchvision's CIFAR folder: images uint8 (N, 3, 32, 32) and its N labels as they stand.
 
     Only plain containers and numpy arrays are read. Raises DataError naming the file.
     """

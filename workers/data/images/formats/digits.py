@@ -41,7 +41,7 @@ def _table() -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def digits() -> dict[Split, tuple[np.ndarray, np.ndarray]]:
-    """scikit-learn's digits by split: images float64 (N, 8, 8) of 0..16 and labels int64 (N,).
+    """Read scikit-learn's digits by split: images float64 (N, 8, 8) of 0..16 and labels int64 (N,).
 
     The test split takes, of every class, the images with the smallest hash of content and position.
     """

@@ -62,7 +62,7 @@ def _groups(stream: Any, path: str, columns: tuple[str, str], rows: range) -> It
 def find_parquet(
     filesystem: Any, root: str, labels: tuple[str, ...], class_names: tuple[str, ...]
 ) -> ImageFiles | None:
-    """The Parquet files of both splits under `root`, or None when there is none of either. `labels`: columns that may
+    """Find the Parquet files of both splits under `root`; None when there is none of either. `labels`: columns that may
     hold the label, the first one present counts. DataError, all problems at once, when they do not do."""
     for name in FOLDERS:
         folder = join(root, name)

@@ -34,8 +34,8 @@ class Corpus(abc.ABC):
 
     @abc.abstractmethod
     def records(self, split: str, wanted: np.ndarray) -> Iterator[tuple[int, Record]]:
-        """(number, record) of the documents of one of the data's own splits, in order, where `wanted` (bool, one a
-        document) is set. DataError, with file and row, for what cannot be read."""
+        """Yield (number, record) of the documents of one of the data's own splits, in order, where `wanted` (bool, one
+        a document) is set. DataError, with file and row, for what cannot be read."""
 
     def draw_shots(self, trained: np.ndarray, seed: int) -> None:  # noqa: B027  most take none from there
         """Choose the examples shown before questions from these documents of `train` (int64 numbers), where a data set
@@ -43,5 +43,5 @@ class Corpus(abc.ABC):
 
 
 def broken(record: Record, what: str) -> DataError:
-    """The error for one document."""
+    """Return the error for one document."""
     return DataError(f"row {record.row} of {record.file}: {what}", file=record.file, row=record.row)

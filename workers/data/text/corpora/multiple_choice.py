@@ -42,12 +42,12 @@ class Question(NamedTuple):
     correct: int
 
     def shown(self) -> str:
-        """As an example for another question: with its answer."""
+        """Word it as an example for another question, with its answer."""
         right = self.candidates[self.correct]
         return right.context + right.continuation + "\n\n"
 
     def with_shots(self, before: str) -> Question:
-        """The same question after `before`."""
+        """Return the same question after `before`."""
         return Question(tuple(Candidate(before + c.context, c.continuation) for c in self.candidates), self.correct)
 
 
