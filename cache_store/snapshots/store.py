@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, CorruptShard, MissingShard, StoreError
-from cache_store.formats.codec import Array, Field
+from cache_store.formats.codec import Array
 from cache_store.formats.layouts import LAYOUTS
 from cache_store.keys import canonical_json, digest_json
 from cache_store.records.files import FileRecord, read_aligned, verify_once, write_file
@@ -31,8 +31,6 @@ from cache_store.storage.os_errors import typed_error
 if TYPE_CHECKING:
     # Inside SnapshotStore `list` is a method.
     Infos = list["SetInfo"]
-
-__all__ = ["Counters", "Field", "SetInfo", "SetSpec", "SnapshotSet", "SnapshotStore"]
 
 
 @dataclass
