@@ -101,7 +101,7 @@ class _Builder:
         self.regimes: dict[str, RegimePlan] = {}
         #: Split -> evaluate node of the model as it came (pretrained language models).
         self.original: dict[str, str] = {}
-        storing = [name for name in config.regimes if config.regime(name).kind != "e2e"]
+        storing = [name for name in config.regimes if not config.regime(name).row.whole]
         self.sharing = max(1, len(storing))
 
     def plan(self) -> Plan:
@@ -167,7 +167,7 @@ class RegimeBuilder:
         #: Evaluate node that may say that nothing more needs to be trained.
         self.gate: str | None = None
         self.ended = _Ended()
-        self.gate_spec = regime.run_exit.gate if regime.kind == "segprop" else None
+        self.gate_spec = regime.run_exit.gate if regime.ends_early else None
         row_bytes = [self.boundaries.bytes_behind(index) for index in range(len(self.blocks))]
         self.costs = Costs.nominal(outline, graph.rates, regime.training.precision, row_bytes)
         self.estimator = Estimator(regime, outline, graph.rows, graph.rates, graph.language, graph.on_host)
@@ -270,7 +270,7 @@ class RegimeBuilder:
         """A stage is over with this train node: what is known of it, and the scores of the network as it is then."""
         ended, regime = self.ended, self.regime
         ended.stages.append(node)
-        if regime.is_text and regime.kind != "e2e":
+        if regime.is_text and not regime.row.whole:
             ended.layers[node] = self._last_layer(stage)
         if self.graph.config.evaluation.stages:
             ended.assembled[node] = self._evaluate_node(f"assembled after {stage.name}", "validation")
@@ -376,7 +376,7 @@ class RegimeBuilder:
             sets = tuple(roles.values())
         if before is not None:
             parents["continue"] = before
-        if train.head_optimizer == "carry" and previous is not None and self.regime.kind == "segprop":
+        if train.head_optimizer == "carry" and previous is not None and self.regime.row.has_base:
             parents["optimizer"] = previous
         task = to_json(
             StageTask(
@@ -483,7 +483,7 @@ class RegimeBuilder:
     def _truncated(self, stage: Stage) -> tuple[str, ...] | None:
         """The chain as far as it is trained, and the global head: None where a stage's own path says it already, or
         where parts of different shapes do not fit together (ResNets)."""
-        if not self.regime.is_text or self.regime.kind != "segprop":
+        if not self.regime.is_text or not self.regime.row.has_base:
             return None
         end = sum(len(hop) for hop in stage.hops)
         end += sum(part in self.training_blocks[end : self._head_start] for part in stage.trained)
@@ -496,7 +496,7 @@ class RegimeBuilder:
     def _last_layer(self, stage: Stage) -> int | Literal["head"]:
         if stage.group == "head":
             return "head"
-        end = self._head_start if self.regime.kind == "segprop" else len(self.training_blocks)
+        end = self._head_start if self.regime.row.has_base else len(self.training_blocks)
         numbers = [
             int(block.removeprefix("layer"))
             for block in (*(block for hop in stage.hops for block in hop), *stage.trained)
