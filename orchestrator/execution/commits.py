@@ -39,7 +39,7 @@ class CommitLog:
 
         def look(node: Node) -> tuple[str, dict[str, Any] | None, bool]:
             commit = self.commits.get(node.id) or store.commit_of(node.id)
-            is_set = commit is not None and node.kind == "materialize"
+            is_set = commit is not None and node.makes_set
             return node.id, commit, bool(commit and is_set and snapshots.find(commit["result"]["set"]) is None)
 
         for node_id, commit, gone in _mapped(look, nodes, threads=READERS if self.storage.remote else 1):

@@ -264,7 +264,7 @@ class Driver:
         event_log.event(name, node, level=level, attempt=self._attempts[node.id] or None, machine=machine, **fields)
 
     def _is_set(self, node_id: str) -> bool:
-        return self._nodes[node_id].kind == "materialize"
+        return self._nodes[node_id].makes_set
 
     def _order(self, node: Node, helper: int = 0) -> WorkOrder:
         commits = self._ledger.commits
@@ -344,7 +344,7 @@ class Driver:
             return
         reason = decision.reason if isinstance(decision, retry.GiveUp) else str(event.error)
         self._not_before.pop(node.id, None)
-        if node.kind == "materialize" and not self._agenda.wants(node.id):
+        if node.makes_set and not self._agenda.wants(node.id):
             self._given_up.add(node.id)
             self._progress.note(f"{node.label}: {reason}; its stage makes what is missing itself")
             return

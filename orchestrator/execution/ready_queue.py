@@ -47,7 +47,7 @@ class ReadyQueue:
         self._targets = frozenset(plan.targets)
         self._place: dict[str, Place] = {
             # Nothing but the final table waits for an evaluation; stages and snapshots have followers.
-            node.id: (int(node.kind == "evaluate"), position)
+            node.id: (int(node.scores), position)
             for position, node in enumerate(plan.nodes)
         }
         overlapping = plan.overlapping if overlapping is None else overlapping
@@ -235,7 +235,7 @@ class ReadyQueue:
         self._requeue(node_id)
 
     def _notice(self, node_id: str) -> None:
-        if self._plan.node(node_id).kind == "materialize":
+        if self._plan.node(node_id).makes_set:
             self._maybe[node_id] = None
 
     def _requeue(self, node_id: str) -> None:

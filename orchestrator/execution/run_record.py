@@ -58,8 +58,8 @@ class RunRecord:
             node.id: NodeRecord(
                 node.kind,
                 node.label,
-                _epochs(node) if node.kind == "train" else None,
-                node.estimate.snapshot_bytes if node.kind == "materialize" else 0,
+                _epochs(node) if node.trains else None,
+                node.estimate.snapshot_bytes if node.makes_set else 0,
             )
             for node in plan.nodes
         }

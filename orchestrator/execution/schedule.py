@@ -24,7 +24,7 @@ def awaited(plan: Plan, node: Node, overlapping: Ids) -> tuple[str, ...]:
     parents = tuple(dict.fromkeys(node.parents.values()))
     if node.id not in overlapping:
         return parents
-    return tuple(parent for parent in parents if plan.node(parent).kind != "materialize")
+    return tuple(parent for parent in parents if not plan.node(parent).makes_set)
 
 
 def wanted(plan: Plan, *, committed: Ids, released: Ids = NONE, overlapping: Ids | None = None) -> frozenset[str]:
@@ -112,7 +112,7 @@ def first_epoch(plan: Plan, node: Node) -> int | None:
     """Of a set: the epoch in which a stage first asks for its shards in an order of that epoch; None where it asks
     for all at once, or in the order of the data set."""
     view = node.task.get("view")
-    if node.kind != "materialize" or view is None:
+    if not node.makes_set or view is None:
         return None
     readers = (plan.node(reader).task for reader in plan.readers(node.id))
     return int(view) if any(task.get("window") is not None for task in readers) else None
@@ -121,14 +121,14 @@ def first_epoch(plan: Plan, node: Node) -> int | None:
 def superfluous(plan: Plan, node: Node, *, committed: Ids) -> bool:
     """Whether this is a set without a commit that no stage will ask for any more: all that would have are finished."""
     return (
-        node.kind == "materialize"
+        node.makes_set
         and node.id not in committed
-        and all(reader in committed for reader in plan.readers(node.id) if plan.node(reader).kind == "train")
+        and all(reader in committed for reader in plan.readers(node.id) if plan.node(reader).trains)
     )
 
 
 def _sets_of(plan: Plan, node: Node) -> list[str]:
-    return [parent for parent in node.parents.values() if plan.node(parent).kind == "materialize"]
+    return [parent for parent in node.parents.values() if plan.node(parent).makes_set]
 
 
 def releasable(

@@ -11,7 +11,7 @@ from orchestrator.runners.machines import Machine, Slots, beside_gpus, room
 
 def runs_together(node: Node, gang: GangConfig) -> bool:
     """Whether all ranks of the gang run this node together."""
-    return gang.size is not None and node.kind == "train" and node.estimate.trainable >= gang.min_parameters
+    return gang.size is not None and node.trains and node.estimate.trainable >= gang.min_parameters
 
 
 def gang_nodes(plan: Plan, gang: GangConfig) -> frozenset[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from cache_store.formats.encodings import EncodingName
 from workers.specs.experiment import Experiment, ImageSpec, Precision, ResNetSpec, TrainSpec
@@ -178,12 +178,3 @@ class AverageTask:
 
 
 Task = DataTask | ModelTask | MeasureTask | MaterializeTask | StageTask | EvaluateTask | AverageTask
-TASKS: dict[str, type[Any]] = {
-    "data": DataTask,
-    "model": ModelTask,
-    "measure": MeasureTask,
-    "materialize": MaterializeTask,
-    "train": StageTask,
-    "evaluate": EvaluateTask,
-    "average": AverageTask,
-}

@@ -18,7 +18,8 @@ from orchestrator.plan.graph import Node, Plan, node_id
 from orchestrator.regimes.stages import Cut
 from orchestrator.regimes.table import layout
 from orchestrator.runs.prepare import prepare
-from workers.specs import as_json, tasks
+from workers.specs import as_json
+from workers.specs.task_kinds import TASKS
 
 CONFIGS = sorted((Path(__file__).parents[4] / "configs").glob("*.yaml"))
 TEXT_CONFIGS = [path for path in CONFIGS if "family: causal_lm" in path.read_text()]
@@ -255,7 +256,7 @@ def test_every_task_reads_back_and_every_parent_comes_first(tmp_path: Path) -> N
     plan = small_plan(tmp_path)
     seen: set[str] = set()
     for node in plan.nodes:
-        task = as_json.from_json(tasks.TASKS[node.kind], node.task)
+        task = as_json.from_json(TASKS[node.kind].spec, node.task)
         assert as_json.to_json(task) == node.task
         assert set(node.parents.values()) <= seen
         assert node.id == node_id(node.kind, node.task, node.parents)
