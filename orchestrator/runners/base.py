@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from orchestrator.config.resources import ResourceConfig
+from orchestrator.plan.graph import Plan
 from workers.specs.orders import WorkOrder
+
+
+@dataclass(frozen=True)
+class RunnerRequest:
+    """What a runner is made for: the resources a configuration gives it, the whole plan, and the store's address."""
+
+    resources: ResourceConfig
+    plan: Plan
+    store: str
 
 
 @dataclass(frozen=True)

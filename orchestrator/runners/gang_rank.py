@@ -13,6 +13,7 @@ import ray
 from ray.actor import ActorHandle
 
 from cache_store.errors import Interrupted, SegpropError, TrainingDiverged
+from orchestrator.runners.ray_api import actor_class
 from orchestrator.runners.versions import versions
 from workers.control import ThreadControl
 from workers.specs.orders import WorkOrder
@@ -38,7 +39,6 @@ class Report:
     contact: bool = False
 
 
-@ray.remote(num_cpus=0, max_restarts=0)
 class Mailbox:
     """Orders to ranks, reports back. Holds no state that outlives its gang."""
 
@@ -93,6 +93,9 @@ class Mailbox:
 
     def _queue(self, rank: int) -> asyncio.Queue[WorkOrder | None]:
         return self._orders.setdefault(rank, asyncio.Queue())
+
+
+mailbox_class = actor_class(Mailbox, num_cpus=0, max_restarts=0)
 
 
 class RankControl(ThreadControl):

@@ -23,6 +23,7 @@ from orchestrator.execution.signals import stop_on_signals
 from orchestrator.plan.graph import Plan
 from orchestrator.progress import Progress
 from orchestrator.reports.result_table import print_table
+from orchestrator.runners.base import RunnerRequest
 from orchestrator.runners.factory import make_runner
 from orchestrator.runners.gang_size import runs_together
 from orchestrator.runs.prepare import Prepared, check_space, with_figures
@@ -104,7 +105,7 @@ def leased(prepared: Prepared, plan: Plan, storage: Storage, take_over: bool) ->
 
 def _drive(prepared: Prepared, plan: Plan, ledger: CommitLog, quiet: bool, lease: RunLease) -> Outcome:
     config = prepared.config
-    runner = make_runner(prepared)
+    runner = make_runner(RunnerRequest(config.resources, prepared.plan, config.store))
     done = sum(node.id in ledger.commits for node in plan.nodes)
     total = sum(not schedule.superfluous(plan, node, committed=ledger.commits.keys()) for node in plan.nodes)
     with Progress(total, done, quiet=quiet) as progress:

@@ -19,6 +19,7 @@ from orchestrator.plan.graph import Plan
 from orchestrator.progress import Progress
 from orchestrator.reports.summary import summarize, write_summary
 from orchestrator.runners import factory
+from orchestrator.runners.base import RunnerRequest
 from orchestrator.runs import session
 from orchestrator.runs.prepare import Prepared, with_figures
 from orchestrator.sweeps import plan as sweep_plan
@@ -230,7 +231,7 @@ def _as_run(sweep: PreparedSweep) -> Prepared:
 
 def _drive(run: _Run, quiet: bool, lease: RunLease) -> Outcome:
     sweep, ledger = run.sweep, run.ledger
-    runner = factory.make_runner(_as_run(sweep))
+    runner = factory.make_runner(RunnerRequest(sweep.config.resources, sweep.plan, sweep.config.store))
     with Progress(len(sweep.plan.nodes), len(ledger.commits), quiet=quiet) as progress:
         decider: Decider | None = None
         try:
@@ -274,7 +275,7 @@ def _drive(run: _Run, quiet: bool, lease: RunLease) -> Outcome:
 
 def _decider(sweep: PreparedSweep, slots: int) -> Decider:
     points = {trial.name: trial.parameters for trial in sweep.trials}
-    if sweep.config.resources.runner == "local":
+    if not sweep.config.resources.on_ray:
         return Everything(points)
     from orchestrator.sweeps.ray_tune import TuneDecider
 
