@@ -167,6 +167,36 @@ def _record(storage: Storage, path: str) -> dict[str, Any]:
         return {}
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What a driver wants to work on."""
+
+    #: Of the plan.
+    digest: str
+    run: str
+    run_dir: str
+    #: Take it also from a driver that is alive, which then stops.
+    take_over: bool = False
+    #: The plan that its run directory was last used for.
+    before: str | None = None
+
+
+@dataclass(frozen=True)
+class LeaseTiming:
+    """Seconds after which a silent driver counts as gone, and between two signs of life; how to wait."""
+
+    stale_s: float = STALE_S
+    beat_s: float = BEAT_S
+    sleep: Callable[[float], None] = time.sleep
+
+
+TIMING = LeaseTiming()
+
+
+def _nothing(message: str) -> None:
+    pass
+
+
 class RunLease:
     """A run held by this process. `release` ends it; a process that dies is found out by the next one."""
 
@@ -188,37 +218,30 @@ class RunLease:
     def acquire(
         cls,
         storage: Storage,
-        digest: str,
-        run: str,
-        run_dir: str,
-        *,
-        take_over: bool = False,
-        before: str | None = None,
-        stale_s: float = STALE_S,
-        beat_s: float = BEAT_S,
-        sleep: Callable[[float], None] = time.sleep,
-        say: Callable[[str], None] = lambda message: None,
+        claim: Claim,
+        timing: LeaseTiming = TIMING,
+        say: Callable[[str], None] = _nothing,
     ) -> RunLease:
-        """Take the run. `take_over`: also from a driver that is alive, which then stops. `before`: the plan that
-        its run directory was last used for. `say` is told when this has to wait.
+        """Take the run. `say` is told when this has to wait.
 
         Raises RunTaken when another driver is at work on it, or on the same run directory with other settings. A
-        driver of which this machine cannot tell whether it lives is listened to for at most `stale_s`.
+        driver of which this machine cannot tell whether it lives is listened to for at most `timing.stale_s`.
         """
-        if before is not None and before != digest and not take_over:
-            _check_neighbour(storage, before, stale_s)
+        digest = claim.digest
+        if claim.before is not None and claim.before != digest and not claim.take_over:
+            _check_neighbour(storage, claim.before, timing.stale_s)
         identity = Identity.own()
         while True:
             # Listed before anybody is looked at: whoever comes after that has this number, and creating it fails here.
             number = max(_numbers(storage, digest), default=0) + 1
             held = read_held(storage, digest)
-            if held is not None and not take_over and not held.ended:
-                _wait_gone(storage, digest, held, stale_s, sleep, say)
+            if held is not None and not claim.take_over and not held.ended:
+                _wait_gone(storage, digest, held, timing, say)
             holder, _ = _paths(digest, number)
             # The token makes every record another one, so that a creation without an answer can be recognized.
             record = {
-                "run": run,
-                "run_dir": run_dir,
+                "run": claim.run,
+                "run_dir": claim.run_dir,
                 "since": time.time(),
                 "identity": vars(identity),
                 "token": new_attempt_id(),
@@ -229,7 +252,7 @@ class RunLease:
                 # Ours was one that a later driver had swept away already.
                 storage.delete(holder)
                 continue
-            lease = cls(storage, digest, number, beat_s=beat_s)
+            lease = cls(storage, digest, number, beat_s=timing.beat_s)
             lease._start()
             return lease
 
@@ -303,11 +326,10 @@ def _wait_gone(
     storage: Storage,
     digest: str,
     held: Held,
-    stale_s: float,
-    sleep: Callable[[float], None],
+    timing: LeaseTiming,
     say: Callable[[str], None],
 ) -> None:
-    """Returns when the driver is gone, raises RunTaken when it lives."""
+    """Wait until the driver is gone; raise RunTaken when it lives."""
     alive = held.identity.is_alive()
     if alive is False:
         _log.info("%s is dead; taking over", held.words())
@@ -315,13 +337,13 @@ def _wait_gone(
     if alive:
         raise RunTaken(_taken(held, "It is running."))
     first = held
-    say(f"{held.words()} holds this run; listening whether it is alive, for at most {seconds_text(stale_s)}")
+    say(f"{held.words()} holds this run; listening whether it is alive, for at most {seconds_text(timing.stale_s)}")
     while True:
         silent = storage.now() - held.seen
-        if silent >= stale_s:
+        if silent >= timing.stale_s:
             _log.info("%s has been silent for %.0f s; taking over", held.words(), silent)
             return
-        sleep(LOOK_S)
+        timing.sleep(LOOK_S)
         latest = read_held(storage, digest)
         if latest is None or latest.ended or latest.number != first.number:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +12,14 @@ from typing import Any
 from cache_store.crashpoints import reach
 from cache_store.errors import SegpropError, UserError
 from cache_store.storage.base import Storage
-from orchestrator.config.resources import GangConfig
+from orchestrator.config.schema import Config
 from orchestrator.execution import schedule
 from orchestrator.execution.commits import CommitLog
-from orchestrator.execution.driver import Driver, Outcome
+from orchestrator.execution.driver import Driver, DriverSettings, Outcome
 from orchestrator.execution.event_log import journal
 from orchestrator.execution.plan_record import write_plan
-from orchestrator.execution.run_lease import RunLease
+from orchestrator.execution.retry import NodeRetries
+from orchestrator.execution.run_lease import Claim, RunLease
 from orchestrator.execution.run_record import RunRecord, read_pointer, write_pointer, write_run
 from orchestrator.execution.signals import stop_on_signals
 from orchestrator.plan.graph import Plan
@@ -85,13 +87,10 @@ def leased(prepared: Prepared, plan: Plan, storage: Storage, take_over: bool) ->
     digest = write_plan(storage, config.run, plan)
     write_run(storage, digest, RunRecord.of(config.run, plan))
     with journal(run_dir, config.run):
+        claim = Claim(digest, config.run, str(run_dir.absolute()), take_over, before=read_pointer(run_dir))
         lease = RunLease.acquire(
             storage,
-            digest,
-            config.run,
-            str(run_dir.absolute()),
-            take_over=take_over,
-            before=read_pointer(run_dir),
+            claim,
             say=lambda message: print(f"segprop: {message}", file=sys.stderr),
         )
         state = "failed"
@@ -117,11 +116,8 @@ def _drive(prepared: Prepared, plan: Plan, ledger: CommitLog, quiet: bool, lease
                     ledger,
                     runner,
                     progress,
-                    store=config.store,
-                    max_attempts=config.resources.max_attempts,
-                    snapshot_memory=config.resources.snapshot_memory,
+                    driver_settings(config),
                     stop_requested=lambda: stop_requested() or lease.superseded,
-                    **gang_of(config.resources.gang),
                     report=lease.report,
                 )
                 outcome = driver.run()
@@ -131,11 +127,14 @@ def _drive(prepared: Prepared, plan: Plan, ledger: CommitLog, quiet: bool, lease
             runner.close()
 
 
-def gang_of(gang: GangConfig) -> dict[str, Any]:
-    """What a `Driver` has to know of a gang."""
-    if gang.size is None:
-        return {}
-    return {"together": partial(runs_together, gang=gang), "strategy": gang.strategy}
+def driver_settings(config: Config) -> DriverSettings:
+    """What a driver is told of a configuration."""
+    resources = config.resources
+    settings = DriverSettings(config.store, NodeRetries(resources.max_attempts), resources.snapshot_memory)
+    if resources.gang.size is None:
+        return settings
+    together = partial(runs_together, gang=resources.gang)
+    return dataclasses.replace(settings, together=together, strategy=resources.gang.strategy)
 
 
 def finish(prepared: Prepared, ledger: CommitLog, outcome: Outcome, *, export: bool) -> dict[str, Any]:

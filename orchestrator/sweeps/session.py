@@ -256,12 +256,9 @@ def _drive(run: _Run, quiet: bool, lease: RunLease) -> Outcome:
                     ledger,
                     runner,
                     progress,
-                    store=sweep.config.store,
-                    max_attempts=sweep.config.resources.max_attempts,
-                    snapshot_memory=sweep.config.resources.snapshot_memory,
+                    session.driver_settings(sweep.config),
                     stop_requested=lambda: stop_requested() or lease.superseded,
                     report=lease.report,
-                    **session.gang_of(sweep.config.resources.gang),
                     steering=_Shown(steering, lambda: progress.headline(run.headline(steering.plan, slots))),
                 )
                 outcome = driver.run()
