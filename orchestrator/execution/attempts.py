@@ -1,4 +1,4 @@
-"""Which nodes run, since when, in which attempt, and which wait before they are tried again."""
+"""Keep count of a driver's attempts: which nodes run, since when, and which wait before they are tried again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Attempts:
         self._not_before: dict[str, float] = {}
 
     def count(self, node_id: str) -> int:
-        """Attempts made so far, the running one included."""
+        """Return the attempts made so far, the running one included."""
         return self._count[node_id]
 
     def submit(self, node_id: str) -> None:
@@ -60,13 +60,13 @@ class Attempts:
         return self._not_before.get(node_id, 0.0) <= now
 
     def waiting(self, now: float) -> set[str]:
-        """Nodes that are not to be tried yet."""
+        """Return the nodes that are not to be tried yet."""
         return {node_id for node_id, moment in self._not_before.items() if moment > now}
 
     def state(
         self, latest: Mapping[str, Mapping[str, Any]], machine: Callable[[str], str | None]
     ) -> dict[str, dict[str, Any]]:
-        """`running`: node -> attempt, machine, since, progress; `attempts`: node -> how many, where more than one."""
+        """Return `running`: node -> attempt, machine, since, progress; and `attempts`: node -> how many, if several."""
         running = {
             node_id: {
                 "attempt": self._count[node_id],

@@ -1,4 +1,5 @@
-"""What of a plan is done already: commits and released snapshot sets, read from the store. Keeps nothing itself."""
+"""Read which nodes of a plan are committed and which snapshot sets are released. Stateless: the store is the only
+source."""
 
 from __future__ import annotations
 
@@ -70,7 +71,7 @@ class CommitLog:
         return left
 
     def look(self, node_id: str) -> bool:
-        """Whether a node has a commit by now, which somebody else than its own order may have made."""
+        """Look whether a node has a commit by now, which somebody else than its own order may have made."""
         commit = NodeStore(self.storage).commit_of(node_id)
         if commit is not None:
             self.add(node_id, commit)

@@ -1,4 +1,4 @@
-"""Carries a plan out: submits what is ready, commits and releases as results arrive, retries what was lost.
+"""Carry a plan out: submit what is ready, commit and release as results arrive, retry what was lost.
 
 The driver keeps no state of its own: everything it knows it reads from the store's commits. Kill it at any
 moment, run the same command, and it goes on.
@@ -54,10 +54,10 @@ class Steering(Protocol):
 
     @property
     def open(self) -> bool:
-        """Whether more may be wanted later, though nothing is now."""
+        """Tell whether more may be wanted later, though nothing is now."""
 
     def __call__(self, ledger: CommitLog, outcome: Outcome) -> Plan | None:
-        """The plan to go on with; None: the same as before."""
+        """Return the plan to go on with; None: the same as before."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Driver:
         self._log("submitted", node)
 
     def _fill_spare_slots(self) -> None:
-        """Slots that nothing is ready for make snapshots: ahead of the stages that read them, or with those at it."""
+        """Let slots with nothing else to do make snapshots: ahead of the stages that read them, or with those at it."""
         free, running = self._runner.free(), self._attempts.running
         if not free:
             return
@@ -214,7 +214,7 @@ class Driver:
         return places > 0 and self._attempts.may_start(node_id, now)
 
     def _places(self) -> tuple[int, int]:
-        """(slots, gangs) that would take an order now."""
+        """Return how many slots and how many gangs would take an order now."""
         return self._runner.free(), self._runner.free(together=True) if self._settings.strategy is not None else 0
 
     def _in_gang(self, node: Node) -> bool:
@@ -238,8 +238,8 @@ class Driver:
         self._report(**self._state(latest))
 
     def _state(self, latest: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """`running`: node -> attempt, machine, since, progress; `failed`: node -> reason; `attempts`: node -> how many
-        this driver has made, where it is more than one."""
+        """Return what the driver is doing. `running`: node -> attempt, machine, since, progress; `failed`: node ->
+        reason; `attempts`: node -> how many this driver has made, where it is more than one."""
         state = self._attempts.state(latest, self._runner.machine)
         return {"running": state["running"], "failed": dict(self._outcome.failures), "attempts": state["attempts"]}
 
@@ -343,7 +343,7 @@ class Driver:
         self._log("failed", node, level=logging.ERROR, machine=machine, error=reason)
 
     def _look_after_sets(self, stage: Node) -> None:
-        """A stage that made its own sets has committed the nodes of those that are whole, and left parts of others."""
+        """Take in the sets that a stage made: it has committed those that are whole, and left parts of others."""
         for parent in dict.fromkeys(stage.parents.values()):
             node = self._nodes[parent]
             if not self._is_set(parent) or parent in self._ledger.commits or parent in self._attempts.running:

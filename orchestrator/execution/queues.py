@@ -1,4 +1,4 @@
-"""Which nodes may start and which sets may go, told of every change at once."""
+"""Know which nodes may start and which sets may go; both are told of every change at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a failed node is worth another attempt, and when: a pure decision."""
+"""Decide whether a failed node is worth another attempt, and when. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which driver works on a run: one at a time, followed by all others, taken over when it is gone.
+"""Let one driver at a time work on a run. Others see what it does, and take the run over when it is gone.
 
 Commits alone keep a run correct; two drivers would only do the same work twice. So this is about time, and about
 telling people. For every plan there is a folder in the store:
@@ -61,7 +61,7 @@ class Identity:
         return cls(socket.gethostname(), os.getpid(), _boot(), _namespace(), _born(os.getpid()))
 
     def is_alive(self) -> bool | None:
-        """None: it cannot be told from here."""
+        """Tell whether the process lives. None: it cannot be told from here."""
         if not self.boot or (self.host, self.boot, self.namespace) != (socket.gethostname(), _boot(), _namespace()):
             return None
         if self.born is None:
@@ -82,7 +82,7 @@ def _namespace() -> str:
 
 
 def _born(pid: int) -> int | None:
-    """None when there is no such process, or a dead one that nobody has waited for."""
+    """Return when the process began. None when there is no such process, or a dead one that nobody waited for."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else int(fields[19])
@@ -119,7 +119,7 @@ class Held:
 
 
 def read_held(storage: Storage, digest: str) -> Held | None:
-    """The latest driver of a plan; None when there was none."""
+    """Read the latest driver of a plan; None when there was none."""
     numbers = _numbers(storage, digest)
     for number in sorted(numbers, reverse=True):
         held = _read(storage, digest, number)
@@ -138,7 +138,7 @@ def _paths(digest: str, number: int) -> tuple[str, str]:
 
 
 def _read(storage: Storage, digest: str, number: int) -> Held | None:
-    """None when the record is gone or damaged: a run must not be blocked by one."""
+    """Read one driver's records. None when they are gone or damaged: a run must not be blocked by them."""
     holder, beat = _paths(digest, number)
     record = _record(storage, holder)
     try:
@@ -263,15 +263,15 @@ class RunLease:
 
     @property
     def superseded(self) -> bool:
-        """Whether another driver has taken the run over: stop."""
+        """Tell whether another driver has taken the run over: stop then."""
         return self._lost.is_set()
 
     def report(self, **state: Any) -> None:
-        """What the driver is doing, JSON values; goes out with the next beat."""
+        """Note what the driver is doing, as JSON values; it goes out with the next beat."""
         self._latest = state
 
     def release(self, state: str) -> None:
-        """The driver ends: `done`, `failed` or `stopped`. What was reported last stays readable."""
+        """End the lease with `done`, `failed` or `stopped`. What was reported last stays readable."""
         self._done.set()
         if self._thread.ident is not None:
             self._thread.join(timeout=60)
@@ -289,7 +289,7 @@ class RunLease:
             self._beat("running")
 
     def _beat(self, state: str) -> None:
-        """A store that does not take it is the business of those who commit: this driver goes on."""
+        """Leave a sign of life. A store that does not take it stops nobody: those who commit find out."""
         _, beat = _paths(self._digest, self._number)
         try:
             self._storage.write(beat, dump_record({"state": state, **self._latest}, "a beat"))
@@ -308,7 +308,7 @@ class RunLease:
 
 
 def _create(storage: Storage, path: str, record: Mapping[str, Any]) -> bool:
-    """As `Storage.create`; an answer that was lost is found out by reading."""
+    """Create a record as `Storage.create` does; find out by reading where the answer was lost."""
     data = dump_record(record, "a lease")
     failure: StoreError | None = None
     try:
@@ -361,7 +361,7 @@ def _taken(held: Held, why: str) -> str:
 
 
 def _check_neighbour(storage: Storage, digest: str, stale_s: float) -> None:
-    """The same run directory with other settings, such as more regimes, is another plan with its own lease."""
+    """Refuse a run directory on which a driver works with other settings, such as more regimes: another plan."""
     held = read_held(storage, digest)
     if held is None or held.ended:
         return

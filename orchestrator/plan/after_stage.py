@@ -1,4 +1,4 @@
-"""What is asked of the network after every stage: one row a question, each answered by a node of the plan.
+"""Ask questions of the network after every stage: one row a question, each answered by a node of the plan.
 
 A diagnosis after each stage is a task kind (`workers.specs.task_kinds`, `workers.tasks.execute`), a row here that adds
 its node, and a section of the summary that shows its answers (`orchestrator.reports.sections`).

@@ -1,4 +1,4 @@
-"""The stage graph that a configuration asks for, built.
+"""Build the stage graph that a configuration asks for.
 
 Pure: configuration, outlines of the chain and of the data set go in, nodes come out (`graph` says what these
 are). No torch, no Ray, no clock, no file.

@@ -112,7 +112,7 @@ class RegimePlan:
     diagnoses: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
     def work_of(self, stage: str) -> tuple[str, ...]:
-        """All train nodes of a stage, in order, given the one in `stages`."""
+        """Return all train nodes of a stage, in order, given the one in `stages`."""
         return (*self.rounds.get(stage, ()), stage)
 
     def to_json(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class Plan:
     held: frozenset[str] = frozenset()
 
     def measuring(self) -> Plan:
-        """What has to be done before the plan can be made for good: the unmeasured nodes and what they need."""
+        """Return what has to be done before the plan can be made for good: the unmeasured nodes and what they need."""
         needed: set[str] = set()
         waiting = list(self.unmeasured)
         while waiting:
@@ -155,11 +155,11 @@ class Plan:
         return node_id in self._by_id
 
     def in_order(self, ids: Iterable[str]) -> list[Node]:
-        """The nodes with these ids, parents before children."""
+        """Return the nodes with these ids, parents before children."""
         return [self.nodes[position] for position in sorted(self._position[node_id] for node_id in ids)]
 
     def readers(self, node_id: str) -> tuple[str, ...]:
-        """Nodes that have this node as a parent."""
+        """Return the nodes that have this node as a parent."""
         return self._readers.get(node_id, ())
 
     @cached_property
@@ -217,6 +217,6 @@ class Plan:
 
 
 def node_id(kind: str, task: Mapping[str, Any], parents: Mapping[str, str]) -> str:
-    """Digest of what determines the outcome: the task without what only says where to look or how often to
+    """Return the digest of what determines the outcome: the task without what only says where to look or how often to
     save, and the parents."""
     return digest_json([FORMAT, kind, TASKS[kind].identity(task), sorted(parents.items())])

@@ -1,4 +1,4 @@
-"""How far the nodes of a plan can run side by side: pure arithmetic on their seconds, predicted or measured."""
+"""Predict how far the nodes of a plan can run side by side: pure arithmetic on their seconds, predicted or measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stages of a regime as pure data: what each trains, what it passes through, which boundary it reads.
+"""Cut a chain into stages, as pure data: what each trains, what it passes through, which boundary it reads.
 
 This is section 3 of the design, without files, weights or settings of training. Blocks are `0..n-1`; boundary
 `d` enters block `d`, boundary `n` the head. With base prefix `p` and a global head of the last `r` blocks,

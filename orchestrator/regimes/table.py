@@ -1,4 +1,4 @@
-"""The regimes there are, one row each: how a chain is cut into stages, what the cut allows, and how reports show it.
+"""List the regimes, one row each: how a chain is cut into stages, what the cut allows, and how reports show it.
 
 A regime that needs no new kind of node is one row here: configurations, plans, runs and reports ask the row.
 """
@@ -67,10 +67,10 @@ REGIMES: dict[str, RegimeKind] = {
 
 
 def layout(kind: str, blocks: Sequence[str], cut: Cut) -> tuple[Stage, ...]:
-    """The stages of one regime in order."""
+    """Return the stages of one regime in order."""
     return REGIMES[kind].layout(tuple(blocks), cut)
 
 
 def kinds_that(allowed: Callable[[RegimeKind], bool]) -> str:
-    """Names of the kinds whose row says so, for a message."""
+    """Name the kinds whose row says so, for a message."""
     return ", ".join(name for name, row in REGIMES.items() if allowed(row))

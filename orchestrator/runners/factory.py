@@ -77,7 +77,7 @@ def _gang_runner(resources: ResourceConfig, size: int | str, wanted: RaySettings
 
 
 def _settle_here(request: RunnerRequest) -> tuple[int, int, Literal["cpu", "cuda"]]:
-    """(slots, threads of each, device) of this machine."""
+    """Return (slots, threads of each, device) of this machine."""
     resources = request.resources
     device = _device(resources.device)
     slots, threads = settle_slots(
@@ -91,8 +91,8 @@ def _settle_here(request: RunnerRequest) -> tuple[int, int, Literal["cpu", "cuda
 
 
 def settle_slots(slots: int | str, threads: int | str, *, device: str, devices: int, chains: int) -> tuple[int, int]:
-    """(slots, threads of each). `devices`: GPUs or CPU cores there are; `chains`: stages that can run at one time, one
-    of every regime where they run one after the other.
+    """Return (slots, threads of each). `devices`: GPUs or CPU cores there are; `chains`: stages that can run at one time,
+    one of every regime where they run one after the other.
 
     One slot a GPU. On a CPU-only machine a slot is a share of the cores: as many slots as regimes can use, since
     two one-thread workers do more than one two-thread worker.

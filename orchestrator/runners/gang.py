@@ -1,4 +1,4 @@
-"""Runs stages on all ranks of a Ray Train gang, and everything else on the slots beside it.
+"""Run stages on all ranks of a Ray Train gang, and everything else on the slots beside it.
 
 One `TorchTrainer.fit()` costs half a minute, so it is called once: the train function of each rank is a loop over
 orders that the driver puts into a mailbox actor, and the gang serves stage after stage. Where there are no slots beside
@@ -166,7 +166,7 @@ class GangRunner(RayRunner):
 
     @property
     def slots(self) -> int:
-        """Where there are none beside the gang, its ranks do their work."""
+        """Count the slots. Where there are none beside the gang, its ranks do their work."""
         return super().slots or self._ranks_wanted
 
     def free(self, *, together: bool = False) -> int:
@@ -209,7 +209,7 @@ class GangRunner(RayRunner):
         return events
 
     def _read(self, gang: _Gang) -> list[Event]:
-        """What the ranks have reported."""
+        """Take in what the ranks have reported."""
         try:
             joined, reports = ray.get(gang.news, timeout=0)
         except GetTimeoutError:
@@ -284,7 +284,7 @@ class GangRunner(RayRunner):
         )
 
     def progress(self) -> dict[str, Json]:
-        """Answers lag by at most one poll, as those of slots do."""
+        """Return the latest progress. Answers lag by at most one poll, as those of slots do."""
         gang, now = self._gang, time.monotonic()
         latest = dict(super().progress())
         if self._news_of_progress is not None:

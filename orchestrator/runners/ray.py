@@ -1,4 +1,4 @@
-"""Runs nodes on Ray: a pool of worker actors, one per device slot, torch imported once in each.
+"""Run nodes on Ray: a pool of worker actors, one per device slot, torch imported once in each.
 
 Actors restart themselves (`max_restarts=-1`)
 but tasks are never retried by Ray: retries, attempt ids and backoff belong to the driver.
@@ -124,7 +124,8 @@ class RayRunner:
         self._slots_wanted, self.threads, self.device = settled.count, settled.threads, settled.device
 
     def _require_resources(self, machines: list[Machine]) -> None:
-        """An infeasible actor pends silently for ever, so what is missing is said before anything is asked for."""
+        """Raise UserError that says what is missing, before anything is asked for: Ray lets an infeasible actor wait
+        without a word."""
         have = {"CPU": sum(machine.cpus for machine in machines), "GPU": sum(machine.gpus for machine in machines)}
         request = self._request()
         count, asked = self._slots_wanted + self._ranks_wanted, f"{self._slots_wanted} slots"
@@ -177,7 +178,7 @@ class RayRunner:
         return self._wait(timeout_s)
 
     def _wait(self, timeout_s: float, beside: Sequence[Any] = ()) -> list[Event]:
-        """As `wait`; ends early, too, when one of the object references `beside` is there."""
+        """Wait as `wait` does; end early, too, when one of the object references `beside` is there."""
         outstanding = [*beside]
         outstanding += [slot.result for slot in self._slots if slot.result is not None]
         outstanding += [slot.ping for slot in self._slots if slot.ping is not None]
@@ -233,7 +234,7 @@ class RayRunner:
             raise SegpropError(self._nobody_left("is the cluster busy with other jobs?"))
 
     def _compare(self, found: Mapping[str, Any]) -> None:
-        """UserError when a worker, by its own account, runs something else than the driver."""
+        """Raise UserError when a worker, by its own account, runs something else than the driver."""
         different = differences(self._versions, found["versions"])
         if different:
             raise UserError(
@@ -243,12 +244,12 @@ class RayRunner:
             )
 
     def _machines(self) -> list[Machine]:
-        """The cluster's machines, as they are now, of those that are asked for."""
+        """Return the cluster's machines, as they are now, of those that are asked for."""
         every = [machine_of(node) for node in living_nodes()]
         return matching(every, self._settings.labels, self._settings.accelerator)
 
     def _nobody_left(self, why: str) -> str:
-        """What there is, beside what is needed, when no worker has come (back) in time."""
+        """Say what there is, beside what is needed, when no worker has come (back) in time."""
         machines = self._machines()
         request = self._request()
         size = " and ".join(f"{each:g} {resource}" for resource, each in request.items())
@@ -263,7 +264,7 @@ class RayRunner:
         )
 
     def progress(self) -> dict[str, dict[str, Any]]:
-        """Answers lag by at most one poll; a worker that is being lost simply keeps its last one."""
+        """Return the latest progress. Answers lag by at most one poll; a worker that is being lost keeps its last one."""
         now = time.monotonic()
         for node_id, poll in list(self._polls.items()):
             try:
@@ -307,7 +308,7 @@ class RayRunner:
 
 
 def _seconds(variable: str) -> float | None:
-    """A duration from the environment, None where it is not set; UserError when it is not one."""
+    """Read a duration from the environment, None where it is not set; UserError when it is not one."""
     text = os.environ.get(variable)
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""The Ray cluster a run works on: join it or start one, see its machines, check that all of them see the store."""
+"""Join or start the Ray cluster a run works on, see its machines, check that all of them see the store."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def connect(address: str | None, cpus: int) -> None:
 
 
 def init(options: Mapping[str, Any], attempts: int) -> None:
-    """`ray.init`, again where Ray's own processes did not come up in time. SegpropError when they never do."""
+    """Call `ray.init`, again where Ray's own processes did not come up in time. SegpropError when they never do."""
     for left in reversed(range(attempts)):
         try:
             ray.init(**options)
@@ -68,12 +68,12 @@ def init(options: Mapping[str, Any], attempts: int) -> None:
 
 
 def living_nodes() -> list[dict[str, Any]]:
-    """The cluster's nodes as Ray tells them, without those that are gone."""
+    """List the cluster's nodes as Ray tells them, without those that are gone."""
     return [node for node in ray.nodes() if node["Alive"]]
 
 
 def machine_of(node: Mapping[str, Any]) -> Machine:
-    """What a node offers."""
+    """Return what a node offers."""
     resources = node["Resources"]
     kinds = [name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")]
     return Machine(
@@ -110,7 +110,7 @@ def probe_store(store: str, nodes: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _names(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Node id -> what people call the machine; with a part of the id where several nodes share a host."""
+    """Return node id -> what people call the machine; with a part of the id where several nodes share a host."""
     hosts = Counter(node["NodeManagerHostname"] for node in nodes)
     return {
         node["NodeID"]: node["NodeManagerHostname"]
@@ -120,6 +120,6 @@ def _names(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, else its name."""
+    """Return the first line of what an error says, else its name."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -27,7 +27,7 @@ class Worker:
         return execute(order, self._control)
 
     def ready(self) -> dict[str, Any]:
-        """Where this is and what it runs."""
+        """Say where this is and what it runs."""
         return {"machine": socket.gethostname(), "versions": versions()}
 
     @in_group("control")

@@ -1,4 +1,4 @@
-"""One invocation: opens the store, picks the runner, drives the plan, and writes what a run leaves behind."""
+"""Carry out one invocation: open the store, pick the runner, drive the plan, write what a run leaves behind."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def carry_out(prepared: Prepared, plan: Plan, ledger: CommitLog, quiet: bool, ta
 
 @contextmanager
 def leased(prepared: Prepared, plan: Plan, storage: Storage, take_over: bool) -> Iterator[RunLease]:
-    """The run, held by this process; its plan left in the store for those who look at it from outside."""
+    """Hold the run for this process; leave its plan in the store for those who look at it from outside."""
     config, run_dir = prepared.config, prepared.run_dir
     digest = write_plan(storage, config.run, plan)
     write_run(storage, digest, RunRecord.of(config.run, plan))
@@ -128,7 +128,7 @@ def _drive(prepared: Prepared, plan: Plan, ledger: CommitLog, quiet: bool, lease
 
 
 def driver_settings(config: Config) -> DriverSettings:
-    """What a driver is told of a configuration."""
+    """Return what a driver is told of a configuration."""
     resources = config.resources
     settings = DriverSettings(config.store, NodeRetries(resources.max_attempts), resources.snapshot_memory)
     if resources.gang.size is None:

@@ -1,4 +1,4 @@
-"""The kinds of tasks there are, one row each: the class of the task, and what planning and the driver ask of it.
+"""List the kinds of tasks, one row each: the class of the task, and what planning and the driver ask of it.
 
 Loads no torch. How a worker does a task is in `workers.tasks.execute`, under the same name.
 """
@@ -43,13 +43,13 @@ class TaskKind:
 
 
 def _data_identity(task: Json) -> Json:
-    """The fingerprint says which files, wherever they lie."""
+    """Leave out where the files lie: the fingerprint says which they are."""
     model = task["model"] and _without(task["model"], "path", "revision")
     return {**task, "data": _without(task["data"], "path", "download"), "model": model}
 
 
 def _model_identity(task: Json) -> Json:
-    """The digest says which weights, wherever their files lie."""
+    """Leave out where the weights lie: the digest says which they are."""
     return {**task, "model": _without(task["model"], "weights", "path", "revision")}
 
 

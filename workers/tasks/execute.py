@@ -1,4 +1,4 @@
-"""The one entry through which every runner does work: a node of the plan in, its commit out."""
+"""Do a node's work and return its commit: the one entry through which every runner works."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
 
 
 def _too_small(order: WorkOrder, said: str) -> OutOfDeviceMemory:
-    """`said`: torch's message, whose first sentences tell what was asked for and how much there is."""
+    """Say what ran out of memory and what helps. `said`: torch's message, whose first sentences tell how much was
+    asked for and how much there is."""
     what = order.task.get("name", order.kind)
     asked = ". ".join(said.split(". ")[1:3])
     return OutOfDeviceMemory(
