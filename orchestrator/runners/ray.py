@@ -264,7 +264,7 @@ class RayRunner:
         )
 
     def progress(self) -> dict[str, dict[str, Any]]:
-        """Return the latest progress. Answers lag by at most one poll; a worker that is being lost keeps its last one."""
+        """Return the latest progress. Answers lag by at most one poll; a worker being lost keeps its last one."""
         now = time.monotonic()
         for node_id, poll in list(self._polls.items()):
             try:
