@@ -91,7 +91,7 @@ def _settle_here(request: RunnerRequest) -> tuple[int, int, Literal["cpu", "cuda
 
 
 def settle_slots(slots: int | str, threads: int | str, *, device: str, devices: int, chains: int) -> tuple[int, int]:
-    """Return (slots, threads of each). `devices`: GPUs or CPU cores there are; `chains`: stages that can run side by side,
+    """Return (slots, threads of each). `devices`: GPUs or CPU cores there are; `chains`: stages that can run at once,
     one of every regime where they run one after the other.
 
     One slot a GPU. On a CPU-only machine a slot is a share of the cores: as many slots as regimes can use, since
