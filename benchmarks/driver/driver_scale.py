@@ -210,8 +210,9 @@ def main(name: str, count: int, devices: int) -> Json:
 def dispatch(plan: Any, folder: Path, devices: int) -> Json:
     from cache_store.storage.open import open_storage
     from orchestrator.execution.commits import CommitLog
-    from orchestrator.execution.driver import Driver
+    from orchestrator.execution.driver import Driver, DriverSettings
     from orchestrator.execution.event_log import journal
+    from orchestrator.execution.retry import NodeRetries
     from orchestrator.progress import Progress
 
     class Unstored(CommitLog):
@@ -234,8 +235,7 @@ def dispatch(plan: Any, folder: Path, devices: int) -> Json:
             ledger,
             FakeDevices(devices, plan),
             progress,
-            store=str(folder / "store"),
-            max_attempts=3,
+            DriverSettings(str(folder / "store"), NodeRetries(max_attempts=3)),
             report=lambda **state: states.__setitem__(slice(None), [state]),
         )
         started = time.monotonic()

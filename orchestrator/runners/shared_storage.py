@@ -1,4 +1,4 @@
-"""Whether all machines of a cluster see the same store, and agree about the time: asked before anything is trained.
+"""Check that all machines of a cluster see the same store and agree about the time, before anything is trained.
 
 The driver writes a token; each machine reads it, and writes an answer that the driver reads. A folder that only one
 machine has shows at once, instead of as missing files in the middle of a run. How a machine is asked is the runner's
@@ -48,7 +48,7 @@ def ask(store: str) -> Question:
 
 
 def answer(question: Question, name: str, machine: str) -> Answer:
-    """On a machine: look for the token, and leave an answer called `name`."""
+    """Look for the token on a machine, and leave an answer called `name`."""
     problem = None
     try:
         storage = existing_storage(question.store)
@@ -96,7 +96,7 @@ def _there(storage: Storage, question: Question, name: str) -> bool:
 
 
 def clock_warnings(answers: Iterable[Answer], sent: float, received: float) -> list[str]:
-    """Machines whose clock differs from the driver's by more than `CLOCK_WARNING_S`, whenever between `sent` and
+    """Name machines whose clock differs from the driver's by more than `CLOCK_WARNING_S`, whenever between `sent` and
     `received` they looked at it."""
     found = []
     for item in answers:

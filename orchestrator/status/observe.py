@@ -173,7 +173,7 @@ class Observer:
     def _age(self, held: Held | None) -> float | None:
         newest = held.seen if held is not None else 0.0
         if held is None:
-            stages = [node_id for node_id, node in self.record.nodes.items() if node.kind == "train"]
+            stages = [node_id for node_id, node in self.record.nodes.items() if node.trains]
             newest = max(
                 (
                     info.modified
@@ -189,7 +189,7 @@ class Observer:
         sets = set(self.storage.list("sets"))
         total = 0
         for node_id, node in self.record.nodes.items():
-            if node.kind != "materialize":
+            if not node.makes_set:
                 continue
             commit = self._commits.get(node_id)
             if commit is not None:
@@ -306,7 +306,7 @@ class _View:
     def tasks(self) -> Iterable[TaskStatus]:
         for node_id, task in self.running.items():
             node = self.observer.record.nodes.get(node_id)
-            if node is not None and node.kind != "train":
+            if node is not None and not node.trains:
                 attempt = int(task.get("attempt") or 1)
                 yield TaskStatus(node.label, node.kind, task.get("machine"), attempt, task.get("progress") or {})
 

@@ -20,6 +20,7 @@ from orchestrator.plan.graph import Plan
 from orchestrator.progress import Progress
 from orchestrator.reports.summary import summarize, write_summary
 from orchestrator.runners import factory
+from orchestrator.runners.base import RunnerRequest
 from orchestrator.runs import session
 from orchestrator.runs.prepare import Prepared, with_figures
 from orchestrator.sweeps import plan as sweep_plan
@@ -231,7 +232,7 @@ def _as_run(sweep: PreparedSweep) -> Prepared:
 
 def _drive(run: _Run, quiet: bool, lease: RunLease) -> Outcome:
     sweep, ledger = run.sweep, run.ledger
-    runner = factory.make_runner(_as_run(sweep))
+    runner = factory.make_runner(RunnerRequest(sweep.config.resources, sweep.plan, sweep.config.store))
     with Progress(len(sweep.plan.nodes), len(ledger.commits), quiet=quiet) as progress:
         decider: Decider | None = None
         try:
@@ -256,12 +257,9 @@ def _drive(run: _Run, quiet: bool, lease: RunLease) -> Outcome:
                     ledger,
                     runner,
                     progress,
-                    store=sweep.config.store,
-                    max_attempts=sweep.config.resources.max_attempts,
-                    snapshot_memory=sweep.config.resources.snapshot_memory,
+                    session.driver_settings(sweep.config),
                     stop_requested=lambda: stop_requested() or lease.superseded,
                     report=lease.report,
-                    **session.gang_of(sweep.config.resources.gang),
                     steering=_Shown(steering, lambda: progress.headline(run.headline(steering.plan, slots))),
                 )
                 outcome = driver.run()
@@ -275,7 +273,7 @@ def _drive(run: _Run, quiet: bool, lease: RunLease) -> Outcome:
 
 def _decider(sweep: PreparedSweep, slots: int) -> Decider:
     points = {trial.name: trial.parameters for trial in sweep.trials}
-    if sweep.config.resources.runner == "local":
+    if not sweep.config.resources.on_ray:
         return Everything(points)
     from orchestrator.sweeps.ray_tune import TuneDecider
 

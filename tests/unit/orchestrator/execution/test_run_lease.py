@@ -16,8 +16,9 @@ from cache_store.errors import RunTaken, StorageFull
 from cache_store.storage.base import Storage
 from cache_store.storage.open import open_storage
 from orchestrator.execution import run_lease as module
-from orchestrator.execution.run_lease import Held, Identity, RunLease, read_held
+from orchestrator.execution.run_lease import Claim, Held, Identity, LeaseTiming, RunLease, read_held
 
+TIMES = ("stale_s", "beat_s", "sleep")
 PLAN = "0123456789abcdef"
 
 
@@ -27,7 +28,9 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 
 def acquire(storage: Storage, digest: str = PLAN, **options: Any) -> RunLease:
-    return RunLease.acquire(storage, digest, "quickstart", "/runs/quickstart", **{"beat_s": 60.0, **options})
+    timing = LeaseTiming(**{"beat_s": 60.0, **{name: options.pop(name) for name in TIMES if name in options}})
+    say = {"say": options.pop("say")} if "say" in options else {}
+    return RunLease.acquire(storage, Claim(digest, "quickstart", "/runs/quickstart", **options), timing, **say)
 
 
 def held(storage: Storage) -> Held:
@@ -63,8 +66,8 @@ def test_a_killed_driver_on_this_machine_is_replaced_at_once(tmp_path: Path) -> 
     code = (
         "import os, signal\n"
         "from cache_store.storage.open import open_storage\n"
-        "from orchestrator.execution.run_lease import RunLease\n"
-        f"RunLease.acquire(open_storage({folder!r}), {PLAN!r}, 'quickstart', '/runs/quickstart')\n"
+        "from orchestrator.execution.run_lease import Claim, RunLease\n"
+        f"RunLease.acquire(open_storage({folder!r}), Claim({PLAN!r}, 'quickstart', '/runs/quickstart'))\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[4], check=False).returncode == -9

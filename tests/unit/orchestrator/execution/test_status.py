@@ -15,7 +15,7 @@ from fake_run import make_commits, make_plan
 from cache_store.records.nodes import NodeStore
 from cache_store.storage.open import open_storage
 from orchestrator.cli import main
-from orchestrator.execution.run_lease import Identity, RunLease
+from orchestrator.execution.run_lease import Claim, Identity, LeaseTiming, RunLease
 from orchestrator.execution.run_record import RunRecord, read_pointer, read_run, write_pointer, write_run
 from orchestrator.plan.graph import Plan
 from orchestrator.status import view
@@ -49,7 +49,7 @@ class World:
                 self.storage.write(f"sets/{result['set']}/set.json", b"{}")
 
     def lease(self) -> RunLease:
-        return RunLease.acquire(self.storage, DIGEST, "fake", "/runs/fake", beat_s=60)
+        return RunLease.acquire(self.storage, Claim(DIGEST, "fake", "/runs/fake"), LeaseTiming(beat_s=60))
 
     def look(self) -> RunStatus:
         return self.observer.look()
