@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShardLayout:
     """`encode(fields, arrays)`: the pieces of a file; `decode(buffer, fields, rows)`: the arrays in one. `mapped`:
     whether decoded arrays lie in the buffer itself, so that a mapped file serves them without taking memory."""
 
@@ -23,7 +23,7 @@ class Layout:
     mapped: bool
 
 
-LAYOUTS = {
-    codec.VERSION: Layout(codec.encode, codec.decode, mapped=True),
-    codec.PACKED: Layout(packed.encode, packed.decode, mapped=False),
+SHARD_LAYOUTS = {
+    codec.VERSION: ShardLayout(codec.encode, codec.decode, mapped=True),
+    codec.PACKED: ShardLayout(packed.encode, packed.decode, mapped=False),
 }

@@ -12,7 +12,7 @@ import numpy as np
 
 from cache_store.formats import codec
 from cache_store.formats.codec import Array, Field
-from cache_store.formats.layouts import LAYOUTS
+from cache_store.formats.layouts import SHARD_LAYOUTS
 from cache_store.keys import digest_json
 
 FORMAT = 1
@@ -31,7 +31,7 @@ class SetSpec:
     `i` holds rows `cuts[i]` up to `cuts[i + 1]`, so that none cuts a sample in two. Then `shard_rows` is the
     longest shard's rows, and `group_rows` counts samples; `ragged` fills both in.
 
-    `codec_version`: how a shard's file is laid out, one of `cache_store.formats.layouts.LAYOUTS`.
+    `codec_version`: how a shard's file is laid out, one of `cache_store.formats.layouts.SHARD_LAYOUTS`.
     """
 
     key: Mapping[str, Any]
@@ -69,8 +69,8 @@ class SetSpec:
                 f"shard_rows {self.shard_rows} is not a multiple of group_rows {self.group_rows}: "
                 "a group would lie in two shards"
             )
-        if type(self.codec_version) is not int or self.codec_version not in LAYOUTS:
-            raise ValueError(f"codec version {self.codec_version!r}: known are {', '.join(map(str, LAYOUTS))}")
+        if type(self.codec_version) is not int or self.codec_version not in SHARD_LAYOUTS:
+            raise ValueError(f"codec version {self.codec_version!r}: known are {', '.join(map(str, SHARD_LAYOUTS))}")
         names = [field.name for field in self.fields]
         if not 1 <= len(names) <= _MAX_FIELDS or len(set(names)) != len(names):
             raise ValueError(f"fields {names}: 1 to {_MAX_FIELDS} different names")

@@ -18,7 +18,7 @@ import pyarrow as pa
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, CorruptShard, MissingShard, StoreError
 from cache_store.formats.codec import Array
-from cache_store.formats.layouts import LAYOUTS
+from cache_store.formats.layouts import SHARD_LAYOUTS
 from cache_store.keys import canonical_json, digest_json
 from cache_store.records.files import FileRecord, read_aligned, verify_once, write_file
 from cache_store.records.record_io import check_name, new_attempt_id, parse_record, publish, read_bounded
@@ -140,7 +140,7 @@ class SnapshotSet:
         self.storage = storage
         self.spec = spec
         self.counters = Counters()
-        self._layout = LAYOUTS[spec.codec_version]
+        self._layout = SHARD_LAYOUTS[spec.codec_version]
         self._records = ShardCommits(storage, spec)
         self._root = self._records.root
         self._lock = threading.Lock()

@@ -9,8 +9,8 @@ import numpy as np
 
 from cache_store.errors import DataError
 from workers.data.files import SourceFile, join, open_root, source_file
-from workers.data.images.facts import SPLITS, Facts, Split
-from workers.data.images.formats.base import DataFormat, FileFormat, ImageFiles, Piece, overlaps
+from workers.data.images.facts import SPLITS, ImageFacts, Split
+from workers.data.images.formats.base import DataFormat, FileFormat, ImageFiles, ImagePiece, overlaps
 from workers.specs.experiment import ImageSpec
 
 
@@ -18,7 +18,7 @@ class Npz(DataFormat, FileFormat):
     """train.npz and test.npz: uint8 images (N, 3, 12, 12), labels 0 to 3."""
 
     name = "npz"
-    facts = Facts(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), class_names=("a", "b", "c", "d"), side=12)
+    facts = ImageFacts(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), class_names=("a", "b", "c", "d"), side=12)
     allowed = "a folder with train.npz and test.npz"
 
     def locate(self, data: ImageSpec) -> ImageFiles:
@@ -32,11 +32,11 @@ class Npz(DataFormat, FileFormat):
             files[split] = (source_file(filesystem, root, filesystem.info(path), rows),)
         return ImageFiles(self, root, filesystem, files, self.facts.class_names)
 
-    def pieces(self, source: ImageFiles, split: Split, rows: range) -> Iterator[Piece]:
+    def pieces(self, source: ImageFiles, split: Split, rows: range) -> Iterator[ImagePiece]:
         for start, stop, index in overlaps(source.lengths(split), rows):
             path = source.files[split][index].path
             arrays = self._arrays(source.filesystem, path)
-            yield Piece(path, start, arrays["images"][start:stop], arrays["labels"][start:stop].tolist())
+            yield ImagePiece(path, start, arrays["images"][start:stop], arrays["labels"][start:stop].tolist())
 
     def image(self, source: ImageFiles, item: np.ndarray, side: int) -> np.ndarray:
         return item

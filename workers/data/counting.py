@@ -13,7 +13,7 @@ class ReportCount(Protocol):
 
 
 @dataclass
-class Counter:
+class ProgressCounter:
     """Counts what is done and reports it. Set `done` to what needs no work; `add` reports."""
 
     report: ReportCount | None

@@ -85,7 +85,7 @@ class TextChecks(CrossChecks):
     def tokenizer(self, language: LMOutline) -> None:
         """Whether it is there, fits the model, and can do what the data ask of it. A folder without weights can be
         planned for without its tokenizer too."""
-        from workers.data.text.formats import FORMATS
+        from workers.data.text.formats import TEXT_FORMATS
         from workers.data.text.tokens.tokenizers import load_tokenizer
 
         model = self.config.model
@@ -95,7 +95,7 @@ class TextChecks(CrossChecks):
             return
         try:
             tokenizer = load_tokenizer(dataclasses.replace(model, config=dict(language.config)))
-            FORMATS[self.config.data.name].encoder(tokenizer)
+            TEXT_FORMATS[self.config.data.name].encoder(tokenizer)
         except ConfigError as error:
             key, _, message = error.message.partition(": ")
             self.report(tuple(key.split(".")), message)

@@ -23,7 +23,7 @@ _CIFAR100_NAMES = (
 
 
 @dataclass(frozen=True)
-class Facts:
+class ImageFacts:
     """What is known of a data set beforehand. `mean` and `std` normalise pixels scaled to 0..1 by channel."""
 
     mean: Triple
@@ -33,24 +33,24 @@ class Facts:
     side: int | None = None
 
 
-DIGITS = Facts(
+DIGITS = ImageFacts(
     # Of the 1,437 training images, as stored (0..255).
     mean=(0.3053, 0.3053, 0.3053),
     std=(0.3761, 0.3761, 0.3761),
     class_names=tuple("0123456789"),
     side=8,
 )
-CIFAR10 = Facts(
+CIFAR10 = ImageFacts(
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2023, 0.1994, 0.2010),
     class_names=tuple(_CIFAR10_NAMES.split()),
     side=32,
 )
-CIFAR100 = Facts(
+CIFAR100 = ImageFacts(
     mean=(0.5071, 0.4865, 0.4409),
     std=(0.2673, 0.2564, 0.2762),
     class_names=tuple(_CIFAR100_NAMES.split()),
     side=32,
 )
 #: Of images of any kind: the figures of ImageNet.
-ANY_IMAGES = Facts(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+ANY_IMAGES = ImageFacts(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from cache_store.errors import ConfigError
 from workers.data.images.formats.base import ImageFiles
-from workers.data.images.formats.table import FORMATS
+from workers.data.images.formats.table import IMAGE_FORMATS
 from workers.data.images.outline import DataOutline
 from workers.specs.experiment import ImageSpec
 
@@ -23,7 +23,7 @@ def inspect(data: ImageSpec) -> DataOutline:
 
 def outline_of(data: ImageSpec, source: ImageFiles) -> DataOutline:
     """Describe a data set already located."""
-    facts = FORMATS[data.name].facts
+    facts = IMAGE_FORMATS[data.name].facts
     resize = resize_of(data)
     side = resize if facts.side is None else facts.side
     return DataOutline(
@@ -51,4 +51,4 @@ def resize_of(data: ImageSpec) -> int:
 
 def locate(data: ImageSpec) -> ImageFiles:
     """Find the files of both splits. Raises DataError naming what is missing, where, and what is allowed."""
-    return FORMATS[data.name].locate(data)
+    return IMAGE_FORMATS[data.name].locate(data)

@@ -18,11 +18,11 @@ from cache_store.formats.codec import Field
 from cache_store.keys import digest_json
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
-from workers.data.counting import Counter, ReportCount
+from workers.data.counting import ProgressCounter, ReportCount
 from workers.data.images.facts import SPLITS, Split
 from workers.data.images.formats.base import ImageFiles
 from workers.data.images.formats.decoder import Decoder
-from workers.data.images.formats.table import FORMATS
+from workers.data.images.formats.table import IMAGE_FORMATS
 from workers.data.images.inspect import locate, outline_of
 from workers.data.images.outline import DataOutline
 from workers.data.missing import missing_shards
@@ -51,7 +51,7 @@ def prepare(
     outline = outline_of(data, source)
     if fingerprint not in (None, outline.fingerprint):
         raise DataError(f"data.path: the files of {source.root} have changed since the run was planned; run again")
-    counter = Counter(progress, outline.train_rows + outline.test_rows, "images")
+    counter = ProgressCounter(progress, outline.train_rows + outline.test_rows, "images")
     sets: dict[str, str] = {}
     digests: list[str] = []
     before = 0
@@ -71,7 +71,7 @@ def prepare(
     }
 
 
-def _fill(target: SnapshotSet, split: Split, decoder: Decoder, counter: Counter, before: int) -> None:
+def _fill(target: SnapshotSet, split: Split, decoder: Decoder, counter: ProgressCounter, before: int) -> None:
     """Decode the shards that are missing, until none is. `before`: rows of the splits that are complete."""
     spec = target.spec
     while missing := missing_shards(target):
@@ -90,7 +90,7 @@ def set_spec(data: ImageSpec, source: ImageFiles, outline: DataOutline, split: S
     decoder: dict[str, Any] = {"format": source.format.name, "version": 1}
     if source.format.pillow:
         decoder["pillow"] = PIL.__version__
-    if FORMATS[data.name].facts.side is None:
+    if IMAGE_FORMATS[data.name].facts.side is None:
         decoder["resize"] = outline.native[1]
     rows = source.rows(split)
     row_bytes = int(np.prod(outline.native)) + 8

@@ -17,7 +17,7 @@ from cache_store.keys import digest_json
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from workers.data import splits
 from workers.data.images.augment.augment import Augment
-from workers.data.images.formats.table import FORMATS
+from workers.data.images.formats.table import IMAGE_FORMATS
 from workers.data.images.inspect import resize_of
 from workers.data.images.prepare import prepare
 from workers.seeds import derive_seed
@@ -49,7 +49,7 @@ class ImageSource:
         counts = data_result["rows"]
         self._samples = splits.rows(data, experiment.seed, counts["train"], counts["test"])[split]
         self._set = _PreparedSet(experiment, data_result, snapshots, SET_OF[split], cache_bytes)
-        facts = FORMATS[data.name].facts
+        facts = IMAGE_FORMATS[data.name].facts
         self._augment = Augment(
             augment=data.augment,
             native=self._set.side,

@@ -31,7 +31,7 @@ class TextFormat:
     candidates: int = 1
 
 
-FORMATS: dict[str, TextFormat] = {
+TEXT_FORMATS: dict[str, TextFormat] = {
     "text": TextFormat(partial(FileCorpus, contents=TEXTS), text_encoder, running=True),
     "chat": TextFormat(partial(FileCorpus, contents=CHATS), chat_encoder),
     "mmlu": TextFormat(MMLU, question_encoder, candidates=4),
@@ -43,4 +43,4 @@ FORMATS: dict[str, TextFormat] = {
 
 def data_is_packed(data: TextSpec) -> bool:
     """Return whether documents are joined into samples of full length: running text, unless `pack` is off."""
-    return data.pack and FORMATS[data.name].running
+    return data.pack and TEXT_FORMATS[data.name].running

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workers.data.text.corpora.base import SPLITS
-from workers.data.text.formats import FORMATS, data_is_packed
+from workers.data.text.formats import TEXT_FORMATS, data_is_packed
 from workers.data.text.splits import split_documents
 from workers.specs.language import TextSpec
 
@@ -35,7 +35,7 @@ def inspect_text(data: TextSpec, seed: int = 0) -> TextOutline:
     the nearest one), a broken question. ConfigError: a split without documents, a hub data set that is not pinned.
     `seed` changes no figure, only which documents are meant.
     """
-    corpus = FORMATS[data.name].open(data)
+    corpus = TEXT_FORMATS[data.name].open(data)
     parts = split_documents(data, seed, corpus.documents)
     documents = {split: len(numbers) for split, (_, numbers) in parts.items()}
     rows = dict(documents)
@@ -46,7 +46,7 @@ def inspect_text(data: TextSpec, seed: int = 0) -> TextOutline:
             estimate = max(1, round(size / BYTES_PER_TOKEN / data.sequence_length))
             rows[split] = min(estimate, limits[split] or estimate)
     for split in ("validation", "test"):
-        rows[split] *= FORMATS[data.name].candidates
+        rows[split] *= TEXT_FORMATS[data.name].candidates
     return TextOutline(
         documents={split: documents[split] for split in SPLITS},
         bytes=sum(corpus.bytes.values()),

@@ -17,11 +17,11 @@ import numpy as np
 from cache_store.errors import ConfigError, DataError
 from cache_store.keys import digest_json
 from cache_store.snapshots.store import SnapshotStore
-from workers.data.counting import Counter, ReportCount
+from workers.data.counting import ProgressCounter, ReportCount
 from workers.data.missing import missing_shards
 from workers.data.splits import permutation
 from workers.data.text.corpora.base import SPLITS, Corpus, Record, broken
-from workers.data.text.formats import FORMATS, data_is_packed
+from workers.data.text.formats import TEXT_FORMATS, data_is_packed
 from workers.data.text.samples.layout import (
     Samples,
     cut_overlong,
@@ -68,11 +68,11 @@ def prepare_text(
     cannot be used (file and row); a split in which nothing is left; the files' fingerprint is not `fingerprint`.
     """
     _check_length(data, model)
-    corpus = FORMATS[data.name].open(data)
+    corpus = TEXT_FORMATS[data.name].open(data)
     if fingerprint not in (None, corpus.fingerprint):
         raise DataError(f"data.path: the files of {data.path} have changed since the run was planned; run again")
     tokenizer = load_tokenizer(model)
-    encoder = FORMATS[data.name].encoder(tokenizer)
+    encoder = TEXT_FORMATS[data.name].encoder(tokenizer)
     parts = split_documents(data, seed, corpus.documents)
     if data.shots:
         corpus.draw_shots(_all_trained(data, seed, corpus), seed)
@@ -81,7 +81,7 @@ def prepare_text(
     with ExitStack() as spools:
         for split in todo:
             splits[split].begin(spools.enter_context(Spool()))
-        counter = Counter(progress, sum(len(numbers) for _, numbers in parts.values()), "documents")
+        counter = ProgressCounter(progress, sum(len(numbers) for _, numbers in parts.values()), "documents")
         counter.add(sum(len(numbers) for split, (_, numbers) in parts.items() if split not in todo))
         _tokenize(corpus, encoder, splits, todo, counter)
         for split in todo:
@@ -122,7 +122,7 @@ def _tokenize(
     encoder: Encoder,
     splits: Mapping[str, _Split],
     todo: Mapping[str, tuple[str, np.ndarray]],
-    counter: Counter,
+    counter: ProgressCounter,
 ) -> None:
     """Read every document of the splits to do once, and hand it to its split, in order."""
     for own in dict.fromkeys(own for own, _ in todo.values()):
@@ -161,7 +161,7 @@ class _Split:
         self._name = split
         self._snapshots = snapshots
         self._packed = data_is_packed(data)
-        questions = FORMATS[data.name].candidates > 1
+        questions = TEXT_FORMATS[data.name].candidates > 1
         self._candidates = questions and split != "train"
         self._keep_end = questions
         self._limit = {"train": data.train_limit, "validation": data.validation_limit, "test": data.test_limit}[split]

@@ -13,7 +13,7 @@ from npz_format import Npz
 from cache_store.errors import DataError
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.open import open_storage
-from workers.data.images.formats.table import FORMATS
+from workers.data.images.formats.table import IMAGE_FORMATS
 from workers.data.images.inspect import inspect
 from workers.data.images.prepare import prepare
 from workers.data.images.source import ImageSource
@@ -38,13 +38,13 @@ def spec_of(folder: Path, **changes: Any) -> ImageSpec:
 
 
 def test_every_name_a_configuration_takes_has_a_row() -> None:
-    assert get_args(get_type_hints(ImageSpec)["name"]) == tuple(FORMATS)
+    assert get_args(get_type_hints(ImageSpec)["name"]) == tuple(IMAGE_FORMATS)
 
 
 def test_a_set_is_prepared_and_read_in_a_format_that_was_only_entered_as_a_row(
     tmp_path: Path, arrays: dict[str, tuple[np.ndarray, np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(FORMATS, "npz", Npz())
+    monkeypatch.setitem(IMAGE_FORMATS, "npz", Npz())
     data = spec_of(tmp_path)
     outline = inspect(data)
     assert (outline.native, outline.train_rows, outline.test_rows, outline.classes) == ((3, 12, 12), 50, 9, 4)
@@ -64,7 +64,7 @@ def test_a_set_is_prepared_and_read_in_a_format_that_was_only_entered_as_a_row(
 def test_what_it_refuses_reaches_the_user_with_what_it_allows(
     tmp_path: Path, arrays: dict[str, tuple[np.ndarray, np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(FORMATS, "npz", Npz())
+    monkeypatch.setitem(IMAGE_FORMATS, "npz", Npz())
     labels = arrays["train"][1].copy()
     labels[7] = 4
     np.savez(tmp_path / "train.npz", images=arrays["train"][0], labels=labels)

@@ -13,7 +13,7 @@ from text_makers import BYTES, source_of, store
 
 from cache_store.errors import DataError
 from workers.data.text.corpora.base import Corpus, Record
-from workers.data.text.formats import FORMATS, TextFormat, data_is_packed
+from workers.data.text.formats import TEXT_FORMATS, TextFormat, data_is_packed
 from workers.data.text.inspect import inspect_text
 from workers.data.text.prepare import prepare_text
 from workers.data.text.splits import split_documents
@@ -44,19 +44,23 @@ def spec_of(path: str | None, **changes: Any) -> TextSpec:
 
 
 def test_every_name_a_configuration_takes_has_a_row() -> None:
-    assert get_args(get_type_hints(TextSpec)["name"]) == tuple(FORMATS)
+    assert get_args(get_type_hints(TextSpec)["name"]) == tuple(TEXT_FORMATS)
 
 
 def test_which_formats_are_packed_and_which_ask_questions() -> None:
-    assert {name for name in FORMATS if data_is_packed(TextSpec(name=name))} == {"text", "hub", "stdlib"}  # type: ignore[arg-type]
-    assert {name: row.candidates for name, row in FORMATS.items() if row.candidates > 1} == {"mmlu": 4, "winogrande": 2}
+    names: Any = tuple(TEXT_FORMATS)
+    assert {name for name in names if data_is_packed(TextSpec(name=name))} == {"text", "hub", "stdlib"}
+    assert {name: row.candidates for name, row in TEXT_FORMATS.items() if row.candidates > 1} == {
+        "mmlu": 4,
+        "winogrande": 2,
+    }
 
 
 @pytest.mark.parametrize("running", [False, True])
 def test_text_is_prepared_and_read_in_a_format_that_was_only_entered_as_a_row(
     tmp_path: Path, running: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(FORMATS, "lines", TextFormat(Lines, text_encoder, running=running))
+    monkeypatch.setitem(TEXT_FORMATS, "lines", TextFormat(Lines, text_encoder, running=running))
     (tmp_path / "lines.txt").write_text("".join(f"line number {i}\n" for i in range(30)))
     data = spec_of(str(tmp_path / "lines.txt"))
     outline = inspect_text(data)
@@ -80,6 +84,6 @@ def _trained(data: TextSpec) -> list[str]:
 
 
 def test_what_it_refuses_reaches_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FORMATS, "lines", TextFormat(Lines, text_encoder))
+    monkeypatch.setitem(TEXT_FORMATS, "lines", TextFormat(Lines, text_encoder))
     with pytest.raises(DataError, match="allowed: a file of lines"):
         inspect_text(spec_of(None))

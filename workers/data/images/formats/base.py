@@ -1,6 +1,6 @@
 """What a format of image data must say: `DataFormat` finds a data set's files, `FileFormat` reads images from them.
 
-To add a format: write a class of both kinds (one class may be both), and add its row to `FORMATS` in
+To add a format: write a class of both kinds (one class may be both), and add its row to `IMAGE_FORMATS` in
 `workers.data.images.formats.table` and its name to `ImageSpec.name`.
 """
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 from cache_store.errors import DataError
 from workers.data.files import SourceFile
-from workers.data.images.facts import SPLITS, Facts, Split
+from workers.data.images.facts import SPLITS, ImageFacts, Split
 from workers.specs.experiment import ImageSpec
 
 #: Images a pool thread decodes at a time: enough to hide the cost of a task, few enough to share the work.
@@ -38,7 +38,7 @@ DECODE_ERRORS = (
 
 
 @dataclass(frozen=True)
-class Piece:
+class ImagePiece:
     """Some rows of one file: the file's name, the first row (counted in that file), what is to be decoded."""
 
     file: str
@@ -58,7 +58,7 @@ class FileFormat(abc.ABC):
     piece_rows: ClassVar[int] = SMALL
 
     @abc.abstractmethod
-    def pieces(self, source: ImageFiles, split: Split, rows: range) -> Iterator[Piece]:
+    def pieces(self, source: ImageFiles, split: Split, rows: range) -> Iterator[ImagePiece]:
         """Read the rows of a split in order, at most a bounded number of encoded bytes at a time."""
 
     @abc.abstractmethod
@@ -99,7 +99,7 @@ class ImageFiles:
 class DataFormat(abc.ABC):
     """A kind of image data set, as `data.name` names it. `facts`: what is known of it beforehand."""
 
-    facts: Facts
+    facts: ImageFacts
     #: What `data.path` may be, in words.
     allowed: str
 

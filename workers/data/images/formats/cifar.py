@@ -16,9 +16,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cache_store.errors import DataError
 from workers.data.files import SourceFile, base_name, infos_of, join, open_root, source_file
-from workers.data.images.facts import SPLITS, Facts, Split
+from workers.data.images.facts import SPLITS, ImageFacts, Split
 from workers.data.images.formats import parquet
-from workers.data.images.formats.base import DataFormat, FileFormat, ImageFiles, Piece, fail, overlaps
+from workers.data.images.formats.base import DataFormat, FileFormat, ImageFiles, ImagePiece, fail, overlaps
 from workers.specs.experiment import ImageSpec
 
 
@@ -34,12 +34,12 @@ class Pickles(FileFormat):
 
     name = "pickle"
 
-    def pieces(self, source: ImageFiles, split: Split, rows: range) -> Iterator[Piece]:
+    def pieces(self, source: ImageFiles, split: Split, rows: range) -> Iterator[ImagePiece]:
         """See `FileFormat`: the rows of one batch file at a time."""
         for start, stop, index in overlaps(source.lengths(split), rows):
             path = source.files[split][index].path
             images, labels = read_pickle(source.filesystem, path, self.label)
-            yield Piece(path, start, images[start:stop], labels[start:stop])
+            yield ImagePiece(path, start, images[start:stop], labels[start:stop])
 
     def image(self, source: ImageFiles, item: np.ndarray, side: int) -> np.ndarray:
         """See `FileFormat`: it is not encoded."""
@@ -75,7 +75,7 @@ class Pickles(FileFormat):
 class Cifar(DataFormat):
     """CIFAR-10 or CIFAR-100: torchvision's pickles, or Parquet files whose label is in one of `labels`."""
 
-    def __init__(self, facts: Facts, labels: tuple[str, ...], pickles: Pickles) -> None:
+    def __init__(self, facts: ImageFacts, labels: tuple[str, ...], pickles: Pickles) -> None:
         self.facts = facts
         self._labels = labels
         self._pickles = pickles

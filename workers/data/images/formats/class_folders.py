@@ -11,7 +11,7 @@ from PIL import Image
 from cache_store.errors import DataError
 from workers.data.files import SourceFile, base_name, infos_of, join, open_root, source_file
 from workers.data.images.facts import ANY_IMAGES, SPLITS, Split
-from workers.data.images.formats.base import DECODE_ERRORS, LARGE, DataFormat, FileFormat, ImageFiles, Piece, fail
+from workers.data.images.formats.base import DECODE_ERRORS, LARGE, DataFormat, FileFormat, ImageFiles, ImagePiece, fail
 from workers.specs.experiment import ImageSpec
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -73,11 +73,11 @@ class ClassFolders(DataFormat, FileFormat):
             problems.append(f"data.path: no class folders in {folder}; allowed: {self.allowed}")
         return {base_name(str(info["name"])): str(info["name"]) for info in infos}
 
-    def pieces(self, source: ImageFiles, split: Split, rows: range) -> Iterator[Piece]:
+    def pieces(self, source: ImageFiles, split: Split, rows: range) -> Iterator[ImagePiece]:
         """See `FileFormat`: a row is a file."""
         for start in range(rows.start, rows.stop, _PIECE_FILES):
             files = source.files[split][start : min(start + _PIECE_FILES, rows.stop)]
-            yield Piece(f"{source.root} [{split}]", start, files, [file.label for file in files])
+            yield ImagePiece(f"{source.root} [{split}]", start, files, [file.label for file in files])
 
     def image(self, source: ImageFiles, item: SourceFile, side: int) -> np.ndarray:
         """See `FileFormat`: the short side resized to `side`, and the centre cut out."""

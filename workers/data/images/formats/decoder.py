@@ -9,7 +9,7 @@ import numpy as np
 
 from cache_store.errors import DataError
 from workers.data.images.facts import Split
-from workers.data.images.formats.base import DECODE_ERRORS, ImageFiles, Piece
+from workers.data.images.formats.base import DECODE_ERRORS, ImageFiles, ImagePiece
 from workers.data.images.outline import DataOutline
 
 
@@ -31,7 +31,7 @@ class Decoder:
         if at != len(rows):
             raise DataError(f"data.path: {self.source.root} has {at} rows where it had {len(rows)}; run again")
 
-    def _decode_piece(self, piece: Piece, out: np.ndarray) -> Iterator[int]:
+    def _decode_piece(self, piece: ImagePiece, out: np.ndarray) -> Iterator[int]:
         size = self.source.format.piece_rows
         futures: list[Future[int]] = []
         for start in range(0, len(piece.items), size):
@@ -44,7 +44,7 @@ class Decoder:
             for future in futures:
                 future.cancel()
 
-    def _decode_some(self, piece: Piece, start: int, stop: int, out: np.ndarray) -> int:
+    def _decode_some(self, piece: ImagePiece, start: int, stop: int, out: np.ndarray) -> int:
         for row in range(start, stop):
             where = f"row {piece.first + row} of {piece.file}"
             try:
@@ -57,7 +57,7 @@ class Decoder:
             out[row - start] = image
         return stop - start
 
-    def _labels(self, piece: Piece) -> np.ndarray:
+    def _labels(self, piece: ImagePiece) -> np.ndarray:
         classes = self.outline.classes
         bad = [
             (row, label)

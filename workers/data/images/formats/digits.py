@@ -17,7 +17,7 @@ import numpy as np
 
 from workers.data.files import SourceFile
 from workers.data.images.facts import DIGITS, Split
-from workers.data.images.formats.base import DataFormat, FileFormat, ImageFiles, Piece, overlaps
+from workers.data.images.formats.base import DataFormat, FileFormat, ImageFiles, ImagePiece, overlaps
 from workers.specs.experiment import ImageSpec
 
 #: Images of the digits data set that form its test split, the same number for every class.
@@ -86,11 +86,11 @@ class Digits(DataFormat, FileFormat):
             files[split] = (file,)
         return ImageFiles(self, "sklearn.datasets.load_digits", None, files, self.facts.class_names)
 
-    def pieces(self, source: ImageFiles, split: Split, rows: range) -> Iterator[Piece]:
+    def pieces(self, source: ImageFiles, split: Split, rows: range) -> Iterator[ImagePiece]:
         """See `FileFormat`."""
         images, labels = digits()[split]
         for start, stop, index in overlaps(source.lengths(split), rows):
-            yield Piece(source.files[split][index].path, start, images[start:stop], labels[start:stop].tolist())
+            yield ImagePiece(source.files[split][index].path, start, images[start:stop], labels[start:stop].tolist())
 
     def image(self, source: ImageFiles, item: np.ndarray, side: int) -> np.ndarray:
         """See `FileFormat`: grey, broadcast to three channels."""

@@ -12,7 +12,7 @@ from PIL import Image
 from cache_store.errors import DataError
 from workers.data.files import SourceFile, base_name, infos_of, join, source_file
 from workers.data.images.facts import SPLITS, Split
-from workers.data.images.formats.base import FileFormat, ImageFiles, Piece, fail, overlaps
+from workers.data.images.formats.base import FileFormat, ImageFiles, ImagePiece, fail, overlaps
 
 #: Where the files may lie under the given path, the first folder that has any counts.
 FOLDERS = ("", "data", "plain_text", "cifar10", "cifar100")
@@ -24,7 +24,7 @@ class ParquetFiles(FileFormat):
     name = "parquet"
     pillow = True
 
-    def pieces(self, source: ImageFiles, split: Split, rows: range) -> Iterator[Piece]:
+    def pieces(self, source: ImageFiles, split: Split, rows: range) -> Iterator[ImagePiece]:
         """See `FileFormat`: the rows of one row group at a time."""
         import pyarrow as pa
 
@@ -47,7 +47,7 @@ class ParquetFiles(FileFormat):
             return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
-def _groups(stream: Any, path: str, columns: tuple[str, str], rows: range) -> Iterator[Piece]:
+def _groups(stream: Any, path: str, columns: tuple[str, str], rows: range) -> Iterator[ImagePiece]:
     """These rows of one file, a row group at a time."""
     import pyarrow.parquet as pq
 
@@ -56,7 +56,7 @@ def _groups(stream: Any, path: str, columns: tuple[str, str], rows: range) -> It
     lengths = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
     for low, high, group in overlaps(lengths, rows):
         table = parquet.read_row_group(group, columns=[image, label]).slice(low, high - low)
-        yield Piece(path, sum(lengths[:group]) + low, table.column(image), table.column(label).to_pylist())
+        yield ImagePiece(path, sum(lengths[:group]) + low, table.column(image), table.column(label).to_pylist())
 
 
 def find_parquet(

@@ -8,7 +8,7 @@ from workers.data.images.formats.cifar import Cifar, Pickles
 from workers.data.images.formats.class_folders import ClassFolders
 from workers.data.images.formats.digits import Digits
 
-FORMATS: dict[str, DataFormat] = {
+IMAGE_FORMATS: dict[str, DataFormat] = {
     "digits": Digits(),
     "cifar10": Cifar(
         facts.CIFAR10,
