@@ -1,4 +1,5 @@
-"""What of a plan is done already: commits and released snapshot sets, read from the store. Keeps nothing itself."""
+"""Read which nodes of a plan are committed and which snapshot sets are released. Stateless: the store is the only
+source."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ class CommitLog:
 
         def look(node: Node) -> tuple[str, Commit | None, bool]:
             commit = self.commits.get(node.id) or store.commit_of(node.id)
-            if commit is None or node.kind != "materialize":
+            if commit is None or not node.makes_set:
                 return node.id, commit, False
             return node.id, commit, snapshots.find(commit.read(MaterializeResult).set) is None
 
@@ -76,7 +77,7 @@ class CommitLog:
         return left
 
     def look(self, node_id: str) -> bool:
-        """Whether a node has a commit by now, which somebody else than its own order may have made."""
+        """Look whether a node has a commit by now, which somebody else than its own order may have made."""
         commit = NodeStore(self.storage).commit_of(node_id)
         if commit is not None:
             self.add(node_id, commit)

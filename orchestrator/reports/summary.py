@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_store.storage.durable import write_atomically
+from orchestrator.reports.sections import diagnoses
 
 if TYPE_CHECKING:
     from orchestrator.costs.boundary_costs import Prediction
@@ -105,6 +106,7 @@ def _regime(view: _View, name: str, regime: RegimePlan, export: str | None) -> J
         seconds = view.results.get(node.id, {}).get("seconds")
         if seconds is not None:
             by_kind[node.kind] = by_kind.get(node.kind, 0.0) + float(seconds)
+    found = diagnoses(regime, lambda node_id: str(view.nodes[node_id].task["name"]), view.results)
     test = view.results.get(regime.test, {})
     validation = view.results.get(regime.validation, {})
     return {
@@ -132,6 +134,7 @@ def _regime(view: _View, name: str, regime: RegimePlan, export: str | None) -> J
         "snapshots": [_materialized(view, node) for node in mine if node.kind == "materialize"],
         "boundaries": [_boundary(view, prediction) for prediction in regime.boundaries],
         "forwards": _forwards(view, mine),
+        **({"diagnoses": found} if found else {}),
     }
 
 

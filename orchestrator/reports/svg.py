@@ -11,13 +11,11 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from orchestrator.regimes.table import REGIMES
+
 Json = Mapping[str, Any]
 INK, MUTED, GRID, PANEL = "#1c2733", "#66727f", "#e3e8ed", "#f6f8fa"
-SHADES = {
-    "e2e": ("#3b6fb6", "#1f3f70", "#5b93d9", "#7a7fc4"),
-    "lw": ("#c2571a", "#7c3610", "#d98a3d", "#b08a2e"),
-    "segprop": ("#0e8a6d", "#07503f", "#5f9e2f", "#2a9fa6"),
-}
+SHADES = {kind: row.shades for kind, row in REGIMES.items()}
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "segprop",

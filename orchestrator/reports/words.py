@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.regimes.table import REGIMES
+
 Json = Mapping[str, Any]
-TITLES = {"e2e": "End-to-end", "lw": "Layer-wise", "segprop": "SegProp"}
-KINDS = {
-    "e2e": "all blocks at once, one loss",
-    "lw": "block after block, each with a local classifier",
-    "segprop": "segment after segment, each with the network's own head",
-}
-TEXT_KINDS = {**KINDS, "lw": "block after block, each with its own copy of the head"}
+TITLES = {kind: row.title for kind, row in REGIMES.items()}
+KINDS = {kind: row.words for kind, row in REGIMES.items()}
+TEXT_KINDS = {kind: row.text_words or row.words for kind, row in REGIMES.items()}
 STATUS_WORDS = {
     "done": "finished",
     "reused": "finished earlier, reused",

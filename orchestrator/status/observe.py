@@ -18,6 +18,7 @@ import yaml
 from cache_store.errors import StorageDenied, UserError
 from cache_store.records.nodes import NodeStore
 from cache_store.storage.base import Storage
+from cache_store.storage.open import existing_storage
 from orchestrator.execution.run_lease import STALE_S, Held, read_held
 from orchestrator.execution.run_record import NodeRecord, RegimeRecord, RunRecord, read_pointer, read_run
 
@@ -172,7 +173,7 @@ class Observer:
     def _age(self, held: Held | None) -> float | None:
         newest = held.seen if held is not None else 0.0
         if held is None:
-            stages = [node_id for node_id, node in self.record.nodes.items() if node.kind == "train"]
+            stages = [node_id for node_id, node in self.record.nodes.items() if node.trains]
             newest = max(
                 (
                     info.modified
@@ -188,7 +189,7 @@ class Observer:
         sets = set(self.storage.list("sets"))
         total = 0
         for node_id, node in self.record.nodes.items():
-            if node.kind != "materialize":
+            if not node.makes_set:
                 continue
             commit = self._commits.get(node_id)
             if commit is not None:
@@ -305,7 +306,7 @@ class _View:
     def tasks(self) -> Iterable[TaskStatus]:
         for node_id, task in self.running.items():
             node = self.observer.record.nodes.get(node_id)
-            if node is not None and node.kind != "train":
+            if node is not None and not node.trains:
                 attempt = int(task.get("attempt") or 1)
                 yield TaskStatus(node.label, node.kind, task.get("machine"), attempt, task.get("progress") or {})
 
@@ -332,7 +333,7 @@ def observe(place: str) -> Observer:
         raise UserError(f"{place}: {what}")
     digest = read_pointer(path)
     if digest is not None:
-        storage = Storage.existing(_store_of(source, path))
+        storage = existing_storage(_store_of(source, path))
         record = read_run(storage, digest)
         if record is not None:
             return Observer(storage, record, digest)
@@ -358,6 +359,6 @@ def _planned(source: Path, overrides: Iterable[str] = ()) -> Observer:
     from orchestrator.runs.prepare import prepare
 
     prepared = prepare(source, list(overrides))
-    storage = Storage.existing(prepared.config.store)
+    storage = existing_storage(prepared.config.store)
     record = RunRecord.of(prepared.config.run, prepared.plan)
     return Observer(storage, record, plan_digest(prepared.config.run, prepared.plan))

@@ -159,11 +159,10 @@ class SharedSet:
 
 def whole_set(boundary: StoredBoundary, made: MadeFigures, where: Where) -> MaterializeResult:
     """What the node of a set that is complete commits. `made`: what making it took, all attempts together."""
-    packed = boundary.encoding.name == "lossless"
     return MaterializeResult(
         set=boundary.spec.id,
         rows=boundary.samples,
-        bytes=boundary.snapshots.stored_bytes() if packed else boundary.spec.bytes,
+        bytes=boundary.snapshots.stored_bytes() if boundary.encoding.packs else boundary.spec.bytes,
         forwards=made.forwards,
         snapshot=made.snapshot,
         seconds=made.seconds,
