@@ -37,6 +37,16 @@ class Node:
     parents: dict[str, str]
     estimate: Estimate
 
+    @property
+    def trains(self) -> bool:
+        """Whether it is a stage, or a round of one."""
+        return self.kind == "train"
+
+    @property
+    def makes_set(self) -> bool:
+        """Whether it makes a snapshot set."""
+        return self.kind == "materialize"
+
     def to_json(self) -> dict[str, Any]:
         return {
             "id": self.id,

@@ -22,6 +22,7 @@ from orchestrator.execution.run_record import RunRecord, read_pointer, write_poi
 from orchestrator.execution.signals import stop_on_signals
 from orchestrator.plan.graph import Plan
 from orchestrator.progress import Progress
+from orchestrator.reports.records import Summary
 from orchestrator.reports.result_table import print_table
 from orchestrator.runners.factory import make_runner
 from orchestrator.runners.gang_size import runs_together
@@ -137,7 +138,7 @@ def gang_of(gang: GangConfig) -> dict[str, Any]:
     return {"together": partial(runs_together, gang=gang), "strategy": gang.strategy}
 
 
-def finish(prepared: Prepared, ledger: CommitLog, outcome: Outcome, *, export: bool) -> dict[str, Any]:
+def finish(prepared: Prepared, ledger: CommitLog, outcome: Outcome, *, export: bool) -> Summary:
     """Write what a run leaves behind, of a run that somebody else drove; `export`: its models too."""
     exports = _export_finished(prepared, ledger, list(prepared.plan.regimes) if export else [])
     return _write_results(prepared, ledger, outcome, exports)

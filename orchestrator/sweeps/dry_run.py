@@ -1,4 +1,4 @@
-"""What a sweep would run: its trials, what they share, and what that saves. Loads neither torch nor Ray."""
+"""Print what a sweep would run: its trials, what they share, and what that saves. Loads neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _trials(sweep: PreparedSweep) -> Table:
     for trial in sweep.trials:
         nodes = trial.prepared.plan.nodes
         new = [node for node in nodes if node.id not in seen]
-        stages = [node for node in nodes if node.kind == "train"]
+        stages = [node for node in nodes if node.trains]
         table.add_row(
             trial.name,
             *(value_text(trial.parameters[key]) for key in keys),

@@ -17,7 +17,7 @@ import random
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,7 @@ class _Off(tune.Stopper):  # type: ignore[misc]
 
 
 class TuneDecider:
-    """`sweep_steering.Decider` by Ray Tune, which runs in a thread of this process."""
+    """A `steering.Decider` by Ray Tune, which runs in a thread of this process."""
 
     def __init__(
         self,
@@ -270,14 +270,14 @@ def scheduler_of(settings: SchedulerConfig, draws: Mapping[str, Draw], stages: i
 
 
 def tune_space(draw: Draw) -> Any:
-    """A parameter's values as a search space of Tune."""
-    spaces: dict[str, Any] = {
-        "choice": tune.choice,
-        "uniform": tune.uniform,
-        "loguniform": tune.loguniform,
-        "randint": tune.randint,
-    }
-    values: Sequence[Any] = draw.values
-    if draw.kind == "grid":
-        return list(values)
-    return spaces[draw.kind](list(values)) if draw.kind == "choice" else spaces[draw.kind](*values)
+    """Return a parameter's values as a search space of Tune."""
+    return _SPACES[draw.kind](draw.values)
+
+
+_SPACES: Mapping[str, Callable[[Sequence[Any]], Any]] = {
+    "grid": list,
+    "choice": lambda values: tune.choice(list(values)),
+    "uniform": lambda bounds: tune.uniform(*bounds),
+    "loguniform": lambda bounds: tune.loguniform(*bounds),
+    "randint": lambda bounds: tune.randint(*bounds),
+}
