@@ -237,8 +237,9 @@ def judge(
 ) -> None:
     """Score language models by public benchmarks, side by side: the original, E2E, SegProp."""
     from orchestrator import judging
+    from workers.judge.judges import JudgeSettings
 
-    settings = judging.JudgeSettings(
+    settings = JudgeSettings(
         tasks=_names(tasks),
         data=data,
         shots=shots,

@@ -114,7 +114,7 @@ def gc(
 
     Ages go by the store's own clock. A plan that nothing was written of for longer than AGE counts as abandoned."""
     from orchestrator.cache.contents import facts_of, open_store
-    from orchestrator.cache.garbage import Waste, collect
+    from orchestrator.cache.garbage import Waste, collect, delete
     from orchestrator.units import human_bytes
 
     limit = age(older_than)
@@ -122,7 +122,7 @@ def gc(
     waste: list[Waste] = collect(facts_of(storage), limit)
     if not dry_run:
         for item in waste:
-            _delete(storage, item)
+            delete(storage, item)
     if as_json:
         print(json.dumps({"deleted": not dry_run, "items": [dataclasses.asdict(item) for item in waste]}, indent=1))
         return
@@ -131,19 +131,6 @@ def gc(
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(item.kind for item in waste).items()))
     total = human_bytes(sum(item.bytes for item in waste))
     print(f"{'would delete' if dry_run else 'deleted'} {total}{f' ({counts})' if counts else ''}")
-
-
-def _delete(storage: Any, item: Any) -> None:
-    from cache_store.snapshots.store import SnapshotStore
-
-    if item.kind == "set":
-        SnapshotStore(storage).drop(item.path.split("/")[1])
-    elif item.kind in ("shard", "plan"):
-        storage.delete(item.path)
-    else:
-        storage.delete_tree(item.path)
-        if item.kind == "probe":
-            storage.delete(item.path)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Which files of a store nobody needs any more. Pure: decides from a survey of the store, its commits and plans.
+"""Find which files of a store nobody needs any more, from a survey of the store, its commits and plans; delete them.
 
 A set of snapshots is needed while a plan that is under way has an unfinished reader of it, or when a run asked to
 keep it; decoded data as long as a commit names it, since nothing would decode it again. A plan is under way while it
@@ -8,9 +8,11 @@ belong to work whose record is not there yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
 from orchestrator.cache.inventory import Pile, Survey
 from orchestrator.execution.plan_record import PlanRecord
 
@@ -28,13 +30,55 @@ class CommitFacts:
 
 @dataclass(frozen=True)
 class Waste:
-    """Something to collect: a file or a folder. `kind`: set, attempt, checkpoint, quarantine, shard, probe, plan."""
+    """Something to collect: a file or a folder. `kind` is one of `WASTE_KINDS`."""
 
     kind: str
     path: str
     bytes: int
     age_s: float
     reason: str
+
+
+def _delete_set(storage: Storage, path: str) -> None:
+    SnapshotStore(storage).drop(path.split("/")[1])
+
+
+def _delete_file(storage: Storage, path: str) -> None:
+    storage.delete(path)
+
+
+def _delete_folder(storage: Storage, path: str) -> None:
+    storage.delete_tree(path)
+
+
+def _delete_probe(storage: Storage, path: str) -> None:
+    """Delete what looking whether a store works left behind: a file or a folder."""
+    storage.delete_tree(path)
+    storage.delete(path)
+
+
+@dataclass(frozen=True)
+class WasteKind:
+    """How waste of one kind is deleted. `holds`: other waste lies in its folder, and goes with it."""
+
+    delete: Callable[[Storage, str], None]
+    holds: bool = False
+
+
+WASTE_KINDS: Mapping[str, WasteKind] = {
+    "set": WasteKind(_delete_set, holds=True),
+    "attempt": WasteKind(_delete_folder),
+    "checkpoint": WasteKind(_delete_folder),
+    "quarantine": WasteKind(_delete_folder),
+    "shard": WasteKind(_delete_file),
+    "probe": WasteKind(_delete_probe),
+    "plan": WasteKind(_delete_file),
+}
+
+
+def delete(storage: Storage, waste: Waste) -> None:
+    """Delete one piece of waste."""
+    WASTE_KINDS[waste.kind].delete(storage, waste.path)
 
 
 @dataclass(frozen=True)
@@ -51,20 +95,20 @@ class Facts:
 
 
 def collect(facts: Facts, older_than_s: float) -> list[Waste]:
-    """What to delete, in an order in which it can be deleted."""
+    """Return what to delete, in an order in which it can be deleted."""
     found = [*_sets(facts, older_than_s), *_shards(facts), *_nodes(facts, older_than_s), *_rest(facts, older_than_s)]
     old = [waste for waste in found if waste.age_s >= older_than_s]
-    whole = {waste.path for waste in old if waste.kind == "set"}
-    return [waste for waste in old if waste.kind == "set" or "/".join(waste.path.split("/")[:2]) not in whole]
+    whole = {waste.path for waste in old if WASTE_KINDS[waste.kind].holds}
+    return [waste for waste in old if waste.path in whole or "/".join(waste.path.split("/")[:2]) not in whole]
 
 
 def finished(plan: PlanRecord, commits: Mapping[str, CommitFacts]) -> bool:
-    """Whether every target of a plan is committed."""
+    """Tell whether every target of a plan is committed."""
     return all(target in commits for target in plan.targets)
 
 
 def under_way(facts: Facts, path: str, older_than_s: float) -> bool:
-    """Whether a plan is unfinished and was started, or worked on, within the limit."""
+    """Tell whether a plan is unfinished and was started, or worked on, within the limit."""
     plan = facts.plans[path]
     if finished(plan, facts.commits):
         return False
@@ -78,7 +122,7 @@ def under_way(facts: Facts, path: str, older_than_s: float) -> bool:
 
 
 def needed_sets(facts: Facts, older_than_s: float) -> frozenset[str]:
-    """Sets that must stay, whatever their age."""
+    """Return the sets that must stay, whatever their age."""
     needed: set[str] = set()
     for commit in facts.commits.values():
         needed.update(set_id for set_id in commit.sets if facts.kinds.get(set_id) != BOUNDARY)

@@ -23,14 +23,9 @@ from typing import Any
 from cache_store.errors import DataError, UserError
 from workers.judge import local_data
 from workers.judge.model import JudgedModel
-from workers.judge.scores import Score
+from workers.judge.scores import Report, Score
 
 TASKS = ("mmlu", "winogrande")
-#: Where their definitions lie below `lm_eval/tasks`.
-_DEFINITIONS = {"mmlu": "mmlu/default", "winogrande": "winogrande"}
-
-#: Called with answered and all requests of a task; a multiple-choice question is one request a choice.
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,59 +46,87 @@ def demand_harness() -> None:
     _import("lm_eval.evaluator")
 
 
-def score(judged: JudgedModel, task: str, spec: HarnessSpec, progress: Progress | None = None) -> Score:
-    """The accuracy of `judged` at `task` (one of `TASKS`), with the standard error of the mean.
+def score(judged: JudgedModel, task: str, spec: HarnessSpec, progress: Report | None = None) -> Score:
+    """Return the accuracy of `judged` at `task` (one of `TASKS`), with the standard error of the mean. `progress`
+    counts requests: a multiple-choice question is one a choice.
 
     Deterministic on one machine with one number of threads. UserError for unknown tasks, subjects or settings,
     DataError for missing or malformed files. `notes["answers"]` is a digest of all log-likelihoods."""
-    tasks, groups, notes = build_tasks(task, spec)
+    built = build_tasks(task, spec)
     hflm = _import("lm_eval.models.huggingface").HFLM
     evaluate = _import("lm_eval.evaluator").evaluate
     with _quiet():
         lm = hflm(pretrained=judged.model, tokenizer=judged.tokenizer, batch_size=spec.batch_size)
-        answers = _Answers(progress, _requests(tasks, spec))
+        answers = _Answers(progress, _requests(built.tasks, spec))
         lm.set_cache_hook(answers)
         found = evaluate(
             lm,
-            {"tasks": tasks, "groups": groups, "group_map": {}},
+            {"tasks": built.tasks, "groups": built.groups, "group_map": {}},
             limit=spec.limit,
             log_samples=False,
         )
-    return _score(found["results"], task, groups, spec, {**notes, "answers": answers.digest()})
+    return _score(found["results"], task, built.groups, spec, {**built.notes, "answers": answers.digest()})
 
 
-def build_tasks(task: str, spec: HarnessSpec) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The harness' task objects by name, its groups by name, and notes on the data. Reads (or downloads)
-    all that `score` will need; the errors are those of `score`."""
+@dataclass(frozen=True)
+class Built:
+    """What the harness evaluates: its task objects and groups by name, and notes on the data."""
+
+    tasks: dict[str, Any]
+    groups: dict[str, Any]
+    notes: dict[str, Any]
+
+
+def build_tasks(task: str, spec: HarnessSpec) -> Built:
+    """Build the harness' own objects. Reads (or downloads) all that `score` will need; the errors are those of
+    `score`."""
     _check(task, spec)
-    load_yaml = _import("lm_eval.tasks._yaml_loader").load_yaml
-    index = _index(task)
+    return _TASKS[task].build(_Definitions(_TASKS[task].folder), spec)
 
-    def definition(name: str) -> dict[str, Any]:
-        value: dict[str, Any] = load_yaml(index[name].yaml_path)
+
+class _Definitions:
+    """The harness' definitions of one task alone: reading those of all its thousands takes seconds."""
+
+    def __init__(self, folder: str) -> None:
+        """`folder`: below `lm_eval/tasks`."""
+        library = _import("lm_eval.tasks")
+        place = Path(library.__file__).parent / folder
+        self.index = library.TaskManager(include_path=place, include_defaults=False).task_index
+        self._load = _import("lm_eval.tasks._yaml_loader").load_yaml
+
+    def of(self, name: str) -> dict[str, Any]:
+        value: dict[str, Any] = self._load(self.index[name].yaml_path)
         return value
 
-    if task == "winogrande":
-        rows, source = local_data.winogrande(spec.data / task) if spec.data else (None, "hub, train")
-        one = _build(definition(task), rows, spec)
-        return {task: one}, {}, {"data": _where(spec), "examples": source}
-    root = definition("mmlu")
-    groups = {name: definition(name) for name in root["task"]}
-    members = {name: sorted(index[tag].tags) for name, group in groups.items() for tag in group["task"]}
-    subjects = {definition(name)["dataset_name"]: name for names in members.values() for name in names}
-    chosen = _chosen(spec.subjects, list(subjects))
+
+def _build_winogrande(definitions: _Definitions, spec: HarnessSpec) -> Built:
+    rows, source = local_data.winogrande(spec.data / "winogrande") if spec.data else (None, "hub, train")
+    one = _build(definitions.of("winogrande"), rows, spec)
+    return Built({"winogrande": one}, {}, {"data": _where(spec), "examples": source})
+
+
+def _build_mmlu(definitions: _Definitions, spec: HarnessSpec) -> Built:
+    root = definitions.of("mmlu")
+    groups = {name: definitions.of(name) for name in root["task"]}
+    members = {name: sorted(definitions.index[tag].tags) for name, group in groups.items() for tag in group["task"]}
+    subjects = {definitions.of(name)["dataset_name"]: name for names in members.values() for name in names}
     tasks = {}
-    for subject in chosen:
-        local = local_data.mmlu(spec.data / task, subject) if spec.data else None
-        tasks[subjects[subject]] = _build(definition(subjects[subject]), local, spec)
-    return tasks, _grouped(root, groups, members, tasks), {"data": _where(spec), "examples": "dev, the first ones"}
+    for subject in _chosen(spec.subjects, list(subjects)):
+        local = local_data.mmlu(spec.data / "mmlu", subject) if spec.data else None
+        tasks[subjects[subject]] = _build(definitions.of(subjects[subject]), local, spec)
+    notes = {"data": _where(spec), "examples": "dev, the first ones"}
+    return Built(tasks, _grouped(root, groups, members, tasks), notes)
 
 
-def _index(task: str) -> Any:
-    """The harness' index of `task` alone: reading the definitions of all its thousands of tasks takes seconds."""
-    library = _import("lm_eval.tasks")
-    folder = Path(library.__file__).parent / _DEFINITIONS[task]
-    return library.TaskManager(include_path=folder, include_defaults=False).task_index
+@dataclass(frozen=True)
+class _Task:
+    """Where a task's definitions lie below `lm_eval/tasks`, and how it is built of them."""
+
+    folder: str
+    build: Callable[[_Definitions, HarnessSpec], Built]
+
+
+_TASKS = {"mmlu": _Task("mmlu/default", _build_mmlu), "winogrande": _Task("winogrande", _build_winogrande)}
 
 
 def _check(task: str, spec: HarnessSpec) -> None:
@@ -205,7 +228,7 @@ class _Answers:
     """Told by the harness of every answer (it is meant for caches): counts them, and takes a digest of their exact
     log-likelihoods, which tells two models apart long before their accuracies do."""
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
+    def __init__(self, progress: Report | None, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
         self._hash = hashlib.sha256()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +17,9 @@ from cache_store.errors import UserError
 from workers.judge.model import JudgedModel
 from workers.judge.problems import Problem
 from workers.judge.sandbox import Execution, Limits, demand, run
-from workers.judge.scores import Score, standard_error
+from workers.judge.scores import Report, Score, standard_error
 
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
-
-#: Called with problems whose completions are there, and all problems.
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +39,10 @@ class CodeSpec:
 
 
 def score(
-    judged: JudgedModel, task: str, problems: Sequence[Problem], spec: CodeSpec, progress: Progress | None = None
+    judged: JudgedModel, task: str, problems: Sequence[Problem], spec: CodeSpec, progress: Report | None = None
 ) -> Score:
-    """pass@1 of `judged` on `problems` (of the task named `task`); one part a problem would be too much for a table,
-    so the solved ones are in `notes["solved"]`.
+    """Return pass@1 of `judged` on `problems` (of the task named `task`). The solved problems are in `notes["solved"]`:
+    a part for each would be too much for a table. `progress` counts problems whose completions are there.
 
     UserError unless `spec.allow_code_execution`, or where the machine cannot isolate the code."""
     _check(spec)

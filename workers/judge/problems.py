@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache_store.errors import DataError
+from cache_store.errors import DataError, UserError
 
 #: File name patterns by task, first match wins, below `humaneval/` of the data folder.
 FILES = {
@@ -51,8 +51,8 @@ class Problem:
         if self.test is None or self.inputs is not None or "import numpy" not in self.test:
             return ()
         found = importlib.util.find_spec("numpy")
-        assert found is not None
-        assert found.origin is not None
+        if found is None or found.origin is None:
+            raise UserError(f"{self.task_id}: its tests need numpy, which is not installed")
         return (str(Path(found.origin).parents[1]),)
 
 

@@ -129,28 +129,29 @@ def _execute(request: dict[str, Any], folder: str, limits: Limits) -> Execution:
         raise
     finally:
         os.close(sending)
+    stdin, stdout = process.stdin, process.stdout
     try:
-        assert process.stdin is not None
+        if stdin is None or stdout is None:
+            raise SegpropError("the jail for generated code was started without pipes")
         with contextlib.suppress(BrokenPipeError):  # it has died already; its output says why
-            process.stdin.write(json.dumps(request).encode())
-            process.stdin.close()
-        output, told, in_time = _listen(process, receiving, limits, started + limits.seconds)
+            stdin.write(json.dumps(request).encode())
+            stdin.close()
+        output, told, in_time = _listen(stdout.fileno(), receiving, limits, started + limits.seconds)
     finally:
         # Everything it started is in its session, and dies with its init where it has one.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+        if stdout is not None:
+            stdout.close()
         os.close(receiving)
     return _judge(request, told, output, in_time, process.returncode, time.monotonic() - started)
 
 
-def _listen(process: subprocess.Popen[bytes], verdict: int, limits: Limits, deadline: float) -> tuple[str, bytes, bool]:
+def _listen(printed: int, verdict: int, limits: Limits, deadline: float) -> tuple[str, bytes, bool]:
     """Read output and verdict until both are closed or time is up; what exceeds the bounds is read and dropped."""
-    assert process.stdout is not None
-    kept = {process.stdout.fileno(): bytearray(), verdict: bytearray()}
-    bounds = {process.stdout.fileno(): limits.output_bytes, verdict: _VERDICT_BYTES}
+    kept = {printed: bytearray(), verdict: bytearray()}
+    bounds = {printed: limits.output_bytes, verdict: _VERDICT_BYTES}
     in_time = True
     with selectors.DefaultSelector() as selector:
         for handle in kept:
