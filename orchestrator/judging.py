@@ -27,7 +27,7 @@ from orchestrator.reports.summary import write_summary
 from orchestrator.units import DASH
 from workers.judge.judges import JUDGES, JudgeSettings
 from workers.judge.model import DTYPES, Dtype, check_folder, load_model
-from workers.judge.scores import Report, Score
+from workers.judge.scores import Answered, Score
 
 FORMAT = 1
 #: Wide enough for several models where the output is no terminal.
@@ -169,7 +169,7 @@ def table(found: Judgement, stream: TextIO | None = None) -> None:
     console.print(out)
 
 
-def _reporting(progress: Progress, label: str) -> Report:
+def _reporting(progress: Progress, label: str) -> Answered:
     def report(done: int, total: int) -> None:
         progress.update(label, label, phase="answering", done=done, total=total, unit="answers")
 

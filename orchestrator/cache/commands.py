@@ -28,11 +28,11 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 @app.command()
 def ls(store: StoreArgument, as_json: JsonOption = False) -> None:
     """The sets in a store: kind, run and label where known, boundary, rows, size, shards and age."""
-    from orchestrator.cache.contents import facts_of, open_store, sets_of
+    from orchestrator.cache.contents import open_store, sets_of, store_facts
     from orchestrator.units import human_bytes
 
     storage = open_store(store)
-    sets = sets_of(storage, facts_of(storage))
+    sets = sets_of(storage, store_facts(storage))
     if as_json:
         print(json.dumps([dataclasses.asdict(item) for item in sets], indent=1))
         return
@@ -49,11 +49,11 @@ def ls(store: StoreArgument, as_json: JsonOption = False) -> None:
 @app.command()
 def du(store: StoreArgument, as_json: JsonOption = False) -> None:
     """Bytes and files by kind."""
-    from orchestrator.cache.contents import facts_of, open_store
+    from orchestrator.cache.contents import open_store, store_facts
     from orchestrator.cache.inventory import Pile
     from orchestrator.units import human_bytes
 
-    facts = facts_of(open_store(store))
+    facts = store_facts(open_store(store))
     totals: dict[str, Pile] = {}
     for set_id, files in facts.survey.sets.items():
         kind = facts.kinds.get(set_id) or "damaged"
@@ -113,13 +113,13 @@ def gc(
     """Delete what no committed or running plan needs: sets, attempts that lost or never committed, quarantine.
 
     Ages go by the store's own clock. A plan that nothing was written of for longer than AGE counts as abandoned."""
-    from orchestrator.cache.contents import facts_of, open_store
+    from orchestrator.cache.contents import open_store, store_facts
     from orchestrator.cache.garbage import Waste, collect, delete
     from orchestrator.units import human_bytes
 
     limit = age(older_than)
     storage = open_store(store)
-    waste: list[Waste] = collect(facts_of(storage), limit)
+    waste: list[Waste] = collect(store_facts(storage), limit)
     if not dry_run:
         for item in waste:
             delete(storage, item)
@@ -140,11 +140,11 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete sets. A run that still needs one makes it again; decoded data only if its data node runs again."""
-    from orchestrator.cache.contents import drop_set, facts_of, open_store
+    from orchestrator.cache.contents import drop_set, open_store, store_facts
     from orchestrator.units import human_bytes
 
     storage = open_store(store)
-    facts = facts_of(storage)
+    facts = store_facts(storage)
     unknown = [set_id for set_id in set_ids if set_id not in facts.survey.sets]
     if unknown:
         raise UserError(f"no such set: {', '.join(unknown)}; `segprop cache ls` shows them")

@@ -13,7 +13,7 @@ from cache_store.records.nodes import NodeStore
 from cache_store.records.record_io import is_name, read_bounded
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from cache_store.storage.base import Storage
-from orchestrator.cache.garbage import CommitFacts, Facts
+from orchestrator.cache.garbage import CommitFacts, StoreFacts
 from orchestrator.cache.inventory import SetFiles, Survey, survey
 from orchestrator.execution.plan_record import read_plans
 
@@ -53,13 +53,13 @@ class SetFacts:
     age_s: float
 
 
-def facts_of(storage: Storage) -> Facts:
+def store_facts(storage: Storage) -> StoreFacts:
     """Everything `collect` decides on."""
     found = survey(storage.files(""))
     snapshots = {set_id: _find(storage, set_id) for set_id in found.sets if is_name(set_id)}
     kinds = {set_id: str(item.spec.key.get("kind", "")) if item else "" for set_id, item in snapshots.items()}
     listed = frozenset(path for set_id, files in found.sets.items() for path in _listed(snapshots.get(set_id), files))
-    return Facts(
+    return StoreFacts(
         survey=found,
         commits=dict(_commits(storage, found)),
         plans=read_plans(storage),
@@ -134,7 +134,7 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def sets_of(storage: Storage, facts: Facts) -> list[SetFacts]:
+def sets_of(storage: Storage, facts: StoreFacts) -> list[SetFacts]:
     """Every set, by kind, run and label."""
     owners = {set_id: node_id for node_id, commit in facts.commits.items() for set_id in commit.sets}
     names = {node_id: (plan.run, node.label) for plan in facts.plans.values() for node_id, node in plan.nodes.items()}

@@ -82,7 +82,7 @@ def delete(storage: Storage, waste: Waste) -> None:
 
 
 @dataclass(frozen=True)
-class Facts:
+class StoreFacts:
     """What the decision needs. `kinds`: set -> the kind its key names (empty: unknown); `listed`: shard files that
     records list; ages are by the storage's clock."""
 
@@ -94,7 +94,7 @@ class Facts:
     now: float
 
 
-def collect(facts: Facts, older_than_s: float) -> list[Waste]:
+def collect(facts: StoreFacts, older_than_s: float) -> list[Waste]:
     """Return what to delete, in an order in which it can be deleted."""
     found = [*_sets(facts, older_than_s), *_shards(facts), *_nodes(facts, older_than_s), *_rest(facts, older_than_s)]
     old = [waste for waste in found if waste.age_s >= older_than_s]
@@ -102,15 +102,15 @@ def collect(facts: Facts, older_than_s: float) -> list[Waste]:
     return [waste for waste in old if waste.path in whole or "/".join(waste.path.split("/")[:2]) not in whole]
 
 
-def finished(plan: PlanRecord, commits: Mapping[str, CommitFacts]) -> bool:
+def is_finished(plan: PlanRecord, commits: Mapping[str, CommitFacts]) -> bool:
     """Tell whether every target of a plan is committed."""
     return all(target in commits for target in plan.targets)
 
 
-def under_way(facts: Facts, path: str, older_than_s: float) -> bool:
+def under_way(facts: StoreFacts, path: str, older_than_s: float) -> bool:
     """Tell whether a plan is unfinished and was started, or worked on, within the limit."""
     plan = facts.plans[path]
-    if finished(plan, facts.commits):
+    if is_finished(plan, facts.commits):
         return False
     newest = max(
         [
@@ -121,7 +121,7 @@ def under_way(facts: Facts, path: str, older_than_s: float) -> bool:
     return facts.now - newest < older_than_s
 
 
-def needed_sets(facts: Facts, older_than_s: float) -> frozenset[str]:
+def needed_sets(facts: StoreFacts, older_than_s: float) -> frozenset[str]:
     """Return the sets that must stay, whatever their age."""
     needed: set[str] = set()
     for commit in facts.commits.values():
@@ -137,25 +137,25 @@ def needed_sets(facts: Facts, older_than_s: float) -> frozenset[str]:
     return frozenset(needed)
 
 
-def _waste(facts: Facts, kind: str, path: str, pile: Pile, reason: str) -> Waste:
+def _waste(facts: StoreFacts, kind: str, path: str, pile: Pile, reason: str) -> Waste:
     return Waste(kind, path, pile.bytes, facts.now - pile.newest, reason)
 
 
-def _sets(facts: Facts, older_than_s: float) -> Iterator[Waste]:
+def _sets(facts: StoreFacts, older_than_s: float) -> Iterator[Waste]:
     needed = needed_sets(facts, older_than_s)
     for set_id, files in facts.survey.sets.items():
         if set_id not in needed:
             yield _waste(facts, "set", f"sets/{set_id}", files.all, "no run needs it")
 
 
-def _shards(facts: Facts) -> Iterator[Waste]:
+def _shards(facts: StoreFacts) -> Iterator[Waste]:
     for files in facts.survey.sets.values():
         for path, pile in files.shards.items():
             if path not in facts.listed:
                 yield _waste(facts, "shard", path, pile, "no record lists it")
 
 
-def _nodes(facts: Facts, older_than_s: float) -> Iterator[Waste]:
+def _nodes(facts: StoreFacts, older_than_s: float) -> Iterator[Waste]:
     busy = {
         node
         for path, plan in facts.plans.items()
@@ -184,7 +184,7 @@ def _nodes(facts: Facts, older_than_s: float) -> Iterator[Waste]:
                 yield _waste(facts, "checkpoint", path, pile, "no run goes on with it")
 
 
-def _rest(facts: Facts, older_than_s: float) -> Iterator[Waste]:
+def _rest(facts: StoreFacts, older_than_s: float) -> Iterator[Waste]:
     for folder, owners in (("sets", facts.survey.sets), ("nodes", facts.survey.nodes)):
         for owner, files in owners.items():
             if files.quarantine.files:

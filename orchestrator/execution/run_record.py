@@ -33,6 +33,16 @@ class NodeRecord:
     #: Of a set, as planned.
     snapshot_bytes: int
 
+    @property
+    def trains(self) -> bool:
+        """Whether it is a stage, or a round of one."""
+        return self.kind == "train"
+
+    @property
+    def makes_set(self) -> bool:
+        """Whether it makes a snapshot set."""
+        return self.kind == "materialize"
+
 
 @dataclass(frozen=True)
 class RegimeRecord:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.reports.record_json import from_json
-from orchestrator.reports.records import Epoch, Metrics, Place, ShardCounts
+from orchestrator.reports.records import EpochSummary, Metrics, ShardCounts, WorkPlace
 
 if TYPE_CHECKING:
     from orchestrator.plan.graph import Node
@@ -38,7 +38,7 @@ class CommitView:
         """Return the metrics of an evaluation; {} before it is committed."""
         return dict(self.result(node_id).get("metrics", {}))
 
-    def place(self, node_id: str) -> Place | None:
+    def place(self, node_id: str) -> WorkPlace | None:
         """Return where and when a node ran; None before it is committed."""
         return place_of(self.result(node_id))
 
@@ -47,21 +47,21 @@ class CommitView:
         return shard_counts(self.result(node_id) for node_id in node_ids)
 
 
-def place_of(result: Mapping[str, Any]) -> Place | None:
+def place_of(result: Mapping[str, Any]) -> WorkPlace | None:
     """Return where and when the work of a result was done."""
     where = result.get("where")
-    return from_json(Place, where, "where") if where else None
+    return from_json(WorkPlace, where, "where") if where else None
 
 
-def epochs_of(result: Mapping[str, Any]) -> tuple[Epoch, ...]:
+def epochs_of(result: Mapping[str, Any]) -> tuple[EpochSummary, ...]:
     """Return the epochs of a stage's result, of earlier rounds too."""
-    return tuple(from_json(Epoch, epoch, "an epoch") for epoch in result.get("epochs", ()))
+    return tuple(from_json(EpochSummary, epoch, "an epoch") for epoch in result.get("epochs", ()))
 
 
-def epoch_at_commit(result: Mapping[str, Any], epochs: Iterable[Epoch]) -> Epoch:
+def epoch_at_commit(result: Mapping[str, Any], epochs: Iterable[EpochSummary]) -> EpochSummary:
     """Return the epoch whose weights were committed; one without figures where there is none."""
     committed = result.get("committed_epoch")
-    return next((epoch for epoch in epochs if epoch.epoch == committed), Epoch())
+    return next((epoch for epoch in epochs if epoch.epoch == committed), EpochSummary())
 
 
 def shard_counts(results: Iterable[Mapping[str, Any]]) -> ShardCounts:
@@ -77,7 +77,7 @@ def host_growth(result: Mapping[str, Any]) -> int | None:
     return None if peak is None or baseline is None else max(0, peak - baseline)
 
 
-def total(values: Iterable[Number | None]) -> Number | None:
+def sum_known(values: Iterable[Number | None]) -> Number | None:
     """Return the sum; None unless all values are known, and for no values."""
     found = list(values)
     known = [value for value in found if value is not None]

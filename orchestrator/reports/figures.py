@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from orchestrator.reports.layer_curve import METRICS, LayerCurve
-from orchestrator.reports.records import Place, RegimeSummary, WorkFigures, WorkSummary
+from orchestrator.reports.records import RegimeSummary, WorkFigures, WorkPlace, WorkSummary
 from orchestrator.reports.svg import INK, MUTED, PANEL, STYLE, colours, slug, spacious, svg
 from orchestrator.units import bytes_text, seconds_text
 
@@ -173,7 +173,7 @@ def _time_ticks(total: float) -> list[float]:
     return [step * index for index in range(int(total / step) + 1)]
 
 
-def _slot(place: Place) -> str:
+def _slot(place: WorkPlace) -> str:
     suffix = f" · {place.device}" if place.device and place.device.startswith("cuda") else ""
     return f"{place.host or '?'}:{'?' if place.pid is None else place.pid}{suffix}"
 

@@ -42,7 +42,7 @@ from orchestrator.reports.words import STATUS_WORDS, MemoryBasis, baseline_of, i
 from orchestrator.units import DASH, bytes_text, count_text, percent_text, ratio_text, seconds_text, source_words
 
 #: What the template is given: texts, flags and rows of texts.
-Row = dict[str, Any]
+PageRow = dict[str, Any]
 
 
 def write_report(summary: Summary, path: Path) -> None:
@@ -111,7 +111,7 @@ class _Page:
         return quality_of(self.summary)
 
 
-def _card(page: _Page, name: str) -> Row:
+def _card(page: _Page, name: str) -> PageRow:
     summary, quality = page.summary, page.quality
     regime = summary.regimes[name]
     final, peak = regime.final, page.memory.of(regime)
@@ -162,7 +162,7 @@ def _compared(page: _Page, name: str) -> tuple[float | None, float | None]:
     return page.memory.share(page.memory.of(regime)), ratio
 
 
-def _improvement(page: _Page, name: str) -> Row:
+def _improvement(page: _Page, name: str) -> PageRow:
     """Return what a card says of the gain over the original model, and of its share of the baseline's gain."""
     found = improvements(page.summary, page.quality).get(name)
     if found is None:
@@ -191,7 +191,7 @@ def _original_row(summary: Summary, quality: Quality) -> dict[str, str] | None:
     return _scores(test, validation, quality) if test or validation else None
 
 
-def _stage_rows(page: _Page) -> list[Row]:
+def _stage_rows(page: _Page) -> list[PageRow]:
     regimes, memory = page.summary.regimes, page.memory
     peaks = [memory.of(stage) or 0.0 for regime in regimes.values() for stage in regime.stages]
     scale = memory.reference or max(peaks, default=0.0)
@@ -209,7 +209,7 @@ def _stage_rows(page: _Page) -> list[Row]:
     ]
 
 
-def _stage_row(stage: StageSummary, quality: Quality) -> Row:
+def _stage_row(stage: StageSummary, quality: Quality) -> PageRow:
     """Return what a stage did: its path, input, epochs and scores."""
     return {
         "name": stage.name,
@@ -231,7 +231,7 @@ def _stage_row(stage: StageSummary, quality: Quality) -> Row:
     }
 
 
-def _memory_cells(stage: StageSummary, memory: MemoryBasis, scale: float) -> Row:
+def _memory_cells(stage: StageSummary, memory: MemoryBasis, scale: float) -> PageRow:
     """Return what a stage needed. `scale`: bytes of a full bar."""
     peak = memory.of(stage)
     share = memory.share(peak)

@@ -35,7 +35,7 @@ class ShardCounts:
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkPlace:
     """Where and when a task ran; unix seconds. `others`: the ranks of a gang and how they worked together."""
 
     host: str | None = field(default=None, metadata=OPTIONAL)
@@ -51,7 +51,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Epoch:
+class EpochSummary:
     """One epoch as the stage's commit has it. `others`: rates by unit (`images_per_s`), and what newer workers add."""
 
     epoch: int | None = None
@@ -74,7 +74,7 @@ class Epoch:
         return value
 
 
-_OF_EPOCHS = frozenset(Epoch.__dataclass_fields__) - {"validation", "others"}
+_OF_EPOCHS = frozenset(EpochSummary.__dataclass_fields__) - {"validation", "others"}
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,9 @@ class StageSummary:
     forwards: Mapping[str, int]
     reused: bool
     world_size: int
-    where: Place | None
+    where: WorkPlace | None
     estimate: StageEstimate
-    curve: tuple[Epoch, ...]
+    curve: tuple[EpochSummary, ...]
 
     @property
     def done(self) -> bool:
@@ -272,7 +272,7 @@ class WorkSummary:
     kind: str
     regimes: tuple[str, ...]
     status: Status
-    where: Place | None
+    where: WorkPlace | None
     predicted: WorkFigures
     measured: WorkFigures
 

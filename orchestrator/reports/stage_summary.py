@@ -16,9 +16,9 @@ from orchestrator.reports.commit_view import (
     maximum,
     place_of,
     shard_counts,
-    total,
+    sum_known,
 )
-from orchestrator.reports.records import Epoch, Metrics, Place, StageEstimate, StageMeasured, StageSummary
+from orchestrator.reports.records import EpochSummary, Metrics, StageEstimate, StageMeasured, StageSummary, WorkPlace
 
 if TYPE_CHECKING:
     from orchestrator.costs.formulas import Estimate
@@ -50,14 +50,14 @@ def summarize_stage(view: CommitView, node_id: str, regime: RegimePlan) -> Stage
         source=task.get("source"),
         source_reason=decision.reason if decision else None,
         auxiliary=bool(result.get("path_is_auxiliary", any(part in path for part in _LOCAL_HEADS))),
-        seconds=total(part.get("seconds") for part in work.done),
+        seconds=sum_known(part.get("seconds") for part in work.done),
         epochs=len(work.epochs),
         planned_epochs=task.get("train", {}).get("epochs"),
         steps=result.get("steps"),
         exit=result.get("exit"),
         best_epoch=result.get("best_epoch"),
         committed_epoch=result.get("committed_epoch"),
-        resumed=total(part.get("resumed") for part in work.done),
+        resumed=sum_known(part.get("resumed") for part in work.done),
         trainable_parameters=result.get("trainable_parameters"),
         resident_bytes=result.get("resident_bytes"),
         train_loss=work.at_commit.train_loss,
@@ -98,11 +98,11 @@ class _Work:
         return max(self.done, key=lambda part: host_growth(part) or 0, default={})
 
     @cached_property
-    def epochs(self) -> tuple[Epoch, ...]:
+    def epochs(self) -> tuple[EpochSummary, ...]:
         return epochs_of(self.newest)
 
     @cached_property
-    def at_commit(self) -> Epoch:
+    def at_commit(self) -> EpochSummary:
         return epoch_at_commit(self.newest, self.epochs)
 
     def largest(self, key: str) -> int | None:
@@ -116,7 +116,7 @@ class _Work:
                 counted[block] = counted.get(block, 0) + int(count)
         return counted
 
-    def place(self) -> Place | None:
+    def place(self) -> WorkPlace | None:
         """Return where the newest round ran, and when the first began."""
         newest = place_of(self.newest)
         first = place_of(self.done[0]) if self.done else None
@@ -133,11 +133,11 @@ class _Work:
             trainable=self.newest.get("trainable_parameters"),
             peak_bytes=device or host_growth(self.sampled),
             peak_kind="device" if device else "host",
-            seconds=total(part.get("seconds") for part in self.done),
+            seconds=sum_known(part.get("seconds") for part in self.done),
         )
 
 
-def _own_metrics(epoch: Epoch, assembled: Metrics) -> Metrics:
+def _own_metrics(epoch: EpochSummary, assembled: Metrics) -> Metrics:
     """Return the figures of the committed epoch, and the accuracy of the whole chain after the stage."""
     metrics: dict[str, float | None] = {
         "train_accuracy": epoch.train_accuracy,
@@ -148,7 +148,7 @@ def _own_metrics(epoch: Epoch, assembled: Metrics) -> Metrics:
     return {key: value for key, value in metrics.items() if value is not None}
 
 
-def _by_layer(view: CommitView, node_id: str, regime: RegimePlan, at_commit: Epoch) -> tuple[Metrics, Metrics]:
+def _by_layer(view: CommitView, node_id: str, regime: RegimePlan, at_commit: EpochSummary) -> tuple[Metrics, Metrics]:
     """Return the metrics of the whole chain and of the chain cut off behind the stage; {} unless stages have layers."""
     if node_id not in regime.layers:
         return {}, {}

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.environment import Environment
 from orchestrator.files import write_atomically
-from orchestrator.reports.commit_view import CommitView, host_growth, maximum, total
+from orchestrator.reports.commit_view import CommitView, host_growth, maximum, sum_known
 from orchestrator.reports.record_json import finite, to_json
 from orchestrator.reports.records import (
     BoundaryFigures,
@@ -32,12 +32,12 @@ from orchestrator.reports.records import (
     FinalSummary,
     ForwardCount,
     NodeCounts,
-    Place,
     RegimeSummary,
     SetSummary,
     StageSummary,
     Summary,
     WorkFigures,
+    WorkPlace,
     WorkSummary,
 )
 from orchestrator.reports.stage_summary import summarize_stage
@@ -151,7 +151,7 @@ def _boundary(view: CommitView, prediction: Prediction) -> BoundarySummary:
     stages = [view.result(node) for node in prediction.stages]
     # A resumed stage tells of its last attempt alone.
     whole = all("input_seconds" in stage and not stage.get("resumed") for stage in stages)
-    inputs = total(stage.get("input_seconds") for stage in stages) if whole else None
+    inputs = sum_known(stage.get("input_seconds") for stage in stages) if whole else None
     stored = prediction.source == "snapshots"
     return BoundarySummary(
         label=prediction.label,
@@ -162,8 +162,8 @@ def _boundary(view: CommitView, prediction: Prediction) -> BoundarySummary:
             prediction.bytes, prediction.make_seconds, prediction.read_seconds, prediction.recompute_seconds
         ),
         measured=BoundaryFigures(
-            bytes=total(result.get("bytes") for result in made) if stored else None,
-            make_seconds=total(result.get("seconds") for result in made) if stored else None,
+            bytes=sum_known(result.get("bytes") for result in made) if stored else None,
+            make_seconds=sum_known(result.get("seconds") for result in made) if stored else None,
             read_seconds=inputs if stored else None,
             recompute_seconds=None if stored else inputs,
         ),
@@ -250,7 +250,7 @@ def _work(view: CommitView, node: Node) -> WorkSummary:
     )
 
 
-def _covered(places: Iterable[Place | None]) -> float | None:
+def _covered(places: Iterable[WorkPlace | None]) -> float | None:
     """Return the length of the union of the running intervals: idle time between two invocations does not count."""
     spans = sorted(
         (float(place.started), float(place.finished))

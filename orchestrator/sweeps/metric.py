@@ -12,7 +12,7 @@ from orchestrator.reports.records import Summary
 from orchestrator.reports.words import of_kind
 from orchestrator.units import DASH, bytes_text, count_text, percent_text, seconds_text
 
-Mode = Literal["max", "min"]
+MetricMode = Literal["max", "min"]
 
 SPLITS = ("test", "validation")
 IMAGE_NAMES = ("accuracy", "loss")
@@ -35,7 +35,7 @@ class Metric:
     regime: str
     split: str | None
     name: str
-    mode: Mode
+    mode: MetricMode
 
     @property
     def key(self) -> str:
@@ -73,7 +73,7 @@ class Metric:
         return DASH if value is None else f"{value:.4f}"
 
 
-def parse(key: str | None, mode: Mode | None, regimes: Mapping[str, str], *, text: bool) -> Metric:
+def parse(key: str | None, mode: MetricMode | None, regimes: Mapping[str, str], *, text: bool) -> Metric:
     """Read a metric. `regimes`: name -> kind. Raises ValueError with what is allowed."""
     names = TEXT_NAMES if text else IMAGE_NAMES
     if key is None:

@@ -124,7 +124,7 @@ class _Listener(tune.Callback):  # type: ignore[misc]  # Ray's own has no types
         self._messages.put(Ended(str(trial)))
 
 
-class _Off(tune.Stopper):  # type: ignore[misc]
+class _Off(tune.Stopper):  # type: ignore[misc]  # Ray's own has no types
     """Ends Tune from the driver's side: its thread must not outlive the connection to Ray."""
 
     def __init__(self) -> None:
@@ -181,7 +181,8 @@ class TuneDecider:
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         self._folder = tempfile.mkdtemp(prefix="segprop-tune-")
-        self._board = Board.remote()  # type: ignore[attr-defined]
+        board: Any = Board  # what Ray makes of the class has no types
+        self._board = board.remote()
         self._thread.start()
 
     def _fit(self) -> None:

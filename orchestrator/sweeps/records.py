@@ -14,7 +14,7 @@ from typing import Any, Literal
 from orchestrator.environment import Environment
 from orchestrator.reports.record_json import OPTIONAL
 from orchestrator.reports.records import FINISHED, Metrics
-from orchestrator.sweeps.metric import Metric, Mode
+from orchestrator.sweeps.metric import Metric, MetricMode
 from orchestrator.sweeps.plan import Shared
 
 TrialStatus = Literal["waiting", "running", "done", "stopped", "failed"]
@@ -31,7 +31,7 @@ class MetricRecord:
     regime: str
     split: str | None
     name: str
-    mode: Mode
+    mode: MetricMode
 
 
 @dataclass(frozen=True)

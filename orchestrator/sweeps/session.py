@@ -28,7 +28,7 @@ from orchestrator.sweeps.page import print_trials, write_sweep_report
 from orchestrator.sweeps.prepare import PreparedSweep, renew
 from orchestrator.sweeps.records import SweepSummary, TrialSummary
 from orchestrator.sweeps.space import point_text
-from orchestrator.sweeps.steering import Begun, Course, Decider, Everything, Steering, TrialHooks, unfinished
+from orchestrator.sweeps.steering import Begun, Course, Decider, Everything, SweepSteering, TrialHooks, unfinished
 from orchestrator.sweeps.summary import Invocation, sweep_summary
 from orchestrator.units import seconds_text
 
@@ -252,7 +252,7 @@ def _drive(run: _Run, quiet: bool, lease: RunLease) -> Outcome:
             decider = _decider(sweep, slots)
             decider.start()
             gated = sweep.section.scheduler.name != "all"
-            steering = Steering(
+            steering = SweepSteering(
                 list(run.courses.values()),
                 sweep.metric,
                 decider,
@@ -320,7 +320,7 @@ def _ended(run: _Run, course: Course) -> str:
 class _Shown:
     """A steering whose every step is followed by a look at how far things are."""
 
-    def __init__(self, steering: Steering, show: Callable[[], None]) -> None:
+    def __init__(self, steering: SweepSteering, show: Callable[[], None]) -> None:
         self._steering = steering
         self._show = show
 

@@ -129,7 +129,7 @@ class TrialHooks:
     ended: Callable[[Course], None] = lambda course: None
 
 
-class Steering:
+class SweepSteering:
     """Called by the driver between two steps: the plan as it is wanted now, or None when that is unchanged."""
 
     def __init__(

@@ -35,7 +35,7 @@ ASSEMBLED_FIGURES = {"accuracy": "accuracy/assembled", "loss": "loss/assembled",
 
 
 @dataclass(frozen=True)
-class Point:
+class LoggedPoint:
     """Figures by name, after `step` epochs of the regime. `when`: unix seconds."""
 
     step: int
@@ -49,7 +49,7 @@ class Tracker(Protocol):
     def start(self, regime: str, when: float) -> None:
         """Begin a regime, which began at `when` (unix seconds); the points that follow are its own."""
 
-    def log(self, point: Point) -> None:
+    def log(self, point: LoggedPoint) -> None:
         """Take one point of the regime that was started last."""
 
 
@@ -58,7 +58,7 @@ class Tracker(Protocol):
 OpenTracker = Callable[[Path], AbstractContextManager[Tracker]]
 
 
-def points_of(regime: RegimeSummary) -> Iterator[Point]:
+def points_of(regime: RegimeSummary) -> Iterator[LoggedPoint]:
     """Yield a point an epoch, and one for the assembled network after each stage."""
     step = 0
     for stage in regime.stages:
@@ -69,10 +69,10 @@ def points_of(regime: RegimeSummary) -> Iterator[Point]:
             figures = {name: epoch.figure(key) for key, name in EPOCH_FIGURES.items()}
             validation = epoch.validation or {}
             figures |= {name: validation.get(key) for key, name in VALIDATION_FIGURES.items()}
-            yield Point(step, when, _known(figures))
+            yield LoggedPoint(step, when, _known(figures))
         whole = _known({name: stage.assembled.get(key) for key, name in ASSEMBLED_FIGURES.items()})
         if whole and stage.curve:
-            yield Point(step, when, whole)
+            yield LoggedPoint(step, when, whole)
 
 
 def began(stage: StageSummary) -> float:

@@ -17,7 +17,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from orchestrator.trackers.base import Point, Tracker
+from orchestrator.trackers.base import LoggedPoint, Tracker
 
 #: Below the run directory.
 FOLDER = "tb"
@@ -57,7 +57,7 @@ class _EventFiles:
         self._writer = RecordWriter(self._files.enter_context(path.open("wb")))
         self._write(Event(wall_time=when, file_version="brain.Event:2"))
 
-    def log(self, point: Point) -> None:
+    def log(self, point: LoggedPoint) -> None:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in point.figures.items()]
         self._write(Event(wall_time=point.when, step=point.step, summary=Summary(value=values)))
 

@@ -23,7 +23,7 @@ from typing import Any
 from cache_store.errors import DataError, UserError
 from workers.judge import local_data
 from workers.judge.model import JudgedModel
-from workers.judge.scores import Report, Score
+from workers.judge.scores import Answered, Score
 
 TASKS = ("mmlu", "winogrande")
 
@@ -46,7 +46,7 @@ def demand_harness() -> None:
     _import("lm_eval.evaluator")
 
 
-def score(judged: JudgedModel, task: str, spec: HarnessSpec, progress: Report | None = None) -> Score:
+def score(judged: JudgedModel, task: str, spec: HarnessSpec, progress: Answered | None = None) -> Score:
     """Return the accuracy of `judged` at `task` (one of `TASKS`), with the standard error of the mean. `progress`
     counts requests: a multiple-choice question is one a choice.
 
@@ -153,7 +153,7 @@ def _where(spec: HarnessSpec) -> str:
     return "hub" if spec.data is None else "local"
 
 
-def _build(definition: dict[str, Any], rows: dict[str, local_data.Rows] | None, spec: HarnessSpec) -> Any:
+def _build(definition: dict[str, Any], rows: dict[str, local_data.QuestionRows] | None, spec: HarnessSpec) -> Any:
     """One task object, from the harness' definition of it with the data set swapped when there are `rows`."""
     config = {key: value for key, value in definition.items() if key not in ("tag", "group", "task_list")}
     name = config["task"]
@@ -228,7 +228,7 @@ class _Answers:
     """Told by the harness of every answer (it is meant for caches): counts them, and takes a digest of their exact
     log-likelihoods, which tells two models apart long before their accuracies do."""
 
-    def __init__(self, progress: Report | None, total: int) -> None:
+    def __init__(self, progress: Answered | None, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
         self._hash = hashlib.sha256()
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from cache_store.errors import UserError
 from workers.judge.model import JudgedModel
-from workers.judge.problems import Problem
+from workers.judge.problems import CodeProblem
 from workers.judge.sandbox import Execution, Limits, demand, run
-from workers.judge.scores import Report, Score, standard_error
+from workers.judge.scores import Answered, Score, standard_error
 
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 
@@ -39,7 +39,7 @@ class CodeSpec:
 
 
 def score(
-    judged: JudgedModel, task: str, problems: Sequence[Problem], spec: CodeSpec, progress: Report | None = None
+    judged: JudgedModel, task: str, problems: Sequence[CodeProblem], spec: CodeSpec, progress: Answered | None = None
 ) -> Score:
     """Return pass@1 of `judged` on `problems` (of the task named `task`). The solved problems are in `notes["solved"]`:
     a part for each would be too much for a table. `progress` counts problems whose completions are there.
@@ -85,7 +85,9 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
-def execute(problems: Sequence[Problem], completions: Sequence[Sequence[str]], spec: CodeSpec) -> list[list[Execution]]:
+def execute(
+    problems: Sequence[CodeProblem], completions: Sequence[Sequence[str]], spec: CodeSpec
+) -> list[list[Execution]]:
     """Test every completion of every problem, on all cores this process may use."""
     work = [
         (index, problem, completion)
@@ -122,7 +124,8 @@ def complete(judged: JudgedModel, prompts: Sequence[str], spec: CodeSpec) -> lis
     if spec.samples > 1:
         sampling = {"do_sample": True, "temperature": spec.temperature, "top_p": 0.95, "top_k": 0}
         torch.manual_seed(spec.seed)
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
+    make_config: Any = GenerationConfig  # its constructor has no types
+    config = make_config(
         max_new_tokens=spec.max_new_tokens,
         num_return_sequences=spec.samples,
         pad_token_id=ends[0],
@@ -152,18 +155,16 @@ def _continuation(tokenizer: Any, prompt: list[int], new: list[int], ends: list[
 
 
 def _stops_at(tokenizer: Any, width: int) -> Any:
-    """A stopping criterion: rows whose continuation holds a stop sequence are finished."""
+    """Make a stopping criterion: rows whose continuation holds a stop sequence are finished."""
     import torch
-    from transformers import StoppingCriteria
 
-    class Stops(StoppingCriteria):  # type: ignore[misc, unused-ignore]
-        def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.BoolTensor:
-            # The longest stop sequence has seven characters, so at most as many tokens.
-            ends = [tokenizer.decode(row[max(width, len(row) - 8) :]) for row in input_ids]
-            found = [any(stop in text for stop in STOPS) for text in ends]
-            return torch.tensor(found, device=input_ids.device)  # type: ignore[return-value]
+    def stops(input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        # The longest stop sequence has seven characters, so at most as many tokens.
+        ends = [tokenizer.decode(row[max(width, len(row) - 8) :]) for row in input_ids]
+        found = [any(stop in text for stop in STOPS) for text in ends]
+        return torch.tensor(found, device=input_ids.device)
 
-    return Stops()
+    return stops
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
@@ -174,7 +175,7 @@ def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return list(found) if isinstance(found, list | tuple) else [int(found)]
 
 
-def _try(problem: Problem, completion: str, spec: CodeSpec) -> Execution:
+def _try(problem: CodeProblem, completion: str, spec: CodeSpec) -> Execution:
     return run(
         problem.program(completion),
         spec.limits,

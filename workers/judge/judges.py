@@ -9,7 +9,7 @@ from pathlib import Path
 from cache_store.errors import DataError, UserError
 from workers.judge import harness, humaneval, problems
 from workers.judge.model import Dtype, JudgedModel
-from workers.judge.scores import Report, Score
+from workers.judge.scores import Answered, Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Judge:
     be wrong before a model is loaded; `score` asks a model."""
 
     check: Callable[[str, JudgeSettings], None]
-    score: Callable[[JudgedModel, str, JudgeSettings, Report], Score]
+    score: Callable[[JudgedModel, str, JudgeSettings, Answered], Score]
 
 
 def _check_questions(task: str, settings: JudgeSettings) -> None:
@@ -69,7 +69,7 @@ def _check_questions(task: str, settings: JudgeSettings) -> None:
     harness.build_tasks(task, settings.harness())
 
 
-def _score_questions(judged: JudgedModel, task: str, settings: JudgeSettings, report: Report) -> Score:
+def _score_questions(judged: JudgedModel, task: str, settings: JudgeSettings, report: Answered) -> Score:
     return harness.score(judged, task, settings.harness(), report)
 
 
@@ -78,11 +78,11 @@ def _check_code(task: str, settings: JudgeSettings) -> None:
     humaneval.demand_jail(settings.code())
 
 
-def _score_code(judged: JudgedModel, task: str, settings: JudgeSettings, report: Report) -> Score:
+def _score_code(judged: JudgedModel, task: str, settings: JudgeSettings, report: Answered) -> Score:
     return humaneval.score(judged, task, _problems(task, settings), settings.code(), report)
 
 
-def _problems(task: str, settings: JudgeSettings) -> tuple[problems.Problem, ...]:
+def _problems(task: str, settings: JudgeSettings) -> tuple[problems.CodeProblem, ...]:
     if settings.data is None:
         raise UserError(f"--data: {task} needs a folder that holds humaneval/{problems.FILES[task][0]}")
     return problems.read_problems(problems.find_file(settings.data, task))

@@ -21,7 +21,7 @@ _NEEDED = ("task_id", "prompt", "entry_point", "canonical_solution")
 
 
 @dataclass(frozen=True)
-class Problem:
+class CodeProblem:
     """A function to complete. `test` defines `check(candidate)`; in EvalPlus' own format there are `inputs` instead
     (JSON text, a list of argument lists), and the canonical solution says what is right for them."""
 
@@ -56,7 +56,7 @@ class Problem:
         return (str(Path(found.origin).parents[1]),)
 
 
-def read_problems(path: Path) -> tuple[Problem, ...]:
+def read_problems(path: Path) -> tuple[CodeProblem, ...]:
     """From JSON lines, gzipped or not: HumanEval's, EvalPlus' (`base_input`, `plus_input`, `atol`) and the hub's
     HumanEval+ (tests that hold their inputs). DataError names the line that is wrong."""
     try:
@@ -80,7 +80,7 @@ def find_file(data: Path, task: str) -> Path:
     raise DataError(f"{folder}: has none of {', '.join(FILES[task])}, which {task} needs")
 
 
-def _problems(path: Path, lines: Any) -> Iterator[Problem]:
+def _problems(path: Path, lines: Any) -> Iterator[CodeProblem]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -97,7 +97,7 @@ def _problems(path: Path, lines: Any) -> Iterator[Problem]:
         if "base_input" in row:
             # EvalPlus writes {} for problems without extra inputs.
             inputs = json.dumps([*row["base_input"], *(row.get("plus_input") or [])])
-        yield Problem(
+        yield CodeProblem(
             task_id=row["task_id"],
             prompt=row["prompt"],
             entry_point=row["entry_point"],

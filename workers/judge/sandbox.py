@@ -32,8 +32,8 @@ _JAIL = Path(__file__).with_name("jail.py")
 _DEMANDED = ("files", "network", "processes")
 _VERDICT_BYTES = 1 << 16
 
-Outcome = Literal["passed", "failed", "timeout", "died"]
-Layer = Literal["namespaces", "landlock", "seccomp"]
+ExecutionOutcome = Literal["passed", "failed", "timeout", "died"]
+IsolationLayer = Literal["namespaces", "landlock", "seccomp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Execution:
     """How a program ended: `passed` (it returned), `failed` (it raised, or ended itself), `timeout`, `died` (killed
     by a limit or a fault). `output` is the beginning of what it printed."""
 
-    outcome: Outcome
+    outcome: ExecutionOutcome
     reason: str
     output: str
     seconds: float
@@ -71,7 +71,7 @@ def run(
     allow_code_execution: bool,
     allow_unisolated: bool = False,
     modules: Sequence[str] = (),
-    without: Sequence[Layer] = (),
+    without: Sequence[IsolationLayer] = (),
 ) -> Execution:
     """Execute the Python source `program`, alone, in an empty folder; safe to call from several threads.
 

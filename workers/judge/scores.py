@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 #: Called with what is answered and all there is to answer of a task, such as requests or problems.
-Report = Callable[[int, int], None]
+Answered = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from orchestrator.judging import JudgedFolder, Judgement, check, dtype, judge, l
 from workers.judge import judges
 from workers.judge.judges import Judge, JudgeSettings
 from workers.judge.model import JudgedModel, load_model
-from workers.judge.scores import Report, Score, standard_error
+from workers.judge.scores import Answered, Score, standard_error
 
 PROBLEM = {
     "task_id": "Test/0",
@@ -64,7 +64,7 @@ def test_models_are_judged_side_by_side_and_written_down(folder: Path, data: Pat
 
 
 def test_a_judge_is_one_row(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def depth(judged: JudgedModel, task: str, settings: JudgeSettings, report: Report) -> Score:
+    def depth(judged: JudgedModel, task: str, settings: JudgeSettings, report: Answered) -> Score:
         report(1, 1)
         layers = judged.model.config.num_hidden_layers
         return Score(task=task, metric="layers", value=float(layers), stderr=None, n=1, shots=settings.shots)

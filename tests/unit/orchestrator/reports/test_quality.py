@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from summaries import bare_regime, bare_stage, bare_summary
 
 from orchestrator.reports.quality import improvements, loss_text, perplexity_text, quality_of
-from orchestrator.reports.records import Epoch, StageSummary, Summary
+from orchestrator.reports.records import EpochSummary, StageSummary, Summary
 
 
 def summary(original: dict[str, Any] | None = None, **finals: dict[str, Any]) -> Summary:
@@ -39,7 +39,7 @@ def test_a_language_model_is_known_before_its_first_result() -> None:
 
     assert not quality_of(begun()).text
     assert quality_of(begun(bare_stage(layer=3))).text
-    assert quality_of(begun(bare_stage(curve=(Epoch(validation=LM),)))).metric == "loss"
+    assert quality_of(begun(bare_stage(curve=(EpochSummary(validation=LM),)))).metric == "loss"
 
 
 @given(st.dictionaries(st.text(max_size=3), st.floats(0, 20), min_size=1), st.booleans())

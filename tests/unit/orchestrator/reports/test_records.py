@@ -15,7 +15,7 @@ from summaries import read
 from cache_store.errors import CorruptRecord
 from orchestrator.environment import Environment
 from orchestrator.reports.record_json import OPTIONAL, from_json, to_json
-from orchestrator.reports.records import Epoch, Place, Summary
+from orchestrator.reports.records import EpochSummary, Summary, WorkPlace
 from orchestrator.reports.summary import summarize
 
 GOLDEN = Path(__file__).parents[3] / "data" / "summaries"
@@ -40,10 +40,10 @@ def test_what_is_summed_up_is_read_back_equal(tmp_path: Path) -> None:
 
 def test_ranks_of_a_gang_and_figures_of_newer_workers_are_kept() -> None:
     where = {"host": "a", "pid": 1, "world_size": 2, "strategy": "ddp", "ranks": [{"pid": 1}], "first_step": 2.5}
-    place = from_json(Place, where)
+    place = from_json(WorkPlace, where)
     assert (place.world_size, place.others["strategy"]) == (2, "ddp")
     assert to_json(place) == where
-    epoch = from_json(Epoch, {"epoch": 0, "tokens_per_s": 9.0})
+    epoch = from_json(EpochSummary, {"epoch": 0, "tokens_per_s": 9.0})
     assert epoch.figure("tokens_per_s") == to_json(epoch)["tokens_per_s"] == 9.0
     assert epoch.figure("images_per_s") is None
 

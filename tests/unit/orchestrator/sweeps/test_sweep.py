@@ -31,7 +31,7 @@ from orchestrator.sweeps.event_log import SweepLog
 from orchestrator.sweeps.page import print_trials, render
 from orchestrator.sweeps.prepare import PreparedSweep, claim_sweep_dir, prepare_sweep
 from orchestrator.sweeps.records import SweepSummary
-from orchestrator.sweeps.steering import Begun, Course, Ended, Message, Steering, TrialHooks, WentOn
+from orchestrator.sweeps.steering import Begun, Course, Ended, Message, SweepSteering, TrialHooks, WentOn
 from orchestrator.sweeps.summary import Invocation, pareto, sweep_summary
 
 ROOT = Path(__file__).parents[4]
@@ -348,7 +348,7 @@ class World:
         self.outcome = Outcome("done")
         self.ran: list[str] = []
         self.order: list[str] = []
-        self.steering = Steering(
+        self.steering = SweepSteering(
             self.courses,
             sweep.metric,
             self.judge,

@@ -15,7 +15,7 @@ from summaries import read
 
 from orchestrator.runs.prepare import claim_run_dir, prepare
 from orchestrator.runs.session import execute
-from orchestrator.trackers.base import Point, Tracker
+from orchestrator.trackers.base import LoggedPoint, Tracker
 from orchestrator.trackers.table import TRACKERS, track
 
 ROOT = Path(__file__).parents[4]
@@ -30,7 +30,7 @@ class JsonLines:
     def start(self, regime: str, when: float) -> None:
         self.regime = regime
 
-    def log(self, point: Point) -> None:
+    def log(self, point: LoggedPoint) -> None:
         self.lines.append({"regime": self.regime, "step": point.step, **point.figures})
 
 
