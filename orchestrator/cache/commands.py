@@ -29,7 +29,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 def ls(store: StoreArgument, as_json: JsonOption = False) -> None:
     """The sets in a store: kind, run and label where known, boundary, rows, size, shards and age."""
     from orchestrator.cache.contents import open_store, sets_of, store_facts
-    from orchestrator.units import human_bytes
+    from orchestrator.units import human_age, human_bytes
 
     storage = open_store(store)
     sets = sets_of(storage, store_facts(storage))
@@ -115,7 +115,7 @@ def gc(
     Ages go by the store's own clock. A plan that nothing was written of for longer than AGE counts as abandoned."""
     from orchestrator.cache.contents import open_store, store_facts
     from orchestrator.cache.garbage import Waste, collect, delete
-    from orchestrator.units import human_bytes
+    from orchestrator.units import human_age, human_bytes
 
     limit = age(older_than)
     storage = open_store(store)
@@ -164,14 +164,6 @@ def age(text: str) -> float:
     if match is None:
         raise UserError(f"--older-than: {text!r}: write a number and s, m, h, d or w, such as 12h or 7d")
     return float(match.group(1)) * _UNITS[match.group(2)]
-
-
-def human_age(seconds: float) -> str:
-    """An age in its largest fitting unit: 45 s, 12 m, 3 h, 9 d."""
-    for unit, size in (("d", 86400.0), ("h", 3600.0), ("m", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0.0):.0f} s"
 
 
 def _count(items: Iterable[object], what: str) -> str:

@@ -43,6 +43,11 @@ class Node:
         return self.kind == "train"
 
     @property
+    def prepares(self) -> bool:
+        """Whether it makes what all regimes start from: the data, the imported model."""
+        return self.kind in ("data", "model")
+
+    @property
     def makes_set(self) -> bool:
         """Whether it makes a snapshot set."""
         return self.kind == "materialize"

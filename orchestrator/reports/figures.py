@@ -214,7 +214,6 @@ class _Panel:
     key: str
     title: str
     value: Callable[[WorkFigures], float | None]
-    kinds: tuple[str, ...]
     sizes: bool = True
 
     def text(self, value: float) -> str:
@@ -225,21 +224,23 @@ class _Panel:
         return [
             (predicted, measured, item)
             for item in work
-            if item.kind in self.kinds
+            if self.key in _PREDICTED.get(item.kind, ())
             and (predicted := self.value(item.predicted))
             and (measured := self.value(item.measured))
         ]
 
 
 _PANELS = (
-    _Panel("peak_bytes", "peak memory of a stage", lambda figures: figures.peak_bytes, ("train",)),
-    _Panel("snapshot_bytes", "bytes of a snapshot set", lambda figures: figures.snapshot_bytes, ("materialize",)),
-    _Panel(
-        "seconds", "time of a task", lambda figures: figures.seconds, ("train", "materialize", "evaluate"), sizes=False
-    ),
+    _Panel("peak_bytes", "peak memory of a stage", lambda figures: figures.peak_bytes),
+    _Panel("snapshot_bytes", "bytes of a snapshot set", lambda figures: figures.snapshot_bytes),
+    _Panel("seconds", "time of a task", lambda figures: figures.seconds, sizes=False),
 )
-#: Kinds of tasks that are drawn large and filled.
-_LARGE = frozenset({"train"})
+#: Kind of node -> the predictions that are drawn of it.
+_PREDICTED: Mapping[str, Sequence[str]] = {
+    "train": ("peak_bytes", "seconds"),
+    "materialize": ("snapshot_bytes", "seconds"),
+    "evaluate": ("seconds",),
+}
 
 
 def predictions(work: Sequence[WorkSummary], regimes: Mapping[str, RegimeSummary]) -> str | None:
@@ -256,7 +257,7 @@ def predictions(work: Sequence[WorkSummary], regimes: Mapping[str, RegimeSummary
             axes.plot([low, high], [low, high], color="#b8c2cc", lw=1.2)
             axes.fill_between([low, high], [low / 2, high / 2], [low * 2, high * 2], color=PANEL, lw=0)
             for index, (predicted, measured, item) in enumerate(points):
-                colour, large = _colour(item, palette), item.kind in _LARGE
+                colour, large = _colour(item, palette), _look(item, palette).labelled
                 axes.plot(
                     [predicted],
                     [measured],

@@ -61,6 +61,25 @@ TRIAL_WORDS = {
     "running": "interrupted",
     "waiting": "not started",
 }
+#: State of a run -> what `segprop status` says, where that is not the state itself.
+STATE_WORDS = {"killed": "its driver is gone: run the same command to go on", "waiting": "not started"}
+
+#: Kind of node -> what several of them are called, in tables and (shorter) in figures.
+NODE_WORDS = {
+    "data": "data preparation",
+    "model": "model import",
+    "train": "training stages",
+    "materialize": "snapshot sets",
+    "evaluate": "evaluations",
+    "measure": "measurements",
+}
+SHORT_NODE_WORDS = {
+    "data": "data",
+    "model": "model",
+    "train": "stages",
+    "materialize": "snapshot sets",
+    "evaluate": "evaluations",
+}
 
 
 def of_kind(kind: str) -> RegimeWords:

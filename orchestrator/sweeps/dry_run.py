@@ -11,21 +11,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.reports.words import NODE_WORDS
 from orchestrator.runs.dry_run import FILE_WIDTH
 from orchestrator.sweeps import plan
 from orchestrator.sweeps.plan import Shared
 from orchestrator.sweeps.prepare import PreparedSweep
 from orchestrator.sweeps.space import short_keys, value_text
 from orchestrator.units import human_bytes, human_seconds
-
-KINDS = {
-    "data": "data preparation",
-    "model": "model import",
-    "train": "training stages",
-    "materialize": "snapshot sets",
-    "evaluate": "evaluations",
-    "measure": "measurements",
-}
 
 
 def print_sweep(sweep: PreparedSweep, stream: TextIO | None = None) -> None:
@@ -90,7 +82,7 @@ def _sharing(kinds: Mapping[str, Shared], everything: Shared) -> Table:
     table.add_column("what", no_wrap=True)
     for name in ("asked", "run", "time asked", "time run"):
         table.add_column(name, justify="right", no_wrap=True)
-    rows: list[tuple[str, Shared, Any]] = [(KINDS.get(kind, kind), shared, "") for kind, shared in kinds.items()]
+    rows: list[tuple[str, Shared, Any]] = [(NODE_WORDS.get(kind, kind), shared, "") for kind, shared in kinds.items()]
     for what, shared, style in (*rows, ("all", everything, "bold")):
         cells = (
             str(shared.asked),

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from orchestrator.reports.svg import GRID, INK, MUTED, STYLE, spacious, svg
-from orchestrator.reports.words import of_kind
+from orchestrator.reports.words import SHORT_NODE_WORDS, of_kind
 from orchestrator.sweeps.metric import Metric
 from orchestrator.sweeps.plan import Shared
 from orchestrator.sweeps.records import SweepSummary, TrialRegime, TrialSummary
@@ -22,7 +22,6 @@ from orchestrator.units import bytes_text, seconds_text
 
 FRONT, REST, STOPPED = of_kind("segprop").shades[0], "#9aa5b1", "#c2571a"
 SERIES = ("#0e8a6d", "#c2571a", "#3b6fb6", "#8a5bb0", "#b08a2e", "#5f9e2f", "#2a9fa6", "#7c3610")
-KINDS = {"data": "data", "model": "model", "train": "stages", "materialize": "snapshot sets", "evaluate": "evaluations"}
 
 
 def parameters(summary: SweepSummary) -> str | None:
@@ -306,7 +305,7 @@ def shared(summary: SweepSummary) -> str | None:
         rows = list(range(len(kinds)))[::-1]
         for axes, bars in zip(panels, _SHARED_BARS, strict=True):
             _shared_bars(axes, bars, dict(zip(rows, kinds.values(), strict=True)))
-        panels[0].set_yticks(rows, [KINDS.get(kind, kind) for kind in kinds])
+        panels[0].set_yticks(rows, [SHORT_NODE_WORDS.get(kind, kind) for kind in kinds])
         return svg(figure, "shared", "Tasks and compute time that trials asked for and that were run")
 
 

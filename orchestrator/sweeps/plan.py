@@ -16,8 +16,6 @@ from orchestrator.plan.graph import Node, Plan, RegimePlan
 
 #: Between a trial's name and a regime's, in the union's names.
 SEPARATOR = "/"
-#: Kinds of nodes that belong to no regime.
-_COMMON = frozenset({"data", "model"})
 
 
 def union(plans: Mapping[str, Plan]) -> Plan:
@@ -41,7 +39,7 @@ def union(plans: Mapping[str, Plan]) -> Plan:
 
 
 def _label(node: Node, trials: list[str]) -> str:
-    if node.kind in _COMMON:
+    if node.prepares:
         return node.label
     return f"{trials[0]}{f' (+{len(trials) - 1})' if len(trials) > 1 else ''} {node.label}"
 

@@ -15,10 +15,10 @@ TRACKERS: dict[str, OpenTracker] = {
 
 def track(run_dir: Path, summary: Summary) -> None:
     """Fill every tracker with the regimes that have epochs."""
+    shown = {name: regime for name, regime in summary.regimes.items() if any(stage.curve for stage in regime.stages)}
     for open_tracker in TRACKERS.values():
         with open_tracker(run_dir) as tracker:
-            for name, regime in summary.regimes.items():
-                if any(stage.curve for stage in regime.stages):
-                    tracker.start(name, began(regime.stages[0]))
-                    for point in points_of(regime):
-                        tracker.log(point)
+            for name, regime in shown.items():
+                tracker.start(name, began(regime.stages[0]))
+                for point in points_of(regime):
+                    tracker.log(point)

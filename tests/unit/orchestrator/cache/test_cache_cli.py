@@ -26,11 +26,12 @@ from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import FileInfo, Storage
 from orchestrator import cli
-from orchestrator.cache.commands import age, human_age
+from orchestrator.cache.commands import age
 from orchestrator.cache.contents import store_facts
 from orchestrator.cache.garbage import CommitFacts, StoreFacts, collect, needed_sets
 from orchestrator.cache.inventory import survey
 from orchestrator.execution.plan_record import PlannedNode, PlanRecord, read_plans, write_plan
+from orchestrator.units import human_age
 
 DAY = 86400.0
 NOW = 1_000 * DAY
