@@ -159,7 +159,7 @@ def rm(
 
 
 def age(text: str) -> float:
-    """Seconds of an age such as 90m or 7d. UserError when it is none."""
+    """Read an age such as 90m or 7d as seconds. UserError when it is none."""
     match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)\s*([smhdw])", text)
     if match is None:
         raise UserError(f"--older-than: {text!r}: write a number and s, m, h, d or w, such as 12h or 7d")

@@ -1,4 +1,4 @@
-"""Reads what the cache commands decide on from a store: files, commits, plans and what the sets are."""
+"""Read what the cache commands decide on from a store: files, commits, plans and what the sets are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from orchestrator.execution.plan_record import read_plans
 
 
 def open_store(place: str) -> Storage:
-    """The store at `place`: a run directory, a configuration file, a folder or a URI. UserError when there is
+    """Open the store at `place`: a run directory, a configuration file, a folder or a URI. UserError when there is
     none."""
     path = Path(place)
     if "://" not in place:
@@ -54,7 +54,7 @@ class SetFacts:
 
 
 def store_facts(storage: Storage) -> StoreFacts:
-    """Everything `collect` decides on."""
+    """Read everything that `collect` decides on."""
     found = survey(storage.files(""))
     snapshots = {set_id: _find(storage, set_id) for set_id in found.sets if is_name(set_id)}
     kinds = {set_id: str(item.spec.key.get("kind", "")) if item else "" for set_id, item in snapshots.items()}
@@ -87,7 +87,7 @@ def _find(storage: Storage, set_id: str) -> SnapshotSet | None:
 
 
 def _listed(snapshots: SnapshotSet | None, files: SetFiles) -> Iterator[str]:
-    """The shard files that records list. Where one file stands beside one record, it is taken to be that."""
+    """Yield the shard files that records list. Where one file stands beside one record, it is taken to be that."""
     by_index: dict[int, list[str]] = {}
     for path in files.shards:
         by_index.setdefault(int(path.rsplit("/", 1)[1].split(".", 1)[0]), []).append(path)
@@ -135,7 +135,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def sets_of(storage: Storage, facts: StoreFacts) -> list[SetFacts]:
-    """Every set, by kind, run and label."""
+    """Return every set, by kind, run and label."""
     owners = {set_id: node_id for node_id, commit in facts.commits.items() for set_id in commit.sets}
     names = {node_id: (plan.run, node.label) for plan in facts.plans.values() for node_id, node in plan.nodes.items()}
     found = []
@@ -161,7 +161,7 @@ def sets_of(storage: Storage, facts: StoreFacts) -> list[SetFacts]:
 
 
 def _boundary(key: Mapping[str, Any]) -> str:
-    """The last block a set's values went through; empty for decoded data. Keys are what stores hold: not trusted."""
+    """Name the last block a set's values went through; empty for decoded data. Keys come from the store: not trusted."""
     try:
         blocks = [str(hop["block"]) for group in key.get("hops", ()) for hop in group]
     except (TypeError, KeyError, AttributeError):

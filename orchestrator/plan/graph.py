@@ -43,8 +43,8 @@ class Node:
         return self.kind == "train"
 
     @property
-    def prepares(self) -> bool:
-        """Whether it makes what all regimes start from: the data, the imported model."""
+    def shared(self) -> bool:
+        """Whether its outcome does not depend on the regime."""
         return self.kind in ("data", "model")
 
     @property

@@ -240,6 +240,8 @@ class RegimeSummary:
     snapshots: tuple[SetSummary, ...]
     boundaries: tuple[BoundarySummary, ...]
     forwards: Mapping[str, ForwardCount]
+    #: Question that is asked after each stage -> stage -> what the answer says; None where none is asked.
+    diagnoses: Mapping[str, Mapping[str, Any]] | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def done(self) -> bool:

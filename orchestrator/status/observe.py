@@ -104,7 +104,7 @@ class Observer:
     _offset: float | None = None
 
     def look(self) -> RunStatus:
-        """The run as it is now. StoreError when the store cannot be read."""
+        """Look at the run as it is now. StoreError when the store cannot be read."""
         held = read_held(self.storage, self.digest)
         present = set(self.storage.list("nodes"))
         nodes = NodeStore(self.storage)
@@ -317,7 +317,7 @@ def _numbers(values: Metrics) -> dict[str, float]:
 
 
 def observe(place: str) -> Observer:
-    """The run at `place`: a run directory, or a configuration file. UserError when it is neither, or its store is
+    """Find the run at `place`: a run directory, or a configuration file. UserError when it is neither, or its store is
     not there yet."""
     path = Path(place)
     if path.is_file():
@@ -336,7 +336,7 @@ def observe(place: str) -> Observer:
 
 
 def _store_of(source: Path, run_dir: Path) -> str:
-    """Of a resolved configuration, which was checked when it was written; the directory may have been moved since."""
+    """Read the store of a resolved configuration, which was checked when it was written; its directory may have moved."""
     from orchestrator.config.values import default_store
 
     try:
@@ -349,7 +349,7 @@ def _store_of(source: Path, run_dir: Path) -> str:
 
 
 def _planned(source: Path, overrides: Iterable[str] = ()) -> Observer:
-    """Without a driver's record: plan again, which needs the data set."""
+    """Plan again, without a driver's record; this needs the data set."""
     from orchestrator.execution.plan_record import plan_digest
     from orchestrator.runs.prepare import prepare
 

@@ -61,7 +61,7 @@ def watch(observer: Observer, every_s: float, stream: TextIO | None = None) -> R
 
 
 def _plain(status: RunStatus) -> str:
-    """What makes a look worth printing: states and epochs, not seconds."""
+    """Return what makes a look worth printing: states and epochs, not seconds."""
     stages = [(stage.state, stage.epochs) for regime in status.regimes.values() for stage in regime.stages]
     return repr((status.state, stages, [task.label for task in status.tasks], list(status.failures)))
 

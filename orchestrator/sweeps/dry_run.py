@@ -28,7 +28,7 @@ def print_sweep(sweep: PreparedSweep, stream: TextIO | None = None) -> None:
 
 
 def render(sweep: PreparedSweep) -> RenderableType:
-    """All tables."""
+    """Return all tables."""
     section, metric = sweep.section, sweep.metric
     asked = {trial.name: trial.prepared.plan.nodes for trial in sweep.trials}
     kinds = plan.sharing(asked, lambda node: node.estimate.seconds)

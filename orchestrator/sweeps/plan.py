@@ -39,7 +39,7 @@ def union(plans: Mapping[str, Plan]) -> Plan:
 
 
 def _label(node: Node, trials: list[str]) -> str:
-    if node.prepares:
+    if node.shared:
         return node.label
     return f"{trials[0]}{f' (+{len(trials) - 1})' if len(trials) > 1 else ''} {node.label}"
 

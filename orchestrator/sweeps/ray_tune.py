@@ -1,4 +1,4 @@
-"""Ray Tune decides which trials run and which go on; the driver does their work.
+"""Let Ray Tune decide which trials run and which go on; the driver does their work.
 
 A trial of Tune is a shell here: a process that holds no device and no model. It tells the driver that it begins, waits
 until the driver has its next stage done, reports the figure to Tune, and asks for the next stage when Tune lets it go
@@ -63,7 +63,7 @@ class Board:
 
 
 def shell(config: dict[str, Any], board: Any, metric: str, keeps_history: bool) -> None:
-    """What runs in a trial of Tune."""
+    """Run in a trial of Tune: ask for a stage, report its figure, until the trial ends."""
     trial = tune.get_context().get_trial_name()
     parameters = {key: _rounded(value) for key, value in config["point"]["parameters"].items()}
     history = _history()
@@ -91,12 +91,12 @@ def shell(config: dict[str, Any], board: Any, metric: str, keeps_history: bool) 
 
 
 def _rounded(value: Any) -> Any:
-    """pbt changes numbers by a factor; four digits are what a table shows and a person types again."""
+    """Round to four digits: what a table shows and a person types again. pbt changes numbers by a factor."""
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _history() -> list[dict[str, Any]]:
-    """Settings of the stages that a trial takes over (pbt)."""
+    """Read the settings of the stages that a trial takes over (pbt)."""
     checkpoint = tune.get_checkpoint()
     if checkpoint is None:
         return []
@@ -250,7 +250,7 @@ def _name(trial: Any) -> str:
 
 
 def scheduler_of(settings: SchedulerConfig, draws: Mapping[str, Draw], stages: int) -> TrialScheduler:
-    """Tune's scheduler. Time is counted in stages of the metric's regime."""
+    """Make Tune's scheduler. Time is counted in stages of the metric's regime."""
     if settings.name == "asha":
         return AsyncHyperBandScheduler(
             time_attr=STAGES,

@@ -1,4 +1,4 @@
-"""One invocation of a sweep: picks who decides, drives all trials at once, and writes what they leave behind."""
+"""Carry out one invocation of a sweep: pick who decides, drive all trials at once, and write what they leave behind."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def execute(sweep: PreparedSweep, *, quiet: bool = False, take_over: bool = Fals
 
 
 def _measured(sweep: PreparedSweep, storage: Storage, quiet: bool, take_over: bool) -> PreparedSweep:
-    """The sweep with plans made for good: what decides them (snapshots.costs: measured) is measured first."""
+    """Return the sweep with plans made for good: what decides them (snapshots.costs: measured) is measured first."""
     plans = {trial.name: trial.prepared.plan for trial in sweep.trials if trial.prepared.plan.unmeasured}
     if not plans:
         return sweep
@@ -236,7 +236,7 @@ class _Run:
 
 
 def _as_run(sweep: PreparedSweep) -> Prepared:
-    """The sweep as one run whose regimes are those of all trials."""
+    """Return the sweep as one run whose regimes are those of all trials."""
     config = sweep.config.model_copy(update={"run": sweep.run, "run_dir": str(sweep.run_dir)})
     return dataclasses.replace(sweep.trials[0].prepared, config=config, plan=sweep.plan)
 

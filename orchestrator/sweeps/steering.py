@@ -60,13 +60,13 @@ class Decider(Protocol):
         """Begin. Ray is connected."""
 
     def poll(self) -> list[Message]:
-        """What was decided since the last call. Raises when nobody decides any more."""
+        """Return what was decided since the last call. Raises when nobody decides any more."""
 
     def report(self, trial: str, stages: int, value: float | None, *, last: bool) -> None:
-        """Stages a trial has done and how it stands; None: it has no such figure."""
+        """Take the stages a trial has done and how it stands; None: it has no such figure."""
 
     def fail(self, trial: str, message: str) -> None:
-        """A trial cannot go on."""
+        """Take note that a trial cannot go on."""
 
     def close(self) -> None:
         """End, whatever is still open."""
@@ -162,7 +162,7 @@ class SweepSteering:
         return any(course.status in ("waiting", "running") for course in self.courses.values())
 
     def stages(self, course: Course) -> int:
-        """Stages a trial has in all."""
+        """Return how many stages a trial has in all."""
         return len(course.plan.regimes[self.metric.regime].stages)
 
     def __call__(self, ledger: CommitLog, outcome: Outcome) -> Plan | None:
@@ -181,7 +181,7 @@ class SweepSteering:
         return plan
 
     def targets(self, course: Course) -> tuple[str, ...]:
-        """What a trial has to run now."""
+        """Return what a trial has to run now."""
         if course.status in ("waiting", "failed") or not course.level:
             return ()
         return sweep_plan.level_targets(course.plan, self.metric.regime, course.level)
@@ -273,5 +273,5 @@ class SweepSteering:
 
 
 def unfinished(plan: Plan, ledger: CommitLog) -> frozenset[str]:
-    """Nodes that still have to run for the plan's targets."""
+    """Return the nodes that still have to run for the plan's targets."""
     return schedule.wanted(plan, committed=ledger.commits.keys(), released=ledger.released)

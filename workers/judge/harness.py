@@ -1,4 +1,4 @@
-"""MMLU and WinoGrande through lm-evaluation-harness: its own task definitions, its own scoring.
+"""Judge by MMLU and WinoGrande through lm-evaluation-harness: its own task definitions, its own scoring.
 
 With local files only the data set behind a task is swapped; prompts, metrics and the rule for choosing examples stay
 those of the installed harness, so equal rows give equal scores. (WinoGrande draws its examples from the training
@@ -42,7 +42,7 @@ class HarnessSpec:
 
 
 def demand_harness() -> None:
-    """UserError when lm-evaluation-harness is not installed."""
+    """Raise UserError when lm-evaluation-harness is not installed."""
     _import("lm_eval.evaluator")
 
 
@@ -154,7 +154,7 @@ def _where(spec: HarnessSpec) -> str:
 
 
 def _build(definition: dict[str, Any], rows: dict[str, local_data.QuestionRows] | None, spec: HarnessSpec) -> Any:
-    """One task object, from the harness' definition of it with the data set swapped when there are `rows`."""
+    """Make one task object from the harness' definition of it with the data set swapped when there are `rows`."""
     config = {key: value for key, value in definition.items() if key not in ("tag", "group", "task_list")}
     name = config["task"]
     if rows is not None:
@@ -183,7 +183,7 @@ def _build(definition: dict[str, Any], rows: dict[str, local_data.QuestionRows] 
 def _grouped(
     root: dict[str, Any], groups: dict[str, Any], members: dict[str, list[str]], tasks: dict[str, Any]
 ) -> dict[str, Any]:
-    """MMLU's own groups over the subjects that are there; the harness averages them as it always does."""
+    """Make MMLU's own groups over the subjects that are there; the harness averages them as it always does."""
     group, config = _import("lm_eval.api.group").Group, _import("lm_eval.config.group").GroupConfig
     top = group.from_config(config(**root))
     out = {"mmlu": top}
@@ -216,7 +216,7 @@ def _score(
 
 
 def _requests(tasks: dict[str, Any], spec: HarnessSpec) -> int:
-    """How many requests the tasks will make: one for each choice of each question."""
+    """Count the requests that the tasks will make: one for each choice of each question."""
     total = 0
     for task in tasks.values():
         questions = len(task.eval_docs) if spec.limit is None else min(spec.limit, len(task.eval_docs))
@@ -244,7 +244,7 @@ class _Answers:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the harness' own bars and notices: 57 subjects make hundreds of lines."""
+    """Silence the harness' own bars and notices: 57 subjects make hundreds of lines."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

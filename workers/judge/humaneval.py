@@ -73,12 +73,12 @@ def score(
 
 
 def demand_jail(spec: CodeSpec) -> None:
-    """UserError unless generated code may run and this machine can isolate it. Ask before hours of generation."""
+    """Raise UserError unless generated code may run and this machine can isolate it. Ask before hours of generation."""
     run("", allow_code_execution=spec.allow_code_execution, allow_unisolated=spec.allow_unisolated)
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased estimate, from `n` samples of which `correct` pass, of the chance that one of `k` does
+    """Estimate without bias, from `n` samples of which `correct` pass, of the chance that one of `k` does
     (Chen et al. 2021): 1 - C(n - correct, k) / C(n, k)."""
     if not (0 <= correct <= n and 1 <= k <= n):
         raise ValueError(f"pass@{k} of {correct} correct in {n}: needs 0 <= correct <= n and 1 <= k <= n")
@@ -103,7 +103,7 @@ def execute(
 
 
 def complete(judged: JudgedModel, prompts: Sequence[str], spec: CodeSpec) -> list[list[str]]:
-    """`spec.samples` completions of every prompt, each cut before the first stop sequence."""
+    """Return `spec.samples` completions of every prompt, each cut before the first stop sequence."""
     import torch
     from transformers import GenerationConfig, StoppingCriteriaList
 
@@ -143,12 +143,12 @@ def complete(judged: JudgedModel, prompts: Sequence[str], spec: CodeSpec) -> lis
 
 
 def cut(text: str) -> str:
-    """`text` before the first stop sequence in it."""
+    """Return `text` before the first stop sequence in it."""
     return text[: min((at for stop in STOPS if (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def _continuation(tokenizer: Any, prompt: list[int], new: list[int], ends: list[int]) -> str:
-    """Tokens as text. Decoded behind their prompt: some tokenizers drop a leading space of what they are given."""
+    """Decode tokens, behind their prompt: some tokenizers drop a leading space of what they are given."""
     until = next((position for position, token in enumerate(new) if token in ends), len(new))
     before = tokenizer.decode(prompt, skip_special_tokens=True)
     return cut(tokenizer.decode(prompt + new[:until], skip_special_tokens=True)[len(before) :])

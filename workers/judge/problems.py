@@ -1,4 +1,4 @@
-"""HumanEval and HumanEval+ problems, and the programs that test a completion of them."""
+"""Read HumanEval and HumanEval+ problems, and make the programs that test a completion of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class CodeProblem:
     atol: float
 
     def program(self, completion: str) -> str:
-        """Python source that returns when `completion` solves the problem and raises when it does not."""
+        """Return Python source that returns when `completion` solves the problem and raises when it does not."""
         solution = self.prompt + completion
         if self.inputs is None:
             return f"{solution}\n\n{self.test}\n\ncheck({self.entry_point})\n"
@@ -47,7 +47,7 @@ class CodeProblem:
         return f"SETTINGS = {settings!r}\nINPUTS = {self.inputs!r}\n{_PLUS}"
 
     def modules(self) -> tuple[str, ...]:
-        """Folders outside the standard library that the tests (not the completion) need: numpy's, or none."""
+        """Name the folders outside the standard library that the tests (not the completion) need: numpy's, or none."""
         if self.test is None or self.inputs is not None or "import numpy" not in self.test:
             return ()
         found = importlib.util.find_spec("numpy")
@@ -57,8 +57,8 @@ class CodeProblem:
 
 
 def read_problems(path: Path) -> tuple[CodeProblem, ...]:
-    """From JSON lines, gzipped or not: HumanEval's, EvalPlus' (`base_input`, `plus_input`, `atol`) and the hub's
-    HumanEval+ (tests that hold their inputs). DataError names the line that is wrong."""
+    """Read problems from JSON lines, gzipped or not: HumanEval's, EvalPlus' (`base_input`, `plus_input`, `atol`) and
+    the hub's HumanEval+ (tests that hold their inputs). DataError names the line that is wrong."""
     try:
         opener: Any = gzip.open if path.suffix == ".gz" else open
         with opener(path, "rt", encoding="utf-8") as file:
@@ -71,7 +71,7 @@ def read_problems(path: Path) -> tuple[CodeProblem, ...]:
 
 
 def find_file(data: Path, task: str) -> Path:
-    """The file of `task` below `data`; DataError says what was looked for."""
+    """Find the file of `task` below `data`; DataError says what was looked for."""
     folder = data / "humaneval"
     for pattern in FILES[task]:
         found = sorted(folder.glob(pattern))

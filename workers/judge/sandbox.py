@@ -1,4 +1,4 @@
-"""Running code that a model has written: in a process of its own that can reach neither network nor files nor us.
+"""Run code that a model has written, in a process of its own that can reach neither network nor files nor us.
 
 `run` starts `jail.py`, which confines itself before it executes anything (see `confine.py` for the layers), and
 kills it with all that belongs to it when the time is up. Where the machine cannot isolate network, files and
@@ -101,7 +101,7 @@ def run(
 
 
 def demand(allow_code_execution: bool) -> None:
-    """UserError unless the user has said that generated code may run."""
+    """Raise UserError unless the user has said that generated code may run."""
     if not allow_code_execution:
         raise UserError(
             "allow_code_execution: false: this task runs programs that a language model has written. They run without "
