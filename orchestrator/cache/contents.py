@@ -161,7 +161,7 @@ def sets_of(storage: Storage, facts: StoreFacts) -> list[SetFacts]:
 
 
 def _boundary(key: Mapping[str, Any]) -> str:
-    """Name the last block a set's values went through; empty for decoded data. Keys come from the store: not trusted."""
+    """Name the last block a set's values went through; empty for decoded data. Keys come from stores: not trusted."""
     try:
         blocks = [str(hop["block"]) for group in key.get("hops", ()) for hop in group]
     except (TypeError, KeyError, AttributeError):

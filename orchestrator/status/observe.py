@@ -336,7 +336,7 @@ def observe(place: str) -> Observer:
 
 
 def _store_of(source: Path, run_dir: Path) -> str:
-    """Read the store of a resolved configuration, which was checked when it was written; its directory may have moved."""
+    """Read the store of a resolved configuration, checked when it was written; the folder may have moved."""
     from orchestrator.config.values import default_store
 
     try:
