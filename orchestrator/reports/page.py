@@ -14,8 +14,8 @@ from typing import Any
 from markupsafe import Markup
 
 from orchestrator.files import write_atomically
-from orchestrator.reports import learning_curves, svg
-from orchestrator.reports.layer_curve import LayerCurve, layer_curve
+from orchestrator.reports.figures import learning_curves, svg
+from orchestrator.reports.figures.layer_curve import LayerCurve, layer_curve
 from orchestrator.reports.machine import environment_rows, machine_words
 from orchestrator.reports.page_template import template
 from orchestrator.reports.part_names import abbreviated, follows, in_order
@@ -53,15 +53,15 @@ def write_report(summary: Summary, path: Path) -> None:
 def render(summary: Summary) -> str:
     """Return the page of a summary. The same summary gives the same bytes."""
     # Imported late: a dry run never needs matplotlib.
-    from orchestrator.reports import figures
+    from orchestrator.reports.figures import charts
 
     page, regimes = _Page(summary), summary.regimes
     curve = layer_curve(summary)
-    charts = {
+    drawn = {
         "curves": learning_curves.learning_curves(regimes, page.names, page.quality),
-        "layers": figures.layers(curve, regimes),
-        "timeline": figures.timeline(summary.work, regimes),
-        "predictions": figures.predictions(summary.work, regimes),
+        "layers": charts.layers(curve, regimes),
+        "timeline": charts.timeline(summary.work, regimes),
+        "predictions": charts.predictions(summary.work, regimes),
     }
     return template("report.html.j2").render(
         run=summary.run,
@@ -84,7 +84,7 @@ def render(summary: Summary) -> str:
         exports=_exports(page),
         environment=environment_rows(summary.environment),
         machine=machine_words(summary.environment),
-        charts={key: Markup(value) if value else None for key, value in charts.items()},
+        charts={key: Markup(value) if value else None for key, value in drawn.items()},
     )
 
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from orchestrator.reports.svg import GRID, INK, MUTED, STYLE, spacious, svg
+from orchestrator.reports.figures.svg import GRID, INK, MUTED, STYLE, spacious, svg
 from orchestrator.reports.words import SHORT_NODE_WORDS, of_kind
 from orchestrator.sweeps.metric import Metric
 from orchestrator.sweeps.plan import Shared

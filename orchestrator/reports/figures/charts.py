@@ -16,9 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from orchestrator.reports.layer_curve import METRICS, LayerCurve
+from orchestrator.reports.figures.layer_curve import METRICS, LayerCurve
+from orchestrator.reports.figures.svg import INK, MUTED, PANEL, STYLE, colours, slug, spacious, svg
 from orchestrator.reports.records import RegimeSummary, WorkFigures, WorkPlace, WorkSummary
-from orchestrator.reports.svg import INK, MUTED, PANEL, STYLE, colours, slug, spacious, svg
 from orchestrator.units import bytes_text, seconds_text
 
 

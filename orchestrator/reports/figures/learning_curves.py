@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from orchestrator.reports.figures.svg import INK, MUTED, PANEL, STYLE, colours, slug, spacious, svg
 from orchestrator.reports.quality import Quality
 from orchestrator.reports.records import RegimeSummary, StageSummary
-from orchestrator.reports.svg import INK, MUTED, PANEL, STYLE, colours, slug, spacious, svg
 from orchestrator.reports.words import is_baseline, of_kind
 
 #: Characters of a stage's label that fit side by side over the wide one of the learning curves' panels.

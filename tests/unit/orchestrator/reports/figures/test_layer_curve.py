@@ -1,4 +1,4 @@
-"""`orchestrator.reports.layer_curve` and its figure: score against layer index, from `summary.json` alone."""
+"""`orchestrator.reports.figures.layer_curve` and its figure: score against layer index, from `summary.json` alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from summaries import bare_regime, bare_stage, bare_summary, read
 
-from orchestrator.reports.layer_curve import layer_curve
+from orchestrator.reports.figures.layer_curve import layer_curve
 from orchestrator.reports.page import render
 from orchestrator.reports.records import RegimeSummary, StageSummary
 
