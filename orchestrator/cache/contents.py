@@ -13,6 +13,7 @@ from cache_store.records.nodes import NodeStore
 from cache_store.records.record_io import is_name, read_bounded
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from cache_store.storage.base import Storage
+from cache_store.storage.open import existing_storage
 from orchestrator.cache.garbage import CommitFacts, StoreFacts
 from orchestrator.cache.inventory import SetFiles, Survey, survey
 from orchestrator.execution.plan_record import read_plans
@@ -34,7 +35,7 @@ def open_store(place: str) -> Storage:
             place = load(path / "config.yaml", [f"run_dir={path}"]).store
         elif not path.is_dir():
             raise UserError(f"{place}: no such folder")
-    return Storage.existing(place)
+    return existing_storage(place)
 
 
 @dataclass(frozen=True)

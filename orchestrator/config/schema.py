@@ -18,8 +18,9 @@ from cache_store.formats.encodings import EncodingName
 from orchestrator.config.rates import Rates
 from orchestrator.config.resources import ResourceConfig
 from orchestrator.config.sweep_schema import SweepConfig
-from orchestrator.config.values import Bytes, Section, StoreAddress, default_store
-from orchestrator.regimes.stages import Kind, Stage, layout
+from orchestrator.config.values import Bytes, OneOf, Section, StoreAddress, default_store
+from orchestrator.regimes.stages import Cut, Stage
+from orchestrator.regimes.table import REGIMES, RegimeKind, layout
 from orchestrator.regimes.wavefront import FINAL, final_stage
 from workers.specs.as_json import to_json
 from workers.specs.experiment import ImageSpec, ResNetSpec, SnapshotDtype, TrainSpec
@@ -157,7 +158,9 @@ class EvaluationConfig(Section):
 class RegimeConfig(Section):
     """One regime of the comparison. Every mapping is a partial override of the section of the same name."""
 
-    kind: Kind = Field(description="e2e, lw or segprop; needed where the regime has another name.")
+    kind: Annotated[str, OneOf(REGIMES)] = Field(
+        description="e2e, lw or segprop; needed where the regime has another name."
+    )
     head_convs: int | None = Field(default=None, ge=1, le=3, description="Overrides model.head_convs.")
     training: dict[str, Any] = Field(default_factory=dict, description="Overrides `training`.")
     split: dict[str, Any] = Field(default_factory=dict, description="Overrides `split`.")
@@ -177,7 +180,8 @@ class Regime:
     """One regime with everything resolved."""
 
     name: str
-    kind: Kind
+    #: A key of `orchestrator.regimes.table.REGIMES`.
+    kind: str
     model: ResNetSpec | CausalLMSpec
     split: SplitConfig
     training: TrainSpec
@@ -187,6 +191,16 @@ class Regime:
     pipeline: Pipeline = "sequential"
     wavefront: WavefrontConfig = field(default_factory=WavefrontConfig)
     run_exit: RunExitConfig = field(default_factory=RunExitConfig)
+
+    @property
+    def row(self) -> RegimeKind:
+        """What its kind allows."""
+        return REGIMES[self.kind]
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether a good score may end it before its last stage."""
+        return self.run_exit.gate is not None and self.row.may_end_early
 
     @property
     def is_text(self) -> bool:
@@ -211,14 +225,16 @@ class Regime:
         stages = layout(
             self.kind,
             self.in_training(blocks),
-            base=self.base,
-            head=self.split.head,
-            segment_size=self.split.segment_size,
-            frozen_intermediate=self.split.intermediate == "frozen",
-            train_base=self.split.train_base,
-            adapters=not self.is_text,
-            untrained=("embed",) if self.is_text and self.split.embedding == "frozen" else (),
-            first_segment=2 if self.is_text else 1,
+            Cut(
+                base=self.base,
+                head=self.split.head,
+                segment_size=self.split.segment_size,
+                frozen_intermediate=self.split.intermediate == "frozen",
+                train_base=self.split.train_base,
+                adapters=not self.is_text,
+                untrained=frozenset({"embed"}) if self.is_text and self.split.embedding == "frozen" else frozenset(),
+                first_segment=2 if self.is_text else 1,
+            ),
         )
         if self.pipeline == "wavefront" and self.wavefront.final_epochs:
             return (*stages, final_stage(stages))
@@ -286,7 +302,7 @@ class Config(Section):
 
     def pipeline_of(self, regime: RegimeConfig) -> Pipeline:
         """A regime's own word, or what all regimes that have segments to overlap are told."""
-        if regime.kind != "segprop":
+        if not REGIMES[regime.kind].may_wave:
             return "sequential"
         return regime.pipeline or self.pipeline
 
@@ -326,7 +342,7 @@ class Config(Section):
                     if regime.pipeline == "wavefront"
                     else {}
                 ),
-                **({"run_exit": plain(regime.run_exit)} if regime.run_exit.gate and regime.kind == "segprop" else {}),
+                **({"run_exit": plain(regime.run_exit)} if regime.ends_early else {}),
             }
             for name, regime in ((name, self.regime(name)) for name in self.regimes)
         }

@@ -70,9 +70,11 @@ def rows_of(config: Config, data: DataOutline | TextOutline) -> SplitRows:
 
 def tokens_a_sample(config: Config, data: DataOutline | TextOutline) -> int:
     """Tokens of a sample of text, about: what packing makes of it, or a quarter of its bytes."""
+    from workers.data.text.formats import data_is_packed
+
     text = config.data
     assert isinstance(text, TextSpec)
-    if text.pack and text.name in ("text", "hub", "stdlib"):
+    if data_is_packed(text):
         return text.sequence_length
     mean = data.bytes / max(1, sum(data.documents.values())) / 4  # type: ignore[union-attr]
     return max(1, min(text.sequence_length, round(mean)))

@@ -40,6 +40,7 @@ from orchestrator.reports.records import (
     WorkPlace,
     WorkSummary,
 )
+from orchestrator.reports.sections import diagnoses
 from orchestrator.reports.stage_summary import summarize_stage
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def _regime(view: CommitView, name: str, regime: RegimePlan, export: str | None)
         seconds = view.result(node.id).get("seconds")
         if seconds is not None:
             by_kind[node.kind] = by_kind.get(node.kind, 0.0) + float(seconds)
+    found = diagnoses(regime, lambda node_id: str(view.nodes[node_id].task["name"]), view.results)
     return RegimeSummary(
         kind=regime.kind,
         pipeline="wavefront" if regime.rounds else "sequential",
@@ -129,6 +131,7 @@ def _regime(view: CommitView, name: str, regime: RegimePlan, export: str | None)
         snapshots=tuple(_set(view, node) for node in mine if node.makes_set),
         boundaries=tuple(_boundary(view, prediction) for prediction in regime.boundaries),
         forwards=_forwards(view, mine),
+        diagnoses=found or None,
     )
 
 

@@ -3,45 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
+from orchestrator.regimes.table import REGIMES, RegimeKind
 from orchestrator.reports.records import RegimeSummary, StageSummary, Summary
-
-
-@dataclass(frozen=True)
-class RegimeWords:
-    """How reports speak of regimes of one kind. `text_words`: of language models, where that differs from `words`;
-    `shades`: colours, the first regime's first; `whole`: others are compared with it; `has_base`: trains segments
-    behind a base."""
-
-    title: str
-    words: str
-    shades: tuple[str, ...]
-    text_words: str = ""
-    whole: bool = False
-    has_base: bool = False
-
-
-REGIMES: Mapping[str, RegimeWords] = {
-    "e2e": RegimeWords(
-        "End-to-end",
-        "all blocks at once, one loss",
-        ("#3b6fb6", "#1f3f70", "#5b93d9", "#7a7fc4"),
-        whole=True,
-    ),
-    "lw": RegimeWords(
-        "Layer-wise",
-        "block after block, each with a local classifier",
-        ("#c2571a", "#7c3610", "#d98a3d", "#b08a2e"),
-        text_words="block after block, each with its own copy of the head",
-    ),
-    "segprop": RegimeWords(
-        "SegProp",
-        "segment after segment, each with the network's own head",
-        ("#0e8a6d", "#07503f", "#5f9e2f", "#2a9fa6"),
-        has_base=True,
-    ),
-}
 
 #: Status of a run, a regime or a node -> what people read.
 STATUS_WORDS = {
@@ -82,9 +47,9 @@ SHORT_NODE_WORDS = {
 }
 
 
-def of_kind(kind: str) -> RegimeWords:
-    """Return the words of a kind of regime. A kind without a row goes by its own name, in the colours of segprop."""
-    return REGIMES.get(kind) or RegimeWords(kind, kind, REGIMES["segprop"].shades)
+def of_kind(kind: str) -> RegimeKind:
+    """Return the row of a kind of regime. A kind without a row goes by its own name, in the colours of segprop."""
+    return REGIMES.get(kind) or replace(REGIMES["segprop"], title=kind, words=kind, has_base=False)
 
 
 def titles(regimes: Mapping[str, RegimeSummary]) -> dict[str, str]:

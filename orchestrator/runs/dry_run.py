@@ -113,7 +113,7 @@ def _sets_detail(nodes: Sequence[Node], *, text: bool) -> str:
 def render(prepared: Prepared) -> RenderableType:
     """All tables."""
     plan, config = prepared.plan, prepared.config
-    shared = [node for node in plan.nodes if node.kind in ("data", "model")]
+    shared = [node for node in plan.nodes if node.shared]
     head = Text()
     head.append(f"{config.run}", style="bold")
     head.append(
@@ -222,7 +222,7 @@ def _table(plan: Plan, regime: RegimePlan, optimizer: bool) -> Table:
     for row in rows:
         others = {name for node in row.nodes for name in node.regimes if name != regime.name}
         detail = row.detail + (f" (shared with {', '.join(sorted(others))})" if others else "")
-        style = "dim" if row.nodes[0].kind != "train" else ""
+        style = "dim" if not row.nodes[0].trains else ""
         table.add_row(row.label, *_figures(row.estimate, optimizer), detail, style=style)
     table.add_section()
     whole = total(row.estimate for row in rows)

@@ -8,7 +8,7 @@ from typing import Any
 
 from cache_store.errors import UserError
 from cache_store.records.nodes import NodeStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.config.schema import ImageConfig
 from orchestrator.environment import describe_environment
 from orchestrator.execution.commits import CommitLog
@@ -26,7 +26,7 @@ from workers.specs.experiment import Experiment
 
 def report(prepared: Prepared) -> None:
     """Write summary.json and report.html again from what the store holds."""
-    ledger = CommitLog.read(Storage.open(prepared.config.store), prepared.plan)
+    ledger = CommitLog.read(open_storage(prepared.config.store), prepared.plan)
     finished = all(target in ledger.commits for target in prepared.plan.targets)
     outcome = Outcome("done" if finished else "stopped", reused=set(ledger.commits))
     exports = {
@@ -39,7 +39,7 @@ def report(prepared: Prepared) -> None:
 
 def export(prepared: Prepared, regimes: Sequence[str]) -> None:
     """Write the final weights of these regimes again. UserError when one of them is not finished."""
-    ledger = CommitLog.read(Storage.open(prepared.config.store), prepared.plan)
+    ledger = CommitLog.read(open_storage(prepared.config.store), prepared.plan)
     for name in regimes:
         if not _is_finished(prepared.plan.regimes[name], ledger):
             raise UserError(f"{name}: not finished, there are no final weights to export yet; run it first")

@@ -18,6 +18,7 @@ import yaml
 from cache_store.errors import StorageDenied, UserError
 from cache_store.records.nodes import NodeStore
 from cache_store.storage.base import Storage
+from cache_store.storage.open import existing_storage
 from orchestrator.execution.run_lease import STALE_S, Held, read_held
 from orchestrator.execution.run_record import NodeRecord, RegimeRecord, RunRecord, read_pointer, read_run
 from orchestrator.reports.records import EpochSummary, Metrics
@@ -328,7 +329,7 @@ def observe(place: str) -> Observer:
         raise UserError(f"{place}: {what}")
     digest = read_pointer(path)
     if digest is not None:
-        storage = Storage.existing(_store_of(source, path))
+        storage = existing_storage(_store_of(source, path))
         record = read_run(storage, digest)
         if record is not None:
             return Observer(storage, record, digest)
@@ -354,6 +355,6 @@ def _planned(source: Path, overrides: Iterable[str] = ()) -> Observer:
     from orchestrator.runs.prepare import prepare
 
     prepared = prepare(source, list(overrides))
-    storage = Storage.existing(prepared.config.store)
+    storage = existing_storage(prepared.config.store)
     record = RunRecord.of(prepared.config.run, prepared.plan)
     return Observer(storage, record, plan_digest(prepared.config.run, prepared.plan))

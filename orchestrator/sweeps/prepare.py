@@ -245,8 +245,9 @@ def _scheduler_problems(section: SweepConfig, document: Document, trials: Sequen
     if name == "all":
         return []
     found = []
-    if config.resources.runner == "local":
-        found.append(document.problem(path, f"{name}: is Ray Tune's; with resources.runner local only all is there"))
+    if not config.resources.on_ray:
+        runner = config.resources.runner
+        found.append(document.problem(path, f"{name}: is Ray Tune's; with resources.runner {runner} only all is there"))
     if name == "pbt" and len(config.regimes) > 1:
         found.append(document.problem(path, f"pbt: needs one regime alone, there are {', '.join(config.regimes)}"))
     if name == "pbt" and len(trials) < 2:

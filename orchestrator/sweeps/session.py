@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from cache_store.errors import SegpropError, UserError
 from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.environment import Environment, describe_environment
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Driver, Outcome
@@ -19,6 +20,7 @@ from orchestrator.progress import Progress
 from orchestrator.reports.record_json import from_json
 from orchestrator.reports.summary import summarize, write_summary
 from orchestrator.runners import factory
+from orchestrator.runners.base import RunnerRequest
 from orchestrator.runs import session
 from orchestrator.runs.prepare import Prepared, with_figures
 from orchestrator.sweeps import plan as sweep_plan
@@ -39,7 +41,7 @@ def execute(sweep: PreparedSweep, *, quiet: bool = False, take_over: bool = Fals
     """Run all trials to their end, or as far as the scheduler lets them; returns the exit code. RunTaken when another
     driver is at work on the sweep; `take_over` stops that one instead."""
     started = time.monotonic()
-    storage = Storage.open(sweep.config.store)
+    storage = open_storage(sweep.config.store)
     sweep = _measured(sweep, storage, quiet, take_over)
     ledger = CommitLog.read(storage, sweep.plan)
     before = set(ledger.commits)
@@ -80,7 +82,7 @@ def _measured(sweep: PreparedSweep, storage: Storage, quiet: bool, take_over: bo
 
 def report(sweep: PreparedSweep) -> None:
     """Write sweep.json and report.html again: figures from what the store holds, decisions as they were told before."""
-    ledger = CommitLog.read(Storage.open(sweep.config.store), sweep.plan)
+    ledger = CommitLog.read(open_storage(sweep.config.store), sweep.plan)
     run = _Run(sweep, ledger, set(ledger.commits), time.monotonic())
     told = _told(sweep)
     trials = told.trials if told is not None else ()
@@ -243,7 +245,7 @@ def _as_run(sweep: PreparedSweep) -> Prepared:
 
 def _drive(run: _Run, quiet: bool, lease: RunLease) -> Outcome:
     sweep, ledger = run.sweep, run.ledger
-    runner = factory.make_runner(_as_run(sweep))
+    runner = factory.make_runner(RunnerRequest(sweep.config.resources, sweep.plan, sweep.config.store))
     with Progress(len(sweep.plan.nodes), len(ledger.commits), quiet=quiet) as progress:
         decider: Decider | None = None
         try:
@@ -270,12 +272,9 @@ def _drive(run: _Run, quiet: bool, lease: RunLease) -> Outcome:
                     ledger,
                     runner,
                     progress,
-                    store=sweep.config.store,
-                    max_attempts=sweep.config.resources.max_attempts,
-                    snapshot_memory=sweep.config.resources.snapshot_memory,
+                    session.driver_settings(sweep.config),
                     stop_requested=lambda: stop_requested() or lease.superseded,
                     report=lease.report,
-                    **session.gang_of(sweep.config.resources.gang),
                     steering=_Shown(steering, lambda: progress.headline(run.headline(steering.plan, slots))),
                 )
                 outcome = driver.run()
@@ -289,7 +288,7 @@ def _drive(run: _Run, quiet: bool, lease: RunLease) -> Outcome:
 
 def _decider(sweep: PreparedSweep, slots: int) -> Decider:
     points = {trial.name: trial.parameters for trial in sweep.trials}
-    if sweep.config.resources.runner == "local":
+    if not sweep.config.resources.on_ray:
         return Everything(points)
     from orchestrator.sweeps.ray_tune import TuneDecider
 

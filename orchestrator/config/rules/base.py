@@ -12,6 +12,7 @@ from orchestrator.config.rules import gangs
 from orchestrator.config.schema import Config, Regime, validate
 from orchestrator.config.yaml_loader import Document, KeyPath, Problem
 from orchestrator.regimes.stages import Stage
+from orchestrator.regimes.table import REGIMES, kinds_that
 from orchestrator.regimes.wavefront import FINAL
 from workers.specs.experiment import TrainSpec
 from workers.specs.language import CausalLMSpec
@@ -94,15 +95,18 @@ class CrossChecks:
 
     def pipelines(self) -> None:
         """`wavefront` overlaps the segments of SegProp; other regimes have none that meet the network's own head."""
+        waving = kinds_that(lambda row: row.may_wave)
         for name, own in self.config.regimes.items():
-            if own.kind != "segprop" and (own.pipeline == "wavefront" or own.wavefront):
+            if not REGIMES[own.kind].may_wave and (own.pipeline == "wavefront" or own.wavefront):
                 key = "pipeline" if own.pipeline == "wavefront" else "wavefront"
                 self.report(
                     ("regimes", name, key),
-                    f"wavefront: is for segprop, {name} is {own.kind}; allowed here: leave it out",
+                    f"wavefront: is for {waving}, {name} is {own.kind}; allowed here: leave it out",
                 )
-        if self.config.pipeline == "wavefront" and not any(r.kind == "segprop" for r in self.config.regimes.values()):
-            self.report(("pipeline",), "wavefront: is for segprop, and no regime here is one; allowed: sequential")
+        if self.config.pipeline == "wavefront" and not any(
+            REGIMES[r.kind].may_wave for r in self.config.regimes.values()
+        ):
+            self.report(("pipeline",), f"wavefront: is for {waving}, and no regime here is one; allowed: sequential")
 
     def run_exit(self, regime: Regime) -> None:
         """Only a network that is whole after every stage can be good enough before the last one."""
@@ -110,9 +114,10 @@ class CrossChecks:
         if regime.run_exit.gate is None:
             return
         at = ("regimes", regime.name, "run_exit") if own else ("run_exit",)
-        if regime.kind != "segprop":
+        if not regime.row.may_end_early:
             if own:
-                self.report(at, f"is for segprop, {regime.name} is {regime.kind}; allowed here: leave it out")
+                ending = kinds_that(lambda row: row.may_end_early)
+                self.report(at, f"is for {ending}, {regime.name} is {regime.kind}; allowed here: leave it out")
             return
         if regime.pipeline == "wavefront":
             self.report(
@@ -195,7 +200,7 @@ class CrossChecks:
         return self.locate(regime.name, "training", *keys)
 
     def split(self, regime: Regime, n: int) -> bool:
-        if regime.kind != "segprop":
+        if not regime.row.has_base:
             return True
         p, r = regime.split.base, regime.split.head
         if p + r <= n:

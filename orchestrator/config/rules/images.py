@@ -36,7 +36,7 @@ class ImageChecks(CrossChecks):
         return outlines
 
     def base(self, regime: Regime) -> bool:
-        if regime.kind == "segprop" and regime.split.base < 1:
+        if regime.row.has_base and regime.split.base < 1:
             self.report(self.locate(regime.name, "split", "base"), "0: must be at least 1 block of a ResNet")
             return False
         return True

@@ -71,8 +71,10 @@ class TextChecks(CrossChecks):
             self.report(("data", "sequence_length"), message)
 
     def isolation(self, language: LMOutline) -> None:
+        from workers.data.text.formats import data_is_packed
+
         data = self.config.data
-        if data.pack and data.isolate and data.name in ("text", "hub", "stdlib") and not language.isolates:
+        if data.isolate and data_is_packed(data) and not language.isolates:
             kind = language.config.get("model_type")
             self.report(
                 ("data", "isolate"),
@@ -83,7 +85,7 @@ class TextChecks(CrossChecks):
     def tokenizer(self, language: LMOutline) -> None:
         """Whether it is there, fits the model, and can do what the data ask of it. A folder without weights can be
         planned for without its tokenizer too."""
-        from workers.data.text.tokens.encode import encoder_of
+        from workers.data.text.formats import TEXT_FORMATS
         from workers.data.text.tokens.tokenizers import load_tokenizer
 
         model = self.config.model
@@ -92,7 +94,8 @@ class TextChecks(CrossChecks):
                 self.report(("model", "tokenizer"), "none given; random weights need one: a folder, a hub id, or bytes")
             return
         try:
-            encoder_of(self.config.data, load_tokenizer(dataclasses.replace(model, config=dict(language.config))))
+            tokenizer = load_tokenizer(dataclasses.replace(model, config=dict(language.config)))
+            TEXT_FORMATS[self.config.data.name].encoder(tokenizer)
         except ConfigError as error:
             key, _, message = error.message.partition(": ")
             self.report(tuple(key.split(".")), message)

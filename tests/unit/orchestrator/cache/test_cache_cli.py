@@ -25,6 +25,7 @@ from cache_store.records.record_io import dump_record, parse_record
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import FileInfo, Storage
+from cache_store.storage.open import open_storage
 from orchestrator import cli
 from orchestrator.cache.commands import age
 from orchestrator.cache.contents import store_facts
@@ -199,7 +200,7 @@ def test_ages_are_shown_in_their_largest_unit() -> None:
 
 
 def test_a_plan_record_says_what_the_plan_says_and_starting_again_makes_it_young(tmp_path: Path) -> None:
-    storage = Storage.open(str(tmp_path / "store"))
+    storage = open_storage(str(tmp_path / "store"))
     planned = small_plan(tmp_path)
     write_plan(storage, "small", planned)
     (path,) = read_plans(storage)
@@ -216,7 +217,7 @@ def test_a_plan_record_says_what_the_plan_says_and_starting_again_makes_it_young
 
 
 def test_damaged_plan_records_are_passed_over(tmp_path: Path) -> None:
-    storage = Storage.open(str(tmp_path / "store"))
+    storage = open_storage(str(tmp_path / "store"))
     write_plan(storage, "small", small_plan(tmp_path))
     (path,) = read_plans(storage)
     for data in (b"{}", b"[]", b"x", storage.read(path)[:-1], b'{"format":1,"run":1,"nodes":1,"targets":1,"kept":1}'):
@@ -230,7 +231,7 @@ def test_damaged_plan_records_are_passed_over(tmp_path: Path) -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> Storage:
     """Decoded data and a half-made boundary set, each named by a commit; an attempt that lost."""
-    storage = Storage.open(str(tmp_path / "store"))
+    storage = open_storage(str(tmp_path / "store"))
     for node, kind in (("datanode", "images"), ("snapnode", "boundary")):
         key = {"kind": kind, "hops": [[{"block": "seg1", "state": "x"}]] if kind == "boundary" else []}
         found = SnapshotStore(storage).open(SetSpec(key, 8, (Field("x", "float32", (2,)),), 2, 4))

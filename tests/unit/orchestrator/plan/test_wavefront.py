@@ -17,7 +17,8 @@ from orchestrator.costs.formulas import Estimate
 from orchestrator.execution.run_record import RunRecord
 from orchestrator.plan import makespan
 from orchestrator.plan.graph import Node, Plan
-from orchestrator.regimes.stages import Stage, layout
+from orchestrator.regimes.stages import Cut, Stage
+from orchestrator.regimes.table import layout
 from orchestrator.regimes.wavefront import FINAL, Average, Round, StageEnd, Step, final_stage, steps
 from orchestrator.reports.page import render
 from orchestrator.reports.record_json import to_json
@@ -33,11 +34,7 @@ def stages_of(*, head: int = 0, frozen: bool = False, train_base: bool = True) -
     return layout(
         "segprop",
         BLOCKS,
-        base=1,
-        head=head,
-        segment_size=1,
-        frozen_intermediate=frozen,
-        train_base=train_base,
+        Cut(base=1, head=head, segment_size=1, frozen_intermediate=frozen, train_base=train_base),
     )
 
 

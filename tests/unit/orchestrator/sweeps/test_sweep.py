@@ -17,7 +17,7 @@ import yaml
 from fake_run import make_commits
 
 from cache_store.errors import ConfigError
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.config.sweep_schema import SweepConfig
 from orchestrator.environment import Environment
 from orchestrator.execution import schedule
@@ -344,7 +344,7 @@ class World:
         self.courses = [Course(t.name, t.folder, t.prepared.plan, t.parameters) for t in sweep.trials]
         self.judge = judge(self.courses)
         self.made = make_commits(sweep.plan)
-        self.ledger = CommitLog(Storage.open(f"memory://sweep-{tmp_path.name}"))
+        self.ledger = CommitLog(open_storage(f"memory://sweep-{tmp_path.name}"))
         self.outcome = Outcome("done")
         self.ran: list[str] = []
         self.order: list[str] = []
