@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 EncodingName = Literal["plain", "lossless", "int8", "fp8"]
 
 
-
 @dataclass(frozen=True)
 class Column:
     """One stored column of a logical field called x: `x` itself, or `x.<suffix>`. `shape` is of one row."""

@@ -65,9 +65,7 @@ class Attempts:
         """Return the nodes that are not to be tried yet."""
         return {node_id for node_id, moment in self._not_before.items() if moment > now}
 
-    def state(
-        self, latest: Mapping[str, Update], machine: Callable[[str], str | None]
-    ) -> dict[str, dict[str, Any]]:
+    def state(self, latest: Mapping[str, Update], machine: Callable[[str], str | None]) -> dict[str, dict[str, Any]]:
         """Return `running`: node -> attempt, machine, since, progress; and `attempts`: node -> how many, if several."""
         running = {
             node_id: {

@@ -117,4 +117,3 @@ def _names(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         + (f" (Ray node {node['NodeID'][:8]})" if hosts[node["NodeManagerHostname"]] > 1 else "")
         for node in nodes
     }
-
