@@ -12,7 +12,7 @@ from typing import Any
 from cache_store.records.nodes import Commit, NodeStore
 from cache_store.storage.durable import write_atomically
 from workers.specs.experiment import Experiment, ResNetSpec
-from workers.specs.results import ModelResult
+from workers.specs.results import HeldParts, ModelResult
 
 _LOADING = '''"""Rebuild this model with torchvision alone: `model = load()`."""
 
@@ -53,16 +53,16 @@ def export(
     """Write `model.safetensors`, `model.json` and `load_model.py` into `target`; returns the weights' path.
 
     `parts` maps every part of the chain to the commit that holds it. Nothing is written when `target` already
-    holds these very commits, and torch is then not even imported.
+    holds these very weights, and torch is then not even imported. Equal weights of the same nodes give the same bytes.
     """
-    sources = {name: [commit.node, commit.attempt] for name, commit in parts.items()}
+    sources = sources_of(parts)
     weights_path, facts_path = target / "model.safetensors", target / "model.json"
     written = weights_path.exists() and facts_path.exists()
     if written and json.loads(facts_path.read_text()).get("sources") == sources:
         return weights_path
     import torch
-    from safetensors.torch import save
 
+    from workers import tensor_files
     from workers.domains.registry import domain_of
     from workers.weights import Weights
 
@@ -87,10 +87,18 @@ def export(
         if model.classifier == "mlp"
         else "",
     )
-    write_atomically(weights_path, save(state, metadata={"format": "pt", "model": model.name}))
+    pieces = tensor_files.pieces(state, {"format": "pt", "model": model.name})
+    write_atomically(weights_path, b"".join(pieces))
     write_atomically(target / "load_model.py", loading.encode())
     write_atomically(facts_path, (json.dumps(facts, indent=2) + "\n").encode())
     return weights_path
+
+
+def sources_of(parts: Mapping[str, Commit]) -> dict[str, list[str]]:
+    """Name the node that each part comes from, and the digest of the file that holds it. Not the attempt: that differs
+    between runs that give the same weights."""
+    files = {name: commit.read(HeldParts).file_of(name) for name, commit in parts.items()}
+    return {name: [commit.node, commit.files[files[name]].sha256] for name, commit in parts.items()}
 
 
 FACTS = "segprop.json"
@@ -107,8 +115,8 @@ def export_language_model(
 ) -> None:
     """Write the folder, one part in memory at a time. `parts` maps every part to the commit that holds it;
     `model_commit`: the import's, with tokenizer and settings. Nothing is done, and torch is not imported, when `target`
-    already holds these very commits."""
-    sources = {name: [commit.node, commit.attempt] for name, commit in parts.items()}
+    already holds these very weights."""
+    sources = sources_of(parts)
     facts = target / FACTS
     if facts.exists() and json.loads(facts.read_text()).get("sources") == sources:
         return

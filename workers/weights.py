@@ -7,18 +7,20 @@ from collections.abc import Iterable
 import torch
 from safetensors import safe_open
 from safetensors.torch import load as load_bytes
-from safetensors.torch import save as save_bytes
 from torch import nn
 
 from cache_store.errors import CorruptShard
 from cache_store.records.file_record import FileRecord
 from cache_store.records.nodes import Attempt, NodeStore
+from workers import tensor_files
 from workers.domains.base import Domain
 from workers.models.chain import State, state_digest
 from workers.specs.results import HeldParts, Parents, PartRecord
 
 ADAPTER = "adapter"
 AUX = "aux"
+#: In the name of every parameter of a low-rank adapter, as peft calls them.
+LORA = ".lora_"
 
 
 class Weights:
@@ -57,8 +59,7 @@ class Weights:
         Raises CorruptShard when the file does not match its commit or lacks a tensor of the part.
         """
         commit = self._commits[part]
-        held = commit.read(HeldParts).parts.get(part)
-        file = "state.safetensors" if held is None else held.file
+        file = commit.read(HeldParts).file_of(part)
         return read_tensors(self._nodes, commit.files[file], self._domain.part_state_names(part))
 
     def build(self, part: str) -> nn.Module:
@@ -71,7 +72,7 @@ class Weights:
 def write_part(attempt: Attempt, part: str, state: State) -> PartRecord:
     """Write a part's state as a file of its own, to be published with the attempt's commit."""
     file = f"{part}.safetensors"
-    record = attempt.write(file, save_bytes(state))
+    record = attempt.write(file, *tensor_files.pieces(state))
     return PartRecord(file=file, digest=state_digest(state), bytes=record.bytes)
 
 

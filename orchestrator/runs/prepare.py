@@ -24,6 +24,7 @@ from cache_store.storage.open import existing_storage
 from orchestrator.config import load as configuration
 from orchestrator.config.rates import Rates
 from orchestrator.config.rules import ray_jobs
+from orchestrator.config.rules.images import ImageChecks
 from orchestrator.config.schema import Config, ImageConfig
 from orchestrator.config.yaml_loader import Document, KeyPath, Problem, parse_document, raise_problems
 from orchestrator.plan.builder import build_plan
@@ -97,6 +98,8 @@ def prepare_document(source: Document, *, inspect: Callable[[AnyData, int], AnyO
             problems.append(document.problem(("model", "weights"), message))
     if config is not None and data is not None:
         problems += _row_problems(config, data, document)
+        if isinstance(config, ImageConfig) and not problems:
+            ImageChecks(config, document, problems).single_samples(checked.outlines, rows_of(config, data).train)
     if config is not None:
         problems += ray_jobs.problems(config, document, Path.cwd())
     raise_problems(document.source, problems, kind)

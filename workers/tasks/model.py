@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 
-from safetensors.torch import save as save_bytes
-
 from cache_store.errors import Interrupted
 from cache_store.records.nodes import Attempt, Commit
+from workers import tensor_files
 from workers.control import Update
 from workers.environment import WorkerEnvironment
 from workers.export import COMPANION
@@ -15,7 +14,7 @@ from workers.models import registry
 from workers.models.chain import state_digest
 from workers.specs import tasks
 from workers.specs.language import CausalLMSpec
-from workers.specs.results import ModelResult, PartRecord
+from workers.specs.results import INITIAL_STATE, ModelResult, PartRecord
 from workers.weights import write_part
 
 
@@ -24,7 +23,7 @@ def _initial_model(task: tasks.ModelTask, environment: WorkerEnvironment, attemp
     if isinstance(task.model, CausalLMSpec):
         return _import_language_model(task, task.model, environment, attempt)
     state = registry.initial_state(task.model, task.classes, task.seed)
-    attempt.write("state.safetensors", save_bytes(state))
+    attempt.write(INITIAL_STATE, *tensor_files.pieces(state))
     result = ModelResult(digest=state_digest(state), seconds=time.monotonic() - started, where=environment.where())
     return attempt.commit(result.to_json())
 

@@ -1,4 +1,4 @@
-"""Rules of ResNets on images. None looks at the data."""
+"""Rules of ResNets on images. None looks at the data; one is told how many samples there are."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from orchestrator.config.schema import ImageConfig, Regime
 from orchestrator.config.yaml_loader import KeyPath
 from workers.models.outline import ChainOutline
 from workers.models.registry import outline
+from workers.models.resnet import single_samples
 from workers.specs.experiment import ResNetSpec
 
 
@@ -102,3 +103,14 @@ class ImageChecks(CrossChecks):
                 self.report(tuple(where.split(".")), f"{stage.name} of {regime.kind}: {message}")
         self.stage_names(regime, stages)
         self.wave(regime, stages)
+
+    def single_samples(self, outlines: Mapping[str, ChainOutline], rows: int) -> None:
+        """No stage may give one sample of one pixel to batch normalization. `rows`: training samples."""
+        for name, chain in outlines.items():
+            regime = self.config.regime(name)
+            for stage in regime.layout([block.name for block in chain.blocks]):
+                train, where = regime.stage_training(stage), f"{stage.name} of {regime.kind}"
+                found = single_samples.refused(where, stage, chain, train, rows)
+                if found is not None:
+                    self.report(self._stage_key(regime, stage, *found[0]), found[1])
+                    break
