@@ -7,7 +7,6 @@ leaves what it has found.
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cache_store.errors import DataError, UserError
+from cache_store.suggest import nearest
 from orchestrator.environment import describe_environment
 from orchestrator.progress import Progress
 from orchestrator.reports.summary import write_summary
@@ -124,7 +124,7 @@ def check(folders: Sequence[Path], settings: JudgeSettings, out: Path | None = N
 
     for task in settings.tasks:
         if task not in TASKS:
-            found.append(f"--tasks: there is no {task}{_nearest(task)}; there are {', '.join(TASKS)}")
+            found.append(f"--tasks: there is no {task}{_suggestion(task)}; there are {', '.join(TASKS)}")
     for name, least in (("shots", 0), ("limit", 1), ("batch_size", 1), ("max_new_tokens", 1)):
         value = getattr(settings, name)
         if value is not None and value < least:
@@ -213,9 +213,9 @@ def _reporting(progress: Progress, label: str) -> harness.Progress:
     return report
 
 
-def _nearest(task: str) -> str:
-    close = difflib.get_close_matches(task, TASKS, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+def _suggestion(task: str) -> str:
+    close = nearest(task, TASKS)
+    return "" if close is None else f"; did you mean {close}?"
 
 
 def _plain(settings: JudgeSettings) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from cache_store.errors import ConfigError, UserError
 from cache_store.storage.addresses import redacted
 
 KeyPath = tuple[str | int, ...]
+#: What is wrong with a setting: where its key is, and the message. `Document.located` adds the line.
+Finding = tuple[KeyPath, str]
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
@@ -69,6 +71,10 @@ class Document:
         # A section that only an override made.
         below = (origin for key, origin in self.origins.items() if path and key[: len(path)] == path)
         return Problem(path, message, origin=next(below, None))
+
+    def located(self, findings: Iterable[Finding]) -> list[Problem]:
+        """Each finding as a problem, with the line or the override it comes from."""
+        return [self.problem(path, message) for path, message in findings]
 
 
 def key_text(path: KeyPath) -> str:

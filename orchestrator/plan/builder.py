@@ -17,20 +17,16 @@ from orchestrator.costs.estimator import Estimator
 from orchestrator.costs.formulas import Estimate
 from orchestrator.costs.snapshot_policy import Decision
 from orchestrator.plan.boundaries import Boundaries, Hops
-from orchestrator.plan.experiment import decoding, experiment_of, initializing, rows_of, tokenizing
+from orchestrator.plan.experiment import data_task, experiment_of, model_task, outputs_of, rows_of
 from orchestrator.plan.graph import FORMAT, Kind, Node, Plan, RegimePlan, node_id
 from orchestrator.regimes import wavefront
 from orchestrator.regimes.stages import Stage
 from workers.specs.as_json import to_json
-from workers.specs.experiment import ImageSpec
-from workers.specs.language import CausalLMSpec
 from workers.specs.tasks import (
     AverageTask,
-    DataTask,
     EvaluateTask,
     MaterializeTask,
     MeasureTask,
-    ModelTask,
     RoundSpec,
     StageTask,
     snapshot_role,
@@ -38,9 +34,7 @@ from workers.specs.tasks import (
 
 if TYPE_CHECKING:
     from orchestrator.config.schema import Config, Regime
-    from workers.data.images.outline import DataOutline
-    from workers.data.text.inspect import TextOutline
-    from workers.models.causal_lm.outline import LMOutline
+    from workers.domains.planning import AnyOutline
     from workers.models.outline import ChainOutline
 
 #: What measuring a chain takes, on whatever it runs: its figures each have a time of their own.
@@ -52,20 +46,20 @@ __all__ = ["FORMAT", "Node", "Plan", "RegimePlan", "build_plan", "node_id"]
 def build_plan(
     config: Config,
     outlines: Mapping[str, ChainOutline],
-    data: DataOutline | TextOutline,
+    data: AnyOutline,
     *,
-    language: LMOutline | None = None,
+    found: object | None = None,
     weights_digest: str | None = None,
     rates: Rates | None = None,
     on_host: bool = False,
     figures: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Plan:
-    """The graph of all regimes. `outlines`: regime name -> its chain. `language`: the checkpoint of a language
-    model. `weights_digest`: identity of the initial weights' files. `rates` only change predicted seconds, `on_host`
-    (workers train on the CPU) predicted memory. `figures`: what measure nodes found, by node id; a plan without them
-    decides by counting and names the nodes as `unmeasured`. Raises ConfigError when a regime insists on snapshots that
-    exceed the budget."""
-    builder = _Builder(config, data, language, weights_digest, rates or config.rates(), on_host, figures or {})
+    """The graph of all regimes. `outlines`: regime name -> its chain. `found`: what the model's family found when it
+    looked at the model. `weights_digest`: identity of the initial weights' files. `rates` only change predicted
+    seconds, `on_host` (workers train on the CPU) predicted memory. `figures`: what measure nodes found, by node id; a
+    plan without them decides by counting and names the nodes as `unmeasured`. Raises ConfigError when a regime insists
+    on snapshots that exceed the budget."""
+    builder = _Builder(config, data, found, weights_digest, rates or config.rates(), on_host, figures or {})
     for name in config.regimes:
         builder.add(config.regime(name), outlines[name])
     return builder.plan()
@@ -77,8 +71,8 @@ class _Builder:
     def __init__(
         self,
         config: Config,
-        data: DataOutline | TextOutline,
-        language: LMOutline | None,
+        data: AnyOutline,
+        found: object | None,
         weights_digest: str | None,
         rates: Rates,
         on_host: bool,
@@ -90,8 +84,8 @@ class _Builder:
         self.unmeasured: dict[str, None] = {}
         self.on_host = on_host
         self.data = data
-        self.language = language
-        self.classes = data.classes if language is None else language.vocabulary  # type: ignore[union-attr]
+        self.found = found
+        self.classes = outputs_of(config, data, found)
         self.weights_digest = weights_digest
         self.rates = rates
         self.rows = rows_of(config, data)
@@ -144,7 +138,7 @@ class RegimeBuilder:
         self.training_blocks = regime.in_training(self.blocks)
         self.training = {stage.name: regime.stage_training(stage) for stage in self.stages}
         config = graph.config
-        self.experiment = experiment_of(config, regime, graph.classes, graph.language)
+        self.experiment = experiment_of(config, regime, graph.classes, graph.found)
         self.experiment_json = to_json(self.experiment)
         #: The wave's steps; none where the stages run one after the other.
         self.wave = self._wave()
@@ -154,7 +148,7 @@ class RegimeBuilder:
             self.stages,
             self.training,
             graph.rows,
-            views=config.data.views if isinstance(config.data, ImageSpec) else None,
+            views=config.domain.views(config.data),
             wave=self.wave,
         )
         self.decisions: dict[Hops, Decision] = {}
@@ -170,7 +164,7 @@ class RegimeBuilder:
         self.gate_spec = regime.run_exit.gate if regime.kind == "segprop" else None
         row_bytes = [self.boundaries.bytes_behind(index) for index in range(len(self.blocks))]
         self.costs = Costs.nominal(outline, graph.rates, regime.training.precision, row_bytes)
-        self.estimator = Estimator(regime, outline, graph.rows, graph.rates, graph.language, graph.on_host)
+        self.estimator = Estimator(regime, outline, graph.rows, graph.rates, graph.found, graph.on_host)
 
     def build(self) -> RegimePlan:
         regime, graph = self.regime, self.graph
@@ -190,7 +184,7 @@ class RegimeBuilder:
             boundary.set_bytes if decision.source == "snapshots" else 0
             for boundary, decision in zip(boundaries, decisions, strict=True)
         ]
-        if graph.language is not None and graph.weights_digest is not None and not graph.original:
+        if regime.traits.scores_original and graph.weights_digest is not None and not graph.original:
             for split in ("validation", "test"):
                 graph.original[split] = self._evaluate_node(f"original {split}", split)
             graph.targets.update(dict.fromkeys(graph.original.values()))
@@ -270,7 +264,7 @@ class RegimeBuilder:
         """A stage is over with this train node: what is known of it, and the scores of the network as it is then."""
         ended, regime = self.ended, self.regime
         ended.stages.append(node)
-        if regime.is_text and regime.kind != "e2e":
+        if regime.traits.alike_layers and regime.kind != "e2e":
             ended.layers[node] = self._last_layer(stage)
         if self.graph.config.evaluation.stages:
             ended.assembled[node] = self._evaluate_node(f"assembled after {stage.name}", "validation")
@@ -294,22 +288,14 @@ class RegimeBuilder:
         return self.graph.node(kind, self.regime.name, text, task, parents, predicted)
 
     def _data_node(self) -> str:
-        config, graph = self.graph.config, self.graph
-        task = DataTask(data=decoding(config.data), fingerprint=graph.data.fingerprint)
-        if isinstance(config.model, CausalLMSpec):
-            # Text is split before it is packed, so that no document is in two splits.
-            task = dataclasses.replace(task, seed=config.seed, model=tokenizing(config.model))
+        graph = self.graph
+        task = data_task(graph.config, graph.data)
         rows = graph.rows.train + graph.rows.validation + graph.rows.test
         return self._add("data", "data", to_json(task), {}, formulas.data_estimate(rows))
 
     def _model_node(self) -> str:
-        config = self.graph.config
-        task = ModelTask(
-            model=initializing(self.regime.model, self.graph.language),
-            classes=self.graph.classes,
-            seed=config.seed,
-            weights_digest=self.graph.weights_digest,
-        )
+        graph = self.graph
+        task = model_task(graph.config, self.regime, graph.classes, graph.found, graph.weights_digest)
         parameters = sum(part.parameters for part in (*self.outline.blocks, self.outline.head))
         return self._add("model", "model", to_json(task), {}, formulas.model_estimate(parameters))
 
@@ -363,11 +349,11 @@ class RegimeBuilder:
         # In the order of the path, with the prefix first: what a stage loads, as one reads the chain.
         hop_parts = [block for hop in stage.hops for block in hop]
         parts = [part for part in stage.path if part not in ("adapter", "aux")]
-        if "aux" in stage.path and self.regime.is_text:
+        if "aux" in stage.path and self.regime.traits.copies_head:
             parts.append("head")  # a language model's local head starts as a copy of its own
         parents |= {f"weights/{part}": self.weights[part] for part in (*hop_parts, *parts)}
         sets: tuple[str, ...] = ()
-        start = Decision("images", f"starts at the {'text' if self.regime.is_text else 'images'}")
+        start = Decision("images", f"starts at the {self.regime.domain.raw}")
         boundary = self.boundaries.specs[stage.hops] if stage.hops else None
         decision = self.decisions[stage.hops] if stage.hops else start
         if decision.source == "snapshots":
@@ -483,7 +469,7 @@ class RegimeBuilder:
     def _truncated(self, stage: Stage) -> tuple[str, ...] | None:
         """The chain as far as it is trained, and the global head: None where a stage's own path says it already, or
         where parts of different shapes do not fit together (ResNets)."""
-        if not self.regime.is_text or self.regime.kind != "segprop":
+        if not self.regime.traits.alike_layers or self.regime.kind != "segprop":
             return None
         end = sum(len(hop) for hop in stage.hops)
         end += sum(part in self.training_blocks[end : self._head_start] for part in stage.trained)

@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from orchestrator.config.messages import nearest
+from cache_store.suggest import did_you_mean
 from orchestrator.units import bytes_text, count_text, percent_text, seconds_text
 
 Json = Mapping[str, Any]
 Mode = Literal["max", "min"]
 
 SPLITS = {"test": "metrics", "validation": "validation"}
-IMAGE_NAMES = ("accuracy", "loss")
-TEXT_NAMES = ("loss", "perplexity", "accuracy", "token_accuracy")
 #: Figures of a regime in summary.json, and how they are written.
 FIGURES = {
     "seconds": seconds_text,
@@ -69,15 +67,15 @@ class Metric:
         return "–" if value is None else f"{value:.4f}"
 
 
-def parse(key: str | None, mode: Mode | None, regimes: Mapping[str, str], *, text: bool) -> Metric:
-    """`regimes`: name -> kind. Raises ValueError with what is allowed."""
-    names = TEXT_NAMES if text else IMAGE_NAMES
+def parse(key: str | None, mode: Mode | None, regimes: Mapping[str, str], *, names: Sequence[str]) -> Metric:
+    """Read `sweep.metric`. `regimes`: name -> kind; `names`: metrics of an evaluation, the default first. ValueError
+    with what is allowed."""
     if key is None:
         regime = next((name for name, kind in regimes.items() if kind == "segprop"), next(iter(regimes)))
         key = f"{regime}.validation.{names[0]}"
     regime, *rest = key.split(".")
     if regime not in regimes:
-        raise ValueError(f"{key}: no regime {regime}{nearest(regime, list(regimes))}; there are {', '.join(regimes)}")
+        raise ValueError(f"{key}: no regime {regime}{did_you_mean(regime, regimes)}; there are {', '.join(regimes)}")
     if len(rest) == 1 and rest[0] in FIGURES:
         return Metric(regime, None, rest[0], mode or "min")
     if len(rest) == 2 and rest[0] in SPLITS and rest[1] in names:
@@ -88,4 +86,4 @@ def parse(key: str | None, mode: Mode | None, regimes: Mapping[str, str], *, tex
 def _allowed(regime: str, rest: Sequence[str], names: Sequence[str]) -> str:
     known = [*(f"{split}.{name}" for split in SPLITS for name in names), *FIGURES]
     wrong = ".".join(rest)
-    return f"no such figure{nearest(wrong, known)}; allowed after {regime}.: {', '.join(known)}"
+    return f"no such figure{did_you_mean(wrong, known)}; allowed after {regime}.: {', '.join(known)}"

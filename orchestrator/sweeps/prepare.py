@@ -19,7 +19,7 @@ from orchestrator.config.messages import validated
 from orchestrator.config.schema import Config, plain
 from orchestrator.config.sweep_schema import SweepConfig
 from orchestrator.config.values import default_store
-from orchestrator.config.yaml_loader import Document, KeyPath, Problem, raise_problems
+from orchestrator.config.yaml_loader import Document, Finding, KeyPath, Problem, raise_problems
 from orchestrator.files import write_atomically
 from orchestrator.plan.graph import Plan
 from orchestrator.runs.prepare import CONFIG_FILE, Prepared, claim_run_dir, look_at_data, prepare_document
@@ -29,7 +29,7 @@ from orchestrator.sweeps import space
 from orchestrator.sweeps.metric import Metric
 
 if TYPE_CHECKING:
-    from orchestrator.runs.prepare import AnyData, AnyOutline
+    from workers.domains.planning import AnyData, AnyOutline
 
 #: Word before a parameter's value in messages.
 WORD = "sweep parameter"
@@ -107,7 +107,9 @@ def prepare_sweep_document(
         )
     problems: list[Problem] = []
     raw = json.loads(json.dumps(document.data["sweep"]))
-    section = validated(SweepConfig, raw, document, ("sweep",), problems)
+    findings: list[Finding] = []
+    section = validated(SweepConfig, raw, ("sweep",), findings)
+    problems += document.located(findings)
     if section is None or problems:
         # Nothing is known of trials: the rest of the file is checked as it stands.
         problems += configuration.check(configuration.with_values(document, {}, WORD)).problems
@@ -213,9 +215,8 @@ def _remembering(inspect: Callable[[AnyData, int], AnyOutline]) -> Callable[[Any
 
 def _metric(section: SweepConfig, document: Document, config: Config) -> Metric:
     kinds = {name: regime.kind for name, regime in config.regimes.items()}
-    text = config.regime(next(iter(config.regimes))).is_text
     try:
-        return sweep_metric.parse(section.metric, section.mode, kinds, text=text)
+        return sweep_metric.parse(section.metric, section.mode, kinds, names=config.domain.metrics)
     except ValueError as error:
         raise_problems(document.source, [document.problem(("sweep", "metric"), str(error))])
         raise

@@ -33,6 +33,10 @@ def from_json(cls: type[T], data: Any) -> T:
 
 
 def _build(hint: Any, value: Any) -> Any:
+    variant = None if dataclasses.is_dataclass(hint) else getattr(hint, "variant", None)
+    if variant is not None:
+        # A base class that says which of its dataclasses these values are of.
+        hint = variant(value)
     if dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint)
         return hint(**{key: _build(hints[key], item) for key, item in value.items()})  # type: ignore[operator]

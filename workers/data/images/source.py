@@ -22,6 +22,7 @@ from workers.data.images.inspect import resize_of
 from workers.data.images.prepare import prepare
 from workers.seeds import derive_seed
 from workers.specs.experiment import Experiment, ImageSpec
+from workers.specs.model import expect
 
 #: Which prepared set holds a split.
 SET_OF = {"train": "train", "validation": "train", "test": "test"}
@@ -44,8 +45,7 @@ class ImageSource:
         cache_bytes: int = 2 << 30,
     ) -> None:
         """`data_result`: what `prepare` returned. DataError when the set can neither be read nor restored."""
-        data = experiment.data
-        assert isinstance(data, ImageSpec)
+        data = expect(ImageSpec, experiment.data)
         counts = data_result["rows"]
         self._samples = splits.rows(data, experiment.seed, counts["train"], counts["test"])[split]
         self._set = _PreparedSet(experiment, data_result, snapshots, SET_OF[split], cache_bytes)
@@ -95,8 +95,7 @@ class _PreparedSet:
         name: str,
         cache_bytes: int,
     ) -> None:
-        assert isinstance(experiment.data, ImageSpec)
-        self._data = experiment.data
+        self._data = expect(ImageSpec, experiment.data)
         self._ids = {key: str(data_result[key]) for key in ("train", "test")}
         self._name = name
         self._snapshots = snapshots
