@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -132,11 +133,11 @@ def check(folders: Sequence[Path], settings: JudgeSettings, out: Path | None = N
     if not settings.tasks:
         found.append(f"--tasks: names none; there are {', '.join(TASKS)}")
     for folder in folders:
-        collect(lambda folder=folder: check_folder(folder))  # type: ignore[misc]
+        collect(partial(check_folder, folder))
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         found.append(f"--out: {out}: must be a file in a folder that exists")
     for task in settings.tasks:
-        collect(lambda task=task: _check_task(task, settings))  # type: ignore[misc]
+        collect(partial(_check_task, task, settings))
     if found:
         raise UserError("\n  ".join(dict.fromkeys(found)) if len(found) > 1 else found[0])
     return labels(folders)

@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -19,14 +19,17 @@ from orchestrator.config.schema import OVERRIDES, Config, RegimeConfig, validate
 from orchestrator.config.yaml_loader import Finding, KeyPath, key_text
 from workers.specs.experiment import TrainSpec
 
+T = TypeVar("T")
 
-def validated(kind: Any, raw: Any, prefix: KeyPath, findings: list[Finding]) -> Any:
+
+def validated(kind: type[T], raw: Any, prefix: KeyPath, findings: list[Finding]) -> T | None:
     """Read `raw`, which stands at `prefix`, as `kind`. What is wrong is appended to `findings` and taken out of `raw`,
     so that later checks still see the rest with defaults in its place. None when that does not help."""
     pruned: set[KeyPath] = set()
     for _ in range(5):
         try:
-            return validate(kind, raw)
+            value: T = validate(kind, raw)
+            return value
         except ValidationError as error:
             found = list(_explain(error, raw, kind, prefix))
             # What was taken out in an earlier round is not missing from the file.

@@ -114,7 +114,8 @@ def prepare_sweep_document(
         # Nothing is known of trials: the rest of the file is checked as it stands.
         problems += configuration.check(configuration.with_values(document, {}, WORD)).problems
         raise_problems(document.source, problems)
-    assert isinstance(section, SweepConfig)
+    if section is None:
+        raise ConfigError(f"{document.source}: its sweep section cannot be read")
     problems += _parameter_problems(section, document)
     raise_problems(document.source, problems)
     trials = _trials(section, document, _remembering(inspect or look_at_data))

@@ -68,7 +68,7 @@ def check(document: Document) -> Checked:
         kind = config_of(document.data)
     except ConfigError as error:
         return _unknown_family(document, raw, error)
-    config: Config | None = validated(kind, raw, (), findings)
+    config = validated(kind, raw, (), findings)
     found: object | None = None
     if config is None:
         data = _section(kind.model_fields["data"].annotation, document, "data")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -52,7 +53,7 @@ class MLPFamily(ModelFamily[MLPSpec, None]):
 
     def outline(self, model: MLPSpec, found: None, sample: Shape, classes: int) -> ChainOutline:
         shapes: list[Shape] = [sample, *((width,) for width in model.widths)]
-        blocks = [_linear(f"block{n}", *pair) for n, pair in enumerate(zip(shapes, shapes[1:], strict=False), start=1)]
+        blocks = [_linear(f"block{n}", *pair) for n, pair in enumerate(pairwise(shapes), start=1)]
         head = _linear("head", shapes[-1], (classes,))
         boundaries = tuple((shape,) for shape in shapes)
         return MLPChain(tuple(blocks), head, boundaries, boundaries[-1], classes, aux_channels=0)

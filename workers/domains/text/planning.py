@@ -70,7 +70,9 @@ class TextPlanning(DomainPlanning[TextSpec, "TextOutline"]):
 
 def tokens_a_sample(data: TextSpec, outline: TextOutline) -> int:
     """Tokens of a sample, about: what packing makes of it, or a quarter of its bytes."""
-    if data.pack and data.name in ("text", "hub", "stdlib"):
+    from workers.data.text.splits import data_is_packed
+
+    if data_is_packed(data):
         return data.sequence_length
     mean = outline.bytes / max(1, sum(outline.documents.values())) / 4
     return max(1, min(data.sequence_length, round(mean)))

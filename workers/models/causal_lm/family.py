@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from workers.models.outline import ChainOutline, PartOutline
 
 FACTS = "segprop.json"
-#: Corpora whose documents are packed into samples, where `data.pack` is set.
-PACKED = ("text", "hub", "stdlib")
 
 
 class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
@@ -193,7 +191,9 @@ def _positions(found: LMOutline, data: TextSpec) -> Iterator[Finding]:
 
 def _isolation(model: CausalLMSpec, found: LMOutline, data: TextSpec) -> Iterator[Finding]:
     """Packed documents are kept apart by the model's own masks, where it has any."""
-    if data.pack and data.isolate and data.name in PACKED and not found.isolates:
+    from workers.data.text.splits import data_is_packed
+
+    if data_is_packed(data) and data.isolate and not found.isolates:
         yield (
             ("data", "isolate"),
             f"true: {found.config.get('model_type')} with model.attention {model.attention} does not keep packed "
