@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_cluster import TOKEN
+from ray_cluster import TOKEN, cluster  # noqa: F401  a fixture
 from running import RayHome, checkpoints, final_digests, summary_of, wait_for, write_config
 
 from cache_store.errors import UserError
