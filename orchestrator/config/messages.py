@@ -16,7 +16,8 @@ from pydantic import BaseModel, ValidationError
 from cache_store.storage.addresses import redacted
 from cache_store.suggest import did_you_mean, nearest
 from orchestrator.config.schema import OVERRIDES, Config, RegimeConfig, validate
-from orchestrator.config.yaml_loader import Finding, KeyPath, key_text
+from orchestrator.config.yaml_loader import KeyPath, key_text
+from workers.models.base import Finding
 from workers.specs.experiment import TrainSpec
 
 T = TypeVar("T")

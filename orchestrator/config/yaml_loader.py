@@ -17,10 +17,9 @@ import yaml
 
 from cache_store.errors import ConfigError, UserError
 from cache_store.storage.addresses import redacted
+from workers.models.base import Finding
 
 KeyPath = tuple[str | int, ...]
-#: What is wrong with a setting: where its key is, and the message. `Document.located` adds the line.
-Finding = tuple[KeyPath, str]
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000

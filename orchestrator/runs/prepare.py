@@ -25,7 +25,7 @@ from orchestrator.config.rules import ray_jobs
 from orchestrator.config.rules.check import sound
 from orchestrator.config.rules.models import finding_of
 from orchestrator.config.schema import Config
-from orchestrator.config.yaml_loader import Document, Finding, KeyPath, Problem, parse_document, raise_problems
+from orchestrator.config.yaml_loader import Document, KeyPath, Problem, parse_document, raise_problems
 from orchestrator.files import write_atomically
 from orchestrator.plan.builder import build_plan
 from orchestrator.plan.experiment import outline_of, rows_of
@@ -33,6 +33,7 @@ from orchestrator.plan.graph import Plan
 from orchestrator.units import human_bytes
 from workers.domains.planning import AnyData, AnyOutline
 from workers.domains.registry import planning_of_data
+from workers.models.base import Finding
 
 CONFIG_FILE = "config.yaml"
 

@@ -19,7 +19,7 @@ from orchestrator.config.messages import validated
 from orchestrator.config.schema import Config, plain
 from orchestrator.config.sweep_schema import SweepConfig
 from orchestrator.config.values import default_store
-from orchestrator.config.yaml_loader import Document, Finding, KeyPath, Problem, raise_problems
+from orchestrator.config.yaml_loader import Document, KeyPath, Problem, raise_problems
 from orchestrator.files import write_atomically
 from orchestrator.plan.graph import Plan
 from orchestrator.runs.prepare import CONFIG_FILE, Prepared, claim_run_dir, look_at_data, prepare_document
@@ -27,6 +27,7 @@ from orchestrator.sweeps import metric as sweep_metric
 from orchestrator.sweeps import plan as sweep_plan
 from orchestrator.sweeps import space
 from orchestrator.sweeps.metric import Metric
+from workers.models.base import Finding
 
 if TYPE_CHECKING:
     from workers.domains.planning import AnyData, AnyOutline

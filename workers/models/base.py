@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 SpecT = TypeVar("SpecT", bound=ModelSpec)
 FoundT = TypeVar("FoundT")
 
-#: What is wrong with a setting: the keys that lead to it, and the message.
-Finding = tuple[tuple[str, ...], str]
+#: What is wrong with a setting: the keys (in lists: the indices) that lead to it, and the message.
+Finding = tuple[tuple[str | int, ...], str]
 
 #: Files beside a model's weights (tokenizer, generation settings) are committed under names that begin so.
 COMPANION = "companion-"
@@ -141,7 +141,8 @@ class Export:
 
 class ModelFamily(ABC, Generic[SpecT, FoundT]):
     """A family of models. One object serves all its models; its methods are given a model's spec and what `inspect`
-    found. A package registers an instance by an entry point of the group `segprop.model_families`."""
+    found. A package adds an instance by an entry point of the group `segprop.model_families`; it must be installed on every
+    machine that trains."""
 
     #: As `model.family` names it.
     name: ClassVar[str]

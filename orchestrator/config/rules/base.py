@@ -14,9 +14,10 @@ from pydantic import ValidationError
 from cache_store.suggest import did_you_mean
 from orchestrator.config.rules import gangs
 from orchestrator.config.schema import Config, Regime, validate
-from orchestrator.config.yaml_loader import Finding, KeyPath
+from orchestrator.config.yaml_loader import KeyPath
 from orchestrator.regimes.stages import Stage
 from orchestrator.regimes.wavefront import FINAL
+from workers.models.base import Finding
 from workers.specs.experiment import TrainSpec
 
 #: Shards read ahead of the batch that is loaded (SHARDS_AHEAD of workers.training.batches, which imports torch).

@@ -26,8 +26,9 @@ from orchestrator.config.schema import (
     plain,
     validate,
 )
-from orchestrator.config.yaml_loader import Document, Finding, KeyPath, Problem, raise_problems
+from orchestrator.config.yaml_loader import Document, KeyPath, Problem, raise_problems
 from workers.domains.planning import AnyData
+from workers.models.base import Finding
 from workers.models.registry import DEFAULT
 from workers.specs.experiment import TrainSpec
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from orchestrator.config.resources import GangConfig
 from orchestrator.config.schema import Config
-from orchestrator.config.yaml_loader import Finding, KeyPath
+from orchestrator.config.yaml_loader import KeyPath
+from workers.models.base import Finding
 from workers.specs.experiment import TrainSpec
 
 

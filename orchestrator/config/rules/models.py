@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from cache_store.errors import ConfigError
 from orchestrator.config.rules import base
 from orchestrator.config.schema import Config, Regime
-from orchestrator.config.yaml_loader import Finding
+from workers.models.base import Finding
 from workers.models.outline import ChainOutline
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from orchestrator.config.schema import Config
 from orchestrator.config.values import default_store
-from orchestrator.config.yaml_loader import Finding, KeyPath
+from orchestrator.config.yaml_loader import KeyPath
+from workers.models.base import Finding
 
 #: How Ray names the folders it unpacks a working directory into.
 PACKAGE = "_ray_pkg_"

@@ -343,7 +343,8 @@ def test_what_an_override_says_of_a_whole_regime_is_found_where_it_was_said(tmp_
     override = "regimes={segprop: {split: {base: 9}, stages: {segments: {accumulate: 3}}}}"
     said = [line.removeprefix(f"override {override}: ") for line in problems_of(tmp_path, BASE, override)]
     assert said == [
-        "regimes.segprop.split.base: 9: base + head may not exceed the 4 blocks of the chain; with split.head 0 at most 4",
+        "regimes.segprop.split.base: 9: base + head may not exceed the 4 blocks of the chain; with split.head 0 at "
+        "most 4",
         "regimes.segprop.stages.segments.accumulate: 3: must divide the batch_size, which is 256",
     ]
 
