@@ -141,8 +141,8 @@ class Export:
 
 class ModelFamily(ABC, Generic[SpecT, FoundT]):
     """A family of models. One object serves all its models; its methods are given a model's spec and what `inspect`
-    found. A package adds an instance by an entry point of the group `segprop.model_families`; it must be installed on every
-    machine that trains."""
+    found. A package adds an instance by an entry point of the group `segprop.model_families`, and must be installed on
+    every machine that trains."""
 
     #: As `model.family` names it.
     name: ClassVar[str]
