@@ -167,14 +167,16 @@ def stage_names(config: Config, regime: Regime, stages: Sequence[Stage]) -> Iter
             yield ("regimes", regime.name, "stages", name), message
 
 
-def something_to_train(config: Config, regime: Regime, stages: Sequence[Stage]) -> Iterator[Finding]:
+def something_to_train(
+    config: Config, regime: Regime, stages: Sequence[Stage], blocks: Sequence[str]
+) -> Iterator[Finding]:
     """Check that low-rank adapters have something to adapt: layers, or the LM head where it is asked for."""
     if regime.traits.can.lora is not None:
         return
+    layers = frozenset(blocks[regime.traits.stem :])
     for stage in stages:
         train = regime.stage_training(stage)
-        layers = any(part.startswith("layer") for part in stage.trained)
-        if train.lora is not None and train.lm_head != "lora" and not layers:
+        if train.lora is not None and train.lm_head != "lora" and layers.isdisjoint(stage.trained):
             yield (
                 locate(config, regime.name, "training", "lora"),
                 f"leaves {stage.name} of {regime.name} nothing to train: it has no decoder layers to adapt; "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from cache_store.errors import ConfigError
 from orchestrator.config.rules import base
 from orchestrator.config.schema import Config, Regime
+from orchestrator.regimes.stages import Stage
 from workers.models.base import Finding
 from workers.models.outline import ChainOutline
 
@@ -52,15 +53,15 @@ def chain(config: Config, regime: Regime, found: object) -> Iterator[Finding]:
     if wrong:
         return
     stages = regime.layout(blocks)
-    yield from _bridges(regime, outline, blocks)
+    yield from _bridges(regime, outline, stages)
     yield from base.stage_names(config, regime, stages)
     yield from base.wave(config, regime, stages)
-    yield from base.something_to_train(config, regime, stages)
+    yield from base.something_to_train(config, regime, stages, blocks)
 
 
-def _bridges(regime: Regime, outline: ChainOutline, blocks: list[str]) -> Iterator[Finding]:
+def _bridges(regime: Regime, outline: ChainOutline, stages: Sequence[Stage]) -> Iterator[Finding]:
     """Adapters and local heads must reach the head's grid."""
-    for stage in regime.layout(blocks):
+    for stage in stages:
         try:
             if stage.adapter is not None:
                 outline.adapter(*stage.adapter)
