@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,10 @@ def prepare_document(source: Document, *, inspect: Callable[[AnyData, int], AnyO
             kind = ConfigError if problems else type(error)
             problems += found
     if checked.config is not None:
-        digest, findings = _look_further(checked.config, checked.found, data)
-        problems += document.located(findings)
+        findings: list[Finding] = []
+        if checked.inspected:
+            digest = _weights_digest(checked.config, checked.found, findings)
+        problems += document.located([*findings, *_further_problems(checked.config, data)])
     config = sound(document, problems, checked.config, kind)
     if data is None:
         raise ConfigError(f"{document.source}: its data cannot be looked at")
@@ -100,18 +102,20 @@ class PlanBasis:
     weights_digest: str | None
 
 
-def _look_further(config: Config, found: object | None, data: AnyOutline | None) -> tuple[str | None, list[Finding]]:
-    """Identity of the initial weights, and what is wrong with their files, the splits and the paths."""
-    digest: str | None = None
-    findings: list[Finding] = []
+def _weights_digest(config: Config, found: object | None, findings: list[Finding]) -> str | None:
+    """Identity of the initial weights; what is wrong with their files is appended to `findings`."""
     try:
-        digest = config.family.weights_digest(config.model, found)
+        return config.family.weights_digest(config.model, found)
     except ConfigError as error:
         findings.append(finding_of(error))
+        return None
+
+
+def _further_problems(config: Config, data: AnyOutline | None) -> Iterator[Finding]:
+    """What is wrong with the splits, where the data could be looked at, and with paths of a submitted job."""
     if data is not None:
-        findings += config.domain.row_problems(config.data, rows_of(config, data))
-    findings += ray_jobs.problems(config, Path.cwd())
-    return digest, findings
+        yield from config.domain.row_problems(config.data, rows_of(config, data))
+    yield from ray_jobs.problems(config, Path.cwd())
 
 
 def _planned(document: Document, basis: PlanBasis) -> Prepared:

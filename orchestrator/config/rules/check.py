@@ -43,8 +43,9 @@ class Checked:
     config: Config | None
     #: Set whenever that section alone is sound.
     data: AnyData | None
-    #: What the model's family found when it looked at the model; None also where it could not.
+    #: What the model's family found when it looked at the model, and whether it could.
     found: object | None
+    inspected: bool
 
     def sound(self) -> Config:
         """The configuration. ConfigError with all problems when there are any."""
@@ -71,15 +72,17 @@ def check(document: Document) -> Checked:
         return _unknown_family(document, raw, error)
     config = validated(kind, raw, (), findings)
     found: object | None = None
+    inspected = False
     if config is None:
         data = _section(kind.model_fields["data"].annotation, document, "data")
     else:
         data = config.data
         resolved = _resolve_regimes(config, findings)
         found, wrong = _inspect(config)
+        inspected = wrong is None
         findings += [*_rules(config, resolved, found, wrong), *gangs.problems(config)]
     problems = (*document.problems, *document.located(findings))
-    return Checked(document, tuple(dict.fromkeys(problems)), config, data, found)
+    return Checked(document, tuple(dict.fromkeys(problems)), config, data, found, inspected)
 
 
 def _unknown_family(document: Document, raw: Any, error: ConfigError) -> Checked:
@@ -88,7 +91,7 @@ def _unknown_family(document: Document, raw: Any, error: ConfigError) -> Checked
     validated(config_class(DEFAULT), raw, (), findings)
     others = [finding for finding in findings if finding[0][:1] not in (("model",), ("data",))]
     problems = (*document.problems, *document.located([models.finding_of(error), *others]))
-    return Checked(document, tuple(dict.fromkeys(problems)), None, None, None)
+    return Checked(document, tuple(dict.fromkeys(problems)), None, None, None, inspected=False)
 
 
 def _section(kind: Any, document: Document, key: str) -> Any:
