@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from orchestrator.config.schema import RegimeConfig, config_class  # noqa: E402
 from orchestrator.config.sweep_schema import Draw, SweepConfig  # noqa: E402
-from orchestrator.config.values import Bytes  # noqa: E402
+from orchestrator.config.values import Bytes, OneOf  # noqa: E402
 
 TARGET = ROOT / "docs" / "configuration.md"
 INTRO = """\
@@ -233,7 +233,8 @@ def _field_type(kind: type[BaseModel], name: str, field: FieldInfo) -> str:
         return "bytes, or text such as 20GB"
     if Bytes in typing.get_args(hint):
         return "bytes, or text such as 20GB, or null"
-    text = _type(hint)
+    tables = [item.table for item in field.metadata if isinstance(item, OneOf)]
+    text = ", ".join(f"`{value}`" for value in tables[0]) if tables else _type(hint)
     bounds = _bounds(field.metadata)
     if not bounds or bounds in text:
         return text

@@ -208,10 +208,11 @@ def main(name: str, count: int, devices: int) -> Json:
 
 
 def dispatch(plan: Any, folder: Path, devices: int) -> Json:
-    from cache_store.storage.base import Storage
+    from cache_store.storage.open import open_storage
     from orchestrator.execution.commits import CommitLog
-    from orchestrator.execution.driver import Driver
+    from orchestrator.execution.driver import Driver, DriverSettings
     from orchestrator.execution.event_log import journal
+    from orchestrator.execution.retry import NodeRetries
     from orchestrator.progress import Progress
 
     class Unstored(CommitLog):
@@ -220,7 +221,7 @@ def dispatch(plan: Any, folder: Path, devices: int) -> Json:
         def release(self, node_id: str) -> None:
             self.released.add(node_id)
 
-    storage = Storage.open(str(folder / "store"))
+    storage = open_storage(str(folder / "store"))
     ledger = Unstored(storage)
     # The same caches as in a long run before the first figure: a run of ten nodes of its own is not needed, the plan's
     # lookup tables are.
@@ -234,8 +235,7 @@ def dispatch(plan: Any, folder: Path, devices: int) -> Json:
             ledger,
             FakeDevices(devices, plan),
             progress,
-            store=str(folder / "store"),
-            max_attempts=3,
+            DriverSettings(str(folder / "store"), NodeRetries(max_attempts=3)),
             report=lambda **state: states.__setitem__(slice(None), [state]),
         )
         started = time.monotonic()
@@ -272,10 +272,10 @@ def commits_bytes(commits: Mapping[str, Any]) -> int:
 
 
 def resume(plan: Any, folder: Path) -> Json:
-    from cache_store.storage.base import Storage
+    from cache_store.storage.open import open_storage
     from orchestrator.execution.commits import CommitLog
 
-    storage = Storage.open(str(folder / "store"))
+    storage = open_storage(str(folder / "store"))
     for node in plan.nodes:
         # Written plainly: ten thousand times fsync is not what is measured.
         path = Path(storage.uri) / "nodes" / node.id / "commit.json"

@@ -167,7 +167,7 @@ def _config(options: argparse.Namespace, model: Json, steps: int, folder: Path) 
 def order_of(config: str, regime: str, index: int) -> tuple[Any, Any]:
     """The node of a regime's stage and its order; whatever it needs is committed first."""
     from cache_store.records.nodes import NodeStore
-    from cache_store.storage.base import Storage
+    from cache_store.storage.open import open_storage
     from orchestrator.runs.prepare import prepare
     from workers.control import ThreadControl
     from workers.specs.orders import WorkOrder
@@ -175,7 +175,7 @@ def order_of(config: str, regime: str, index: int) -> tuple[Any, Any]:
 
     prepared = prepare(config)
     plan, settings = prepared.plan, prepared.config
-    nodes = NodeStore(Storage.open(settings.store))
+    nodes = NodeStore(open_storage(settings.store))
 
     def order(node: Any) -> WorkOrder:
         parents = {}
@@ -197,7 +197,7 @@ def measure(case: str, config: str) -> Json:
 
     import torch
 
-    from cache_store.storage.base import Storage
+    from cache_store.storage.open import open_storage
     from workers.control import ThreadControl
     from workers.domains.sums import Sums
     from workers.environment import WorkerEnvironment, prepare_process
@@ -208,7 +208,7 @@ def measure(case: str, config: str) -> Json:
     _, order = order_of(config, *STAGES[case])
     task = as_json.from_json(tasks.StageTask, order.task)
     prepare_process(torch.device(order.device), order.threads, deterministic=task.train.deterministic)
-    environment = WorkerEnvironment(Storage.open(order.store), torch.device("cpu"), order.threads, ThreadControl())
+    environment = WorkerEnvironment(open_storage(order.store), torch.device("cpu"), order.threads, ThreadControl())
     stage = StageTrainer(task, order.parents, environment, environment.nodes.attempt(order.node_id))
     stage.path.module.train(True)
     sums = Sums(stage.device)

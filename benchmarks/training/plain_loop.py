@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from workers.data.images.prepare import prepare
 from workers.data.images.source import ImageSource
 from workers.models.resnet import parts as resnet
@@ -57,7 +57,7 @@ class Plain:
         torch.set_num_threads(settings["threads"])
         torch.use_deterministic_algorithms(True)  # the default of a stage: the same work, bit for bit
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        snapshots = SnapshotStore(Storage.open(str(folder / "data")))
+        snapshots = SnapshotStore(open_storage(str(folder / "data")))
         data = prepare(from_json(ImageSpec, settings["data"]), snapshots)
         self.images = {
             split: ImageSource(self.experiment, data, snapshots, split) for split in ("train", "validation", "test")

@@ -72,7 +72,7 @@ class RowReader:
             self._ahead = None
 
     def gather(self, rows: Any, out: Sequence[torch.Tensor] | None = None) -> tuple[torch.Tensor, ...]:
-        """The given rows, one CPU tensor (len(rows), *shape) a field, in the fields' own dtypes.
+        """Read the given rows, one CPU tensor (len(rows), *shape) a field, in the fields' own dtypes.
 
         `rows`: 1-d integers (numpy, or anything numpy takes), in any order, repeats allowed. `out`: tensors
         to fill and reuse, contiguous (len(rows) or more, *shape); views of their first len(rows) rows are
@@ -104,8 +104,8 @@ class RowReader:
         return tensors
 
     def empty(self, count: int, *, pinned: bool = False) -> tuple[torch.Tensor, ...]:
-        """Uninitialised CPU tensors for `count` rows, (count, *shape) a field: for `gather(out=)`. `pinned`: in memory
-        that a CUDA device reads by itself."""
+        """Make uninitialised CPU tensors for `count` rows, (count, *shape) a field: for `gather(out=)`. `pinned`: in
+        memory that a CUDA device reads by itself."""
         fields = self.snapshots.spec.fields
         return tuple(torch.empty((count, *f.shape), dtype=_TORCH[f.dtype], pin_memory=pinned) for f in fields)
 

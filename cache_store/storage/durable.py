@@ -28,7 +28,8 @@ def make_folders(folder: Path, top: Path) -> None:
 
 @contextlib.contextmanager
 def temporary_file(target: Path, root: Path, pieces: Iterable[memoryview]) -> Iterator[tuple[Path, int]]:
-    """A complete, fsynced file of `pieces` beside `target`, and its bytes; gone afterwards unless renamed.
+    """Write a complete, fsynced file of `pieces` beside `target`, and yield it and its bytes; it is gone afterwards
+    unless renamed.
 
     Folders between `root` and `target` are made. StorageUnavailable when `root` itself has disappeared.
     """

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from cache_store.storage.addresses import redacted
 from cache_store.suggest import did_you_mean, nearest
 from orchestrator.config.schema import OVERRIDES, Config, RegimeConfig, validate
+from orchestrator.config.values import OneOf
 from orchestrator.config.yaml_loader import KeyPath, key_text
 from workers.models.base import Finding
 from workers.specs.experiment import TrainSpec
@@ -102,9 +103,18 @@ def _suggest_key(kind: type[Any], path: KeyPath, prefix: KeyPath) -> str:
 
 
 def _allowed_values(kind: type[Any], path: KeyPath) -> str:
-    hint = fields_of(_kind_at(kind, path[:-1])).get(str(path[-1]))
-    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+    section, name = _kind_at(kind, path[:-1]), str(path[-1])
+    hint = fields_of(section).get(name)
+    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else _table_names(section, name)
     return f"; one of {', '.join(map(str, choices))}" if choices else ""
+
+
+def _table_names(section: Any, name: str) -> tuple[str, ...]:
+    """What a field allows that takes its values from a table; () for others."""
+    if not (isinstance(section, type) and issubclass(section, BaseModel)):
+        return ()
+    tables = [item.table for item in section.model_fields[name].metadata if isinstance(item, OneOf)]
+    return tuple(name for table in tables for name in table)
 
 
 @cache

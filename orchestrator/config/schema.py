@@ -18,8 +18,9 @@ from cache_store.formats.encodings import EncodingName
 from orchestrator.config.rates import Rates
 from orchestrator.config.resources import ResourceConfig
 from orchestrator.config.sweep_schema import SweepConfig
-from orchestrator.config.values import Bytes, Section, StoreAddress, default_store
-from orchestrator.regimes.stages import Kind, Stage, layout
+from orchestrator.config.values import Bytes, OneOf, Section, StoreAddress, default_store
+from orchestrator.regimes.stages import Cut, Stage
+from orchestrator.regimes.table import REGIMES, RegimeKind, layout
 from orchestrator.regimes.wavefront import FINAL, final_stage
 from workers.domains.planning import AnyData
 from workers.domains.registry import Planning, planning_of, planning_of_family
@@ -157,7 +158,9 @@ class EvaluationConfig(Section):
 class RegimeConfig(Section):
     """One regime of the comparison. Every mapping is a partial override of the section of the same name."""
 
-    kind: Kind = Field(description="e2e, lw or segprop; needed where the regime has another name.")
+    kind: Annotated[str, OneOf(REGIMES)] = Field(
+        description="e2e, lw or segprop; needed where the regime has another name."
+    )
     head_convs: int | None = Field(default=None, ge=1, le=3, description="Overrides model.head_convs.")
     training: dict[str, Any] = Field(default_factory=dict, description="Overrides `training`.")
     split: dict[str, Any] = Field(default_factory=dict, description="Overrides `split`.")
@@ -177,7 +180,8 @@ class Regime:
     """One regime with everything resolved."""
 
     name: str
-    kind: Kind
+    #: A key of `orchestrator.regimes.table.REGIMES`.
+    kind: str
     model: ModelSpec
     split: SplitConfig
     training: TrainSpec
@@ -203,6 +207,16 @@ class Regime:
         return planning_of(self.model)
 
     @property
+    def row(self) -> RegimeKind:
+        """What its kind allows."""
+        return REGIMES[self.kind]
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether a good score may end it before its last stage."""
+        return self.run_exit.gate is not None and self.row.may_end_early
+
+    @property
     def base(self) -> int:
         """Blocks of the base: a language model's embedding is one of its blocks, but not one that users count."""
         return self.split.base + self.traits.stem
@@ -222,14 +236,16 @@ class Regime:
         stages = layout(
             self.kind,
             self.in_training(blocks),
-            base=self.base,
-            head=self.split.head,
-            segment_size=self.split.segment_size,
-            frozen_intermediate=self.split.intermediate == "frozen",
-            train_base=self.split.train_base,
-            adapters=self.traits.adapters,
-            untrained=stem if self.split.embedding == "frozen" else (),
-            first_segment=1 + len(stem),
+            Cut(
+                base=self.base,
+                head=self.split.head,
+                segment_size=self.split.segment_size,
+                frozen_intermediate=self.split.intermediate == "frozen",
+                train_base=self.split.train_base,
+                adapters=self.traits.adapters,
+                untrained=frozenset(stem) if self.split.embedding == "frozen" else frozenset(),
+                first_segment=1 + len(stem),
+            ),
         )
         if self.pipeline == "wavefront" and self.wavefront.final_epochs:
             return (*stages, final_stage(stages))
@@ -296,7 +312,7 @@ class Config(Section):
 
     def pipeline_of(self, regime: RegimeConfig) -> Pipeline:
         """A regime's own word, or what all regimes that have segments to overlap are told."""
-        if regime.kind != "segprop":
+        if not REGIMES[regime.kind].may_wave:
             return "sequential"
         return regime.pipeline or self.pipeline
 
@@ -344,7 +360,7 @@ class Config(Section):
                     if regime.pipeline == "wavefront"
                     else {}
                 ),
-                **({"run_exit": plain(regime.run_exit)} if regime.run_exit.gate and regime.kind == "segprop" else {}),
+                **({"run_exit": plain(regime.run_exit)} if regime.ends_early else {}),
             }
             for name, regime in ((name, self.regime(name)) for name in self.regimes)
         }

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cache_store.formats.encodings import EncodingName
-from cache_store.formats.encodings import row_bytes as encoded_bytes
+from cache_store.formats.encodings import ENCODINGS, EncodingName
 from orchestrator.config.rates import ACTIVATION_BYTES, Rates
 from workers.domains.planning import SplitRows
 from workers.models.base import StageParts
@@ -80,7 +79,7 @@ def elements(shapes: Iterable[Shape]) -> int:
 
 def row_bytes(shapes: Iterable[Shape], dtype: str, encoding: EncodingName = "plain") -> int:
     """Stored bytes of one sample at a boundary; of `lossless` the most it takes."""
-    return sum(encoded_bytes(encoding, dtype, shape) for shape in shapes)
+    return sum(ENCODINGS[encoding].row_bytes(dtype, shape) for shape in shapes)
 
 
 def prefix_flops(outline: ChainOutline, blocks: Iterable[str]) -> int:

@@ -1,4 +1,5 @@
-"""What of a plan is done already: commits and released snapshot sets, read from the store. Keeps nothing itself."""
+"""Read which nodes of a plan are committed and which snapshot sets are released. Stateless: the store is the only
+source."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ class CommitLog:
 
         def look(node: Node) -> tuple[str, dict[str, Any] | None, bool]:
             commit = self.commits.get(node.id) or store.commit_of(node.id)
-            is_set = commit is not None and node.kind == "materialize"
+            is_set = commit is not None and node.makes_set
             return node.id, commit, bool(commit and is_set and snapshots.find(commit["result"]["set"]) is None)
 
         for node_id, commit, gone in _mapped(look, nodes, threads=READERS if self.storage.remote else 1):
@@ -70,7 +71,7 @@ class CommitLog:
         return left
 
     def look(self, node_id: str) -> bool:
-        """Whether a node has a commit by now, which somebody else than its own order may have made."""
+        """Look whether a node has a commit by now, which somebody else than its own order may have made."""
         commit = NodeStore(self.storage).commit_of(node_id)
         if commit is not None:
             self.add(node_id, commit)

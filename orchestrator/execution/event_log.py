@@ -1,4 +1,4 @@
-"""What happened in a run, for machines: one JSON object a line in `<run_dir>/log.jsonl`.
+"""Write down what happens in a run, for machines: one JSON object a line in `<run_dir>/log.jsonl`.
 
 Everything goes through the standard library's logging, under the logger `segprop`: handlers of one's own get the same
 records, with the same fields as attributes. Fields of every line:
@@ -57,7 +57,7 @@ def event(name: str, node: Node, *, level: int = logging.INFO, **fields: Any) ->
 
 
 def committed_fields(commit: Mapping[str, Any]) -> dict[str, Any]:
-    """What a line about a commit has of its result."""
+    """Return what a line about a commit has of its result."""
     result = commit["result"]
     counters = result.get("snapshot") or {}
     return {
@@ -70,7 +70,7 @@ def committed_fields(commit: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object; `run` for records that do not name theirs."""
+    """Formats a record as one JSON object; `run` for records that do not name theirs."""
 
     def __init__(self, run: str) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class JsonLines(logging.Formatter):
 
 
 class _Handler(logging.FileHandler):
-    """A log that cannot be written (the disk is full) is said once and never ends a run."""
+    """Says once that a log cannot be written (the disk is full), which never ends a run."""
 
     _said = False
 
@@ -106,7 +106,7 @@ class _Handler(logging.FileHandler):
 
 
 class _ToPeople(logging.Handler):
-    """Warnings on standard error; those about tasks have been shown with the run's progress already."""
+    """Writes warnings to standard error; those about tasks have been shown with the run's progress already."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

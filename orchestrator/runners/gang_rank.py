@@ -1,4 +1,4 @@
-"""What every rank of a gang runs: take a task, execute it, report."""
+"""Run one rank of a gang: take an order, execute it, report."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import ray
 from ray.actor import ActorHandle
 
 from cache_store.errors import Interrupted, SegpropError, TrainingDiverged
+from orchestrator.runners.ray_api import actor_class
 from orchestrator.runners.versions import versions
 from workers.control import ThreadControl
 from workers.specs.orders import WorkOrder
@@ -38,7 +39,6 @@ class Report:
     contact: bool = False
 
 
-@ray.remote(num_cpus=0, max_restarts=0)
 class Mailbox:
     """Orders to ranks, reports back. Holds no state that outlives its gang."""
 
@@ -51,16 +51,16 @@ class Mailbox:
         self._stopping = False
 
     async def join(self, rank: int, account: Json) -> None:
-        """A rank is there. `account`: its `actor`, `machine` and `versions`."""
+        """Note that a rank is there. `account`: its `actor`, `machine` and `versions`."""
         self._joined[rank] = account
         self._news.set()
 
     async def post(self, rank: int, order: WorkOrder | None) -> None:
-        """`None`: there is nothing more to do."""
+        """Put an order into a rank's queue. `None`: there is nothing more to do."""
         await self._queue(rank).put(order)
 
     async def take(self, rank: int) -> tuple[bool, WorkOrder | None]:
-        """(whether there was an order, the order)."""
+        """Return (whether there was an order, the order)."""
         try:
             return True, await asyncio.wait_for(self._queue(rank).get(), TAKE_S)
         except TimeoutError:
@@ -72,7 +72,7 @@ class Mailbox:
         self._news.set()
 
     async def news(self) -> tuple[dict[int, Any], list[Report]]:
-        """The ranks that are there, and the reports since the last call; at once when there are any."""
+        """Return the ranks that are there, and the reports since the last call; at once when there are any."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._news.wait(), TAKE_S)
         self._news.clear()
@@ -80,7 +80,7 @@ class Mailbox:
         return dict(self._joined), reports
 
     async def progress(self, key: str, update: Json) -> bool:
-        """Takes in how far an order is; True once everything is to stop."""
+        """Take in how far an order is; return True once everything is to stop."""
         if update:
             self._latest[key] = update
         return self._stopping
@@ -93,6 +93,9 @@ class Mailbox:
 
     def _queue(self, rank: int) -> asyncio.Queue[WorkOrder | None]:
         return self._orders.setdefault(rank, asyncio.Queue())
+
+
+mailbox_class = actor_class(Mailbox, num_cpus=0, max_restarts=0)
 
 
 class RankControl(ThreadControl):
@@ -110,7 +113,7 @@ class RankControl(ThreadControl):
 
 
 def rank_main(config: Json) -> None:
-    """The train function of every rank: orders until there are none. Ends when the mailbox is gone."""
+    """Execute orders until there are none: the train function of every rank. Ends when the mailbox is gone."""
     from ray.train.torch import get_device
 
     from workers.distributed.gang import lost_contact
@@ -144,5 +147,5 @@ def rank_main(config: Json) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """Errors of torch and others need not survive pickling."""
+    """Make an error that survives pickling; those of torch and others need not."""
     return error if isinstance(error, SegpropError) else SegpropError(f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""What a run tells Prometheus, as data: names, meanings, and where each value comes from.
+"""List what a run tells Prometheus, as data: names, meanings, and where each value comes from.
 
 Ray puts `ray_` before the names. Values are per slot, not per task: as many series as there are slots, however long
 the run. deploy/components/monitoring/segprop.json shows them.
@@ -34,7 +34,7 @@ RATES = ("segprop_samples_per_second", "segprop_tokens_per_second", "segprop_sta
 
 
 def values(update: Mapping[str, Any] | None) -> dict[str, float]:
-    """Gauge -> value for one slot. `update`: its task's latest progress, None for an idle slot.
+    """Return gauge -> value for one slot. `update`: its task's latest progress, None for an idle slot.
 
     What the task does not report keeps its last value, except rates, which end with the task."""
     if update is None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-import ray
-
 from orchestrator.runners import shared_storage
+from orchestrator.runners.ray_api import actor_class, in_group, remote_function
 from orchestrator.runners.versions import versions
 from workers.control import ThreadControl
 from workers.specs.orders import WorkOrder
 
 
-@ray.remote(max_restarts=-1, max_task_retries=0, concurrency_groups={"control": 1})
 class Worker:
     """One slot. Work runs in the default group's single thread, control calls beside it."""
 
@@ -29,18 +27,22 @@ class Worker:
         return execute(order, self._control)
 
     def ready(self) -> dict[str, Any]:
-        """Where this is and what it runs."""
+        """Say where this is and what it runs."""
         return {"machine": socket.gethostname(), "versions": versions()}
 
-    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    @in_group("control")
     def poll(self) -> dict[str, Any]:
         return self._control.latest()
 
-    @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
+    @in_group("control")
     def stop(self) -> None:
         self._control.stop()
 
 
-@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
 def _answer(question: shared_storage.Question, name: str, machine: str) -> shared_storage.Answer:
     return shared_storage.answer(question, name, machine)
+
+
+#: A worker that dies comes back, and its task is not run again by Ray.
+worker_class = actor_class(Worker, max_restarts=-1, max_task_retries=0, concurrency_groups={"control": 1})
+answer = remote_function(_answer, num_cpus=0, max_retries=0)

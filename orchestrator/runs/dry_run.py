@@ -124,7 +124,7 @@ def render(prepared: Prepared) -> RenderableType:
         parts += [Text(), _table(plan, regime, config.domain, optimizer)]
         if regime.boundaries:
             parts.append(_boundaries(regime))
-    shared = [node for node in plan.nodes if node.kind in ("data", "model")]
+    shared = [node for node in plan.nodes if node.shared]
     parts += [Text(), _summary(plan, shared, optimizer)]
     parts += [Text(sentence) for sentence in _notes(prepared)]
     return Group(*parts)
@@ -208,7 +208,7 @@ def _table(plan: Plan, regime: RegimePlan, domain: Planning, optimizer: bool) ->
     for row in rows:
         others = {name for node in row.nodes for name in node.regimes if name != regime.name}
         detail = row.detail + (f" (shared with {', '.join(sorted(others))})" if others else "")
-        style = "dim" if row.nodes[0].kind != "train" else ""
+        style = "dim" if not row.nodes[0].trains else ""
         table.add_row(row.label, *_figures(row.estimate, optimizer), detail, style=style)
     table.add_section()
     whole = total(row.estimate for row in rows)

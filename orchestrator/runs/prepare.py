@@ -18,7 +18,7 @@ import yaml
 
 from cache_store.errors import ConfigError, UserError
 from cache_store.records.nodes import NodeStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import existing_storage
 from orchestrator.config import load as configuration
 from orchestrator.config.rates import Rates
 from orchestrator.config.rules import ray_jobs
@@ -155,7 +155,7 @@ def with_figures(prepared: Prepared) -> Prepared:
 def measured_figures(store: str, plan: Plan) -> dict[str, Mapping[str, Any]]:
     """Node id -> figures of those measure nodes of the plan that the store has a commit of."""
     try:
-        nodes = NodeStore(Storage.existing(store))
+        nodes = NodeStore(existing_storage(store))
     except UserError:
         return {}  # no store yet
     commits = {node: nodes.commit_of(node) for node in plan.unmeasured}

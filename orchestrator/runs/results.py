@@ -9,17 +9,18 @@ from typing import Any
 
 from cache_store.errors import UserError
 from cache_store.records.nodes import NodeStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.environment import describe_environment
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Outcome
 from orchestrator.plan.experiment import experiment_of, outputs_of
 from orchestrator.plan.graph import RegimePlan
 from orchestrator.reports.page import write_report
+from orchestrator.reports.records import Summary
 from orchestrator.reports.result_table import print_table
 from orchestrator.reports.summary import summarize, write_summary
 from orchestrator.runs.prepare import Prepared
-from orchestrator.trackers.tensorboard import write_tensorboard
+from orchestrator.trackers.table import track
 from workers.export import Trained
 from workers.export import export as write_export
 from workers.specs.experiment import Experiment
@@ -27,7 +28,7 @@ from workers.specs.experiment import Experiment
 
 def report(prepared: Prepared) -> None:
     """Write summary.json and report.html again from what the store holds."""
-    ledger = CommitLog.read(Storage.open(prepared.config.store), prepared.plan)
+    ledger = CommitLog.read(open_storage(prepared.config.store), prepared.plan)
     finished = all(target in ledger.commits for target in prepared.plan.targets)
     outcome = Outcome("done" if finished else "stopped", reused=set(ledger.commits))
     exports = {
@@ -40,7 +41,7 @@ def report(prepared: Prepared) -> None:
 
 def export(prepared: Prepared, regimes: Sequence[str]) -> None:
     """Write the final weights of these regimes again. UserError when one of them is not finished."""
-    ledger = CommitLog.read(Storage.open(prepared.config.store), prepared.plan)
+    ledger = CommitLog.read(open_storage(prepared.config.store), prepared.plan)
     for name in regimes:
         if not _is_finished(prepared.plan.regimes[name], ledger):
             raise UserError(f"{name}: not finished, there are no final weights to export yet; run it first")
@@ -96,7 +97,7 @@ def _experiment(prepared: Prepared, regime: str) -> Experiment:
     return experiment_of(config, config.regime(regime), outputs_of(config, prepared.data, found), found)
 
 
-def _write_results(prepared: Prepared, ledger: CommitLog, outcome: Outcome, exports: dict[str, str]) -> dict[str, Any]:
+def _write_results(prepared: Prepared, ledger: CommitLog, outcome: Outcome, exports: dict[str, str]) -> Summary:
     run_dir = prepared.run_dir
     summary = summarize(
         prepared.config.run,
@@ -110,5 +111,5 @@ def _write_results(prepared: Prepared, ledger: CommitLog, outcome: Outcome, expo
     )
     write_summary(run_dir / "summary.json", summary)
     write_report(summary, run_dir / "report.html")
-    write_tensorboard(run_dir / "tb", summary)
+    track(run_dir, summary)
     return summary

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.plan.graph import Node
 from orchestrator.runs.prepare import Prepared, prepare
 from workers.control import ThreadControl
@@ -79,7 +80,7 @@ class Lab:
 
     @property
     def storage(self) -> Storage:
-        return Storage.open(self.store)
+        return open_storage(self.store)
 
     @property
     def nodes(self) -> NodeStore:
@@ -169,7 +170,7 @@ def checksums(snapshots: SnapshotSet) -> list[str]:
 
 def final_digests(prepared: Prepared, store: str | None = None) -> dict[str, dict[str, str]]:
     """Regime -> part -> digest of its final weights."""
-    nodes = NodeStore(Storage.open(store or prepared.config.store))
+    nodes = NodeStore(open_storage(store or prepared.config.store))
     result: dict[str, dict[str, str]] = {}
     for name, regime in prepared.plan.regimes.items():
         result[name] = {}

@@ -16,7 +16,7 @@ import pytest
 from real_model import gguf_file
 
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from workers.data.text.prepare import prepare_text
 from workers.data.text.source import TextSource
 from workers.specs.experiment import Experiment
@@ -47,7 +47,7 @@ def smollm() -> CausalLMSpec:
 
 
 def store() -> SnapshotStore:
-    return SnapshotStore(Storage.open(f"memory://{uuid.uuid4().hex}"))
+    return SnapshotStore(open_storage(f"memory://{uuid.uuid4().hex}"))
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> Path:

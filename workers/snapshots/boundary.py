@@ -14,8 +14,8 @@ from torch import Tensor
 
 from cache_store.errors import CorruptShard, MissingShard
 from cache_store.formats.codec import Field
-from cache_store.formats.encodings import identity
-from cache_store.formats.quantization import Encoding
+from cache_store.formats.encoded_rows import EncodedRows
+from cache_store.formats.encodings import ENCODINGS
 from cache_store.snapshots.reader import RowReader
 from cache_store.snapshots.store import SnapshotSet
 from workers.device import autocast
@@ -152,8 +152,8 @@ class StoredBoundary:
         return self.forwards + earlier
 
 
-def encoding_of(domain: Domain, boundary: BoundarySpec) -> Encoding:
-    return Encoding(boundary.encoding, domain.fields(sum(len(hop) for hop in boundary.hops), boundary.dtype))
+def encoding_of(domain: Domain, boundary: BoundarySpec) -> EncodedRows:
+    return EncodedRows(boundary.encoding, domain.fields(sum(len(hop) for hop in boundary.hops), boundary.dtype))
 
 
 def geometry_of(domain: Domain, boundary: BoundarySpec, source: Source) -> Geometry:
@@ -171,7 +171,7 @@ def boundary_key(
     domain: Domain, boundary: BoundarySpec, source: Source, weights: Weights, view: int | None
 ) -> dict[str, Any]:
     """Everything that determines the bytes of a snapshot set, by content: a changed input is another address."""
-    encoding = identity(boundary.encoding)
+    encoding = ENCODINGS[boundary.encoding].identity()
     return {
         "kind": "boundary",
         "data": source.identity,

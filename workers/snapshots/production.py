@@ -151,11 +151,10 @@ class SharedSet:
 
 def whole(boundary: StoredBoundary) -> dict[str, Any]:
     """Of a set that is complete: what the commit of its node says beside who made it."""
-    packed = boundary.encoding.name == "lossless"
     return {
         "set": boundary.spec.id,
         "rows": boundary.samples,
-        "bytes": boundary.snapshots.stored_bytes() if packed else boundary.spec.bytes,
+        "bytes": boundary.snapshots.stored_bytes() if boundary.encoding.packs else boundary.spec.bytes,
     }
 
 

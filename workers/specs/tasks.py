@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from cache_store.formats.encodings import EncodingName
 from workers.specs.experiment import Experiment, ImageSpec, Precision, TrainSpec
@@ -59,7 +59,7 @@ class BoundarySpec:
 
 
 def rows_per_shard(row_bytes: int, shard_bytes: int, group_rows: int) -> int:
-    """Whole groups that fit into `shard_bytes`, at least one: the rows of a shard of rows of `row_bytes`."""
+    """Return the rows of a shard: whole groups of rows of `row_bytes` that fit into `shard_bytes`, at least one."""
     return max(1, shard_bytes // (row_bytes * group_rows)) * group_rows
 
 
@@ -152,12 +152,12 @@ class StageTask:
 
     @property
     def goes_on(self) -> bool:
-        """Whether a later round continues this one."""
+        """Tell whether a later round continues this one."""
         return self.epochs.stop < self.train.epochs
 
 
 def snapshot_role(split: str, view: int | None) -> str:
-    """The role of the materialize node of one set among a stage's parents."""
+    """Return the role of the materialize node of one set among a stage's parents."""
     return f"snapshot/{split}/{'eval' if view is None else view}"
 
 
@@ -183,12 +183,3 @@ class AverageTask:
 
 
 Task = DataTask | ModelTask | MeasureTask | MaterializeTask | StageTask | EvaluateTask | AverageTask
-TASKS: dict[str, type[Any]] = {
-    "data": DataTask,
-    "model": ModelTask,
-    "measure": MeasureTask,
-    "materialize": MaterializeTask,
-    "train": StageTask,
-    "evaluate": EvaluateTask,
-    "average": AverageTask,
-}

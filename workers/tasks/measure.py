@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cache_store.errors import Interrupted
 from cache_store.formats.codec import Array
-from cache_store.formats.quantization import Encoding
+from cache_store.formats.encoded_rows import EncodedRows
 from cache_store.records.nodes import Attempt
 from cache_store.snapshots.reader import RowReader
 from cache_store.snapshots.spec import SetSpec
@@ -88,7 +88,7 @@ class _Bench:
         module = ModulePath({name: self.weights.build(name)}, trained=())
         self._wait()
         build = time.perf_counter() - started
-        encoding = Encoding(task.encoding, domain.fields(before + 1, task.dtype))
+        encoding = EncodedRows(task.encoding, domain.fields(before + 1, task.dtype))
 
         def forward(index: np.ndarray, inputs: Boundary, *, in_batches: bool) -> Boundary:
             with torch.no_grad(), autocast(task.precision, self.device):
@@ -125,7 +125,7 @@ class _Bench:
         """Rows of a set that these samples are."""
         return len(self.domain.set_rows(self.source, index))
 
-    def _store(self, name: str, encoding: Encoding, rows: Sequence[Tensor]) -> dict[str, float]:
+    def _store(self, name: str, encoding: EncodedRows, rows: Sequence[Tensor]) -> dict[str, float]:
         """Seconds a sample to write rows of one full shard, to read them the first time, and again."""
         arrays = [to_numpy(tensor) for tensor in rows]
         size = sum(array.nbytes for array in arrays)
@@ -151,7 +151,7 @@ class _Bench:
 
     @contextmanager
     def _scratch(
-        self, key: Mapping[str, Any], encoding: Encoding, arrays: Sequence[Array]
+        self, key: Mapping[str, Any], encoding: EncodedRows, arrays: Sequence[Array]
     ) -> Iterator[tuple[SnapshotSet, float]]:
         """A set of one shard and the seconds it took to write; gone afterwards."""
         rows = len(arrays[0])
@@ -184,7 +184,7 @@ class _Bench:
 class _Gathering:
     """All samples of a measured set, shuffled, in training batches, decoded on the device: a pass of a stage."""
 
-    def __init__(self, bench: _Bench, target: SnapshotSet, encoding: Encoding) -> None:
+    def __init__(self, bench: _Bench, target: SnapshotSet, encoding: EncodedRows) -> None:
         self._device, self._decode = bench.device, encoding.decode
         self._reader = RowReader(target)
         period = bench._count(bench.group)

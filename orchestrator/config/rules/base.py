@@ -16,6 +16,7 @@ from orchestrator.config.rules import gangs
 from orchestrator.config.schema import Config, Regime, validate
 from orchestrator.config.yaml_loader import KeyPath
 from orchestrator.regimes.stages import Stage
+from orchestrator.regimes.table import REGIMES, kinds_that
 from orchestrator.regimes.wavefront import FINAL
 from workers.models.base import Finding
 from workers.specs.experiment import TrainSpec
@@ -93,13 +94,14 @@ def training(config: Config, train: TrainSpec) -> Iterator[tuple[tuple[str, ...]
 
 def pipelines(config: Config) -> Iterator[Finding]:
     """Check that `wavefront` is asked of regimes that have segments which meet the network's own head."""
+    waving = kinds_that(lambda row: row.may_wave)
     for name, own in config.regimes.items():
-        if own.kind != "segprop" and (own.pipeline == "wavefront" or own.wavefront):
+        if not REGIMES[own.kind].may_wave and (own.pipeline == "wavefront" or own.wavefront):
             key = "pipeline" if own.pipeline == "wavefront" else "wavefront"
-            message = f"wavefront: is for segprop, {name} is {own.kind}; allowed here: leave it out"
+            message = f"wavefront: is for {waving}, {name} is {own.kind}; allowed here: leave it out"
             yield ("regimes", name, key), message
-    if config.pipeline == "wavefront" and not any(own.kind == "segprop" for own in config.regimes.values()):
-        yield ("pipeline",), "wavefront: is for segprop, and no regime here is one; allowed: sequential"
+    if config.pipeline == "wavefront" and not any(REGIMES[own.kind].may_wave for own in config.regimes.values()):
+        yield ("pipeline",), f"wavefront: is for {waving}, and no regime here is one; allowed: sequential"
 
 
 def run_exit(config: Config, regime: Regime) -> Iterator[Finding]:
@@ -108,9 +110,10 @@ def run_exit(config: Config, regime: Regime) -> Iterator[Finding]:
     if regime.run_exit.gate is None:
         return
     at: KeyPath = ("regimes", regime.name, "run_exit") if own else ("run_exit",)
-    if regime.kind != "segprop":
+    if not regime.row.may_end_early:
         if own:
-            yield at, f"is for segprop, {regime.name} is {regime.kind}; allowed here: leave it out"
+            ending = kinds_that(lambda row: row.may_end_early)
+            yield at, f"is for {ending}, {regime.name} is {regime.kind}; allowed here: leave it out"
         return
     if regime.pipeline == "wavefront":
         yield at, f"not with pipeline wavefront ({regime.name}): its stages do not wait for each other's scores"
@@ -138,7 +141,7 @@ def split(config: Config, regime: Regime, blocks: Sequence[str]) -> Iterator[Fin
     if beyond and regime.traits.can.omit is None:
         yield locate(config, regime.name, "split", "omit"), f"{beyond}: the model has layers 0 to {layers - 1}"
         return
-    if regime.kind != "segprop":
+    if not regime.row.has_base:
         return
     if regime.base < 1:
         message = f"0: must be at least 1 block of {regime.traits.noun}"

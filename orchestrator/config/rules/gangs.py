@@ -17,7 +17,7 @@ def problems(config: Config) -> Iterator[Finding]:
     if gang.size is None:
         return
     at: KeyPath = ("resources", "gang")
-    if resources.runner != "ray":
+    if not resources.on_ray:
         yield (*at, "size"), f"{gang.size}: needs resources.runner ray, which is {resources.runner}"
     for name in config.regimes:
         regime = config.regime(name)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.cli import main
 from orchestrator.runs import session
 from orchestrator.runs.prepare import Prepared, prepare
@@ -53,7 +53,7 @@ class Story:
 
 def texts(prepared: Prepared, split: str) -> tuple[EvaluateTask, TextSource]:
     """The evaluation of the final chain of the first regime, and its data."""
-    storage = Storage.open(prepared.config.store)
+    storage = open_storage(prepared.config.store)
     regime = next(iter(prepared.plan.regimes.values()))
     node = prepared.plan.node(regime.test if split == "test" else regime.validation)
     task = as_json.from_json(EvaluateTask, node.task)
@@ -188,7 +188,7 @@ def test_an_export_that_was_cut_short_is_written_again(story: Story) -> None:
 
 
 def test_snapshots_are_released_after_their_last_reader(story: Story) -> None:
-    sets = SnapshotStore(Storage.open(str(story.run_dir / "store"))).list()
+    sets = SnapshotStore(open_storage(str(story.run_dir / "store"))).list()
     assert [item for item in sets if item.key.get("kind") == "boundary"] == []
 
 

@@ -19,6 +19,7 @@ from cache_store.records.files import read_file, verify
 from cache_store.records.nodes import NodeStore
 from cache_store.records.record_io import new_attempt_id
 from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 
 NODE = "abc123"
 
@@ -26,12 +27,12 @@ NODE = "abc123"
 @pytest.fixture(params=["local", "memory"])
 def nodes(request: pytest.FixtureRequest, tmp_path: Path) -> NodeStore:
     uri = str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
-    return NodeStore(Storage.open(uri))
+    return NodeStore(open_storage(uri))
 
 
 @pytest.fixture
 def local(tmp_path: Path) -> NodeStore:
-    return NodeStore(Storage.open(str(tmp_path / "store")))
+    return NodeStore(open_storage(str(tmp_path / "store")))
 
 
 def test_a_commit_publishes_files_and_result(nodes: NodeStore) -> None:
@@ -185,7 +186,7 @@ def test_a_mapped_file_is_checked_once_until_it_changes(local: NodeStore, monkey
 
 
 def test_storage_that_is_not_local_has_no_path_to_map() -> None:
-    nodes = NodeStore(Storage.open(f"memory://{uuid.uuid4().hex}"))
+    nodes = NodeStore(open_storage(f"memory://{uuid.uuid4().hex}"))
     assert nodes.verified_path(nodes.attempt(NODE).write("f", b"1")) is None
 
 

@@ -17,7 +17,7 @@ from cache_store.keys import digest_json
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from workers.data import splits
 from workers.data.images.augment.augment import Augment
-from workers.data.images.facts import FACTS
+from workers.data.images.formats.table import IMAGE_FORMATS
 from workers.data.images.inspect import resize_of
 from workers.data.images.prepare import prepare
 from workers.seeds import derive_seed
@@ -49,7 +49,7 @@ class ImageSource:
         counts = data_result["rows"]
         self._samples = splits.rows(data, experiment.seed, counts["train"], counts["test"])[split]
         self._set = _PreparedSet(experiment, data_result, snapshots, SET_OF[split], cache_bytes)
-        facts = FACTS[data.name]
+        facts = IMAGE_FORMATS[data.name].facts
         self._augment = Augment(
             augment=data.augment,
             native=self._set.side,
@@ -69,7 +69,7 @@ class ImageSource:
         self.labels: Tensor = torch.from_numpy(self._set.labels[self._samples])
 
     def batch(self, rows: Tensor | np.ndarray, view: int | None) -> Tensor:
-        """float32 (B, 3, S, S), normalised and contiguous, for `rows` int64 (B,) of this split.
+        """Return images float32 (B, 3, S, S), normalised and contiguous, for `rows` int64 (B,) of this split.
 
         `view` None: the evaluation transform. IndexError when a row is not in the split.
         """
@@ -113,8 +113,8 @@ class _PreparedSet:
         self._set.close()
 
     def gather(self, samples: np.ndarray) -> Tensor:
-        """uint8 (B, 3, H, W): rows of the set. A small set is read into memory here, not before: a stage that
-        is fed from snapshots asks for labels alone."""
+        """Return uint8 (B, 3, H, W), rows of the set. A small set is read into memory here, not before: a stage that is
+        fed from snapshots asks for labels alone."""
         if self._held and self._memory is None:
             self._memory = self._cached(self._cache_bytes)
             self._set.close()

@@ -82,12 +82,13 @@ class TextSource:
         self._reader = RowReader(self._restoring(lambda: self._load("tokens")))
 
     def token_rows(self, rows: Tensor | np.ndarray) -> np.ndarray:
-        """Flat token numbers (int64) of these samples, in order. IndexError when a sample is not in the split."""
+        """Return the flat token numbers (int64) of these samples, in order. IndexError when a sample is not in the
+        split."""
         starts, lengths = self._ranges(rows)
         return flat_rows(starts, lengths)
 
     def batch(self, rows: Tensor | np.ndarray) -> TextBatch:
-        """The samples `rows` int64 (B,), B >= 1, of this split. IndexError when one is not in it."""
+        """Read the samples `rows` int64 (B,), B >= 1, of this split. IndexError when one is not in it."""
         starts, lengths = self._ranges(rows)
         flat = flat_rows(starts, lengths)
         token, target, position = self._restoring(lambda: self._reader.gather(flat))

@@ -70,7 +70,7 @@ class TextPlanning(DomainPlanning[TextSpec, "TextOutline"]):
 
 def tokens_a_sample(data: TextSpec, outline: TextOutline) -> int:
     """Tokens of a sample, about: what packing makes of it, or a quarter of its bytes."""
-    from workers.data.text.splits import data_is_packed
+    from workers.data.text.formats import data_is_packed
 
     if data_is_packed(data):
         return data.sequence_length

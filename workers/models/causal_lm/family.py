@@ -191,7 +191,7 @@ def _positions(found: LMOutline, data: TextSpec) -> Iterator[Finding]:
 
 def _isolation(model: CausalLMSpec, found: LMOutline, data: TextSpec) -> Iterator[Finding]:
     """Packed documents are kept apart by the model's own masks, where it has any."""
-    from workers.data.text.splits import data_is_packed
+    from workers.data.text.formats import data_is_packed
 
     if data_is_packed(data) and data.isolate and not found.isolates:
         yield (
@@ -204,7 +204,7 @@ def _isolation(model: CausalLMSpec, found: LMOutline, data: TextSpec) -> Iterato
 def _tokenizer(model: CausalLMSpec, found: LMOutline, data: TextSpec) -> Iterator[Finding]:
     """The tokenizer must be there, fit the model, and do what the data ask of it. A folder without weights can be
     planned for without its tokenizer too."""
-    from workers.data.text.tokens.encode import encoder_of
+    from workers.data.text.formats import TEXT_FORMATS
     from workers.data.text.tokens.tokenizers import load_tokenizer
 
     if model.tokenizer is None and not found.has_weights:
@@ -212,7 +212,7 @@ def _tokenizer(model: CausalLMSpec, found: LMOutline, data: TextSpec) -> Iterato
             yield ("model", "tokenizer"), "none given; random weights need one: a folder, a hub id, or bytes"
         return
     try:
-        encoder_of(data, load_tokenizer(replace(model, config=dict(found.config))))
+        TEXT_FORMATS[data.name].encoder(load_tokenizer(replace(model, config=dict(found.config))))
     except ConfigError as error:
         key, _, message = error.message.partition(": ")
         yield tuple(key.split(".")), message

@@ -12,11 +12,11 @@ import pytest
 from fake_run import make_commits, make_plan
 
 from cache_store.errors import StorageUnavailable, TrainingDiverged
-from cache_store.storage.base import Storage
-from orchestrator.execution import retry
+from cache_store.storage.open import open_storage
 from orchestrator.execution.commits import CommitLog
-from orchestrator.execution.driver import Driver, Outcome
+from orchestrator.execution.driver import Driver, DriverSettings, Outcome
 from orchestrator.execution.event_log import FIELDS, journal
+from orchestrator.execution.retry import NodeRetries
 from orchestrator.plan.graph import Plan
 from orchestrator.progress import Progress
 from orchestrator.runners.base import Event, Failed, Succeeded
@@ -81,7 +81,7 @@ def drive(
     folder: Path, plan: Plan, runner: FakeRunner, **options: Any
 ) -> tuple[Outcome, list[dict[str, Any]], list[dict[str, Any]]]:
     """Outcome, lines of the log, and what was reported."""
-    ledger = NoSets(Storage.open(str(folder / "store")))
+    ledger = NoSets(open_storage(str(folder / "store")))
     states: list[dict[str, Any]] = []
     with Progress(len(plan.nodes), stream=(folder / "out.txt").open("w")) as progress, journal(folder, "fake"):
         driver = Driver(
@@ -89,9 +89,9 @@ def drive(
             ledger,
             runner,
             progress,
-            store=str(folder / "store"),
+            DriverSettings(str(folder / "store"), NodeRetries(max_attempts=3, first_wait_s=0.0)),
             report=lambda **state: states.append(state),
-            **{"max_attempts": 3, **options},
+            **options,
         )
         outcome = driver.run()
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -101,11 +101,6 @@ def drive(
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     return make_plan(tmp_path, regimes="[e2e, segprop]")
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "BACKOFF_S", 0.0)
 
 
 def test_every_node_runs_once_on_as_many_slots_as_there_are(tmp_path: Path, plan: Plan) -> None:
@@ -219,9 +214,9 @@ def test_a_log_that_cannot_be_written_is_said_once_and_ends_nothing(
     tmp_path: Path, plan: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "log.jsonl").mkdir()
-    ledger = NoSets(Storage.open(str(tmp_path / "store")))
+    ledger = NoSets(open_storage(str(tmp_path / "store")))
     runner = FakeRunner(make_commits(plan))
     with Progress(1, quiet=True) as progress, journal(tmp_path, "fake"):
-        outcome = Driver(plan, ledger, runner, progress, store="", max_attempts=1).run()
+        outcome = Driver(plan, ledger, runner, progress, DriverSettings("", NodeRetries(max_attempts=1))).run()
     assert outcome.status == "done"
     assert capsys.readouterr().err.count("cannot be written") == 1

@@ -13,7 +13,7 @@ from text_makers import BYTES, samples_of, source_of, spec_of, store, texts, wor
 
 from cache_store.errors import ConfigError, DataError
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from workers.data.text.inspect import inspect_text
 from workers.data.text.prepare import prepare_text
 from workers.data.text.samples import stored
@@ -24,7 +24,7 @@ from workers.specs.language import CausalLMSpec, TextSpec
 
 @pytest.fixture
 def snapshots(tmp_path: Path) -> SnapshotStore:
-    return SnapshotStore(Storage.open(str(tmp_path / "store")))
+    return SnapshotStore(open_storage(str(tmp_path / "store")))
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_damaged_and_missing_shards_are_made_again_from_the_files(
         for path in victims:
             path.chmod(0o644)
             path.write_bytes(path.read_bytes()[:-9] + b"x" * 9)
-    again = SnapshotStore(Storage.open(str(tmp_path / "store")))
+    again = SnapshotStore(open_storage(str(tmp_path / "store")))
     assert samples_of(source_of(data, BYTES, "train", again, 0, result)) == good
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,22 +22,26 @@ class Record(NamedTuple):
     row: int
 
 
-class Corpus(Protocol):
-    """The documents of a data set in their own splits: `train` always, others where the data has them."""
+class Corpus(abc.ABC):
+    """The documents of a data set in their own splits: `train` always, others where the data has them. Making one finds
+    and counts them. DataError, all problems at once, when there are none, or none that can be read."""
 
     #: sha256 (hex): changes with the documents.
     fingerprint: str
     #: Documents and (about) bytes of text of every split that the data itself has.
     documents: dict[str, int]
     bytes: dict[str, int]
-    #: Whether documents are running text, which may be packed.
-    running: bool
 
+    @abc.abstractmethod
     def records(self, split: str, wanted: np.ndarray) -> Iterator[tuple[int, Record]]:
-        """(number, record) of the documents of one of the data's own splits, in order, where `wanted` (bool, one a
-        document) is set. DataError, with file and row, for what cannot be read."""
+        """Yield (number, record) of the documents of one of the data's own splits, in order, where `wanted` (bool, one
+        a document) is set. DataError, with file and row, for what cannot be read."""
+
+    def draw_shots(self, trained: np.ndarray, seed: int) -> None:  # noqa: B027  most take none from there
+        """Choose the examples shown before questions from these documents of `train` (int64 numbers), where a data set
+        takes them from there. ConfigError when there are too few."""
 
 
 def broken(record: Record, what: str) -> DataError:
-    """The error for one document."""
+    """Return the error for one document."""
     return DataError(f"row {record.row} of {record.file}: {what}", file=record.file, row=record.row)

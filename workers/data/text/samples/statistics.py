@@ -11,7 +11,7 @@ PERCENTILES = (5, 50, 95, 99)
 
 
 def lengths_of(lengths: np.ndarray) -> dict[str, float | int]:
-    """count, min, max, mean and percentiles (`p5` …) of lengths in tokens; of none, only the count."""
+    """Compute count, min, max, mean and percentiles (`p5` …) of lengths in tokens; of none, only the count."""
     if not len(lengths):
         return {"count": 0}
     # "lower": a length that is really there, and an integer.
@@ -28,8 +28,8 @@ def lengths_of(lengths: np.ndarray) -> dict[str, float | int]:
 def split_statistics(
     documents: np.ndarray, lengths: np.ndarray, targets: np.ndarray, counts: dict[str, int]
 ) -> dict[str, Any]:
-    """`documents`: lengths in tokens before anything was cut; `lengths` and `targets`: of the samples stored;
-    `counts`: sequences truncated, dropped, empty, and samples left out because nothing in them counts."""
+    """Describe a split. `documents`: lengths in tokens before anything was cut; `lengths` and `targets`: of the samples
+    stored; `counts`: sequences truncated, dropped, empty, and samples left out because nothing in them counts."""
     return {
         "documents": lengths_of(documents),
         "samples": lengths_of(lengths),

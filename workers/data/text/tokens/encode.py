@@ -11,7 +11,6 @@ from cache_store.errors import ConfigError
 from workers.data.text.corpora.base import Record, broken
 from workers.data.text.tokens.chat import ChatTemplate
 from workers.data.text.tokens.tokenizers import Tokenizer
-from workers.specs.language import TextSpec
 
 
 @dataclass
@@ -31,13 +30,19 @@ class Encoded:
 Encoder = Callable[[Sequence[Record], bool], Encoded]
 
 
-def encoder_of(data: TextSpec, tokenizer: Tokenizer) -> Encoder:
-    """What turns this data set's records into tokens. ConfigError when the tokenizer cannot do what that needs."""
-    if data.name == "chat":
-        template = ChatTemplate(tokenizer)
-        return lambda records, candidates: _sequences(template.encode(records))
-    if data.name in ("mmlu", "winogrande"):
-        return lambda records, candidates: _questions(records, candidates, tokenizer)
+def chat_encoder(tokenizer: Tokenizer) -> Encoder:
+    """Make an encoder of chats. ConfigError: the tokenizer has no chat template, or does not say where tokens lie."""
+    template = ChatTemplate(tokenizer)
+    return lambda records, candidates: _sequences(template.encode(records))
+
+
+def question_encoder(tokenizer: Tokenizer) -> Encoder:
+    """Make an encoder of questions."""
+    return lambda records, candidates: _questions(records, candidates, tokenizer)
+
+
+def text_encoder(tokenizer: Tokenizer) -> Encoder:
+    """Make an encoder of running text. ConfigError: the tokenizer has no end-of-text token."""
     if tokenizer.eos is None:
         raise ConfigError("model.tokenizer: it has no end-of-text token, which documents are joined with")
     return lambda records, candidates: _texts(records, tokenizer)

@@ -31,11 +31,12 @@ class Tokenizer(Protocol):
     digest: str
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """int32 tokens of each text, with those the tokenizer itself puts around one (such as a first BOS)."""
+        """Return the int32 tokens of each text, with those the tokenizer itself puts around one (such as a first
+        BOS)."""
 
 
 def clean(text: str) -> str:
-    """The text, lone surrogates (which JSON can hold and UTF-8 cannot) replaced by '?'."""
+    """Replace lone surrogates (which JSON can hold and UTF-8 cannot) by '?'."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -78,7 +79,7 @@ class PretrainedTokenizer:
 
 
 def load_tokenizer(model: CausalLMSpec) -> Tokenizer:
-    """The tokenizer that `model` names: `bytes`, a folder or hub id, or the one beside its weights.
+    """Load the tokenizer that `model` names: `bytes`, a folder or hub id, or the one beside its weights.
 
     ConfigError: it cannot be loaded, there is none, or it has more tokens than the model.
     """
@@ -93,7 +94,8 @@ def load_tokenizer(model: CausalLMSpec) -> Tokenizer:
 
 
 def longest_sample(model: CausalLMSpec) -> int | None:
-    """Tokens of the longest sample the model has positions for; None where its configuration does not say."""
+    """Return the tokens of the longest sample the model has positions for; None where its configuration does not
+    say."""
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
         if (found := _setting(model, name)) is not None:
             return found
