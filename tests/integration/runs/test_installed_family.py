@@ -17,7 +17,7 @@ import sys, torch
 from pathlib import Path
 from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.runs.prepare import prepare
 from safetensors.torch import load_file
 from segprop_mlp.network import MLPParts
@@ -28,7 +28,7 @@ from workers.specs.tasks import EvaluateTask
 prepared, regime = prepare(sys.argv[1]), sys.argv[2]
 node = prepared.plan.node(prepared.plan.regimes[regime].test)
 experiment = from_json(EvaluateTask, node.task).experiment
-storage = Storage.open(prepared.config.store)
+storage = open_storage(prepared.config.store)
 data = NodeStore(storage).commit_of(node.parents["data"])
 source = ImageSource(experiment, data["result"], SnapshotStore(storage), "test")
 state = load_file(prepared.run_dir / "model" / regime / "model.safetensors")
