@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_store.records.nodes import NodeStore
+from cache_store.records.nodes import Commit, NodeStore
 from workers.models.base import COMPANION, Export
 from workers.models.registry import family_of
 from workers.specs.experiment import Experiment
+from workers.specs.results import ModelResult
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Commit = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def export(trained: Trained, nodes: NodeStore, target: Path) -> None:
     """
     experiment = trained.experiment
     family = family_of(experiment.model)
-    sources = {name: [commit["node"], commit["attempt"]] for name, commit in trained.parts.items()}
+    sources = {name: [commit.node, commit.attempt] for name, commit in trained.parts.items()}
     files = [target / name for name in family.export_files]
     if all(file.exists() for file in files) and json.loads(files[0].read_text()).get("sources") == sources:
         return
@@ -49,8 +48,8 @@ def export(trained: Trained, nodes: NodeStore, target: Path) -> None:
             classes=experiment.classes,
             states=_states(trained, nodes),
             companions={
-                name: nodes.read_file(commit["files"][f"{COMPANION}{name}"])
-                for name in commit["result"].get("companions", ())
+                name: nodes.read_file(commit.files[f"{COMPANION}{name}"])
+                for name in commit.read(ModelResult).companions or ()
             },
             data=trained.data,
             sources=sources,

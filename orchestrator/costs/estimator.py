@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cache_store.formats.dtypes import ITEM_BYTES
 from orchestrator.config.rates import Rates
 from orchestrator.costs import formulas
 from orchestrator.costs.formulas import Estimate
@@ -36,7 +37,7 @@ class Estimator:
         """Predict a stage over its whole schedule. `boundary`: where it starts (None: at the raw inputs); `source`: how
         it gets there."""
         shapes = self.outline.boundaries[sum(len(hop) for hop in stage.hops)]
-        stored_item = formulas.ITEM_BYTES[boundary.dtype] if boundary is not None else None
+        stored_item = ITEM_BYTES[boundary.dtype] if boundary is not None else None
         parts = StageParts(
             path=self._path(stage),
             trained=frozenset((*stage.trained, "adapter", "aux")),

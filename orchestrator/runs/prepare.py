@@ -12,12 +12,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from cache_store.errors import ConfigError, UserError
 from cache_store.records.nodes import NodeStore
+from cache_store.storage.durable import write_atomically
 from cache_store.storage.open import existing_storage
 from orchestrator.config import load as configuration
 from orchestrator.config.rates import Rates
@@ -26,7 +26,6 @@ from orchestrator.config.rules.check import sound
 from orchestrator.config.rules.models import finding_of
 from orchestrator.config.schema import Config
 from orchestrator.config.yaml_loader import Document, KeyPath, Problem, parse_document, raise_problems
-from orchestrator.files import write_atomically
 from orchestrator.plan.builder import build_plan
 from orchestrator.plan.experiment import outline_of, rows_of
 from orchestrator.plan.graph import Plan
@@ -34,6 +33,7 @@ from orchestrator.units import human_bytes
 from workers.domains.planning import AnyData, AnyOutline
 from workers.domains.registry import planning_of_data
 from workers.models.base import Finding
+from workers.specs.results import MeasuredCosts, MeasureResult
 
 CONFIG_FILE = "config.yaml"
 
@@ -49,7 +49,7 @@ class Prepared:
     found: object | None
     plan: Plan
     #: The plan again, with what measure nodes found (node id -> figures).
-    replan: Callable[[Mapping[str, Mapping[str, Any]]], Plan] = field(repr=False, compare=False)
+    replan: Callable[[Mapping[str, MeasuredCosts]], Plan] = field(repr=False, compare=False)
 
     @property
     def run_dir(self) -> Path:
@@ -124,7 +124,7 @@ def _planned(document: Document, basis: PlanBasis) -> Prepared:
     regimes = [config.regime(name) for name in config.regimes]
     outlines = {regime.name: outline_of(config, regime, data, found) for regime in regimes}
 
-    def replan(figures: Mapping[str, Mapping[str, Any]]) -> Plan:
+    def replan(figures: Mapping[str, MeasuredCosts]) -> Plan:
         return build_plan(
             config,
             outlines,
@@ -152,14 +152,14 @@ def with_figures(prepared: Prepared) -> Prepared:
     return replace(prepared, plan=prepared.replan(measured_figures(prepared.config.store, prepared.plan)))
 
 
-def measured_figures(store: str, plan: Plan) -> dict[str, Mapping[str, Any]]:
+def measured_figures(store: str, plan: Plan) -> dict[str, MeasuredCosts]:
     """Node id -> figures of those measure nodes of the plan that the store has a commit of."""
     try:
         nodes = NodeStore(existing_storage(store))
     except UserError:
         return {}  # no store yet
     commits = {node: nodes.commit_of(node) for node in plan.unmeasured}
-    return {node: commit["result"]["figures"] for node, commit in commits.items() if commit is not None}
+    return {node: commit.read(MeasureResult).figures for node, commit in commits.items() if commit is not None}
 
 
 def look_at_data(data: AnyData, seed: int) -> AnyOutline:

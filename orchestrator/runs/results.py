@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from cache_store.errors import UserError
-from cache_store.records.nodes import NodeStore
+from cache_store.records.nodes import Commit, NodeStore
 from cache_store.storage.open import open_storage
 from orchestrator.environment import describe_environment
 from orchestrator.execution.commits import CommitLog
@@ -72,7 +71,7 @@ def _export_finished(prepared: Prepared, ledger: CommitLog, regimes: Sequence[st
     return written
 
 
-def _export(prepared: Prepared, name: str, parts: dict[str, Any], nodes: NodeStore, folder: Path) -> None:
+def _export(prepared: Prepared, name: str, parts: dict[str, Commit], nodes: NodeStore, folder: Path) -> None:
     config = prepared.config
     trained = Trained(
         _experiment(prepared, name),
@@ -83,7 +82,7 @@ def _export(prepared: Prepared, name: str, parts: dict[str, Any], nodes: NodeSto
     write_export(trained, nodes, folder)
 
 
-def _model_commit(prepared: Prepared, nodes: NodeStore) -> dict[str, Any]:
+def _model_commit(prepared: Prepared, nodes: NodeStore) -> Commit:
     """The commit of the initial weights, which holds what goes beside them."""
     node = next(node for node in prepared.plan.nodes if node.kind == "model")
     commit = nodes.commit_of(node.id)
@@ -102,7 +101,7 @@ def _write_results(prepared: Prepared, ledger: CommitLog, outcome: Outcome, expo
     summary = summarize(
         prepared.config.run,
         prepared.plan,
-        ledger.commits,
+        ledger.to_json(),
         status=outcome.status,
         environment=describe_environment(),
         reused=outcome.reused,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from workers.specs.experiment import ImageSpec, TrainSpec
 from workers.specs.language import CausalLMSpec, TextSpec
 from workers.specs.model import ModelSpec
+from workers.specs.results import PartRecord
 
 if TYPE_CHECKING:
     import torch
@@ -124,6 +125,16 @@ class Start:
     sample: Shape | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """Initial weights as an attempt holds them: one file `state.safetensors` with every tensor of the network and its
+    `digest`; or a file a part, and a file `companion-<name>` for each of `companions`."""
+
+    digest: str | None = None
+    parts: Mapping[str, PartRecord] | None = None
+    companions: tuple[str, ...] | None = None
+
+
 @dataclass(frozen=True)
 class Export:
     """A trained model on its way out. `states` gives every part once, in forward order, read when it is asked for."""
@@ -230,12 +241,8 @@ class ModelFamily(ABC, Generic[SpecT, FoundT]):
         """The parts of a model as modules."""
 
     @abstractmethod
-    def write_start(self, start: Start, attempt: Attempt, control: Control) -> dict[str, Any]:
-        """Write the initial weights into `attempt`; return what its commit says of them.
-
-        Either one file `state.safetensors` with every tensor of the network and `{"digest": …}`, or a file a part and
-        `{"parts": {name: {"file", "digest", "bytes"}}, "companions": [names]}`, with a file `companion-<name>` each.
-        """
+    def write_start(self, start: Start, attempt: Attempt, control: Control) -> Written:
+        """Write the initial weights into `attempt`. Interrupted when `control` asks to stop."""
 
     @abstractmethod
     def export(self, export: Export, target: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from workers.models.base import Export, ModelFamily, Parts, Start, Traits
+from workers.models.base import Export, ModelFamily, Parts, Start, Traits, Written
 from workers.models.counting import Cost, Shape, elements
 from workers.models.outline import ChainOutline, PartOutline, Piece, join
 from workers.specs.model import ModelSpec
@@ -66,7 +66,7 @@ class MLPFamily(ModelFamily[MLPSpec, None]):
 
         return MLPParts(model.widths, sample, classes)
 
-    def write_start(self, start: Start, attempt: Attempt, control: Control) -> dict[str, Any]:
+    def write_start(self, start: Start, attempt: Attempt, control: Control) -> Written:
         from safetensors.torch import save
 
         from segprop_mlp.network import initial_state
@@ -76,7 +76,7 @@ class MLPFamily(ModelFamily[MLPSpec, None]):
         assert start.sample is not None
         state = initial_state(start.model.widths, start.sample, start.classes, start.seed)
         attempt.write("state.safetensors", save(state))
-        return {"digest": state_digest(state)}
+        return Written(digest=state_digest(state))
 
     def export(self, export: Export, target: Path) -> None:
         from safetensors.torch import save

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from cache_store.errors import ConfigError, Interrupted
+from workers.control import Update
 from workers.models.base import (
     COMPANION,
     Capabilities,
@@ -19,12 +20,14 @@ from workers.models.base import (
     StageParts,
     Start,
     Traits,
+    Written,
 )
 from workers.models.causal_lm import memory
 from workers.models.causal_lm.outline import LMOutline, LMPartOutline, lm_chain
 from workers.specs.experiment import ImageSpec
 from workers.specs.language import CausalLMSpec, TextSpec
 from workers.specs.model import expect
+from workers.specs.results import PartRecord
 
 if TYPE_CHECKING:
     from cache_store.records.nodes import Attempt
@@ -138,31 +141,27 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
 
         return CausalLMParts(model)
 
-    def write_start(self, start: Start, attempt: Attempt, control: Control) -> dict[str, Any]:
+    def write_start(self, start: Start, attempt: Attempt, control: Control) -> Written:
         """One file a part, written as it is read: the model is never held whole."""
-        from safetensors.torch import save
-
         from workers.models.causal_lm.network.parts import part_names
         from workers.models.causal_lm.pretrained.import_parts import companions, import_parts
         from workers.models.causal_lm.pretrained.verify import verify_chain
-        from workers.models.chain import state_digest
+        from workers.models.chain import write_part
 
         model = expect(CausalLMSpec, start.model)
         # Before hours are spent on it: a small model of this architecture gives the same logits as a chain and alone.
         verify_chain(model)
         total = len(part_names(model))
-        parts: dict[str, Any] = {}
+        parts: dict[str, PartRecord] = {}
         for name, state in import_parts(model, start.seed):
-            file = f"{name}.safetensors"
-            record = attempt.write(file, save(state))
-            parts[name] = {"file": file, "digest": state_digest(state), "bytes": record["bytes"]}
-            control.progress(phase="import", done=len(parts), total=total, unit="parts")
+            parts[name] = write_part(attempt, name, state)
+            control.progress(Update(phase="import", done=len(parts), total=total, unit="parts"))
             if control.should_stop():
                 raise Interrupted("the import of the model was stopped; it starts again with the next run")
         beside = companions(model)
         for name, data in beside.items():
             attempt.write(f"{COMPANION}{name}", data)
-        return {"parts": parts, "companions": sorted(beside)}
+        return Written(parts=parts, companions=tuple(sorted(beside)))
 
     def export(self, export: Export, target: Path) -> None:
         """A folder that `AutoModelForCausalLM` loads, one part in memory at a time."""

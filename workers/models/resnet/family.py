@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_store.errors import ConfigError
-from workers.models.base import Capabilities, Export, ModelFamily, Parts, Start, Traits
+from workers.models.base import Capabilities, Export, ModelFamily, Parts, Start, Traits, Written
 from workers.models.outline import ChainOutline
 from workers.models.resnet.outline import resnet_outline
 from workers.specs.experiment import ResNetSpec
@@ -72,7 +72,7 @@ class ResNetFamily(ModelFamily[ResNetSpec, None]):
 
         return ResNetParts(model, sample[-1], classes)
 
-    def write_start(self, start: Start, attempt: Attempt, control: Control) -> dict[str, Any]:
+    def write_start(self, start: Start, attempt: Attempt, control: Control) -> Written:
         from safetensors.torch import save
 
         from workers.models.chain import state_digest
@@ -80,7 +80,7 @@ class ResNetFamily(ModelFamily[ResNetSpec, None]):
 
         state = initial_state(expect(ResNetSpec, start.model), start.classes, start.seed)
         attempt.write("state.safetensors", save(state))
-        return {"digest": state_digest(state)}
+        return Written(digest=state_digest(state))
 
     def export(self, export: Export, target: Path) -> None:
         from workers.models.resnet.export import write_checkpoint
