@@ -11,11 +11,10 @@ from torch import nn
 
 from cache_store.errors import CorruptShard
 from cache_store.records.file_record import FileRecord
-from cache_store.records.nodes import Attempt, NodeStore
-from workers import tensor_files
+from cache_store.records.nodes import NodeStore
 from workers.domains.base import Domain
 from workers.models.chain import State, state_digest
-from workers.specs.results import HeldParts, Parents, PartRecord
+from workers.specs.results import HeldParts, Parents
 
 ADAPTER = "adapter"
 AUX = "aux"
@@ -67,13 +66,6 @@ class Weights:
         module = self._domain.build_part(part, self._device)
         module.load_state_dict(self.state(part), strict=True)
         return module
-
-
-def write_part(attempt: Attempt, part: str, state: State) -> PartRecord:
-    """Write a part's state as a file of its own, to be published with the attempt's commit."""
-    file = f"{part}.safetensors"
-    record = attempt.write(file, *tensor_files.pieces(state))
-    return PartRecord(file=file, digest=state_digest(state), bytes=record.bytes)
 
 
 def read_tensors(nodes: NodeStore, record: FileRecord, names: Iterable[str] | None = None) -> State:

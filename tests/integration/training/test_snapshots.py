@@ -12,7 +12,7 @@ from shard_damage import flip, folder_of, replace, shard_files
 
 from cache_store.errors import ConfigError, TrainingDiverged
 from cache_store.snapshots.store import SnapshotStore
-from workers.models import registry
+from workers.models.resnet.parts import initial_state
 from workers.specs.experiment import ResNetSpec
 
 STAGE = "segprop/stage3-seg3"
@@ -127,7 +127,7 @@ def test_a_released_set_is_made_again_for_whoever_needs_it(complete: Lab, tmp_pa
 def scaled_base(folder: Path, scale: float, dtype: str, encoding: str = "plain") -> Lab:
     """A base taken as it comes, whose first segment gives values about `scale` times the usual ones."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = registry.initial_state(ResNetSpec(name="resnet18", stem="small", hidden=32), 10, 0)
+    state = initial_state(ResNetSpec(name="resnet18", stem="small", hidden=32), 10, 0)
     state["layer1.1.bn2.weight"].fill_(scale)
     save_file(state, folder / "weights.safetensors")
     changes = {

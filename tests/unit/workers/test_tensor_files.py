@@ -56,23 +56,23 @@ from pathlib import Path
 from cache_store.records.nodes import NodeStore
 from cache_store.storage.open import open_storage
 from workers import tensor_files
-from workers.export import export
-from workers.models import registry
+from workers.export import Trained, export
 from workers.models.chain import state_digest
+from workers.models.resnet.parts import initial_state, part_names
 from workers.specs.experiment import Experiment, ImageSpec, ResNetSpec
 
 folder = Path(sys.argv[1])
 model = ResNetSpec(name="resnet18", stem="small", classifier="linear")
 experiment = Experiment(model=model, data=ImageSpec(name="digits", image_size=16), classes=10, seed=0)
 nodes = NodeStore(open_storage(str(folder / "store")))
-state = registry.initial_state(model, 10, 0)
+state = initial_state(model, 10, 0)
 attempt = nodes.attempt("0" * 32)
 attempt.write("state.safetensors", *tensor_files.pieces(state))
 commit = attempt.commit({"digest": state_digest(state)})
-parts = {name: commit for name in registry.part_names(model, 16, 10)}
+parts = {name: commit for name in part_names(model, 16, 10)}
 # The library's order of metadata is drawn anew for every file.
 for turn in range(6):
-    export(experiment, parts, nodes, folder / str(turn))
+    export(Trained(experiment, parts, lambda: commit), nodes, folder / str(turn))
 """
 
 

@@ -7,42 +7,28 @@ the last batch of an epoch is so small.
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Iterator
 
+from workers.models.base import Finding, TrainedParts
 from workers.models.outline import ChainOutline
 from workers.specs.experiment import TrainSpec
 
 
-class TrainedParts(Protocol):
-    """What is known of a stage: the parts that it trains, the boundaries that its adapter leads from and to, and the
-    one that its local head reads."""
-
-    @property
-    def trained(self) -> tuple[str, ...]: ...
-    @property
-    def adapter(self) -> tuple[int, int] | None: ...
-    @property
-    def aux(self) -> int | None: ...
-
-
-def refused(
-    name: str, stage: TrainedParts, chain: ChainOutline, train: TrainSpec, rows: int
-) -> tuple[tuple[str, ...], str] | None:
-    """Return the key of `train` at which a stage is refused, and the message; None when it can be trained.
-
-    `name`: the stage, as a message names it; `rows`: training samples.
-    """
+def problems(stage: TrainedParts, chain: ChainOutline, train: TrainSpec, rows: int) -> Iterator[Finding]:
+    """Yield the key of `train` at which a stage is refused, and the message. `rows`: training samples."""
     samples = _batch_with_one_alone(train, rows)
     part = _one_pixel(stage, chain) if samples is not None else None
     if part is None:
-        return None
+        return
     if not train.drop_last and samples == rows % train.batch_size and rows > samples:
         key, value, allowed = "drop_last", "false", "true, or a batch_size that leaves another rest"
     else:
         key, value, allowed = "batch_size", f"{train.batch_size}", "another one, or another micro_batch"
-    return (key,), (
-        f"{value}: of a batch of {samples} samples in micro-batches of {train.micro} one sample is alone, and {name} "
-        f"trains batch normalization of single pixels ({part}), which needs two samples; allowed: {allowed}"
+    yield (
+        (key,),
+        f"{value}: of a batch of {samples} samples in micro-batches of {train.micro} one sample is alone, and "
+        f"{stage.name} trains batch normalization of single pixels ({part}), which needs two samples; "
+        f"allowed: {allowed}",
     )
 
 
