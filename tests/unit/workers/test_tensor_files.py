@@ -68,7 +68,8 @@ nodes = NodeStore(open_storage(str(folder / "store")))
 state = initial_state(model, 10, 0)
 attempt = nodes.attempt("0" * 32)
 attempt.write("state.safetensors", *tensor_files.pieces(state))
-commit = attempt.commit({"digest": state_digest(state)})
+where = {"host": "", "pid": 0, "device": "cpu", "threads": 1, "started": 0.0, "finished": 0.0}
+commit = attempt.commit({"digest": state_digest(state), "seconds": 0.0, "where": where})
 parts = {name: commit for name in part_names(model, 16, 10)}
 # The library's order of metadata is drawn anew for every file.
 for turn in range(6):
