@@ -8,6 +8,7 @@ from pathlib import Path
 
 from safetensors.torch import save
 
+from cache_store.storage.durable import write_atomically
 from workers.models.base import Export
 from workers.specs.experiment import ResNetSpec
 from workers.specs.model import expect
