@@ -51,9 +51,8 @@ def compared_kinds(tree: ast.AST) -> Iterator[str]:
         if not isinstance(node, ast.Compare):
             continue
         sides = [node.left, *node.comparators]
-        texts = any(
-            isinstance(part, ast.Constant) and isinstance(part.value, str) for side in sides for part in parts(side)
-        )
+        members = [part for side in sides for part in parts(side)]
+        texts = any(isinstance(part, ast.Constant) and isinstance(part.value, str) for part in members)
         if texts and any(ast.unparse(side).endswith(("family", "'family')", ".kind", "['kind']")) for side in sides):
             yield ast.unparse(node)
 
