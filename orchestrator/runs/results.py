@@ -16,10 +16,11 @@ from orchestrator.execution.driver import Outcome
 from orchestrator.plan.experiment import experiment_of
 from orchestrator.plan.graph import RegimePlan
 from orchestrator.reports.page import write_report
+from orchestrator.reports.records import Summary
 from orchestrator.reports.result_table import print_table
 from orchestrator.reports.summary import summarize, write_summary
 from orchestrator.runs.prepare import Prepared
-from orchestrator.trackers.tensorboard import write_tensorboard
+from orchestrator.trackers.table import track
 from workers.specs.experiment import Experiment
 
 
@@ -111,7 +112,7 @@ def _experiment(prepared: Prepared, regime: str) -> Experiment:
     return experiment_of(config, config.regime(regime), classes, language)
 
 
-def _write_results(prepared: Prepared, ledger: CommitLog, outcome: Outcome, exports: dict[str, str]) -> dict[str, Any]:
+def _write_results(prepared: Prepared, ledger: CommitLog, outcome: Outcome, exports: dict[str, str]) -> Summary:
     run_dir = prepared.run_dir
     summary = summarize(
         prepared.config.run,
@@ -125,5 +126,5 @@ def _write_results(prepared: Prepared, ledger: CommitLog, outcome: Outcome, expo
     )
     write_summary(run_dir / "summary.json", summary)
     write_report(summary, run_dir / "report.html")
-    write_tensorboard(run_dir / "tb", summary)
+    track(run_dir, summary)
     return summary

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 from cache_store.crashpoints import reach
 from cache_store.errors import SegpropError, UserError
@@ -25,6 +24,7 @@ from orchestrator.execution.run_record import RunRecord, read_pointer, write_poi
 from orchestrator.execution.signals import stop_on_signals
 from orchestrator.plan.graph import Plan
 from orchestrator.progress import Progress
+from orchestrator.reports.records import Summary
 from orchestrator.reports.result_table import print_table
 from orchestrator.runners.base import RunnerRequest
 from orchestrator.runners.factory import make_runner
@@ -138,7 +138,7 @@ def driver_settings(config: Config) -> DriverSettings:
     return dataclasses.replace(settings, together=together, strategy=resources.gang.strategy)
 
 
-def finish(prepared: Prepared, ledger: CommitLog, outcome: Outcome, *, export: bool) -> dict[str, Any]:
+def finish(prepared: Prepared, ledger: CommitLog, outcome: Outcome, *, export: bool) -> Summary:
     """Write what a run leaves behind, of a run that somebody else drove; `export`: its models too."""
     exports = _export_finished(prepared, ledger, list(prepared.plan.regimes) if export else [])
     return _write_results(prepared, ledger, outcome, exports)

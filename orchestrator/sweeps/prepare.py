@@ -1,4 +1,4 @@
-"""From a file with a `sweep` section to trials that can run: every trial's configuration is checked and planned before
+"""Make trials that can run of a file with a `sweep` section: every trial's configuration is checked and planned before
 anything starts, and all that is wrong with any of them is said at once.
 """
 
@@ -74,18 +74,19 @@ class PreparedSweep:
         return Path(str(self.document.data["run_dir"]))
 
     def remade(self, change: Callable[[Prepared], Prepared]) -> PreparedSweep:
-        """With every trial's plan made again."""
+        """Return the sweep with every trial's plan made again."""
         trials = tuple(dataclasses.replace(trial, prepared=change(trial.prepared)) for trial in self.trials)
         plan = sweep_plan.union({trial.name: trial.prepared.plan for trial in trials})
         return dataclasses.replace(self, trials=trials, plan=plan)
 
     def changed(self, trial: Trial, parameters: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Prepared:
-        """A trial that goes on with other `parameters` after the stages of `history`, whose settings stay: an
+        """Prepare a trial that goes on with other `parameters` after the stages of `history`, whose settings stay: an
         ordinary configuration that overrides its first stages."""
         return prepare_document(_changed(self, trial, parameters, history), inspect=_remembering(look_at_data))
 
 
 def is_sweep(document: Document) -> bool:
+    """Tell whether a file has a `sweep` section."""
     return document.data.get("sweep") is not None
 
 
@@ -100,7 +101,7 @@ def prepare_sweep(
 def prepare_sweep_document(
     document: Document, *, inspect: Callable[[AnyData, int], AnyOutline] | None = None
 ) -> PreparedSweep:
-    """As `prepare_sweep`, of a file that was read already."""
+    """Do as `prepare_sweep`, with a file that was read already."""
     if not is_sweep(document):
         raise ConfigError(
             f"{document.source}: has no sweep section; `segprop run` runs it, docs/sweeps.md says how to add one"
@@ -112,7 +113,6 @@ def prepare_sweep_document(
         # Nothing is known of trials: the rest of the file is checked as it stands.
         problems += configuration.check(configuration.with_values(document, {}, WORD)).problems
         raise_problems(document.source, problems)
-    assert isinstance(section, SweepConfig)
     problems += _parameter_problems(section, document)
     raise_problems(document.source, problems)
     trials = _trials(section, document, _remembering(inspect or look_at_data))
@@ -174,7 +174,7 @@ def _problem(found: Mapping[str, Any] | str) -> Problem:
 
 
 def _document(document: Document, name: str, folder: str, point: Mapping[str, Any]) -> Document:
-    """A trial's own file: a run below the sweep's, on the sweep's store."""
+    """Make a trial's own file: a run below the sweep's, on the sweep's store."""
     changed = configuration.with_values(document, point, WORD)
     data = changed.data
     changed.source = f"{document.source} ({name}: {space.point_text(point)})"
@@ -199,7 +199,7 @@ def _changed(
 
 
 def _remembering(inspect: Callable[[AnyData, int], AnyOutline]) -> Callable[[AnyData, int], AnyOutline]:
-    """Trials that differ in other things look at the data once."""
+    """Look at the data once for trials that differ in other things."""
     known: dict[tuple[str, int], AnyOutline] = {}
 
     def look(data: AnyData, seed: int) -> AnyOutline:

@@ -27,11 +27,12 @@ from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import FileInfo, Storage
 from cache_store.storage.open import open_storage
 from orchestrator import cli
-from orchestrator.cache.commands import age, human_age
-from orchestrator.cache.contents import facts_of
-from orchestrator.cache.garbage import CommitFacts, Facts, collect, needed_sets
+from orchestrator.cache.commands import age
+from orchestrator.cache.contents import store_facts
+from orchestrator.cache.garbage import CommitFacts, StoreFacts, collect, needed_sets
 from orchestrator.cache.inventory import survey
 from orchestrator.execution.plan_record import PlannedNode, PlanRecord, read_plans, write_plan
+from orchestrator.units import human_age
 
 DAY = 86400.0
 NOW = 1_000 * DAY
@@ -55,9 +56,9 @@ def plan(committed_reader: bool = False, kept: bool = False) -> tuple[PlanRecord
 
 def facts(
     files: list[tuple[str, float]], plans: dict[str, PlanRecord] | None = None, commits: Any = None, **more: Any
-) -> Facts:
+) -> StoreFacts:
     """`files`: (path, age in days)."""
-    return Facts(
+    return StoreFacts(
         survey=survey(FileInfo(path, 10, NOW - days * DAY) for path, days in files),
         commits=commits or {},
         plans=plans or {},
@@ -70,7 +71,7 @@ def facts(
 SETS = [("sets/snap/set.json", 30.0), ("sets/images/set.json", 30.0)]
 
 
-def deleted(found: Facts, days: float = 7) -> set[str]:
+def deleted(found: StoreFacts, days: float = 7) -> set[str]:
     return {waste.path for waste in collect(found, days * DAY)}
 
 
@@ -425,7 +426,7 @@ def test_a_run_directory_stands_for_its_store(
 
 
 def test_facts_are_plain_values(store: Storage) -> None:
-    found = facts_of(store)
+    found = store_facts(store)
     assert replace(found, now=0.0).commits == found.commits
     assert found.commits["snapnode"].sets == {ids(store)["boundary"]}
     assert len(found.listed) == 3

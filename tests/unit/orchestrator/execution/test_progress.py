@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from fake_run import make_summary
+from summaries import read
 
 from orchestrator.environment import describe_environment
 from orchestrator.progress import Progress, completed, describe
@@ -114,7 +115,7 @@ def test_a_terminal_gets_a_live_table_that_is_gone_afterwards() -> None:
 
 def test_the_final_table_has_one_aligned_row_a_regime(tmp_path: Path) -> None:
     stream = io.StringIO()
-    print_table(make_summary(tmp_path, epochs=2), stream)
+    print_table(read(make_summary(tmp_path, epochs=2)), stream)
     lines = stream.getvalue().splitlines()
     assert len(lines) == 4
     assert lines[0].startswith("regime")
@@ -125,14 +126,14 @@ def test_the_final_table_has_one_aligned_row_a_regime(tmp_path: Path) -> None:
 
 def test_the_final_table_is_boxed_in_a_terminal(tmp_path: Path) -> None:
     stream = Terminal()
-    print_table(make_summary(tmp_path, epochs=2), stream)
+    print_table(read(make_summary(tmp_path, epochs=2)), stream)
     assert "│" in stream.getvalue()
 
 
 def test_environment_holds_versions_and_hardware_but_no_paths() -> None:
     environment = describe_environment()
-    assert environment["packages"]["numpy"]
-    assert environment["cores"] >= 1
-    assert environment["memory_bytes"] > 1 << 28
+    assert environment.packages["numpy"]
+    assert (environment.cores or 0) >= 1
+    assert (environment.memory_bytes or 0) > 1 << 28
     assert sys.prefix not in str(environment)
     assert str(Path.home()) not in str(environment)

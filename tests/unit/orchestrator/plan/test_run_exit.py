@@ -12,6 +12,7 @@ from planning import small_config, small_plan
 from cache_store.errors import ConfigError
 from orchestrator.plan.graph import Plan
 from orchestrator.reports.page import render
+from orchestrator.reports.records import EndedEarly, Summary
 from orchestrator.reports.summary import summarize
 from workers.specs.tasks import GateSpec
 from workers.tasks.gate import reached
@@ -81,7 +82,7 @@ def test_what_makes_no_sense_is_refused(case: str, tmp_path: Path) -> None:
     assert message in str(caught.value)
 
 
-def ended_after_two(plan: Plan) -> dict[str, Any]:
+def ended_after_two(plan: Plan) -> Summary:
     commits = make_commits(plan)
     regime = plan.regimes["segprop"]
     for node in regime.stages[2:]:
@@ -92,15 +93,12 @@ def ended_after_two(plan: Plan) -> dict[str, Any]:
 
 def test_a_regime_that_ended_early_says_so_in_summary_and_report(tmp_path: Path) -> None:
     summary = ended_after_two(small_plan(tmp_path, EXIT))
-    assert summary["regimes"]["segprop"]["ended_early"] == {
-        "after": "stage2-seg2",
-        "stages_left_out": 2,
-        "target": {"accuracy": 0.9},
-        "reached": {"accuracy": 0.93},
-    }
+    assert summary.regimes["segprop"].ended_early == EndedEarly(
+        after="stage2-seg2", stages_left_out=2, target={"accuracy": 0.9}, reached={"accuracy": 0.93}
+    )
     page = render(summary)
     assert "SegProp ended early: after stage2-seg2 the whole network had reached validation accuracy 93.00 %" in page
     assert "(asked for: 90.00 %), so the 2 stages after it were left out." in page
     plain = summarize("fake", plan := small_plan(tmp_path), make_commits(plan), status="done", environment=ENVIRONMENT)
-    assert all(regime["ended_early"] is None for regime in plain["regimes"].values())
+    assert all(regime.ended_early is None for regime in plain.regimes.values())
     assert "ended early" not in render(plain)

@@ -19,17 +19,20 @@ from fake_run import make_commits
 from cache_store.errors import ConfigError
 from cache_store.storage.open import open_storage
 from orchestrator.config.sweep_schema import SweepConfig
+from orchestrator.environment import Environment
 from orchestrator.execution import schedule
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Outcome
+from orchestrator.reports.record_json import to_json
 from orchestrator.sweeps import metric, space
 from orchestrator.sweeps import plan as sweep_plan
 from orchestrator.sweeps.dry_run import print_sweep
 from orchestrator.sweeps.event_log import SweepLog
 from orchestrator.sweeps.page import print_trials, render
 from orchestrator.sweeps.prepare import PreparedSweep, claim_sweep_dir, prepare_sweep
-from orchestrator.sweeps.steering import Begun, Course, Ended, Message, Steering, WentOn
-from orchestrator.sweeps.summary import pareto, sweep_summary
+from orchestrator.sweeps.records import SweepSummary
+from orchestrator.sweeps.steering import Begun, Course, Ended, Message, SweepSteering, TrialHooks, WentOn
+from orchestrator.sweeps.summary import Invocation, pareto, sweep_summary
 
 ROOT = Path(__file__).parents[4]
 BASE: dict[str, Any] = {
@@ -345,8 +348,13 @@ class World:
         self.outcome = Outcome("done")
         self.ran: list[str] = []
         self.order: list[str] = []
-        self.steering = Steering(
-            self.courses, sweep.metric, self.judge, gated=gated, score=lambda course: 0.5, journal=SweepLog(journal)
+        self.steering = SweepSteering(
+            self.courses,
+            sweep.metric,
+            self.judge,
+            gated=gated,
+            trials=TrialHooks(score=lambda course: 0.5),
+            journal=SweepLog(journal),
         )
         self.plan = self.steering.plan
 
@@ -456,7 +464,7 @@ def test_a_trial_that_takes_over_stages_shares_them_and_changes_the_rest(tmp_pat
 # -- what is told ---------------------------------------------------------------------------------------------
 
 
-def summary_of(tmp_path: Path, **options: Any) -> dict[str, Any]:
+def summary_of(tmp_path: Path, **options: Any) -> SweepSummary:
     sweep = sweep_of(tmp_path, {"split.base": {"grid": [1, 2, 3]}, "split.head": {"grid": [0, 1]}}, **options)
     courses = [Course(t.name, t.folder, t.prepared.plan, t.parameters, status="done", judged=9) for t in sweep.trials]
     courses[-1].status, courses[-1].judged, courses[-1].rungs = "stopped", 1, [(1, 0.4)]
@@ -466,16 +474,12 @@ def summary_of(tmp_path: Path, **options: Any) -> dict[str, Any]:
         sweep.metric,
         courses,
         make_commits(sweep.plan),
-        status="done",
-        environment={"cpu": "x", "cores": 2},
-        before=(),
-        failures={},
-        wall_seconds=12.0,
+        Invocation(status="done", environment=Environment(cpu="x", cores=2), wall_seconds=12.0),
     )
 
 
 def test_the_summary_counts_what_was_asked_and_what_was_run(tmp_path: Path) -> None:
-    summary = summary_of(tmp_path)
+    summary = to_json(summary_of(tmp_path))
     json.dumps(summary, allow_nan=False)
     stages = summary["sharing"]["kinds"]["train"]
     assert stages["run"] < stages["asked"]
@@ -503,17 +507,15 @@ def test_the_report_shows_trials_depth_head_front_and_sharing(tmp_path: Path, op
     assert ("Stage by stage" in page) == bool(options)
     assert page.count("<svg") == 3 + bool(options)
     assert "http://" not in page.replace("http://www.w3.org", "")
-    for trial in summary["trials"]:
-        assert f"{trial['folder']}/report.html" in page
+    for trial in summary.trials:
+        assert f"{trial.folder}/report.html" in page
     assert render(summary) == page
 
 
 def test_a_report_of_a_sweep_that_has_hardly_begun_can_be_made(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path)
     courses = [Course(t.name, t.folder, t.prepared.plan, t.parameters) for t in sweep.trials]
-    summary = sweep_summary(
-        "small", sweep.section, sweep.metric, courses, {}, status="stopped", environment={}, before=(), failures={}
-    )
+    summary = sweep_summary("small", sweep.section, sweep.metric, courses, {}, Invocation(status="stopped"))
     assert "nothing to compare" in render(summary)
     stream = io.StringIO()
     print_trials(summary, stream)
