@@ -25,6 +25,7 @@ from orchestrator.progress import Progress
 from orchestrator.reports.record_json import to_json
 from orchestrator.reports.summary import write_summary
 from orchestrator.units import DASH
+from workers.control import Update
 from workers.judge.judges import JUDGES, JudgeSettings
 from workers.judge.model import DTYPES, Dtype, check_folder, load_model
 from workers.judge.scores import Answered, Score
@@ -171,7 +172,7 @@ def table(found: Judgement, stream: TextIO | None = None) -> None:
 
 def _reporting(progress: Progress, label: str) -> Answered:
     def report(done: int, total: int) -> None:
-        progress.update(label, label, phase="answering", done=done, total=total, unit="answers")
+        progress.update(label, Update(phase="answering", done=done, total=total, unit="answers"))
 
     return report
 

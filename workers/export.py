@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cache_store.records.nodes import NodeStore
+from cache_store.records.nodes import Commit, NodeStore
+from cache_store.storage.durable import write_atomically
 from workers.specs.experiment import Experiment, ResNetSpec
+from workers.specs.results import ModelResult
 
 _LOADING = '''"""Rebuild this model with torchvision alone: `model = load()`."""
 
@@ -42,7 +43,7 @@ _CLASSIFIER = (
 
 def export(
     experiment: Experiment,
-    parts: Mapping[str, Mapping[str, Any]],
+    parts: Mapping[str, Commit],
     nodes: NodeStore,
     target: Path,
     *,
@@ -54,7 +55,7 @@ def export(
     `parts` maps every part of the chain to the commit that holds it. Nothing is written when `target` already
     holds these very commits, and torch is then not even imported.
     """
-    sources = {name: [commit["node"], commit["attempt"]] for name, commit in parts.items()}
+    sources = {name: [commit.node, commit.attempt] for name, commit in parts.items()}
     weights_path, facts_path = target / "model.safetensors", target / "model.json"
     written = weights_path.exists() and facts_path.exists()
     if written and json.loads(facts_path.read_text()).get("sources") == sources:
@@ -86,16 +87,10 @@ def export(
         if model.classifier == "mlp"
         else "",
     )
-    _replace(weights_path, save(state, metadata={"format": "pt", "model": model.name}))
-    _replace(target / "load_model.py", loading.encode())
-    _replace(facts_path, (json.dumps(facts, indent=2) + "\n").encode())
+    write_atomically(weights_path, save(state, metadata={"format": "pt", "model": model.name}))
+    write_atomically(target / "load_model.py", loading.encode())
+    write_atomically(facts_path, (json.dumps(facts, indent=2) + "\n").encode())
     return weights_path
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
 
 
 FACTS = "segprop.json"
@@ -105,15 +100,15 @@ COMPANION = "companion-"
 
 def export_language_model(
     experiment: Experiment,
-    parts: Mapping[str, Mapping[str, Any]],
-    model_commit: Mapping[str, Any],
+    parts: Mapping[str, Commit],
+    model_commit: Commit,
     nodes: NodeStore,
     target: Path,
 ) -> None:
     """Write the folder, one part in memory at a time. `parts` maps every part to the commit that holds it;
     `model_commit`: the import's, with tokenizer and settings. Nothing is done, and torch is not imported, when `target`
     already holds these very commits."""
-    sources = {name: [commit["node"], commit["attempt"]] for name, commit in parts.items()}
+    sources = {name: [commit.node, commit.attempt] for name, commit in parts.items()}
     facts = target / FACTS
     if facts.exists() and json.loads(facts.read_text()).get("sources") == sources:
         return
@@ -133,8 +128,8 @@ def export_language_model(
             yield part, weights.state(part)
 
     companions = {
-        name: nodes.read_file(model_commit["files"][f"{COMPANION}{name}"])
-        for name in model_commit["result"]["companions"]
+        name: nodes.read_file(model_commit.files[f"{COMPANION}{name}"])
+        for name in model_commit.read(ModelResult).companions or ()
     }
     companions[FACTS] = json.dumps({"sources": sources}, indent=2).encode() + b"\n"
     # The folder appears whole, with what says whose it is: an export that was killed has left another name behind.

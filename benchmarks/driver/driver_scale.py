@@ -23,6 +23,8 @@ from typing import Any
 
 from benchmarks import harness
 from benchmarks.harness import Json, Report, Table
+from cache_store.records.nodes import Commit
+from workers.control import Update
 
 TARGET_A_SECOND, TARGET_PLAN_S = 200.0, 2.0
 #: A commit of a stage of a hundred epochs is about this long; others are shorter.
@@ -133,8 +135,8 @@ class FakeDevices:
         self._free += 1
         return [Succeeded(order.key, commit_of(order.node_id, self._kinds[order.node_id]))]
 
-    def progress(self) -> dict[str, dict[str, Any]]:
-        return {order.key: {"phase": "train", "epoch": 1, "epochs": 9} for order in self._running}
+    def progress(self) -> dict[str, Update]:
+        return {order.key: Update(phase="train", epoch=1, epochs=9) for order in self._running}
 
     def waiting(self, tasks: int) -> None: ...
 
@@ -146,17 +148,15 @@ class FakeDevices:
     def close(self) -> None: ...
 
 
-def commit_of(node_id: str, kind: str) -> Json:
+def commit_of(node_id: str, kind: str) -> Commit:
     """What a worker would return, parsed from JSON as Ray's or a store's answer is: nothing is shared."""
-    result: Json = {"seconds": 1.0, "where": {"host": "made-up", "pid": 1, "started": 1.0, "finished": 2.0}}
+    where = {"host": "made-up", "pid": 1, "device": "cpu", "threads": 1, "started": 1.0, "finished": 2.0}
+    result: Json = {"seconds": 1.0, "where": where}
     if kind == "materialize":
         result |= {"set": node_id, "rows": 1000, "bytes": 1 << 20, "snapshot": {"hits": 0, "misses": 0}}
     if kind == "train":
         result["epochs"] = [{"epoch": epoch, "train_loss": 1.0 / (epoch + 1)} for epoch in range(COMMIT_EPOCHS)]
-    commit: Json = json.loads(
-        json.dumps({"format": 1, "node": node_id, "attempt": node_id, "files": {}, "result": result})
-    )
-    return commit
+    return Commit(node_id, node_id, {}, json.loads(json.dumps(result)))
 
 
 def make_plan(count: int, folder: Path) -> tuple[Any, float]:
@@ -280,7 +280,7 @@ def resume(plan: Any, folder: Path) -> Json:
         # Written plainly: ten thousand times fsync is not what is measured.
         path = Path(storage.uri) / "nodes" / node.id / "commit.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(commit_of(node.id, node.kind)))
+        path.write_text(json.dumps(commit_of(node.id, node.kind).to_json()))
     started = time.monotonic()
     ledger = CommitLog.read(storage, plan)
     seconds = time.monotonic() - started

@@ -180,12 +180,12 @@ def order_of(config: str, regime: str, index: int) -> tuple[Any, Any]:
     def order(node: Any) -> WorkOrder:
         parents = {}
         for role, parent in node.parents.items():
-            if nodes.commit_of(parent) is None:
-                execute(order(plan.node(parent)), ThreadControl())
-            parents[role] = nodes.commit_of(parent)
+            commit = nodes.commit_of(parent) or execute(order(plan.node(parent)), ThreadControl())
+            assert commit is not None
+            parents[role] = commit
         threads = settings.resources.threads
         threads = threads if isinstance(threads, int) else harness.cores()
-        return WorkOrder(node.id, node.kind, node.task, parents, settings.store, "cpu", threads)  # type: ignore[arg-type]
+        return WorkOrder(node.id, node.kind, node.task, parents, settings.store, "cpu", threads)
 
     node = plan.node(plan.regimes[regime].stages[index])
     return node, order(node)
@@ -214,25 +214,25 @@ def measure(case: str, config: str) -> Json:
     sums = Sums(stage.device)
     train = stage.train
     loaded = micro_batches(
-        stage.inputs["train"],
-        epoch_order(task.experiment.seed, 0, stage.sources["train"].rows),
+        stage.inputs.by_split["train"],
+        epoch_order(task.experiment.seed, 0, stage.inputs.sources["train"].rows),
         batch_size=train.batch_size,
         micro=train.micro,
         view=0,
-        steps=range(stage.per_epoch),
+        steps=range(stage.inputs.per_epoch),
         device=stage.device,
     )
     seconds, waited = [], []
     waiting = 0.0
     began = time.perf_counter()
-    for _ in range(stage.per_epoch):
+    for _ in range(stage.inputs.per_epoch):
         started = time.perf_counter()
         micro = next(loaded)
         waiting += time.perf_counter() - started
-        stage._backward(micro, sums)
+        stage.step.backward(micro, sums)
         if not micro.last:
             continue
-        stage._update(train.optimizer.lr)
+        stage.step.update(train.optimizer.lr)
         now = time.perf_counter()
         seconds.append(now - began)
         waited.append(waiting)

@@ -175,7 +175,7 @@ def states(config: str) -> Json:
     from benchmarks.language.lm_stage import order_of
 
     _, order = order_of(config, "segprop", 0)
-    return _figures(order.store, order.parents["snapshot/train/0"]["result"]["set"])
+    return _figures(order.store, order.parents["snapshot/train/0"].result["set"])
 
 
 def maps(config: str) -> Json:
@@ -193,7 +193,7 @@ def maps(config: str) -> Json:
     for boundary in prepared.plan.regimes["segprop"].boundaries:
         commit = nodes.commit_of(boundary.sets[0])
         assert commit is not None
-        found[f"ResNet-18, {boundary.label}"] = _figures(prepared.config.store, commit["result"]["set"])
+        found[f"ResNet-18, {boundary.label}"] = _figures(prepared.config.store, commit.result["set"])
     return found
 
 

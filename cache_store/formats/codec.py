@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cache_store.errors import CorruptShard
+from cache_store.formats.dtypes import DTYPES
 
 if TYPE_CHECKING:
     from cache_store.storage.base import Buffer
@@ -33,17 +34,6 @@ VERSION = 1
 #: The layout of `packed`.
 PACKED = 2
 ALIGNMENT = 64
-# How each dtype is kept in numpy; bfloat16 and float8, which numpy and Arrow lack, as their bits.
-DTYPES: dict[str, np.dtype[Any]] = {
-    "float32": np.dtype("<f4"),
-    "bfloat16": np.dtype("<u2"),
-    "float16": np.dtype("<f2"),
-    "float8_e4m3fn": np.dtype("u1"),
-    "uint8": np.dtype("u1"),
-    "int8": np.dtype("i1"),
-    "int32": np.dtype("<i4"),
-    "int64": np.dtype("<i8"),
-}
 _MAX_ROW_BYTES = 2**31 - 1  # Arrow's widths are int32
 _MAX_FRAME_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")

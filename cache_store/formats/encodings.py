@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from cache_store.formats.dtypes import ITEM_BYTES
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     Shape = tuple[int, ...]
 
 EncodingName = Literal["plain", "lossless", "int8", "fp8"]
-
-_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "float8_e4m3fn": 1}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Column:
     @property
     def bytes(self) -> int:
         """Of one row."""
-        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 class Encoding(abc.ABC):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from cache_store.formats.torch_dtypes import TORCH
+
 #: Smallest scale: below it a quotient would need subnormal numbers, which some devices flush to zero.
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -57,7 +58,7 @@ def dequantize(codes: Tensor, scale: Tensor, shape: tuple[int, ...], block: int,
     """Return the rows (N, *shape) of `dtype`, a new tensor, of what `quantize` returned with `block` and `code`."""
     blocks = _blocks(codes.view(torch.int8), shape, block)
     scale = scale.view(*blocks.shape[:-1], 1)
-    return _rows(_CODES[code].scaled(blocks, scale), shape).to(_TORCH[dtype])
+    return _rows(_CODES[code].scaled(blocks, scale), shape).to(TORCH[dtype])
 
 
 def _blocks(rows: Tensor, shape: tuple[int, ...], block: int) -> Tensor:

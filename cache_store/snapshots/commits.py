@@ -8,7 +8,7 @@ from typing import Any
 
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, CorruptShard, MissingShard, StoreError
-from cache_store.records.files import FileRecord, valid_digests
+from cache_store.records.file_record import FileRecord, valid_digests
 from cache_store.records.record_io import (
     check_name,
     dump_record,
@@ -70,10 +70,10 @@ class ShardCommits:
             "set": self._spec.id,
             "index": i,
             "attempt": attempt,
-            "file": file["path"],
-            "bytes": file["bytes"],
-            "xxh3_128": file["xxh3"],
-            "sha256": file["sha256"],
+            "file": file.path,
+            "bytes": file.bytes,
+            "xxh3_128": file.xxh3,
+            "sha256": file.sha256,
             "rows": len(self._spec.shard_range(i)),
         }
 
@@ -108,12 +108,7 @@ class ShardCommits:
             and record.get("file") == self.shard_path(i, attempt)
             and valid_digests(record.get("bytes"), record.get("xxh3_128"), record.get("sha256"))
         ):
-            file: FileRecord = {
-                "path": record["file"],
-                "bytes": record["bytes"],
-                "xxh3": record["xxh3_128"],
-                "sha256": record["sha256"],
-            }
+            file = FileRecord(record["file"], record["bytes"], record["xxh3_128"], record["sha256"])
             return ShardCommit(file, attempt, raw)
         raise CorruptRecord(f"{path} is not a record of this shard", path=path)
 
@@ -124,11 +119,11 @@ class ShardCommits:
             if commit is None:
                 return None
             try:
-                size = self._storage.size(commit.file["path"])
+                size = self._storage.size(commit.file.path)
             except FileNotFoundError:
                 size = -1
-            if size != commit.file["bytes"]:
-                raise self.quarantine(i, commit.raw, commit.file["path"], "its file is gone or of another length")
+            if size != commit.file.bytes:
+                raise self.quarantine(i, commit.raw, commit.file.path, "its file is gone or of another length")
         except CorruptShard:
             return None
         return commit.attempt

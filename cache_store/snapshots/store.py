@@ -20,7 +20,8 @@ from cache_store.errors import CorruptRecord, CorruptShard, MissingShard, StoreE
 from cache_store.formats.codec import Array
 from cache_store.formats.layouts import SHARD_LAYOUTS
 from cache_store.keys import canonical_json, digest_json
-from cache_store.records.files import FileRecord, read_aligned, verify_once, write_file
+from cache_store.records.file_record import FileRecord
+from cache_store.records.files import read_aligned, verify_once, write_file
 from cache_store.records.record_io import check_name, new_attempt_id, parse_record, publish, read_bounded
 from cache_store.snapshots.commits import ShardCommit, ShardCommits, committed_shards
 from cache_store.snapshots.shard_cache import ShardCache
@@ -183,7 +184,7 @@ class SnapshotSet:
     def stored_bytes(self) -> int:
         """Count the bytes of the set's committed shard files: less than `spec.bytes` only where they are packed."""
         commits = (self._records.read(i) for i in range(self.spec.shards))
-        return sum(commit.file["bytes"] for commit in commits if commit is not None)
+        return sum(commit.file.bytes for commit in commits if commit is not None)
 
     def put(self, i: int, arrays: Sequence[Array]) -> int:
         """Write and publish shard `i`; returns the file's bytes, or 0 when a valid record was there already.
@@ -208,8 +209,8 @@ class SnapshotSet:
             with contextlib.suppress(StoreError):
                 self.storage.delete(path)
             return 0
-        self.count(bytes_written=file["bytes"])
-        return file["bytes"]
+        self.count(bytes_written=file.bytes)
+        return file.bytes
 
     def shard(self, i: int) -> tuple[Array, ...]:
         """Read the arrays of shard `i`, read-only, (rows of the shard, *shape) each, bfloat16 as uint16 bits.
@@ -270,7 +271,7 @@ class SnapshotSet:
             commit = self._records.read(i)
             if commit is None:
                 raise self._records.absent(i)
-            parts.append(commit.file["sha256"])
+            parts.append(commit.file.sha256)
         return digest_json([self.spec.id, parts])
 
     @property
@@ -309,7 +310,7 @@ class SnapshotSet:
             if not self._records.exists(i):
                 # Dropped, or quarantined by somebody else, while we looked.
                 raise self._records.absent(i) from error
-            raise self._records.quarantine(i, commit.raw, commit.file["path"], str(error)) from error
+            raise self._records.quarantine(i, commit.raw, commit.file.path, str(error)) from error
 
     def _decoded(self, i: int, commit: ShardCommit) -> tuple[tuple[Array, ...], bool]:
         buffer, mapped = self._verified(commit.file)

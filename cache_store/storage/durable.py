@@ -60,6 +60,15 @@ def temporary_file(target: Path, root: Path, pieces: Iterable[memoryview]) -> It
             os.unlink(temporary)
 
 
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file beside a store (a run directory's, an export's) whole or not at all; readers see the old one or the
+    new one. Missing folders are made. OSError as it comes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_file(path, path.parent, [memoryview(data)]) as (temporary, _):
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+
+
 def sync_folder(folder: Path) -> None:
     """Make what was created, renamed or deleted in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

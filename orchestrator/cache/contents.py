@@ -101,7 +101,7 @@ def _listed(snapshots: SnapshotSet | None, files: SetFiles) -> Iterator[str]:
         raw = read_bounded(snapshots.storage, f"sets/{snapshots.spec.id}/commits/{index:06d}.json")
         try:
             if raw is not None:
-                yield snapshots.record(index, raw)["path"]
+                yield snapshots.record(index, raw).path
         except (StoreError, IndexError):
             # A damaged record: `verify` decides about it, not we.
             yield from paths
@@ -120,8 +120,8 @@ def _commits(storage: Storage, found: Survey) -> Iterator[tuple[str, CommitFacts
             yield node_id, CommitFacts(None)
             continue
         if commit is not None:
-            named = frozenset(text for text in _strings(commit["result"]) if text in found.sets)
-            yield node_id, CommitFacts(str(commit["attempt"]), named)
+            named = frozenset(text for text in _strings(commit.result) if text in found.sets)
+            yield node_id, CommitFacts(commit.attempt, named)
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from cache_store.formats.dtypes import ITEM_BYTES
 from orchestrator.config.rates import Rates
 from orchestrator.costs import formulas
 from orchestrator.costs.formulas import Estimate, SplitRows
@@ -55,7 +56,7 @@ class Estimator:
             rows=self.rows,
             rates=self.rates,
             input_elements=formulas.elements(shapes),
-            input_item_bytes=formulas.ITEM_BYTES[boundary.dtype] if boundary is not None else 4,
+            input_item_bytes=ITEM_BYTES[boundary.dtype] if boundary is not None else 4,
             reads_snapshots=source == "snapshots",
             prefix=prefix,
             group_rows=group_rows,
@@ -69,7 +70,7 @@ class Estimator:
             master=self._master,
             prefix=cast("Sequence[LMPartOutline]", prefix),
             group_rows=group_rows,
-            stored_item_bytes=formulas.ITEM_BYTES[boundary.dtype] if boundary is not None else None,
+            stored_item_bytes=ITEM_BYTES[boundary.dtype] if boundary is not None else None,
             on_host=self.on_host,
         )
         return formulas.with_memory(predicted, memory)

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from workers.models.counting import Shape
     from workers.models.outline import ChainOutline, PartOutline
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-SNAPSHOT_DTYPE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 STORE_READ_BYTES_PER_S = 1.5e9
 STORE_WRITE_BYTES_PER_S = 0.4e9

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from workers.control import NOTHING, Update
+
 
 class Attempts:
     """What one driver knows of its own attempts. Times: unix seconds for people, monotonic ones for waiting."""
@@ -63,16 +65,14 @@ class Attempts:
         """Return the nodes that are not to be tried yet."""
         return {node_id for node_id, moment in self._not_before.items() if moment > now}
 
-    def state(
-        self, latest: Mapping[str, Mapping[str, Any]], machine: Callable[[str], str | None]
-    ) -> dict[str, dict[str, Any]]:
+    def state(self, latest: Mapping[str, Update], machine: Callable[[str], str | None]) -> dict[str, dict[str, Any]]:
         """Return `running`: node -> attempt, machine, since, progress; and `attempts`: node -> how many, if several."""
         running = {
             node_id: {
                 "attempt": self._count[node_id],
                 "machine": machine(node_id),
                 "since": since,
-                "progress": dict(latest.get(node_id, {})),
+                "progress": latest.get(node_id, NOTHING).to_json(),
             }
             for node_id, since in self.running.items()
         }

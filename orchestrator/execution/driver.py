@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from cache_store.crashpoints import reach
 from cache_store.errors import Interrupted, StoreError
+from cache_store.records.nodes import Commit
 from orchestrator.execution import event_log, schedule
 from orchestrator.execution.attempts import Attempts
 from orchestrator.execution.commits import CommitLog
@@ -25,7 +26,9 @@ from orchestrator.execution.retry import GiveUp, NodeRetries, Retry
 from orchestrator.plan.graph import Node, Plan
 from orchestrator.progress import Progress
 from orchestrator.runners.base import Event, Failed, Runner, Succeeded
+from workers.control import NOTHING, Update
 from workers.specs.orders import Production, Strategy, WorkOrder, node_of, order_key
+from workers.specs.results import NodeFigures
 
 WAIT_S = 0.5
 #: Between two looks at what running tasks report; events are looked at as they come.
@@ -232,12 +235,12 @@ class Driver:
             if node_id in self._helpers:  # a share of the node's work
                 continue
             node = self._nodes[node_id]
-            self._progress.update(node_id, node.label, **update)
-            if update and self._attempts.begin(node_id):
+            self._progress.update(node.label, update)
+            if update != NOTHING and self._attempts.begin(node_id):
                 self._log("started", node)
         self._report(**self._state(latest))
 
-    def _state(self, latest: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    def _state(self, latest: Mapping[str, Update]) -> dict[str, Any]:
         """Return what the driver is doing. `running`: node -> attempt, machine, since, progress; `failed`: node ->
         reason; `attempts`: node -> how many this driver has made, where it is more than one."""
         state = self._attempts.state(latest, self._runner.machine)
@@ -291,7 +294,7 @@ class Driver:
         self._queues.stop(node.id)
         match event:
             case Succeeded():
-                self._commit(node, event.commit, begun)
+                self._commit(node, event.committed, begun)
             case Failed(error=Interrupted()) if stopping:
                 pass  # it has left a checkpoint
             case Failed():
@@ -303,15 +306,16 @@ class Driver:
         if isinstance(event, Failed) and not isinstance(event.error, Interrupted):
             self._progress.note(f"{node.label}: a helper stopped: {event.error}; the others go on without it")
 
-    def _commit(self, node: Node, commit: dict[str, Any], begun: bool) -> None:
+    def _commit(self, node: Node, commit: Commit, begun: bool) -> None:
         """Take in a node's commit. `begun`: it has shown a sign of life before."""
         self._attempts.settle(node.id)
         self._ledger.add(node.id, commit)
         self._queues.commit(node.id)
         reach("driver.committed")
         self._outcome.reused.discard(node.id)
-        self._progress.finished(node.label, commit["result"].get("seconds", 0.0), reused=False)
-        fields = event_log.committed_fields(commit)
+        figures = commit.read(NodeFigures)
+        self._progress.finished(node.label, figures.seconds or 0.0, reused=False)
+        fields = event_log.committed_fields(figures)
         if not begun:
             self._log("started", node, machine=fields["machine"])
         self._log("committed", node, **fields)
@@ -370,7 +374,7 @@ class Driver:
                 self._progress.note(f"could not release {node.label}: {error}")
                 self._ledger.released.add(node_id)
             else:
-                commit = self._ledger.commits.get(node_id, {})
-                self._log("released", node, bytes=commit.get("result", {}).get("bytes"))
+                commit = self._ledger.commits.get(node_id)
+                self._log("released", node, bytes=None if commit is None else commit.read(NodeFigures).bytes)
             self._queues.release(node_id)
             reach("driver.after-release")

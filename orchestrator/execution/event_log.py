@@ -19,13 +19,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from orchestrator.plan.graph import Node
+from workers.specs.results import NodeFigures
 
 FILE = "log.jsonl"
 ROOT = "segprop"
@@ -58,16 +59,15 @@ def event(name: str, node: Node, *, level: int = logging.INFO, **fields: Any) ->
     _log.log(level, "%s: %s", node.label, name, extra=extra)
 
 
-def committed_fields(commit: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a line about a commit has of its result."""
-    result = commit["result"]
-    counters = result.get("snapshot") or {}
+def committed_fields(figures: NodeFigures) -> dict[str, Any]:
+    """What a line about a commit has of its result."""
+    counters = figures.snapshot
     return {
-        "seconds": result.get("seconds"),
-        "resumed": result.get("resumed"),
-        "hits": counters.get("hits"),
-        "misses": counters.get("misses"),
-        "machine": (result.get("where") or {}).get("host"),
+        "seconds": figures.seconds,
+        "resumed": figures.resumed,
+        "hits": None if counters is None else counters.hits,
+        "misses": None if counters is None else counters.misses,
+        "machine": None if figures.where is None else figures.where.host,
     }
 
 

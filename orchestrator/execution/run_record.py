@@ -15,8 +15,8 @@ from typing import Any
 from cache_store.errors import CorruptRecord
 from cache_store.records.record_io import dump_record, is_name, parse_record, read_bounded
 from cache_store.storage.base import Storage
+from cache_store.storage.durable import write_atomically
 from orchestrator.execution.run_lease import FOLDER
-from orchestrator.files import write_atomically
 from orchestrator.plan.graph import Node, Plan
 from workers.specs.task_kinds import TASKS
 

@@ -13,7 +13,7 @@ from orchestrator.costs.boundary_costs import BoundaryCosts, Costs, boundary_cos
 from orchestrator.costs.formulas import SplitRows
 from orchestrator.regimes import wavefront
 from orchestrator.regimes.stages import Stage
-from workers.specs.experiment import TrainSpec
+from workers.specs.experiment import COMPUTED, TrainSpec
 from workers.specs.tasks import BoundarySpec
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Boundaries:
 
     def _dtype(self) -> Any:
         dtype = self._regime.snapshots.dtype
-        return formulas.SNAPSHOT_DTYPE[self._regime.training.precision] if dtype == "auto" else dtype
+        return COMPUTED[self._regime.training.precision] if dtype == "auto" else dtype
 
     # -- how often it is made and read ----------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ are). No torch, no Ray, no clock, no file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.config.rates import Rates
 from orchestrator.plan.graph import Plan
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from workers.data.text.inspect import TextOutline
     from workers.models.causal_lm.outline import LMOutline
     from workers.models.outline import ChainOutline
+    from workers.specs.results import MeasuredCosts
 
 
 def build_plan(
@@ -31,7 +32,7 @@ def build_plan(
     weights_digest: str | None = None,
     rates: Rates | None = None,
     on_host: bool = False,
-    figures: Mapping[str, Mapping[str, Any]] | None = None,
+    figures: Mapping[str, MeasuredCosts] | None = None,
 ) -> Plan:
     """Build the graph of all regimes. `outlines`: regime name -> its chain. `language`: the checkpoint of a language
     model. `weights_digest`: identity of the initial weights' files. `rates` only change predicted seconds, `on_host`

@@ -256,7 +256,7 @@ def _settle_costs(state: RegimeState) -> None:
     if node not in state.inputs.figures:
         state.collected.unmeasured[node] = None
         return
-    state.costs = Costs.from_json(state.inputs.figures[node], state.outline)
+    state.costs = Costs.measured(state.inputs.figures[node], state.outline)
     rates = Rates.measured(state.costs.flops_per_s(state.outline) / 1e9)
     state.estimator = dataclasses.replace(state.estimator, rates=rates)
 

@@ -17,6 +17,7 @@ from orchestrator.plan.experiment import experiment_of, rows_of
 from orchestrator.plan.node_table import NodeTable
 from orchestrator.regimes import wavefront
 from workers.specs.experiment import ImageSpec
+from workers.specs.results import MeasuredCosts
 from workers.specs.task_kinds import TASKS
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class PlanInputs:
     weights_digest: str | None
     rates: Rates
     on_host: bool
-    figures: Mapping[str, Mapping[str, Any]]
+    figures: Mapping[str, MeasuredCosts]
 
     @cached_property
     def classes(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from orchestrator.files import write_atomically
+from cache_store.storage.durable import write_atomically
 from orchestrator.reports.figures import learning_curves, svg
 from orchestrator.reports.figures.layer_curve import LayerCurve, layer_curve
 from orchestrator.reports.machine import environment_rows, machine_words

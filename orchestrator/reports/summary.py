@@ -20,8 +20,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cache_store.storage.durable import write_atomically
 from orchestrator.environment import Environment
-from orchestrator.files import write_atomically
 from orchestrator.reports.commit_view import CommitView, host_growth, maximum, sum_known
 from orchestrator.reports.record_json import finite, to_json
 from orchestrator.reports.records import (

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from cache_store.records.nodes import Commit
 from orchestrator.config.resources import ResourceConfig
 from orchestrator.plan.graph import Plan
+from workers.control import Update
 from workers.specs.orders import WorkOrder
 
 
@@ -23,7 +25,15 @@ class RunnerRequest:
 class Succeeded:
     #: Of the order (`WorkOrder.key`).
     key: str
-    commit: dict[str, Any]
+    #: None: the order was a helper's.
+    commit: Commit | None
+
+    @property
+    def committed(self) -> Commit:
+        """The commit of an order that was no helper's. ValueError of a helper's."""
+        if self.commit is None:
+            raise ValueError(f"{self.key}: a helper commits nothing")
+        return self.commit
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Runner(Protocol):
     def wait(self, timeout_s: float) -> list[Event]:
         """Return the events since the last call; early, with the first."""
 
-    def progress(self) -> dict[str, dict[str, Any]]:
+    def progress(self) -> dict[str, Update]:
         """Return the latest progress of running orders, by key."""
 
     def waiting(self, tasks: int) -> None:

@@ -27,10 +27,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cache_store.errors import SegpropError
 from orchestrator.runners import metrics
 from orchestrator.runners.base import Event, Failed, Succeeded
-from orchestrator.runners.gang_rank import AGREED, Json, Report, mailbox_class, rank_main
+from orchestrator.runners.gang_rank import AGREED, Report, mailbox_class, rank_main
 from orchestrator.runners.gang_size import settle_gang
 from orchestrator.runners.machines import Machine, room
 from orchestrator.runners.ray import RayRunner, RaySettings
+from workers.control import NOTHING, Update
 from workers.specs.orders import WorkOrder
 
 #: A gang that has lost a rank, or was told to end, is killed when it has not ended by itself after this long.
@@ -96,7 +97,7 @@ class GangRunner(RayRunner):
         self._gang: _Gang | None = None
         self._scratch = tempfile.TemporaryDirectory(prefix="segprop-gang-", ignore_cleanup_errors=True)
         self._news_of_progress: Any | None = None
-        self._together: dict[str, Json] = {}
+        self._together: dict[str, Update] = {}
         self._asked_progress = 0.0
         self._lost = 0
         self._stopping = False
@@ -260,7 +261,7 @@ class GangRunner(RayRunner):
             return []
         if gang.ended is None and gang.ending is None:
             gang.ended = SegpropError("its ranks ended")
-        cause = _first_line(gang.ended)
+        cause = _last_line(gang.ended)
         if not gang.ranks:
             raise SegpropError(f"{self._missing(gang)} ({cause})")
         lost = [*gang.single.values(), *([gang.order] if gang.order is not None else [])]
@@ -283,7 +284,7 @@ class GangRunner(RayRunner):
             f"Free now: {ray.available_resources()}"
         )
 
-    def progress(self) -> dict[str, Json]:
+    def progress(self) -> dict[str, Update]:
         """Return the latest progress. Answers lag by at most one poll, as those of slots do."""
         gang, now = self._gang, time.monotonic()
         latest = dict(super().progress())
@@ -300,7 +301,7 @@ class GangRunner(RayRunner):
         if now - self._asked_progress >= 1.0 and self._news_of_progress is None:
             self._asked_progress = now
             self._news_of_progress = gang.mailbox.latest.remote()
-            update = self._together.get(gang.order.key, {}) if gang.order is not None else None
+            update = self._together.get(gang.order.key, NOTHING) if gang.order is not None else None
             for name, value in metrics.values(update).items():
                 self._gauges[name].set(value, {"slot": "gang"})
         running = {order.key for order in (*gang.single.values(), *([gang.order] if gang.order else []))}
@@ -339,11 +340,11 @@ class GangRunner(RayRunner):
 
 
 def _event(report: Report) -> Event:
-    if report.commit is not None:
-        return Succeeded(report.key, report.commit)
-    return Failed(report.key, report.error or SegpropError("a rank reported neither a commit nor an error"))
+    if report.error is not None:
+        return Failed(report.key, report.error)
+    return Succeeded(report.key, report.commit)
 
 
-def _first_line(error: BaseException | None) -> str:
+def _last_line(error: BaseException | None) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -13,9 +13,10 @@ import ray
 from ray.actor import ActorHandle
 
 from cache_store.errors import Interrupted, SegpropError, TrainingDiverged
+from cache_store.records.nodes import Commit
 from orchestrator.runners.ray_api import actor_class
 from orchestrator.runners.versions import versions
-from workers.control import ThreadControl
+from workers.control import NOTHING, ThreadControl, Update
 from workers.specs.orders import WorkOrder
 
 #: A rank asks again after this long without an order; the driver, after this long without news.
@@ -34,7 +35,8 @@ class Report:
     rank: int
     #: Of the order (`WorkOrder.key`).
     key: str
-    commit: Json | None = None
+    #: None of a rank but the first, where all work together.
+    commit: Commit | None = None
     error: BaseException | None = None
     contact: bool = False
 
@@ -47,7 +49,7 @@ class Mailbox:
         self._reports: list[Report] = []
         self._joined: dict[int, Any] = {}
         self._news = asyncio.Event()
-        self._latest: dict[str, Json] = {}
+        self._latest: dict[str, Update] = {}
         self._stopping = False
 
     async def join(self, rank: int, account: Json) -> None:
@@ -79,13 +81,13 @@ class Mailbox:
         reports, self._reports = self._reports, []
         return dict(self._joined), reports
 
-    async def progress(self, key: str, update: Json) -> bool:
+    async def progress(self, key: str, update: Update) -> bool:
         """Take in how far an order is; return True once everything is to stop."""
-        if update:
+        if update != NOTHING:
             self._latest[key] = update
         return self._stopping
 
-    async def latest(self) -> dict[str, Json]:
+    async def latest(self) -> dict[str, Update]:
         return self._latest
 
     async def stop(self) -> None:
@@ -137,7 +139,7 @@ def rank_main(config: Json) -> None:
             if order.device != "cpu":
                 order = dataclasses.replace(order, device=str(get_device()))
             commit = execute(order, control)
-            report = dataclasses.replace(report, commit=commit if rank == 0 or not together else {})
+            report = dataclasses.replace(report, commit=commit if rank == 0 or not together else None)
         except Exception as error:  # noqa: BLE001 - whatever it was, the driver decides what it means
             whole = not together or isinstance(error, AGREED)
             report = dataclasses.replace(report, error=_portable(error), contact=together and lost_contact(error))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import queue
 import socket
 import threading
-from typing import Any
 
 from orchestrator.runners.base import Event, Failed, Succeeded
-from workers.control import ThreadControl
+from workers.control import NOTHING, ThreadControl, Update
 from workers.specs.orders import WorkOrder
 
 
@@ -34,7 +33,7 @@ class LocalRunner:
     def submit(self, order: WorkOrder) -> None:
         if self._running is not None:
             raise RuntimeError(f"a local runner has one slot, and {self._running[0].key} is in it")
-        self._control.progress()  # what the last task reported is not this one's
+        self._control.progress(NOTHING)  # what the last task reported is not this one's
         thread = threading.Thread(target=self._work, args=(order,), name="segprop-worker", daemon=True)
         self._running = (order, thread)
         thread.start()
@@ -57,7 +56,7 @@ class LocalRunner:
         self._running = None
         return [event]
 
-    def progress(self) -> dict[str, dict[str, Any]]:
+    def progress(self) -> dict[str, Update]:
         return {self._running[0].key: self._control.latest()} if self._running else {}
 
     def waiting(self, tasks: int) -> None:

@@ -18,13 +18,14 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.metrics import Gauge
 
-from cache_store.errors import SegpropError, UserError
+from cache_store.errors import SegpropError, UserError, first_line
 from orchestrator.runners import metrics
 from orchestrator.runners.base import Event, Failed, Succeeded
 from orchestrator.runners.machines import Machine, matching, room, settle, unmatched
-from orchestrator.runners.ray_cluster import connect, first_line, living_nodes, machine_of, probe_store
+from orchestrator.runners.ray_cluster import connect, living_nodes, machine_of, probe_store
 from orchestrator.runners.ray_worker import worker_class
 from orchestrator.runners.versions import differences, versions
+from workers.control import NOTHING, Update
 from workers.specs.orders import WorkOrder
 
 #: An actor that has not answered its first call by then will not (import of torch included).
@@ -90,7 +91,7 @@ class RayRunner:
         self._waiting = 0
         self._versions = versions()
         self._slots: list[_Slot] = []
-        self._latest: dict[str, dict[str, Any]] = {}
+        self._latest: dict[str, Update] = {}
         self._polls: dict[str, Any] = {}
         self._polled = 0.0
         self._gauges: dict[str, Gauge] = {}
@@ -263,7 +264,7 @@ class RayRunner:
             "add machines and run the same command to go on"
         )
 
-    def progress(self) -> dict[str, dict[str, Any]]:
+    def progress(self) -> dict[str, Update]:
         """Return the latest progress. Answers lag by at most one poll; a worker being lost keeps its last one."""
         now = time.monotonic()
         for node_id, poll in list(self._polls.items()):
@@ -282,7 +283,7 @@ class RayRunner:
                 if slot.order is not None:
                     if slot.order.key not in self._polls:
                         self._polls[slot.order.key] = slot.actor.poll.remote()
-                    update = self._latest.get(slot.order.key, {})
+                    update = self._latest.get(slot.order.key, NOTHING)
                 for name, value in metrics.values(update).items():
                     self._gauges[name].set(value, {"slot": str(index)})
         return self._latest

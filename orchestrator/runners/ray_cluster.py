@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cache_store.errors import SegpropError, UserError
+from cache_store.errors import SegpropError, UserError, first_line
 from orchestrator.runners import shared_storage
 from orchestrator.runners.machines import Machine
 from orchestrator.runners.ray_worker import answer
@@ -117,9 +117,3 @@ def _names(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         + (f" (Ray node {node['NodeID'][:8]})" if hosts[node["NodeManagerHostname"]] > 1 else "")
         for node in nodes
     }
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, else its name."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -5,10 +5,11 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+from cache_store.records.nodes import Commit
 from orchestrator.runners import shared_storage
 from orchestrator.runners.ray_api import actor_class, in_group, remote_function
 from orchestrator.runners.versions import versions
-from workers.control import ThreadControl
+from workers.control import NOTHING, ThreadControl, Update
 from workers.specs.orders import WorkOrder
 
 
@@ -19,11 +20,11 @@ class Worker:
         self._control = ThreadControl()
         import workers.tasks.execute  # noqa: F401 - torch is imported here, once
 
-    def run(self, order: WorkOrder) -> dict[str, Any]:
+    def run(self, order: WorkOrder) -> Commit | None:
         from workers.tasks.execute import execute
 
         # A stop is for good: one that comes between two orders holds for the order on its way.
-        self._control.progress()
+        self._control.progress(NOTHING)
         return execute(order, self._control)
 
     def ready(self) -> dict[str, Any]:
@@ -31,7 +32,7 @@ class Worker:
         return {"machine": socket.gethostname(), "versions": versions()}
 
     @in_group("control")
-    def poll(self) -> dict[str, Any]:
+    def poll(self) -> Update:
         return self._control.latest()
 
     @in_group("control")

@@ -13,25 +13,26 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from cache_store.errors import ConfigError, UserError
 from cache_store.records.nodes import NodeStore
+from cache_store.storage.durable import write_atomically
 from cache_store.storage.open import existing_storage
 from orchestrator.config import load as configuration
 from orchestrator.config.rates import Rates
 from orchestrator.config.rules import ray_jobs
 from orchestrator.config.schema import Config, ImageConfig
 from orchestrator.config.yaml_loader import Document, KeyPath, Problem, parse_document, raise_problems
-from orchestrator.files import write_atomically
 from orchestrator.plan.builder import build_plan
 from orchestrator.plan.experiment import rows_of, tokens_a_sample
 from orchestrator.plan.graph import Plan
 from orchestrator.units import human_bytes
 from workers.specs.experiment import ImageSpec, ResNetSpec
 from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.results import MeasuredCosts, MeasureResult
 
 if TYPE_CHECKING:
     from workers.data.images.outline import DataOutline
@@ -56,7 +57,7 @@ class Prepared:
     language: LMOutline | None
     plan: Plan
     #: The plan again, with what measure nodes found (node id -> figures).
-    replan: Callable[[Mapping[str, Mapping[str, Any]]], Plan] = field(repr=False, compare=False)
+    replan: Callable[[Mapping[str, MeasuredCosts]], Plan] = field(repr=False, compare=False)
 
     @property
     def run_dir(self) -> Path:
@@ -103,7 +104,7 @@ def prepare_document(source: Document, *, inspect: Callable[[AnyData, int], AnyO
     assert data is not None
     outlines = _outlines(config, data, checked.language)
 
-    def replan(figures: Mapping[str, Mapping[str, Any]]) -> Plan:
+    def replan(figures: Mapping[str, MeasuredCosts]) -> Plan:
         return build_plan(
             config,
             outlines,
@@ -131,14 +132,14 @@ def with_figures(prepared: Prepared) -> Prepared:
     return replace(prepared, plan=prepared.replan(measured_figures(prepared.config.store, prepared.plan)))
 
 
-def measured_figures(store: str, plan: Plan) -> dict[str, Mapping[str, Any]]:
+def measured_figures(store: str, plan: Plan) -> dict[str, MeasuredCosts]:
     """Node id -> figures of those measure nodes of the plan that the store has a commit of."""
     try:
         nodes = NodeStore(existing_storage(store))
     except UserError:
         return {}  # no store yet
     commits = {node: nodes.commit_of(node) for node in plan.unmeasured}
-    return {node: commit["result"]["figures"] for node, commit in commits.items() if commit is not None}
+    return {node: commit.read(MeasureResult).figures for node, commit in commits.items() if commit is not None}
 
 
 def _outlines(config: Config, data: AnyOutline, language: LMOutline | None) -> dict[str, ChainOutline]:

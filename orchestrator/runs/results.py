@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cache_store.errors import UserError
-from cache_store.records.nodes import NodeStore
+from cache_store.records.nodes import Commit, NodeStore
 from cache_store.storage.open import open_storage
 from orchestrator.config.schema import ImageConfig
 from orchestrator.environment import describe_environment
@@ -70,7 +69,7 @@ def _export_finished(prepared: Prepared, ledger: CommitLog, regimes: Sequence[st
     return written
 
 
-def _export(prepared: Prepared, name: str, parts: dict[str, Any], nodes: NodeStore, folder: Path) -> None:
+def _export(prepared: Prepared, name: str, parts: dict[str, Commit], nodes: NodeStore, folder: Path) -> None:
     config, data = prepared.config, prepared.data
     if prepared.language is not None:
         from workers.export import export_language_model
@@ -98,11 +97,12 @@ def _export(prepared: Prepared, name: str, parts: dict[str, Any], nodes: NodeSto
     )
 
 
-def _model_commit(prepared: Prepared, nodes: NodeStore) -> dict[str, Any]:
+def _model_commit(prepared: Prepared, nodes: NodeStore) -> Commit:
     """The commit of the imported checkpoint, which holds what goes beside the weights."""
     node = next(node for node in prepared.plan.nodes if node.kind == "model")
     commit = nodes.commit_of(node.id)
-    assert commit is not None
+    if commit is None:
+        raise UserError(f"{node.label} has no commit in {prepared.config.store}; run it first")
     return commit
 
 
@@ -117,7 +117,7 @@ def _write_results(prepared: Prepared, ledger: CommitLog, outcome: Outcome, expo
     summary = summarize(
         prepared.config.run,
         prepared.plan,
-        ledger.commits,
+        ledger.to_json(),
         status=outcome.status,
         environment=describe_environment(),
         reused=outcome.reused,

@@ -113,7 +113,7 @@ class Observer:
             if node_id in present and node_id not in self._results:
                 commit = nodes.commit_of(node_id)
                 if commit is not None:
-                    self._results[node_id] = commit["result"]
+                    self._results[node_id] = commit.result
         return self._status(held, self._is_alive(held), present)
 
     def _now(self) -> float:

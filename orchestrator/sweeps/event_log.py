@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from orchestrator.files import write_atomically
+from cache_store.storage.durable import write_atomically
 
 Entry = tuple[str, int]
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
 
-from orchestrator.files import write_atomically
+from cache_store.storage.durable import write_atomically
 from orchestrator.reports.machine import environment_rows, machine_words
 from orchestrator.reports.page_template import template
 from orchestrator.reports.result_table import print_rows

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cache_store.errors import ConfigError, UserError
+from cache_store.storage.durable import write_atomically
 from orchestrator.config import load as configuration
 from orchestrator.config.messages import validated
 from orchestrator.config.schema import Config, plain
 from orchestrator.config.sweep_schema import SweepConfig
 from orchestrator.config.values import default_store
 from orchestrator.config.yaml_loader import Document, KeyPath, Problem, raise_problems
-from orchestrator.files import write_atomically
 from orchestrator.plan.graph import Plan
 from orchestrator.runs.prepare import CONFIG_FILE, Prepared, claim_run_dir, look_at_data, prepare_document
 from orchestrator.sweeps import metric as sweep_metric

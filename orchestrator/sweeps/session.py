@@ -33,6 +33,7 @@ from orchestrator.sweeps.space import point_text
 from orchestrator.sweeps.steering import Begun, Course, Decider, Everything, SweepSteering, TrialHooks, unfinished
 from orchestrator.sweeps.summary import Invocation, sweep_summary
 from orchestrator.units import seconds_text
+from workers.specs.results import NodeFigures
 
 SUMMARY_FILE, REPORT_FILE, JOURNAL_FILE = "sweep.json", "report.html", "decisions.jsonl"
 
@@ -131,7 +132,7 @@ class _Run:
     def score(self, course: Course) -> float | None:
         """Return the metric of a trial that is through."""
         return self.metric.of(
-            summarize(course.name, course.plan, self.ledger.commits, status="done", environment=Environment())
+            summarize(course.name, course.plan, self.ledger.to_json(), status="done", environment=Environment())
         )
 
     def change(self, course: Course, begun: Begun) -> Plan:
@@ -162,7 +163,7 @@ class _Run:
             sweep.section,
             sweep.metric,
             list(self.courses.values()),
-            self.ledger.commits,
+            self.ledger.to_json(),
             Invocation(
                 status=outcome.status,
                 environment=describe_environment(),
@@ -230,7 +231,7 @@ class _Run:
         coming = dict.fromkeys(target for course in open_trials for target in course.plan.targets)
         todo = unfinished(dataclasses.replace(plan, targets=tuple(coming)), self.ledger)
         measured = {
-            node: float(commit["result"].get("seconds", 0.0))
+            node: commit.read(NodeFigures).seconds or 0.0
             for node, commit in self.ledger.commits.items()
             if node in plan
         }

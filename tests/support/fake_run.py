@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from cache_store.records.nodes import Commit
 from orchestrator.config import load as configuration
 from orchestrator.environment import Environment
 from orchestrator.plan.builder import build_plan
@@ -76,6 +77,11 @@ def make_commits(plan: Plan, *, cuda: bool = False, slots: int = 2) -> dict[str,
         result = {"seconds": seconds, "where": where, **_result(plan, node, seconds, cuda)}
         commits[node.id] = {"format": 1, "node": node.id, "attempt": "a1", "files": {}, "result": result}
     return commits
+
+
+def committed(record: dict[str, Any]) -> Commit:
+    """One of these commits as a store would give it."""
+    return Commit(record["node"], record["attempt"], {}, record["result"])
 
 
 def make_summary(folder: Path, **options: Any) -> dict[str, Any]:

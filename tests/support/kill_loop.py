@@ -74,7 +74,7 @@ def check(place: str) -> None:
     nodes = NodeStore(storage)
     commit = nodes.commit_of("node")
     if commit is not None:
-        assert nodes.read_file(commit["files"]["f"]) == FILE
+        assert nodes.read_file(commit.files["f"]) == FILE
     checkpoint = nodes.latest_checkpoint("node")
     if checkpoint is not None:
         assert nodes.read_file(checkpoint.files["f"]) == FILE

@@ -15,7 +15,7 @@ from orchestrator.execution.driver import Driver, DriverSettings, Outcome
 from orchestrator.execution.retry import NodeRetries
 from orchestrator.progress import Progress
 from orchestrator.runners.base import Event, Failed, Succeeded
-from workers.control import ThreadControl
+from workers.control import ThreadControl, Update
 from workers.specs.orders import WorkOrder
 from workers.tasks.execute import execute
 
@@ -61,7 +61,7 @@ class ThreadRunner:
         del self._running[event.key]
         return [event]
 
-    def progress(self) -> dict[str, dict[str, Any]]:
+    def progress(self) -> dict[str, Update]:
         return {key: control.latest() for key, control in self._running.items()}
 
     def waiting(self, tasks: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cache_store.errors import DataError, UserError
+from cache_store.errors import DataError, UserError, first_line
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16", "float16")
@@ -43,7 +43,7 @@ def load_model(folder: Path, *, device: str = "cpu", dtype: Dtype = "auto") -> J
         place = torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: {device}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"device: {device}: {first_line(error)}") from error
     reporting: Any = logging
     bars = reporting.is_progress_bar_enabled()
     reporting.disable_progress_bar()

@@ -19,6 +19,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from workers.specs.language import CausalLMSpec, LoraSpec, TextSpec
 
 Precision = Literal["fp32", "bf16", "fp16"]
+#: Precision -> the dtype that is computed in, by its name in `cache_store.formats.dtypes`.
+COMPUTED: dict[str, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SnapshotDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "resnext50_32x4d"]
 

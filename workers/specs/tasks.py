@@ -141,6 +141,13 @@ class StageTask:
     gate: GateSpec | None = None
 
     @property
+    def stored_boundary(self) -> BoundarySpec:
+        """The boundary this stage reads or computes again. ValueError where it starts at the images."""
+        if self.boundary is None:
+            raise ValueError(f"{self.name} starts at the images: it reads no boundary")
+        return self.boundary
+
+    @property
     def epochs(self) -> range:
         """The epochs trained here."""
         return range(self.train.epochs) if self.round is None else range(self.round.first, self.round.end)

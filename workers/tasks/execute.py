@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cache_store.errors import OutOfDeviceMemory
-from cache_store.records.nodes import Attempt
+from cache_store.records.nodes import Attempt, Commit
 from cache_store.storage.open import open_storage
 from workers.control import Control
 from workers.distributed.gang import ALONE, Gang
@@ -28,8 +28,9 @@ from workers.tasks.model import _initial_model
 from workers.training.trainer import StageTrainer
 
 
-def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
-    """Do the work, commit it, and return the commit that counts (somebody else's if they were first).
+def execute(order: WorkOrder, control: Control) -> Commit | None:
+    """Do the work, commit it, and return the commit that counts (somebody else's if they were first). None: a helper,
+    which commits nothing.
 
     A node that is committed already is not run again. An order with a strategy is for every rank of a gang: all run it,
     all return the commit, the first rank alone writes. Raises SegpropError subclasses only for what a user or
@@ -53,7 +54,7 @@ def _too_small(order: WorkOrder, said: str) -> OutOfDeviceMemory:
     )
 
 
-def _execute(order: WorkOrder, control: Control) -> dict[str, Any]:
+def _execute(order: WorkOrder, control: Control) -> Commit | None:
     started = time.time()
     storage = open_storage(order.store)
     device = torch.device(order.device)
@@ -81,7 +82,7 @@ class Work:
     attempt: Attempt
 
 
-def _train(work: Work) -> dict[str, Any]:
+def _train(work: Work) -> Commit | None:
     """Train a stage, or carry its parts over where the gate says that the network is good enough already."""
     task, order = work.task, work.order
     if reached(task.gate, order.parents):
@@ -90,7 +91,7 @@ def _train(work: Work) -> dict[str, Any]:
 
 
 #: Kind of task -> what does it and returns the commit that counts. The kinds are those of `workers.specs.task_kinds`.
-HANDLERS: dict[str, Callable[[Work], dict[str, Any]]] = {
+HANDLERS: dict[str, Callable[[Work], Commit | None]] = {
     "data": lambda work: _prepare_data(work.task, work.environment, work.attempt),
     "model": lambda work: _initial_model(work.task, work.environment, work.attempt),
     "measure": lambda work: measure(work.task, work.order.parents, work.environment, work.attempt),

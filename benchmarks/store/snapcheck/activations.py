@@ -138,24 +138,27 @@ def _shards(snapshots: SnapshotSet) -> Iterator[Array]:
 
 def make(config: str) -> Json:
     """Make one boundary with the nodes of a plan that it needs; where it is."""
-    from cache_store.records.nodes import NodeStore
+    from cache_store.records.nodes import Commit, NodeStore
     from orchestrator.runs.prepare import prepare
     from workers.control import ThreadControl
     from workers.specs.orders import WorkOrder
+    from workers.specs.results import MaterializeResult
     from workers.tasks.execute import execute
 
     prepared = prepare(config)
     plan, store = prepared.plan, prepared.config.store
     nodes = NodeStore(open_storage(store))
 
-    def run(node: Any) -> Json:
+    def run(node: Any) -> Commit:
         parents = {role: run(plan.node(parent)) for role, parent in node.parents.items()}
         found = nodes.commit_of(node.id)
         order = WorkOrder(node.id, node.kind, node.task, parents, store, "cpu", harness.cores())
-        return found if found is not None else execute(order, ThreadControl())
+        commit = found or execute(order, ThreadControl())
+        assert commit is not None
+        return commit
 
     wanted = next(n for n in plan.nodes if n.kind == "materialize" and n.task["split"] == "train")
-    return {"store": store, "set": run(wanted)["result"]["set"]}
+    return {"store": store, "set": run(wanted).read(MaterializeResult).set}
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Reading:
         for shard in range(self.spec.shards):
             raw = (self.folder / "store" / "sets" / self.spec.id / "commits" / f"{shard:06d}.json").read_bytes()
             record = self.snapshots.record(shard, raw)
-            yield self.folder / "store" / record["path"], record["bytes"]
+            yield self.folder / "store" / record.path, record.bytes
 
     # -- orders -------------------------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ def resumed(config: Path) -> int:
     prepared = prepare(config)
     nodes = NodeStore(open_storage(prepared.config.store))
     commits = [nodes.commit_of(node.id) for node in prepared.plan.nodes if node.kind == "train"]
-    return sum(commit["result"]["resumed"] for commit in commits if commit)
+    return sum(commit.result["resumed"] for commit in commits if commit)
 
 
 @pytest.mark.timeout(600)

@@ -59,7 +59,7 @@ def texts(prepared: Prepared, split: str) -> tuple[EvaluateTask, TextSource]:
     task = as_json.from_json(EvaluateTask, node.task)
     commit = NodeStore(storage).commit_of(node.parents["data"])
     assert commit is not None
-    return task, TextSource(task.experiment, commit["result"], SnapshotStore(storage), split)
+    return task, TextSource(task.experiment, commit.result, SnapshotStore(storage), split)
 
 
 def mean_loss(model: Any, source: TextSource) -> float:
@@ -154,7 +154,7 @@ def test_ray_and_one_process_give_the_same_weights(story: Story, tmp_path: Path)
     lab = Lab(prepare(story.config, [f"store={tmp_path / 'store'}", f"run_dir={tmp_path / 'run'}"]))
     wanted = final_digests(story.prepared)
     lab.run("frozen/stage3-layer2")
-    commit = lab.commit("frozen/stage3-layer2")["result"]["parts"]
+    commit = lab.commit("frozen/stage3-layer2").result["parts"]
     assert {part: facts["digest"] for part, facts in commit.items()}.items() <= wanted["frozen"].items()
 
 

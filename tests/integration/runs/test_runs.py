@@ -124,7 +124,7 @@ def test_each_frozen_block_runs_forward_once_per_sample_and_view(story: Story) -
             commit = nodes.commit_of(node.id)
             assert commit is not None
             if name in node.regimes and node.kind in ("train", "materialize"):
-                forwards.update(commit["result"]["forwards"])
+                forwards.update(commit.result["forwards"])
         # Two views of 96 training samples, and 48 to validate on.
         blocks = ("seg1", "seg2", "seg3", "seg4")[: 4 if name == "lw" else 3]
         assert forwards == dict.fromkeys(blocks, 2 * 96 + 48)
@@ -175,7 +175,7 @@ def test_an_exported_model_loads_with_torchvision_alone_and_gives_the_same_logit
     storage = open_storage(str(story.run_dir / "store"))
     nodes = NodeStore(storage)
     parents: dict[str, Any] = {role: nodes.commit_of(parent) for role, parent in node.parents.items()}
-    images = ImageSource(task.experiment, parents["data"]["result"], SnapshotStore(storage), "test")
+    images = ImageSource(task.experiment, parents["data"].result, SnapshotStore(storage), "test")
     weights = Weights(nodes, parents, domain_of(task.experiment), torch.device("cpu"))
     chain = ChainPath({name: weights.build(name) for name in task.path}, trained=())
     batch = images.batch(np.arange(images.rows), None)

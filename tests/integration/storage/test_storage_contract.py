@@ -403,7 +403,7 @@ def test_nodes_commit_once_and_their_files_are_mapped_or_read(exclusive: Storage
     commit = first.commit({"n": 1})
     assert second.commit({"n": 2}) == commit
     assert exclusive.list("nodes/node/attempts") == [first.id]
-    record = commit["files"]["weights"]
+    record = commit.files["weights"]
     assert nodes.read_file(record) == data
     path = nodes.verified_path(record)
     assert path is None or path.read_bytes() == data

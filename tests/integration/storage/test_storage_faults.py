@@ -69,8 +69,8 @@ def work(uri: str) -> None:
         attempt.commit({"accuracy": 0.5})
     commit = nodes.commit_of("node")
     assert commit is not None
-    assert commit["result"] == {"accuracy": 0.5}, "wrong data"
-    assert nodes.read_file(commit["files"]["f"]) == b"weights" * 1000, "wrong data"
+    assert commit.result == {"accuracy": 0.5}, "wrong data"
+    assert nodes.read_file(commit.files["f"]) == b"weights" * 1000, "wrong data"
     nodes.drop_checkpoints("node")
     assert nodes.checkpoints("node") == []
 

@@ -10,7 +10,7 @@ import pytest
 from lm_running import lm_changes
 from running import final_digests, write_config
 
-from cache_store.records.nodes import NodeStore
+from cache_store.records.nodes import Commit, NodeStore
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.open import existing_storage
 from orchestrator.runs.prepare import Prepared, claim_run_dir, prepare
@@ -38,7 +38,7 @@ def summary_of(prepared: Prepared) -> dict[str, Any]:
     return found
 
 
-def measurement(prepared: Prepared) -> dict[str, Any]:
+def measurement(prepared: Prepared) -> Commit:
     (node,) = [node for node in prepared.plan.nodes if node.kind == "measure"]
     commit = NodeStore(existing_storage(prepared.config.store)).commit_of(node.id)
     assert commit is not None
@@ -55,7 +55,7 @@ def test_a_run_measures_first_and_every_later_invocation_takes_its_figures(kind:
     after = run(path)
     assert after.plan.unmeasured == ()
     commit = measurement(after)
-    blocks = commit["result"]["figures"]["blocks"]
+    blocks = commit.result["figures"]["blocks"]
     assert list(blocks) == (["seg1", "seg2", "seg3", "seg4"] if kind == "images" else ["embed", "layer0"])
     assert all(set(block) == COSTS and min(block.values()) > 0 for block in blocks.values())
     # What was written to be timed is gone.

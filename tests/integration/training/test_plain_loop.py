@@ -107,10 +107,10 @@ def plain_loop(task: StageTask, initial: dict[str, torch.Tensor], images: ImageS
 def test_the_e2e_regime_equals_a_plain_loop_bit_for_bit_over_20_steps(folder: Path, case: str) -> None:
     lab = Lab.make(folder, {**STEPS, **CASES[case]})
     commit = lab.run("e2e/e2e")
-    assert commit["result"]["steps"] == 20
+    assert commit.result["steps"] == 20
     task = as_json.from_json(StageTask, lab.node("e2e/e2e").task)
-    initial = load_file(Path(lab.store) / lab.commit("model")["files"]["state.safetensors"]["path"])
-    data = lab.commit("data")["result"]
+    initial = load_file(Path(lab.store) / lab.commit("model").files["state.safetensors"].path)
+    data = lab.commit("data").result
     images = ImageSource(task.experiment, data, SnapshotStore(lab.storage), "train")
     expected = plain_loop(task, initial, images)
     trained = {name.partition("/")[2]: tensor for name, tensor in lab.weights("e2e/e2e").items()}

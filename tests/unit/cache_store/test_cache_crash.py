@@ -38,7 +38,7 @@ attempt = NodeStore(storage).attempt("node")
 attempt.write("f", b"x" * 100)
 attempt.checkpoint({"model": b"model"}, (1, 2), {"step": 2})
 commit = attempt.commit({"ok": True})
-print("commit", commit["attempt"] == attempt.id, flush=True)
+print("commit", commit.attempt == attempt.id, flush=True)
 """
 
 
@@ -59,7 +59,7 @@ def check(store: Path) -> tuple[bool, bool, bool]:
     nodes = NodeStore(storage)
     commit = nodes.commit_of("node")
     if commit is not None:
-        assert nodes.read_file(commit["files"]["f"]) == b"x" * 100
+        assert nodes.read_file(commit.files["f"]) == b"x" * 100
     checkpoint = nodes.latest_checkpoint("node")
     if checkpoint is not None:
         assert nodes.read_file(checkpoint.files["model"]) == b"model"
@@ -99,7 +99,7 @@ def test_a_writer_killed_at_any_point_leaves_whole_records_or_none(
     assert (put == 0) == published[0]
     attempt = NodeStore(storage).attempt("node")
     attempt.write("f", b"x" * 100)
-    assert (attempt.commit({})["attempt"] == attempt.id) == (not published[1])
+    assert (attempt.commit({}).attempt == attempt.id) == (not published[1])
     assert check(store)[:2] == (True, True)
 
 

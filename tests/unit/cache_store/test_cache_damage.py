@@ -76,8 +76,8 @@ def read_commit(storage: Storage) -> bool:
     nodes = NodeStore(storage)
     commit = nodes.commit_of("node")
     assert commit is not None
-    assert commit["result"] == {"accuracy": 0.5}, "wrong data"
-    assert nodes.read_file(commit["files"]["f"]) == b"weights", "wrong data"
+    assert commit.result == {"accuracy": 0.5}, "wrong data"
+    assert nodes.read_file(commit.files["f"]) == b"weights", "wrong data"
     return True
 
 

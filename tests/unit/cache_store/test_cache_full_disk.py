@@ -75,7 +75,7 @@ def test_a_disk_that_fills_up_is_a_typed_error_and_a_rerun_completes(tmp_path: P
         subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
         assert fill(storage) == 8
         attempt.write("f", b"x" * 200_000)
-        assert attempt.commit({})["attempt"] == attempt.id
+        assert attempt.commit({}).attempt == attempt.id
 
 
 def test_a_store_remounted_read_only_can_be_read_and_not_written(tmp_path: Path) -> None:

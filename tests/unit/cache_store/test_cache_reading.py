@@ -158,7 +158,7 @@ def test_what_is_held_stays_within_the_limit_and_is_not_checked_again(
     checked: list[str] = []
     verify = "cache_store.records.files.verify"
     original = __import__("cache_store.records.files", fromlist=["verify"]).verify
-    monkeypatch.setattr(verify, lambda storage, record: (checked.append(record["path"]), original(storage, record)))
+    monkeypatch.setattr(verify, lambda storage, record: (checked.append(record.path), original(storage, record)))
     reader = RowReader(snapshots)
     for _ in range(2):
         for rows in np.random.default_rng(0).permutation(40).reshape(8, 5):

@@ -28,7 +28,8 @@ from cache_store.errors import (
     StoreError,
 )
 from cache_store.formats import codec
-from cache_store.formats.codec import DTYPES, Array, Field, decode, encode
+from cache_store.formats.codec import Array, Field, decode, encode
+from cache_store.formats.dtypes import DTYPES
 from cache_store.records import files
 from cache_store.records.record_io import parse_record
 from cache_store.snapshots.reader import RowReader
@@ -643,7 +644,7 @@ def test_a_shard_is_read_whole_once_by_a_process_and_again_when_its_file_changed
     real, checked = files.verify, []
 
     def spy(storage: Storage, record: Any) -> None:
-        checked.append(record["path"])
+        checked.append(record.path)
         real(storage, record)
 
     monkeypatch.setattr(files, "verify", spy)

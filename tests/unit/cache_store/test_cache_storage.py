@@ -51,7 +51,7 @@ def test_a_file_is_recorded_with_the_checksums_of_its_bytes(storage: Storage, si
     data = os.urandom(size)
     record = write_file(storage, "f", data[:7], data[7:])
     assert b"".join(bytes(piece) for piece in storage.chunks("f")) == data
-    assert record == {
+    assert record.to_json() == {
         "path": "f",
         "bytes": size,
         "xxh3": xxhash.xxh3_128_hexdigest(data),

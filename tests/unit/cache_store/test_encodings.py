@@ -18,7 +18,8 @@ from torch import Tensor
 
 from cache_store.errors import CorruptShard
 from cache_store.formats import codec, packed
-from cache_store.formats.codec import DTYPES, Field
+from cache_store.formats.codec import Field
+from cache_store.formats.dtypes import DTYPES
 from cache_store.formats.encoded_rows import EncodedRows
 from cache_store.formats.encodings import ENCODINGS, Column, Encoding, EncodingName
 from cache_store.snapshots.spec import SetSpec

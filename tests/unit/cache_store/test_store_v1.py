@@ -117,8 +117,8 @@ def test_nodes_checkpoints_and_plans_are_read(storage: Storage) -> None:
     nodes = NodeStore(storage)
     commit = nodes.commit_of("0" * 32)
     assert commit is not None
-    assert commit["result"] == {"stage": "stage1", "sets": list(IDS.values())}
-    assert nodes.read_file(commit["files"]["head.safetensors"]) == b"weights of a head"
+    assert commit.result == {"stage": "stage1", "sets": list(IDS.values())}
+    assert nodes.read_file(commit.files["head.safetensors"]) == b"weights of a head"
     left = nodes.latest_checkpoint("1" * 32)
     assert left is not None
     assert (left.position, left.data) == ((2, 7), {"loss": 0.125})

@@ -22,6 +22,7 @@ from workers.data.images.inspect import resize_of
 from workers.data.images.prepare import prepare
 from workers.seeds import derive_seed
 from workers.specs.experiment import Experiment, ImageSpec
+from workers.specs.results import ImageDataResult
 
 #: Which prepared set holds a split.
 SET_OF = {"train": "train", "validation": "train", "test": "test"}
@@ -46,9 +47,10 @@ class ImageSource:
         """`data_result`: what `prepare` returned. DataError when the set can neither be read nor restored."""
         data = experiment.data
         assert isinstance(data, ImageSpec)
-        counts = data_result["rows"]
+        prepared = ImageDataResult.from_json(data_result)
+        counts = prepared.rows
         self._samples = splits.rows(data, experiment.seed, counts["train"], counts["test"])[split]
-        self._set = _PreparedSet(experiment, data_result, snapshots, SET_OF[split], cache_bytes)
+        self._set = _PreparedSet(experiment, prepared, snapshots, SET_OF[split], cache_bytes)
         facts = IMAGE_FORMATS[data.name].facts
         self._augment = Augment(
             augment=data.augment,
@@ -64,7 +66,7 @@ class ImageSource:
         self.rows = len(self._samples)
         #: Which images in which order: digest of the prepared set and of the split's rows.
         self.identity = digest_json(
-            [str(data_result["digest"]), SET_OF[split], hashlib.sha256(self._samples.tobytes()).hexdigest()]
+            [prepared.digest, SET_OF[split], hashlib.sha256(self._samples.tobytes()).hexdigest()]
         )
         self.labels: Tensor = torch.from_numpy(self._set.labels[self._samples])
 
@@ -90,14 +92,14 @@ class _PreparedSet:
     def __init__(
         self,
         experiment: Experiment,
-        data_result: Mapping[str, Any],
+        prepared: ImageDataResult,
         snapshots: SnapshotStore,
         name: str,
         cache_bytes: int,
     ) -> None:
         assert isinstance(experiment.data, ImageSpec)
         self._data = experiment.data
-        self._ids = {key: str(data_result[key]) for key in ("train", "test")}
+        self._ids = {"train": prepared.train, "test": prepared.test}
         self._name = name
         self._snapshots = snapshots
         self._set = self._open()

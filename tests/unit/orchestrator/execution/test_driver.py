@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import make_commits, make_plan
+from fake_run import committed, make_commits, make_plan
 
 from cache_store.errors import StorageUnavailable, TrainingDiverged
 from cache_store.storage.open import open_storage
@@ -20,6 +20,7 @@ from orchestrator.execution.retry import NodeRetries
 from orchestrator.plan.graph import Plan
 from orchestrator.progress import Progress
 from orchestrator.runners.base import Event, Failed, Succeeded
+from workers.control import Update
 from workers.specs.orders import WorkOrder
 
 
@@ -57,10 +58,10 @@ class FakeRunner:
         error = self.outcome(order, self.submitted.count(order.node_id))
         if error is not None:
             return [Failed(order.key, error, lost=isinstance(error, ConnectionError))]
-        return [Succeeded(order.key, self.commits[order.node_id])]
+        return [Succeeded(order.key, committed(self.commits[order.node_id]))]
 
-    def progress(self) -> dict[str, dict[str, Any]]:
-        return {order.key: {"phase": "train", "epoch": 1} for order in self.running}
+    def progress(self) -> dict[str, Update]:
+        return {order.key: Update(phase="train", epoch=1) for order in self.running}
 
     def waiting(self, tasks: int) -> None: ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 from fake_run import make_summary
 from summaries import read
@@ -12,6 +13,7 @@ from summaries import read
 from orchestrator.environment import describe_environment
 from orchestrator.progress import Progress, completed, describe
 from orchestrator.reports.result_table import print_table
+from workers.control import Update
 
 
 class Clock:
@@ -27,7 +29,7 @@ class Terminal(io.StringIO):
         return True
 
 
-FIELDS = {
+FIELDS: dict[str, Any] = {
     "phase": "train",
     "epoch": 3,
     "epochs": 8,
@@ -43,23 +45,23 @@ FIELDS = {
 
 
 def test_a_line_names_everything_the_worker_sent() -> None:
-    assert describe(FIELDS) == (
+    assert describe(Update(**FIELDS)) == (
         "epoch 3/8, step 5/20, loss 0.4321, accuracy 87.1 %, 1,234/s, cache 40 hits, 2 misses, 1 min 15 s left"
     )
 
 
 def test_every_field_may_be_missing() -> None:
-    assert describe({}) == "working"
+    assert describe(Update()) == "working"
     for key in FIELDS:
-        assert describe({name: value for name, value in FIELDS.items() if name != key})
-        assert describe({key: FIELDS[key]})
-    assert describe(dict.fromkeys(FIELDS)) == "working"
+        assert describe(Update(**{name: value for name, value in FIELDS.items() if name != key}))
+        assert describe(Update(**{key: FIELDS[key]}))
+    assert describe(Update(**dict.fromkeys(FIELDS))) == "working"
 
 
 def test_share_done_counts_epochs_steps_or_samples() -> None:
-    assert completed({"epoch": 3, "epochs": 8, "step": 5, "steps": 20}) == (2 + 0.25) / 8
-    assert completed({"done": 50, "total": 200}) == 0.25
-    assert completed({"loss": 1.0}) is None
+    assert completed(Update(epoch=3, epochs=8, step=5, steps=20)) == (2 + 0.25) / 8
+    assert completed(Update(done=50, total=200)) == 0.25
+    assert completed(Update(loss=1.0)) is None
 
 
 def test_plain_output_speaks_at_most_every_ten_seconds_a_task() -> None:
@@ -68,7 +70,7 @@ def test_plain_output_speaks_at_most_every_ten_seconds_a_task() -> None:
         progress.started("a")
         for _ in range(95):
             clock.now += 0.5
-            progress.update("1", "a", **FIELDS)
+            progress.update("a", Update(**FIELDS))
         progress.finished("a", 47.5, reused=False)
     lines = stream.getvalue().splitlines()
     assert lines[0] == "a: started"
@@ -93,7 +95,7 @@ def test_quiet_leaves_failures_and_notes() -> None:
     with Progress(3, stream=stream, quiet=True, clock=clock) as progress:
         progress.started("a")
         clock.now += 60
-        progress.update("1", "a", **FIELDS)
+        progress.update("a", Update(**FIELDS))
         progress.finished("a", 1.0, reused=False)
         progress.note("worker lost, trying again")
         progress.failed("b", "broken")
@@ -104,7 +106,7 @@ def test_a_terminal_gets_a_live_table_that_is_gone_afterwards() -> None:
     stream = Terminal()
     with Progress(4, 1, stream=stream) as progress:
         progress.started("segprop/stage2-seg2")
-        progress.update("1", "segprop/stage2-seg2", **FIELDS)
+        progress.update("segprop/stage2-seg2", Update(**FIELDS))
         progress.finished("e2e/e2e", 3.0, reused=True)
     text = stream.getvalue()
     assert "epoch 3/8" in text

@@ -10,10 +10,12 @@ from fake_run import ENVIRONMENT, make_commits
 from planning import small_config, small_plan
 
 from cache_store.errors import ConfigError
+from cache_store.records.nodes import Commit
 from orchestrator.plan.graph import Plan
 from orchestrator.reports.page import render
 from orchestrator.reports.records import EndedEarly, Summary
 from orchestrator.reports.summary import summarize
+from workers.specs.results import EvaluateResult, Where
 from workers.specs.tasks import GateSpec
 from workers.tasks.gate import reached
 
@@ -33,7 +35,9 @@ EXIT: dict[str, Any] = {**FROZEN, "run_exit": {"accuracy": 0.9}}
     ],
 )
 def test_everything_that_is_asked_for_must_be_reached(gate: GateSpec | None, met: bool) -> None:
-    parents = {"gate": {"result": {"metrics": {"accuracy": 0.9, "loss": 0.5}}}}
+    where = Where(host="h", pid=1, device="cpu", threads=1, started=0.0, finished=1.0)
+    result = EvaluateResult(metrics={"accuracy": 0.9, "loss": 0.5}, rows=1, seconds=1.0, where=where)
+    parents = {"gate": Commit("gate", "a1", {}, result.to_json())}
     assert reached(gate, parents) is met
 
 

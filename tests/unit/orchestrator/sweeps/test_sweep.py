@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fake_run import make_commits
+from fake_run import committed, make_commits
 
 from cache_store.errors import ConfigError
 from cache_store.storage.open import open_storage
@@ -373,7 +373,7 @@ class World:
                     continue
                 self.ran.append(node.id)
                 self.order.append(node.label)
-                self.ledger.add(node.id, self.made[node.id])
+                self.ledger.add(node.id, committed(self.made[node.id]))
             if not ready and not self.steering.open:
                 return
         raise AssertionError("never ended")
