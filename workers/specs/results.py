@@ -100,6 +100,8 @@ class NodeFigures(_Record):
     where: Where | None = None
     #: Of a snapshot set.
     bytes: int | None = None
+    #: Sentences for the user, of a text data set.
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
