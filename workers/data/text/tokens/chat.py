@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cache_store.errors import ConfigError, DataError
+from cache_store.suggest import did_you_mean
 from workers.data.text.corpora.base import Record, broken
 from workers.data.text.corpora.conversations import ANSWERS, CALLS, Conversation, conversation_of
 from workers.data.text.corpora.findings import Findings
@@ -96,8 +96,7 @@ class ChatTemplate:
         for number, message in enumerate(talk.messages):
             role = message["role"]
             if role not in _ROLES and not re.search(rf"['\"]{re.escape(role)}['\"]", self._template):
-                near = difflib.get_close_matches(role, _ROLES, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = did_you_mean(role, _ROLES)
                 raise broken(
                     record,
                     f"message {number} has the role {role!r}{hint} (allowed: {', '.join(_ROLES)}, and those that the "
