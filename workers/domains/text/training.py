@@ -35,6 +35,7 @@ class TextDomain:
         assert isinstance(experiment.data, TextSpec)
         self._experiment = experiment
         self._model = experiment.model
+        self._data = experiment.data
         self._frames: dict[torch.device, Frame] = {}
 
     # -- parts --------------------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ class TextDomain:
 
     def _frame(self, device: torch.device) -> Frame:
         if device not in self._frames:
-            self._frames[device] = Frame(self._model, device)
+            self._frames[device] = Frame(self._model, device, longest=self._data.sequence_length)
         return self._frames[device]
 
     # -- snapshots ----------------------------------------------------------------------------------------

@@ -121,6 +121,18 @@ def test_isolation_is_known_of_a_model_whose_masks_do_not_isolate() -> None:
     assert not structure(lm_spec("opt", ffn_dim=48, word_embed_proj_dim=32)).isolates
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_isolation_is_known_of_a_model_whose_state_leaks_past_its_masks(attention: Any) -> None:
+    """Its attention masks hide the first document; its recurrence carries it on."""
+    spec = lm_spec("recurrent_gemma", num_hidden_layers=3, lru_width=32, attention=attention)
+    assert not structure(spec).isolates
+    ids, positions = tokens(1, 12), counted(1, 6).repeat(1, 2)
+    other = torch.cat([ids[:, :6].flip(1), ids[:, 6:]], dim=1)
+    model = make_model(spec)
+    one, two = (chained(spec, model, given, positions)[:, 6:] for given in (ids, other))
+    assert not torch.allclose(one, two, rtol=1e-2, atol=1e-2)
+
+
 def test_packed_rows_stay_apart_beside_a_padded_row() -> None:
     """transformers itself looks for packed documents only where no mask is given."""
     spec, model = reference("llama")
@@ -167,13 +179,15 @@ def test_both_kernels_of_attention_are_the_models(attention: Any) -> None:
     assert torch.equal(chained(spec, model, tokens(), counted()), own(model, tokens(), counted()))
 
 
-def test_bfloat16_parts_compute_as_a_bfloat16_model(tmp_path: Path) -> None:
-    _, saved = saved_model(tmp_path, "llama")
-    spec = lm_spec("llama", master="bfloat16")
+@pytest.mark.parametrize("name", ["llama", "mamba"])
+def test_bfloat16_parts_compute_as_a_bfloat16_model(name: str, tmp_path: Path) -> None:
+    """Mamba keeps its residual stream in float32, up to the LM head."""
+    _, saved = saved_model(tmp_path, name)
+    spec = lm_spec(name, master="bfloat16")
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     got = chained(spec, model, tokens(), counted())
     assert got.dtype == torch.bfloat16
-    assert torch.equal(got, own(model, tokens(), counted()))
+    assert torch.equal(got.float(), own(model, tokens(), counted()).float())
     assert not torch.equal(got.float(), own(saved, tokens(), counted()))
 
 
@@ -299,3 +313,37 @@ def test_the_self_check_is_cheap_for_a_large_model() -> None:
         rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
     )
     verify_chain(spec)
+
+
+def test_rotary_embeddings_that_switch_by_length_are_the_same_for_every_batch_of_a_data_set() -> None:
+    """Phi-3's longrope: a sample's results must not depend on which samples come together with it."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0, 2.0, 4.0, 8.0],
+        "original_max_position_embeddings": 8,
+    }
+    spec = lm_spec("phi3", rope_parameters=rope, original_max_position_embeddings=8, max_position_embeddings=32)
+    model = make_model(spec)
+    parts = build_chain(spec, model.state_dict())
+    ids = tokens(1, LENGTH)
+
+    def run(frame: Frame, length: int) -> Tensor:
+        with torch.no_grad():
+            out: Tensor = run_chain(parts, ids[:, :length], frame(ids[:, :length], counted(1, length))).logits()
+        return out[:6]
+
+    for longest, own_length in ((32, LENGTH), (8, 6)):
+        short, whole = (run(Frame(spec, longest=longest), length) for length in (6, 8))
+        torch.testing.assert_close(short, whole, rtol=1e-5, atol=1e-5)
+        want = own(model, ids[:, :own_length], counted(1, own_length))[0, :6]
+        torch.testing.assert_close(short, want, rtol=1e-5, atol=1e-5)
+    # The model itself takes one or the other by the batch.
+    assert not torch.allclose(run(Frame(spec), 6), run(Frame(spec), LENGTH), rtol=1e-3, atol=1e-3)
+
+
+def test_a_model_that_looks_ahead_is_refused() -> None:
+    with pytest.raises(ConfigError, match="looks ahead"):
+        verify_chain(lm_spec("gemma3_text", use_bidirectional_attention=True))
