@@ -1,6 +1,6 @@
 """Writes docs/model-families.md: `python docs/generate_model_families.py` (a minute or two on one thread).
 
-Tries every causal LM of the installed transformers on a tiny model; see workers/models/causal_lm/trials/families.py. A test
+Tries every causal LM of the installed transformers on a tiny model; see workers/models/causal_lm/survey.py. A test
 keeps the list current, and a long one what the page says of each.
 """
 
@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 import transformers  # noqa: E402
 
-from workers.models.causal_lm.trials.families import FAMILIES, VARIANTS, Family, examine  # noqa: E402
+from workers.models.causal_lm.survey import FAMILIES, VARIANTS, Family, examine  # noqa: E402
 
 TARGET = ROOT / "docs" / "model-families.md"
 INTRO = """\

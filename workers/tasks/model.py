@@ -35,7 +35,7 @@ def _import_language_model(
     """One file a part, written as it is read: the model is never held whole."""
     from workers.models.causal_lm.network.parts import part_names
     from workers.models.causal_lm.pretrained.import_parts import companions, import_parts
-    from workers.models.causal_lm.pretrained.verify import verify_chain
+    from workers.models.causal_lm.trials.verify import verify_chain
 
     started = time.monotonic()
     # Before hours are spent on it: a small model of this architecture gives the same logits as a chain and by itself.

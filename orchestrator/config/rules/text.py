@@ -71,10 +71,15 @@ class TextChecks(CrossChecks):
             self.report(("data", "sequence_length"), message)
 
     def isolation(self, language: LMOutline) -> None:
+        """Check that a model which is to keep packed documents apart does. Tries it only then: it may take seconds."""
         from workers.data.text.formats import data_is_packed
 
         data = self.config.data
-        if data.isolate and data_is_packed(data) and not language.isolates:
+        if not data.isolate or not data_is_packed(data):
+            return
+        from workers.models.causal_lm.trials.isolation import keeps_documents_apart
+
+        if not keeps_documents_apart(dataclasses.replace(self.config.model, config=dict(language.config))):
             kind = language.config.get("model_type")
             self.report(
                 ("data", "isolate"),

@@ -399,6 +399,6 @@ def test_a_model_with_two_rotary_tables_trains_and_scores_alike_in_every_batch(t
     for batch in (1, 8):
         sizes = {"training.micro_batch": batch, "evaluation.batch_size": batch}
         lab = Lab.make(tmp_path / str(batch), {**changes, **sizes})
-        epochs.append(lab.run("e2e/e2e")["result"]["epochs"][-1])
+        epochs.append(lab.run("e2e/e2e").result["epochs"][-1])
     for figure in ("train_loss", "validation_loss"):
         assert epochs[0][figure] == pytest.approx(epochs[1][figure], rel=1e-5), figure

@@ -17,7 +17,7 @@ from workers.models.causal_lm.pretrained.configs import kept_layers, whole_confi
 from workers.models.causal_lm.pretrained.locate import Located, locate
 from workers.models.causal_lm.pretrained.numbering import check_numbering
 from workers.models.causal_lm.pretrained.safetensors_files import weight_files
-from workers.models.causal_lm.pretrained.verify import verify_chain
+from workers.models.causal_lm.trials.verify import verify_chain
 from workers.specs.language import CausalLMSpec
 
 __all__ = ["LMOutline", "inspect"]
@@ -51,7 +51,6 @@ def inspect(spec: CausalLMSpec) -> LMOutline:
         positions=_positions(model.config),
         weights_digest=weights_digest(located) if located is not None and has_weights else None,
         has_weights=has_weights,
-        isolates=found.isolates,
         parts={name: _facts(whole, name, hidden, vocabulary) for name in part_names(whole)},
     )
 

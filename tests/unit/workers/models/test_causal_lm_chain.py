@@ -31,7 +31,8 @@ from workers.models.causal_lm.network.context import Context, Frame
 from workers.models.causal_lm.network.parts import build_part, part_names, part_state_names
 from workers.models.causal_lm.network.readout import loss
 from workers.models.causal_lm.network.structure import structure
-from workers.models.causal_lm.pretrained.verify import verify_chain
+from workers.models.causal_lm.trials.isolation import keeps_documents_apart
+from workers.models.causal_lm.trials.verify import verify_chain
 from workers.specs.language import CausalLMSpec
 
 LENGTH = 3 * WINDOW + 1
@@ -111,21 +112,21 @@ def test_packed_documents_are_as_in_the_model_and_as_alone(name: str) -> None:
     positions[0] = torch.cat([torch.arange(4), torch.arange(7), torch.arange(LENGTH - 11)])
     got = chained(spec, model, ids, positions)
     assert torch.equal(got, own(model, ids, positions))
-    if structure(spec).isolates:
+    if keeps_documents_apart(spec):
         alone = chained(spec, model, ids[:1, 4:11], torch.arange(7)[None])
         torch.testing.assert_close(got[:1, 4:11], alone, rtol=1e-4, atol=2e-5)
 
 
 def test_isolation_is_known_of_a_model_whose_masks_do_not_isolate() -> None:
-    assert structure(lm_spec("llama")).isolates
-    assert not structure(lm_spec("opt", ffn_dim=48, word_embed_proj_dim=32)).isolates
+    assert keeps_documents_apart(lm_spec("llama"))
+    assert not keeps_documents_apart(lm_spec("opt", ffn_dim=48, word_embed_proj_dim=32))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_isolation_is_known_of_a_model_whose_state_leaks_past_its_masks(attention: Any) -> None:
     """Its attention masks hide the first document; its recurrence carries it on."""
     spec = lm_spec("recurrent_gemma", num_hidden_layers=3, lru_width=32, attention=attention)
-    assert not structure(spec).isolates
+    assert not keeps_documents_apart(spec)
     ids, positions = tokens(1, 12), counted(1, 6).repeat(1, 2)
     other = torch.cat([ids[:, :6].flip(1), ids[:, 6:]], dim=1)
     model = make_model(spec)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from workers.models.causal_lm.trials.families import FAMILIES, examine
+from workers.models.causal_lm.survey import FAMILIES, examine
 
 ROOT = Path(__file__).resolve().parents[4]
 PAGE = ROOT / "docs" / "model-families.md"

@@ -30,8 +30,8 @@ from workers.models.causal_lm.network.skeleton import build_skeleton
 from workers.models.causal_lm.pretrained.export import write_folder
 from workers.models.causal_lm.pretrained.import_parts import companions, import_parts
 from workers.models.causal_lm.pretrained.numbering import pruned
-from workers.models.causal_lm.pretrained.verify import verify_chain
 from workers.models.causal_lm.trials.shrunk import shrunk
+from workers.models.causal_lm.trials.verify import verify_chain
 from workers.specs.language import CausalLMSpec
 
 ROOT = Path(__file__).resolve().parents[4]

@@ -96,9 +96,14 @@ def _remote_config(values: dict[str, Any], given: dict[str, Any], spec: CausalLM
 
 def build_skeleton(spec: CausalLMSpec) -> PreTrainedModel:
     """The model of a task's spec on the meta device, in the master type; shared, so copy before changing it."""
+    return _cached(skeleton_key(spec))
+
+
+def skeleton_key(spec: CausalLMSpec) -> str:
+    """Name what decides the skeleton of a task's spec: specs with equal keys have equal skeletons."""
     code = [spec.path, spec.revision] if spec.trust_remote_code else None
     key = [architecture(spec), str(master_dtype(spec)), spec.attention, code]
-    return _cached(json.dumps(key, sort_keys=True))
+    return json.dumps(key, sort_keys=True)
 
 
 @lru_cache(maxsize=8)

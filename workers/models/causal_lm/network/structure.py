@@ -11,7 +11,6 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -45,15 +44,6 @@ class Structure:
     #: Layers are given what the one before returned beside hidden states. They may do without: that is tried.
     hands_over: bool
     link: Link
-    #: What was looked at: a task's spec.
-    spec: CausalLMSpec = field(repr=False, compare=False)
-
-    @cached_property
-    def isolates(self) -> bool:
-        """Whether the model keeps packed documents (restarting positions) apart; tried once, in about a second."""
-        from workers.models.causal_lm.trials.isolation import keeps_documents_apart  # which looks at structures itself
-
-        return keeps_documents_apart(self.spec)
 
 
 _FOLLOWED = "its forward cannot be followed"
@@ -322,11 +312,11 @@ def structure(spec: CausalLMSpec) -> Structure:
     known = _FOUND.get(id(model))
     if known is None or known[0] is not model:
         _FOUND.clear()
-        known = _FOUND[id(model)] = (model, _find(model, spec))
+        known = _FOUND[id(model)] = (model, _find(model))
     return known[1]
 
 
-def _find(model: PreTrainedModel, spec: CausalLMSpec) -> Structure:
+def _find(model: PreTrainedModel) -> Structure:
     search = _Search(model)
     layers, count = search.layers()
     owner = layers.rpartition(".")[0]
@@ -351,5 +341,4 @@ def _find(model: PreTrainedModel, spec: CausalLMSpec) -> Structure:
         seen.tuples,
         seen.hands_over,
         link,
-        spec,
     )

@@ -1,4 +1,4 @@
-"""Every causal LM that transformers knows, tried as a chain on a tiny model of its kind.
+"""Try every causal LM that transformers knows as a chain, on a tiny model of its kind.
 
 A family is either supported (the chain equals the model's own forward: logits, gradients, padding, packed documents,
 both attention kernels, import and export) or refused with a reason. `docs/generate_model_families.py` writes the table.
@@ -26,8 +26,9 @@ from workers.models.causal_lm.network.readout import loss
 from workers.models.causal_lm.network.recording import accepts
 from workers.models.causal_lm.pretrained.export import write_folder
 from workers.models.causal_lm.pretrained.import_parts import companions, import_parts
-from workers.models.causal_lm.pretrained.verify import random_model, verify_chain
+from workers.models.causal_lm.trials.isolation import keeps_documents_apart
 from workers.models.causal_lm.trials.tiny_configs import VOCABULARY, WINDOW, tiny_config
+from workers.models.causal_lm.trials.verify import random_model, verify_chain
 from workers.specs.language import CausalLMSpec
 
 #: model_type of every architecture that transformers builds as a causal LM.
@@ -86,7 +87,7 @@ def _examine(spec: CausalLMSpec, folder: Path) -> bool:
         _compare_gradients(task, model)
     task = _task(spec)
     _round_trip(random_model(task), folder)
-    return inspect(spec).isolates
+    return keeps_documents_apart(task)
 
 
 def _task(spec: CausalLMSpec) -> CausalLMSpec:
