@@ -7,7 +7,6 @@ leaves what it has found.
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cache_store.errors import UserError
+from cache_store.suggest import nearest
 from orchestrator.environment import Environment, describe_environment
 from orchestrator.progress import Progress
 from orchestrator.reports.record_json import to_json
@@ -178,8 +178,8 @@ def _reporting(progress: Progress, label: str) -> Answered:
 
 
 def _nearest(task: str) -> str:
-    close = difflib.get_close_matches(task, JUDGES, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    close = nearest(task, JUDGES)
+    return "" if close is None else f"; did you mean {close}?"
 
 
 def _flat(scores: Sequence[Score]) -> list[Score]:

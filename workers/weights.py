@@ -7,15 +7,14 @@ from collections.abc import Iterable
 import torch
 from safetensors import safe_open
 from safetensors.torch import load as load_bytes
-from safetensors.torch import save as save_bytes
 from torch import nn
 
 from cache_store.errors import CorruptShard
 from cache_store.records.file_record import FileRecord
-from cache_store.records.nodes import Attempt, NodeStore
+from cache_store.records.nodes import NodeStore
 from workers.domains.base import Domain
 from workers.models.chain import State, state_digest
-from workers.specs.results import HeldParts, Parents, PartRecord
+from workers.specs.results import HeldParts, Parents
 
 ADAPTER = "adapter"
 AUX = "aux"
@@ -66,13 +65,6 @@ class Weights:
         module = self._domain.build_part(part, self._device)
         module.load_state_dict(self.state(part), strict=True)
         return module
-
-
-def write_part(attempt: Attempt, part: str, state: State) -> PartRecord:
-    """Write a part's state as a file of its own, to be published with the attempt's commit."""
-    file = f"{part}.safetensors"
-    record = attempt.write(file, save_bytes(state))
-    return PartRecord(file=file, digest=state_digest(state), bytes=record.bytes)
 
 
 def read_tensors(nodes: NodeStore, record: FileRecord, names: Iterable[str] | None = None) -> State:

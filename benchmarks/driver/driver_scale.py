@@ -164,7 +164,7 @@ def make_plan(count: int, folder: Path) -> tuple[Any, float]:
     from orchestrator.config import load as configuration
     from orchestrator.plan.builder import build_plan
     from workers.data.images.outline import DataOutline
-    from workers.models.registry import outline
+    from workers.models.resnet.outline import resnet_outline as outline
     from workers.specs.experiment import ImageSpec, ResNetSpec
 
     # Two regimes over three boundaries: each view is six sets.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.costs import formulas
-from orchestrator.costs.formulas import SplitRows
+from workers.domains.planning import SplitRows
 from workers.specs.results import BlockCosts, MeasuredCosts
 
 if TYPE_CHECKING:

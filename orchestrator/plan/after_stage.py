@@ -52,7 +52,7 @@ def _truncated(state: RegimeState, stage: Stage) -> str | None:
     """Score the chain as far as it is trained, with the global head: not where a stage's own path says it already, or
     where parts of different shapes do not fit together (ResNets)."""
     regime = state.regime
-    if not state.inputs.config.evaluation.stages or not regime.is_text or not regime.row.has_base:
+    if not state.inputs.config.evaluation.stages or not regime.traits.alike_layers or not regime.row.has_base:
         return None
     end = sum(len(hop) for hop in stage.hops)
     end += sum(part in state.training_blocks[end : state.head_start] for part in stage.trained)

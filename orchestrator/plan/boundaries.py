@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.costs import formulas, snapshot_policy
 from orchestrator.costs.boundary_costs import BoundaryCosts, Costs, boundary_costs
-from orchestrator.costs.formulas import SplitRows
 from orchestrator.regimes import wavefront
 from orchestrator.regimes.stages import Stage
+from workers.domains.planning import SplitRows
 from workers.specs.experiment import COMPUTED, TrainSpec
 from workers.specs.tasks import BoundarySpec
 

@@ -16,9 +16,7 @@ from orchestrator.plan.regime_state import Collected, PlanInputs
 
 if TYPE_CHECKING:
     from orchestrator.config.schema import Config
-    from workers.data.images.outline import DataOutline
-    from workers.data.text.inspect import TextOutline
-    from workers.models.causal_lm.outline import LMOutline
+    from workers.domains.planning import AnyOutline
     from workers.models.outline import ChainOutline
     from workers.specs.results import MeasuredCosts
 
@@ -26,20 +24,20 @@ if TYPE_CHECKING:
 def build_plan(
     config: Config,
     outlines: Mapping[str, ChainOutline],
-    data: DataOutline | TextOutline,
+    data: AnyOutline,
     *,
-    language: LMOutline | None = None,
+    found: object | None = None,
     weights_digest: str | None = None,
     rates: Rates | None = None,
     on_host: bool = False,
     figures: Mapping[str, MeasuredCosts] | None = None,
 ) -> Plan:
-    """Build the graph of all regimes. `outlines`: regime name -> its chain. `language`: the checkpoint of a language
-    model. `weights_digest`: identity of the initial weights' files. `rates` only change predicted seconds, `on_host`
-    (workers train on the CPU) predicted memory. `figures`: what measure nodes found, by node id; a plan without them
-    decides by counting and names the nodes as `unmeasured`. Raises ConfigError when a regime insists on snapshots that
-    exceed the budget."""
-    inputs = PlanInputs(config, data, language, weights_digest, rates or config.rates(), on_host, figures or {})
+    """Build the graph of all regimes. `outlines`: regime name -> its chain. `found`: what the model's family found when
+    it looked at the model. `weights_digest`: identity of the initial weights' files. `rates` only change predicted
+    seconds, `on_host` (workers train on the CPU) predicted memory. `figures`: what measure nodes found, by node id; a
+    plan without them decides by counting and names the nodes as `unmeasured`. Raises ConfigError when a regime insists
+    on snapshots that exceed the budget."""
+    inputs = PlanInputs(config, data, found, weights_digest, rates or config.rates(), on_host, figures or {})
     collected = Collected()
     regimes = {name: add_regime(inputs, collected, config.regime(name), outlines[name]) for name in config.regimes}
     return Plan(

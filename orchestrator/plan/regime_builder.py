@@ -11,15 +11,14 @@ from orchestrator.costs import formulas
 from orchestrator.costs.boundary_costs import Costs, alike_blocks
 from orchestrator.costs.formulas import Estimate
 from orchestrator.plan.after_stage import QUESTIONS, evaluate_node
-from orchestrator.plan.experiment import decoding, initializing, tokenizing
+from orchestrator.plan.experiment import data_task, model_task
 from orchestrator.plan.graph import RegimePlan
 from orchestrator.plan.regime_state import Collected, Ended, PlanInputs, RegimeState
 from orchestrator.plan.snapshot_nodes import SnapshotNodes
 from orchestrator.regimes import wavefront
 from orchestrator.regimes.stages import Stage
 from workers.specs.as_json import to_json
-from workers.specs.language import CausalLMSpec
-from workers.specs.tasks import AverageTask, DataTask, MeasureTask, ModelTask, RoundSpec, StageTask
+from workers.specs.tasks import AverageTask, MeasureTask, RoundSpec, StageTask
 
 if TYPE_CHECKING:
     from orchestrator.config.schema import Regime
@@ -87,7 +86,7 @@ class RegimeBuilder:
     def _score_original(self) -> None:
         """Score a pretrained language model as it came, once for all regimes."""
         inputs, collected = self._state.inputs, self._state.collected
-        if inputs.language is None or inputs.weights_digest is None or collected.original:
+        if not self._state.regime.traits.scores_original or inputs.weights_digest is None or collected.original:
             return
         splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
         for split in splits:
@@ -137,7 +136,7 @@ class RegimeBuilder:
         """Note that a stage is over with this train node, and ask what is asked of the network as it is then."""
         state, ended = self._state, self._ended
         ended.stages.append(node)
-        if state.regime.is_text and not state.regime.row.whole:
+        if state.regime.traits.alike_layers and not state.regime.row.whole:
             ended.layers[node] = self._last_layer(stage)
         for name, ask in QUESTIONS.items():
             answer = ask(state, stage)
@@ -192,7 +191,7 @@ class RegimeBuilder:
         """Role -> node, in the order of the path with the prefix first: what a stage loads, as one reads the chain."""
         hop_parts = [block for hop in stage.hops for block in hop]
         parts = [part for part in stage.path if part not in ("adapter", "aux")]
-        if "aux" in stage.path and self._state.regime.is_text:
+        if "aux" in stage.path and self._state.regime.traits.copies_head:
             parts.append("head")  # a language model's local head starts as a copy of its own
         return {f"weights/{part}": self._state.weights[part] for part in (*hop_parts, *parts)}
 
@@ -213,11 +212,12 @@ class RegimeBuilder:
         state = self._state
         if stage.group == "head":
             return "head"
+        stem = state.regime.traits.stem
         end = state.head_start if state.regime.row.has_base else len(state.training_blocks)
         numbers = [
-            int(block.removeprefix("layer"))
+            state.blocks.index(block) - stem
             for block in (*(block for hop in stage.hops for block in hop), *stage.trained)
-            if block in state.training_blocks[1:end]
+            if block in state.training_blocks[stem:end]
         ]
         return max(numbers, default=-1)
 
@@ -226,23 +226,15 @@ class RegimeBuilder:
 
 
 def _data_node(state: RegimeState) -> str:
-    config, rows = state.inputs.config, state.inputs.rows
-    task = DataTask(data=decoding(config.data), fingerprint=state.inputs.data.fingerprint)
-    if isinstance(config.model, CausalLMSpec):
-        # Text is split before it is packed, so that no document is in two splits.
-        task = dataclasses.replace(task, seed=config.seed, model=tokenizing(config.model))
+    rows = state.inputs.rows
+    task = data_task(state.inputs.config, state.inputs.data)
     every = rows.train + rows.validation + rows.test
     return state.add("data", "data", to_json(task), {}, formulas.data_estimate(every))
 
 
 def _model_node(state: RegimeState) -> str:
     inputs = state.inputs
-    task = ModelTask(
-        model=initializing(state.regime.model, inputs.language),
-        classes=inputs.classes,
-        seed=inputs.config.seed,
-        weights_digest=inputs.weights_digest,
-    )
+    task = model_task(inputs.config, state.regime, inputs.classes, inputs.found, inputs.weights_digest)
     parameters = sum(part.parameters for part in (*state.outline.blocks, state.outline.head))
     return state.add("model", "model", to_json(task), {}, formulas.model_estimate(parameters))
 

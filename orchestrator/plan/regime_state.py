@@ -10,32 +10,30 @@ from typing import TYPE_CHECKING, Any, Literal
 from orchestrator.config.rates import Rates
 from orchestrator.costs.boundary_costs import Costs
 from orchestrator.costs.estimator import Estimator
-from orchestrator.costs.formulas import Estimate, SplitRows
+from orchestrator.costs.formulas import Estimate
 from orchestrator.costs.snapshot_policy import Decision
 from orchestrator.plan.boundaries import Boundaries
-from orchestrator.plan.experiment import experiment_of, rows_of
+from orchestrator.plan.experiment import experiment_of, outputs_of, rows_of
 from orchestrator.plan.node_table import NodeTable
 from orchestrator.regimes import wavefront
-from workers.specs.experiment import ImageSpec
+from workers.domains.planning import SplitRows
 from workers.specs.results import MeasuredCosts
 from workers.specs.task_kinds import TASKS
 
 if TYPE_CHECKING:
     from orchestrator.config.schema import Config, Regime
-    from workers.data.images.outline import DataOutline
-    from workers.data.text.inspect import TextOutline
-    from workers.models.causal_lm.outline import LMOutline
+    from workers.domains.planning import AnyOutline
     from workers.models.outline import ChainOutline
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanInputs:
-    """What all regimes of a plan share. `language`: the checkpoint of a language model; `weights_digest`: identity of
-    the initial weights' files; `figures`: what measure nodes found, by node id."""
+    """What all regimes of a plan share. `found`: what the model's family found when it looked at the
+    model; `weights_digest`: identity of the initial weights' files; `figures`: what measure nodes found, by node id."""
 
     config: Config
-    data: DataOutline | TextOutline
-    language: LMOutline | None
+    data: AnyOutline
+    found: object | None
     weights_digest: str | None
     rates: Rates
     on_host: bool
@@ -44,7 +42,7 @@ class PlanInputs:
     @cached_property
     def classes(self) -> int:
         """Outputs of the head: classes, or the tokens of a vocabulary."""
-        return self.data.classes if self.language is None else self.language.vocabulary  # type: ignore[union-attr]
+        return outputs_of(self.config, self.data, self.found)
 
     @cached_property
     def rows(self) -> SplitRows:
@@ -79,7 +77,7 @@ class RegimeState:
         self.stages = regime.layout(self.blocks)
         self.training_blocks = regime.in_training(self.blocks)
         self.training = {stage.name: regime.stage_training(stage) for stage in self.stages}
-        self.experiment = experiment_of(config, regime, inputs.classes, inputs.language)
+        self.experiment = experiment_of(config, regime, inputs.classes, inputs.found)
         #: The wave's steps; none where the stages run one after the other.
         self.wave = self._wave()
         self.boundaries = Boundaries(
@@ -88,7 +86,7 @@ class RegimeState:
             self.stages,
             self.training,
             inputs.rows,
-            views=config.data.views if isinstance(config.data, ImageSpec) else None,
+            views=config.domain.views(config.data),
             wave=self.wave,
         )
         #: Part -> the node that holds it now: moves on from stage to stage, in a wave from round to round.
@@ -101,7 +99,7 @@ class RegimeState:
         self.gate_spec = regime.run_exit.gate if regime.ends_early else None
         row_bytes = [self.boundaries.bytes_behind(index) for index in range(len(self.blocks))]
         self.costs = Costs.nominal(outline, inputs.rates, regime.training.precision, row_bytes)
-        self.estimator = Estimator(regime, outline, inputs.rows, inputs.rates, inputs.language, inputs.on_host)
+        self.estimator = Estimator(regime, outline, inputs.rows, inputs.rates, inputs.found, inputs.on_host)
 
     def _wave(self) -> tuple[wavefront.Step, ...]:
         regime = self.regime

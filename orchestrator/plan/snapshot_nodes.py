@@ -45,7 +45,7 @@ class SnapshotNodes:
     def decision(self, stage: Stage) -> Decision:
         """Where a stage's input comes from."""
         if not stage.hops:
-            return Decision("images", f"starts at the {'text' if self._state.regime.is_text else 'images'}")
+            return Decision("images", f"starts at the {self._state.regime.domain.raw}")
         return self._decisions[stage.hops]
 
     def read(self, stage: Stage, epochs: tuple[int, int] | None) -> dict[str, str]:

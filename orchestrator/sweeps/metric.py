@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from orchestrator.config.messages import nearest
+from cache_store.suggest import did_you_mean
 from orchestrator.reports.commit_view import epoch_at_commit, epochs_of
 from orchestrator.reports.records import Summary
 from orchestrator.reports.words import of_kind
@@ -15,8 +15,6 @@ from orchestrator.units import DASH, bytes_text, count_text, percent_text, secon
 MetricMode = Literal["max", "min"]
 
 SPLITS = ("test", "validation")
-IMAGE_NAMES = ("accuracy", "loss")
-TEXT_NAMES = ("loss", "perplexity", "accuracy", "token_accuracy")
 #: Figures of a regime in summary.json, and how they are written.
 FIGURES = {
     "seconds": seconds_text,
@@ -73,15 +71,15 @@ class Metric:
         return DASH if value is None else f"{value:.4f}"
 
 
-def parse(key: str | None, mode: MetricMode | None, regimes: Mapping[str, str], *, text: bool) -> Metric:
-    """Read a metric. `regimes`: name -> kind. Raises ValueError with what is allowed."""
-    names = TEXT_NAMES if text else IMAGE_NAMES
+def parse(key: str | None, mode: MetricMode | None, regimes: Mapping[str, str], *, names: Sequence[str]) -> Metric:
+    """Read `sweep.metric`. `regimes`: name -> kind; `names`: metrics of an evaluation, the default first. ValueError
+    with what is allowed."""
     if key is None:
         regime = next((name for name, kind in regimes.items() if of_kind(kind).has_base), next(iter(regimes)))
         key = f"{regime}.validation.{names[0]}"
     regime, *rest = key.split(".")
     if regime not in regimes:
-        raise ValueError(f"{key}: no regime {regime}{nearest(regime, list(regimes))}; there are {', '.join(regimes)}")
+        raise ValueError(f"{key}: no regime {regime}{did_you_mean(regime, regimes)}; there are {', '.join(regimes)}")
     if len(rest) == 1 and rest[0] in FIGURES:
         return Metric(regime, None, rest[0], mode or "min")
     if len(rest) == 2 and rest[0] in SPLITS and rest[1] in names:
@@ -92,4 +90,4 @@ def parse(key: str | None, mode: MetricMode | None, regimes: Mapping[str, str], 
 def _allowed(regime: str, rest: Sequence[str], names: Sequence[str]) -> str:
     known = [*(f"{split}.{name}" for split in SPLITS for name in names), *FIGURES]
     wrong = ".".join(rest)
-    return f"no such figure{nearest(wrong, known)}; allowed after {regime}.: {', '.join(known)}"
+    return f"no such figure{did_you_mean(wrong, known)}; allowed after {regime}.: {', '.join(known)}"

@@ -27,9 +27,10 @@ from orchestrator.sweeps import metric as sweep_metric
 from orchestrator.sweeps import plan as sweep_plan
 from orchestrator.sweeps import space
 from orchestrator.sweeps.metric import Metric
+from workers.models.base import Finding
 
 if TYPE_CHECKING:
-    from orchestrator.runs.prepare import AnyData, AnyOutline
+    from workers.domains.planning import AnyData, AnyOutline
 
 #: Word before a parameter's value in messages.
 WORD = "sweep parameter"
@@ -108,11 +109,15 @@ def prepare_sweep_document(
         )
     problems: list[Problem] = []
     raw = json.loads(json.dumps(document.data["sweep"]))
-    section = validated(SweepConfig, raw, document, ("sweep",), problems)
+    findings: list[Finding] = []
+    section = validated(SweepConfig, raw, ("sweep",), findings)
+    problems += document.located(findings)
     if section is None or problems:
         # Nothing is known of trials: the rest of the file is checked as it stands.
         problems += configuration.check(configuration.with_values(document, {}, WORD)).problems
         raise_problems(document.source, problems)
+    if section is None:
+        raise ConfigError(f"{document.source}: its sweep section cannot be read")
     problems += _parameter_problems(section, document)
     raise_problems(document.source, problems)
     trials = _trials(section, document, _remembering(inspect or look_at_data))
@@ -213,9 +218,8 @@ def _remembering(inspect: Callable[[AnyData, int], AnyOutline]) -> Callable[[Any
 
 def _metric(section: SweepConfig, document: Document, config: Config) -> Metric:
     kinds = {name: regime.kind for name, regime in config.regimes.items()}
-    text = config.regime(next(iter(config.regimes))).is_text
     try:
-        return sweep_metric.parse(section.metric, section.mode, kinds, text=text)
+        return sweep_metric.parse(section.metric, section.mode, kinds, names=config.domain.metrics)
     except ValueError as error:
         raise_problems(document.source, [document.problem(("sweep", "metric"), str(error))])
         raise

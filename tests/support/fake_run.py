@@ -15,7 +15,7 @@ from orchestrator.plan.graph import Node, Plan
 from orchestrator.reports.record_json import to_json
 from orchestrator.reports.summary import summarize
 from workers.data.images.outline import DataOutline
-from workers.models.registry import outline
+from workers.models.resnet.outline import resnet_outline as outline
 
 ENVIRONMENT = Environment(
     packages={"segprop": "0.1.0", "torch": "2.15.0", "ray": "2.60.0"},

@@ -89,6 +89,10 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 def _build(hint: Any, value: Any, read: _Reader) -> Any:
     """Make of `value` what `hint` says; `read` makes the dataclasses in it."""
+    variant = None if dataclasses.is_dataclass(hint) else getattr(hint, "variant", None)
+    if variant is not None:
+        # A base class that says which of its dataclasses these values are of.
+        hint = variant(value)
     if dataclasses.is_dataclass(hint):
         return read(cast("type[Any]", hint), value)
     origin = typing.get_origin(hint)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from cache_store.formats.encodings import EncodingName
-from workers.specs.experiment import Experiment, ImageSpec, Precision, ResNetSpec, TrainSpec
+from workers.specs.experiment import Experiment, ImageSpec, Precision, TrainSpec
 from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.model import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +24,17 @@ class DataTask:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTask:
-    """Write the initial state (torchvision names) as one safetensors file."""
+    """Write the initial weights: one safetensors file with the names of the whole network, or one a part."""
 
-    model: ResNetSpec | CausalLMSpec
+    LATER: ClassVar[tuple[str, ...]] = ("sample",)
+
+    model: ModelSpec
     classes: int
     seed: int
     #: Identity of the initial weights (sha256 of the file, or of a checkpoint's files) or None.
     weights_digest: str | None = None
+    #: Shape of one sample, for families whose weights depend on it; else None.
+    sample: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ from cache_store.records.nodes import Attempt, Commit
 from workers.control import Update
 from workers.domains.registry import domain_of
 from workers.environment import WorkerEnvironment
-from workers.models.chain import State
+from workers.models.chain import State, write_part
 from workers.specs.results import AverageResult, Parents, PartRecord
 from workers.specs.tasks import AverageTask
-from workers.weights import Weights, write_part
+from workers.weights import Weights
 
 
 def average(

@@ -9,9 +9,10 @@ import torch
 from cache_store.records.nodes import Attempt, Commit
 from workers.domains.registry import domain_of
 from workers.environment import WorkerEnvironment
+from workers.models.chain import write_part
 from workers.specs.results import EvaluateResult, Parents, StageResult
 from workers.specs.tasks import GateSpec, StageTask
-from workers.weights import ADAPTER, AUX, Weights, write_part
+from workers.weights import ADAPTER, AUX, Weights
 
 #: The `exit` of a stage that was left out.
 RUN_TARGET = "run target"

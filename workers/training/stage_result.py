@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 from cache_store.records.nodes import Attempt, Commit
 from workers.environment import WorkerEnvironment
+from workers.models.chain import write_part
 from workers.snapshots.production import commit_made_along
 from workers.specs.orders import Production
 from workers.specs.results import EpochFigures, MeasuredMemory, PartRecord, Rank, SnapshotCounters, StageResult, Where
@@ -15,7 +16,7 @@ from workers.training.checkpoint import StageState
 from workers.training.optimizer import StageStep
 from workers.training.stage_inputs import StageInputs
 from workers.training.stage_path import StagePath
-from workers.weights import ADAPTER, AUX, write_part
+from workers.weights import ADAPTER, AUX
 
 
 @dataclass(frozen=True)

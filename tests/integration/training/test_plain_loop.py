@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from cache_store.snapshots.store import SnapshotStore
 from workers.data.images.source import ImageSource
-from workers.models import registry
+from workers.models.resnet import parts as resnet
 from workers.seeds import derive_seed
 from workers.specs import as_json, experiment
 from workers.specs.tasks import StageTask
@@ -61,7 +61,7 @@ def rate(train: experiment.TrainSpec, step: int, total: int) -> float:
 def plain_loop(task: StageTask, initial: dict[str, torch.Tensor], images: ImageSource) -> dict[str, torch.Tensor]:
     """Torch alone: an ordinary model, optimizer and loop over the same batches."""
     train, seed = task.train, task.experiment.seed
-    model = registry.build_torchvision(task.experiment.model, task.experiment.classes)
+    model = resnet.build_torchvision(task.experiment.model, task.experiment.classes)
     model.load_state_dict(initial)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
     model.to(device=DEVICE, memory_format=layout)

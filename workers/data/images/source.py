@@ -22,6 +22,7 @@ from workers.data.images.inspect import resize_of
 from workers.data.images.prepare import prepare
 from workers.seeds import derive_seed
 from workers.specs.experiment import Experiment, ImageSpec
+from workers.specs.model import expect
 from workers.specs.results import ImageDataResult
 
 #: Which prepared set holds a split.
@@ -45,8 +46,7 @@ class ImageSource:
         cache_bytes: int = 2 << 30,
     ) -> None:
         """`data_result`: what `prepare` returned. DataError when the set can neither be read nor restored."""
-        data = experiment.data
-        assert isinstance(data, ImageSpec)
+        data = expect(ImageSpec, experiment.data)
         prepared = ImageDataResult.from_json(data_result)
         counts = prepared.rows
         self._samples = splits.rows(data, experiment.seed, counts["train"], counts["test"])[split]
@@ -97,8 +97,7 @@ class _PreparedSet:
         name: str,
         cache_bytes: int,
     ) -> None:
-        assert isinstance(experiment.data, ImageSpec)
-        self._data = experiment.data
+        self._data = expect(ImageSpec, experiment.data)
         self._ids = {"train": prepared.train, "test": prepared.test}
         self._name = name
         self._snapshots = snapshots

@@ -20,6 +20,7 @@ from workers.data.text.samples.ragged import flat_rows, offsets_of
 from workers.specs.as_json import from_json
 from workers.specs.experiment import Experiment
 from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.model import ModelSpec, expect
 from workers.specs.results import TextDataResult
 from workers.specs.tasks import DataTask
 
@@ -58,16 +59,14 @@ class TextSource:
         self, experiment: Experiment, data_result: Mapping[str, Any], snapshots: SnapshotStore, split: str
     ) -> None:
         """`data_result`: what `prepare_text` returned. DataError when the sets can neither be read nor restored."""
-        if not isinstance(experiment.data, TextSpec) or not isinstance(experiment.model, CausalLMSpec):
-            raise TypeError("a text source needs a TextSpec and a CausalLMSpec")
-        self._data, self._model, self._seed = experiment.data, experiment.model, experiment.seed
+        self._data, self._seed = expect(TextSpec, experiment.data), experiment.seed
+        #: Whose tokenizer made the tokens.
+        self._model: ModelSpec | None = experiment.model
         prepared = TextDataResult.from_json(data_result)
         if prepared.origin is not None:
             # An experiment names no files: a stage needs them only to make again what was lost.
             task = from_json(DataTask, prepared.origin)
-            assert isinstance(task.data, TextSpec)
-            assert task.model is not None
-            self._data, self._model = task.data, task.model
+            self._data, self._model = expect(TextSpec, task.data), task.model
         self._prepared = prepared.split(split)
         self._split = split
         self._snapshots = snapshots
@@ -144,7 +143,7 @@ class TextSource:
                 for shard in range(found.spec.shards):
                     with suppress(MissingShard, CorruptShard):
                         found.touch(shard)
-        again = prepare_text(self._data, self._model, self._seed, self._snapshots)
+        again = prepare_text(self._data, expect(CausalLMSpec, self._model), self._seed, self._snapshots)
         if TextDataResult.from_json(again).split(self._split) != self._prepared:
             raise DataError(
                 f"data.path: prepared text is missing or damaged ({error}) and the files at {self._data.path} or the "

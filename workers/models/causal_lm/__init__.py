@@ -4,8 +4,8 @@ Nothing is imported here: planning takes `outline` alone, which needs neither to
 
 A line may import from the lines below it, never from those above, lazily neither:
 
-- survey: tries every architecture of transformers
-- inspect: what a model is, without its weights
+- family: the row of the table of families; survey: tries every architecture of transformers
+- inspect: what a model is, without its weights; training: its parts as the training code asks for them
 - trials/: what only running a small model of the kind tells (its chain is right, it keeps documents apart)
 - pretrained/: configurations and weight files, in and out
 - memory: bytes of a stage

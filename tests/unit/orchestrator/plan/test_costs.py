@@ -11,11 +11,11 @@ from planning import plan_of, small_config
 from cache_store.keys import digest_json
 from orchestrator.config.rates import Rates
 from orchestrator.costs.boundary_costs import Costs, alike_blocks, boundary_costs, make_seconds
-from orchestrator.costs.formulas import SplitRows
 from orchestrator.plan.graph import Plan
 from orchestrator.runs.dry_run import _boundaries
 from orchestrator.units import seconds_text
-from workers.models.registry import outline
+from workers.domains.planning import SplitRows
+from workers.models.resnet.outline import resnet_outline as outline
 from workers.specs.experiment import ResNetSpec
 from workers.specs.results import BlockCosts, LoadCosts, MeasuredCosts
 

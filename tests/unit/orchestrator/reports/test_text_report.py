@@ -22,6 +22,7 @@ from orchestrator.reports.verdict import verdict
 from orchestrator.runs.dry_run import print_plan, regime_rows
 from orchestrator.runs.prepare import prepare
 from orchestrator.trackers.table import track
+from workers.domains.text.planning import TEXT
 
 ROOT = Path(__file__).parents[4]
 
@@ -184,7 +185,7 @@ def test_a_plan_for_text_speaks_of_text(tmp_path: Path) -> None:
     print_plan(prepared, stream)
     text = stream.getvalue()
     assert "text: starts at the text" in text
-    details = [row.detail for row in regime_rows(prepared.plan, prepared.plan.regimes["segprop"])]
+    details = [row.detail for row in regime_rows(prepared.plan, prepared.plan.regimes["segprop"], TEXT)]
     assert "train + validation, float32, from the start by embed, layer0–layer3" in details
     assert "images" not in text
     sources = {node.task["source"] for node in prepared.plan.nodes if node.kind == "train"}

@@ -33,6 +33,8 @@ from orchestrator.sweeps.prepare import PreparedSweep, claim_sweep_dir, prepare_
 from orchestrator.sweeps.records import SweepSummary
 from orchestrator.sweeps.steering import Begun, Course, Ended, Message, SweepSteering, TrialHooks, WentOn
 from orchestrator.sweeps.summary import Invocation, pareto, sweep_summary
+from workers.domains.images.planning import IMAGES
+from workers.domains.text.planning import TEXT
 
 ROOT = Path(__file__).parents[4]
 BASE: dict[str, Any] = {
@@ -219,12 +221,12 @@ def test_an_override_reaches_into_dotted_parameters(tmp_path: Path) -> None:
 
 def test_the_metric_is_validation_of_the_first_segprop_regime_unless_said() -> None:
     kinds = {"e2e": "e2e", "two": "segprop"}
-    assert metric.parse(None, None, kinds, text=False).key == "two.validation.accuracy"
-    assert metric.parse(None, None, kinds, text=True).key == "two.validation.loss"
-    assert metric.parse("e2e.test.loss", None, kinds, text=False).mode == "min"
-    assert metric.parse("e2e.test.accuracy", None, kinds, text=False).mode == "max"
-    assert metric.parse("e2e.seconds", None, kinds, text=False).mode == "min"
-    assert metric.parse("e2e.seconds", "max", kinds, text=False).mode == "max"
+    assert metric.parse(None, None, kinds, names=IMAGES.metrics).key == "two.validation.accuracy"
+    assert metric.parse(None, None, kinds, names=TEXT.metrics).key == "two.validation.loss"
+    assert metric.parse("e2e.test.loss", None, kinds, names=IMAGES.metrics).mode == "min"
+    assert metric.parse("e2e.test.accuracy", None, kinds, names=IMAGES.metrics).mode == "max"
+    assert metric.parse("e2e.seconds", None, kinds, names=IMAGES.metrics).mode == "min"
+    assert metric.parse("e2e.seconds", "max", kinds, names=IMAGES.metrics).mode == "max"
 
 
 # -- what is shared -------------------------------------------------------------------------------------------

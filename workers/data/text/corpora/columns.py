@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cache_store.errors import DataError
+from cache_store.suggest import did_you_mean
 from workers.data.text.corpora.base import Record, broken
 from workers.data.text.corpora.files import Folder, TextFile, readable
 
@@ -19,8 +19,7 @@ _READ_ROWS = 1024
 def missing_column(where: str, column: str, found: Iterable[str]) -> DataError:
     """The error for a column that is not there, with the nearest one that is."""
     names = [str(name) for name in found]
-    near = difflib.get_close_matches(column, names, 1, 0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(column, names, cutoff=0.5)
     return DataError(
         f"data.column: {where} has no {column!r}{hint} (it has {', '.join(names) or 'none'})", column=column
     )

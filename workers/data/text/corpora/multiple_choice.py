@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cache_store.errors import ConfigError, DataError
+from cache_store.suggest import did_you_mean
 from workers.data.text.corpora.base import Corpus, Record, broken
 from workers.data.text.corpora.columns import missing_column
 from workers.data.text.corpora.files import Folder, open_folder
@@ -124,10 +125,7 @@ def _subjects(folder: Folder, split: str) -> dict[str, str]:
 
 
 def _no_subset(data: TextSpec, allowed: Any) -> DataError:
-    import difflib
-
-    near = difflib.get_close_matches(str(data.subset), list(allowed), 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(str(data.subset), allowed)
     return DataError(f"data.subset: {data.path} has no {data.subset!r}{hint} (it has {', '.join(allowed)})")
 
 
