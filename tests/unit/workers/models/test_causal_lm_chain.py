@@ -27,13 +27,16 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from cache_store.errors import ConfigError
+from workers.models.causal_lm.family import CAUSAL_LM
 from workers.models.causal_lm.network.context import Context, Frame
 from workers.models.causal_lm.network.parts import build_part, part_names, part_state_names
 from workers.models.causal_lm.network.readout import loss
 from workers.models.causal_lm.network.structure import structure
+from workers.models.causal_lm.trials import isolation
 from workers.models.causal_lm.trials.isolation import keeps_documents_apart
+from workers.models.causal_lm.trials.shrunk import shrunk
 from workers.models.causal_lm.trials.verify import verify_chain
-from workers.specs.language import CausalLMSpec
+from workers.specs.language import CausalLMSpec, TextSpec
 
 LENGTH = 3 * WINDOW + 1
 
@@ -120,6 +123,33 @@ def test_packed_documents_are_as_in_the_model_and_as_alone(name: str) -> None:
 def test_isolation_is_known_of_a_model_whose_masks_do_not_isolate() -> None:
     assert keeps_documents_apart(lm_spec("llama"))
     assert not keeps_documents_apart(lm_spec("opt", ffn_dim=48, word_embed_proj_dim=32))
+
+
+def test_isolation_is_tried_once_a_process_and_only_where_packed_documents_are_kept_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What cannot be made narrow takes seconds, and a sweep plans many runs of one model."""
+    tried = []
+
+    def trial(spec: CausalLMSpec, narrow: bool) -> CausalLMSpec:
+        tried.append(spec)
+        return shrunk(spec, narrow)
+
+    monkeypatch.setattr(isolation, "shrunk", trial)
+    model = lm_spec("opt", ffn_dim=56, word_embed_proj_dim=32, tokenizer="bytes", vocab_size=260)
+    found = CAUSAL_LM.inspect(model)
+    data = TextSpec(name="stdlib", sequence_length=32)
+
+    def problems(data: TextSpec) -> list[str]:
+        return [message for _, message in CAUSAL_LM.data_problems(model, found, data)]
+
+    assert problems(replace(data, isolate=False)) == problems(replace(data, pack=False)) == []
+    assert tried == []
+    assert len(problems(data)) == 1
+    assert "does not keep packed documents apart" in problems(data)[0]
+    assert len(tried) == 1
+    assert problems(data) == problems(replace(data, sequence_length=16))
+    assert len(tried) == 1
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
