@@ -72,7 +72,7 @@ class RowReader:
         """
         spec = self.snapshots.spec
         index = np.asarray(rows)
-        if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
+        if index.ndim != 1 or (index.size and not np.issubdtype(index.dtype, np.integer)):
             raise ValueError(f"rows: expected 1-d integers, got {index.dtype} {index.shape}")
         index = index.astype(np.int64, copy=False)
         tensors = self._outputs(len(index), out)

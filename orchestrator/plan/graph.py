@@ -53,6 +53,11 @@ class Node:
         return TASKS[self.kind].scores
 
     @property
+    def initializes(self) -> bool:
+        """Whether it makes the weights that training starts from."""
+        return TASKS[self.kind].initializes
+
+    @property
     def shared(self) -> bool:
         """Whether its outcome does not depend on the regime."""
         return TASKS[self.kind].shared

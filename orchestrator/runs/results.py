@@ -84,7 +84,7 @@ def _export(prepared: Prepared, name: str, parts: dict[str, Commit], nodes: Node
 
 def _model_commit(prepared: Prepared, nodes: NodeStore) -> Commit:
     """The commit of the initial weights, which holds what goes beside them."""
-    node = next(node for node in prepared.plan.nodes if node.kind == "model")
+    node = next(node for node in prepared.plan.nodes if node.initializes)
     commit = nodes.commit_of(node.id)
     if commit is None:
         raise UserError(f"{node.label}: not finished, nothing can be exported yet; run it first")

@@ -34,6 +34,8 @@ class TaskKind:
     makes_set: bool = False
     #: Scores a network: only the results wait for it, so it starts when nothing else is ready.
     scores: bool = False
+    #: Makes the weights that training starts from.
+    initializes: bool = False
     #: Its outcome does not depend on the regime: labels do not name one.
     shared: bool = False
     #: The part of the task that decides its outcome, for the node's id: without where files lie or how often to save.
@@ -74,7 +76,7 @@ def _without(section: Json, *keys: str) -> dict[str, Any]:
 
 TASKS: dict[str, TaskKind] = {
     "data": TaskKind(spec=tasks.DataTask, shared=True, identity=_data_identity),
-    "model": TaskKind(spec=tasks.ModelTask, shared=True, identity=_model_identity),
+    "model": TaskKind(spec=tasks.ModelTask, initializes=True, shared=True, identity=_model_identity),
     "measure": TaskKind(spec=tasks.MeasureTask),
     "materialize": TaskKind(spec=tasks.MaterializeTask, makes_set=True, identity=_plain_boundary),
     "train": TaskKind(

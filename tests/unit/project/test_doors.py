@@ -45,25 +45,31 @@ def asked_classes(tree: ast.AST) -> Iterator[str]:
             yield from (name.id for name in ast.walk(node.cls) if isinstance(name, ast.Name))
 
 
-def compared_families(tree: ast.AST) -> Iterator[str]:
-    """Comparisons in which something called `family` meets a text."""
+def compared_kinds(tree: ast.AST) -> Iterator[str]:
+    """Comparisons in which something called `family`, or the `kind` of something, meets a text."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Compare):
             continue
         sides = [node.left, *node.comparators]
-        texts = any(isinstance(side, ast.Constant) and isinstance(side.value, str) for side in sides)
-        if texts and any(ast.unparse(side).endswith(("family", "'family')")) for side in sides):
+        members = [part for side in sides for part in parts(side)]
+        texts = any(isinstance(part, ast.Constant) and isinstance(part.value, str) for part in members)
+        if texts and any(ast.unparse(side).endswith(("family", "'family')", ".kind", "['kind']")) for side in sides):
             yield ast.unparse(node)
 
 
-def test_nobody_outside_its_table_asks_which_family_or_domain_something_is_of() -> None:
+def parts(side: ast.expr) -> list[ast.expr]:
+    """The members of a tuple, list or set that something is looked up in; else the expression itself."""
+    return list(side.elts) if isinstance(side, ast.Tuple | ast.List | ast.Set) else [side]
+
+
+def test_nobody_outside_its_table_asks_which_family_domain_or_kind_something_is_of() -> None:
     offenders = [
         f"{path}: isinstance of {name}"
         for path, tree in sources()
         for name in asked_classes(tree)
         if name in SPECS - TABLES.get(path, set())
     ]
-    offenders += [f"{path}: {text}" for path, tree in sources() for text in compared_families(tree)]
+    offenders += [f"{path}: {text}" for path, tree in sources() for text in compared_kinds(tree)]
     assert offenders == []
 
 
@@ -75,9 +81,16 @@ def test_the_walk_sees_every_way_to_ask(source: str) -> None:
     assert set(asked_classes(ast.parse(source))) & SPECS
 
 
-def test_the_walk_sees_comparisons_of_families() -> None:
-    for source in ("model.family == 'resnet'", "task['model'].get('family') == 'causal_lm'", "'mlp' != family"):
-        assert list(compared_families(ast.parse(source)))
+def test_the_walk_sees_comparisons_of_families_and_kinds() -> None:
+    for source in (
+        "node.kind in ('train', 'model')",
+        "regime.kind != 'segprop'",
+        "item['kind'] == 'set'",
+        "model.family == 'resnet'",
+        "task['model'].get('family') == 'causal_lm'",
+        "'mlp' != family",
+    ):
+        assert list(compared_kinds(ast.parse(source)))
 
 
 def test_names_that_are_close_are_looked_for_in_one_place() -> None:

@@ -1,4 +1,4 @@
-"""Imports point one way (orchestrator → workers → cache_store) and heavy libraries stay where they belong."""
+"""Imports point one way, between packages and between their folders, and heavy libraries stay where they belong."""
 
 from __future__ import annotations
 

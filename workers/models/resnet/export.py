@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 from safetensors.torch import save
 
+from cache_store.storage.durable import write_atomically
 from workers.models.base import Export
 from workers.specs.experiment import ResNetSpec
 from workers.specs.model import expect
@@ -60,12 +60,6 @@ def write_checkpoint(export: Export, target: Path) -> None:
         if model.classifier == "mlp"
         else "",
     )
-    _replace(target / "model.safetensors", save(state, metadata={"format": "pt", "model": model.name}))
-    _replace(target / "load_model.py", loading.encode())
-    _replace(target / "model.json", (json.dumps(facts, indent=2) + "\n").encode())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    write_atomically(target / "model.safetensors", save(state, metadata={"format": "pt", "model": model.name}))
+    write_atomically(target / "load_model.py", loading.encode())
+    write_atomically(target / "model.json", (json.dumps(facts, indent=2) + "\n").encode())
