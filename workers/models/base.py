@@ -323,8 +323,11 @@ class TokenParts(Parts):
     """Parts over token sequences: the boundary is the residual stream, and parts take a context beside it."""
 
     @abstractmethod
-    def context(self, device: torch.device) -> Callable[..., Any]:
-        """What makes the context of a batch, from (ids or hidden states, positions, attention mask, where)."""
+    def context(self, device: torch.device, longest: int) -> Callable[..., Any]:
+        """Give what makes the context of a batch, from (ids or hidden states, positions, attention mask, where).
+
+        longest: tokens of the longest sample there may be, so that a batch's context does not depend on its longest.
+        """
 
     @abstractmethod
     def stream_dtype(self) -> torch.dtype:

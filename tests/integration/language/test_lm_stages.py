@@ -394,3 +394,30 @@ def test_new_adapters_begin_without_the_moments_of_merged_ones(tmp_path: Path) -
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     saved = load_file(Path(carry.store) / carry.commit(first).files["optimizer.safetensors"].path)
     assert saved == {}
+
+
+def test_a_model_with_two_rotary_tables_trains_and_scores_alike_in_every_batch(tmp_path: Path) -> None:
+    """Phi-3's longrope takes one table or the other by the longest sample of a batch; here by the data set."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0, 4.0, 8.0, 16.0],
+        "original_max_position_embeddings": 24,
+    }
+    phi3 = {"model_type": "phi3", "rope_parameters": rope, "original_max_position_embeddings": 24, "pad_token_id": 0}
+    changes = {
+        **lm_changes(tmp_path),
+        "data.pack": False,
+        "model": {"family": "causal_lm", "tokenizer": "bytes", "config": {**LLAMA, **phi3}},
+        "training.batch_size": 8,
+        "regimes": ["e2e"],
+    }
+    epochs = []
+    for batch in (1, 8):
+        sizes = {"training.micro_batch": batch, "evaluation.batch_size": batch}
+        lab = Lab.make(tmp_path / str(batch), {**changes, **sizes})
+        epochs.append(lab.run("e2e/e2e").result["epochs"][-1])
+    for figure in ("train_loss", "validation_loss"):
+        assert epochs[0][figure] == pytest.approx(epochs[1][figure], rel=1e-5), figure
