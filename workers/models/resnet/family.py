@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cache_store.errors import ConfigError
 from workers.models.base import Capabilities, Export, ModelFamily, Parts, Start, Traits, Written
 from workers.models.outline import ChainOutline
-from workers.models.resnet.outline import resnet_outline
+from workers.models.resnet.outline import resnet_outline, with_last_block
 from workers.specs.experiment import ResNetSpec
 from workers.specs.model import expect
 
@@ -31,6 +31,7 @@ class ResNetFamily(ModelFamily[ResNetSpec, None]):
         noun="a ResNet",
         can=Capabilities(
             head_convs=None,
+            variant=None,
             fsdp2="fsdp2: is for language models; ResNets, with their batch normalization, take ddp",
         ),
     )
@@ -60,6 +61,9 @@ class ResNetFamily(ModelFamily[ResNetSpec, None]):
 
     def with_head_convs(self, model: ResNetSpec, head_convs: int | None) -> ResNetSpec:
         return model if head_convs is None else replace(model, head_convs=head_convs)
+
+    def with_bare_head(self, model: ResNetSpec) -> ResNetSpec:
+        return replace(model, head_convs=0, segments=with_last_block(model))
 
     def regime_settings(self, model: ResNetSpec) -> Mapping[str, Any]:
         return {"head_convs": model.head_convs}
