@@ -14,7 +14,8 @@ from cache_store.records.file_record import FileRecord
 from cache_store.records.nodes import NodeStore
 from workers.domains.base import Domain
 from workers.models.chain import State, state_digest
-from workers.specs.results import HeldParts, Parents
+from workers.specs.orders import Parents
+from workers.specs.results import HeldParts
 
 ADAPTER = "adapter"
 AUX = "aux"

@@ -11,11 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-from cache_store.records.nodes import Commit
 from workers.specs.as_json import read_record, write_record
-
-#: The commits of a node's parents, by role (see the tasks for the roles).
-Parents = Mapping[str, Commit]
 
 
 class _Record:
@@ -100,6 +96,8 @@ class NodeFigures(_Record):
     where: Where | None = None
     #: Of a snapshot set.
     bytes: int | None = None
+    #: Sentences for the user, of a text data set.
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

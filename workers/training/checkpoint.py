@@ -22,7 +22,8 @@ from cache_store.records.nodes import Attempt, Commit, NodeStore
 from workers.distributed.gang import ALONE, Gang
 from workers.models.chain import State
 from workers.specs.as_json import read_record, write_record
-from workers.specs.results import EpochFigures, Parents, StageResult
+from workers.specs.orders import Parents
+from workers.specs.results import EpochFigures, StageResult
 from workers.specs.tasks import StageTask
 from workers.training.optimizer import StageStep, optimizer_tensors, restore_optimizer
 from workers.training.stage_path import StagePath

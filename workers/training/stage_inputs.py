@@ -15,8 +15,8 @@ from workers.environment import WorkerEnvironment
 from workers.models.chain import Boundary, ModulePath, module_bytes
 from workers.snapshots.boundary import StoredBoundary, geometry_of, snapshot_counters
 from workers.snapshots.production import Made, SharedSet
-from workers.specs.orders import Production
-from workers.specs.results import Parents, SnapshotCounters
+from workers.specs.orders import Parents, Production
+from workers.specs.results import SnapshotCounters
 from workers.specs.tasks import StageTask, snapshot_role
 from workers.training.batches import Inputs, RawInputs, StoredInputs, steps_per_epoch
 from workers.training.shuffle import epoch_order, windowed_order

@@ -25,8 +25,8 @@ from workers.domains.sums import Sums
 from workers.environment import WorkerEnvironment
 from workers.seeds import derive_seed
 from workers.snapshots.production import Made
-from workers.specs.orders import ALONE, Production
-from workers.specs.results import EpochFigures, Parents
+from workers.specs.orders import ALONE, Parents, Production
+from workers.specs.results import EpochFigures
 from workers.specs.tasks import StageTask
 from workers.training.batches import in_order, micro_batches
 from workers.training.checkpoint import StageState
