@@ -52,6 +52,7 @@ single stages:
 ```yaml
 regimes:
   e2e: {}
+  lw: {variant: mapped}
   segprop-2conv:
     kind: segprop
     head_convs: 2

@@ -31,7 +31,8 @@ CLASSES = 10
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--model", default="resnet50", help="(%(default)s)")
-    parser.add_argument("--head-convs", type=int, help="of SegProp and LW (3; basic blocks: 1)")
+    parser.add_argument("--head-convs", type=int, help="of SegProp, E2E and mapped LW (3; basic blocks: 1)")
+    parser.add_argument("--lw-variant", choices=("published", "mapped"), default="published", help="(%(default)s)")
     parser.add_argument("--batch", type=int, help="(cuda: 256; cpu: 32, quick 8)")
     parser.add_argument("--size", type=int, help="side of the images (cuda: 224; cpu: 160, quick 96)")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="(cuda: fp16; cpu: bf16)")
@@ -60,6 +61,7 @@ class Settings:
     device: str
     model: str
     head_convs: int
+    lw_variant: str
     batch: int
     size: int
     precision: str
@@ -76,6 +78,7 @@ def run(options: argparse.Namespace) -> Report:
         "device": device,
         "model": options.model,
         "head_convs": options.head_convs or (1 if basic else 3),
+        "lw_variant": options.lw_variant,
         "batch": options.batch or (256 if cuda else 8 if options.quick else 32),
         "size": options.size or (224 if cuda else 96 if options.quick else 160),
         "precision": options.precision or ("fp16" if cuda else "bf16"),
@@ -95,15 +98,18 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _spec(settings: Json) -> Any:
+    from workers.models.resnet.family import RESNET
     from workers.specs.experiment import ResNetSpec
 
-    return ResNetSpec(name=settings["model"], head_convs=settings["head_convs"])
+    model = ResNetSpec(name=settings["model"], head_convs=settings["head_convs"])
+    bare = settings["case"].startswith("lw/") and settings["lw_variant"] == "published"
+    return RESNET.with_bare_head(model) if bare else model
 
 
 def _cases(settings: Json) -> list[str]:
     from workers.models.resnet.outline import resnet_outline as outline
 
-    blocks = [block.name for block in outline(_spec(settings), settings["size"], CLASSES).blocks]
+    blocks = [block.name for block in outline(_spec({"case": "", **settings}), settings["size"], CLASSES).blocks]
     return [
         "e2e",
         "e2e+checkpointing",

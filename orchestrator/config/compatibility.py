@@ -23,7 +23,7 @@ _FREE = (
     ("snapshots", "production"),
 )
 #: Settings that older run directories do not name, and what they meant there.
-_LATER = {("snapshots", "encoding"): "plain"}
+_LATER = {("snapshots", "encoding"): "plain", ("variant",): "mapped"}
 #: Compared regime by regime, where they are resolved.
 _BY_REGIME = ("training", "split", "snapshots", "regimes")
 

@@ -162,6 +162,12 @@ class RegimeConfig(Section):
         description="e2e, lw or segprop; needed where the regime has another name."
     )
     head_convs: int | None = Field(default=None, ge=1, le=3, description="Overrides model.head_convs.")
+    variant: Literal["published", "mapped"] | None = Field(
+        default=None,
+        description="lw of ResNets. published (the default): the last residual stage has pooling and a linear layer as "
+        "its local head, and the last stage trains the classifier alone; head_convs does not count. mapped: a mapping "
+        "in front of every local head, and the last stage trains the head's convolutions too.",
+    )
     training: dict[str, Any] = Field(default_factory=dict, description="Overrides `training`.")
     split: dict[str, Any] = Field(default_factory=dict, description="Overrides `split`.")
     snapshots: dict[str, Any] = Field(default_factory=dict, description="Overrides `snapshots`.")
@@ -191,6 +197,8 @@ class Regime:
     pipeline: Pipeline = "sequential"
     wavefront: WavefrontConfig = field(default_factory=WavefrontConfig)
     run_exit: RunExitConfig = field(default_factory=RunExitConfig)
+    #: One of its row's `variants`; None where the regime or the family has none.
+    variant: str | None = None
 
     @property
     def family(self) -> Family:
@@ -210,6 +218,11 @@ class Regime:
     def row(self) -> RegimeKind:
         """What its kind allows."""
         return REGIMES[self.kind]
+
+    @property
+    def bare_head(self) -> bool:
+        """Whether the head of its chain is pooling and classifier alone."""
+        return self.variant is not None and self.row.variants.get(self.variant, False)
 
     @property
     def ends_early(self) -> bool:
@@ -300,7 +313,7 @@ class Config(Section):
         return Regime(
             name=name,
             kind=own.kind,
-            model=self.family.with_head_convs(self.model, own.head_convs),
+            model=self.model_of(own),
             split=validate(SplitConfig, merge(plain(self.split), own.split)),
             training=validate(TrainSpec, merge(plain(self.training), own.training)),
             snapshots=validate(SnapshotConfig, merge(plain(self.snapshots), own.snapshots)),
@@ -308,7 +321,24 @@ class Config(Section):
             pipeline=self.pipeline_of(own),
             wavefront=validate(WavefrontConfig, merge(plain(self.wavefront), own.wavefront)),
             run_exit=validate(RunExitConfig, merge(plain(self.run_exit), own.run_exit)),
+            variant=self.variant_of(own),
         )
+
+    def variant_of(self, regime: RegimeConfig) -> str | None:
+        """A regime's own word, or the first variant of its kind; None where the kind or the family has none."""
+        variants = REGIMES[regime.kind].variants
+        if not variants or self.family.traits.can.variant is not None:
+            return None
+        return regime.variant or next(iter(variants))
+
+    def model_of(self, regime: RegimeConfig) -> ModelSpec:
+        """The model with the head that a regime's chain has."""
+        variant = self.variant_of(regime)
+        if variant is not None and REGIMES[regime.kind].variants.get(variant, False):
+            bare: ModelSpec = self.family.with_bare_head(self.model)
+            return bare
+        cut: ModelSpec = self.family.with_head_convs(self.model, regime.head_convs)
+        return cut
 
     def pipeline_of(self, regime: RegimeConfig) -> Pipeline:
         """A regime's own word, or what all regimes that have segments to overlap are told."""
@@ -350,7 +380,8 @@ class Config(Section):
         dump["regimes"] = {
             name: {
                 "kind": regime.kind,
-                **regime.family.regime_settings(regime.model),
+                **({} if regime.variant is None else {"variant": regime.variant}),
+                **({} if regime.bare_head else regime.family.regime_settings(regime.model)),
                 "training": plain(regime.training),
                 "split": plain(regime.split),
                 "snapshots": plain(regime.snapshots),

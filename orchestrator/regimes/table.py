@@ -5,8 +5,8 @@ A regime that needs no new kind of node is one row here: configurations, plans, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from orchestrator.regimes.stages import Cut, Stage, end_to_end, layer_wise, segmented
 
@@ -32,6 +32,8 @@ class RegimeKind:
     may_wave: bool = False
     #: The network is whole after every stage, so a good score may end the regime early (`run_exit`).
     may_end_early: bool = False
+    #: What `variant` may say, the default first -> whether the chain's head is then pooling and classifier alone.
+    variants: Mapping[str, bool] = field(default_factory=dict)
     #: Runs where a configuration names no regimes.
     by_default: bool = False
 
@@ -51,6 +53,7 @@ REGIMES: dict[str, RegimeKind] = {
         words="block after block, each with a local classifier",
         text_words="block after block, each with its own copy of the head",
         shades=("#c2571a", "#7c3610", "#d98a3d", "#b08a2e"),
+        variants={"published": True, "mapped": False},
         by_default=True,
     ),
     "segprop": RegimeKind(

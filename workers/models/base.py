@@ -56,6 +56,8 @@ class Capabilities:
     channels_last: str | None = None
     #: regimes.<name>.head_convs.
     head_convs: str | None = "is for ResNets"
+    #: regimes.<name>.variant: of LW, which needs a chain that can be cut before pooling.
+    variant: str | None = "is for ResNets"
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,11 @@ class ModelFamily(ABC, Generic[SpecT, FoundT]):
 
     def with_head_convs(self, model: SpecT, head_convs: int | None) -> SpecT:
         """The model with a regime's own `head_convs`; only where `Capabilities.head_convs` allows it."""
+        return model
+
+    def with_bare_head(self, model: SpecT) -> SpecT:
+        """The model cut so late that its head is pooling and classifier alone; only where `Capabilities.variant` allows
+        it. Initial weights and states of the network stay the same."""
         return model
 
     def regime_settings(self, model: SpecT) -> Mapping[str, Any]:

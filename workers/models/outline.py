@@ -43,7 +43,8 @@ class ChainOutline:
     """The chain's parts and the boundaries between them.
 
     boundaries[d] enters block d and boundaries[n] enters the head; boundaries[0] is the image.
-    head_input is what adapters emit for the head: always (I, P), also where boundaries[n] is one tensor.
+    head_input is what adapters emit for the head: (I, P), also where boundaries[n] is one tensor; with a bare head
+    that tensor alone.
     """
 
     blocks: tuple[PartOutline, ...]
@@ -53,6 +54,8 @@ class ChainOutline:
     classes: int
     #: Channels that an auxiliary head's convolution emits (those of the chain's last block).
     aux_channels: int
+    #: The head is pooling and classifier alone. Then a local head needs no mapping where the boundary has its shape.
+    bare_head: bool = False
 
     def part(self, name: str) -> PartOutline:
         """The block or head called `name`; ValueError when there is none."""
@@ -87,8 +90,18 @@ class ChainOutline:
         cost += Cost(saved_elements=sum(map(elements, outputs[:-1])))
         return _part("adapter", ("adapter",), self.boundaries[source], outputs, cost)
 
+    def aux_maps(self, source: int) -> bool:
+        """Tell whether LW's local head on boundary `source` begins with a mapping to what the head reads."""
+        return not (self.bare_head and self.boundaries[source] == self.head_input)
+
     def aux(self, source: int) -> PartOutline:
-        """LW's local head on boundary `source`: 1x1 convolution on the head's grid, BN, ReLU, GAP, linear."""
+        """LW's local head on boundary `source`: 1x1 convolution on the head's grid, BN, ReLU (where `aux_maps`), GAP,
+        linear."""
+        if not self.aux_maps(source):
+            # Pooling keeps nothing, but the ReLU that the block ends with keeps its result, which is this input.
+            cost = Cost(saved_elements=sum(map(elements, self.boundaries[source])))
+            cost += Cost.linear(self.aux_channels, self.classes)
+            return _part("aux", ("aux",), self.boundaries[source], ((self.classes,),), cost)
         stride = self.adapter_stride(source, len(self.blocks))
         scaled = scaled_conv_bn(self.boundaries[source], self.aux_channels, stride)
         cost = scaled.cost + Cost(saved_elements=elements(scaled.output))

@@ -40,7 +40,7 @@ class ResNetSpec(ModelSpec):
     hidden: Annotated[int, Ge(1)] = 512
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.3
     #: How many of the last residual block's convolutions belong to the head (1..2 basic, 1..3 bottleneck).
-    head_convs: Annotated[int, Ge(1), Le(3)] = 1
+    head_convs: Annotated[int, Ge(1), Le(3)] = 1  # 0 in tasks of a regime whose head is pooling and classifier alone
     #: stages: seg1 = stem+layer1 … seg4; blocks: each residual block; or explicit lists of unit names.
     segments: Literal["stages", "blocks"] | tuple[tuple[str, ...], ...] = "stages"
     #: A torchvision state dict (.safetensors, or .pth read with weights_only) to start from; None: random.

@@ -104,6 +104,27 @@ def pipelines(config: Config) -> Iterator[Finding]:
         yield ("pipeline",), f"wavefront: is for {waving}, and no regime here is one; allowed: sequential"
 
 
+def variants(config: Config) -> Iterator[Finding]:
+    """Check that `variant` is asked of a regime and a family that have it, and not together with what it overrules."""
+    refusal = config.family.traits.can.variant
+    for name, own in config.regimes.items():
+        known = REGIMES[own.kind].variants
+        if own.variant is not None and own.variant not in known:
+            having = kinds_that(lambda row: bool(row.variants))
+            message = f"{own.variant}: is for {having}, {name} is {own.kind}; allowed here: leave it out"
+            yield ("regimes", name, "variant"), message
+        elif own.variant is not None and refusal is not None:
+            yield ("regimes", name, "variant"), refusal
+        variant = config.variant_of(own)
+        if own.head_convs is not None and variant is not None and known.get(variant, False):
+            mapped = ", ".join(other for other, bare in known.items() if not bare)
+            yield (
+                ("regimes", name, "head_convs"),
+                f"{own.head_convs}: with variant {variant} the head of {name} has no convolutions; "
+                f"allowed: leave it out, or variant: {mapped}",
+            )
+
+
 def run_exit(config: Config, regime: Regime) -> Iterator[Finding]:
     """Check that the network is whole after every stage: only then can it be good enough before the last one."""
     own = config.regimes[regime.name].run_exit

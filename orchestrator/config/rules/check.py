@@ -116,6 +116,7 @@ def _rules(
     """All rules. Those about the chain are left out where `wrong` says why there is none."""
     yield from config.domain.problems(config.data)
     yield from base.pipelines(config)
+    yield from base.variants(config)
     if wrong is not None:
         yield models.finding_of(wrong)
     for regime in regimes.values():
@@ -148,6 +149,13 @@ def _resolve_regimes(config: Config, findings: list[Finding]) -> dict[str, Regim
         refusal = config.family.traits.can.head_convs
         if own.head_convs is not None and refusal is not None:
             findings.append(((*prefix, "head_convs"), refusal))
-        model = config.family.with_head_convs(config.model, own.head_convs)
-        resolved[name] = Regime(name, own.kind, model, stages=stages, pipeline=config.pipeline_of(own), **values)
+        resolved[name] = Regime(
+            name,
+            own.kind,
+            config.model_of(own),
+            stages=stages,
+            pipeline=config.pipeline_of(own),
+            variant=config.variant_of(own),
+            **values,
+        )
     return resolved

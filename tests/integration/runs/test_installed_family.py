@@ -90,7 +90,7 @@ def test_all_problems_with_such_a_model_are_found_at_once(tmp_path: Path) -> Non
         "model.widths": [32, 0, 16],
         "training.lora": {"rank": 2},
         "split.base": 0,
-        "regimes": {"segprop": {"head_convs": 2}},
+        "regimes": {"segprop": {"head_convs": 2}, "lw": {"variant": "mapped"}},
     }
     done = python(install_mlp(tmp_path / "site"), "-m", "orchestrator.cli", "plan", str(write(tmp_path, changes)))
     assert done.returncode == 2
@@ -100,6 +100,7 @@ def test_all_problems_with_such_a_model_are_found_at_once(tmp_path: Path) -> Non
         "training.lora: is for language models",
         "split.base: 0: must be at least 1 block of an MLP",
         "regimes.segprop.head_convs: is for ResNets",
+        "regimes.lw.variant: is for ResNets",
     ):
         assert expected in done.stderr
 

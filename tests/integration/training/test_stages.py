@@ -27,6 +27,7 @@ from workers.training.trainer import StageTrainer
 REGIMES: dict[str, Any] = {
     "e2e": {},
     "lw": {},
+    "mapped": {"kind": "lw", "variant": "mapped"},
     "segprop": {},
     "frozen": {"kind": "segprop", "split": {"intermediate": "frozen"}},
     "ready": {"kind": "segprop", "split": {"train_base": False, "head": 1}},

@@ -62,6 +62,7 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
             fsdp2=None,
             channels_last="true: is for images",
             head_convs="is for ResNets; a decoder has split.head",
+            variant="is for ResNets; a decoder's local heads are copies of its own",
         ),
     )
     export_files = (FACTS,)

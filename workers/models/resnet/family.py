@@ -22,7 +22,7 @@ from workers.models.base import (
 )
 from workers.models.outline import ChainOutline
 from workers.models.resnet import single_samples
-from workers.models.resnet.outline import resnet_outline
+from workers.models.resnet.outline import resnet_outline, with_last_block
 from workers.specs.experiment import ResNetSpec, TrainSpec
 from workers.specs.model import expect
 from workers.specs.results import INITIAL_STATE
@@ -43,6 +43,7 @@ class ResNetFamily(ModelFamily[ResNetSpec, None]):
         noun="a ResNet",
         can=Capabilities(
             head_convs=None,
+            variant=None,
             fsdp2="fsdp2: is for language models; ResNets, with their batch normalization, take ddp",
         ),
     )
@@ -72,6 +73,9 @@ class ResNetFamily(ModelFamily[ResNetSpec, None]):
 
     def with_head_convs(self, model: ResNetSpec, head_convs: int | None) -> ResNetSpec:
         return model if head_convs is None else replace(model, head_convs=head_convs)
+
+    def with_bare_head(self, model: ResNetSpec) -> ResNetSpec:
+        return replace(model, head_convs=0, segments=with_last_block(model))
 
     def regime_settings(self, model: ResNetSpec) -> Mapping[str, Any]:
         return {"head_convs": model.head_convs}

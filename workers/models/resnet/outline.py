@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cache_store.errors import ConfigError
 from workers.models.counting import Cost, Layer, Shape, conv_bn, elements, window
 from workers.models.outline import ChainOutline, Piece, join
-from workers.models.resnet.segments import group, suggestion
+from workers.models.resnet.segments import Segments, group, suggestion
 from workers.specs.experiment import ResNetSpec
 
 
@@ -48,7 +48,10 @@ class _Conv:
 
 
 def facts_of(model: ResNetSpec) -> ResNetFacts:
-    """ConfigError for an unknown name or a head that takes more convolutions than a block has."""
+    """ConfigError for an unknown name or a head that takes more convolutions than a block has.
+
+    Users choose 1 and more. 0 is the bare head that `ResNetFamily.with_bare_head` asks for.
+    """
     facts = RESNETS.get(model.name)
     if facts is None:
         raise ConfigError(
@@ -57,7 +60,7 @@ def facts_of(model: ResNetSpec) -> ResNetFacts:
             value=model.name,
             allowed=list(RESNETS),
         )
-    if not 1 <= model.head_convs <= facts.convs:
+    if not 0 <= model.head_convs <= facts.convs:
         raise ConfigError(
             f"model.head_convs: {model.head_convs}, but the last block of {model.name} has "
             f"{facts.convs} convolutions; allowed: 1-{facts.convs}",
@@ -87,7 +90,7 @@ def resnet_outline(model: ResNetSpec, image_size: int, classes: int) -> ChainOut
         raise ConfigError(f"classes: {classes}; at least 1 is needed", where="classes", value=classes)
     pieces, tail = _walk(model, facts, image_size, classes)
     by_unit = {piece.unit: piece for piece in pieces}
-    in_head = () if tail[0].unit in by_unit else (tail[0].unit,)
+    in_head = tuple(piece.unit for piece in tail[:-1] if piece.unit not in by_unit)
     groups = group(model.segments, list(by_unit), in_head)
     blocks = tuple(
         join(f"seg{index}", [by_unit[unit] for unit in units]) for index, units in enumerate(groups, start=1)
@@ -97,10 +100,22 @@ def resnet_outline(model: ResNetSpec, image_size: int, classes: int) -> ChainOut
         blocks=blocks,
         head=head,
         boundaries=(*(block.inputs for block in blocks), head.inputs),
-        head_input=(head.inputs[0], head.inputs[-1]),
+        head_input=(head.inputs[0], head.inputs[-1]) if model.head_convs else head.inputs,
         classes=classes,
         aux_channels=512 * facts.expansion,
+        bare_head=model.head_convs == 0,
     )
+
+
+def with_last_block(model: ResNetSpec) -> Segments:
+    """Return the segments of a model with the last residual block in the last one, where lists leave it to the head."""
+    facts = RESNETS.get(model.name)
+    if facts is None or isinstance(model.segments, str) or model.head_convs < facts.convs or not model.segments:
+        return model.segments
+    *others, last = model.segments
+    unit = f"layer4.{facts.layers[-1] - 1}"
+    listed = {name for names in model.segments for name in names}
+    return model.segments if listed & {"layer4", unit} else (*others, (*last, unit))
 
 
 def _walk(model: ResNetSpec, facts: ResNetFacts, image_size: int, classes: int) -> tuple[list[Piece], list[Piece]]:
@@ -112,15 +127,15 @@ def _walk(model: ResNetSpec, facts: ResNetFacts, image_size: int, classes: int) 
             unit = f"layer{stage}.{index}"
             (shape,) = pieces[-1].outputs
             convs = _convs(facts, stage, index)
-            if (stage, index) == (4, count - 1):
+            if model.head_convs and (stage, index) == (4, count - 1):
                 front = convs[: facts.convs - model.head_convs]
                 if front:
                     pieces.append(_front(unit, shape, front))
                 tail.append(_back(unit, pieces[-1].outputs, convs[len(front) :]))
             else:
                 pieces.append(_block(unit, shape, convs, stage, index))
-    tail.append(_classifier(model, tail[-1].outputs[0], classes))
-    return pieces, tail
+    classifier = _classifier(model, (tail or pieces)[-1].outputs[0], classes)
+    return pieces, [*tail, classifier]
 
 
 def _stem(model: ResNetSpec, image_size: int) -> Piece:
@@ -175,7 +190,7 @@ def _back(unit: str, inputs: tuple[Shape, ...], convs: list[_Conv]) -> Piece:
 
 
 def _classifier(model: ResNetSpec, features: Shape, classes: int) -> Piece:
-    """Global average pooling and the classifier."""
+    """Global average pooling and the classifier. A bare head is trained alone, so of its input nothing is kept."""
     width = features[0]
     if model.classifier == "linear":
         cost = Cost.linear(width, classes)

@@ -8,7 +8,6 @@ never allocates another. A boundary is a tuple of float tensors (B, C, H, W).
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import cast
@@ -153,6 +152,19 @@ class ResNetHead(nn.Module):
         return cast("Tensor", self.fc(out))
 
 
+class ResNetClassifier(nn.Module):
+    """The bare head, pooling and classifier: (x,) -> logits (B, classes)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.avgpool = network.get_submodule("avgpool")
+        self.fc = network.get_submodule("fc")
+
+    def forward(self, boundary: Boundary) -> Tensor:
+        (x,) = boundary
+        return cast("Tensor", self.fc(torch.flatten(self.avgpool(x), 1)))
+
+
 @lru_cache(maxsize=16)
 def _skeleton(model: ResNetSpec, classes: int) -> nn.Module:
     """The whole network on the meta device, made once: torchvision initialises there too, which takes time. Parts
@@ -168,6 +180,8 @@ def _assemble(model: ResNetSpec, chain: ChainOutline, name: str) -> nn.Module:
     cut = facts.convs - model.head_convs
     network = _skeleton(model, chain.classes)
     if name == "head":
+        if chain.bare_head:
+            return ResNetClassifier(network)
         unit = part.units[0]
         back = BlockBack(network.get_submodule(unit), cut + 1, facts.convs)
         return ResNetHead(network, unit, back)
@@ -225,8 +239,21 @@ class Adapter(_Scale):
         return (out,) if len(self._outputs) == 1 else torch.split(out, list(self._outputs), dim=1)
 
 
+class LocalClassifier(nn.Module):
+    """LW's local head on a boundary that is what the head reads, (x,) -> logits (B, classes)."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(channels, classes)
+
+    def forward(self, boundary: Boundary) -> Tensor:
+        (x,) = boundary
+        return cast("Tensor", self.fc(torch.flatten(self.avgpool(x), 1)))
+
+
 class Aux(_Scale):
-    """LW's local head: boundary -> logits (B, classes)."""
+    """LW's local head with a mapping: boundary -> logits (B, classes)."""
 
     def __init__(self, inputs: int, channels: int, stride: int, classes: int) -> None:
         super().__init__(inputs, channels, stride)
@@ -268,10 +295,16 @@ def build_aux(
 ) -> nn.Module:
     """LW's local head: boundary `source` -> logits (B, classes), initialised from `seed` alone."""
     chain = resnet_outline(model, image_size, classes)
-    stride = chain.adapter_stride(source, len(chain.blocks))
     with torch.device("meta"):
-        aux = Aux(_channels(chain, source), chain.aux_channels, stride, classes)
+        aux = _local_head(chain, source)
     return _initialise(aux, seed).to(device)
+
+
+def _local_head(chain: ChainOutline, source: int) -> nn.Module:
+    if not chain.aux_maps(source):
+        return LocalClassifier(chain.aux_channels, chain.classes)
+    stride = chain.adapter_stride(source, len(chain.blocks))
+    return Aux(_channels(chain, source), chain.aux_channels, stride, chain.classes)
 
 
 def _channels(chain: ChainOutline, source: int) -> int:
@@ -279,7 +312,10 @@ def _channels(chain: ChainOutline, source: int) -> int:
 
 
 def _initialise(module: nn.Module, seed: int) -> nn.Module:
-    """Allocate on the CPU and initialise from a generator of its own: the global one is not touched."""
+    """Allocate on the CPU and initialise from a generator of its own: the global one is not touched.
+
+    Weights after He, biases zero, as published for adapters and local heads.
+    """
     module = module.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     for layer in _leaves(module):
@@ -288,9 +324,9 @@ def _initialise(module: nn.Module, seed: int) -> nn.Module:
         elif isinstance(layer, nn.BatchNorm2d):
             layer.reset_parameters()
         elif isinstance(layer, nn.Linear):
-            nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
-            bound = 1 / math.sqrt(layer.in_features)
-            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+            # Over the inputs: over the few classes, logits would be many times too large.
+            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu", generator=generator)
+            nn.init.zeros_(layer.bias)
     return module
 
 

@@ -231,7 +231,12 @@ def test_the_resolved_configuration_loads_as_itself(tmp_path: Path) -> None:
     config = small_config(
         tmp_path,
         {
-            "regimes": {"e2e": {}, "two": {"kind": "segprop", "head_convs": 2, "split": {"base": 2}}},
+            "regimes": {
+                "e2e": {},
+                "lw": {},
+                "old": {"kind": "lw", "variant": "mapped", "head_convs": 2},
+                "two": {"kind": "segprop", "head_convs": 2, "split": {"base": 2}},
+            },
             "snapshots.budget": "3GiB",
         },
     )
@@ -239,7 +244,15 @@ def test_the_resolved_configuration_loads_as_itself(tmp_path: Path) -> None:
     again = load(write(tmp_path, yaml.safe_dump(dump), "resolved.yaml"))
     assert again.resolved() == dump
     assert json.loads(json.dumps(dump)) == dump
-    assert again.regime("two").model.head_convs == 2
+    convs = {name: again.regime(name).model.head_convs for name in again.regimes}
+    assert convs == {"e2e": 1, "lw": 0, "old": 2, "two": 2}
+    assert {name: regime.get("variant") for name, regime in dump["regimes"].items()} == {
+        "e2e": None,
+        "lw": "published",
+        "old": "mapped",
+        "two": None,
+    }
+    assert "head_convs" not in dump["regimes"]["lw"]
     assert to_json(again.training) == dump["training"]
 
 
@@ -388,6 +401,20 @@ def test_an_unknown_stage_lists_those_there_are(tmp_path: Path) -> None:
         ({"data.validation": 1.5}, "data.validation: 1.5: must be a fraction below 1 or a whole number"),
         ({"data.path": "x"}, "data.path: digits come with scikit-learn"),
         ({"data.image_size": 2}, "data.image_size: 2"),
+        (
+            {"regimes": {"segprop": {"variant": "mapped"}}},
+            "regimes.segprop.variant: mapped: is for lw, segprop is segprop; allowed here: leave it out",
+        ),
+        (
+            {"regimes": {"lw": {"variant": "maped"}}},
+            "regimes.lw.variant: maped: must be 'published' or 'mapped'; did you mean 'mapped'?",
+        ),
+        (
+            {"regimes": {"lw": {"head_convs": 2}}},
+            "regimes.lw.head_convs: 2: with variant published the head of lw has no convolutions; "
+            "allowed: leave it out, or variant: mapped",
+        ),
+        ({"regimes": {"lw": {"head_convs": 0, "variant": "mapped"}}}, "regimes.lw.head_convs: 0: must be greater"),
         ({"regimes": {"a b": {"kind": "e2e"}}}, "regimes.a b: a regime's name has letters"),
         ({"regimes": ["e2e", "e2e"]}, "regimes[1]: 'e2e' is listed twice"),
         ({"regimes": [3]}, "regimes[0]: 3: must be a regime's name"),
@@ -553,6 +580,15 @@ def test_run_directories_of_before_encodings_hold_plain_snapshots(tmp_path: Path
     assert compatible(old, small_config(tmp_path, {"snapshots.costs": "measured"}).resolved()) == []
     changed = small_config(tmp_path, {"regimes": {"segprop": {"snapshots": {"encoding": "int8"}}, "e2e": {}, "lw": {}}})
     assert compatible(old, changed.resolved()) == ["regimes.segprop.snapshots.encoding"]
+
+
+def test_run_directories_of_before_variants_hold_mapped_layer_wise_stages(tmp_path: Path) -> None:
+    regimes = {"lw": {"variant": "mapped"}, "e2e": {}}
+    old = small_config(tmp_path, {"regimes": regimes}).resolved()
+    del old["regimes"]["lw"]["variant"]
+    assert compatible(old, small_config(tmp_path, {"regimes": regimes}).resolved()) == []
+    published = small_config(tmp_path, {"regimes": ["lw", "e2e"]}).resolved()
+    assert "regimes.lw.variant" in compatible(old, published)
 
 
 def test_images_have_no_fp8_and_encodings_no_other_name(tmp_path: Path) -> None:

@@ -111,7 +111,12 @@ def test_figures_change_decisions_and_predictions_but_no_other_nodes_id(tmp_path
 
 def test_regimes_of_one_chain_are_measured_together_and_encodings_apart(tmp_path: Path) -> None:
     config = small_config(tmp_path, {"snapshots.costs": "measured"})
-    assert len(plan_of(config).unmeasured) == 1, "lw and segprop; end-to-end has no boundary"
+    assert len(plan_of(config).unmeasured) == 2, "lw and segprop end elsewhere; end-to-end has no boundary"
+    config = small_config(
+        tmp_path,
+        {"snapshots.costs": "measured", "regimes": {"lw": {"variant": "mapped"}, "segprop": {}}},
+    )
+    assert len(plan_of(config).unmeasured) == 1, "lw and segprop of one chain"
     config = small_config(
         tmp_path,
         {

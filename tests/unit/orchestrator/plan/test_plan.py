@@ -18,6 +18,7 @@ from orchestrator.plan.graph import Node, Plan, node_id
 from orchestrator.regimes.stages import Cut
 from orchestrator.regimes.table import layout
 from orchestrator.runs.prepare import prepare
+from workers.models.resnet.outline import resnet_outline
 from workers.specs import as_json
 from workers.specs.task_kinds import TASKS
 
@@ -296,6 +297,40 @@ def test_chains_cut_at_different_convolutions_start_from_the_same_weights(tmp_pa
     assert not set(plan.regimes["one"].stages) & set(plan.regimes["two"].stages)
 
 
+def test_published_layer_wise_gives_the_last_stage_the_classifier_alone(tmp_path: Path) -> None:
+    changes = {
+        "model": {"name": "resnet50", "head_convs": 3},
+        "data": {"name": "cifar10", "path": "x", "image_size": 224},
+        "regimes": {"lw": {}, "mapped": {"kind": "lw", "variant": "mapped"}, "segprop": {}},
+    }
+    config = small_config(tmp_path, changes)
+    plan = plan_of(config)
+    assert {name: config.regime(name).variant for name in config.regimes} == {
+        "lw": "published",
+        "mapped": "mapped",
+        "segprop": None,
+    }
+    trained: dict[str, list[int]] = {}
+    for name in ("lw", "mapped"):
+        outline = resnet_outline(config.regime(name).model, 224, 10)
+        stages = config.regime(name).layout([block.name for block in outline.blocks])
+        assert [stage.name for stage in stages] == ["stage1-seg1", "stage2-seg2", "stage3-seg3", "stage4-seg4", "head"]
+        trained[name] = [
+            sum(outline.part(part).parameters for part in stage.trained)
+            + (0 if stage.aux is None else outline.aux(stage.aux).parameters)
+            for stage in stages
+        ]
+    assert trained["lw"][4] == 2048 * 512 + 512 + 512 * 10 + 10
+    assert trained["mapped"][4] == 5_516_810
+    assert trained["lw"][:3] == trained["mapped"][:3]
+    # Published stage 4: all of layer4 and 2048 -> 10; mapped: without the last block, but with a 2048 -> 2048 mapping.
+    assert trained["lw"][3] == 14_964_736 + 2048 * 10 + 10
+    assert trained["mapped"][3] == 14_964_736 - 4_462_592 + 2048 * 2048 + 2 * 2048 + 2048 * 10 + 10
+    convs = {name: regime_node(plan, name, "stage2-seg2").task["experiment"]["model"]["head_convs"] for name in trained}
+    assert convs == {"lw": 0, "mapped": 3}
+    assert [node.regimes for node in plan.nodes if node.kind == "model"] == [("lw", "mapped", "segprop")]
+
+
 @pytest.mark.parametrize(
     ("changes", "kept"),
     [
@@ -312,7 +347,9 @@ def test_chains_cut_at_different_convolutions_start_from_the_same_weights(tmp_pa
     ],
 )
 def test_a_setting_changes_the_ids_of_what_depends_on_it(tmp_path: Path, changes: dict[str, Any], kept: Any) -> None:
-    before, after = small_plan(tmp_path), small_plan(tmp_path, changes)
+    # Layer-wise with mappings: as published, its head does not depend on head_convs.
+    regimes = {"e2e": {}, "lw": {"variant": "mapped"}, "segprop": {}}
+    before, after = small_plan(tmp_path, {"regimes": regimes}), small_plan(tmp_path, {"regimes": regimes, **changes})
     if kept == "all":
         assert [node.id for node in before.nodes] == [node.id for node in after.nodes]
     else:
@@ -427,4 +464,5 @@ def test_published_settings_are_to_the_letter(name: str) -> None:
     assert (config.model.classifier, config.model.hidden, config.model.dropout) == ("mlp", 512, 0.3)
     assert training.precision == "fp16"
     convs = {regime: config.regime(regime).model.head_convs for regime in config.regimes}
+    assert convs.pop("lw", 0) == 0, "layer-wise, the last stage trains the classifier alone"
     assert set(convs.values()) == {"resnet18_cifar10": {1}, "resnet50_cifar10": {3}}.get(name, {1, 2, 3})

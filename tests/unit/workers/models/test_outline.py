@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cache_store.errors import ConfigError
 from workers.models.counting import stride_between
 from workers.models.outline import ChainOutline
+from workers.models.resnet.family import RESNET
 from workers.models.resnet.outline import RESNETS
 from workers.models.resnet.outline import resnet_outline as outline
 from workers.specs.experiment import ResNetName, ResNetSpec
@@ -88,6 +89,50 @@ def test_adapters_reach_the_head_with_strides_8_4_2(name: str) -> None:
     assert found.adapter(1, 3).outputs == found.boundaries[3]
     assert found.aux(4).outputs == ((10,),)
     assert found.aux_channels == (512 if name == "resnet18" else 2048)
+
+
+def bare(name: str = "resnet18", size: int = 224, **settings: Any) -> ChainOutline:
+    """The chain of a regime whose head is pooling and classifier alone."""
+    return outline(RESNET.with_bare_head(ResNetSpec(name=name, **settings)), size, 10)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "channels", "last"), [("resnet18", 512, "layer4.1"), ("resnet50", 2048, "layer4.2")])
+def test_a_bare_head_leaves_all_convolutions_to_the_last_segment(name: str, channels: int, last: str) -> None:
+    found, cut = bare(name, head_convs=2), chain(name, head_convs=2)
+    assert found.head.units == ("fc",)
+    assert found.head.parameters == channels * 512 + 512 + 512 * 10 + 10
+    assert found.blocks[3].units[-1] == last
+    assert found.boundaries[4] == found.head_input == ((channels, 7, 7),)
+    assert found.boundaries[:4] == cut.boundaries[:4]
+    for figure in ("parameters", "buffer_elements", "flops"):
+        totals = [sum(getattr(part, figure) for part in (*one.blocks, one.head)) for one in (found, cut)]
+        assert totals[0] == totals[1]
+
+
+@pytest.mark.parametrize("segments", ["stages", "blocks"])
+def test_local_heads_map_where_the_boundary_is_not_what_the_head_reads(segments: Any) -> None:
+    found = bare(segments=segments)
+    sources = range(1, len(found.blocks) + 1)
+    assert [found.aux_maps(source) for source in sources] == (
+        [True, True, True, False] if segments == "stages" else [True] * 6 + [False] * 2
+    )
+    for source in sources:
+        grid = found.boundaries[source][0][0] * 512 + 2 * 512 if found.aux_maps(source) else 0
+        assert found.aux(source).parameters == grid + 512 * 10 + 10
+    # A head with convolutions keeps the mapping at every boundary, also at its own and at those of its shape.
+    for cut in (1, 2):
+        whole = chain(segments=segments, head_convs=cut)
+        assert all(whole.aux_maps(source) for source in range(1, len(whole.blocks) + 1))
+
+
+def test_lists_that_leave_the_last_block_to_the_head_give_it_to_the_last_segment_of_a_bare_one() -> None:
+    lists = (("stem", "layer1"), ("layer2",), ("layer3",), ("layer4.0",))
+    assert bare(segments=lists, head_convs=2) == bare()
+    assert bare(segments=(*lists[:3], ("layer4",)), head_convs=2) == bare()
+    assert [block.units for block in bare(segments=(*lists, ("layer4.1",)), head_convs=1).blocks][3:] == [
+        ("layer4.0",),
+        ("layer4.1",),
+    ]
 
 
 def test_torchvision_parameter_totals() -> None:
