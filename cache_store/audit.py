@@ -1,4 +1,4 @@
-"""A full check of what a store holds: every record, and every file a record lists, by its SHA-256.
+"""Check what a store holds in full: every record, and every file a record lists, by its SHA-256.
 
 Looking changes nothing. Repairing moves what is damaged to `quarantine/`, with its record, so that the next run
 finds it missing and makes it again; nothing is deleted.
@@ -7,12 +7,12 @@ finds it missing and makes it again; nothing is deleted.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from cache_store.errors import StoreError
 from cache_store.keys import Digests
+from cache_store.records.file_record import FileRecord
 from cache_store.records.nodes import NodeStore
 from cache_store.records.record_io import check_name, is_name, new_attempt_id, read_bounded
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
@@ -43,14 +43,14 @@ class Tally:
 
 
 class Audit:
-    """An audit of one store; `tally` counts as it goes."""
+    """Audit one store; `tally` counts as it goes."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.tally = Tally()
 
     def run(self) -> Iterator[Finding]:
-        """Everything that is damaged, sets first. StoreErrors of the storage itself (denied, unavailable) pass."""
+        """Find everything that is damaged, sets first. StoreErrors of the storage itself (denied, unavailable) pass."""
         for set_id in self.storage.list("sets"):
             if is_name(set_id):
                 yield from self.audit_set(set_id)
@@ -59,7 +59,7 @@ class Audit:
                 yield from self.audit_node(node_id)
 
     def audit_set(self, set_id: str) -> Iterator[Finding]:
-        """What is damaged in one set."""
+        """Find what is damaged in one set."""
         folder = f"sets/{check_name(set_id)}"
         try:
             snapshots = SnapshotStore(self.storage).find(set_id)
@@ -89,7 +89,7 @@ class Audit:
         try:
             record = snapshots.record(index, raw)
             reason = self._damage(record)
-            file = record["path"]
+            file = record.path
         except StoreError as error:
             if error.retryable:
                 raise
@@ -101,7 +101,7 @@ class Audit:
             )
 
     def audit_node(self, node_id: str) -> Iterator[Finding]:
-        """What is damaged of one plan node: its commit, committed files and checkpoints."""
+        """Find what is damaged of one plan node: its commit, committed files and checkpoints."""
         nodes = NodeStore(self.storage)
         path = nodes.commit_path(node_id)
         try:
@@ -111,10 +111,10 @@ class Audit:
                 raise
             yield self._finding("node", node_id, path, error.message, [path])
             commit = None
-        for record in (commit or {}).get("files", {}).values():
+        for record in commit.files.values() if commit is not None else ():
             reason = self._damage(record)
             if reason is not None:
-                yield self._finding("node", node_id, record["path"], reason, [path, record["path"]])
+                yield self._finding("node", node_id, record.path, reason, [path, record.path])
         self.tally.records += commit is not None
         for checkpoint in nodes.checkpoints(node_id):
             self.tally.records += 1
@@ -123,22 +123,22 @@ class Audit:
                 if reason is not None:
                     # Without its manifest a checkpoint does not exist; its files go when the node is done.
                     manifest = f"{checkpoint.folder}/manifest.json"
-                    yield self._finding("checkpoint", node_id, record["path"], reason, [manifest])
+                    yield self._finding("checkpoint", node_id, record.path, reason, [manifest])
                     break
 
-    def _damage(self, record: Mapping[str, Any]) -> str | None:
-        """Why a file is not what its record says; None when it is."""
+    def _damage(self, record: FileRecord) -> str | None:
+        """Say why a file is not what its record says; None when it is."""
         digests = Digests()
         try:
-            for piece in self.storage.chunks(record["path"]):
+            for piece in self.storage.chunks(record.path):
                 digests.update(piece)
         except FileNotFoundError:
             return "it is missing, though a record lists it"
         self.tally.files += 1
         self.tally.bytes += digests.bytes
-        if digests.bytes != record["bytes"]:
-            return f"it has {digests.bytes} bytes, its record says {record['bytes']}"
-        if digests.sha256 != record["sha256"] or digests.xxh3 != record["xxh3"]:
+        if digests.bytes != record.bytes:
+            return f"it has {digests.bytes} bytes, its record says {record.bytes}"
+        if digests.sha256 != record.sha256 or digests.xxh3 != record.xxh3:
             return "it does not match its checksums"
         return None
 

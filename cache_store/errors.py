@@ -97,3 +97,9 @@ class MissingShard(StoreError):
 
 class CorruptShard(StoreError):
     pass
+
+
+def first_line(error: BaseException) -> str:
+    """What a library said, short enough for one of our sentences; its type where it said nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""Digests: of JSON values (addresses) and of bytes (checksums)."""
+"""Compute digests: of JSON values (addresses) and of bytes (checksums)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _canonical(value: Any, where: str) -> Any:
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one UTF-8 spelling of a JSON value: keys sorted, no spaces, ASCII; tuples are lists.
+    """Write a JSON value in its one UTF-8 spelling: keys sorted, no spaces, ASCII; tuples are lists.
 
     Raises TypeError for values JSON cannot hold (and for keys that are not strings), ValueError for NaN and
     inf.
@@ -39,7 +39,7 @@ def canonical_json(value: Any) -> bytes:
 
 
 def digest_json(value: Any) -> str:
-    """sha256 of the canonical JSON of `value`, cut to 32 lower-case hex characters. Errors as
+    """Compute the sha256 of the canonical JSON of `value`, cut to 32 lower-case hex characters. Errors as
     `canonical_json`."""
     return hashlib.sha256(canonical_json(value)).hexdigest()[:32]
 

@@ -24,9 +24,9 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from orchestrator.config.schema import ImageConfig, RegimeConfig, TextConfig  # noqa: E402
+from orchestrator.config.schema import RegimeConfig, config_class  # noqa: E402
 from orchestrator.config.sweep_schema import Draw, SweepConfig  # noqa: E402
-from orchestrator.config.values import Bytes  # noqa: E402
+from orchestrator.config.values import Bytes, OneOf  # noqa: E402
 
 TARGET = ROOT / "docs" / "configuration.md"
 INTRO = """\
@@ -63,7 +63,9 @@ regimes:
 """
 
 #: Sections that depend on `model.family`.
-FAMILIES = ("model", "data")
+OF_FAMILY = ("model", "data")
+#: The families they are written out for, with the words that tell them apart.
+IMAGES, LANGUAGE = config_class("resnet"), config_class("causal_lm")
 
 #: Words for keys whose names alone are enough in code.
 MEANINGS = {
@@ -122,8 +124,8 @@ def main() -> int:
 
 def generate() -> str:
     parts = [INTRO]
-    parts.append(_section("Top level", ImageConfig, "", "", nested=False))
-    for name, field in ImageConfig.model_fields.items():
+    parts.append(_section("Top level", IMAGES, "", "", nested=False))
+    for name, field in IMAGES.model_fields.items():
         kind = field.annotation
         if name == "sweep":
             parts.append(_section("sweep", SweepConfig, "sweep.", _summary(SweepConfig)))
@@ -131,9 +133,9 @@ def generate() -> str:
         elif name == "regimes":
             parts.append(_section("regimes", RegimeConfig, "regimes.<name>.", _summary(RegimeConfig)))
         elif isinstance(kind, type) and (dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel)):
-            parts.append(_section(f"{name} (images)" if name in FAMILIES else name, kind, f"{name}.", _summary(kind)))
-            if name in FAMILIES:
-                other = typing.cast("type[Any]", TextConfig.model_fields[name].annotation)
+            parts.append(_section(f"{name} (images)" if name in OF_FAMILY else name, kind, f"{name}.", _summary(kind)))
+            if name in OF_FAMILY:
+                other = typing.cast("type[Any]", LANGUAGE.model_fields[name].annotation)
                 parts.append(_section(f"{name} (language models)", other, f"{name}.", _summary(other)))
     return "\n".join(parts)
 
@@ -158,10 +160,10 @@ def _rows(kind: type[Any], prefix: str, *, nested: bool) -> Iterator[Row]:
                 if nested:
                     yield from _rows(typing.cast("type[Any]", field.annotation), f"{prefix}{name}.", nested=True)
                 continue
-            if kind is ImageConfig and name == "sweep":
+            if kind is IMAGES and name == "sweep":
                 continue  # a section of its own below
             default = "" if field.is_required() else _default(field.get_default(call_default_factory=True))
-            if kind is ImageConfig and name in ("run", "run_dir", "store"):
+            if kind is IMAGES and name in ("run", "run_dir", "store"):
                 default = ""  # these have one: it depends on the file's name and stands in the description
             elif field.is_required() and name != "regimes":
                 default = "required"
@@ -231,7 +233,8 @@ def _field_type(kind: type[BaseModel], name: str, field: FieldInfo) -> str:
         return "bytes, or text such as 20GB"
     if Bytes in typing.get_args(hint):
         return "bytes, or text such as 20GB, or null"
-    text = _type(hint)
+    tables = [item.table for item in field.metadata if isinstance(item, OneOf)]
+    text = ", ".join(f"`{value}`" for value in tables[0]) if tables else _type(hint)
     bounds = _bounds(field.metadata)
     if not bounds or bounds in text:
         return text

@@ -12,12 +12,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cache_store.errors import SegpropError, UserError
 from orchestrator.cache import commands
+
+if TYPE_CHECKING:
+    from orchestrator.config.yaml_loader import Document
+    from orchestrator.runs.prepare import Prepared
 
 app = typer.Typer(
     name="segprop",
@@ -94,8 +98,8 @@ def sweep(
     _run_sweep(read_document(config, overrides or ()), dry_run=dry_run, quiet=quiet, take_over=take_over)
 
 
-def _run_sweep(document: Any, *, dry_run: bool, quiet: bool, take_over: bool) -> None:
-    """Ends the command."""
+def _run_sweep(document: Document, *, dry_run: bool, quiet: bool, take_over: bool) -> None:
+    """Run or print a sweep, and end the command."""
     from orchestrator.sweeps.prepare import claim_sweep_dir, prepare_sweep_document
 
     prepared = prepare_sweep_document(document)
@@ -134,7 +138,7 @@ def plan(
     print_plan(prepared)
 
 
-def _plan_sweep(document: Any, *, as_json: bool) -> None:
+def _plan_sweep(document: Document, *, as_json: bool) -> None:
     from orchestrator.sweeps.dry_run import print_sweep
     from orchestrator.sweeps.prepare import prepare_sweep_document
 
@@ -237,8 +241,9 @@ def judge(
 ) -> None:
     """Score language models by public benchmarks, side by side: the original, E2E, SegProp."""
     from orchestrator import judging
+    from workers.judge.judges import JudgeSettings
 
-    settings = judging.JudgeSettings(
+    settings = JudgeSettings(
         tasks=_names(tasks),
         data=data,
         shots=shots,
@@ -255,12 +260,12 @@ def judge(
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """Names between commas, each once."""
+    """Split names at commas, each once."""
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
-def _document(run_dir: Path) -> Any:
-    """A run directory holds its own resolved configuration."""
+def _document(run_dir: Path) -> Document:
+    """Read the resolved configuration that a run directory holds."""
     from orchestrator.config.load import read_document
     from orchestrator.runs.prepare import CONFIG_FILE
 
@@ -270,7 +275,7 @@ def _document(run_dir: Path) -> Any:
     return read_document(source, [f"run_dir={json.dumps(str(run_dir))}"])
 
 
-def _prepared(run_dir: Path) -> Any:
+def _prepared(run_dir: Path) -> Prepared:
     from orchestrator.runs.prepare import prepare_document
     from orchestrator.sweeps.prepare import is_sweep
 

@@ -1,4 +1,4 @@
-"""What a run ran on: versions and hardware, for summary and report. No paths, no user or host names."""
+"""Describe what a run ran on: versions and hardware, for summary and report. No paths, no user or host names."""
 
 from __future__ import annotations
 
@@ -6,27 +6,51 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 PACKAGES = ("segprop", "torch", "torchvision", "ray", "numpy", "pyarrow", "safetensors")
 
 
-def describe_environment() -> dict[str, Any]:
-    """JSON values; what cannot be found out is None or left out of `packages`."""
-    return {
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "gpus": _gpus(),
-        "git_commit": _git_commit(),
-    }
+@dataclass(frozen=True)
+class Gpu:
+    """One device, by the driver's name."""
+
+    name: str
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a run ran on; None and empty: not found out. `packages`: name -> version, of those that are installed.
+    `git_commit` ends with `+` where files differ from it."""
+
+    packages: Mapping[str, str] = field(default_factory=dict)
+    python: str | None = None
+    system: str | None = None
+    cpu: str | None = None
+    cores: int | None = None
+    memory_bytes: int | None = None
+    gpus: tuple[Gpu, ...] = ()
+    git_commit: str | None = None
+
+
+def describe_environment() -> Environment:
+    """Look up what this process runs on."""
+    return Environment(
+        packages={name: version for name in PACKAGES if (version := _version(name))},
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        cpu=_cpu_model(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        memory_bytes=psutil.virtual_memory().total,
+        gpus=tuple(_gpus()),
+        git_commit=_git_commit(),
+    )
 
 
 def _version(name: str) -> str | None:
@@ -46,25 +70,25 @@ def _cpu_model() -> str | None:
     return platform.processor() or None
 
 
-def _gpus() -> list[dict[str, Any]]:
-    """From torch where the process has it already; importing it for a name would take seconds."""
+def _gpus() -> list[Gpu]:
+    """Ask torch where the process has loaded it, else nvidia-smi: importing torch for a name takes seconds."""
     torch = sys.modules.get("torch")
     if torch is not None:
         if not torch.cuda.is_available():
             return []
         found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-        return [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in found]
+        return [Gpu(gpu.name, gpu.total_memory) for gpu in found]
     output = _output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
     gpus = []
     for line in (output or "").splitlines():
         name, _, mebibytes = line.rpartition(",")
         if name and mebibytes.strip().isdigit():
-            gpus.append({"name": name.strip(), "memory_bytes": int(mebibytes) << 20})
+            gpus.append(Gpu(name.strip(), int(mebibytes) << 20))
     return gpus
 
 
 def _git_commit() -> str | None:
-    """Of this source tree, with `+` when files differ from it; None for an installed package."""
+    """Return the commit of this source tree, with `+` when files differ from it; None for an installed package."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

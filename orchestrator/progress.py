@@ -1,12 +1,6 @@
 """What a run is doing, for people: a live table in a terminal, now and then a line everywhere else.
 
 The driver calls from one thread; rich redraws from its own, so the few shared values are guarded by a lock.
-
-Fields of `update`, all optional and sent by workers: `phase` (train, validate, materialize, …), `epoch` and
-`epochs` (counted from 1), `step` and `steps` (of the epoch), `rate` (samples a second), `seconds_left` (of
-the task), `loss`, `accuracy` (0..1, so far in this epoch), `hits` and `misses` (snapshot shards), `bytes_read` and
-`bytes_written` (of snapshots), `stalled` (0..1: waiting for input), `tokens_rate` (a second), and `done`, `total`,
-`unit` for work that has no epochs.
 """
 
 from __future__ import annotations
@@ -14,10 +8,10 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -26,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.units import percent_text, seconds_text
+from workers.control import NOTHING, Update
 
 #: Seconds between two plain lines about the same task.
 INTERVAL_S = 10.0
@@ -35,7 +30,7 @@ INTERVAL_S = 10.0
 class _Running:
     since: float
     said: float
-    fields: dict[str, Any] = field(default_factory=dict)
+    latest: Update = NOTHING
 
 
 class Progress:
@@ -85,18 +80,18 @@ class Progress:
         if self._live is None:
             self._say(Text(f"{label}: started"))
 
-    def update(self, node_id: str, label: str, **fields: Any) -> None:
+    def update(self, label: str, update: Update) -> None:
         """Latest figures of a running task; replaces the earlier ones."""
         with self._lock:
             now = self._clock()
             task = self._running.setdefault(label, _Running(since=now, said=now))
-            if fields:
-                task.fields = dict(fields)
-            due = bool(task.fields) and now - task.said >= self._interval_s
+            if update != NOTHING:
+                task.latest = update
+            due = task.latest != NOTHING and now - task.said >= self._interval_s
             if due:
                 task.said = now
         if due and self._live is None:
-            self._say(Text(f"{label}: {describe(task.fields)}"))
+            self._say(Text(f"{label}: {describe(task.latest)}"))
 
     def finished(self, label: str, seconds: float | None, reused: bool) -> None:
         """`seconds` is None when it was made along with another task."""
@@ -153,15 +148,15 @@ class Progress:
     def _render(self) -> RenderableType:
         with self._lock:
             now = self._clock()
-            rows = [(label, task.since, dict(task.fields)) for label, task in self._running.items()]
+            rows = [(label, task.since, task.latest) for label, task in self._running.items()]
             done, total, failed, headline = self._done, self._total, self._failed, self._headline
         table = Table.grid(padding=(0, 2))
-        for label, since, fields in rows:
-            share = completed(fields)
+        for label, since, latest in rows:
+            share = completed(latest)
             table.add_row(
                 Text(label, style="bold"),
                 ProgressBar(total=1.0, completed=share, width=18) if share is not None else Text(""),
-                Text(describe(fields) if fields else f"{seconds_text(now - since)}, starting"),
+                Text(describe(latest) if latest != NOTHING else f"{seconds_text(now - since)}, starting"),
             )
         overall = Text.assemble(
             (f"{done} of {total} tasks", "bold"),
@@ -172,36 +167,35 @@ class Progress:
         return Group(table, overall, *([Text(headline, style="bold")] if headline else []))
 
 
-def completed(fields: Mapping[str, Any]) -> float | None:
-    """Share of a task that is done, 0..1; None when the fields do not say."""
-    if fields.get("total"):
-        return min(1.0, float(fields.get("done") or 0) / float(fields["total"]))
-    if fields.get("epochs") and fields.get("epoch"):
-        within = float(fields.get("step") or 0) / fields["steps"] if fields.get("steps") else 0.0
-        return min(1.0, (float(fields["epoch"]) - 1 + within) / float(fields["epochs"]))
+def completed(update: Update) -> float | None:
+    """Share of a task that is done, 0..1; None when the update does not say."""
+    if update.total:
+        return min(1.0, (update.done or 0) / update.total)
+    if update.epochs and update.epoch:
+        within = (update.step or 0) / update.steps if update.steps else 0.0
+        return min(1.0, (update.epoch - 1 + within) / update.epochs)
     return None
 
 
-def describe(fields: Mapping[str, Any]) -> str:
+def describe(update: Update) -> str:
     """One line about a running task."""
     parts: list[str] = []
-    phase = fields.get("phase")
-    if phase and phase != "train":
-        parts.append(str(phase))
-    if fields.get("epoch") is not None:
-        parts.append(f"epoch {fields['epoch']}" + (f"/{fields['epochs']}" if fields.get("epochs") else ""))
-    if fields.get("step") is not None and fields.get("steps"):
-        parts.append(f"step {fields['step']}/{fields['steps']}")
-    if fields.get("done") is not None and fields.get("total"):
-        parts.append(f"{fields['done']:,}/{fields['total']:,} {fields.get('unit') or ''}".rstrip())
-    if fields.get("loss") is not None:
-        parts.append(f"loss {fields['loss']:.4f}")
-    if fields.get("accuracy") is not None:
-        parts.append(f"accuracy {percent_text(fields['accuracy'])}")
-    if fields.get("rate"):
-        parts.append(f"{fields['rate']:,.0f}/s")
-    if fields.get("hits") or fields.get("misses"):
-        parts.append(f"cache {fields.get('hits') or 0:,} hits, {fields.get('misses') or 0:,} misses")
-    if fields.get("seconds_left") is not None:
-        parts.append(f"{seconds_text(fields['seconds_left'])} left")
+    if update.phase and update.phase != "train":
+        parts.append(update.phase)
+    if update.epoch is not None:
+        parts.append(f"epoch {update.epoch}" + (f"/{update.epochs}" if update.epochs else ""))
+    if update.step is not None and update.steps:
+        parts.append(f"step {update.step}/{update.steps}")
+    if update.done is not None and update.total:
+        parts.append(f"{update.done:,}/{update.total:,} {update.unit or ''}".rstrip())
+    if update.loss is not None:
+        parts.append(f"loss {update.loss:.4f}")
+    if update.accuracy is not None:
+        parts.append(f"accuracy {percent_text(update.accuracy)}")
+    if update.rate:
+        parts.append(f"{update.rate:,.0f}/s")
+    if update.hits or update.misses:
+        parts.append(f"cache {update.hits or 0:,} hits, {update.misses or 0:,} misses")
+    if update.seconds_left is not None:
+        parts.append(f"{seconds_text(update.seconds_left)} left")
     return ", ".join(parts) or "working"

@@ -1,4 +1,8 @@
-"""Figures as people read them. `None` is a dash: not measured."""
+"""Write figures as people read them.
+
+Measured figures have about three digits and `*_text` names; None is a dash: not measured. Predictions, which are rough,
+have fixed digits and `human_*` names.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ DASH = "–"
 
 
 def bytes_text(value: float | None) -> str:
-    """Decimal units, as `snapshots.budget` takes them and as the dry run prints them: 1.5 GB."""
+    """Write bytes in decimal units, as `snapshots.budget` takes them: 1.5 GB, 375 MB."""
     if value is None:
         return DASH
     size = float(value)
@@ -18,7 +22,7 @@ def bytes_text(value: float | None) -> str:
 
 
 def count_text(value: float | None) -> str:
-    """11.2 M, 4.1 k, 37."""
+    """Write a count: 11.2 M, 4.1 k, 37."""
     if value is None:
         return DASH
     size = float(value)
@@ -30,7 +34,7 @@ def count_text(value: float | None) -> str:
 
 
 def seconds_text(value: float | None) -> str:
-    """0.42 s, 8.1 s, 3 min 20 s, 2 h 05 min."""
+    """Write a time: 0.42 s, 8.1 s, 3 min 20 s, 2 h 05 min."""
     if value is None:
         return DASH
     seconds = float(value)
@@ -49,28 +53,29 @@ def seconds_text(value: float | None) -> str:
 
 
 def percent_text(value: float | None, digits: int = 1) -> str:
-    """A share of one: 97.3 %."""
+    """Write a share of one: 97.3 %."""
     return DASH if value is None else f"{100 * value:.{digits}f} %"
 
 
 def source_words(source: str | None, *, text: bool) -> str:
-    """Where a stage's input comes from. Tasks call the raw input `images`, whatever it is."""
+    """Name where a stage's input comes from. Tasks call the raw input `images`, whatever it is."""
     return "text" if text and source == "images" else source or ""
 
 
 def ratio_text(value: float | None) -> str:
+    """Write a ratio: 1.25×."""
     return DASH if value is None else f"{value:.2f}×"
 
 
 def _three(size: float, unit: str) -> str:
-    """About three digits, no decimals on whole numbers."""
+    """Write about three digits, no decimals on whole numbers."""
     if size == int(size) or abs(size) >= 100:
         return f"{size:.0f} {unit}"
     return f"{size:.1f} {unit}" if abs(size) >= 10 else f"{size:.2f} {unit}"
 
 
 def human_bytes(count: float) -> str:
-    """`1.5 GB`: decimal units, as disks are sold and budgets are written."""
+    """Write predicted bytes with one decimal: `1.5 GB`, in decimal units, as budgets are written."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -79,18 +84,21 @@ def human_bytes(count: float) -> str:
 
 
 def human_count(count: int) -> str:
-    """`11.2 M`, `8.03 G`; empty for zero."""
+    """Write a predicted count with two decimals: `11.20 M`, `8.03 G`; empty for zero."""
     if not count:
         return ""
-    for unit in ("", " k", " M", " G"):
-        if count < 1000 or unit == " G":
-            return f"{count:.0f}" if not unit else f"{count:.2f}{unit}"
-        count /= 1000  # type: ignore[assignment]
-    raise AssertionError
+    if count < 1000:
+        return f"{count:.0f}"
+    size = count / 1000
+    for unit in ("k", "M"):
+        if size < 1000:
+            return f"{size:.2f} {unit}"
+        size /= 1000
+    return f"{size:.2f} G"
 
 
 def human_flops(count: float) -> str:
-    """`3.2 T`; empty for zero."""
+    """Write floating point operations: `3.2 T`; empty for zero."""
     if not count:
         return ""
     for unit in ("", "k", "M", "G", "T", "P"):
@@ -101,7 +109,7 @@ def human_flops(count: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """`45 s`, `12 min 30 s`, `3 h 05 min`, `12 d 4 h`."""
+    """Write a predicted time, days too: `45 s`, `12 min 30 s`, `3 h 05 min`, `12 d 4 h`."""
     whole = round(seconds)
     if seconds < 10:
         return f"{seconds:.1f} s"
@@ -112,3 +120,11 @@ def human_seconds(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def human_age(seconds: float) -> str:
+    """Write an age in its largest fitting unit: 45 s, 12 m, 3 h, 9 d."""
+    for unit, size in (("d", 86400.0), ("h", 3600.0), ("m", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0.0):.0f} s"

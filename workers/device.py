@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workers.specs.experiment import Precision
+from cache_store.formats.torch_dtypes import TORCH
+from workers.specs.experiment import COMPUTED, Precision
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
@@ -25,11 +26,8 @@ def to_device(tensor: Tensor, device: torch.device, *, memory_format: torch.memo
     return pinned(tensor, device).to(device, non_blocking=True, memory_format=layout)
 
 
-DTYPES: dict[Precision, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
+#: What autocast computes in.
+DTYPES: dict[str, torch.dtype] = {precision: TORCH[name] for precision, name in COMPUTED.items()}
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -16,6 +16,7 @@ from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
 from workers.control import Control
 from workers.distributed.gang import ALONE, Gang
+from workers.specs.results import Where
 
 
 @dataclass
@@ -34,17 +35,17 @@ class WorkerEnvironment:
         self.nodes = NodeStore(self.storage)
         self.snapshots = SnapshotStore(self.storage)
 
-    def where(self) -> dict[str, Any]:
-        """Where and when the task ran; unix seconds."""
-        return {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "device": str(self.device),
-            "threads": self.threads,
-            "world_size": self.gang.size,
-            "started": self.started,
-            "finished": time.time(),
-        }
+    def where(self) -> Where:
+        """Say where and when the task ran, up to now."""
+        return Where(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=str(self.device),
+            threads=self.threads,
+            world_size=self.gang.size,
+            started=self.started,
+            finished=time.time(),
+        )
 
 
 def prepare_process(device: torch.device, threads: int, *, deterministic: bool) -> None:
@@ -55,5 +56,5 @@ def prepare_process(device: torch.device, threads: int, *, deterministic: bool) 
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     # No operation here reads memory it has not written; filling every fresh tensor costs a pass over it.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    cast("Any", torch.utils.deterministic).fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = not deterministic

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from safetensors import safe_open
@@ -11,9 +10,12 @@ from safetensors.torch import load as load_bytes
 from torch import nn
 
 from cache_store.errors import CorruptShard
+from cache_store.records.file_record import FileRecord
 from cache_store.records.nodes import NodeStore
 from workers.domains.base import Domain
 from workers.models.chain import State, state_digest
+from workers.specs.orders import Parents
+from workers.specs.results import HeldParts
 
 ADAPTER = "adapter"
 AUX = "aux"
@@ -26,7 +28,7 @@ class Weights:
     def __init__(
         self,
         nodes: NodeStore,
-        parents: Mapping[str, Mapping[str, Any]],
+        parents: Parents,
         domain: Domain,
         device: torch.device,
     ) -> None:
@@ -45,8 +47,8 @@ class Weights:
     def digest(self, part: str) -> str:
         """Digest of the part's state: what snapshots downstream of it are addressed by."""
         if part not in self._digests:
-            trained = self._commits[part]["result"].get("parts", {})
-            self._digests[part] = trained[part]["digest"] if part in trained else state_digest(self.state(part))
+            held = self._commits[part].read(HeldParts).parts.get(part)
+            self._digests[part] = state_digest(self.state(part)) if held is None else held.digest
         return self._digests[part]
 
     def state(self, part: str) -> State:
@@ -55,9 +57,9 @@ class Weights:
         Raises CorruptShard when the file does not match its commit or lacks a tensor of the part.
         """
         commit = self._commits[part]
-        trained = commit["result"].get("parts", {})
-        file = trained[part]["file"] if part in trained else "state.safetensors"
-        return read_tensors(self._nodes, commit["files"][file], self._domain.part_state_names(part))
+        held = commit.read(HeldParts).parts.get(part)
+        file = "state.safetensors" if held is None else held.file
+        return read_tensors(self._nodes, commit.files[file], self._domain.part_state_names(part))
 
     def build(self, part: str) -> nn.Module:
         """The part on the task's device with its weights; frozen or not is the caller's business."""
@@ -66,7 +68,7 @@ class Weights:
         return module
 
 
-def read_tensors(nodes: NodeStore, record: Mapping[str, Any], names: Iterable[str] | None = None) -> State:
+def read_tensors(nodes: NodeStore, record: FileRecord, names: Iterable[str] | None = None) -> State:
     """Tensors of one committed safetensors file, verified; only `names` are read when given."""
     path = nodes.verified_path(record)
     if path is None:
@@ -81,7 +83,7 @@ def read_tensors(nodes: NodeStore, record: Mapping[str, Any], names: Iterable[st
         return {name: file.get_tensor(name) for name in names}
 
 
-def _require(present: Iterable[str], names: Iterable[str], record: Mapping[str, Any]) -> None:
+def _require(present: Iterable[str], names: Iterable[str], record: FileRecord) -> None:
     missing = sorted(set(names) - set(present))
     if missing:
-        raise CorruptShard(f"{record['path']} lacks {len(missing)} tensors, first {missing[0]!r}")
+        raise CorruptShard(f"{record.path} lacks {len(missing)} tensors, first {missing[0]!r}")

@@ -23,6 +23,8 @@ from typing import Any
 
 from benchmarks import harness
 from benchmarks.harness import Json, Report, Table
+from cache_store.records.nodes import Commit
+from workers.control import Update
 
 TARGET_A_SECOND, TARGET_PLAN_S = 200.0, 2.0
 #: A commit of a stage of a hundred epochs is about this long; others are shorter.
@@ -133,8 +135,8 @@ class FakeDevices:
         self._free += 1
         return [Succeeded(order.key, commit_of(order.node_id, self._kinds[order.node_id]))]
 
-    def progress(self) -> dict[str, dict[str, Any]]:
-        return {order.key: {"phase": "train", "epoch": 1, "epochs": 9} for order in self._running}
+    def progress(self) -> dict[str, Update]:
+        return {order.key: Update(phase="train", epoch=1, epochs=9) for order in self._running}
 
     def waiting(self, tasks: int) -> None: ...
 
@@ -146,17 +148,15 @@ class FakeDevices:
     def close(self) -> None: ...
 
 
-def commit_of(node_id: str, kind: str) -> Json:
+def commit_of(node_id: str, kind: str) -> Commit:
     """What a worker would return, parsed from JSON as Ray's or a store's answer is: nothing is shared."""
-    result: Json = {"seconds": 1.0, "where": {"host": "made-up", "pid": 1, "started": 1.0, "finished": 2.0}}
+    where = {"host": "made-up", "pid": 1, "device": "cpu", "threads": 1, "started": 1.0, "finished": 2.0}
+    result: Json = {"seconds": 1.0, "where": where}
     if kind == "materialize":
         result |= {"set": node_id, "rows": 1000, "bytes": 1 << 20, "snapshot": {"hits": 0, "misses": 0}}
     if kind == "train":
         result["epochs"] = [{"epoch": epoch, "train_loss": 1.0 / (epoch + 1)} for epoch in range(COMMIT_EPOCHS)]
-    commit: Json = json.loads(
-        json.dumps({"format": 1, "node": node_id, "attempt": node_id, "files": {}, "result": result})
-    )
-    return commit
+    return Commit(node_id, node_id, {}, json.loads(json.dumps(result)))
 
 
 def make_plan(count: int, folder: Path) -> tuple[Any, float]:
@@ -164,7 +164,7 @@ def make_plan(count: int, folder: Path) -> tuple[Any, float]:
     from orchestrator.config import load as configuration
     from orchestrator.plan.builder import build_plan
     from workers.data.images.outline import DataOutline
-    from workers.models.registry import outline
+    from workers.models.resnet.outline import resnet_outline as outline
     from workers.specs.experiment import ImageSpec, ResNetSpec
 
     # Two regimes over three boundaries: each view is six sets.
@@ -208,10 +208,11 @@ def main(name: str, count: int, devices: int) -> Json:
 
 
 def dispatch(plan: Any, folder: Path, devices: int) -> Json:
-    from cache_store.storage.base import Storage
+    from cache_store.storage.open import open_storage
     from orchestrator.execution.commits import CommitLog
-    from orchestrator.execution.driver import Driver
+    from orchestrator.execution.driver import Driver, DriverSettings
     from orchestrator.execution.event_log import journal
+    from orchestrator.execution.retry import NodeRetries
     from orchestrator.progress import Progress
 
     class Unstored(CommitLog):
@@ -220,7 +221,7 @@ def dispatch(plan: Any, folder: Path, devices: int) -> Json:
         def release(self, node_id: str) -> None:
             self.released.add(node_id)
 
-    storage = Storage.open(str(folder / "store"))
+    storage = open_storage(str(folder / "store"))
     ledger = Unstored(storage)
     # The same caches as in a long run before the first figure: a run of ten nodes of its own is not needed, the plan's
     # lookup tables are.
@@ -234,8 +235,7 @@ def dispatch(plan: Any, folder: Path, devices: int) -> Json:
             ledger,
             FakeDevices(devices, plan),
             progress,
-            store=str(folder / "store"),
-            max_attempts=3,
+            DriverSettings(str(folder / "store"), NodeRetries(max_attempts=3)),
             report=lambda **state: states.__setitem__(slice(None), [state]),
         )
         started = time.monotonic()
@@ -272,15 +272,15 @@ def commits_bytes(commits: Mapping[str, Any]) -> int:
 
 
 def resume(plan: Any, folder: Path) -> Json:
-    from cache_store.storage.base import Storage
+    from cache_store.storage.open import open_storage
     from orchestrator.execution.commits import CommitLog
 
-    storage = Storage.open(str(folder / "store"))
+    storage = open_storage(str(folder / "store"))
     for node in plan.nodes:
         # Written plainly: ten thousand times fsync is not what is measured.
         path = Path(storage.uri) / "nodes" / node.id / "commit.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(commit_of(node.id, node.kind)))
+        path.write_text(json.dumps(commit_of(node.id, node.kind).to_json()))
     started = time.monotonic()
     ledger = CommitLog.read(storage, plan)
     seconds = time.monotonic() - started

@@ -217,6 +217,7 @@ def stage(config: Path) -> Json:
     import workers.training.trainer  # noqa: F401
     from benchmarks.language.lm_stage import order_of
     from workers.control import ThreadControl
+    from workers.specs.results import StageResult
     from workers.tasks.execute import execute
     from workers.training.memory import load_lazily_loaded, settled_private_bytes
 
@@ -224,10 +225,14 @@ def stage(config: Path) -> Json:
     torch.set_num_threads(order.threads)
     load_lazily_loaded()
     baseline = settled_private_bytes()
-    result = execute(order, ThreadControl())["result"]
-    weights = result["resident_bytes"]
-    trained = 4 * result["trainable_parameters"]
-    growth = result["peak_host_bytes"] - baseline
+    commit = execute(order, ThreadControl())
+    assert commit is not None
+    memory = commit.read(StageResult).memory
+    assert memory is not None
+    assert memory.peak_host_bytes is not None
+    weights = memory.resident_bytes
+    trained = 4 * memory.trainable_parameters
+    growth = memory.peak_host_bytes - baseline
     # Weights, gradients, two moments; activations and buffers as predicted.
     working = max(0, node.estimate.peak_bytes - weights - node.estimate.optimizer_bytes - trained)
     return {

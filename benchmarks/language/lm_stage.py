@@ -167,7 +167,7 @@ def _config(options: argparse.Namespace, model: Json, steps: int, folder: Path) 
 def order_of(config: str, regime: str, index: int) -> tuple[Any, Any]:
     """The node of a regime's stage and its order; whatever it needs is committed first."""
     from cache_store.records.nodes import NodeStore
-    from cache_store.storage.base import Storage
+    from cache_store.storage.open import open_storage
     from orchestrator.runs.prepare import prepare
     from workers.control import ThreadControl
     from workers.specs.orders import WorkOrder
@@ -175,17 +175,17 @@ def order_of(config: str, regime: str, index: int) -> tuple[Any, Any]:
 
     prepared = prepare(config)
     plan, settings = prepared.plan, prepared.config
-    nodes = NodeStore(Storage.open(settings.store))
+    nodes = NodeStore(open_storage(settings.store))
 
     def order(node: Any) -> WorkOrder:
         parents = {}
         for role, parent in node.parents.items():
-            if nodes.commit_of(parent) is None:
-                execute(order(plan.node(parent)), ThreadControl())
-            parents[role] = nodes.commit_of(parent)
+            commit = nodes.commit_of(parent) or execute(order(plan.node(parent)), ThreadControl())
+            assert commit is not None
+            parents[role] = commit
         threads = settings.resources.threads
         threads = threads if isinstance(threads, int) else harness.cores()
-        return WorkOrder(node.id, node.kind, node.task, parents, settings.store, "cpu", threads)  # type: ignore[arg-type]
+        return WorkOrder(node.id, node.kind, node.task, parents, settings.store, "cpu", threads)
 
     node = plan.node(plan.regimes[regime].stages[index])
     return node, order(node)
@@ -197,7 +197,7 @@ def measure(case: str, config: str) -> Json:
 
     import torch
 
-    from cache_store.storage.base import Storage
+    from cache_store.storage.open import open_storage
     from workers.control import ThreadControl
     from workers.domains.sums import Sums
     from workers.environment import WorkerEnvironment, prepare_process
@@ -208,31 +208,31 @@ def measure(case: str, config: str) -> Json:
     _, order = order_of(config, *STAGES[case])
     task = as_json.from_json(tasks.StageTask, order.task)
     prepare_process(torch.device(order.device), order.threads, deterministic=task.train.deterministic)
-    environment = WorkerEnvironment(Storage.open(order.store), torch.device("cpu"), order.threads, ThreadControl())
+    environment = WorkerEnvironment(open_storage(order.store), torch.device("cpu"), order.threads, ThreadControl())
     stage = StageTrainer(task, order.parents, environment, environment.nodes.attempt(order.node_id))
     stage.path.module.train(True)
     sums = Sums(stage.device)
     train = stage.train
     loaded = micro_batches(
-        stage.inputs["train"],
-        epoch_order(task.experiment.seed, 0, stage.sources["train"].rows),
+        stage.inputs.by_split["train"],
+        epoch_order(task.experiment.seed, 0, stage.inputs.sources["train"].rows),
         batch_size=train.batch_size,
         micro=train.micro,
         view=0,
-        steps=range(stage.per_epoch),
+        steps=range(stage.inputs.per_epoch),
         device=stage.device,
     )
     seconds, waited = [], []
     waiting = 0.0
     began = time.perf_counter()
-    for _ in range(stage.per_epoch):
+    for _ in range(stage.inputs.per_epoch):
         started = time.perf_counter()
         micro = next(loaded)
         waiting += time.perf_counter() - started
-        stage._backward(micro, sums)
+        stage.step.backward(micro, sums)
         if not micro.last:
             continue
-        stage._update(train.optimizer.lr)
+        stage.step.update(train.optimizer.lr)
         now = time.perf_counter()
         seconds.append(now - began)
         waited.append(waiting)

@@ -175,25 +175,25 @@ def states(config: str) -> Json:
     from benchmarks.language.lm_stage import order_of
 
     _, order = order_of(config, "segprop", 0)
-    return _figures(order.store, order.parents["snapshot/train/0"]["result"]["set"])
+    return _figures(order.store, order.parents["snapshot/train/0"].result["set"])
 
 
 def maps(config: str) -> Json:
     """Figures of every boundary of a trained run."""
     from cache_store.records.nodes import NodeStore
-    from cache_store.storage.base import Storage
+    from cache_store.storage.open import open_storage
     from orchestrator.runs.prepare import claim_run_dir, prepare
     from orchestrator.runs.session import execute
 
     prepared = prepare(config)
     claim_run_dir(prepared)
     assert execute(prepared, quiet=True) == 0
-    nodes = NodeStore(Storage.open(prepared.config.store))
+    nodes = NodeStore(open_storage(prepared.config.store))
     found = {}
     for boundary in prepared.plan.regimes["segprop"].boundaries:
         commit = nodes.commit_of(boundary.sets[0])
         assert commit is not None
-        found[f"ResNet-18, {boundary.label}"] = _figures(prepared.config.store, commit["result"]["set"])
+        found[f"ResNet-18, {boundary.label}"] = _figures(prepared.config.store, commit.result["set"])
     return found
 
 
@@ -202,14 +202,14 @@ def _figures(store: str, set_id: str) -> Json:
     import torch
 
     from cache_store.formats import packed
-    from cache_store.formats.quantization import Encoding
+    from cache_store.formats.encoded_rows import EncodedRows
     from cache_store.snapshots.reader import RowReader
     from cache_store.snapshots.store import SnapshotStore
-    from cache_store.storage.base import Storage
+    from cache_store.storage.open import open_storage
     from workers.snapshots.boundary import to_numpy
 
     torch.set_num_threads(1)
-    snapshots = SnapshotStore(Storage.open(store)).load(set_id)
+    snapshots = SnapshotStore(open_storage(store)).load(set_id)
     fields, count = snapshots.spec.fields, min(snapshots.spec.rows, 4096)
     rows = [tensor.bfloat16() for tensor in RowReader(snapshots).gather(np.arange(count))]
     fields = tuple(type(field)(field.name, "bfloat16", field.shape) for field in fields)
@@ -218,7 +218,7 @@ def _figures(store: str, set_id: str) -> Json:
     for name in ENCODINGS:
         if name == "fp8" and len(fields[0].shape) == 3:
             continue
-        encoding = Encoding(name, fields)  # type: ignore[arg-type]
+        encoding = EncodedRows(name, fields)
         encoded, encode_s = _timed(lambda encoding=encoding: encoding.encode(rows))
         decoded, decode_s = _timed(lambda encoding=encoding, encoded=encoded: encoding.decode(encoded))
         stored = sum(tensor.nbytes for tensor in encoded)

@@ -101,7 +101,7 @@ def _spec(settings: Json) -> Any:
 
 
 def _cases(settings: Json) -> list[str]:
-    from workers.models.registry import outline
+    from workers.models.resnet.outline import resnet_outline as outline
 
     blocks = [block.name for block in outline(_spec(settings), settings["size"], CLASSES).blocks]
     return [
@@ -190,16 +190,17 @@ def measure(settings: Settings) -> Json:
 
 def _path(settings: Settings) -> tuple[Any, tuple[tuple[int, ...], ...]]:
     """The trained path of a case, as its stage would build it, and the shapes of one sample that enter it."""
-    from workers.models import registry
     from workers.models.chain import ModulePath
+    from workers.models.resnet import parts as resnet
+    from workers.models.resnet.outline import resnet_outline
 
     spec, size = _spec(vars(settings)), settings.size
-    chain = registry.outline(spec, size, CLASSES)
+    chain = resnet_outline(spec, size, CLASSES)
     blocks = [block.name for block in chain.blocks]
     regime, _, stage = settings.case.partition("/")
 
     def part(name: str) -> Any:
-        module = registry.build_part(spec, size, CLASSES, name)
+        module = resnet.build_part(spec, size, CLASSES, name)
         # Any weights do; the memory of a stage never depends on the parts it does not hold.
         for layer in module.modules():
             reset: Any = getattr(layer, "reset_parameters", None)
@@ -217,10 +218,10 @@ def _path(settings: Settings) -> tuple[Any, tuple[tuple[int, ...], ...]]:
     else:
         parts[stage] = part(stage)
         if regime == "lw":
-            parts["aux"] = registry.build_aux(spec, size, CLASSES, index + 1, seed=0)
+            parts["aux"] = resnet.build_aux(spec, size, CLASSES, index + 1, seed=0)
         else:
             if index + 1 < len(blocks):
-                parts["adapter"] = registry.build_adapter(spec, size, CLASSES, index + 1, len(blocks), seed=0)
+                parts["adapter"] = resnet.build_adapter(spec, size, CLASSES, index + 1, len(blocks), seed=0)
             parts["head"] = part("head")
     checkpointing = settings.case == "e2e+checkpointing"
     return ModulePath(parts, trained=list(parts), activation_checkpointing=checkpointing), chain.boundaries[index]

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from workers.data.images.prepare import prepare
 from workers.data.images.source import ImageSource
-from workers.models import registry
+from workers.models.resnet import parts as resnet
 from workers.seeds import derive_seed
 from workers.specs.as_json import from_json
 from workers.specs.experiment import Experiment, ImageSpec, ResNetSpec
@@ -57,16 +57,16 @@ class Plain:
         torch.set_num_threads(settings["threads"])
         torch.use_deterministic_algorithms(True)  # the default of a stage: the same work, bit for bit
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        snapshots = SnapshotStore(Storage.open(str(folder / "data")))
+        snapshots = SnapshotStore(open_storage(str(folder / "data")))
         data = prepare(from_json(ImageSpec, settings["data"]), snapshots)
         self.images = {
             split: ImageSource(self.experiment, data, snapshots, split) for split in ("train", "validation", "test")
         }
-        self.initial = registry.initial_state(self.model, self.classes, self.experiment.seed)
-        *self.blocks, self.head = registry.part_names(self.model, self.size, self.classes)
+        self.initial = resnet.initial_state(self.model, self.classes, self.experiment.seed)
+        *self.blocks, self.head = resnet.part_names(self.model, self.size, self.classes)
 
     def part(self, name: str) -> nn.Module:
-        part = registry.build_part(self.model, self.size, self.classes, name)
+        part = resnet.build_part(self.model, self.size, self.classes, name)
         part.load_state_dict({key: self.initial[key] for key in part.state_dict()})
         return part.to(memory_format=torch.channels_last)
 
@@ -83,7 +83,7 @@ class Plain:
             if index + 1 < len(self.blocks):
                 n = len(self.blocks)
                 seed = derive_seed(self.experiment.seed, "adapter", stage)
-                adapter = registry.build_adapter(self.model, self.size, self.classes, index + 1, n, seed)
+                adapter = resnet.build_adapter(self.model, self.size, self.classes, index + 1, n, seed)
                 parts.append(adapter.to(memory_format=torch.channels_last))
             path = nn.Sequential(*parts, head)
             stages.append(self.train(path, rows))

@@ -156,7 +156,7 @@ def _stage(node: Json) -> Json:
 def counted_ratio(settings: Json) -> float:
     """Operations of a SegProp run as a share of an end-to-end run's: every trained sample counts as three forward
     passes over its path, every snapshot as one over its block."""
-    from workers.models.registry import outline
+    from workers.models.resnet.outline import resnet_outline as outline
     from workers.specs.experiment import ResNetSpec
 
     model = ResNetSpec(name=settings["model"], stem=settings["stem"], head_convs=settings["head_convs"])

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cache_store.errors import CorruptShard
+from cache_store.formats.dtypes import STORED
 
 if TYPE_CHECKING:
     from cache_store.storage.base import Buffer
@@ -32,19 +33,7 @@ Array = npt.NDArray[Any]
 VERSION = 1
 #: The layout of `packed`.
 PACKED = 2
-VERSIONS = (VERSION, PACKED)
 ALIGNMENT = 64
-# How each dtype is kept in numpy; bfloat16 and float8, which numpy and Arrow lack, as their bits.
-DTYPES: dict[str, np.dtype[Any]] = {
-    "float32": np.dtype("<f4"),
-    "bfloat16": np.dtype("<u2"),
-    "float16": np.dtype("<f2"),
-    "float8_e4m3fn": np.dtype("u1"),
-    "uint8": np.dtype("u1"),
-    "int8": np.dtype("i1"),
-    "int32": np.dtype("<i4"),
-    "int64": np.dtype("<i8"),
-}
 _MAX_ROW_BYTES = 2**31 - 1  # Arrow's widths are int32
 _MAX_FRAME_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -53,7 +42,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 @dataclass(frozen=True)
 class Field:
     """One value a row: `shape` without the row dimension (`()` for a scalar), dtype one of
-    those of `DTYPES`. ValueError when it is not storable."""
+    those of `STORED`. ValueError when it is not storable."""
 
     name: str
     dtype: str
@@ -62,8 +51,8 @@ class Field:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"field name {self.name!r}: use letters, digits, '_', '.' and '-'")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"field {self.name}: dtype {self.dtype!r}; allowed: {', '.join(DTYPES)}")
+        if self.dtype not in STORED:
+            raise ValueError(f"field {self.name}: dtype {self.dtype!r}; allowed: {', '.join(STORED)}")
         if not all(type(size) is int and size > 0 for size in self.shape):
             raise ValueError(f"field {self.name}: shape {self.shape} must be of positive ints")
         if self.bytes > _MAX_ROW_BYTES:
@@ -72,7 +61,7 @@ class Field:
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
         """The dtype of its arrays: its own, or unsigned integers for bfloat16 and float8."""
-        return DTYPES[self.dtype]
+        return np.dtype(STORED[self.dtype])
 
     @property
     def bytes(self) -> int:
@@ -128,7 +117,7 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 def describe(fields: Sequence[Field], version: int = VERSION) -> Metadata:
-    """The metadata of a shard of `fields`."""
+    """Return the metadata of a shard of `fields`."""
     listing = json.dumps([[f.name, f.dtype, list(f.shape)] for f in fields], separators=(",", ":"))
     return (("segprop.codec", str(version)), ("segprop.fields", listing))
 
@@ -160,7 +149,8 @@ def _frame(fields: tuple[Field, ...], rows: int, metadata: Metadata) -> tuple[by
 
 
 def encode(fields: Sequence[Field], arrays: Sequence[Array]) -> list[Buffer]:
-    """The pieces of a shard file, to be written one after the other. C-contiguous arrays are not copied.
+    """Encode arrays as the pieces of a shard file, to be written one after the other. C-contiguous arrays are not
+    copied.
 
     `arrays[k]` is (rows, *fields[k].shape) of `fields[k].numpy_dtype` (uint16 bits for bfloat16), rows >= 1.
     ValueError when shapes or dtypes differ.
@@ -169,7 +159,7 @@ def encode(fields: Sequence[Field], arrays: Sequence[Array]) -> list[Buffer]:
 
 
 def check_arrays(fields: Sequence[Field], arrays: Sequence[Array]) -> int:
-    """The rows of these arrays; ValueError when shapes or dtypes are not those of `fields`."""
+    """Return how many rows these arrays have. ValueError when shapes or dtypes are not those of `fields`."""
     if not fields or len(fields) != len(arrays):
         raise ValueError(f"{len(arrays)} arrays for {len(fields)} fields")
     rows = len(arrays[0]) if arrays[0].ndim else 0
@@ -183,7 +173,8 @@ def check_arrays(fields: Sequence[Field], arrays: Sequence[Array]) -> int:
 
 
 def encode_columns(fields: Sequence[Field], arrays: Sequence[Array], rows: int, metadata: Metadata) -> list[Buffer]:
-    """As `encode`, of any layout that puts whole columns into a frame; shapes and dtypes are not checked."""
+    """Encode as `encode` does, in any layout that puts whole columns into a frame; shapes and dtypes are not
+    checked."""
     pieces: list[Buffer] = []
     columns = iter(arrays)
     for piece in _frame(tuple(fields), rows, metadata):
@@ -191,14 +182,14 @@ def encode_columns(fields: Sequence[Field], arrays: Sequence[Array], rows: int, 
             pieces.append(piece)
             continue
         column = np.ascontiguousarray(next(columns))
-        pieces.append(column.reshape(-1).view(np.uint8))
+        pieces.append(column.reshape(-1).view(np.uint8).data)
         if slack := _padded(column.nbytes) - column.nbytes:
             pieces.append(bytes(slack))
     return pieces
 
 
 def decode(buffer: Buffer, fields: Sequence[Field], rows: int) -> tuple[Array, ...]:
-    """The arrays of a shard file, as read-only views of `buffer` (kept alive by them): (rows, *shape) each.
+    """Return the arrays of a shard file, as read-only views of `buffer` (kept alive by them): (rows, *shape) each.
 
     CorruptShard when `buffer` is not exactly a shard of `rows` rows of `fields`. Values are not checked:
     verify the file's checksum first.
@@ -209,7 +200,7 @@ def decode(buffer: Buffer, fields: Sequence[Field], rows: int) -> tuple[Array, .
 
 @contextlib.contextmanager
 def damage_is_corrupt() -> Iterator[None]:
-    """CorruptShard for everything that Arrow raises for malformed input."""
+    """Raise CorruptShard for everything that Arrow raises for malformed input."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, MemoryError) as error:
@@ -221,7 +212,7 @@ def as_buffer(buffer: Buffer) -> pa.Buffer:
 
 
 def decode_columns(source: pa.Buffer, fields: Sequence[Field], rows: int, metadata: Metadata) -> tuple[Array, ...]:
-    """The columns of a frame that has exactly these fields, rows and metadata; in `damage_is_corrupt`."""
+    """Return the columns of a frame that has exactly these fields, rows and metadata; in `damage_is_corrupt`."""
     body = sum(_padded(f.bytes * rows) for f in fields)
     if not body <= source.size <= body + _MAX_FRAME_BYTES:
         raise CorruptShard(f"{source.size} bytes cannot be a shard of {rows} rows ({body} bytes of columns)")

@@ -35,7 +35,7 @@ def _metadata(fields: Sequence[Field], rows: int) -> codec.Metadata:
 
 
 def encode(fields: Sequence[Field], arrays: Sequence[Array]) -> list[Buffer]:
-    """The pieces of a packed shard file; arguments and errors as `codec.encode`'s."""
+    """Encode arrays as the pieces of a packed shard file; arguments and errors as `codec.encode`'s."""
     rows = codec.check_arrays(fields, arrays)
     zstd = _zstd()
     planes: list[Field] = []
@@ -51,7 +51,7 @@ def encode(fields: Sequence[Field], arrays: Sequence[Array]) -> list[Buffer]:
 
 
 def decode(buffer: Buffer, fields: Sequence[Field], rows: int) -> tuple[Array, ...]:
-    """The arrays of a packed shard file, read-only, in memory of their own: (rows, *shape) each.
+    """Return the arrays of a packed shard file, read-only, in memory of their own: (rows, *shape) each.
 
     CorruptShard when `buffer` is not exactly a packed shard of `rows` rows of `fields`. Verify the file's checksum
     first.

@@ -1,88 +1,79 @@
-"""Logical tensors to stored columns and back, on whatever device they are."""
+"""The arithmetic of block-scaled encodings: one byte a value and a scale a block, on whatever device the values are.
+
+Every function is elementwise or a maximum, so neither batch nor threads change a bit.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cache_store.formats import codec
-from cache_store.formats.codec import Field
-from cache_store.formats.encodings import BLOCK, EncodingName, columns
+from cache_store.formats.torch_dtypes import TORCH
 
-#: Largest code: 127 of int8, and of float8_e4m3fn its largest finite value.
-_LARGEST = {"int8": 127.0, "fp8": 448.0}
-_TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Smallest scale: below it a quotient would need subnormal numbers, which some devices flush to zero.
 _TINY = torch.finfo(torch.float32).tiny
 
 
-class Encoding:
-    """Maps rows of `logical` fields (float32, bfloat16 or float16) to rows of stored `fields` and back.
+def _scaled_int8(codes: Tensor, scale: Tensor) -> Tensor:
+    return codes * scale  # promoted: the product is float32
 
-    Every function is elementwise or a maximum, so neither batch nor threads change a bit: a row decodes to the same
-    values wherever it is read. Values that are not finite cannot be scaled: their whole block decodes to NaN, so that
-    a stage which meets it stops with a loss that is not finite.
-    """
 
-    def __init__(self, name: EncodingName, logical: Sequence[Field]) -> None:
-        self.name = name
-        self.logical = tuple(logical)
-        self.fields = tuple(
-            Field(f"{field.name}.{column.suffix}" if column.suffix else field.name, column.dtype, column.shape)
-            for field in logical
-            for column in columns(name, field.dtype, field.shape)
-        )
-        self.codec_version = codec.PACKED if name == "lossless" else codec.VERSION
+def _scaled_fp8(codes: Tensor, scale: Tensor) -> Tensor:
+    # The bits of a float16 that is 2^8 smaller, subnormals too: several times faster than torch's conversion.
+    shifted = (codes.to(torch.int16) << 7) & ~(1 << 14)
+    return shifted.view(torch.float16) * (scale * 256.0)
 
-    def encode(self, rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Stored columns of logical rows, in the order of `fields` and of their dtypes."""
-        if self.name in ("plain", "lossless"):
-            return tuple(rows)
-        return tuple(
-            stored for tensor, field in zip(rows, self.logical, strict=True) for stored in self._encode(tensor, field)
-        )
 
-    def decode(self, stored: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Logical rows of stored columns, new tensors; of `plain` and `lossless` the columns themselves."""
-        if self.name in ("plain", "lossless"):
-            return tuple(stored)
-        pairs = zip(stored[0::2], stored[1::2], strict=True)
-        return tuple(self._decode(*pair, field) for pair, field in zip(pairs, self.logical, strict=True))
+@dataclass(frozen=True)
+class _Code:
+    """A type of code. `largest`: its largest finite value; `rounded`: codes of scaled values; `scaled`: float32 values
+    of codes, given as int8 bits, and their scales."""
 
-    def _encode(self, rows: Tensor, field: Field) -> tuple[Tensor, Tensor]:
-        blocks = self._blocks(rows.float(), field)
-        scale = (blocks.abs().amax(-1) / _LARGEST[self.name]).clamp_min(_TINY)
-        codes = (blocks / scale.unsqueeze(-1)).nan_to_num(0.0)
-        code = codes.round().to(torch.int8) if self.name == "int8" else codes.to(torch.float8_e4m3fn)
-        _, scales = columns(self.name, field.dtype, field.shape)
-        return self._rows(code, field).contiguous(), scale.view(len(rows), *scales.shape)
+    largest: float
+    rounded: Callable[[Tensor], Tensor]
+    scaled: Callable[[Tensor, Tensor], Tensor]
 
-    def _decode(self, code: Tensor, scale: Tensor, field: Field) -> Tensor:
-        blocks = self._blocks(code.view(torch.int8), field)
-        scale = scale.view(*blocks.shape[:-1], 1)
-        if self.name == "fp8":
-            # The bits of a float16 that is 2^8 smaller, subnormals too: several times faster than torch's conversion.
-            shifted = (blocks.to(torch.int16) << 7) & ~(1 << 14)
-            blocks, scale = shifted.view(torch.float16), scale * 256.0
-        return self._rows(blocks * scale, field).to(_TORCH[field.dtype])  # promoted: the product is float32
 
-    def _blocks(self, rows: Tensor, field: Field) -> Tensor:
-        """(N, blocks, values), a short last block filled up with zeros."""
-        if len(field.shape) == 3:
-            return rows.reshape(len(rows), field.shape[0], -1)
-        size, last = BLOCK[self.name], field.shape[-1]
-        short = -last % size
-        if short and last > size:
-            rows = F.pad(rows, (0, short))
-        return rows.reshape(len(rows), -1, min(size, last))
+_CODES = {
+    "int8": _Code(127.0, lambda values: values.round().to(torch.int8), _scaled_int8),
+    "float8_e4m3fn": _Code(448.0, lambda values: values.to(torch.float8_e4m3fn), _scaled_fp8),
+}
 
-    @staticmethod
-    def _rows(blocks: Tensor, field: Field) -> Tensor:
-        """The inverse of `_blocks`."""
-        if math.prod(blocks.shape[1:]) == math.prod(field.shape):
-            return blocks.reshape(len(blocks), *field.shape)
-        return blocks.reshape(len(blocks), *field.shape[:-1], -1)[..., : field.shape[-1]]
+
+def quantize(rows: Tensor, shape: tuple[int, ...], block: int, code: str) -> tuple[Tensor, Tensor]:
+    """Return codes (N, *shape) of dtype `code` and scales (N, blocks) of rows (N, *shape), `block` values a scale."""
+    kind = _CODES[code]
+    blocks = _blocks(rows.float(), shape, block)
+    scale = (blocks.abs().amax(-1) / kind.largest).clamp_min(_TINY)
+    codes = kind.rounded((blocks / scale.unsqueeze(-1)).nan_to_num(0.0))
+    return _rows(codes, shape).contiguous(), scale
+
+
+def dequantize(codes: Tensor, scale: Tensor, shape: tuple[int, ...], block: int, code: str, dtype: str) -> Tensor:
+    """Return the rows (N, *shape) of `dtype`, a new tensor, of what `quantize` returned with `block` and `code`."""
+    blocks = _blocks(codes.view(torch.int8), shape, block)
+    scale = scale.view(*blocks.shape[:-1], 1)
+    return _rows(_CODES[code].scaled(blocks, scale), shape).to(TORCH[dtype])
+
+
+def _blocks(rows: Tensor, shape: tuple[int, ...], block: int) -> Tensor:
+    """(N, blocks, values), a short last block filled up with zeros."""
+    if len(shape) == 3:
+        return rows.reshape(len(rows), shape[0], -1)
+    last = shape[-1]
+    short = -last % block
+    if short and last > block:
+        rows = F.pad(rows, (0, short))
+    return rows.reshape(len(rows), -1, min(block, last))
+
+
+def _rows(blocks: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The inverse of `_blocks`."""
+    if math.prod(blocks.shape[1:]) == math.prod(shape):
+        return blocks.reshape(len(blocks), *shape)
+    return blocks.reshape(len(blocks), *shape[:-1], -1)[..., : shape[-1]]

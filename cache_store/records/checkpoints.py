@@ -1,4 +1,4 @@
-"""Mid-stage checkpoints of plan nodes: files and the manifest that makes them count, ordered by position."""
+"""Keep mid-stage checkpoints of plan nodes: files and the manifest that makes them count, ordered by position."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, CorruptShard, StoreError
-from cache_store.records.files import FileRecord, valid_files, verify, write_file
+from cache_store.records.file_record import FileRecord, files_to_json, read_files
+from cache_store.records.files import verify, write_file
 from cache_store.records.record_io import (
     check_name,
     dump_record,
@@ -43,6 +44,35 @@ class Checkpoint:
         """Its folder in the store."""
         return f"nodes/{self.node_id}/checkpoints/{self.attempt}/{self.sequence:06d}"
 
+    def to_json(self) -> dict[str, Any]:
+        """Write the checkpoint as its manifest in the store has it."""
+        return {
+            "format": FORMAT,
+            "node": self.node_id,
+            "attempt": self.attempt,
+            "sequence": self.sequence,
+            "position": list(self.position),
+            "data": dict(self.data),
+            "files": files_to_json(self.files),
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any], node_id: str, attempt: str, name: str) -> Checkpoint | None:
+        """Inverse of `to_json`; None when `record` is not the manifest of this node and attempt in folder `name`."""
+        position, sequence, data = record.get("position"), record.get("sequence"), record.get("data")
+        if (
+            not has_keys(record, "format node attempt sequence position data files")
+            or (record["format"], record["node"], record["attempt"]) != (FORMAT, node_id, attempt)
+            or type(sequence) is not int
+            or f"{sequence:06d}" != name
+            or not isinstance(position, list)
+            or not all(type(p) is int for p in position)
+            or not isinstance(data, dict)
+        ):
+            return None
+        files = read_files(record["files"], f"nodes/{node_id}/checkpoints/{attempt}/{name}")
+        return None if files is None else cls(node_id, attempt, sequence, tuple(position), data, files)
+
 
 class CheckpointStore:
     """Checkpoints of plan nodes under `nodes/` of one storage. Thread-safe."""
@@ -72,16 +102,7 @@ class CheckpointStore:
             pieces = buffers if isinstance(buffers, (list, tuple)) else (buffers,)
             path = f"{checkpoint.folder}/{check_name(name)}"
             checkpoint.files[name] = write_file(self.storage, path, *pieces)
-        manifest = {
-            "format": FORMAT,
-            "node": node_id,
-            "attempt": attempt_id,
-            "sequence": sequence,
-            "position": checkpoint.position,
-            "data": checkpoint.data,
-            "files": checkpoint.files,
-        }
-        raw = dump_record(manifest, f"a checkpoint of node {node_id}")
+        raw = dump_record(checkpoint.to_json(), f"a checkpoint of node {node_id}")
         reach("checkpoint.written")
         path = f"{checkpoint.folder}/manifest.json"
 
@@ -124,21 +145,7 @@ class CheckpointStore:
             record = parse_record(data, path)
         except CorruptRecord:
             return None
-        position, sequence, kept = record.get("position"), record.get("sequence"), record.get("data")
-        if (
-            not has_keys(record, "format node attempt sequence position data files")
-            or record.get("format") != FORMAT
-            or record.get("node") != node_id
-            or record.get("attempt") != attempt
-            or type(sequence) is not int
-            or f"{sequence:06d}" != name
-            or not isinstance(position, list)
-            or not all(type(p) is int for p in position)
-            or not isinstance(kept, dict)
-            or not valid_files(record.get("files"), path.rsplit("/", 1)[0])
-        ):
-            return None
-        return Checkpoint(node_id, attempt, sequence, tuple(position), kept, record["files"])
+        return Checkpoint.from_json(record, node_id, attempt, name)
 
     def latest_checkpoint(self, node_id: str, attempt_order: Sequence[str] | None = None) -> Checkpoint | None:
         """The newest checkpoint, over all attempts, whose files are all there and intact; None when there is

@@ -1,4 +1,4 @@
-"""Which copies on this machine's disk make room for a new one. Pure."""
+"""Choose which copies on this machine's disk make room for a new one. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Copy:
 
 
 def victims(copies: Sequence[Copy], needed: int, limit: int, now: float) -> list[str] | None:
-    """Names of the copies to delete, least recently used first, so that `needed` more bytes stay within `limit`.
+    """Name the copies to delete, least recently used first, so that `needed` more bytes stay within `limit`.
 
     None when that cannot be: `needed` alone is too much, or what is in use or being written takes the room. Never
     more copies than it takes.
@@ -40,5 +40,6 @@ def victims(copies: Sequence[Copy], needed: int, limit: int, now: float) -> list
 
 
 def default_limit(free: int, held: int) -> int:
-    """Bytes the copies may take when nothing is set: half of what they and the disk's free space make together."""
+    """Compute the bytes that copies may take when nothing is set: half of what they and the disk's free space make
+    together."""
     return (free + held) // 2

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import xxhash
@@ -16,8 +16,8 @@ import xxhash
 from cache_store.errors import CorruptShard, StoreError
 from cache_store.formats.codec import ALIGNMENT, Array
 from cache_store.keys import Digests
+from cache_store.records.file_record import FileRecord
 from cache_store.records.local_cache import LocalCache
-from cache_store.records.record_io import is_name
 from cache_store.storage.base import Storage, pieces_of, views_of
 from cache_store.storage.local import LocalStorage
 from cache_store.storage.os_errors import typed_error
@@ -26,49 +26,6 @@ if TYPE_CHECKING:
     from cache_store.storage.base import Buffer
 
 T = TypeVar("T")
-
-_HEX = re.compile(r"[0-9a-f]+")
-
-
-class FileRecord(TypedDict):
-    """One file a record publishes; plain JSON. `path` from the storage root, `bytes` its length, `xxh3` the
-    xxh3_128 and `sha256` the sha256 of its bytes in lower-case hex."""
-
-    path: str
-    bytes: int
-    xxh3: str
-    sha256: str
-
-
-def valid_digests(size: Any, xxh3: Any, sha256: Any) -> bool:
-    """Whether these can be the length, xxh3_128 and sha256 of a file."""
-    return (
-        type(size) is int
-        and size >= 0
-        and isinstance(xxh3, str)
-        and len(xxh3) == 32
-        and _HEX.fullmatch(xxh3) is not None
-        and isinstance(sha256, str)
-        and len(sha256) == 64
-        and _HEX.fullmatch(sha256) is not None
-    )
-
-
-def valid_files(files: Any, folder: str) -> bool:
-    """Whether `files` maps names to records of files of these names in `folder`."""
-    if not isinstance(files, dict):
-        return False
-    for name, record in files.items():
-        if not (
-            isinstance(record, dict)
-            and set(record) == {"path", "bytes", "xxh3", "sha256"}
-            and is_name(name)
-            and record["path"] == f"{folder}/{name}"
-            and valid_digests(record["bytes"], record["xxh3"], record["sha256"])
-        ):
-            return False
-    return True
-
 
 #: A file of fewer bytes is hashed sooner than a thread starts.
 _BESIDE_BYTES = 1 << 20
@@ -85,7 +42,7 @@ def write_file(storage: Storage, path: str, *buffers: Buffer) -> FileRecord:
             hashing = pool.submit(_digests, buffers)
             storage.write(path, *buffers)
             digests = hashing.result()
-    return {"path": path, "bytes": digests.bytes, "xxh3": digests.xxh3, "sha256": digests.sha256}
+    return FileRecord(path, digests.bytes, digests.xxh3, digests.sha256)
 
 
 def _digests(buffers: tuple[Buffer, ...]) -> Digests:
@@ -95,23 +52,23 @@ def _digests(buffers: tuple[Buffer, ...]) -> Digests:
     return digests
 
 
-def _mismatch(storage: Storage, record: Mapping[str, Any], why: str) -> CorruptShard:
-    return CorruptShard(f"{storage.uri}: {record['path']} {why}", path=record["path"])
+def _mismatch(storage: Storage, record: FileRecord, why: str) -> CorruptShard:
+    return CorruptShard(f"{storage.uri}: {record.path} {why}", path=record.path)
 
 
-def verify(storage: Storage, record: Mapping[str, Any]) -> None:
+def verify(storage: Storage, record: FileRecord) -> None:
     """Check a file's length and xxh3_128, reading it once in pieces. CorruptShard when it differs or is
     gone."""
     try:
-        size = storage.size(record["path"])
-        if size != record["bytes"]:
-            raise _mismatch(storage, record, f"has {size} bytes, its record says {record['bytes']}")
+        size = storage.size(record.path)
+        if size != record.bytes:
+            raise _mismatch(storage, record, f"has {size} bytes, its record says {record.bytes}")
         hasher = xxhash.xxh3_128()
-        for piece in storage.chunks(record["path"], size):
+        for piece in storage.chunks(record.path, size):
             hasher.update(piece)
     except FileNotFoundError as error:
         raise _mismatch(storage, record, "is missing, though a record lists it") from error
-    if hasher.hexdigest() != record["xxh3"]:
+    if hasher.hexdigest() != record.xxh3:
         raise _mismatch(storage, record, "does not match its checksum")
 
 
@@ -122,14 +79,14 @@ _verified_lock = threading.Lock()
 _SETTLED_NS = 2_000_000_000
 
 
-def verify_once(storage: Storage, record: Mapping[str, Any]) -> Path | None:
+def verify_once(storage: Storage, record: FileRecord) -> Path | None:
     """As `verify`, but a local file this process has checked, unchanged in size and mtime since, is not read
     again. Its local path, for mapping.
 
     On remote storage that is the path of this machine's copy, checked in the same way; None (and nothing checked)
     where no copy can be kept, and on storage that is neither. A copy may be evicted: treat one that is gone as None.
     """
-    path = storage.local_path(record["path"])
+    path = storage.local_path(record.path)
     if path is None:
         return _verified_copy(storage, record) if storage.remote else None
     try:
@@ -138,10 +95,10 @@ def verify_once(storage: Storage, record: Mapping[str, Any]) -> Path | None:
         raise _mismatch(storage, record, "is missing, though a record lists it") from error
     except OSError as error:
         raise typed_error(error, "look up", str(path)) from error
-    key = (path, record["xxh3"], status.st_size, status.st_mtime_ns, status.st_ino)
+    key = (path, record.xxh3, status.st_size, status.st_mtime_ns, status.st_ino)
     with _verified_lock:
         known = key in _verified
-    if not known or status.st_size != record["bytes"]:
+    if not known or status.st_size != record.bytes:
         settled = time.time_ns() - status.st_mtime_ns > _SETTLED_NS
         verify(storage, record)
         if settled:
@@ -150,7 +107,7 @@ def verify_once(storage: Storage, record: Mapping[str, Any]) -> Path | None:
     return path
 
 
-def _verified_copy(storage: Storage, record: Mapping[str, Any]) -> Path | None:
+def _verified_copy(storage: Storage, record: FileRecord) -> Path | None:
     copies = LocalCache.from_environment()
     if copies is None:
         return None
@@ -159,7 +116,7 @@ def _verified_copy(storage: Storage, record: Mapping[str, Any]) -> Path | None:
         if copies.fetch(storage, record) is None:
             return None
         try:
-            return verify_once(as_folder, {**record, "path": copies.name_of(record)})
+            return verify_once(as_folder, replace(record, path=copies.name_of(record)))
         except CorruptShard:
             # The disk of this machine is at fault, or the copy was evicted just now: not the store.
             copies.discard(record)
@@ -168,18 +125,18 @@ def _verified_copy(storage: Storage, record: Mapping[str, Any]) -> Path | None:
     return None
 
 
-def read_file(storage: Storage, record: Mapping[str, Any]) -> bytes:
-    """The verified bytes of a file. CorruptShard when they differ from the record or the file is gone."""
+def read_file(storage: Storage, record: FileRecord) -> bytes:
+    """Read and verify the bytes of a file. CorruptShard when they differ from the record or the file is gone."""
 
     def read() -> bytes | None:
         # One byte more than recorded shows a longer file without reading all of it.
-        data = storage.read(record["path"], limit=record["bytes"] + 1)
-        return data if len(data) == record["bytes"] and xxhash.xxh3_128_hexdigest(data) == record["xxh3"] else None
+        data = storage.read(record.path, limit=record.bytes + 1)
+        return data if len(data) == record.bytes and xxhash.xxh3_128_hexdigest(data) == record.xxh3 else None
 
     return _read_verified(storage, record, read)
 
 
-def read_aligned(storage: Storage, record: Mapping[str, Any]) -> Array:
+def read_aligned(storage: Storage, record: FileRecord) -> Array:
     """As `read_file`, for shards, of one byte at least: (bytes,) uint8 in memory that begins at a multiple of 64 bytes,
     which makes copies out of it up to twice as fast; put together and checked piece by piece while the rest arrives."""
 
@@ -187,9 +144,9 @@ def read_aligned(storage: Storage, record: Mapping[str, Any]) -> Array:
         array: Array | None = None
         place = 0
         hasher = xxhash.xxh3_128()
-        for piece in storage.chunks(record["path"], record["bytes"]):
+        for piece in storage.chunks(record.path, record.bytes):
             if array is None:  # now the store has said that there are so many bytes: a record alone could ask for any
-                array = _aligned(record["bytes"])
+                array = _aligned(record.bytes)
             target = array[place : place + piece.nbytes]
             if len(target) < piece.nbytes:
                 return None  # it grew while it was read
@@ -197,12 +154,12 @@ def read_aligned(storage: Storage, record: Mapping[str, Any]) -> Array:
             # Of the copy: it is in the processor's cache, and it is what will be used.
             hasher.update(target.data)
             place += piece.nbytes
-        return array if array is not None and place == len(array) and hasher.hexdigest() == record["xxh3"] else None
+        return array if array is not None and place == len(array) and hasher.hexdigest() == record.xxh3 else None
 
     return _read_verified(storage, record, read)
 
 
-def _read_verified(storage: Storage, record: Mapping[str, Any], read: Callable[[], T | None]) -> T:
+def _read_verified(storage: Storage, record: FileRecord, read: Callable[[], T | None]) -> T:
     # Bytes that came over a network may have been damaged on their way: those are asked for once more.
     for _ in range(2 if storage.remote else 1):
         try:

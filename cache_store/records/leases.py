@@ -1,4 +1,4 @@
-"""Leases: who is at work on what, so that several workers do not do the same work twice.
+"""Lease work: say who is at work on what, so that several workers do not do the same work twice.
 
 Nothing depends on a lease being right. Two holders of one only work twice, and what they make is published
 exclusively elsewhere; a lease that its holder left behind ends by itself. Its age goes by the store's clock, and
@@ -43,7 +43,8 @@ class Leases:
         self._seen: dict[str, tuple[float, float]] = {}
 
     def take(self, name: str) -> bool:
-        """Whether `name` is ours now: it was free, or its holder has not renewed it for too long. StoreErrors pass."""
+        """Take `name` if it is free, or if its holder has not renewed it for too long; whether it is ours now.
+        StoreErrors pass."""
         path = self._path(name)
         if not self._storage.create(path, self._content()) and not self._take_over(path, name):
             return False
@@ -73,7 +74,7 @@ class Leases:
                 self._storage.delete(self._path(name))
 
     def names(self) -> list[str]:
-        """What is leased, by anybody, ended leases included."""
+        """List what is leased, by anybody, ended leases included."""
         return self._storage.list(self._folder)
 
     def _take_over(self, path: str, name: str) -> bool:

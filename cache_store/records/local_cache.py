@@ -13,14 +13,14 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
 from cache_store.errors import CorruptShard, UserError
 from cache_store.records.eviction import Copy, default_limit, victims
+from cache_store.records.file_record import FileRecord
 from cache_store.storage.base import Storage
 
 FOLDER_VARIABLE = "SEGPROP_CACHE_DIR"
@@ -54,11 +54,11 @@ class LocalCache:
             return None
 
     @staticmethod
-    def name_of(record: Mapping[str, Any]) -> str:
+    def name_of(record: FileRecord) -> str:
         """The path of a file's copy inside the folder."""
-        return f"files/{record['sha256']}.{record['bytes']}"
+        return f"files/{record.sha256}.{record.bytes}"
 
-    def fetch(self, storage: Storage, record: Mapping[str, Any]) -> Path | None:
+    def fetch(self, storage: Storage, record: FileRecord) -> Path | None:
         """The path of a copy of a file, downloaded unless it is there, its last use noted. None when it cannot be
         kept here.
 
@@ -72,21 +72,21 @@ class LocalCache:
             # A full disk, or a folder that cannot be written: reading the store itself still works.
             return None
 
-    def _fetch(self, storage: Storage, record: Mapping[str, Any], path: Path) -> Path | None:
+    def _fetch(self, storage: Storage, record: FileRecord, path: Path) -> Path | None:
         if _touch(path):
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self._writing(path, record["bytes"]) as part:
+        with self._writing(path, record.bytes) as part:
             if part is None:
                 return path if _touch(path) else None
             # Twice: bytes may be damaged on their way as well as in the store.
             if not _download(storage, record, part) and not _download(storage, record, part):
-                raise CorruptShard(f"{storage.uri}: {record['path']} does not match its checksum", path=record["path"])
+                raise CorruptShard(f"{storage.uri}: {record.path} does not match its checksum", path=record.path)
             os.fsync(part)
             os.rename(path.with_name(path.name + _PART), path)
         return path
 
-    def discard(self, record: Mapping[str, Any]) -> None:
+    def discard(self, record: FileRecord) -> None:
         """Delete a copy that turned out to be damaged."""
         with contextlib.suppress(OSError):
             os.unlink(self.folder / self.name_of(record))
@@ -195,13 +195,13 @@ def _abandoned(part: Path) -> bool:
         os.close(descriptor)
 
 
-def _download(storage: Storage, record: Mapping[str, Any], part: int) -> bool:
+def _download(storage: Storage, record: FileRecord, part: int) -> bool:
     """Fill the file `part` with the store's bytes; whether they are those of the record."""
     hasher = xxhash.xxh3_128()
     place = 0
     try:
-        for piece in storage.chunks(record["path"], record["bytes"]):
-            if place + piece.nbytes > record["bytes"]:
+        for piece in storage.chunks(record.path, record.bytes):
+            if place + piece.nbytes > record.bytes:
                 return False
             hasher.update(piece)
             while piece.nbytes:
@@ -210,6 +210,6 @@ def _download(storage: Storage, record: Mapping[str, Any], part: int) -> bool:
                 piece = piece[written:]
     except FileNotFoundError:
         raise CorruptShard(
-            f"{storage.uri}: {record['path']} is missing, though a record lists it", path=record["path"]
+            f"{storage.uri}: {record.path} is missing, though a record lists it", path=record.path
         ) from None
-    return bool(place == record["bytes"] and hasher.hexdigest() == record["xxh3"])
+    return bool(place == record.bytes and hasher.hexdigest() == record.xxh3)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, StoreError
 from cache_store.records.checkpoints import Checkpoint, CheckpointStore
-from cache_store.records.files import FileRecord, read_file, valid_files, verify, verify_once, write_file
+from cache_store.records.file_record import FileRecord, files_to_json, read_files
+from cache_store.records.files import read_file, verify, verify_once, write_file
 from cache_store.records.record_io import (
     check_name,
     dump_record,
@@ -30,6 +32,62 @@ if TYPE_CHECKING:
     from cache_store.storage.base import Buffer
 
 FORMAT = 1
+
+
+class FromJson(Protocol):
+    """A type whose instances are read from JSON values."""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read an instance. ValueError, naming the key, when something is missing."""
+
+
+R = TypeVar("R", bound=FromJson)
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What a node of a plan has published: the attempt that made it, its files by name, and its result as JSON
+    values. `read` gives the result as the type its kind of node commits."""
+
+    node: str
+    attempt: str
+    files: Mapping[str, FileRecord]
+    result: Mapping[str, Any]
+
+    def read(self, kind: type[R]) -> R:
+        """Read the result as an instance of `kind`. CorruptRecord when it lacks what every version of that kind has."""
+        try:
+            return kind.from_json(self.result)
+        except ValueError as error:
+            path = NodeStore.commit_path(self.node)
+            raise CorruptRecord(f"{path}: {error}; move it away to run the node again", path=path) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Write the commit as its record in the store has it."""
+        return {
+            "format": FORMAT,
+            "node": self.node,
+            "attempt": self.attempt,
+            "files": files_to_json(self.files),
+            "result": dict(self.result),
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any], node_id: str) -> Commit | None:
+        """Inverse of `to_json`; None when `record` is not a commit of this node."""
+        attempt, result = record.get("attempt"), record.get("result")
+        if (
+            not has_keys(record, "format node attempt files result")
+            or record["format"] != FORMAT
+            or record["node"] != node_id
+            or not isinstance(attempt, str)
+            or not is_name(attempt)
+            or not isinstance(result, dict)
+        ):
+            return None
+        files = read_files(record["files"], f"nodes/{node_id}/attempts/{attempt}")
+        return None if files is None else cls(node_id, attempt, files, result)
 
 
 class Attempt:
@@ -54,7 +112,7 @@ class Attempt:
         self.files[name] = record
         return record
 
-    def commit(self, result: Mapping[str, Any]) -> dict[str, Any]:
+    def commit(self, result: Mapping[str, Any]) -> Commit:
         """Publish every file written and the JSON `result`. Returns the commit that counts: ours or the
         winner's.
 
@@ -62,26 +120,20 @@ class Attempt:
         storage did not acknowledge, the record is read back first. StoreError when `result` is not JSON.
         """
         path = self._store.commit_path(self.node_id)
-        record = {
-            "format": FORMAT,
-            "node": self.node_id,
-            "attempt": self.id,
-            "files": self.files,
-            "result": dict(result),
-        }
-        data = dump_record(record, f"the result of node {self.node_id}")
+        own = Commit(self.node_id, self.id, self.files, result)
+        data = dump_record(own.to_json(), f"the result of node {self.node_id}")
         reach("node.written")
 
         def winner() -> str | None:
             commit = self._store.commit_of(self.node_id)
-            return None if commit is None else str(commit["attempt"])
+            return None if commit is None else commit.attempt
 
         publish(self._store.storage, path, data, self.id, winner)
         reach("node.committed")
         commit = self._store.commit_of(self.node_id)
         if commit is None:
             raise StoreError(f"{path} was there and is gone", path=path)
-        if commit["attempt"] != self.id:
+        if commit.attempt != self.id:
             with contextlib.suppress(StoreError):
                 self._store.storage.delete_tree(self._folder)
         return commit
@@ -107,12 +159,11 @@ class NodeStore(CheckpointStore):
 
     @staticmethod
     def commit_path(node_id: str) -> str:
-        """Where a node's commit record is. StoreError for an id that is not a name."""
+        """Name the path of a node's commit record. StoreError for an id that is not a name."""
         return f"nodes/{check_name(node_id)}/commit.json"
 
-    def commit_of(self, node_id: str) -> dict[str, Any] | None:
-        """The commit of a node, None when it is not finished: {"format", "node", "attempt", "files",
-        "result"}.
+    def commit_of(self, node_id: str) -> Commit | None:
+        """Read the commit of a node; None when it is not finished.
 
         CorruptRecord when the record is not one (wrong node, format or shape, larger than 16 MiB); it is left
         in place. Files are not read.
@@ -127,27 +178,20 @@ class NodeStore(CheckpointStore):
                 f"{self.storage.uri}: {path} has format {record.get('format')!r}, expected {FORMAT}",
                 path=path,
             )
-        attempt = record.get("attempt")
-        if (
-            not has_keys(record, "format node attempt files result")
-            or record.get("node") != node_id
-            or not isinstance(attempt, str)
-            or not is_name(attempt)
-            or not isinstance(record.get("result"), dict)
-            or not valid_files(record.get("files"), f"nodes/{node_id}/attempts/{attempt}")
-        ):
+        commit = Commit.from_json(record, node_id)
+        if commit is None:
             raise CorruptRecord(
                 f"{self.storage.uri}: {path} is not a commit of node {node_id}; move it away to run the node again",
                 path=path,
             )
-        return record
+        return commit
 
     def attempt(self, node_id: str) -> Attempt:
-        """A fresh attempt at a node; nothing is written yet."""
+        """Begin an attempt at a node; nothing is written yet."""
         return Attempt(self, node_id)
 
     def notes(self, node_id: str, name: str) -> list[dict[str, Any]]:
-        """What the attempts at a node, finished or not, have noted under `name`; damaged notes are passed over."""
+        """Read what the attempts at a node, finished or not, have noted under `name`; damaged notes are passed over."""
         folder = f"nodes/{check_name(node_id)}/attempts"
         found = []
         for attempt in self.storage.list(folder):
@@ -158,15 +202,15 @@ class NodeStore(CheckpointStore):
                     found.append(parse_record(data, path))
         return found
 
-    def read_file(self, record: Mapping[str, Any]) -> bytes:
-        """The verified bytes of a published file. CorruptShard when they differ or the file is gone."""
+    def read_file(self, record: FileRecord) -> bytes:
+        """Read and verify the bytes of a published file. CorruptShard when they differ or the file is gone."""
         return read_file(self.storage, record)
 
-    def verify(self, record: Mapping[str, Any]) -> None:
+    def verify(self, record: FileRecord) -> None:
         """Check a published file without keeping it. CorruptShard when it differs or is gone."""
         verify(self.storage, record)
 
-    def verified_path(self, record: Mapping[str, Any]) -> Path | None:
+    def verified_path(self, record: FileRecord) -> Path | None:
         """The file's local path, or that of this machine's copy of it, checked once by this process per (path,
         size, mtime); None when it can be neither.
 
@@ -181,7 +225,7 @@ class NodeStore(CheckpointStore):
         if commit is None:
             return 0
         folder = f"nodes/{node_id}/attempts"
-        losers = [name for name in self.storage.list(folder) if name != commit["attempt"]]
+        losers = [name for name in self.storage.list(folder) if name != commit.attempt]
         for name in losers:
             self.storage.delete_tree(f"{folder}/{name}")
         return len(losers)

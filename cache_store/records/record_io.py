@@ -1,4 +1,4 @@
-"""Small JSON records that publish something: bounded, checked before use, created exclusively."""
+"""Write and read small JSON records that publish something: bounded, checked before use, created exclusively."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 
 
 def new_attempt_id() -> str:
-    """An id no other attempt has; ids made later sort later (to the clock's precision)."""
+    """Make an id that no other attempt has; ids made later sort later (to the clock's precision)."""
     return f"{time.time_ns() // 1_000_000:011x}-{secrets.token_hex(6)}"
 
 
 def is_name(name: str) -> bool:
-    """Whether `name` can be one component of a store path."""
+    """Say whether `name` can be one component of a store path."""
     return _NAME.fullmatch(name) is not None
 
 
 def check_name(name: str) -> str:
-    """`name` if it can be one component of a store path; StoreError otherwise."""
+    """Return `name` if it can be one component of a store path; StoreError otherwise."""
     if not is_name(name):
         raise StoreError(f"{name!r} is not a name for the store: use letters, digits, '_', '.', '+', '-'")
     return name
 
 
 def dump_record(record: Mapping[str, Any], what: str) -> bytes:
-    """JSON bytes of a record, with a checksum of themselves as the last key, `check`. StoreError when it is not
+    """Write a record as JSON bytes, with a checksum of themselves as the last key, `check`. StoreError when it is not
     JSON (NaN included) or longer than 16 MiB."""
     try:
         data = json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
@@ -55,8 +55,8 @@ def _refuse(constant: str) -> Any:
 
 
 def parse_record(data: bytes, path: str) -> dict[str, Any]:
-    """The object in `data`, without its `check`. CorruptRecord when it is not a JSON object, longer than 16 MiB, or
-    does not match its checksum.
+    """Read the object in `data`, without its `check`. CorruptRecord when it is not a JSON object, longer than 16 MiB,
+    or does not match its checksum.
 
     Records without a checksum pass (older programs wrote none): compare the keys with `has_keys`, so that damage
     to the checksum's own name is found.
@@ -82,12 +82,12 @@ def _sealed(data: bytes) -> bool:
 
 
 def has_keys(record: Mapping[str, Any], keys: str) -> bool:
-    """Whether a record has exactly these keys, given with spaces in between."""
+    """Say whether a record has exactly these keys, given with spaces in between."""
     return set(record) == set(keys.split())
 
 
 def read_bounded(storage: Storage, path: str) -> bytes | None:
-    """The bytes of a record, cut just above 16 MiB (which `parse_record` refuses); None when absent."""
+    """Read the bytes of a record, cut just above 16 MiB (which `parse_record` refuses); None when absent."""
     try:
         return storage.read(path, limit=MAX_RECORD_BYTES + 1)
     except FileNotFoundError:

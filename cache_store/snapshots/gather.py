@@ -42,8 +42,8 @@ class Runs:
 
     @classmethod
     def of(cls, rows: Array, locate: Locate, size: int, most: int | None = None) -> Runs:
-        """The runs of these rows (int64, 1-d, at least one) of a set of `size` rows; `most`: rows of a run, so that
-        several threads can share a long one. IndexError: a row outside the set."""
+        """Find the runs of these rows (int64, 1-d, at least one) of a set of `size` rows; `most`: rows of a run, so
+        that several threads can share a long one. IndexError: a row outside the set."""
         joins = rows[1:] == rows[:-1] + 1
         if most is not None:
             joins[most - 1 :: most] = False
@@ -63,7 +63,7 @@ class Runs:
         return cls(places, local, counts, [(int(shards[a]), a, b) for a, b in pairwise(cuts)])
 
     def shares(self, first: int, last: int, row_bytes: int, most: int, least_bytes: int) -> list[tuple[int, int]]:
-        """Runs `first` to `last` in at most `most` parts of about the same size and at least `least_bytes`."""
+        """Cut runs `first` to `last` into at most `most` parts of about the same size and at least `least_bytes`."""
         if most == 1 or last - first == 1:
             return [(first, last)]
         ends = np.cumsum(self.counts[first:last])
@@ -95,7 +95,7 @@ class Copier:
         return list(zip(*((column * self.row_bytes).tolist() for column in columns), strict=True))
 
     def copy(self, first: int, last: int, source: Array, target: Array) -> None:
-        """Runs `first` to `last`, all of one shard, from the bytes of a column to those of the output."""
+        """Copy runs `first` to `last`, all of one shard, from the bytes of a column to those of the output."""
         if self._one_by_one:
             self._copy_spans(first, last, source, target)
             return
@@ -172,7 +172,7 @@ class Copies:
         self._pending: deque[Future[None]] = deque()
 
     def add(self, first: int, last: int, sources: Sequence[Array]) -> None:
-        """Runs `first` to `last`, all of one shard, those that follow the ones added before."""
+        """Add runs `first` to `last`, all of one shard, those that follow the ones added before."""
         if self._pool is None:
             for copier, source, target in zip(self._copiers, sources, self._targets, strict=True):
                 copier.copy(first, last, source, target)

@@ -12,20 +12,10 @@ import torch
 
 from cache_store.errors import CorruptShard, MissingShard
 from cache_store.formats.codec import Array, Field
+from cache_store.formats.torch_dtypes import BITS, TORCH
 from cache_store.snapshots.gather import Copier, Copies, Runs
 from cache_store.snapshots.read_ahead import ReadAhead
 from cache_store.snapshots.store import SnapshotSet
-
-_TORCH = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float8_e4m3fn": torch.float8_e4m3fn,
-    "uint8": torch.uint8,
-    "int8": torch.int8,
-    "int32": torch.int32,
-    "int64": torch.int64,
-}
 
 
 class RowReader:
@@ -72,7 +62,7 @@ class RowReader:
             self._ahead = None
 
     def gather(self, rows: Any, out: Sequence[torch.Tensor] | None = None) -> tuple[torch.Tensor, ...]:
-        """The given rows, one CPU tensor (len(rows), *shape) a field, in the fields' own dtypes.
+        """Read the given rows, one CPU tensor (len(rows), *shape) a field, in the fields' own dtypes.
 
         `rows`: 1-d integers (numpy, or anything numpy takes), in any order, repeats allowed. `out`: tensors
         to fill and reuse, contiguous (len(rows) or more, *shape); views of their first len(rows) rows are
@@ -82,7 +72,7 @@ class RowReader:
         """
         spec = self.snapshots.spec
         index = np.asarray(rows)
-        if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
+        if index.ndim != 1 or (index.size and not np.issubdtype(index.dtype, np.integer)):
             raise ValueError(f"rows: expected 1-d integers, got {index.dtype} {index.shape}")
         index = index.astype(np.int64, copy=False)
         tensors = self._outputs(len(index), out)
@@ -104,10 +94,10 @@ class RowReader:
         return tensors
 
     def empty(self, count: int, *, pinned: bool = False) -> tuple[torch.Tensor, ...]:
-        """Uninitialised CPU tensors for `count` rows, (count, *shape) a field: for `gather(out=)`. `pinned`: in memory
-        that a CUDA device reads by itself."""
+        """Make uninitialised CPU tensors for `count` rows, (count, *shape) a field: for `gather(out=)`. `pinned`: in
+        memory that a CUDA device reads by itself."""
         fields = self.snapshots.spec.fields
-        return tuple(torch.empty((count, *f.shape), dtype=_TORCH[f.dtype], pin_memory=pinned) for f in fields)
+        return tuple(torch.empty((count, *f.shape), dtype=TORCH[f.dtype], pin_memory=pinned) for f in fields)
 
     def _outputs(self, count: int, out: Sequence[torch.Tensor] | None) -> tuple[torch.Tensor, ...]:
         fields = self.snapshots.spec.fields
@@ -120,7 +110,7 @@ class RowReader:
     @staticmethod
     def _output(count: int, tensor: torch.Tensor, field: Field) -> torch.Tensor:
         if (
-            tensor.dtype != _TORCH[field.dtype]
+            tensor.dtype != TORCH[field.dtype]
             or tuple(tensor.shape[1:]) != field.shape
             or tensor.ndim != 1 + len(field.shape)
             or len(tensor) < count
@@ -168,6 +158,5 @@ class RowReader:
 
 def _bits(tensor: torch.Tensor) -> Array:
     # numpy has neither bfloat16 nor float8; for moving rows about any type of their size will do.
-    stand_in = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8}.get(tensor.dtype)
-    array: Array = (tensor if stand_in is None else tensor.view(stand_in)).numpy()
+    array: Array = tensor.view(BITS.get(tensor.dtype, tensor.dtype)).numpy()
     return array

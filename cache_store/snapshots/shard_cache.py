@@ -43,7 +43,7 @@ class ShardCache:
         return self._bytes
 
     def get(self, key: Hashable) -> Arrays | None:
-        """The arrays kept under `key`, which counts as a use; None when there are none."""
+        """Return the arrays kept under `key`, which counts as a use; None when there are none."""
         with self._lock:
             held = self._held.get(key)
             if held is None:
@@ -72,7 +72,7 @@ class ShardCache:
             self._bytes -= held.bytes if held is not None else 0
 
     def keys(self) -> list[Hashable]:
-        """What is held, the least recently used first."""
+        """List what is held, the least recently used first."""
         with self._lock:
             return list(self._held)
 

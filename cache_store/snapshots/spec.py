@@ -12,6 +12,7 @@ import numpy as np
 
 from cache_store.formats import codec
 from cache_store.formats.codec import Array, Field
+from cache_store.formats.layouts import SHARD_LAYOUTS
 from cache_store.keys import digest_json
 
 FORMAT = 1
@@ -30,7 +31,7 @@ class SetSpec:
     `i` holds rows `cuts[i]` up to `cuts[i + 1]`, so that none cuts a sample in two. Then `shard_rows` is the
     longest shard's rows, and `group_rows` counts samples; `ragged` fills both in.
 
-    `codec_version`: how a shard's file is laid out, one of `codec.VERSIONS`.
+    `codec_version`: how a shard's file is laid out, one of `cache_store.formats.layouts.SHARD_LAYOUTS`.
     """
 
     key: Mapping[str, Any]
@@ -50,7 +51,7 @@ class SetSpec:
         cuts: Iterable[int],
         codec_version: int = codec.VERSION,
     ) -> SetSpec:
-        """The set whose shards begin and end at `cuts`: 0 first, strictly ascending, the number of rows last.
+        """Describe the set whose shards begin and end at `cuts`: 0 first, strictly ascending, the number of rows last.
         ValueError when they are not that."""
         whole = tuple(int(cut) for cut in cuts)
         longest = max((stop - start for start, stop in pairwise(whole)), default=0)
@@ -68,8 +69,8 @@ class SetSpec:
                 f"shard_rows {self.shard_rows} is not a multiple of group_rows {self.group_rows}: "
                 "a group would lie in two shards"
             )
-        if type(self.codec_version) is not int or self.codec_version not in codec.VERSIONS:
-            raise ValueError(f"codec version {self.codec_version!r}: known are {', '.join(map(str, codec.VERSIONS))}")
+        if type(self.codec_version) is not int or self.codec_version not in SHARD_LAYOUTS:
+            raise ValueError(f"codec version {self.codec_version!r}: known are {', '.join(map(str, SHARD_LAYOUTS))}")
         names = [field.name for field in self.fields]
         if not 1 <= len(names) <= _MAX_FIELDS or len(set(names)) != len(names):
             raise ValueError(f"fields {names}: 1 to {_MAX_FIELDS} different names")
@@ -104,7 +105,7 @@ class SetSpec:
         return self.rows * self.row_bytes
 
     def shard_range(self, i: int) -> range:
-        """The rows in shard `i`. IndexError when there is no such shard."""
+        """Return the rows in shard `i`. IndexError when there is no such shard."""
         if not 0 <= i < self.shards:
             raise IndexError(f"shard {i} of a set of {self.shards}")
         if self.cuts is not None:
@@ -112,8 +113,8 @@ class SetSpec:
         return range(i * self.shard_rows, min((i + 1) * self.shard_rows, self.rows))
 
     def locate(self, rows: Array) -> tuple[Array, Array]:
-        """(shard, row inside it) of every row of the set: int64 arrays shaped as `rows`, which is int64 and inside
-        the set (not checked)."""
+        """Return (shard, row inside it) of every row of the set: int64 arrays shaped as `rows`, which is int64 and
+        inside the set (not checked)."""
         if self.cuts is None:
             shards, local = np.divmod(rows, self.shard_rows)
             return shards, local
@@ -125,7 +126,7 @@ class SetSpec:
         return np.array(self.cuts, np.int64)
 
     def to_json(self) -> dict[str, Any]:
-        """What set.json holds, and what the id hashes."""
+        """Return what set.json holds, and what the id hashes."""
         record = {
             "format": FORMAT,
             "codec": self.codec_version,
@@ -140,7 +141,7 @@ class SetSpec:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> SetSpec:
-        """The spec in a set.json. ValueError, TypeError or KeyError when it is not one of this version."""
+        """Return the spec in a set.json. ValueError, TypeError or KeyError when it is not one of this version."""
         if record["format"] != FORMAT or not isinstance(record["key"], dict):
             raise ValueError("not a set of this version")
         if len(record["fields"]) > _MAX_FIELDS:

@@ -8,7 +8,6 @@ the file, after which the shard is simply missing and can be put again.
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,31 +17,21 @@ import pyarrow as pa
 
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, CorruptShard, MissingShard, StoreError
-from cache_store.formats import codec, packed
-from cache_store.formats.codec import Array, Field
+from cache_store.formats.codec import Array
+from cache_store.formats.layouts import SHARD_LAYOUTS
 from cache_store.keys import canonical_json, digest_json
-from cache_store.records.files import FileRecord, read_aligned, valid_digests, verify_once, write_file
-from cache_store.records.record_io import (
-    check_name,
-    dump_record,
-    has_keys,
-    new_attempt_id,
-    parse_record,
-    publish,
-    read_bounded,
-)
+from cache_store.records.file_record import FileRecord
+from cache_store.records.files import read_aligned, verify_once, write_file
+from cache_store.records.record_io import check_name, new_attempt_id, parse_record, publish, read_bounded
+from cache_store.snapshots.commits import ShardCommit, ShardCommits, committed_shards
 from cache_store.snapshots.shard_cache import ShardCache
-from cache_store.snapshots.spec import FORMAT, SetSpec
+from cache_store.snapshots.spec import SetSpec
 from cache_store.storage.base import Storage
 from cache_store.storage.os_errors import typed_error
 
 if TYPE_CHECKING:
     # Inside SnapshotStore `list` is a method.
     Infos = list["SetInfo"]
-
-__all__ = ["Counters", "Field", "SetInfo", "SetSpec", "SnapshotSet", "SnapshotStore"]
-
-_COMMIT = re.compile(r"(\d{6,})\.json")
 
 
 @dataclass
@@ -78,21 +67,21 @@ class SnapshotStore:
         self.storage = storage
 
     def open(self, spec: SetSpec, kept: ShardCache | None = None) -> SnapshotSet:
-        """The set of `spec`, made if absent. CorruptRecord when a set.json is there that is not this
-        spec's. `kept`: as for `SnapshotSet`."""
+        """Open the set of `spec`, making it if absent. CorruptRecord when a set.json is there that is not this spec's.
+        `kept`: as for `SnapshotSet`."""
         found = SnapshotSet(self.storage, spec, kept)
         found.ensure()
         return found
 
     def load(self, set_id: str) -> SnapshotSet:
-        """A set that exists. MissingShard when it does not; CorruptRecord when its set.json is damaged."""
+        """Open a set that exists. MissingShard when it does not; CorruptRecord when its set.json is damaged."""
         found = self.find(set_id)
         if found is None:
             raise MissingShard(f"{self.storage.uri} has no set {set_id}", set=set_id)
         return found
 
     def find(self, set_id: str) -> SnapshotSet | None:
-        """As `load`, but None when the set does not exist."""
+        """Open a set as `load` does, but return None when the set does not exist."""
         spec = self._spec(set_id)
         return None if spec is None else SnapshotSet(self.storage, spec)
 
@@ -121,32 +110,27 @@ class SnapshotStore:
         self.storage.delete_tree(root)
 
     def list(self) -> Infos:
-        """Every set in the store, by id."""
-        infos = []
-        for set_id in self.storage.list("sets"):
-            size = 0
-            for folder in ("shards", "quarantine"):
-                for name in self.storage.list(f"sets/{set_id}/{folder}"):
-                    # A file may be deleted between listing and looking.
-                    with contextlib.suppress(FileNotFoundError):
-                        size += self.storage.size(f"sets/{set_id}/{folder}/{name}")
-            present = sum(1 for name in self.storage.list(f"sets/{set_id}/commits") if _COMMIT.fullmatch(name))
-            try:
-                spec = self._spec(set_id)
-            except StoreError:
-                spec = None
-            if spec is None:
-                infos.append(SetInfo(set_id, {}, 0, size, present, 0))
-            else:
-                infos.append(SetInfo(set_id, spec.key, spec.rows, size, present, spec.shards))
-        return infos
+        """Describe every set in the store, by id."""
+        return [self._info(set_id) for set_id in self.storage.list("sets")]
 
+    def _info(self, set_id: str) -> SetInfo:
+        size = sum(self._file_bytes(f"sets/{set_id}/{folder}") for folder in ("shards", "quarantine"))
+        present = len(committed_shards(self.storage, set_id))
+        try:
+            spec = self._spec(set_id)
+        except StoreError:
+            spec = None
+        if spec is None:
+            return SetInfo(set_id, {}, 0, size, present, 0)
+        return SetInfo(set_id, spec.key, spec.rows, size, present, spec.shards)
 
-@dataclass(frozen=True)
-class _Commit:
-    file: FileRecord
-    attempt: str
-    raw: bytes
+    def _file_bytes(self, folder: str) -> int:
+        size = 0
+        for name in self.storage.list(folder):
+            # A file may be deleted between listing and looking.
+            with contextlib.suppress(FileNotFoundError):
+                size += self.storage.size(f"{folder}/{name}")
+        return size
 
 
 class SnapshotSet:
@@ -157,12 +141,14 @@ class SnapshotSet:
         self.storage = storage
         self.spec = spec
         self.counters = Counters()
-        self._root = f"sets/{spec.id}"
+        self._layout = SHARD_LAYOUTS[spec.codec_version]
+        self._records = ShardCommits(storage, spec)
+        self._root = self._records.root
         self._lock = threading.Lock()
         self._kept = ShardCache() if kept is None else kept
         self._loading: dict[int, threading.Event] = {}
         # Records of shards read before: one that was let go is not asked of the store again.
-        self._commits: dict[int, _Commit] = {}
+        self._commits: dict[int, ShardCommit] = {}
 
     def ensure(self) -> None:
         """Make set.json if absent. CorruptRecord when one is there that is not this spec's."""
@@ -181,15 +167,14 @@ class SnapshotSet:
             publish(self.storage, path, expected, "set", found)
 
     def missing(self) -> list[int]:
-        """Indices of the shards without a record, ascending. Records are not opened."""
-        names = (_COMMIT.fullmatch(name) for name in self.storage.list(f"{self._root}/commits"))
-        present = {int(match.group(1)) for match in names if match}
+        """List the indices of the shards without a record, ascending. Records are not opened."""
+        present = committed_shards(self.storage, self.spec.id)
         return [i for i in range(self.spec.shards) if i not in present]
 
     def has(self, i: int) -> bool:
-        """Whether shard `i` has a valid record and a file of the right length; its bytes are not read. Damage is
+        """Return whether shard `i` has a valid record and a file of the right length; its bytes are not read. Damage is
         quarantined."""
-        return self._published(i) is not None
+        return self._records.published(i) is not None
 
     @property
     def leases(self) -> str:
@@ -197,9 +182,9 @@ class SnapshotSet:
         return f"{self._root}/leases"
 
     def stored_bytes(self) -> int:
-        """Bytes of the set's committed shard files: less than `spec.bytes` only where they are packed."""
-        commits = (self._commit(i) for i in range(self.spec.shards))
-        return sum(commit.file["bytes"] for commit in commits if commit is not None)
+        """Count the bytes of the set's committed shard files: less than `spec.bytes` only where they are packed."""
+        commits = (self._records.read(i) for i in range(self.spec.shards))
+        return sum(commit.file.bytes for commit in commits if commit is not None)
 
     def put(self, i: int, arrays: Sequence[Array]) -> int:
         """Write and publish shard `i`; returns the file's bytes, or 0 when a valid record was there already.
@@ -211,41 +196,24 @@ class SnapshotSet:
         rows = len(self.spec.shard_range(i))
         if arrays and arrays[0].shape[:1] != (rows,):
             raise ValueError(f"shard {i} holds {rows} rows, got an array of shape {arrays[0].shape}")
-        if self._published(i):
+        if self._records.published(i):
             return 0
         attempt = new_attempt_id()
-        path = self._shard_path(i, attempt)
-        encode = packed.encode if self.spec.codec_version == codec.PACKED else codec.encode
-        file = write_file(self.storage, path, *encode(self.spec.fields, arrays))
+        path = self._records.shard_path(i, attempt)
+        file = write_file(self.storage, path, *self._layout.encode(self.spec.fields, arrays))
         reach("shard.written")
-        record = {
-            "format": FORMAT,
-            "set": self.spec.id,
-            "index": i,
-            "attempt": attempt,
-            "file": path,
-            "bytes": file["bytes"],
-            "xxh3_128": file["xxh3"],
-            "sha256": file["sha256"],
-            "rows": rows,
-        }
         # A set dropped since it was opened comes back complete.
         self.ensure()
-
-        def winner() -> str | None:
-            return self._published(i)
-
-        ours = publish(self.storage, self._commit_path(i), dump_record(record, f"shard {i}"), attempt, winner)
-        reach("shard.committed")
+        ours = self._records.publish(i, attempt, file)
         if not ours:
             with contextlib.suppress(StoreError):
                 self.storage.delete(path)
             return 0
-        self.count(bytes_written=file["bytes"])
-        return file["bytes"]
+        self.count(bytes_written=file.bytes)
+        return file.bytes
 
     def shard(self, i: int) -> tuple[Array, ...]:
-        """The arrays of shard `i`, read-only, (rows of the shard, *shape) each, bfloat16 as uint16 bits.
+        """Read the arrays of shard `i`, read-only, (rows of the shard, *shape) each, bfloat16 as uint16 bits.
 
         Local storage: the file is mapped, checked whole (length and xxh3_128) when this object first touches
         it, and kept mapped. MissingShard when there is none. CorruptShard when record or file are damaged,
@@ -260,7 +228,7 @@ class SnapshotSet:
         return arrays
 
     def touch(self, i: int) -> tuple[Array, ...]:
-        """As `shard`, without counting."""
+        """Read as `shard` does, without counting."""
         key = (self.spec.id, i)
         while True:
             kept = self._kept.get(key)
@@ -276,7 +244,7 @@ class SnapshotSet:
                 continue
             try:
                 arrays, mapped = self._load(i)
-                folder = mapped and self.storage.local_path(self._commit_path(i)) is not None
+                folder = mapped and self.storage.local_path(self._records.path(i)) is not None
                 return self._kept.add(key, arrays, mapped_folder=folder)
             finally:
                 with self._lock:
@@ -292,7 +260,7 @@ class SnapshotSet:
             self.counters.bytes_written += bytes_written
 
     def digest(self) -> str:
-        """sha256 over the recorded checksums of all shards in order, 32 hex characters; shard files are not
+        """Compute the sha256 over the recorded checksums of all shards in order, 32 hex characters; shard files are not
         read.
 
         Equal for equal shard files, whoever wrote them. MissingShard when incomplete; CorruptShard as
@@ -300,18 +268,16 @@ class SnapshotSet:
         """
         parts = []
         for i in range(self.spec.shards):
-            commit = self._commit(i)
+            commit = self._records.read(i)
             if commit is None:
-                raise self._missing(i)
-            parts.append(commit.file["sha256"])
+                raise self._records.absent(i)
+            parts.append(commit.file.sha256)
         return digest_json([self.spec.id, parts])
 
     @property
     def holds_all(self) -> bool:
         """Whether every shard stays in reach once it was read: all are mapped, and nothing lets go of them."""
-        mapped = (
-            self.spec.codec_version != codec.PACKED and self.storage.local_path(f"{self._root}/set.json") is not None
-        )
+        mapped = self._layout.mapped and self.storage.local_path(f"{self._root}/set.json") is not None
         return mapped and self._kept.limit is None
 
     def close(self) -> None:
@@ -319,72 +285,14 @@ class SnapshotSet:
         for i in range(self.spec.shards):
             self._kept.drop((self.spec.id, i))
 
-    def _commit_path(self, i: int) -> str:
-        return f"{self._root}/commits/{i:06d}.json"
-
-    def _shard_path(self, i: int, attempt: str) -> str:
-        return f"{self._root}/shards/{i:06d}.{attempt}.arrow"
-
-    def _missing(self, i: int) -> MissingShard:
-        return MissingShard(f"{self.storage.uri}: set {self.spec.id} has no shard {i}", set=self.spec.id, shard=i)
-
     def record(self, i: int, raw: bytes) -> FileRecord:
-        """The file that `raw`, the bytes of shard `i`'s record, publishes. CorruptRecord when it is not one."""
-        return self._parse(i, raw).file
+        """Return the file that `raw`, the bytes of shard `i`'s record, publishes. CorruptRecord when it is not one."""
+        return self._records.parse(i, raw).file
 
     def quarantine(self, i: int, raw: bytes, shard: str | None, reason: str) -> CorruptShard:
         """Move the record `raw` of shard `i`, and its file, aside, after which the shard is missing; the error
         that says so."""
-        return self._quarantine(i, raw, shard, reason)
-
-    def _commit(self, i: int) -> _Commit | None:
-        """The record of shard `i`. CorruptShard, after quarantine, when it is not one."""
-        raw = read_bounded(self.storage, self._commit_path(i))
-        if raw is None:
-            return None
-        try:
-            return self._parse(i, raw)
-        except StoreError as error:
-            raise self._quarantine(i, raw, None, error.message) from None
-
-    def _parse(self, i: int, raw: bytes) -> _Commit:
-        path = self._commit_path(i)
-        record = parse_record(raw, path)
-        attempt = check_name(str(record.get("attempt")))
-        if (
-            has_keys(record, "format set index attempt file bytes xxh3_128 sha256 rows")
-            and record.get("format") == FORMAT
-            and record.get("set") == self.spec.id
-            and record.get("index") == i
-            and record.get("rows") == len(self.spec.shard_range(i))
-            and record.get("file") == self._shard_path(i, attempt)
-            and valid_digests(record.get("bytes"), record.get("xxh3_128"), record.get("sha256"))
-        ):
-            file: FileRecord = {
-                "path": record["file"],
-                "bytes": record["bytes"],
-                "xxh3": record["xxh3_128"],
-                "sha256": record["sha256"],
-            }
-            return _Commit(file, attempt, raw)
-        raise CorruptRecord(f"{path} is not a record of this shard", path=path)
-
-    def _published(self, i: int) -> str | None:
-        """The attempt whose valid record, with a file of the right length, is there. Damage is
-        quarantined."""
-        try:
-            commit = self._commit(i)
-            if commit is None:
-                return None
-            try:
-                size = self.storage.size(commit.file["path"])
-            except FileNotFoundError:
-                size = -1
-            if size != commit.file["bytes"]:
-                raise self._quarantine(i, commit.raw, commit.file["path"], "its file is gone or of another length")
-        except CorruptShard:
-            return None
-        return commit.attempt
+        return self._records.quarantine(i, raw, shard, reason)
 
     def _load(self, i: int) -> tuple[tuple[Array, ...], bool]:
         """(the arrays of shard `i`, whether they lie in a mapped file)."""
@@ -393,24 +301,22 @@ class SnapshotSet:
             # Its record may have been replaced since: what the old one says counts only if it holds.
             with contextlib.suppress(CorruptShard, FileNotFoundError):
                 return self._decoded(i, known)
-        commit = self._commit(i)
+        commit = self._records.read(i)
         if commit is None:
-            raise self._missing(i)
+            raise self._records.absent(i)
         try:
             return self._decoded(i, commit)
         except (CorruptShard, FileNotFoundError) as error:
-            if read_bounded(self.storage, self._commit_path(i)) is None:
+            if not self._records.exists(i):
                 # Dropped, or quarantined by somebody else, while we looked.
-                raise self._missing(i) from error
-            reason = str(error)
-            raise self._quarantine(i, commit.raw, commit.file["path"], reason) from error
+                raise self._records.absent(i) from error
+            raise self._records.quarantine(i, commit.raw, commit.file.path, str(error)) from error
 
-    def _decoded(self, i: int, commit: _Commit) -> tuple[tuple[Array, ...], bool]:
+    def _decoded(self, i: int, commit: ShardCommit) -> tuple[tuple[Array, ...], bool]:
         buffer, mapped = self._verified(commit.file)
-        rows, packs = len(self.spec.shard_range(i)), self.spec.codec_version == codec.PACKED
-        arrays = (packed.decode if packs else codec.decode)(buffer, self.spec.fields, rows)
+        arrays = self._layout.decode(buffer, self.spec.fields, len(self.spec.shard_range(i)))
         self._commits[i] = commit
-        return arrays, mapped and not packs
+        return arrays, mapped and self._layout.mapped
 
     def _verified(self, file: FileRecord) -> tuple[Any, bool]:
         """(the checked bytes of a file, whether they are mapped)."""
@@ -429,25 +335,3 @@ class SnapshotSet:
             raise
         except OSError as error:
             raise typed_error(error, "map", str(path)) from error
-
-    def _quarantine(self, i: int, raw: bytes, shard: str | None, reason: str) -> CorruptShard:
-        """Move the record `raw`, and its file, aside; returns the error to raise. Deletes nothing."""
-        details: dict[str, Any] = {"set": self.spec.id, "shard": i}
-        text = f"{self.storage.uri}: set {self.spec.id}, shard {i} is damaged: {reason}"
-        tag = new_attempt_id()
-        aside = f"{self._root}/quarantine/{i:06d}.{tag}.json"
-        try:
-            self.storage.move(self._commit_path(i), aside)
-            if self.storage.read(aside) != raw:
-                # Somebody replaced it since we read it: put theirs back (or leave a still newer one in
-                # place).
-                self.storage.create(self._commit_path(i), self.storage.read(aside))
-                self.storage.delete(aside)
-            elif shard is not None:
-                self.storage.move(shard, f"{self._root}/quarantine/{shard.rsplit('/', 1)[-1]}")
-        except FileNotFoundError:
-            # Moved by another reader, or the file was gone to begin with.
-            pass
-        except StoreError as error:
-            return CorruptShard(f"{text}; it could not be quarantined: {error.message}", **details)
-        return CorruptShard(f"{text}; moved to quarantine", **details)

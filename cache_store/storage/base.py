@@ -4,9 +4,7 @@ Every path is relative to the root, '/'-separated and may not leave it. No listi
 durable when the call returns (local folders: file and directory fsync). OS errors become the typed errors of
 `cache_store.errors`, with the path in the message; reading what is absent raises FileNotFoundError.
 
-To add a kind of storage: subclass `Storage`, implement the underscore methods, enter its scheme in `_construct`
-and in `cache_store.storage.addresses`; `tests/integration/storage/test_storage_contract.py` then says whether it keeps
-the contract.
+How a new kind of storage is added is in `cache_store.storage.open`.
 """
 
 from __future__ import annotations
@@ -14,24 +12,23 @@ from __future__ import annotations
 import abc
 import contextlib
 import errno
+import io
 import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from cache_store.errors import StorageUnavailable, StoreError, UserError
-from cache_store.storage.addresses import parse_address
 from cache_store.storage.durable import TEMPORARY
 from cache_store.storage.os_errors import typed_error
 
 if TYPE_CHECKING:
     import typing_extensions
-    from numpy.typing import NDArray
 
-    # numpy's stubs say that arrays are buffers only from Python 3.12 on.
-    Buffer = typing_extensions.Buffer | NDArray[Any]
+    #: What holds bytes: bytes, bytearray, memoryview, Arrow's buffers; of an array its `data`.
+    Buffer = typing_extensions.Buffer
     # Inside the class `list` is a method.
     Names = list[str]
 
@@ -61,59 +58,34 @@ def _check(path: str, *, root_allowed: bool = False) -> str:
 
 
 def views_of(buffers: tuple[Buffer, ...]) -> Iterator[memoryview]:
-    """Each buffer that is not empty, as bytes, without a copy."""
+    """Yield each buffer that is not empty, as bytes, without a copy."""
     for buffer in buffers:
-        view = memoryview(buffer)  # type: ignore[arg-type]
+        view = memoryview(buffer)
         if view.nbytes:
             yield view.cast("B")
 
 
 def pieces_of(buffers: tuple[Buffer, ...]) -> Iterator[memoryview]:
-    """The bytes of `buffers` in pieces of at most 4 MiB."""
+    """Yield the bytes of `buffers` in pieces of at most 4 MiB."""
     for view in views_of(buffers):
         for start in range(0, view.nbytes, _CHUNK):
             yield view[start : start + _CHUNK]
 
 
 class Storage(abc.ABC):
-    """A storage root. Make one with `Storage.open`; safe to use from several threads."""
+    """A storage root. Make one with `open_storage` of `cache_store.storage.open`; safe to use from several threads."""
 
     uri: str
     #: Whether bytes come over a network: worth keeping a copy of on this machine, and of asking for twice.
     remote = False
 
-    @classmethod
-    def open(cls, uri: str) -> Storage:
-        """The storage at `uri`: a folder path, ``file:///folder``, ``s3://bucket/prefix``, ``gs://…``,
-        ``az://…`` (see docs/storage.md) or ``memory://name`` (this process only, for tests).
-
-        Creates the root if needed. The first use probes that it can be written, that exclusive creation really
-        is exclusive and that what was written is there at once, then leaves ``store.json``; later uses of a
-        folder only read that marker, object stores are probed once a process.
-        UserError: unknown scheme, not a folder, or a store of another format version. ConfigError: the package
-        for this kind of storage is not installed. StorageDenied, StorageFull, StorageUnavailable, StoreError:
-        the root cannot be used, with the reason.
-        """
-        storage = _construct(uri)
-        storage._probe()
-        return storage
-
-    @classmethod
-    def existing(cls, uri: str) -> Storage:
-        """As `open`, for looking after a store that is there: probes and creates nothing. UserError when there is
-        none."""
-        storage = _construct(uri)
-        if not storage._marker_valid():
-            raise UserError(f"{storage.uri}: there is no store here (it has no {MARKER})")
-        return storage
-
     def read(self, path: str, limit: int | None = None) -> bytes:
-        """The bytes of `path`, or only the first `limit` of them. FileNotFoundError when absent."""
+        """Read the bytes of `path`, or only the first `limit` of them. FileNotFoundError when absent."""
         with self._errors("read", path):
             return self._read(_check(path), limit)
 
     def chunks(self, path: str, size: int | None = None) -> Iterator[memoryview]:
-        """The bytes of `path` in pieces of at most 8 MiB, each valid until the next one. Errors as `read`.
+        """Yield the bytes of `path` in pieces of at most 8 MiB, each valid until the next one. Errors as `read`.
 
         `size`: how long the caller knows the file to be, which spares a question over the network. Of a file of another
         length there are no pieces, or, when it changes meanwhile, fewer.
@@ -121,8 +93,8 @@ class Storage(abc.ABC):
         with self._errors("read", path):
             yield from self._chunks(_check(path), size)
 
-    def open_read(self, path: str) -> BinaryIO:
-        """A binary file over `path`, to be closed by the caller. FileNotFoundError when absent."""
+    def open_read(self, path: str) -> io.BufferedIOBase:
+        """Open a binary file over `path`, to be closed by the caller. FileNotFoundError when absent."""
         with self._errors("read", path):
             return self._open(_check(path))
 
@@ -144,28 +116,29 @@ class Storage(abc.ABC):
             return self._create(_check(path), data)
 
     def exists(self, path: str) -> bool:
-        """Whether a file is there."""
+        """Return whether a file is there."""
         with self._errors("look up", path):
             return self._exists(_check(path))
 
     def size(self, path: str) -> int:
-        """Bytes in the file. FileNotFoundError when absent."""
+        """Return how many bytes the file has. FileNotFoundError when absent."""
         with self._errors("look up", path):
             return self._size(_check(path))
 
     def list(self, prefix: str) -> Names:
-        """Names (not paths) of the immediate children of a folder, sorted; empty when there is none. "" is
-        the root."""
+        """List the names (not paths) of the immediate children of a folder, sorted; empty when there is none. "" is the
+        root."""
         with self._errors("list", prefix):
             return sorted(n for n in self._list(_check(prefix, root_allowed=True)) if not n.startswith(TEMPORARY))
 
     def files(self, prefix: str) -> Iterator[FileInfo]:
-        """Every file below a folder, at any depth, in no order; none when there is no folder. "" is the root."""
+        """Yield every file below a folder, at any depth, in no order; none when there is no folder. "" is the root."""
         with self._errors("list", prefix):
             yield from self._walk(_check(prefix, root_allowed=True))
 
     def now(self) -> float:
-        """The time by the storage's own clock, which `FileInfo.modified` goes by: that of a file just written."""
+        """Return the time by the storage's own clock, which `FileInfo.modified` goes by: that of a file just
+        written."""
         folder = f".probe-{uuid.uuid4().hex}"
         self.write(f"{folder}/clock", b"1")
         try:
@@ -193,7 +166,7 @@ class Storage(abc.ABC):
             self._delete_tree(_check(prefix))
 
     def local_path(self, path: str) -> Path | None:
-        """The file's path on this machine's file system, for mapping; None on storage that is not local."""
+        """Return the file's path on this machine's file system, for mapping; None on storage that is not local."""
         return self._local_path(_check(path))
 
     def __repr__(self) -> str:
@@ -216,10 +189,11 @@ class Storage(abc.ABC):
                 ) from error
             raise typed_error(error, doing, self._name(path)) from error
 
-    def _probe(self) -> None:
+    def probe(self) -> None:
+        """Make the root and check that the storage does what a store needs; see `open_storage`."""
         with self._errors("create", ""):
             self._make_root()
-        if self._marker_valid():
+        if self.is_store():
             return
         self._probe_create()
         self._leave_marker()
@@ -239,9 +213,10 @@ class Storage(abc.ABC):
 
     def _leave_marker(self) -> None:
         if not self.create(MARKER, json.dumps({"format": FORMAT}).encode()):
-            self._marker_valid()
+            self.is_store()
 
-    def _marker_valid(self) -> bool:
+    def is_store(self) -> bool:
+        """Return whether the marker of a store is at the root. UserError when it is that of another format."""
         found: object = None
         for _ in range(2 if self.remote else 1):  # once more: bytes may be damaged on their way
             try:
@@ -269,13 +244,13 @@ class Storage(abc.ABC):
             return
         buffer = memoryview(bytearray(_READ_CHUNK))
         with self._open(path) as file:
-            while count := file.readinto(buffer):  # type: ignore[attr-defined]
+            while count := file.readinto(buffer):
                 yield buffer[:count]
 
     @abc.abstractmethod
     def _make_root(self) -> None: ...
     @abc.abstractmethod
-    def _open(self, path: str) -> BinaryIO: ...
+    def _open(self, path: str) -> io.BufferedIOBase: ...
     @abc.abstractmethod
     def _write(self, path: str, buffers: tuple[Buffer, ...]) -> int: ...
     @abc.abstractmethod
@@ -297,19 +272,3 @@ class Storage(abc.ABC):
 
     def _local_path(self, path: str) -> Path | None:
         return None
-
-
-def _construct(uri: str) -> Storage:
-    # Imported here: each kind of storage imports this module, and few processes need more than one.
-    address = parse_address(uri)
-    if address.scheme == "file":
-        from cache_store.storage.local import LocalStorage
-
-        return LocalStorage(address.path)
-    if address.scheme == "memory":
-        from cache_store.storage.memory import MemoryStorage
-
-        return MemoryStorage(address)
-    from cache_store.storage.object_store import ObjectStorage
-
-    return ObjectStorage(address)

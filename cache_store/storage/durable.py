@@ -28,7 +28,8 @@ def make_folders(folder: Path, top: Path) -> None:
 
 @contextlib.contextmanager
 def temporary_file(target: Path, root: Path, pieces: Iterable[memoryview]) -> Iterator[tuple[Path, int]]:
-    """A complete, fsynced file of `pieces` beside `target`, and its bytes; gone afterwards unless renamed.
+    """Write a complete, fsynced file of `pieces` beside `target`, and yield it and its bytes; it is gone afterwards
+    unless renamed.
 
     Folders between `root` and `target` are made. StorageUnavailable when `root` itself has disappeared.
     """
@@ -57,6 +58,15 @@ def temporary_file(target: Path, root: Path, pieces: Iterable[memoryview]) -> It
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file beside a store (a run directory's, an export's) whole or not at all; readers see the old one or the
+    new one. Missing folders are made. OSError as it comes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_file(path, path.parent, [memoryview(data)]) as (temporary, _):
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
 
 
 def sync_folder(folder: Path) -> None:

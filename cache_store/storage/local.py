@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from cache_store.crashpoints import reach
 from cache_store.errors import StoreError, UserError
@@ -65,7 +66,7 @@ class LocalStorage(Storage):
         sync_folder(target.parent)
         return first
 
-    def _open(self, path: str) -> BinaryIO:
+    def _open(self, path: str) -> io.BufferedIOBase:
         try:
             return open(self.root / path, "rb")
         except NotADirectoryError as error:

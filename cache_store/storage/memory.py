@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from cache_store.storage.addresses import Address
 from cache_store.storage.base import FileInfo, Storage, views_of
@@ -34,7 +34,7 @@ class MemoryStorage(Storage):
         with _MEMORY_LOCK:
             self._files.makedirs(self._root, exist_ok=True)
 
-    def _open(self, path: str) -> BinaryIO:
+    def _open(self, path: str) -> io.BufferedIOBase:
         with _MEMORY_LOCK:
             return io.BytesIO(self._files.cat_file(self._at(path)))
 

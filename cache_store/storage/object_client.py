@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from cache_store.errors import ConfigError
-from cache_store.storage.addresses import OBJECT_SCHEMES, Address
+from cache_store.storage.addresses import Address
 from cache_store.storage.retry import RetryPolicy
 
 _CLASSES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
@@ -17,7 +17,7 @@ _PART_RETRIES = 3
 
 
 def load_obstore() -> Any:
-    """The obstore package. ConfigError when it is not installed."""
+    """Import the obstore package. ConfigError when it is not installed."""
     try:
         return importlib.import_module("obstore")
     except ImportError as error:
@@ -27,8 +27,8 @@ def load_obstore() -> Any:
 
 
 def endpoint_of(address: Address) -> tuple[str, ...]:
-    """The settings that say which server answers for `address`."""
-    variables = OBJECT_SCHEMES[address.scheme]
+    """Return the settings that say which server answers for `address`."""
+    variables = address.variables
     names = sorted(
         name for name in os.environ if name.startswith(variables) and ("ENDPOINT" in name or "ACCOUNT" in name)
     )
@@ -36,14 +36,14 @@ def endpoint_of(address: Address) -> tuple[str, ...]:
 
 
 def make_client(address: Address, patience: RetryPolicy, *, retry_parts: bool = False) -> Any:
-    """An obstore store at `address`; credentials, endpoint and region are read from the environment.
+    """Make an obstore store at `address`; credentials, endpoint and region are read from the environment.
 
     It never retries by itself (our own retries know what is safe to repeat), except, with `retry_parts`, inside
     multipart uploads. ConfigError when obstore is missing or refuses the settings.
     """
     load_obstore()
     kind = getattr(importlib.import_module("obstore.store"), _CLASSES[address.scheme])
-    variables = OBJECT_SCHEMES[address.scheme]
+    variables = address.variables
     # Given any client options, obstore no longer reads this one from the environment.
     plain = os.environ.get(f"{variables}ALLOW_HTTP", "").lower() in ("1", "true", "yes", "on")
     try:

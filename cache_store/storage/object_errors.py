@@ -45,7 +45,7 @@ class Fault:
     reason: str
 
     def error(self, doing: str, where: str, variables: str, tries: int = 1) -> StoreError:
-        """The typed error for users. `where`: the file's URI; `variables`: how the names of the environment
+        """Make the typed error for users. `where`: the file's URI; `variables`: how the names of the environment
         variables begin that configure this storage."""
         text = f"cannot {doing} {where}: {self.reason}"
         details = {"path": where, "status": self.status, "code": self.code}
@@ -68,7 +68,7 @@ class Fault:
 
 
 def fault_of(error: Exception) -> Fault:
-    """What `error`, raised by obstore, means."""
+    """Return what `error`, raised by obstore, means."""
     text, name = str(error), type(error).__name__
     # The first part names the request; what follows repeats it for debugging, with other errors' words.
     head = text.split("\n\nDebug source", 1)[0]

@@ -29,7 +29,7 @@ _PASSING = {
 
 
 def typed_error(error: OSError, doing: str, where: str) -> StoreError:
-    """The StoreError that says what `error` means for the store: full, denied, passing fault, or other."""
+    """Return the StoreError that says what `error` means for the store: full, denied, passing fault, or other."""
     code = error.errno
     reason = error.strerror or str(error) or type(error).__name__
     text = f"cannot {doing} {where}: {reason}"

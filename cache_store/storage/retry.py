@@ -23,14 +23,14 @@ class RetryPolicy:
     total_s: float = 180.0
 
     def waits(self, draw: Callable[[], float] = random.random) -> Iterator[float]:
-        """Seconds to wait after each failed try but the last. `draw`: uniform in [0, 1)."""
+        """Yield the seconds to wait after each failed try but the last. `draw`: uniform in [0, 1)."""
         for n in range(self.attempts - 1):
             # The exponent is bounded: 2.0**1100 overflows.
             yield min(self.first_wait_s * 2.0 ** min(n, 60), self.longest_wait_s) * (0.5 + draw() / 2)
 
     @classmethod
     def from_environment(cls) -> RetryPolicy:
-        """The defaults, with SEGPROP_STORE_ATTEMPTS and SEGPROP_STORE_REQUEST_S where set. UserError when these
+        """Return the defaults, with SEGPROP_STORE_ATTEMPTS and SEGPROP_STORE_REQUEST_S where set. UserError when these
         are not positive numbers."""
         attempts = _number("SEGPROP_STORE_ATTEMPTS", cls.attempts, 100)
         request_s = _number("SEGPROP_STORE_REQUEST_S", cls.request_s, 3600)

@@ -28,11 +28,11 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 @app.command()
 def ls(store: StoreArgument, as_json: JsonOption = False) -> None:
     """The sets in a store: kind, run and label where known, boundary, rows, size, shards and age."""
-    from orchestrator.cache.contents import facts_of, open_store, sets_of
-    from orchestrator.units import human_bytes
+    from orchestrator.cache.contents import open_store, sets_of, store_facts
+    from orchestrator.units import human_age, human_bytes
 
     storage = open_store(store)
-    sets = sets_of(storage, facts_of(storage))
+    sets = sets_of(storage, store_facts(storage))
     if as_json:
         print(json.dumps([dataclasses.asdict(item) for item in sets], indent=1))
         return
@@ -49,11 +49,11 @@ def ls(store: StoreArgument, as_json: JsonOption = False) -> None:
 @app.command()
 def du(store: StoreArgument, as_json: JsonOption = False) -> None:
     """Bytes and files by kind."""
-    from orchestrator.cache.contents import facts_of, open_store
+    from orchestrator.cache.contents import open_store, store_facts
     from orchestrator.cache.inventory import Pile
     from orchestrator.units import human_bytes
 
-    facts = facts_of(open_store(store))
+    facts = store_facts(open_store(store))
     totals: dict[str, Pile] = {}
     for set_id, files in facts.survey.sets.items():
         kind = facts.kinds.get(set_id) or "damaged"
@@ -113,16 +113,16 @@ def gc(
     """Delete what no committed or running plan needs: sets, attempts that lost or never committed, quarantine.
 
     Ages go by the store's own clock. A plan that nothing was written of for longer than AGE counts as abandoned."""
-    from orchestrator.cache.contents import facts_of, open_store
-    from orchestrator.cache.garbage import Waste, collect
-    from orchestrator.units import human_bytes
+    from orchestrator.cache.contents import open_store, store_facts
+    from orchestrator.cache.garbage import Waste, collect, delete
+    from orchestrator.units import human_age, human_bytes
 
     limit = age(older_than)
     storage = open_store(store)
-    waste: list[Waste] = collect(facts_of(storage), limit)
+    waste: list[Waste] = collect(store_facts(storage), limit)
     if not dry_run:
         for item in waste:
-            _delete(storage, item)
+            delete(storage, item)
     if as_json:
         print(json.dumps({"deleted": not dry_run, "items": [dataclasses.asdict(item) for item in waste]}, indent=1))
         return
@@ -133,19 +133,6 @@ def gc(
     print(f"{'would delete' if dry_run else 'deleted'} {total}{f' ({counts})' if counts else ''}")
 
 
-def _delete(storage: Any, item: Any) -> None:
-    from cache_store.snapshots.store import SnapshotStore
-
-    if item.kind == "set":
-        SnapshotStore(storage).drop(item.path.split("/")[1])
-    elif item.kind in ("shard", "plan"):
-        storage.delete(item.path)
-    else:
-        storage.delete_tree(item.path)
-        if item.kind == "probe":
-            storage.delete(item.path)
-
-
 @app.command()
 def rm(
     store: StoreArgument,
@@ -153,11 +140,11 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete sets. A run that still needs one makes it again; decoded data only if its data node runs again."""
-    from orchestrator.cache.contents import drop_set, facts_of, open_store
+    from orchestrator.cache.contents import drop_set, open_store, store_facts
     from orchestrator.units import human_bytes
 
     storage = open_store(store)
-    facts = facts_of(storage)
+    facts = store_facts(storage)
     unknown = [set_id for set_id in set_ids if set_id not in facts.survey.sets]
     if unknown:
         raise UserError(f"no such set: {', '.join(unknown)}; `segprop cache ls` shows them")
@@ -172,19 +159,11 @@ def rm(
 
 
 def age(text: str) -> float:
-    """Seconds of an age such as 90m or 7d. UserError when it is none."""
+    """Read an age such as 90m or 7d as seconds. UserError when it is none."""
     match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)\s*([smhdw])", text)
     if match is None:
         raise UserError(f"--older-than: {text!r}: write a number and s, m, h, d or w, such as 12h or 7d")
     return float(match.group(1)) * _UNITS[match.group(2)]
-
-
-def human_age(seconds: float) -> str:
-    """An age in its largest fitting unit: 45 s, 12 m, 3 h, 9 d."""
-    for unit, size in (("d", 86400.0), ("h", 3600.0), ("m", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0.0):.0f} s"
 
 
 def _count(items: Iterable[object], what: str) -> str:

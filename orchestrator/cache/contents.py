@@ -1,4 +1,4 @@
-"""Reads what the cache commands decide on from a store: files, commits, plans and what the sets are."""
+"""Read what the cache commands decide on from a store: files, commits, plans and what the sets are."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from cache_store.records.nodes import NodeStore
 from cache_store.records.record_io import is_name, read_bounded
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from cache_store.storage.base import Storage
-from orchestrator.cache.garbage import CommitFacts, Facts
+from cache_store.storage.open import existing_storage
+from orchestrator.cache.garbage import CommitFacts, StoreFacts
 from orchestrator.cache.inventory import SetFiles, Survey, survey
 from orchestrator.execution.plan_record import read_plans
 
 
 def open_store(place: str) -> Storage:
-    """The store at `place`: a run directory, a configuration file, a folder or a URI. UserError when there is
+    """Open the store at `place`: a run directory, a configuration file, a folder or a URI. UserError when there is
     none."""
     path = Path(place)
     if "://" not in place:
@@ -34,7 +35,7 @@ def open_store(place: str) -> Storage:
             place = load(path / "config.yaml", [f"run_dir={path}"]).store
         elif not path.is_dir():
             raise UserError(f"{place}: no such folder")
-    return Storage.existing(place)
+    return existing_storage(place)
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,13 @@ class SetFacts:
     age_s: float
 
 
-def facts_of(storage: Storage) -> Facts:
-    """Everything `collect` decides on."""
+def store_facts(storage: Storage) -> StoreFacts:
+    """Read everything that `collect` decides on."""
     found = survey(storage.files(""))
     snapshots = {set_id: _find(storage, set_id) for set_id in found.sets if is_name(set_id)}
     kinds = {set_id: str(item.spec.key.get("kind", "")) if item else "" for set_id, item in snapshots.items()}
     listed = frozenset(path for set_id, files in found.sets.items() for path in _listed(snapshots.get(set_id), files))
-    return Facts(
+    return StoreFacts(
         survey=found,
         commits=dict(_commits(storage, found)),
         plans=read_plans(storage),
@@ -87,7 +88,7 @@ def _find(storage: Storage, set_id: str) -> SnapshotSet | None:
 
 
 def _listed(snapshots: SnapshotSet | None, files: SetFiles) -> Iterator[str]:
-    """The shard files that records list. Where one file stands beside one record, it is taken to be that."""
+    """Yield the shard files that records list. Where one file stands beside one record, it is taken to be that."""
     by_index: dict[int, list[str]] = {}
     for path in files.shards:
         by_index.setdefault(int(path.rsplit("/", 1)[1].split(".", 1)[0]), []).append(path)
@@ -100,7 +101,7 @@ def _listed(snapshots: SnapshotSet | None, files: SetFiles) -> Iterator[str]:
         raw = read_bounded(snapshots.storage, f"sets/{snapshots.spec.id}/commits/{index:06d}.json")
         try:
             if raw is not None:
-                yield snapshots.record(index, raw)["path"]
+                yield snapshots.record(index, raw).path
         except (StoreError, IndexError):
             # A damaged record: `verify` decides about it, not we.
             yield from paths
@@ -119,8 +120,8 @@ def _commits(storage: Storage, found: Survey) -> Iterator[tuple[str, CommitFacts
             yield node_id, CommitFacts(None)
             continue
         if commit is not None:
-            named = frozenset(text for text in _strings(commit["result"]) if text in found.sets)
-            yield node_id, CommitFacts(str(commit["attempt"]), named)
+            named = frozenset(text for text in _strings(commit.result) if text in found.sets)
+            yield node_id, CommitFacts(commit.attempt, named)
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -134,8 +135,8 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def sets_of(storage: Storage, facts: Facts) -> list[SetFacts]:
-    """Every set, by kind, run and label."""
+def sets_of(storage: Storage, facts: StoreFacts) -> list[SetFacts]:
+    """Return every set, by kind, run and label."""
     owners = {set_id: node_id for node_id, commit in facts.commits.items() for set_id in commit.sets}
     names = {node_id: (plan.run, node.label) for plan in facts.plans.values() for node_id, node in plan.nodes.items()}
     found = []
@@ -161,7 +162,7 @@ def sets_of(storage: Storage, facts: Facts) -> list[SetFacts]:
 
 
 def _boundary(key: Mapping[str, Any]) -> str:
-    """The last block a set's values went through; empty for decoded data. Keys are what stores hold: not trusted."""
+    """Name the last block a set's values went through; empty for decoded data. Keys come from stores: not trusted."""
     try:
         blocks = [str(hop["block"]) for group in key.get("hops", ()) for hop in group]
     except (TypeError, KeyError, AttributeError):

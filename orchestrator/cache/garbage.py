@@ -1,4 +1,4 @@
-"""Which files of a store nobody needs any more. Pure: decides from a survey of the store, its commits and plans.
+"""Find which files of a store nobody needs any more, from a survey of the store, its commits and plans; delete them.
 
 A set of snapshots is needed while a plan that is under way has an unfinished reader of it, or when a run asked to
 keep it; decoded data as long as a commit names it, since nothing would decode it again. A plan is under way while it
@@ -8,9 +8,11 @@ belong to work whose record is not there yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.base import Storage
 from orchestrator.cache.inventory import Pile, Survey
 from orchestrator.execution.plan_record import PlanRecord
 
@@ -28,7 +30,7 @@ class CommitFacts:
 
 @dataclass(frozen=True)
 class Waste:
-    """Something to collect: a file or a folder. `kind`: set, attempt, checkpoint, quarantine, shard, probe, plan."""
+    """Something to collect: a file or a folder. `kind` is one of `WASTE_KINDS`."""
 
     kind: str
     path: str
@@ -37,8 +39,50 @@ class Waste:
     reason: str
 
 
+def _delete_set(storage: Storage, path: str) -> None:
+    SnapshotStore(storage).drop(path.split("/")[1])
+
+
+def _delete_file(storage: Storage, path: str) -> None:
+    storage.delete(path)
+
+
+def _delete_folder(storage: Storage, path: str) -> None:
+    storage.delete_tree(path)
+
+
+def _delete_probe(storage: Storage, path: str) -> None:
+    """Delete what looking whether a store works left behind: a file or a folder."""
+    storage.delete_tree(path)
+    storage.delete(path)
+
+
 @dataclass(frozen=True)
-class Facts:
+class WasteKind:
+    """How waste of one kind is deleted. `holds`: other waste lies in its folder, and goes with it."""
+
+    delete: Callable[[Storage, str], None]
+    holds: bool = False
+
+
+WASTE_KINDS: Mapping[str, WasteKind] = {
+    "set": WasteKind(_delete_set, holds=True),
+    "attempt": WasteKind(_delete_folder),
+    "checkpoint": WasteKind(_delete_folder),
+    "quarantine": WasteKind(_delete_folder),
+    "shard": WasteKind(_delete_file),
+    "probe": WasteKind(_delete_probe),
+    "plan": WasteKind(_delete_file),
+}
+
+
+def delete(storage: Storage, waste: Waste) -> None:
+    """Delete one piece of waste."""
+    WASTE_KINDS[waste.kind].delete(storage, waste.path)
+
+
+@dataclass(frozen=True)
+class StoreFacts:
     """What the decision needs. `kinds`: set -> the kind its key names (empty: unknown); `listed`: shard files that
     records list; ages are by the storage's clock."""
 
@@ -50,23 +94,23 @@ class Facts:
     now: float
 
 
-def collect(facts: Facts, older_than_s: float) -> list[Waste]:
-    """What to delete, in an order in which it can be deleted."""
+def collect(facts: StoreFacts, older_than_s: float) -> list[Waste]:
+    """Return what to delete, in an order in which it can be deleted."""
     found = [*_sets(facts, older_than_s), *_shards(facts), *_nodes(facts, older_than_s), *_rest(facts, older_than_s)]
     old = [waste for waste in found if waste.age_s >= older_than_s]
-    whole = {waste.path for waste in old if waste.kind == "set"}
-    return [waste for waste in old if waste.kind == "set" or "/".join(waste.path.split("/")[:2]) not in whole]
+    whole = {waste.path for waste in old if WASTE_KINDS[waste.kind].holds}
+    return [waste for waste in old if waste.path in whole or "/".join(waste.path.split("/")[:2]) not in whole]
 
 
-def finished(plan: PlanRecord, commits: Mapping[str, CommitFacts]) -> bool:
-    """Whether every target of a plan is committed."""
+def is_finished(plan: PlanRecord, commits: Mapping[str, CommitFacts]) -> bool:
+    """Tell whether every target of a plan is committed."""
     return all(target in commits for target in plan.targets)
 
 
-def under_way(facts: Facts, path: str, older_than_s: float) -> bool:
-    """Whether a plan is unfinished and was started, or worked on, within the limit."""
+def under_way(facts: StoreFacts, path: str, older_than_s: float) -> bool:
+    """Tell whether a plan is unfinished and was started, or worked on, within the limit."""
     plan = facts.plans[path]
-    if finished(plan, facts.commits):
+    if is_finished(plan, facts.commits):
         return False
     newest = max(
         [
@@ -77,8 +121,8 @@ def under_way(facts: Facts, path: str, older_than_s: float) -> bool:
     return facts.now - newest < older_than_s
 
 
-def needed_sets(facts: Facts, older_than_s: float) -> frozenset[str]:
-    """Sets that must stay, whatever their age."""
+def needed_sets(facts: StoreFacts, older_than_s: float) -> frozenset[str]:
+    """Return the sets that must stay, whatever their age."""
     needed: set[str] = set()
     for commit in facts.commits.values():
         needed.update(set_id for set_id in commit.sets if facts.kinds.get(set_id) != BOUNDARY)
@@ -93,25 +137,25 @@ def needed_sets(facts: Facts, older_than_s: float) -> frozenset[str]:
     return frozenset(needed)
 
 
-def _waste(facts: Facts, kind: str, path: str, pile: Pile, reason: str) -> Waste:
+def _waste(facts: StoreFacts, kind: str, path: str, pile: Pile, reason: str) -> Waste:
     return Waste(kind, path, pile.bytes, facts.now - pile.newest, reason)
 
 
-def _sets(facts: Facts, older_than_s: float) -> Iterator[Waste]:
+def _sets(facts: StoreFacts, older_than_s: float) -> Iterator[Waste]:
     needed = needed_sets(facts, older_than_s)
     for set_id, files in facts.survey.sets.items():
         if set_id not in needed:
             yield _waste(facts, "set", f"sets/{set_id}", files.all, "no run needs it")
 
 
-def _shards(facts: Facts) -> Iterator[Waste]:
+def _shards(facts: StoreFacts) -> Iterator[Waste]:
     for files in facts.survey.sets.values():
         for path, pile in files.shards.items():
             if path not in facts.listed:
                 yield _waste(facts, "shard", path, pile, "no record lists it")
 
 
-def _nodes(facts: Facts, older_than_s: float) -> Iterator[Waste]:
+def _nodes(facts: StoreFacts, older_than_s: float) -> Iterator[Waste]:
     busy = {
         node
         for path, plan in facts.plans.items()
@@ -140,7 +184,7 @@ def _nodes(facts: Facts, older_than_s: float) -> Iterator[Waste]:
                 yield _waste(facts, "checkpoint", path, pile, "no run goes on with it")
 
 
-def _rest(facts: Facts, older_than_s: float) -> Iterator[Waste]:
+def _rest(facts: StoreFacts, older_than_s: float) -> Iterator[Waste]:
     for folder, owners in (("sets", facts.survey.sets), ("nodes", facts.survey.nodes)):
         for owner, files in owners.items():
             if files.quarantine.files:

@@ -1,4 +1,4 @@
-"""What lies in a store, from the names, lengths and ages of its files. Pure."""
+"""Sort what lies in a store by the names, lengths and ages of its files. Pure."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A configuration file as a `Config`: what it leaves out filled in, every problem raised at once.
 
-Everything about configurations is imported from here; `sections` has what they may say, `checks` the rules,
-`explain` the words, `compatible` what a run directory tolerates.
+Everything about configurations is imported from here; `schema` has what they may say, `rules` the rules,
+`messages` the words, `compatibility` what a run directory tolerates.
 """
 
 from __future__ import annotations
@@ -21,29 +21,25 @@ from orchestrator.config.rules.check import Checked, check
 from orchestrator.config.schema import (
     Config,
     EvaluationConfig,
-    ImageConfig,
     Regime,
     RegimeConfig,
     SnapshotConfig,
     SplitConfig,
-    TextConfig,
 )
 from orchestrator.config.values import default_store, parse_size
-from orchestrator.config.yaml_loader import Document, apply_overrides, load_document, raise_problems
+from orchestrator.config.yaml_loader import Document, apply_overrides, load_document
 from workers.specs.experiment import Precision
 
 __all__ = [
     "Checked",
     "Config",
     "EvaluationConfig",
-    "ImageConfig",
     "Precision",
     "Regime",
     "RegimeConfig",
     "ResourceConfig",
     "SnapshotConfig",
     "SplitConfig",
-    "TextConfig",
     "check",
     "compatible",
     "default_store",
@@ -58,10 +54,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration in a YAML file, with `a.b.c=value` overrides applied.
 
     Raises ConfigError that lists every problem: line, key, value, what is allowed, the nearest known key."""
-    checked = check(read_document(path, overrides))
-    raise_problems(checked.document.source, checked.problems)
-    assert checked.config is not None
-    return checked.config
+    return check(read_document(path, overrides)).sound()
 
 
 def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from cache_store.storage.addresses import redacted
+from cache_store.suggest import did_you_mean, nearest
 from orchestrator.config.schema import OVERRIDES, Config, RegimeConfig, validate
-from orchestrator.config.yaml_loader import Document, KeyPath, Problem, key_text
+from orchestrator.config.values import OneOf
+from orchestrator.config.yaml_loader import KeyPath, key_text
+from workers.models.base import Finding
 from workers.specs.experiment import TrainSpec
 
+T = TypeVar("T")
 
-def validated(kind: Any, raw: Any, document: Document, prefix: KeyPath, problems: list[Problem]) -> Any:
-    """`raw` as `kind`. Problems are appended; what is wrong is then taken out, so that later checks still see
-    the rest with defaults in its place. None when that does not help."""
+
+def validated(kind: type[T], raw: Any, prefix: KeyPath, findings: list[Finding]) -> T | None:
+    """Read `raw`, which stands at `prefix`, as `kind`. What is wrong is appended to `findings` and taken out of `raw`,
+    so that later checks still see the rest with defaults in its place. None when that does not help."""
     pruned: set[KeyPath] = set()
     for _ in range(5):
         try:
-            return validate(kind, raw)
+            value: T = validate(kind, raw)
+            return value
         except ValidationError as error:
-            found = list(_explain(error, raw, kind, document, prefix))
+            found = list(_explain(error, raw, kind, prefix))
             # What was taken out in an earlier round is not missing from the file.
-            problems += [problem for path, problem in found if path not in pruned]
+            findings += [((*prefix, *path), message) for path, message in found if path not in pruned]
             # Where something needed is missing, the section around it goes: a regime without a kind.
             doomed = [path if _has(raw, path) else path[:-1] for path, _ in found]
             pruned.update((*doomed, *(path for path, _ in found)))
@@ -39,10 +44,8 @@ def validated(kind: Any, raw: Any, document: Document, prefix: KeyPath, problems
     return None
 
 
-def _explain(
-    error: ValidationError, raw: Any, kind: type[Any], document: Document, prefix: KeyPath
-) -> Iterator[tuple[KeyPath, Problem]]:
-    """One problem per key, with the key's path inside `raw`. Alternatives of a union are joined by `or`."""
+def _explain(error: ValidationError, raw: Any, kind: type[Any], prefix: KeyPath) -> Iterator[Finding]:
+    """One finding per key, with the key's path inside `raw`. Alternatives of a union are joined by `or`."""
     grouped: dict[KeyPath, list[Any]] = {}
     for item in error.errors(include_url=False):
         grouped.setdefault(_real_path(item["loc"], raw, item["type"]), []).append(item)
@@ -57,7 +60,7 @@ def _explain(
             message = f"{show(value)}: must be a section with keys of its own"
         else:
             message = f"{show(value)}: {' or '.join(dict.fromkeys(_wording(item, value) for item in items))}"
-        yield path, document.problem((*prefix, *path), message)
+        yield path, message
 
 
 def _real_path(loc: tuple[str | int, ...], raw: Any, kind: str) -> KeyPath:
@@ -83,16 +86,16 @@ def _wording(item: Any, value: Any) -> str:
         return "must start with a letter or digit and hold only letters, digits, '.', '-' and '_'"
     if item["type"] == "literal_error" and isinstance(value, str):
         choices = re.findall(r"'([^']*)'", message)
-        message += nearest(value, choices)
+        message += did_you_mean(value, choices)
     return message[:1].lower() + message[1:]
 
 
 def _suggest_key(kind: type[Any], path: KeyPath, prefix: KeyPath) -> str:
     wrong = str(path[-1])
     siblings = list(fields_of(_kind_at(kind, path[:-1])))
-    close = difflib.get_close_matches(wrong, siblings, n=1)
-    if close:
-        return f"; did you mean {close[0]}?"
+    close = nearest(wrong, siblings)
+    if close is not None:
+        return f"; did you mean {close}?"
     everywhere = [key for key in _all_keys(Config) if key[-1] == wrong]
     if everywhere and not prefix:
         return f"; did you mean {key_text(everywhere[0])}?"
@@ -100,15 +103,18 @@ def _suggest_key(kind: type[Any], path: KeyPath, prefix: KeyPath) -> str:
 
 
 def _allowed_values(kind: type[Any], path: KeyPath) -> str:
-    hint = fields_of(_kind_at(kind, path[:-1])).get(str(path[-1]))
-    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+    section, name = _kind_at(kind, path[:-1]), str(path[-1])
+    hint = fields_of(section).get(name)
+    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else _table_names(section, name)
     return f"; one of {', '.join(map(str, choices))}" if choices else ""
 
 
-def nearest(value: str, known: Sequence[str]) -> str:
-    """`; did you mean …?`, or nothing when no known name is close."""
-    close = difflib.get_close_matches(value, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def _table_names(section: Any, name: str) -> tuple[str, ...]:
+    """What a field allows that takes its values from a table; () for others."""
+    if not (isinstance(section, type) and issubclass(section, BaseModel)):
+        return ()
+    tables = [item.table for item in section.model_fields[name].metadata if isinstance(item, OneOf)]
+    return tuple(name for table in tables for name in table)
 
 
 @cache

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ACTIVATION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+from cache_store.formats.dtypes import ITEM_BYTES
+from workers.specs.experiment import COMPUTED
+
+ACTIVATION_BYTES = {precision: ITEM_BYTES[name] for precision, name in COMPUTED.items()}
 #: Sustained floating-point operations a second and slot, convolutions at common batch sizes: one core of a
 #: recent server CPU, one recent data centre GPU. Rough on purpose: `resources.gflops` takes a measured one.
 NOMINAL_FLOPS_PER_S = {

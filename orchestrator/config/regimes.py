@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import typing
 from typing import Any
 
 from orchestrator.config.messages import show
 from orchestrator.config.schema import OVERRIDES
 from orchestrator.config.sweep_schema import Draw
 from orchestrator.config.yaml_loader import Document, KeyPath
-from orchestrator.regimes.stages import Kind
+from orchestrator.regimes.table import REGIMES
 
 
 def _nest_parameters(document: Document) -> None:
@@ -72,7 +71,7 @@ def _name_regimes(document: Document) -> None:
     """`[e2e, lw]` -> `{e2e: {kind: e2e}, lw: {kind: lw}}`; `kind` is by default the regime's name."""
     regimes = document.data.get("regimes")
     if regimes is None:
-        document.data["regimes"] = {kind: {"kind": kind} for kind in ("e2e", "lw", "segprop")}
+        document.data["regimes"] = {kind: {"kind": kind} for kind, row in REGIMES.items() if row.by_default}
         return
     if isinstance(regimes, list):
         mapping: dict[str, Any] = {}
@@ -96,5 +95,5 @@ def _name_regimes(document: Document) -> None:
             if isinstance(settings, dict):
                 for key in [key for key, value in settings.items() if value is None and key in OVERRIDES]:
                     del settings[key]
-                if "kind" not in settings and name in typing.get_args(Kind):
+                if "kind" not in settings and name in REGIMES:
                     settings["kind"] = name

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.config.values import Bytes, Section
+from orchestrator.config.values import Bytes, OneOf, Section
 from workers.specs.orders import Strategy
+
+
+@dataclass(frozen=True)
+class RunnerKind:
+    """One row of `RUNNERS`."""
+
+    #: `module:function` that makes the runner of a `orchestrator.runners.base.RunnerRequest`. By name: planning loads
+    #: no runner.
+    factory: str
+    #: Works on the machines of a Ray cluster: can choose among them, run gangs, and have Ray Tune stop trials.
+    on_ray: bool = False
+
+
+#: What `resources.runner` may be.
+RUNNERS: dict[str, RunnerKind] = {
+    "ray": RunnerKind("orchestrator.runners.factory:ray_runner", on_ray=True),
+    "local": RunnerKind("orchestrator.runners.factory:local_runner"),
+}
 
 
 class GangConfig(Section):
@@ -37,7 +56,9 @@ class ResourceConfig(Section):
     """Where the work runs. Nothing here changes a result by more than rounding, so a run may go on with other
     resources."""
 
-    runner: Literal["ray", "local"] = Field(default="ray", description="local: in this process, one task at a time.")
+    runner: Annotated[str, OneOf(RUNNERS)] = Field(
+        default="ray", description="local: in this process, one task at a time."
+    )
     address: str | None = Field(default=None, description="Address of a running Ray cluster; None: start one here.")
     slots: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         default="auto",
@@ -74,6 +95,11 @@ class ResourceConfig(Section):
 
     @model_validator(mode="after")
     def _labels_need_ray(self) -> ResourceConfig:
-        if self.runner == "local" and (self.labels or self.accelerator):
-            raise ValueError("labels and accelerator choose machines of a cluster; the local runner has none")
+        if not self.on_ray and (self.labels or self.accelerator):
+            raise ValueError(f"labels and accelerator choose machines of a cluster; the {self.runner} runner has none")
         return self
+
+    @property
+    def on_ray(self) -> bool:
+        """Whether the runner works on the machines of a Ray cluster."""
+        return RUNNERS[self.runner].on_ray

@@ -12,23 +12,24 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 
 from cache_store.formats.encodings import EncodingName
 from orchestrator.config.rates import Rates
 from orchestrator.config.resources import ResourceConfig
 from orchestrator.config.sweep_schema import SweepConfig
-from orchestrator.config.values import Bytes, Section, StoreAddress, default_store
-from orchestrator.regimes.stages import Kind, Stage, layout
+from orchestrator.config.values import Bytes, OneOf, Section, StoreAddress, default_store
+from orchestrator.regimes.stages import Cut, Stage
+from orchestrator.regimes.table import REGIMES, RegimeKind, layout
 from orchestrator.regimes.wavefront import FINAL, final_stage
+from workers.domains.planning import AnyData
+from workers.domains.registry import Planning, planning_of, planning_of_family
+from workers.models.base import Traits
+from workers.models.registry import DEFAULT, Family, family, family_of
 from workers.specs.as_json import to_json
-from workers.specs.experiment import ImageSpec, ResNetSpec, SnapshotDtype, TrainSpec
-from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.experiment import SnapshotDtype, TrainSpec
+from workers.specs.model import ModelSpec
 from workers.specs.tasks import GateSpec
-
-#: Samples that go through frozen blocks together, and samples of an evaluation batch, where nothing is said.
-IMAGE_GROUP, TEXT_GROUP = 256, 16
-IMAGE_BATCH, TEXT_BATCH = 512, 16
 
 
 class SplitConfig(Section):
@@ -157,7 +158,9 @@ class EvaluationConfig(Section):
 class RegimeConfig(Section):
     """One regime of the comparison. Every mapping is a partial override of the section of the same name."""
 
-    kind: Kind = Field(description="e2e, lw or segprop; needed where the regime has another name.")
+    kind: Annotated[str, OneOf(REGIMES)] = Field(
+        description="e2e, lw or segprop; needed where the regime has another name."
+    )
     head_convs: int | None = Field(default=None, ge=1, le=3, description="Overrides model.head_convs.")
     training: dict[str, Any] = Field(default_factory=dict, description="Overrides `training`.")
     split: dict[str, Any] = Field(default_factory=dict, description="Overrides `split`.")
@@ -177,8 +180,9 @@ class Regime:
     """One regime with everything resolved."""
 
     name: str
-    kind: Kind
-    model: ResNetSpec | CausalLMSpec
+    #: A key of `orchestrator.regimes.table.REGIMES`.
+    kind: str
+    model: ModelSpec
     split: SplitConfig
     training: TrainSpec
     snapshots: SnapshotConfig
@@ -189,36 +193,59 @@ class Regime:
     run_exit: RunExitConfig = field(default_factory=RunExitConfig)
 
     @property
-    def is_text(self) -> bool:
-        return isinstance(self.model, CausalLMSpec)
+    def family(self) -> Family:
+        return family_of(self.model)
+
+    @property
+    def traits(self) -> Traits:
+        """What the chain of its model is like."""
+        return self.family.traits
+
+    @property
+    def domain(self) -> Planning:
+        """What planning knows of its kind of data."""
+        return planning_of(self.model)
+
+    @property
+    def row(self) -> RegimeKind:
+        """What its kind allows."""
+        return REGIMES[self.kind]
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether a good score may end it before its last stage."""
+        return self.run_exit.gate is not None and self.row.may_end_early
 
     @property
     def base(self) -> int:
         """Blocks of the base: a language model's embedding is one of its blocks, but not one that users count."""
-        return self.split.base + (1 if self.is_text else 0)
+        return self.split.base + self.traits.stem
 
     @property
     def group_rows(self) -> int:
-        return self.snapshots.group_rows or (TEXT_GROUP if self.is_text else IMAGE_GROUP)
+        return self.snapshots.group_rows or self.domain.group_rows
 
     def in_training(self, blocks: Sequence[str]) -> tuple[str, ...]:
-        """The blocks that stages see: all but those omitted for the time being."""
-        omitted = {f"layer{index}" for index in self.split.omit} if self.is_text else set()
-        return tuple(block for block in blocks if block not in omitted)
+        """The blocks that stages see: all but those omitted for the time being, which are numbered behind the stem."""
+        omitted = {index + self.traits.stem for index in self.split.omit} if self.traits.can.omit is None else set()
+        return tuple(block for index, block in enumerate(blocks) if index not in omitted)
 
     def layout(self, blocks: Sequence[str]) -> tuple[Stage, ...]:
         """The stages in order; under `wavefront` the final pass behind them."""
+        stem = tuple(blocks[: self.traits.stem])
         stages = layout(
             self.kind,
             self.in_training(blocks),
-            base=self.base,
-            head=self.split.head,
-            segment_size=self.split.segment_size,
-            frozen_intermediate=self.split.intermediate == "frozen",
-            train_base=self.split.train_base,
-            adapters=not self.is_text,
-            untrained=("embed",) if self.is_text and self.split.embedding == "frozen" else (),
-            first_segment=2 if self.is_text else 1,
+            Cut(
+                base=self.base,
+                head=self.split.head,
+                segment_size=self.split.segment_size,
+                frozen_intermediate=self.split.intermediate == "frozen",
+                train_base=self.split.train_base,
+                adapters=self.traits.adapters,
+                untrained=frozenset(stem) if self.split.embedding == "frozen" else frozenset(),
+                first_segment=1 + len(stem),
+            ),
         )
         if self.pipeline == "wavefront" and self.wavefront.final_epochs:
             return (*stages, final_stage(stages))
@@ -236,7 +263,9 @@ class Regime:
 
 
 class Config(Section):
-    """A whole configuration."""
+    """A whole configuration. What is read into one is a subclass, `config_class` of its model's family."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name; default: the file's name.")
     run_dir: str = Field(min_length=1, description="Folder of the results; default: runs/<run>.")
@@ -244,8 +273,8 @@ class Config(Section):
         min_length=1, description="Storage root, a folder or URI (docs/storage.md); default: <run_dir>/store."
     )
     seed: int = Field(default=0, ge=0, lt=1 << 63, description="Every random choice derives from it.")
-    model: ResNetSpec | CausalLMSpec
-    data: ImageSpec | TextSpec
+    model: ModelSpec
+    data: AnyData
     split: SplitConfig = Field(default_factory=SplitConfig)
     training: TrainSpec = Field(default_factory=TrainSpec)
     regimes: dict[str, RegimeConfig] = Field(
@@ -268,13 +297,10 @@ class Config(Section):
     def regime(self, name: str) -> Regime:
         """The regime called `name`, resolved."""
         own = self.regimes[name]
-        model = self.model
-        if own.head_convs is not None and isinstance(model, ResNetSpec):
-            model = dataclasses.replace(model, head_convs=own.head_convs)
         return Regime(
             name=name,
             kind=own.kind,
-            model=model,
+            model=self.family.with_head_convs(self.model, own.head_convs),
             split=validate(SplitConfig, merge(plain(self.split), own.split)),
             training=validate(TrainSpec, merge(plain(self.training), own.training)),
             snapshots=validate(SnapshotConfig, merge(plain(self.snapshots), own.snapshots)),
@@ -286,14 +312,22 @@ class Config(Section):
 
     def pipeline_of(self, regime: RegimeConfig) -> Pipeline:
         """A regime's own word, or what all regimes that have segments to overlap are told."""
-        if regime.kind != "segprop":
+        if not REGIMES[regime.kind].may_wave:
             return "sequential"
         return regime.pipeline or self.pipeline
 
     @property
+    def family(self) -> Family:
+        return family_of(self.model)
+
+    @property
+    def domain(self) -> Planning:
+        """What planning knows of its kind of data."""
+        return planning_of(self.model)
+
+    @property
     def evaluation_batch(self) -> int:
-        text = isinstance(self.model, CausalLMSpec)
-        return self.evaluation.batch_size or (TEXT_BATCH if text else IMAGE_BATCH)
+        return self.evaluation.batch_size or self.domain.evaluation_batch
 
     def rates(self) -> Rates:
         """Speed of a slot for predicted times; without a measured figure `auto` counts as a CPU."""
@@ -316,7 +350,7 @@ class Config(Section):
         dump["regimes"] = {
             name: {
                 "kind": regime.kind,
-                **({"head_convs": regime.model.head_convs} if isinstance(regime.model, ResNetSpec) else {}),
+                **regime.family.regime_settings(regime.model),
                 "training": plain(regime.training),
                 "split": plain(regime.split),
                 "snapshots": plain(regime.snapshots),
@@ -326,32 +360,28 @@ class Config(Section):
                     if regime.pipeline == "wavefront"
                     else {}
                 ),
-                **({"run_exit": plain(regime.run_exit)} if regime.run_exit.gate and regime.kind == "segprop" else {}),
+                **({"run_exit": plain(regime.run_exit)} if regime.ends_early else {}),
             }
             for name, regime in ((name, self.regime(name)) for name in self.regimes)
         }
         return dump
 
 
-class ImageConfig(Config):
-    """A configuration whose model is a ResNet."""
+@cache
+def config_class(name: str) -> type[Config]:
+    """What a configuration of a family may say: its own spec under `model`, that of its domain under `data`.
 
-    model: ResNetSpec
-    data: ImageSpec
-
-
-class TextConfig(Config):
-    """A configuration whose model is a causal language model."""
-
-    model: CausalLMSpec
-    data: TextSpec
+    ConfigError when the family is not known."""
+    spec: Any = family(name).spec
+    data: Any = planning_of_family(name).data
+    return create_model("Config", __base__=Config, model=(spec, ...), data=(data, ...))
 
 
-def config_kind(raw: Mapping[str, Any]) -> type[Config]:
-    """The kind of configuration a file is, by `model.family`: then only what it may say is offered."""
+def config_of(raw: Mapping[str, Any]) -> type[Config]:
+    """The class of a configuration file, by `model.family`: then only what it may say is offered."""
     model = raw.get("model")
-    family = model.get("family") if isinstance(model, Mapping) else None
-    return TextConfig if family == "causal_lm" else ImageConfig
+    name = model.get("family", DEFAULT) if isinstance(model, Mapping) else DEFAULT
+    return config_class(name if isinstance(name, str) else DEFAULT)
 
 
 #: The sections that a regime may override.

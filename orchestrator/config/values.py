@@ -1,14 +1,18 @@
-"""Value types that several sections share: byte sizes, store addresses, the base class of a section."""
+"""Value types that several sections share: byte sizes, store addresses, names out of a table, the base class of a
+section."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import PydanticKnownError, core_schema
 
 from cache_store.errors import UserError
-from cache_store.storage.addresses import parse_address
+from cache_store.storage.open import parse_address
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?)B", re.IGNORECASE)
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -36,6 +40,23 @@ def _known_store(value: str) -> str:
 
 StoreAddress = Annotated[str, AfterValidator(_known_store)]
 Bytes = Annotated[int, BeforeValidator(parse_size), Field(ge=1)]
+
+
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """Allow the keys of a table, read when a value is checked. Refuses others in the words of a `Literal`."""
+
+    table: Mapping[str, Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def _check(self, value: Any) -> str:
+        if isinstance(value, str) and value in self.table:
+            return value
+        *names, last = [repr(name) for name in self.table]
+        expected = f"{', '.join(names)} or {last}" if names else last
+        raise PydanticKnownError("literal_error", {"expected": expected})
 
 
 class Section(BaseModel):

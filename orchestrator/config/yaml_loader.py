@@ -17,6 +17,7 @@ import yaml
 
 from cache_store.errors import ConfigError, UserError
 from cache_store.storage.addresses import redacted
+from workers.models.base import Finding
 
 KeyPath = tuple[str | int, ...]
 
@@ -69,6 +70,10 @@ class Document:
         # A section that only an override made.
         below = (origin for key, origin in self.origins.items() if path and key[: len(path)] == path)
         return Problem(path, message, origin=next(below, None))
+
+    def located(self, findings: Iterable[Finding]) -> list[Problem]:
+        """Each finding as a problem, with the line or the override it comes from."""
+        return [self.problem(path, message) for path, message in findings]
 
 
 def key_text(path: KeyPath) -> str:

@@ -12,28 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.costs import formulas
-from orchestrator.costs.formulas import SplitRows
+from workers.domains.planning import SplitRows
+from workers.specs.results import BlockCosts, MeasuredCosts
 
 if TYPE_CHECKING:
     from orchestrator.config.rates import Rates
     from workers.models.outline import ChainOutline, PartOutline
-
-
-@dataclass(frozen=True)
-class BlockCosts:
-    """Of one block and of the boundary behind it, in seconds a sample (`build`: in seconds)."""
-
-    #: Loading the block's weights.
-    build: float
-    #: Its forward pass in groups, as snapshots are made, with what is done to keep a row: cast, encode.
-    group: float
-    #: Its forward pass over training batches, as a stage that recomputes runs it.
-    batch: float
-    #: Of rows of the boundary behind it: writing; reading for the first time (verified, mapped, gathered shuffled,
-    #: decoded); reading again.
-    write: float
-    open: float
-    read: float
 
 
 @dataclass(frozen=True)
@@ -46,15 +30,11 @@ class Costs:
     blocks: Mapping[str, BlockCosts]
 
     @classmethod
-    def from_json(cls, figures: Mapping[str, Any], outline: ChainOutline) -> Costs:
+    def measured(cls, figures: MeasuredCosts, outline: ChainOutline) -> Costs:
         """The result of a `measure` node, every block of the chain by the one that stands for it."""
-        measured = {name: BlockCosts(**values) for name, values in figures["blocks"].items()}
-        return cls(
-            "measured",
-            figures["load"]["group"],
-            figures["load"]["batch"],
-            {name: measured[alike] for name, alike in alike_blocks(outline).items() if alike in measured},
-        )
+        known, load = figures.blocks, figures.load
+        blocks = {name: known[alike] for name, alike in alike_blocks(outline).items() if alike in known}
+        return cls("measured", load.group, load.batch, blocks)
 
     @classmethod
     def nominal(cls, outline: ChainOutline, rates: Rates, precision: str, row_bytes: Sequence[int]) -> Costs:

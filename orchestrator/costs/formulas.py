@@ -12,18 +12,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cache_store.formats.encodings import EncodingName
-from cache_store.formats.encodings import row_bytes as encoded_bytes
+from cache_store.formats.encodings import ENCODINGS, EncodingName
 from orchestrator.config.rates import ACTIVATION_BYTES, Rates
-from workers.specs.experiment import ImageSpec, TrainSpec
+from workers.domains.planning import SplitRows
+from workers.models.base import StageParts
+from workers.specs.experiment import TrainSpec
 
 if TYPE_CHECKING:
     from workers.models.base import StageMemory
     from workers.models.counting import Shape
     from workers.models.outline import ChainOutline, PartOutline
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-SNAPSHOT_DTYPE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 STORE_READ_BYTES_PER_S = 1.5e9
 STORE_WRITE_BYTES_PER_S = 0.4e9
@@ -50,20 +49,13 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class SplitRows:
-    train: int
-    validation: int
-    test: int
+class StageInputs:
+    """What a stage reads: samples of each split, and elements and their bytes of one sample."""
 
-    def of(self, split: str) -> int:
-        return int(getattr(self, split))
-
-
-def split_rows(data: ImageSpec, train_rows: int, test_rows: int) -> SplitRows:
-    """Sizes of the three splits, by the rule of `workers.data.splits`: validation comes off first."""
-    validation = round(data.validation * train_rows) if data.validation < 1 else int(data.validation)
-    rest = train_rows - validation
-    return SplitRows(min(rest, data.train_limit or rest), validation, min(test_rows, data.test_limit or test_rows))
+    rows: SplitRows
+    elements: int
+    item_bytes: int
+    reads_snapshots: bool = False
 
 
 def epochs_to_run(train: TrainSpec, rows: int) -> int:
@@ -85,7 +77,7 @@ def elements(shapes: Iterable[Shape]) -> int:
 
 def row_bytes(shapes: Iterable[Shape], dtype: str, encoding: EncodingName = "plain") -> int:
     """Stored bytes of one sample at a boundary; of `lossless` the most it takes."""
-    return sum(encoded_bytes(encoding, dtype, shape) for shape in shapes)
+    return sum(ENCODINGS[encoding].row_bytes(dtype, shape) for shape in shapes)
 
 
 def prefix_flops(outline: ChainOutline, blocks: Iterable[str]) -> int:
@@ -108,63 +100,63 @@ def _frozen_bytes(parts: Sequence[PartOutline], precision: str, rows: int) -> in
     return _weights_bytes(parts, precision) + rows * widest * item
 
 
-def train_estimate(
-    path: Sequence[PartOutline],
-    trained: frozenset[str],
-    train: TrainSpec,
-    *,
-    rows: SplitRows,
-    rates: Rates,
-    input_elements: int,
-    input_item_bytes: int,
-    reads_snapshots: bool = False,
-    prefix: Sequence[PartOutline] = (),
-    group_rows: int = 0,
-) -> Estimate:
-    """One stage over its whole schedule. `trained` names the parts that get gradients (adapter and aux among
-    them); `prefix` are frozen blocks run on the device in groups of `group_rows` before every step."""
-    item = ACTIVATION_BYTES[train.precision]
-    micro = train.micro
-    updated = [part for part in path if part.name in trained]
+def train_estimate(stage: StageParts, inputs: StageInputs, rates: Rates) -> Estimate:
+    """Predict one stage over its whole schedule."""
+    updated = [part for part in stage.path if part.name in stage.trained]
     trainable = sum(part.parameters for part in updated)
-    optimizer_copies = 2 if train.optimizer.name == "adamw" else 1 if train.optimizer.momentum else 0
-    first = next((index for index, part in enumerate(path) if part.name in trained), len(path))
-    saving = path[first:]  # gradients flow through every later part, frozen or not
-    saved = sum(part.saved_elements for part in saving)
-    if train.activation_checkpointing:
-        saved = sum(elements(part.inputs) for part in saving) + max((p.saved_elements for p in saving), default=0)
-    widest = max((elements(part.outputs) for part in path), default=0)
+    optimizer = stage.train.optimizer
+    copies = 2 if optimizer.name == "adamw" else 1 if optimizer.momentum else 0
     peak = (
-        _weights_bytes(path, train.precision)
-        + 4 * trainable * (1 + optimizer_copies)
-        + micro * (saved * item + 2 * widest * item + 2 * input_elements * input_item_bytes)
+        _weights_bytes(stage.path, stage.train.precision)
+        + 4 * trainable * (1 + copies)
+        + _activation_bytes(stage, inputs)
     )
-    if prefix:
-        peak += _frozen_bytes(prefix, train.precision, max(micro, group_rows))
-    epochs = epochs_to_run(train, rows.train)
-    forward = sum(part.flops for part in path)
-    backward = 2 * sum(part.flops for part in updated)
-    backward += sum(part.flops for part in saving if part.name not in trained)
-    if train.activation_checkpointing:
-        backward += sum(part.flops for part in saving)
-    ahead = sum(part.flops for part in prefix)
-    flops = epochs * (rows.train * (forward + backward + ahead) + rows.validation * (forward + ahead))
-    seconds = TASK_SECONDS + flops / rates.flops_per_s[train.precision]
-    if reads_snapshots:
-        read = epochs * (rows.train + rows.validation) * input_elements * input_item_bytes
-        seconds += read / STORE_READ_BYTES_PER_S
+    if stage.prefix:
+        peak += _frozen_bytes(stage.prefix, stage.train.precision, max(stage.train.micro, stage.group_rows))
+    flops = _stage_flops(stage, inputs.rows)
+    seconds = TASK_SECONDS + flops / rates.flops_per_s[stage.train.precision]
+    if inputs.reads_snapshots:
+        rows = epochs_to_run(stage.train, inputs.rows.train) * (inputs.rows.train + inputs.rows.validation)
+        seconds += rows * inputs.elements * inputs.item_bytes / STORE_READ_BYTES_PER_S
     return Estimate(
-        parameters=sum(part.parameters for part in path),
+        parameters=sum(part.parameters for part in stage.path),
         trainable=trainable,
         peak_bytes=peak,
         flops=flops,
         seconds=seconds,
-        optimizer_bytes=4 * trainable * optimizer_copies,
+        optimizer_bytes=4 * trainable * copies,
     )
 
 
+def _activation_bytes(stage: StageParts, inputs: StageInputs) -> int:
+    """What the samples of one micro-batch hold on the device at the end of the forward pass."""
+    saving = _saving(stage)
+    saved = sum(part.saved_elements for part in saving)
+    if stage.train.activation_checkpointing:
+        saved = sum(elements(part.inputs) for part in saving) + max((p.saved_elements for p in saving), default=0)
+    widest = max((elements(part.outputs) for part in stage.path), default=0)
+    item = ACTIVATION_BYTES[stage.train.precision]
+    return stage.train.micro * (saved * item + 2 * widest * item + 2 * inputs.elements * inputs.item_bytes)
+
+
+def _stage_flops(stage: StageParts, rows: SplitRows) -> int:
+    """Work of all epochs: training passes with their backward pass, and validation passes."""
+    saving = _saving(stage)
+    forward = sum(part.flops for part in (*stage.path, *stage.prefix))
+    backward = sum((2 if part.name in stage.trained else 1) * part.flops for part in saving)
+    if stage.train.activation_checkpointing:
+        backward += sum(part.flops for part in saving)
+    return epochs_to_run(stage.train, rows.train) * (rows.train * (forward + backward) + rows.validation * forward)
+
+
+def _saving(stage: StageParts) -> Sequence[PartOutline]:
+    """From the first trained part on: gradients flow through every later part, frozen or not."""
+    first = next((index for index, part in enumerate(stage.path) if part.name in stage.trained), len(stage.path))
+    return stage.path[first:]
+
+
 def with_memory(predicted: Estimate, memory: StageMemory) -> Estimate:
-    """A stage's predictions with the memory of a language model's."""
+    """A stage's predictions with the memory that its family knows better."""
     return dataclasses.replace(
         predicted, trainable=memory.trainable, peak_bytes=memory.peak, optimizer_bytes=memory.optimizer
     )

@@ -1,4 +1,5 @@
-"""What of a plan is done already: commits and released snapshot sets, read from the store. Keeps nothing itself."""
+"""Read which nodes of a plan are committed and which snapshot sets are released. Stateless: the store is the only
+source."""
 
 from __future__ import annotations
 
@@ -7,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from cache_store.records.nodes import NodeStore
+from cache_store.records.nodes import Commit, NodeStore
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
 from orchestrator.plan.graph import Node, Plan
+from workers.specs.results import LeftSets, MaterializeResult
 
 #: Requests at one time to a store over a network, where each takes tens of milliseconds.
 READERS = 16
@@ -21,7 +23,7 @@ T = TypeVar("T")
 class CommitLog:
     storage: Storage
     #: Node id -> commit.
-    commits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    commits: dict[str, Commit] = field(default_factory=dict)
     #: Committed materialize nodes whose set is not in the store (any more).
     released: set[str] = field(default_factory=set)
     #: Materialize node without a commit -> its set, of which a stage that overlapped has left a part in the store.
@@ -37,10 +39,11 @@ class CommitLog:
         """Read what the store knows of these nodes. Commits never change: those known are not read again."""
         store, snapshots = NodeStore(self.storage), SnapshotStore(self.storage)
 
-        def look(node: Node) -> tuple[str, dict[str, Any] | None, bool]:
+        def look(node: Node) -> tuple[str, Commit | None, bool]:
             commit = self.commits.get(node.id) or store.commit_of(node.id)
-            is_set = commit is not None and node.kind == "materialize"
-            return node.id, commit, bool(commit and is_set and snapshots.find(commit["result"]["set"]) is None)
+            if commit is None or not node.makes_set:
+                return node.id, commit, False
+            return node.id, commit, snapshots.find(commit.read(MaterializeResult).set) is None
 
         for node_id, commit, gone in _mapped(look, nodes, threads=READERS if self.storage.remote else 1):
             if commit is None:
@@ -53,7 +56,11 @@ class CommitLog:
         for node in nodes:
             self.note_partial(node)
 
-    def add(self, node_id: str, commit: dict[str, Any]) -> None:
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """Node id -> commit as its record in the store has it."""
+        return {node_id: commit.to_json() for node_id, commit in self.commits.items()}
+
+    def add(self, node_id: str, commit: Commit) -> None:
         self.commits[node_id] = commit
         self.released.discard(node_id)
         self.partial.pop(node_id, None)
@@ -62,15 +69,15 @@ class CommitLog:
         """Take in what a committed stage has left of sets that it made along but not whole; node -> set."""
         commit = self.commits.get(stage.id)
         left: dict[str, str] = {}
-        for role, made in (commit["result"].get("partial", {}) if commit else {}).items():
-            parent, set_id = stage.parents[role], made["set"]
+        for role, made in (commit.read(LeftSets).partial if commit is not None else {}).items():
+            parent, set_id = stage.parents[role], made.set
             if parent not in self.commits and SnapshotStore(self.storage).find(set_id) is not None:
                 left[parent] = set_id
         self.partial |= left
         return left
 
     def look(self, node_id: str) -> bool:
-        """Whether a node has a commit by now, which somebody else than its own order may have made."""
+        """Look whether a node has a commit by now, which somebody else than its own order may have made."""
         commit = NodeStore(self.storage).commit_of(node_id)
         if commit is not None:
             self.add(node_id, commit)
@@ -79,7 +86,7 @@ class CommitLog:
     def release(self, node_id: str) -> None:
         """Drop the node's snapshot set, or what there is of it, from the store; its commit stays."""
         left = self.partial.get(node_id)
-        SnapshotStore(self.storage).drop(left or self.commits[node_id]["result"]["set"])
+        SnapshotStore(self.storage).drop(left or self.commits[node_id].read(MaterializeResult).set)
         if self.partial.pop(node_id, None) is None:
             self.released.add(node_id)
 

@@ -1,4 +1,4 @@
-"""Carries a plan out: submits what is ready, commits and releases as results arrive, retries what was lost.
+"""Carry a plan out: submit what is ready, commit and release as results arrive, retry what was lost.
 
 The driver keeps no state of its own: everything it knows it reads from the store's commits. Kill it at any
 moment, run the same command, and it goes on.
@@ -17,13 +17,18 @@ from typing import Any, Protocol
 
 from cache_store.crashpoints import reach
 from cache_store.errors import Interrupted, StoreError
-from orchestrator.execution import event_log, retry, schedule
+from cache_store.records.nodes import Commit
+from orchestrator.execution import event_log, schedule
+from orchestrator.execution.attempts import Attempts
 from orchestrator.execution.commits import CommitLog
-from orchestrator.execution.ready_queue import ReadyQueue
+from orchestrator.execution.queues import Queues
+from orchestrator.execution.retry import GiveUp, NodeRetries, Retry
 from orchestrator.plan.graph import Node, Plan
 from orchestrator.progress import Progress
-from orchestrator.runners.base import Failed, Runner, Succeeded
+from orchestrator.runners.base import Event, Failed, Runner, Succeeded
+from workers.control import NOTHING, Update
 from workers.specs.orders import Production, Strategy, WorkOrder, node_of, order_key
+from workers.specs.results import NodeFigures
 
 WAIT_S = 0.5
 #: Between two looks at what running tasks report; events are looked at as they come.
@@ -43,37 +48,51 @@ class Outcome:
     errors: dict[str, BaseException] = field(default_factory=dict)
 
 
+def _alone(node: Node) -> bool:
+    return False
+
+
 class Steering(Protocol):
     """Changes what is wanted while the driver works. Called between two steps, in the driver's thread."""
 
     @property
     def open(self) -> bool:
-        """Whether more may be wanted later, though nothing is now."""
+        """Tell whether more may be wanted later, though nothing is now."""
 
     def __call__(self, ledger: CommitLog, outcome: Outcome) -> Plan | None:
-        """The plan to go on with; None: the same as before."""
+        """Return the plan to go on with; None: the same as before."""
+
+
+@dataclass(frozen=True)
+class DriverSettings:
+    """What a driver is told once."""
+
+    #: Address of the store, as it goes into every order.
+    store: str
+    retries: NodeRetries
+    snapshot_memory: int | None = None
+    #: Whether all ranks of a gang run a node, and by which strategy; None: there is no gang.
+    together: Callable[[Node], bool] = _alone
+    strategy: Strategy | None = None
 
 
 class Driver:
+    """Carries a plan out on a runner."""
+
     def __init__(
         self,
         plan: Plan,
         ledger: CommitLog,
         runner: Runner,
         progress: Progress,
+        settings: DriverSettings,
         *,
-        store: str,
-        max_attempts: int,
-        snapshot_memory: int | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
-        together: Callable[[Node], bool] = lambda node: False,
-        strategy: Strategy | None = None,
         report: Callable[..., None] = lambda **state: None,
         steering: Steering | None = None,
     ) -> None:
         """`report` is told now and then what the driver is doing (see `_state`), for those who look from outside.
-        `together`: whether all ranks of a gang run a node, by this strategy (None: there is no gang). `steering`
-        changes the plan while it is carried out (sweeps, whose trials come and go)."""
+        `steering` changes the plan while it is carried out (sweeps, whose trials come and go)."""
         self._plan = plan
         self._nodes = {node.id: node for node in plan.nodes}
         #: Nodes whose commits the ledger has looked for.
@@ -81,31 +100,19 @@ class Driver:
         self._ledger = ledger
         self._runner = runner
         self._progress = progress
-        self._store = store
-        self._max_attempts = max_attempts
-        self._snapshot_memory = snapshot_memory
+        self._settings = settings
         self._stop_requested = stop_requested
-        self._together = together
-        self._strategy = strategy
         self._report = report
         self._steering = steering
-        self._plan_work(plan)
+        self._queues = Queues(plan, ledger)
+        self._attempts = Attempts()
         #: Order keys of those who only make shards of a running materialize node's set (`Production.helper`).
         self._helpers: set[str] = set()
         #: Materialize nodes of which nothing is left to take for another helper, and those that nobody waits for and
         #: that failed for good.
         self._exhausted: set[str] = set()
         self._given_up: set[str] = set()
-        #: Running node -> when it was submitted (unix seconds).
-        self._running: dict[str, float] = {}
-        #: Running nodes that have shown a sign of life.
-        self._begun: set[str] = set()
-        #: Nodes that took more than one attempt.
-        self._retried: set[str] = set()
         self._looked = 0.0
-        self._attempts: Counter[str] = Counter()
-        #: Node id -> monotonic time before which it is not tried again.
-        self._not_before: dict[str, float] = {}
         self._outcome = Outcome("done", reused=set(ledger.commits))
 
     def run(self) -> Outcome:
@@ -114,9 +121,7 @@ class Driver:
         while True:
             if stopping is None and self._stop_requested():
                 stopping = time.monotonic()
-                for node_id in self._running:
-                    self._log("stopped", self._nodes[node_id])
-                self._runner.stop()
+                self._stop()
             if stopping is None and self._steering is not None:
                 self._adopt(self._steering(self._ledger, self._outcome))
             if stopping is None:
@@ -127,7 +132,7 @@ class Driver:
                 if time.monotonic() - stopping > STOP_GRACE_S:
                     break
             coming = stopping is None and self._steering is not None and self._steering.open
-            if not self._running and not self._helpers and not waiting and not coming:
+            if not self._attempts.running and not self._helpers and not waiting and not coming:
                 break
             for event in self._runner.wait(WAIT_S):
                 self._handle(event, stopping is not None)
@@ -139,6 +144,11 @@ class Driver:
             self._outcome.status = "failed"
         return self._outcome
 
+    def _stop(self) -> None:
+        for node_id in self._attempts.running:
+            self._log("stopped", self._nodes[node_id])
+        self._runner.stop()
+
     def _adopt(self, plan: Plan | None) -> None:
         """Go on with another plan. What is running stays; what is new to us may be committed already."""
         if plan is None:
@@ -148,66 +158,53 @@ class Driver:
         self._ledger.look_up([node for node in plan.nodes if node.id not in self._looked_up])
         self._looked_up |= {node.id for node in plan.nodes}
         self._outcome.reused |= self._ledger.commits.keys() - known
-        self._plan_work(plan, running=self._running.keys(), failed=self._outcome.failures.keys())
-
-    def _plan_work(self, plan: Plan, **state: Any) -> None:
-        """`state`: what is running or failed already, for `ReadyQueue`."""
         self._plan = plan
-        known: dict[str, Any] = {
-            "committed": self._ledger.commits.keys(),
-            "released": self._ledger.released,
-            "partial": self._ledger.partial.keys(),
-            **state,
-        }
-        #: What may start, and which sets may go: the same where no stage overlaps.
-        self._agenda = ReadyQueue(plan, **known)
-        self._releases = ReadyQueue(plan, **known, overlapping=schedule.NONE) if plan.overlapping else self._agenda
-        self._agendas = (self._agenda, self._releases) if plan.overlapping else (self._agenda,)
+        running, failed = self._attempts.running.keys(), self._outcome.failures.keys()
+        self._queues = Queues(plan, self._ledger, running=running, failed=failed)
 
     def _submit_ready(self) -> bool:
         """Fill free slots; True when something is ready but has to wait (for a slot or a retry)."""
         slots, gangs = self._places()
         while slots or gangs:
             now = time.monotonic()
-            node = self._agenda.take(partial(self._may_start, now, slots, gangs))
+            node = self._queues.starting.take(partial(self._may_start, now, slots, gangs))
             if node is None:
                 break
             self._submit(node)
             # Of slots the runner need not be asked again; ranks may do the work of either.
-            slots, gangs = self._places() if self._strategy is not None else (slots - 1, 0)
+            slots, gangs = self._places() if self._settings.strategy is not None else (slots - 1, 0)
         self._fill_spare_slots()
-        return self._agenda.waiting > 0
+        return self._queues.starting.waiting > 0
 
     def _submit(self, node: Node) -> None:
-        self._attempts[node.id] += 1
+        self._attempts.submit(node.id)
         self._runner.submit(self._order(node))
         reach("driver.submitted")
-        self._running[node.id] = time.time()
-        for agenda in self._agendas:
-            agenda.start(node.id)
+        self._attempts.submitted(node.id)
+        self._queues.start(node.id)
         self._progress.started(node.label)
         self._log("submitted", node)
 
     def _fill_spare_slots(self) -> None:
-        """Slots that nothing is ready for make snapshots: ahead of the stages that read them, or with those at it."""
-        free, now = self._runner.free(), time.monotonic()
+        """Let slots with nothing else to do make snapshots: ahead of the stages that read them, or with those at it."""
+        free, running = self._runner.free(), self._attempts.running
         if not free:
             return
-        hands = Counter(node_of(key) for key in (*self._running, *self._helpers))
+        hands = Counter(node_of(key) for key in (*running, *self._helpers))
         chosen = schedule.spare(
             self._plan,
             committed=self._ledger.commits.keys(),
             released=self._ledger.released,
-            running=self._running.keys(),
-            failed=self._given_up | {node_id for node_id, moment in self._not_before.items() if moment > now},
+            running=running.keys(),
+            failed=self._given_up | self._attempts.waiting(time.monotonic()),
             # A helper may outlast the one it helps by a moment: then nothing is left to help with.
-            producers={node_id: hands[node_id] for node_id in self._running if self._is_set(node_id)},
+            producers={node_id: hands[node_id] for node_id in running if self._is_set(node_id)},
             free=free,
             exhausted=self._exhausted,
         )
         for node_id in chosen:
             node = self._nodes[node_id]
-            if node_id not in self._running:
+            if node_id not in running:
                 self._submit(node)
                 continue
             number = next(n for n in count(1) if order_key(node_id, n) not in self._helpers)
@@ -217,14 +214,14 @@ class Driver:
 
     def _may_start(self, now: float, slots: int, gangs: int, node_id: str) -> bool:
         places = gangs if self._in_gang(self._nodes[node_id]) else slots
-        return places > 0 and self._not_before.get(node_id, 0.0) <= now
+        return places > 0 and self._attempts.may_start(node_id, now)
 
     def _places(self) -> tuple[int, int]:
-        """(slots, gangs) that would take an order now."""
-        return self._runner.free(), self._runner.free(together=True) if self._strategy is not None else 0
+        """Return how many slots and how many gangs would take an order now."""
+        return self._runner.free(), self._runner.free(together=True) if self._settings.strategy is not None else 0
 
     def _in_gang(self, node: Node) -> bool:
-        return self._strategy is not None and self._together(node)
+        return self._settings.strategy is not None and self._settings.together(node)
 
     def _look(self) -> None:
         """Pass on what running tasks report."""
@@ -232,39 +229,32 @@ class Driver:
         if now - self._looked < PROGRESS_EVERY_S:
             return
         self._looked = now
-        self._runner.waiting(self._agenda.waiting)
+        self._runner.waiting(self._queues.starting.waiting)
         latest = self._runner.progress()
         for node_id, update in latest.items():
             if node_id in self._helpers:  # a share of the node's work
                 continue
             node = self._nodes[node_id]
-            self._progress.update(node_id, node.label, **update)
-            if update and node_id in self._running and node_id not in self._begun:
-                self._begun.add(node_id)
+            self._progress.update(node.label, update)
+            if update != NOTHING and self._attempts.begin(node_id):
                 self._log("started", node)
         self._report(**self._state(latest))
 
-    def _state(self, latest: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """`running`: node -> attempt, machine, since, progress; `failed`: node -> reason; `attempts`: node -> how many
-        this driver has made, where it is more than one."""
-        running = {
-            node_id: {
-                "attempt": self._attempts[node_id],
-                "machine": self._runner.machine(node_id),
-                "since": since,
-                "progress": dict(latest.get(node_id, {})),
-            }
-            for node_id, since in self._running.items()
-        }
-        attempts = {node_id: self._attempts[node_id] for node_id in self._retried}
-        return {"running": running, "failed": dict(self._outcome.failures), "attempts": attempts}
+    def _state(self, latest: Mapping[str, Update]) -> dict[str, Any]:
+        """Return what the driver is doing. `running`: node -> attempt, machine, since, progress; `failed`: node ->
+        reason; `attempts`: node -> how many this driver has made, where it is more than one."""
+        state = self._attempts.state(latest, self._runner.machine)
+        return {"running": state["running"], "failed": dict(self._outcome.failures), "attempts": state["attempts"]}
 
     def _log(self, name: str, node: Node, *, level: int = logging.INFO, **fields: Any) -> None:
-        machine = fields.pop("machine", None) or (self._runner.machine(node.id) if node.id in self._running else None)
-        event_log.event(name, node, level=level, attempt=self._attempts[node.id] or None, machine=machine, **fields)
+        machine = fields.pop("machine", None)
+        if machine is None and node.id in self._attempts.running:
+            machine = self._runner.machine(node.id)
+        attempt = self._attempts.count(node.id) or None
+        event_log.event(name, node, level=level, attempt=attempt, machine=machine, **fields)
 
     def _is_set(self, node_id: str) -> bool:
-        return self._nodes[node_id].kind == "materialize"
+        return self._nodes[node_id].makes_set
 
     def _order(self, node: Node, helper: int = 0) -> WorkOrder:
         commits = self._ledger.commits
@@ -274,7 +264,7 @@ class Driver:
             task=node.task,
             # The sets of an overlapping stage, and what these are made from, may lack theirs: nothing is read of them.
             parents={role: commits[parent] for role, parent in node.parents.items() if parent in commits},
-            store=self._store,
+            store=self._settings.store,
             device=self._runner.device,
             threads=self._runner.threads,
             production=Production(
@@ -289,89 +279,92 @@ class Driver:
                     and (parent not in commits or parent in self._ledger.released)
                 },
             ),
-            strategy=self._strategy if self._in_gang(node) else None,
-            snapshot_memory=self._snapshot_memory,
+            strategy=self._settings.strategy if self._in_gang(node) else None,
+            snapshot_memory=self._settings.snapshot_memory,
         )
 
-    def _handle(self, event: Succeeded | Failed, stopping: bool) -> None:
+    def _handle(self, event: Event, stopping: bool) -> None:
         node = self._nodes[node_of(event.key)]
         if event.key in self._helpers:
-            self._helpers.discard(event.key)
-            self._exhausted.add(node.id)
-            if isinstance(event, Failed) and not isinstance(event.error, Interrupted):
-                self._progress.note(f"{node.label}: a helper stopped: {event.error}; the others go on without it")
+            self._end_helper(node, event)
             return
         machine = self._runner.machine(node.id)
-        self._running.pop(node.id, None)
-        begun = node.id in self._begun
-        self._begun.discard(node.id)
+        begun = self._attempts.end(node.id)
         self._exhausted.discard(node.id)
-        for agenda in self._agendas:
-            agenda.stop(node.id)
-        if isinstance(event, Succeeded):
-            self._not_before.pop(node.id, None)
-            self._ledger.add(node.id, event.commit)
-            for agenda in self._agendas:
-                agenda.commit(node.id)
-            reach("driver.committed")
-            self._outcome.reused.discard(node.id)
-            self._progress.finished(node.label, event.commit["result"].get("seconds", 0.0), reused=False)
-            fields = event_log.committed_fields(event.commit)
-            if not begun:
-                self._log("started", node, machine=fields["machine"])
-            self._log("committed", node, **fields)
-            if node.id in self._plan.overlapping:
-                self._look_after_sets(node)
-            return
-        if stopping and isinstance(event.error, Interrupted):
-            return
-        decision = retry.decide(event, self._attempts[node.id], self._max_attempts)
-        if isinstance(decision, retry.Retry) and not stopping:
-            self._not_before[node.id] = time.monotonic() + decision.after_s
-            self._retried.add(node.id)
+        self._queues.stop(node.id)
+        match event:
+            case Succeeded():
+                self._commit(node, event.committed, begun)
+            case Failed(error=Interrupted()) if stopping:
+                pass  # it has left a checkpoint
+            case Failed():
+                self._retry_or_fail(node, event, machine, stopping)
+
+    def _end_helper(self, node: Node, event: Event) -> None:
+        self._helpers.discard(event.key)
+        self._exhausted.add(node.id)
+        if isinstance(event, Failed) and not isinstance(event.error, Interrupted):
+            self._progress.note(f"{node.label}: a helper stopped: {event.error}; the others go on without it")
+
+    def _commit(self, node: Node, commit: Commit, begun: bool) -> None:
+        """Take in a node's commit. `begun`: it has shown a sign of life before."""
+        self._attempts.settle(node.id)
+        self._ledger.add(node.id, commit)
+        self._queues.commit(node.id)
+        reach("driver.committed")
+        self._outcome.reused.discard(node.id)
+        figures = commit.read(NodeFigures)
+        self._progress.finished(node.label, figures.seconds or 0.0, reused=False)
+        fields = event_log.committed_fields(figures)
+        if not begun:
+            self._log("started", node, machine=fields["machine"])
+        self._log("committed", node, **fields)
+        for warning in figures.warnings:
+            self._progress.note(f"{node.label}: {warning}")
+            self._log("warned", node, level=logging.WARNING, warning=warning)
+        if node.id in self._plan.overlapping:
+            self._look_after_sets(node)
+
+    def _retry_or_fail(self, node: Node, failure: Failed, machine: str | None, stopping: bool) -> None:
+        attempts, retries = self._attempts.count(node.id), self._settings.retries
+        decision = retries.decide(failure, attempts)
+        if isinstance(decision, Retry) and not stopping:
+            self._attempts.put_off(node.id, decision.after_s)
             self._progress.note(
-                f"{node.label}: {event.error}; attempt {self._attempts[node.id] + 1} of {self._max_attempts} "
+                f"{node.label}: {failure.error}; attempt {attempts + 1} of {retries.max_attempts} "
                 f"in {decision.after_s:g} s"
             )
-            self._log(
-                "retried",
-                node,
-                level=logging.WARNING,
-                machine=machine,
-                error=str(event.error),
-                after_s=decision.after_s,
-            )
+            fields = {"machine": machine, "error": str(failure.error), "after_s": decision.after_s}
+            self._log("retried", node, level=logging.WARNING, **fields)
             return
-        reason = decision.reason if isinstance(decision, retry.GiveUp) else str(event.error)
-        self._not_before.pop(node.id, None)
-        if node.kind == "materialize" and not self._agenda.wants(node.id):
+        reason = decision.reason if isinstance(decision, GiveUp) else str(failure.error)
+        self._attempts.settle(node.id)
+        if node.makes_set and not self._queues.starting.wants(node.id):
             self._given_up.add(node.id)
             self._progress.note(f"{node.label}: {reason}; its stage makes what is missing itself")
             return
         self._outcome.failures[node.id] = reason
-        self._outcome.errors[node.id] = event.error
-        for agenda in self._agendas:
-            agenda.fail(node.id)
+        self._outcome.errors[node.id] = failure.error
+        self._queues.fail(node.id)
         self._progress.failed(node.label, reason)
         self._log("failed", node, level=logging.ERROR, machine=machine, error=reason)
 
     def _look_after_sets(self, stage: Node) -> None:
-        """A stage that made its own sets has committed the nodes of those that are whole, and left parts of others."""
+        """Take in the sets that a stage made: it has committed those that are whole, and left parts of others."""
         for parent in dict.fromkeys(stage.parents.values()):
             node = self._nodes[parent]
-            if not self._is_set(parent) or parent in self._ledger.commits or parent in self._running:
+            if not self._is_set(parent) or parent in self._ledger.commits or parent in self._attempts.running:
                 continue
             if self._ledger.look(parent):
-                for agenda in self._agendas:
-                    agenda.commit(parent)
+                self._queues.commit(parent)
                 self._progress.finished(node.label, None, reused=False)
             elif schedule.superfluous(self._plan, node, committed=self._ledger.commits.keys()):
                 self._progress.dropped(node.label)
         for node_id in self._ledger.note_partial(stage):
-            self._releases.leave(node_id)
+            self._queues.releasing.leave(node_id)
 
     def _release_sets(self) -> None:
-        for node_id in self._releases.releasable():
+        for node_id in self._queues.releasing.releasable():
             node = self._nodes[node_id]
             reach("driver.before-release")
             try:
@@ -381,8 +374,7 @@ class Driver:
                 self._progress.note(f"could not release {node.label}: {error}")
                 self._ledger.released.add(node_id)
             else:
-                commit = self._ledger.commits.get(node_id, {})
-                self._log("released", node, bytes=commit.get("result", {}).get("bytes"))
-            for agenda in self._agendas:
-                agenda.release(node_id)
+                commit = self._ledger.commits.get(node_id)
+                self._log("released", node, bytes=None if commit is None else commit.read(NodeFigures).bytes)
+            self._queues.release(node_id)
             reach("driver.after-release")

@@ -1,4 +1,4 @@
-"""What happened in a run, for machines: one JSON object a line in `<run_dir>/log.jsonl`.
+"""Write down what happens in a run, for machines: one JSON object a line in `<run_dir>/log.jsonl`.
 
 Everything goes through the standard library's logging, under the logger `segprop`: handlers of one's own get the same
 records, with the same fields as attributes. Fields of every line:
@@ -6,11 +6,12 @@ records, with the same fields as attributes. Fields of every line:
     time      when, ISO 8601 in UTC, by the driver's clock
     run       the run's name
     level     info, warning, error
-    event     submitted, started, committed, failed, retried, released, stopped; or `message` for anything else
+    event     submitted, started, committed, warned, failed, retried, released, stopped; or `message` for anything else
     message   the same in words
 
 and of events about a task `node`, `stage` (its label), `kind`, `attempt` (from 1), `machine` (once known), with
-`seconds`, `resumed`, `hits`, `misses` (committed), `error` (failed, retried), `after_s` (retried), `bytes` (released).
+`seconds`, `resumed`, `hits`, `misses` (committed), `warning` (warned), `error` (failed, retried), `after_s` (retried),
+`bytes` (released).
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from orchestrator.plan.graph import Node
+from workers.specs.results import NodeFigures
 
 FILE = "log.jsonl"
 ROOT = "segprop"
@@ -42,6 +44,7 @@ FIELDS = (
     "hits",
     "misses",
     "bytes",
+    "warning",
     "error",
     "after_s",
 )
@@ -56,21 +59,20 @@ def event(name: str, node: Node, *, level: int = logging.INFO, **fields: Any) ->
     _log.log(level, "%s: %s", node.label, name, extra=extra)
 
 
-def committed_fields(commit: Mapping[str, Any]) -> dict[str, Any]:
+def committed_fields(figures: NodeFigures) -> dict[str, Any]:
     """What a line about a commit has of its result."""
-    result = commit["result"]
-    counters = result.get("snapshot") or {}
+    counters = figures.snapshot
     return {
-        "seconds": result.get("seconds"),
-        "resumed": result.get("resumed"),
-        "hits": counters.get("hits"),
-        "misses": counters.get("misses"),
-        "machine": (result.get("where") or {}).get("host"),
+        "seconds": figures.seconds,
+        "resumed": figures.resumed,
+        "hits": None if counters is None else counters.hits,
+        "misses": None if counters is None else counters.misses,
+        "machine": None if figures.where is None else figures.where.host,
     }
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object; `run` for records that do not name theirs."""
+    """Formats a record as one JSON object; `run` for records that do not name theirs."""
 
     def __init__(self, run: str) -> None:
         super().__init__()
@@ -89,7 +91,7 @@ class JsonLines(logging.Formatter):
 
 
 class _Handler(logging.FileHandler):
-    """A log that cannot be written (the disk is full) is said once and never ends a run."""
+    """Says once that a log cannot be written (the disk is full), which never ends a run."""
 
     _said = False
 
@@ -106,7 +108,7 @@ class _Handler(logging.FileHandler):
 
 
 class _ToPeople(logging.Handler):
-    """Warnings on standard error; those about tasks have been shown with the run's progress already."""
+    """Writes warnings to standard error; those about tasks have been shown with the run's progress already."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

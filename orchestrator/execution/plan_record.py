@@ -1,4 +1,4 @@
-"""What a run is after, left in its store: so that the store alone tells which of its sets are still needed.
+"""Leave in the store what a run is after, so that the store alone tells which of its sets are still needed.
 
 A record is named by its content and written anew, with the same bytes, whenever the run starts: its age says when
 that was. Nothing a run does depends on it.
@@ -46,7 +46,7 @@ def write_plan(storage: Storage, run: str, plan: Plan) -> str:
 
 
 def plan_digest(run: str, plan: Plan) -> str:
-    """What names a plan in the store: what it is after, under the run's name."""
+    """Return the name of a plan in the store: the digest of what it is after, under the run's name."""
     return _body(run, plan)[1]
 
 
@@ -65,7 +65,7 @@ def _body(run: str, plan: Plan) -> tuple[dict[str, Any], str]:
 
 
 def read_plans(storage: Storage) -> dict[str, PlanRecord]:
-    """Path -> plan of every record that is one; what is damaged or of another format is passed over."""
+    """Read path -> plan of every record that is one; what is damaged or of another format is passed over."""
     found: dict[str, PlanRecord] = {}
     for name in storage.list(FOLDER):
         path = f"{FOLDER}/{name}"

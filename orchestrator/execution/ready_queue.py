@@ -1,4 +1,4 @@
-"""What to do next, kept up to date as things happen instead of computed anew: `schedule` for plans of any size.
+"""Keep what to do next up to date as things happen, instead of computing it anew: `schedule` for plans of any size.
 
 `schedule` says what is wanted, ready and releasable as functions of everything known, which costs a walk over the
 plan. A `ReadyQueue` is told each change (started, finished, released, …) and touches only the neighbours of the node
@@ -47,7 +47,7 @@ class ReadyQueue:
         self._targets = frozenset(plan.targets)
         self._place: dict[str, Place] = {
             # Nothing but the final table waits for an evaluation; stages and snapshots have followers.
-            node.id: (int(node.kind == "evaluate"), position)
+            node.id: (int(node.scores), position)
             for position, node in enumerate(plan.nodes)
         }
         overlapping = plan.overlapping if overlapping is None else overlapping
@@ -81,15 +81,15 @@ class ReadyQueue:
 
     @property
     def waiting(self) -> int:
-        """How many nodes are ready: the length of `schedule.ready`."""
+        """Count the nodes that are ready: the length of `schedule.ready`."""
         return len(self._ready)
 
     def ready(self) -> list[str]:
-        """All ready nodes in the order of the queue. Costs a sort; `take` does not."""
+        """List all ready nodes in the order of the queue. Costs a sort; `take` does not."""
         return sorted(self._ready, key=self._place.__getitem__)
 
     def take(self, may_start: Callable[[str], bool]) -> Node | None:
-        """The first ready node that may start now, None when there is none. It stays ready until `start`."""
+        """Return the first ready node that may start now, None when there is none. It stays ready until `start`."""
         put_off: list[tuple[Place, str]] = []
         found: Node | None = None
         while self._queue:
@@ -107,7 +107,7 @@ class ReadyQueue:
         return found
 
     def releasable(self) -> list[str]:
-        """Sets nobody will read any more, in plan order: those of `schedule.releasable`. Looks only at sets about
+        """List sets nobody will read any more, in plan order: those of `schedule.releasable`. Looks only at sets about
         which something has changed since the last call; what is returned and not released comes up again."""
         if not self._maybe:
             return []
@@ -125,13 +125,13 @@ class ReadyQueue:
         )
 
     def wants(self, node_id: str) -> bool:
-        """Whether a target depends on the node."""
+        """Tell whether a target depends on the node."""
         return node_id in self._wanted
 
     # -- telling ------------------------------------------------------------------------------------------
 
     def start(self, node_id: str) -> None:
-        """The node runs from now on."""
+        """Note that the node runs from now on."""
         if node_id not in self._place:
             return
         was_busy = self._busy(node_id)
@@ -139,7 +139,7 @@ class ReadyQueue:
         self._settle(node_id, was_busy)
 
     def stop(self, node_id: str) -> None:
-        """The node does not run any more; it is ready again unless `commit` or `fail` follows."""
+        """Note that the node does not run any more; it is ready again unless `commit` or `fail` follows."""
         if node_id not in self._place:
             return
         was_busy = self._busy(node_id)
@@ -147,7 +147,7 @@ class ReadyQueue:
         self._settle(node_id, was_busy)
 
     def commit(self, node_id: str) -> None:
-        """The node is committed, and its set is there."""
+        """Note that the node is committed, and its set is there."""
         if node_id not in self._place:
             return
         self._committed.add(node_id)
@@ -157,13 +157,13 @@ class ReadyQueue:
         self._notice(node_id)
 
     def leave(self, node_id: str) -> None:
-        """A part of the node's set is in the store, and the stage that made it has ended."""
+        """Note that a part of the node's set is in the store, and the stage that made it has ended."""
         if node_id in self._place:
             self._partial.add(node_id)
             self._notice(node_id)
 
     def release(self, node_id: str) -> None:
-        """The node's set, or the part of it there was, is not in the store any more."""
+        """Note that the node's set, or the part of it there was, is not in the store any more."""
         if node_id not in self._place:
             return
         if node_id in self._partial:
@@ -173,7 +173,7 @@ class ReadyQueue:
         self._look(node_id)
 
     def fail(self, node_id: str) -> None:
-        """The node will not be tried again."""
+        """Note that the node will not be tried again."""
         if node_id not in self._place:
             return
         self._failed.add(node_id)
@@ -225,7 +225,7 @@ class ReadyQueue:
         return node_id in self._wanted or node_id in self._running
 
     def _settle(self, node_id: str, was_busy: bool) -> None:
-        """After a change of wanted or running."""
+        """Follow a change of wanted or running."""
         busy = self._busy(node_id)
         if busy != was_busy:
             for parent in self._parents[node_id]:
@@ -235,7 +235,7 @@ class ReadyQueue:
         self._requeue(node_id)
 
     def _notice(self, node_id: str) -> None:
-        if self._plan.node(node_id).kind == "materialize":
+        if self._plan.node(node_id).makes_set:
             self._maybe[node_id] = None
 
     def _requeue(self, node_id: str) -> None:

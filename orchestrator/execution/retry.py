@@ -1,4 +1,4 @@
-"""Whether a failed node is worth another attempt: a pure decision."""
+"""Decide whether a failed node is worth another attempt, and when. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from dataclasses import dataclass
 
 from cache_store.errors import CorruptShard, Interrupted, MissingShard, SegpropError
 from orchestrator.runners.base import Failed
-
-BACKOFF_S = 1.0
-BACKOFF_MAX_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -21,20 +18,30 @@ class GiveUp:
     reason: str
 
 
-def decide(failure: Failed, attempts: int, max_attempts: int) -> Retry | GiveUp:
-    """`attempts` counts those made so far, this one included.
+@dataclass(frozen=True)
+class NodeRetries:
+    """How often the driver tries a node, and how long it waits: `first_wait_s`, twice that, … up to `longest_wait_s`.
 
-    Lost workers, passing storage faults and damaged data (quarantined by then) are tried again with doubling
-    waits. Bad input, diverged training and defects are final: they would fail the same way.
-    """
-    error = failure.error
-    reason = error.message if isinstance(error, SegpropError) else f"{type(error).__name__}: {error}"
-    if isinstance(error, Interrupted):
-        return GiveUp(reason)
-    passing = failure.lost or isinstance(error, CorruptShard | MissingShard)
-    passing = passing or (isinstance(error, SegpropError) and error.retryable)
-    if not passing:
-        return GiveUp(reason)
-    if attempts >= max_attempts:
-        return GiveUp(f"{reason} (after {attempts} attempts)")
-    return Retry(min(BACKOFF_MAX_S, BACKOFF_S * 2 ** (attempts - 1)))
+    Of one network call a worker makes, `cache_store.storage.retry.RetryPolicy` decides."""
+
+    max_attempts: int
+    first_wait_s: float = 1.0
+    longest_wait_s: float = 30.0
+
+    def decide(self, failure: Failed, attempts: int) -> Retry | GiveUp:
+        """Decide after `attempts` attempts, this one included.
+
+        Lost workers, passing storage faults and damaged data (quarantined by then) are tried again. Bad input,
+        diverged training and defects are final: they would fail the same way.
+        """
+        error = failure.error
+        reason = error.message if isinstance(error, SegpropError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, Interrupted):
+            return GiveUp(reason)
+        passing = failure.lost or isinstance(error, CorruptShard | MissingShard)
+        passing = passing or (isinstance(error, SegpropError) and error.retryable)
+        if not passing:
+            return GiveUp(reason)
+        if attempts >= self.max_attempts:
+            return GiveUp(f"{reason} (after {attempts} attempts)")
+        return Retry(min(self.longest_wait_s, self.first_wait_s * 2 ** (attempts - 1)))

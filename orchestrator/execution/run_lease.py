@@ -1,4 +1,4 @@
-"""Which driver works on a run: one at a time, followed by all others, taken over when it is gone.
+"""Let one driver at a time work on a run. Others see what it does, and take the run over when it is gone.
 
 Commits alone keep a run correct; two drivers would only do the same work twice. So this is about time, and about
 telling people. For every plan there is a folder in the store:
@@ -61,7 +61,7 @@ class Identity:
         return cls(socket.gethostname(), os.getpid(), _boot(), _namespace(), _born(os.getpid()))
 
     def is_alive(self) -> bool | None:
-        """None: it cannot be told from here."""
+        """Tell whether the process lives. None: it cannot be told from here."""
         if not self.boot or (self.host, self.boot, self.namespace) != (socket.gethostname(), _boot(), _namespace()):
             return None
         if self.born is None:
@@ -82,7 +82,7 @@ def _namespace() -> str:
 
 
 def _born(pid: int) -> int | None:
-    """None when there is no such process, or a dead one that nobody has waited for."""
+    """Return when the process began. None when there is no such process, or a dead one that nobody waited for."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else int(fields[19])
@@ -119,7 +119,7 @@ class Held:
 
 
 def read_held(storage: Storage, digest: str) -> Held | None:
-    """The latest driver of a plan; None when there was none."""
+    """Read the latest driver of a plan; None when there was none."""
     numbers = _numbers(storage, digest)
     for number in sorted(numbers, reverse=True):
         held = _read(storage, digest, number)
@@ -138,7 +138,7 @@ def _paths(digest: str, number: int) -> tuple[str, str]:
 
 
 def _read(storage: Storage, digest: str, number: int) -> Held | None:
-    """None when the record is gone or damaged: a run must not be blocked by one."""
+    """Read one driver's records. None when they are gone or damaged: a run must not be blocked by them."""
     holder, beat = _paths(digest, number)
     record = _record(storage, holder)
     try:
@@ -167,6 +167,36 @@ def _record(storage: Storage, path: str) -> dict[str, Any]:
         return {}
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What a driver wants to work on."""
+
+    #: Of the plan.
+    digest: str
+    run: str
+    run_dir: str
+    #: Take it also from a driver that is alive, which then stops.
+    take_over: bool = False
+    #: The plan that its run directory was last used for.
+    before: str | None = None
+
+
+@dataclass(frozen=True)
+class LeaseTiming:
+    """Seconds after which a silent driver counts as gone, and between two signs of life; how to wait."""
+
+    stale_s: float = STALE_S
+    beat_s: float = BEAT_S
+    sleep: Callable[[float], None] = time.sleep
+
+
+TIMING = LeaseTiming()
+
+
+def _nothing(message: str) -> None:
+    pass
+
+
 class RunLease:
     """A run held by this process. `release` ends it; a process that dies is found out by the next one."""
 
@@ -188,37 +218,30 @@ class RunLease:
     def acquire(
         cls,
         storage: Storage,
-        digest: str,
-        run: str,
-        run_dir: str,
-        *,
-        take_over: bool = False,
-        before: str | None = None,
-        stale_s: float = STALE_S,
-        beat_s: float = BEAT_S,
-        sleep: Callable[[float], None] = time.sleep,
-        say: Callable[[str], None] = lambda message: None,
+        claim: Claim,
+        timing: LeaseTiming = TIMING,
+        say: Callable[[str], None] = _nothing,
     ) -> RunLease:
-        """Take the run. `take_over`: also from a driver that is alive, which then stops. `before`: the plan that
-        its run directory was last used for. `say` is told when this has to wait.
+        """Take the run. `say` is told when this has to wait.
 
         Raises RunTaken when another driver is at work on it, or on the same run directory with other settings. A
-        driver of which this machine cannot tell whether it lives is listened to for at most `stale_s`.
+        driver of which this machine cannot tell whether it lives is listened to for at most `timing.stale_s`.
         """
-        if before is not None and before != digest and not take_over:
-            _check_neighbour(storage, before, stale_s)
+        digest = claim.digest
+        if claim.before is not None and claim.before != digest and not claim.take_over:
+            _check_neighbour(storage, claim.before, timing.stale_s)
         identity = Identity.own()
         while True:
             # Listed before anybody is looked at: whoever comes after that has this number, and creating it fails here.
             number = max(_numbers(storage, digest), default=0) + 1
             held = read_held(storage, digest)
-            if held is not None and not take_over and not held.ended:
-                _wait_gone(storage, digest, held, stale_s, sleep, say)
+            if held is not None and not claim.take_over and not held.ended:
+                _wait_gone(storage, digest, held, timing, say)
             holder, _ = _paths(digest, number)
             # The token makes every record another one, so that a creation without an answer can be recognized.
             record = {
-                "run": run,
-                "run_dir": run_dir,
+                "run": claim.run,
+                "run_dir": claim.run_dir,
                 "since": time.time(),
                 "identity": vars(identity),
                 "token": new_attempt_id(),
@@ -229,7 +252,7 @@ class RunLease:
                 # Ours was one that a later driver had swept away already.
                 storage.delete(holder)
                 continue
-            lease = cls(storage, digest, number, beat_s=beat_s)
+            lease = cls(storage, digest, number, beat_s=timing.beat_s)
             lease._start()
             return lease
 
@@ -240,15 +263,15 @@ class RunLease:
 
     @property
     def superseded(self) -> bool:
-        """Whether another driver has taken the run over: stop."""
+        """Tell whether another driver has taken the run over: stop then."""
         return self._lost.is_set()
 
     def report(self, **state: Any) -> None:
-        """What the driver is doing, JSON values; goes out with the next beat."""
+        """Note what the driver is doing, as JSON values; it goes out with the next beat."""
         self._latest = state
 
     def release(self, state: str) -> None:
-        """The driver ends: `done`, `failed` or `stopped`. What was reported last stays readable."""
+        """End the lease with `done`, `failed` or `stopped`. What was reported last stays readable."""
         self._done.set()
         if self._thread.ident is not None:
             self._thread.join(timeout=60)
@@ -266,7 +289,7 @@ class RunLease:
             self._beat("running")
 
     def _beat(self, state: str) -> None:
-        """A store that does not take it is the business of those who commit: this driver goes on."""
+        """Leave a sign of life. A store that does not take it stops nobody: those who commit find out."""
         _, beat = _paths(self._digest, self._number)
         try:
             self._storage.write(beat, dump_record({"state": state, **self._latest}, "a beat"))
@@ -285,7 +308,7 @@ class RunLease:
 
 
 def _create(storage: Storage, path: str, record: Mapping[str, Any]) -> bool:
-    """As `Storage.create`; an answer that was lost is found out by reading."""
+    """Create a record as `Storage.create` does; find out by reading where the answer was lost."""
     data = dump_record(record, "a lease")
     failure: StoreError | None = None
     try:
@@ -303,11 +326,10 @@ def _wait_gone(
     storage: Storage,
     digest: str,
     held: Held,
-    stale_s: float,
-    sleep: Callable[[float], None],
+    timing: LeaseTiming,
     say: Callable[[str], None],
 ) -> None:
-    """Returns when the driver is gone, raises RunTaken when it lives."""
+    """Wait until the driver is gone; raise RunTaken when it lives."""
     alive = held.identity.is_alive()
     if alive is False:
         _log.info("%s is dead; taking over", held.words())
@@ -315,13 +337,13 @@ def _wait_gone(
     if alive:
         raise RunTaken(_taken(held, "It is running."))
     first = held
-    say(f"{held.words()} holds this run; listening whether it is alive, for at most {seconds_text(stale_s)}")
+    say(f"{held.words()} holds this run; listening whether it is alive, for at most {seconds_text(timing.stale_s)}")
     while True:
         silent = storage.now() - held.seen
-        if silent >= stale_s:
+        if silent >= timing.stale_s:
             _log.info("%s has been silent for %.0f s; taking over", held.words(), silent)
             return
-        sleep(LOOK_S)
+        timing.sleep(LOOK_S)
         latest = read_held(storage, digest)
         if latest is None or latest.ended or latest.number != first.number:
             return
@@ -339,7 +361,7 @@ def _taken(held: Held, why: str) -> str:
 
 
 def _check_neighbour(storage: Storage, digest: str, stale_s: float) -> None:
-    """The same run directory with other settings, such as more regimes, is another plan with its own lease."""
+    """Refuse a run directory on which a driver works with other settings, such as more regimes: another plan."""
     held = read_held(storage, digest)
     if held is None or held.ended:
         return

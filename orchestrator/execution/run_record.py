@@ -1,4 +1,4 @@
-"""What a run is about, as people ask for it: its regimes, their stages in order, and every node's name.
+"""Record what a run is about, as people ask for it: its regimes, their stages in order, and every node's name.
 
 Left in the store beside the driver's lease, so that `segprop status` needs neither the data set nor the model, and
 works on any machine that sees the store. Without parents, so that a plan of 10^5 nodes still fits a record.
@@ -15,9 +15,10 @@ from typing import Any
 from cache_store.errors import CorruptRecord
 from cache_store.records.record_io import dump_record, is_name, parse_record, read_bounded
 from cache_store.storage.base import Storage
+from cache_store.storage.durable import write_atomically
 from orchestrator.execution.run_lease import FOLDER
-from orchestrator.files import write_atomically
 from orchestrator.plan.graph import Node, Plan
+from workers.specs.task_kinds import TASKS
 
 FORMAT = 1
 #: In a run directory: which plan of its store it was last used for.
@@ -32,6 +33,16 @@ class NodeRecord:
     epochs: int | None
     #: Of a set, as planned.
     snapshot_bytes: int
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is a stage, or a round of one. A kind that this program does not know is none."""
+        return self.kind in TASKS and TASKS[self.kind].trains
+
+    @property
+    def makes_set(self) -> bool:
+        """Whether it makes a snapshot set."""
+        return self.kind in TASKS and TASKS[self.kind].makes_set
 
 
 @dataclass(frozen=True)
@@ -58,8 +69,8 @@ class RunRecord:
             node.id: NodeRecord(
                 node.kind,
                 node.label,
-                _epochs(node) if node.kind == "train" else None,
-                node.estimate.snapshot_bytes if node.kind == "materialize" else 0,
+                _epochs(node) if node.trains else None,
+                node.estimate.snapshot_bytes if node.makes_set else 0,
             )
             for node in plan.nodes
         }
@@ -78,7 +89,7 @@ class RunRecord:
 
 
 def _epochs(node: Node) -> int:
-    """Of a stage, or of the stage's epochs those that are over with this round."""
+    """Return the epochs of a stage, or those of its epochs that are over with this round."""
     return int(node.task["round"]["end"] if "round" in node.task else node.task["train"]["epochs"])
 
 
@@ -107,7 +118,7 @@ def write_run(storage: Storage, digest: str, record: RunRecord) -> None:
 
 
 def read_run(storage: Storage, digest: str) -> RunRecord | None:
-    """None when there is none of this version, or it is damaged."""
+    """Read the record of a run. None when there is none of this version, or it is damaged."""
     path = _path(digest)
     data = read_bounded(storage, path)
     if data is None:
@@ -152,7 +163,7 @@ def write_pointer(run_dir: Path, digest: str) -> None:
 
 
 def read_pointer(run_dir: Path) -> str | None:
-    """The plan that a run directory was last used for; None where nothing says so."""
+    """Read which plan a run directory was last used for; None where nothing says so."""
     try:
         digest = json.loads((run_dir / POINTER).read_text())["plan"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What to do next, as pure functions of the plan and of what is known to be finished.
+"""Decide what to do next: pure functions of the plan and of what is known to be finished.
 
 The graph is walked from its targets, so a node runs only when something unfinished needs it. A node whose
 commit exists counts as finished for ever, with one exception: a snapshot set that was released after its last
@@ -20,15 +20,15 @@ NONE: frozenset[str] = frozenset()
 
 
 def awaited(plan: Plan, node: Node, overlapping: Ids) -> tuple[str, ...]:
-    """The parents that must be there before a node may run: all but the sets of a stage that makes its own."""
+    """Return the parents that must be there before a node may run: all but the sets of a stage that makes its own."""
     parents = tuple(dict.fromkeys(node.parents.values()))
     if node.id not in overlapping:
         return parents
-    return tuple(parent for parent in parents if plan.node(parent).kind != "materialize")
+    return tuple(parent for parent in parents if not plan.node(parent).makes_set)
 
 
 def wanted(plan: Plan, *, committed: Ids, released: Ids = NONE, overlapping: Ids | None = None) -> frozenset[str]:
-    """Ids of nodes that have to run (again) before every target is finished, failed and running ones too.
+    """Return ids of nodes that have to run (again) before every target is finished, failed and running ones too.
     `released`: committed materialize nodes whose set is not in the store any more; `overlapping`: stages that do not
     wait for their sets, those of the plan unless given."""
     overlapping = plan.overlapping if overlapping is None else overlapping
@@ -47,7 +47,7 @@ def wanted(plan: Plan, *, committed: Ids, released: Ids = NONE, overlapping: Ids
 
 
 def ready(plan: Plan, *, committed: Ids, released: Ids = NONE, running: Ids = NONE, failed: Ids = NONE) -> list[Node]:
-    """Wanted nodes whose parents are all there, neither running nor failed, in plan order."""
+    """Return wanted nodes whose parents are all there, neither running nor failed, in plan order."""
     todo = wanted(plan, committed=committed, released=released)
     return [
         node
@@ -59,7 +59,7 @@ def ready(plan: Plan, *, committed: Ids, released: Ids = NONE, running: Ids = NO
 
 
 def blocked(plan: Plan, *, committed: Ids, failed: Ids, released: Ids = NONE) -> frozenset[str]:
-    """Ids of wanted nodes that cannot run because a node they depend on, directly or not, has failed."""
+    """Return ids of wanted nodes that cannot run because a node they depend on, directly or not, has failed."""
     todo = wanted(plan, committed=committed, released=released)
     result: set[str] = set()
     for node in plan.in_order(todo):  # parents come first
@@ -80,7 +80,7 @@ def spare(
     free: int,
     exhausted: Ids = NONE,
 ) -> list[str]:
-    """What `free` slots that have nothing else to do should make: ids of materialize nodes, one for each slot used.
+    """Choose what `free` idle slots should make: ids of materialize nodes, one for each slot used.
 
     First the unfinished sets of running overlapping stages that nobody makes yet, in the order in which the stages
     will ask (their `parents` are in that order); one whose predecessor is being made waits for it. Then more hands for
@@ -112,29 +112,30 @@ def first_epoch(plan: Plan, node: Node) -> int | None:
     """Of a set: the epoch in which a stage first asks for its shards in an order of that epoch; None where it asks
     for all at once, or in the order of the data set."""
     view = node.task.get("view")
-    if node.kind != "materialize" or view is None:
+    if not node.makes_set or view is None:
         return None
     readers = (plan.node(reader).task for reader in plan.readers(node.id))
     return int(view) if any(task.get("window") is not None for task in readers) else None
 
 
 def superfluous(plan: Plan, node: Node, *, committed: Ids) -> bool:
-    """Whether this is a set without a commit that no stage will ask for any more: all that would have are finished."""
+    """Tell whether this is a set without a commit that no stage will ask for any more, since all that would have are
+    finished."""
     return (
-        node.kind == "materialize"
+        node.makes_set
         and node.id not in committed
-        and all(reader in committed for reader in plan.readers(node.id) if plan.node(reader).kind == "train")
+        and all(reader in committed for reader in plan.readers(node.id) if plan.node(reader).trains)
     )
 
 
 def _sets_of(plan: Plan, node: Node) -> list[str]:
-    return [parent for parent in node.parents.values() if plan.node(parent).kind == "materialize"]
+    return [parent for parent in node.parents.values() if plan.node(parent).makes_set]
 
 
 def releasable(
     plan: Plan, *, committed: Ids, released: Ids = NONE, running: Ids = NONE, partial: Ids = NONE
 ) -> list[str]:
-    """Ids of materialize nodes whose set nobody will read any more: every reader (a stage or the next
+    """Return ids of materialize nodes whose set nobody will read any more: every reader (a stage or the next
     roll-forward) is finished or no longer needed. Never one that a regime asked to keep.
 
     `partial`: materialize nodes without a commit whose sets are in part in the store."""
@@ -153,5 +154,5 @@ def releasable(
 
 
 def finished(plan: Plan, *, committed: Ids) -> bool:
-    """Whether every target has its commit."""
+    """Tell whether every target has its commit."""
     return all(target in committed for target in plan.targets)

@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """SIGTERM and SIGINT ask for an orderly stop; a second one interrupts at once.
+    """Let SIGTERM and SIGINT ask for an orderly stop; a second one interrupts at once.
 
     Enter after `Runner.start()`: ray.init installs handlers of its own.
     """

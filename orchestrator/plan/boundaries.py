@@ -1,4 +1,4 @@
-"""The boundaries of a regime: which there are, and how much of each is made, read and alive at one time.
+"""Count the boundaries of a regime: which there are, and how much of each is made, read and alive at one time.
 
 Counts alone, no nodes: the plan decides and builds with them.
 """
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.costs import formulas, snapshot_policy
 from orchestrator.costs.boundary_costs import BoundaryCosts, Costs, boundary_costs
-from orchestrator.costs.formulas import SplitRows
 from orchestrator.regimes import wavefront
 from orchestrator.regimes.stages import Stage
-from workers.specs.experiment import TrainSpec
+from workers.domains.planning import SplitRows
+from workers.specs.experiment import COMPUTED, TrainSpec
 from workers.specs.tasks import BoundarySpec
 
 if TYPE_CHECKING:
@@ -55,20 +55,20 @@ class Boundaries:
     # -- what one is ----------------------------------------------------------------------------------------
 
     def shapes(self, hops: Hops) -> tuple[tuple[int, ...], ...]:
-        """Of one sample, without the batch dimension."""
+        """Return the shapes of one sample there, without the batch dimension."""
         return self._outline.boundaries[sum(len(hop) for hop in hops)]
 
     def row_bytes(self, hops: Hops) -> int:
-        """Stored bytes of one sample at the boundary after `hops`."""
+        """Return the stored bytes of one sample at the boundary after `hops`."""
         spec = self.specs[hops]
         return formulas.row_bytes(self.shapes(hops), spec.dtype, spec.encoding)
 
     def bytes_behind(self, block: int) -> int:
-        """Stored bytes of one sample behind a block, were its boundary stored."""
+        """Return the stored bytes of one sample behind a block, were its boundary stored."""
         return formulas.row_bytes(self._outline.boundaries[block + 1], self._dtype(), self._regime.snapshots.encoding)
 
     def moves(self, hops: Hops) -> bool:
-        """Whether a boundary changes while a wave goes on: not where no block before it is trained."""
+        """Tell whether a boundary changes while a wave goes on: not where no block before it is trained."""
         return bool(self._wave) and any(block in self._trained for hop in hops for block in hop)
 
     def _spec(self, hops: Hops) -> BoundarySpec:
@@ -85,37 +85,37 @@ class Boundaries:
 
     def _dtype(self) -> Any:
         dtype = self._regime.snapshots.dtype
-        return formulas.SNAPSHOT_DTYPE[self._regime.training.precision] if dtype == "auto" else dtype
+        return COMPUTED[self._regime.training.precision] if dtype == "auto" else dtype
 
     # -- how often it is made and read ----------------------------------------------------------------------
 
     def views_read(self, stage: Stage, epochs: tuple[int, int] | None) -> Sequence[int]:
-        """The views that a stage, or these epochs of it, reads, as it asks for them."""
+        """Return the views that a stage, or these epochs of it, reads, in the order in which it asks for them."""
         views = self._views[stage.name]
         return range(views) if epochs is None else list(dict.fromkeys(epoch % views for epoch in range(*epochs)))
 
     def sets_made(self, hops: Hops) -> tuple[int, int]:
-        """How many sets of train and of validation a boundary has, over all of its versions."""
+        """Count the sets of train and of validation that a boundary has, over all of its versions."""
         if not self.moves(hops):
             return max(self._views[stage.name] for stage in self._stages if stage.hops == hops), 1
         each = self._views_by_round(hops)
         return sum(each), len(each)
 
     def rows_made(self, hops: Hops) -> int:
-        """Samples of all its sets."""
+        """Count the samples of all its sets."""
         views, versions = self.sets_made(hops)
         return views * self._rows.train + versions * self._rows.validation
 
     def rows_alive(self, hops: Hops) -> int:
-        """Samples stored at one time, at most. While one round's version is read, that of the round before is rolled
-        forward."""
+        """Count the samples stored at one time, at most. While one round's version is read, that of the round before is
+        rolled forward."""
         _, versions = self.sets_made(hops)
         if versions == 1 or self._regime.snapshots.retention == "keep":
             return self.rows_made(hops)
         return 2 * (max(self._views_by_round(hops)) * self._rows.train + self._rows.validation)
 
     def passes(self, hops: Hops) -> int:
-        """Epochs of all stages that start from this boundary."""
+        """Count the epochs of all stages that start from this boundary."""
         return sum(self._epochs[stage.name] for stage in self._stages if stage.hops == hops)
 
     def _views_by_round(self, hops: Hops) -> list[int]:
@@ -128,12 +128,12 @@ class Boundaries:
     # -- what it costs --------------------------------------------------------------------------------------
 
     def costs(self, hops: Hops, costs: Costs) -> BoundaryCosts:
-        """Seconds to make all its sets, to read them as often as they are read, and to do without."""
+        """Return the seconds to make all its sets, to read them as often as they are read, and to do without."""
         views, versions = self.sets_made(hops)
         return boundary_costs(costs, hops, self._rows, views=views, versions=versions, passes=self.passes(hops))
 
     def facts(self, hops: Hops, costs: Costs) -> snapshot_policy.BoundaryPrice:
-        """What deciding between snapshots and recomputing needs: in seconds where they were measured, else in
+        """Return what deciding between snapshots and recomputing needs: in seconds where they were measured, else in
         operations."""
         label, set_bytes = hops[-1][-1], self.rows_alive(hops) * self.row_bytes(hops)
         if costs.basis == "measured":

@@ -16,11 +16,10 @@ from cache_store.keys import digest_json
 from orchestrator.costs.boundary_costs import Prediction
 from orchestrator.costs.formulas import Estimate
 from orchestrator.costs.snapshot_policy import Decision
+from workers.specs.task_kinds import TASKS
 
 #: Part of every id. Raise it when the meaning of a task changes: no old commit is then taken for a new one.
 FORMAT = 1
-
-Kind = Literal["data", "model", "measure", "train", "materialize", "evaluate", "average"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,8 @@ class Node:
     """One piece of work. `parents`: role -> node id, roles as the task's class documents them."""
 
     id: str
-    kind: Kind
+    #: A key of `workers.specs.task_kinds.TASKS`.
+    kind: str
     label: str
     #: The regimes that asked for it, in the order of the configuration.
     regimes: tuple[str, ...]
@@ -36,6 +36,31 @@ class Node:
     task: dict[str, Any]
     parents: dict[str, str]
     estimate: Estimate
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is a stage, or a round of one."""
+        return TASKS[self.kind].trains
+
+    @property
+    def makes_set(self) -> bool:
+        """Whether it makes a snapshot set."""
+        return TASKS[self.kind].makes_set
+
+    @property
+    def scores(self) -> bool:
+        """Whether it scores a network, so that only the results wait for it."""
+        return TASKS[self.kind].scores
+
+    @property
+    def initializes(self) -> bool:
+        """Whether it makes the weights that training starts from."""
+        return TASKS[self.kind].initializes
+
+    @property
+    def shared(self) -> bool:
+        """Whether its outcome does not depend on the regime."""
+        return TASKS[self.kind].shared
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -88,13 +113,18 @@ class RegimePlan:
     boundaries: tuple[Prediction, ...] = ()
     #: Whether its stages wait for their snapshot sets (`before`) or make what they find missing (`overlap`).
     production: str = "before"
+    #: Question of `after_stage.QUESTIONS` beyond `assembled` and `truncated` -> train node -> node that answers it.
+    diagnoses: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
     def work_of(self, stage: str) -> tuple[str, ...]:
-        """All train nodes of a stage, in order, given the one in `stages`."""
+        """Return all train nodes of a stage, in order, given the one in `stages`."""
         return (*self.rounds.get(stage, ()), stage)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        written = dataclasses.asdict(self)
+        if not self.diagnoses:
+            del written["diagnoses"]
+        return written
 
 
 @dataclass(frozen=True)
@@ -113,7 +143,7 @@ class Plan:
     held: frozenset[str] = frozenset()
 
     def measuring(self) -> Plan:
-        """What has to be done before the plan can be made for good: the unmeasured nodes and what they need."""
+        """Return what has to be done before the plan can be made for good: the unmeasured nodes and what they need."""
         needed: set[str] = set()
         waiting = list(self.unmeasured)
         while waiting:
@@ -130,17 +160,17 @@ class Plan:
         return node_id in self._by_id
 
     def in_order(self, ids: Iterable[str]) -> list[Node]:
-        """The nodes with these ids, parents before children."""
+        """Return the nodes with these ids, parents before children."""
         return [self.nodes[position] for position in sorted(self._position[node_id] for node_id in ids)]
 
     def readers(self, node_id: str) -> tuple[str, ...]:
-        """Nodes that have this node as a parent."""
+        """Return the nodes that have this node as a parent."""
         return self._readers.get(node_id, ())
 
     @cached_property
     def sets(self) -> tuple[Node, ...]:
         """All materialize nodes."""
-        return tuple(node for node in self.nodes if node.kind == "materialize")
+        return tuple(node for node in self.nodes if node.makes_set)
 
     @cached_property
     def kept(self) -> frozenset[str]:
@@ -157,9 +187,7 @@ class Plan:
     def overlapping(self) -> frozenset[str]:
         """Train nodes that start without waiting for their snapshot sets."""
         overlap = {name for name, regime in self.regimes.items() if regime.production == "overlap"}
-        return frozenset(
-            node.id for node in self.nodes if node.kind == "train" and not overlap.isdisjoint(node.regimes)
-        )
+        return frozenset(node.id for node in self.nodes if node.trains and not overlap.isdisjoint(node.regimes))
 
     @cached_property
     def peak_snapshot_bytes(self) -> int:
@@ -194,27 +222,6 @@ class Plan:
 
 
 def node_id(kind: str, task: Mapping[str, Any], parents: Mapping[str, str]) -> str:
-    """Digest of what determines the outcome: the task without what only says where to look or how often to
+    """Return the digest of what determines the outcome: the task without what only says where to look or how often to
     save, and the parents."""
-    return digest_json([FORMAT, kind, _identity(kind, task), sorted(parents.items())])
-
-
-def _identity(kind: str, task: Mapping[str, Any]) -> Mapping[str, Any]:
-    if kind == "data":  # the fingerprint says which files, wherever they lie
-        model = task["model"] and _without(task["model"], "path", "revision")
-        return {**task, "data": _without(task["data"], "path", "download"), "model": model}
-    if kind == "model":  # so does the digest of the weights' files
-        return {**task, "model": _without(task["model"], "weights", "path", "revision")}
-    if kind in ("train", "materialize") and (task.get("boundary") or {}).get("encoding") == "plain":
-        # As before there were others.
-        task = {**task, "boundary": _without(task["boundary"], "encoding")}
-    if kind == "train":
-        train = _without(task["train"], "checkpoint_every_s")
-        # Matrices under adapters were not rounded once: such a stage is another one since they are.
-        rounds = {"rounds": 1} if train.get("lora") and train.get("frozen_weights", "full") != "full" else {}
-        return {**task, "train": train, **rounds}
-    return task
-
-
-def _without(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in section.items() if key not in keys}
+    return digest_json([FORMAT, kind, TASKS[kind].identity(task), sorted(parents.items())])

@@ -1,4 +1,4 @@
-"""Stages as overlapping rounds: what runs when, and on whose weights. Pure data, like `stages`.
+"""Turn stages into overlapping rounds: what runs when, and on whose weights. Pure data, like `stages`.
 
 Every stage's epochs are cut into the same number of rounds. Round `t` of stage `s` runs at time `s + t` of the wave:
 a stage starts one round after the stage before it, and from then on they train side by side, all rounds of one time
@@ -71,13 +71,13 @@ Step = Round | Average | StageEnd
 
 
 def final_stage(stages: Sequence[Stage]) -> Stage:
-    """The pass over the finished prefix: the last stage once more."""
+    """Return the pass over the finished prefix: the last stage once more."""
     last = stages[-1]
     return Stage(FINAL, FINAL, last.hops, last.path, last.trained, last.adapter)
 
 
 def steps(stages: Sequence[Stage], epochs: Mapping[str, int], *, rounds: int, average_every: int) -> tuple[Step, ...]:
-    """The steps of a regime, each after all it needs. `stages`: with the final pass at its end, where there is one;
+    """Return the steps of a regime, each after all it needs. `stages`: with the final pass at its end, if there is one;
     `epochs`: of every stage by name, at least `rounds`."""
     final = stages[-1] if stages[-1].group == FINAL else None
     return _Wave(stages if final is None else stages[:-1], epochs, rounds, average_every).steps(final)
@@ -155,7 +155,7 @@ class _Wave:
         return StageEnd(self.stages[number], keys, self._ended(time))
 
     def _ended(self, time: int) -> dict[str, str]:
-        """The network when the rounds of `time` are over: every block as new as it is, and the head's mean."""
+        """Return the network when the rounds of `time` are over: every block as new as it is, and the head's mean."""
         weights = {}
         for part, owner in self.owner.items():
             version = min(time - owner, self.rounds - 1)

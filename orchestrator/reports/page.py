@@ -1,21 +1,23 @@
-"""`report.html`: one file that tells what a run came to, made from `summary.json` alone.
+"""Write `report.html`: one file that tells what a run came to, made from its summary alone.
 
 This module puts figures into words and rows; the template only lays them out. Nothing is loaded from outside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from orchestrator.files import write_atomically
-from orchestrator.reports import learning_curves, svg
-from orchestrator.reports.layer_curve import LayerCurve, layer_curve
+from cache_store.storage.durable import write_atomically
+from orchestrator.reports.figures import learning_curves, svg
+from orchestrator.reports.figures.layer_curve import LayerCurve, layer_curve
 from orchestrator.reports.machine import environment_rows, machine_words
+from orchestrator.reports.page_template import template
 from orchestrator.reports.part_names import abbreviated, follows, in_order
 from orchestrator.reports.quality import (
     Improvement,
@@ -26,118 +28,154 @@ from orchestrator.reports.quality import (
     perplexity_text,
     quality_of,
 )
-from orchestrator.reports.verdict import _gain_text, verdict
-from orchestrator.reports.words import KINDS, STATUS_WORDS, TEXT_KINDS, Json, MemoryBasis, finished, titles
+from orchestrator.reports.records import (
+    ForwardCount,
+    Metrics,
+    RegimeSummary,
+    StageSummary,
+    Summary,
+    WorkFigures,
+    WorkSummary,
+)
+from orchestrator.reports.verdict import gain_text, verdict
+from orchestrator.reports.words import STATUS_WORDS, MemoryBasis, baseline_of, is_baseline, of_kind, titles
 from orchestrator.units import DASH, bytes_text, count_text, percent_text, ratio_text, seconds_text, source_words
 
+#: What the template is given: texts, flags and rows of texts.
+PageRow = dict[str, Any]
 
-def write_report(summary: Json, path: Path) -> None:
-    """Render `summary` (the value of `summary.json`) to `path`, replacing it atomically."""
+
+def write_report(summary: Summary, path: Path) -> None:
+    """Render `summary` to `path`, replacing it atomically."""
     write_atomically(path, render(summary).encode())
 
 
-def render(summary: Json) -> str:
+def render(summary: Summary) -> str:
+    """Return the page of a summary. The same summary gives the same bytes."""
     # Imported late: a dry run never needs matplotlib.
-    from orchestrator.reports import figures
+    from orchestrator.reports.figures import charts
 
-    regimes: Mapping[str, Json] = summary["regimes"]
-    names = titles(regimes)
-    memory = MemoryBasis(summary)
-    quality = quality_of(summary)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    palette = svg.colours(regimes)
+    page, regimes = _Page(summary), summary.regimes
     curve = layer_curve(summary)
-    charts = {
-        "curves": learning_curves.learning_curves(regimes, names, quality),
-        "layers": figures.layers(curve, regimes, names),
-        "timeline": figures.timeline(summary["work"], regimes, names),
-        "predictions": figures.predictions(summary["work"], regimes),
+    drawn = {
+        "curves": learning_curves.learning_curves(regimes, page.names, page.quality),
+        "layers": charts.layers(curve, regimes),
+        "timeline": charts.timeline(summary.work, regimes),
+        "predictions": charts.predictions(summary.work, regimes),
     }
-    return environment.get_template("report.html.j2").render(
-        run=summary["run"],
-        status=summary["status"],
-        status_words=STATUS_WORDS.get(summary["status"], summary["status"]),
-        nodes=summary["nodes"],
+    return template("report.html.j2").render(
+        run=summary.run,
+        status=summary.status,
+        status_words=STATUS_WORDS.get(summary.status, summary.status),
+        nodes=summary.nodes,
         verdict=verdict(summary),
-        memory=memory,
-        quality=quality,
-        original=_original_row(summary, quality),
-        cards=[_card(summary, memory, quality, name, names, palette) for name in regimes],
-        stages=_stage_rows(summary, memory, quality, names, palette),
-        forwards=_forward_rows(regimes, names, palette),
-        boundaries=_boundary_rows(regimes, names, palette),
-        work=_work_rows(summary["work"]),
-        legend=[{"title": names[name], "colour": palette[name]} for name in regimes],
-        layer_legend=_layer_legend(curve, names, palette),
-        reference_line=len(regimes) > 1 and any(finished(r) and r["kind"] == "e2e" for r in regimes.values()),
-        failures=summary["failures"],
-        exports=_exports(regimes, names),
-        environment=environment_rows(summary["environment"]),
-        machine=machine_words(summary["environment"]),
-        charts={key: Markup(value) if value else None for key, value in charts.items()},
+        memory=page.memory,
+        quality=page.quality,
+        original=_original_row(summary, page.quality),
+        cards=[_card(page, name) for name in regimes],
+        stages=_stage_rows(page),
+        forwards=_forward_rows(page),
+        boundaries=_boundary_rows(page),
+        work=[_work_row(item) for item in summary.work],
+        legend=[{"title": page.names[name], "colour": page.palette[name]} for name in regimes],
+        layer_legend=_layer_legend(curve, page.names, page.palette),
+        reference_line=len(regimes) > 1 and any(each.done and is_baseline(each) for each in regimes.values()),
+        failures=summary.failures,
+        exports=_exports(page),
+        environment=environment_rows(summary.environment),
+        machine=machine_words(summary.environment),
+        charts={key: Markup(value) if value else None for key, value in drawn.items()},
     )
 
 
-def _card(
-    summary: Json,
-    memory: MemoryBasis,
-    quality: Quality,
-    name: str,
-    names: Mapping[str, str],
-    palette: Mapping[str, str],
-) -> dict[str, Any]:
-    regimes = summary["regimes"]
-    regime = regimes[name]
-    final = regime["final"]
-    known = [quality.value(r["final"]["metrics"]) for r in regimes.values()]
-    value = quality.value(final["metrics"])
-    improvement = improvements(summary, quality).get(name)
-    reference = next((r for r in regimes.values() if r["kind"] == "e2e"), None)
-    peak = memory.of(regime)
-    compared = reference is not None and regime is not reference and finished(regime) and finished(reference)
-    ratio = None
-    if reference is not None and compared and regime["seconds"] and reference["seconds"]:
-        ratio = regime["seconds"] / reference["seconds"]
-    share = memory.share(peak) if compared else None
-    snapshot = regime["snapshot"]
+@dataclass(frozen=True)
+class _Page:
+    """A summary and what all parts of its page need. `names`: regime -> title; `palette`: regime -> colour."""
+
+    summary: Summary
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        return titles(self.summary.regimes)
+
+    @cached_property
+    def palette(self) -> dict[str, str]:
+        return svg.colours(self.summary.regimes)
+
+    @cached_property
+    def memory(self) -> MemoryBasis:
+        return MemoryBasis(self.summary)
+
+    @cached_property
+    def quality(self) -> Quality:
+        return quality_of(self.summary)
+
+
+def _card(page: _Page, name: str) -> PageRow:
+    summary, quality = page.summary, page.quality
+    regime = summary.regimes[name]
+    final, peak = regime.final, page.memory.of(regime)
+    known = [quality.value(each.final.metrics) for each in summary.regimes.values()]
+    value = quality.value(final.metrics)
+    share, ratio = _compared(page, name)
     return {
         "name": name,
-        "title": names[name],
-        "kind": (TEXT_KINDS if quality.text else KINDS).get(regime["kind"], regime["kind"])
-        + ("; in rounds that overlap" if regime["pipeline"] == "wavefront" else ""),
-        "colour": palette[name],
-        "status": regime["status"],
-        "status_words": STATUS_WORDS.get(regime["status"], regime["status"]),
+        "title": page.names[name],
+        "kind": _kind_words(regime, quality),
+        "colour": page.palette[name],
+        "status": regime.status,
+        "status_words": STATUS_WORDS.get(regime.status, regime.status),
         "best": value is not None and len(known) > 1 and value == quality.best(known),
         "headline": quality.written(value),
-        "improvement": None if improvement is None else _gain_text(Improvement(improvement.gain, None), quality, ""),
-        "improvement_share": None
-        if improvement is None or improvement.share is None or improvement.gain <= 0
-        else percent_text(improvement.share, 0),
-        **_scores(final["metrics"], final["validation"], quality),
+        **_improvement(page, name),
+        **_scores(final.metrics, final.validation, quality),
         "peak": bytes_text(peak),
         "peak_share": percent_text(share, 0) if share is not None else None,
-        "seconds": seconds_text(regime["seconds"] or None),
+        "seconds": seconds_text(regime.seconds or None),
         "seconds_ratio": ratio_text(ratio) if ratio is not None else None,
-        "wall": seconds_text(regime["wall_seconds"]),
-        "parameters": count_text(regime["trainable_parameters"]),
-        "written": bytes_text(snapshot["bytes_written"]),
-        "read": bytes_text(snapshot["bytes_read"]),
-        "stages": len(regime["stages"]),
-        "done": sum(stage["status"] in ("done", "reused") for stage in regime["stages"]),
-        "reused": sum(stage["reused"] for stage in regime["stages"]),
-        "epochs": sum(stage["epochs"] for stage in regime["stages"]),
+        "wall": seconds_text(regime.wall_seconds),
+        "parameters": count_text(regime.trainable_parameters),
+        "written": bytes_text(regime.snapshot.bytes_written),
+        "read": bytes_text(regime.snapshot.bytes_read),
+        "stages": len(regime.stages),
+        "done": sum(stage.done for stage in regime.stages),
+        "reused": sum(stage.reused for stage in regime.stages),
+        "epochs": sum(stage.epochs for stage in regime.stages),
     }
 
 
-def _scores(test: Json, validation: Json, quality: Quality) -> dict[str, str]:
-    """The columns that say how good a model is."""
+def _kind_words(regime: RegimeSummary, quality: Quality) -> str:
+    row = of_kind(regime.kind)
+    words = (row.text_words if quality.text else "") or row.words
+    return words + ("; in rounds that overlap" if regime.pipeline == "wavefront" else "")
+
+
+def _compared(page: _Page, name: str) -> tuple[float | None, float | None]:
+    """Return a finished regime's peak memory and time over those of the finished baseline; None where not compared."""
+    baseline = baseline_of(page.summary)
+    if baseline is None or baseline == name:
+        return None, None
+    regime, reference = page.summary.regimes[name], page.summary.regimes[baseline]
+    if not (regime.done and reference.done):
+        return None, None
+    ratio = regime.seconds / reference.seconds if regime.seconds and reference.seconds else None
+    return page.memory.share(page.memory.of(regime)), ratio
+
+
+def _improvement(page: _Page, name: str) -> PageRow:
+    """Return what a card says of the gain over the original model, and of its share of the baseline's gain."""
+    found = improvements(page.summary, page.quality).get(name)
+    if found is None:
+        return {"improvement": None, "improvement_share": None}
+    shown = found.share is not None and found.gain > 0
+    return {
+        "improvement": gain_text(Improvement(found.gain, None), page.quality, ""),
+        "improvement_share": percent_text(found.share, 0) if shown else None,
+    }
+
+
+def _scores(test: Metrics, validation: Metrics, quality: Quality) -> dict[str, str]:
+    """Return the columns that say how good a model is."""
     return {
         "accuracy": percent_text(test.get("accuracy"), 2),
         "token_accuracy": percent_text(test.get("token_accuracy"), 2),
@@ -147,79 +185,86 @@ def _scores(test: Json, validation: Json, quality: Quality) -> dict[str, str]:
     }
 
 
-def _original_row(summary: Json, quality: Quality) -> dict[str, str] | None:
-    """The model as it came, as a row above the regimes; None where it is not judged."""
+def _original_row(summary: Summary, quality: Quality) -> dict[str, str] | None:
+    """Return the model as it came, as a row above the regimes; None where it is not judged."""
     test, validation = original_of(summary), original_of(summary, "validation")
     return _scores(test, validation, quality) if test or validation else None
 
 
-def _stage_rows(
-    summary: Json, memory: MemoryBasis, quality: Quality, names: Mapping[str, str], palette: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    largest = max(
-        (memory.of(stage) or 0.0 for regime in summary["regimes"].values() for stage in regime["stages"]),
-        default=0.0,
-    )
-    rows = []
-    for name, regime in summary["regimes"].items():
-        for index, stage in enumerate(regime["stages"]):
-            peak = memory.of(stage)
-            share = memory.share(peak)
-            scale = memory.reference or largest
-            rows.append(
-                {
-                    "regime": names[name],
-                    "first": index == 0,
-                    "span": len(regime["stages"]),
-                    "colour": palette[name],
-                    "name": stage["name"],
-                    "status": stage["status"],
-                    "status_words": STATUS_WORDS.get(stage["status"], stage["status"]),
-                    "path": " → ".join(abbreviated(stage["path"])),
-                    "trained": ", ".join(abbreviated(stage["trained"])),
-                    "auxiliary": stage["auxiliary"],
-                    "source": source_words(stage["source"], text=quality.text) or DASH,
-                    "source_reason": stage["source_reason"] or "",
-                    "epochs": _epochs(stage),
-                    "exit": stage["exit"] or DASH,
-                    "reached": quality.written(stage["metrics"].get(f"validation_{quality.metric}")),
-                    "assembled": quality.written(quality.value(stage["assembled"])),
-                    "seconds": seconds_text(stage["seconds"]),
-                    "parameters": count_text(stage["trainable_parameters"]),
-                    "resident": bytes_text(stage["resident_bytes"]),
-                    "peak_device": bytes_text(stage["peak_device_bytes"]),
-                    "reserved": bytes_text(stage["peak_device_reserved_bytes"]),
-                    "peak_host": bytes_text(stage["peak_host_bytes"]),
-                    "growth": bytes_text(stage["host_growth_bytes"]),
-                    "predicted": bytes_text(stage["estimate"]["predicted"].get("peak_bytes")),
-                    "share": percent_text(share, 0) if share is not None else None,
-                    "bar": round(100 * min(1.0, peak / scale / 1.1), 1) if peak and scale else None,
-                    "read": bytes_text(stage["snapshot"]["bytes_read"]),
-                    "hits": f"{stage['snapshot']['hits']:,}",
-                    "misses": f"{stage['snapshot']['misses']:,}",
-                }
-            )
-    return rows
+def _stage_rows(page: _Page) -> list[PageRow]:
+    regimes, memory = page.summary.regimes, page.memory
+    peaks = [memory.of(stage) or 0.0 for regime in regimes.values() for stage in regime.stages]
+    scale = memory.reference or max(peaks, default=0.0)
+    return [
+        {
+            "regime": page.names[name],
+            "first": index == 0,
+            "span": len(regime.stages),
+            "colour": page.palette[name],
+            **_stage_row(stage, page.quality),
+            **_memory_cells(stage, memory, scale),
+        }
+        for name, regime in regimes.items()
+        for index, stage in enumerate(regime.stages)
+    ]
 
 
-def _epochs(stage: Json) -> str:
-    if not stage["epochs"]:
+def _stage_row(stage: StageSummary, quality: Quality) -> PageRow:
+    """Return what a stage did: its path, input, epochs and scores."""
+    return {
+        "name": stage.name,
+        "status": stage.status,
+        "status_words": STATUS_WORDS.get(stage.status, stage.status),
+        "path": " → ".join(abbreviated(stage.path)),
+        "trained": ", ".join(abbreviated(stage.trained)),
+        "auxiliary": stage.auxiliary,
+        "source": source_words(stage.source, text=quality.text) or DASH,
+        "source_reason": stage.source_reason or "",
+        "epochs": _epochs(stage),
+        "exit": stage.exit or DASH,
+        "reached": quality.written(stage.metrics.get(f"validation_{quality.metric}")),
+        "assembled": quality.written(quality.value(stage.assembled)),
+        "seconds": seconds_text(stage.seconds),
+        "read": bytes_text(stage.snapshot.bytes_read),
+        "hits": f"{stage.snapshot.hits:,}",
+        "misses": f"{stage.snapshot.misses:,}",
+    }
+
+
+def _memory_cells(stage: StageSummary, memory: MemoryBasis, scale: float) -> PageRow:
+    """Return what a stage needed. `scale`: bytes of a full bar."""
+    peak = memory.of(stage)
+    share = memory.share(peak)
+    return {
+        "parameters": count_text(stage.trainable_parameters),
+        "resident": bytes_text(stage.resident_bytes),
+        "peak_device": bytes_text(stage.peak_device_bytes),
+        "reserved": bytes_text(stage.peak_device_reserved_bytes),
+        "peak_host": bytes_text(stage.peak_host_bytes),
+        "growth": bytes_text(stage.host_growth_bytes),
+        "predicted": bytes_text(stage.estimate.predicted.peak_bytes),
+        "share": percent_text(share, 0) if share is not None else None,
+        "bar": round(100 * min(1.0, peak / scale / 1.1), 1) if peak and scale else None,
+    }
+
+
+def _epochs(stage: StageSummary) -> str:
+    if not stage.epochs:
         return DASH
-    planned = stage["planned_epochs"]
-    text = str(stage["epochs"])
-    if stage["rounds"] > 1:
-        text += f" in {stage['rounds']} rounds"
-    if planned and planned != stage["epochs"]:
-        text += f" of {planned}"
-    if stage["committed_epoch"] is not None and stage["epochs"] > 1:
-        text += f", kept {stage['committed_epoch'] + 1}"
+    text = str(stage.epochs)
+    if stage.rounds > 1:
+        text += f" in {stage.rounds} rounds"
+    if stage.planned_epochs and stage.planned_epochs != stage.epochs:
+        text += f" of {stage.planned_epochs}"
+    if stage.committed_epoch is not None and stage.epochs > 1:
+        text += f", kept {stage.committed_epoch + 1}"
     return text
 
 
 def _layer_legend(
     curve: LayerCurve | None, names: Mapping[str, str], palette: Mapping[str, str]
 ) -> list[dict[str, str]]:
-    """What stands across the figure, then each regime's two models."""
+    """Name what stands across the figure, then each regime's two models."""
     if curve is None:
         return []
     across = list(dict.fromkeys(name for found in curve.across.values() for name, _ in found))
@@ -243,48 +288,46 @@ def _layer_legend(
     ]
 
 
-def _forward_rows(
-    regimes: Mapping[str, Json], names: Mapping[str, str], palette: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """A row a block; neighbours that ran equally often share one."""
+def _forward_rows(page: _Page) -> list[dict[str, str]]:
+    """Return a row a block; neighbours that ran equally often share one."""
     return [
         {
-            "regime": names[name],
-            "colour": palette[name],
+            "regime": page.names[name],
+            "colour": page.palette[name],
             "block": ", ".join(abbreviated(blocks)),
-            "samples": f"{counted['samples']:,}",
-            "pairs": f"{counted['sample_views']:,}" if counted["sample_views"] else DASH,
-            "ratio": ratio_text(counted["per_sample_view"]),
+            "samples": f"{counted.samples:,}",
+            "pairs": f"{counted.sample_views:,}" if counted.sample_views else DASH,
+            "ratio": ratio_text(counted.per_sample_view),
         }
-        for name, regime in regimes.items()
-        for blocks, counted in _equal_neighbours(regime["forwards"])
+        for name, regime in page.summary.regimes.items()
+        for blocks, counted in _equal_neighbours(regime.forwards)
     ]
 
 
-def _boundary_rows(
-    regimes: Mapping[str, Json], names: Mapping[str, str], palette: Mapping[str, str]
-) -> list[dict[str, str]]:
-    """What was decided for every boundary, with what it was predicted to cost and what it did."""
+def _boundary_rows(page: _Page) -> list[dict[str, str]]:
+    """Return what was decided for every boundary, with what it was predicted to cost and what it did."""
     rows = []
-    for name, regime in regimes.items():
-        for item in regime.get("boundaries", []):
+    for name, regime in page.summary.regimes.items():
+        for item in regime.boundaries:
             row = {
-                "regime": names[name],
-                "colour": palette[name],
-                "label": item["label"],
-                "source": item["source"],
-                "reason": item["reason"],
-                "basis": item["basis"],
+                "regime": page.names[name],
+                "colour": page.palette[name],
+                "label": item.label,
+                "source": item.source,
+                "reason": item.reason,
+                "basis": item.basis,
             }
-            for key, value in item["predicted"].items():
-                text = bytes_text if key == "bytes" else seconds_text
-                row[f"{key}_predicted"], row[f"{key}_measured"] = text(value), text(item["measured"][key])
+            for suffix, figures in (("predicted", item.predicted), ("measured", item.measured)):
+                row[f"bytes_{suffix}"] = bytes_text(figures.bytes)
+                row[f"make_seconds_{suffix}"] = seconds_text(figures.make_seconds)
+                row[f"read_seconds_{suffix}"] = seconds_text(figures.read_seconds)
+                row[f"recompute_seconds_{suffix}"] = seconds_text(figures.recompute_seconds)
             rows.append(row)
     return rows
 
 
-def _equal_neighbours(forwards: Mapping[str, Json]) -> list[tuple[list[str], Json]]:
-    groups: list[tuple[list[str], Json]] = []
+def _equal_neighbours(forwards: Mapping[str, ForwardCount]) -> list[tuple[list[str], ForwardCount]]:
+    groups: list[tuple[list[str], ForwardCount]] = []
     for block in in_order(list(forwards)):
         if groups and block.startswith("layer") and follows(groups[-1][0][-1], block):
             blocks, counted = groups[-1]
@@ -295,31 +338,39 @@ def _equal_neighbours(forwards: Mapping[str, Json]) -> list[tuple[list[str], Jso
     return groups
 
 
-def _work_rows(work: list[Json]) -> list[dict[str, str]]:
-    texts = {"peak_bytes": bytes_text, "snapshot_bytes": bytes_text, "seconds": seconds_text}
-    rows = []
-    for item in work:
-        row = {"label": item["label"], "status": STATUS_WORDS.get(item["status"], item["status"])}
-        for key, text in texts.items():
-            relevant = {
-                "peak_bytes": ("train",),
-                "snapshot_bytes": ("materialize",),
-                "seconds": ("train", "materialize", "evaluate", "average", "data", "model"),
-            }[key]
-            shown = item["kind"] in relevant
-            predicted, measured = item["predicted"].get(key), item["measured"].get(key)
-            row[f"{key}_predicted"] = text(predicted) if shown else ""
-            row[f"{key}_measured"] = text(measured) if shown else ""
-        rows.append(row)
-    return rows
+#: Kind of node -> the figures that mean something for it.
+_RELEVANT: Mapping[str, Sequence[str]] = {
+    "train": ("peak_bytes", "seconds"),
+    "materialize": ("snapshot_bytes", "seconds"),
+    "evaluate": ("seconds",),
+    "average": ("seconds",),
+    "data": ("seconds",),
+    "model": ("seconds",),
+}
 
 
-def _exports(regimes: Mapping[str, Json], names: Mapping[str, str]) -> list[dict[str, str]]:
-    """Where each model lies. Only the last three parts of the path: a report is for sharing."""
+def _work_row(item: WorkSummary) -> dict[str, str]:
+    row = {"label": item.label, "status": STATUS_WORDS.get(item.status, item.status)}
+    shown = _RELEVANT.get(item.kind, ())
+    for suffix, figures in (("predicted", item.predicted), ("measured", item.measured)):
+        row |= {f"{key}_{suffix}": text if key in shown else "" for key, text in _figure_texts(figures).items()}
+    return row
+
+
+def _figure_texts(figures: WorkFigures) -> dict[str, str]:
+    return {
+        "peak_bytes": bytes_text(figures.peak_bytes),
+        "snapshot_bytes": bytes_text(figures.snapshot_bytes),
+        "seconds": seconds_text(figures.seconds),
+    }
+
+
+def _exports(page: _Page) -> list[dict[str, str]]:
+    """Return where each model lies. Only the last three parts of the path: a report is for sharing."""
     found = []
-    for name, regime in regimes.items():
-        if regime["export"]:
-            path = Path(regime["export"])
+    for name, regime in page.summary.regimes.items():
+        if regime.export:
+            path = Path(regime.export)
             folder = path.parent if path.suffix else path
-            found.append({"title": names[name], "path": "/".join(("model", folder.name)), "name": name})
+            found.append({"title": page.names[name], "path": "/".join(("model", folder.name)), "name": name})
     return found

@@ -1,4 +1,4 @@
-"""Lists of parts as people read them: `layer0–layer19` instead of twenty names."""
+"""Write lists of parts as people read them: `layer0–layer19` instead of twenty names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SHORTEST_RUN = 3
 
 
 def abbreviated(parts: Sequence[str]) -> list[str]:
-    """`parts` in their order, every run of at least three names that only count up as `first–last`."""
+    """Return `parts` in their order, every run of at least three names that only count up as `first–last`."""
     shown: list[str] = []
     for run in _runs(parts):
         shown += run if len(run) < SHORTEST_RUN else [f"{run[0]}–{run[-1]}"]
@@ -18,12 +18,12 @@ def abbreviated(parts: Sequence[str]) -> list[str]:
 
 
 def in_order(parts: Sequence[str]) -> list[str]:
-    """Sorted as one counts: `layer2` before `layer10`."""
+    """Sort as one counts: `layer2` before `layer10`."""
     return sorted(parts, key=lambda part: (_split(part)[0], _split(part)[1] or 0, part))
 
 
 def follows(first: str, second: str) -> bool:
-    """Is `second` the next after `first` (`layer3`, `layer4`)?"""
+    """Tell whether `second` is the next after `first` (`layer3`, `layer4`)?"""
     (stem, number), (other, after) = _split(first), _split(second)
     return number is not None and stem == other and after == number + 1
 

@@ -1,4 +1,4 @@
-"""What the regimes of a summary are judged by: the figure that leads, whether more of it is better, how it is written.
+"""Decide what regimes are judged by: the figure that leads, whether more of it is better, how it is written.
 
 Classifiers are read by accuracy; language models by the loss on held-out text (perplexity is the same figure, written
 otherwise); language models on questions with candidates by the share that is answered.
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from orchestrator.reports.records import Metrics, StageSummary, Summary
+from orchestrator.reports.words import baseline_of
 from orchestrator.units import DASH, percent_text
-
-Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,8 @@ class Quality:
     text: bool
     task: bool
 
-    def value(self, metrics: Json) -> float | None:
-        """The leading figure."""
+    def value(self, metrics: Metrics) -> float | None:
+        """Return the leading figure."""
         found = metrics.get(self.metric)
         return None if found is None else float(found)
 
@@ -34,11 +33,11 @@ class Quality:
         return loss_text(value)
 
     def gain(self, value: float, before: float) -> float:
-        """How much better than `before`; negative where it is worse."""
+        """Return how much better `value` is than `before`; negative where it is worse."""
         return value - before if self.metric == "accuracy" else before - value
 
     def ranked(self, values: Mapping[str, float]) -> list[str]:
-        """Names, the best first; equals in their own order."""
+        """Return the names, the best first; equals in their own order."""
         return sorted(values, key=lambda name: -self.gain(values[name], 0.0))
 
     def best(self, values: Iterable[float | None]) -> float | None:
@@ -55,34 +54,34 @@ class Improvement:
     share: float | None
 
 
-def quality_of(summary: Json) -> Quality:
-    """Also of a run that has hardly begun: of what there is, whatever says that it is a language model."""
+def quality_of(summary: Summary) -> Quality:
+    """Decide what regimes are judged by, also in a run that has hardly begun: any figure may say that it is of text."""
     metrics = list(_metrics(summary))
     task = any("token_accuracy" in found for found in metrics)
     text = (
         task
         or any("perplexity" in found for found in metrics)
-        or any(stage.get("layer") is not None for stage in _stages(summary))
+        or any(stage.layer is not None for stage in _stages(summary))
     )
     return Quality("accuracy" if task or not text else "loss", text, task)
 
 
-def original_of(summary: Json, split: str = "test") -> Json:
-    """Metrics of the model as it came; {} where it came without weights or is not judged yet."""
-    return ((summary.get("original") or {}).get(split)) or {}
+def original_of(summary: Summary, split: str = "test") -> Metrics:
+    """Return the metrics of the model as it came; {} where it came without weights or is not judged yet."""
+    return summary.original.get(split, {})
 
 
-def improvements(summary: Json, quality: Quality) -> dict[str, Improvement]:
-    """By regime with a test result; {} without a judged original."""
+def improvements(summary: Summary, quality: Quality) -> dict[str, Improvement]:
+    """Return how much each regime with a test result improved; {} without a judged original."""
     before = quality.value(original_of(summary))
     if before is None:
         return {}
     gains = {
         name: quality.gain(value, before)
-        for name, regime in summary["regimes"].items()
-        if (value := quality.value(regime["final"]["metrics"])) is not None
+        for name, regime in summary.regimes.items()
+        if (value := quality.value(regime.final.metrics)) is not None
     }
-    base = next((name for name, regime in summary["regimes"].items() if regime["kind"] == "e2e"), None)
+    base = baseline_of(summary)
     whole = gains.get(base, 0.0) if base is not None else 0.0
     return {
         name: Improvement(gain, gain / whole if name != base and whole > 0 else None) for name, gain in gains.items()
@@ -93,7 +92,7 @@ def loss_text(value: float | None) -> str:
     return DASH if value is None else f"{value:.4f}"
 
 
-def perplexity_text(metrics: Json) -> str:
+def perplexity_text(metrics: Metrics) -> str:
     """Two decimals while they say something: 8.19, 134, 2.1e+06."""
     value = metrics.get("perplexity")
     if value is None:
@@ -103,16 +102,16 @@ def perplexity_text(metrics: Json) -> str:
     return f"{value:,.0f}" if value < 100_000 else f"{value:.1e}"
 
 
-def _stages(summary: Json) -> Iterator[Json]:
-    for regime in summary["regimes"].values():
-        yield from regime["stages"]
+def _stages(summary: Summary) -> Iterator[StageSummary]:
+    for regime in summary.regimes.values():
+        yield from regime.stages
 
 
-def _metrics(summary: Json) -> Iterator[Json]:
-    yield from (found for found in (summary.get("original") or {}).values() if isinstance(found, Mapping))
-    for regime in summary["regimes"].values():
-        yield regime["final"]["metrics"]
-        yield regime["final"]["validation"]
+def _metrics(summary: Summary) -> Iterator[Metrics]:
+    yield from summary.original.values()
+    for regime in summary.regimes.values():
+        yield regime.final.metrics
+        yield regime.final.validation
     for stage in _stages(summary):
-        yield stage["assembled"]
-        yield from (epoch.get("validation") or {} for epoch in stage["curve"])
+        yield stage.assembled
+        yield from (epoch.validation or {} for epoch in stage.curve)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any, TextIO
+from collections.abc import Sequence
+from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator.reports.quality import Quality, improvements, original_of, perplexity_text, quality_of
-from orchestrator.reports.words import TITLES, MemoryBasis, finished
+from orchestrator.reports.records import Metrics, RegimeSummary, Summary
+from orchestrator.reports.words import MemoryBasis, is_baseline, of_kind
 from orchestrator.units import DASH, bytes_text, count_text, percent_text, ratio_text, seconds_text
 
 
-def print_table(summary: Mapping[str, Any], stream: TextIO | None = None) -> None:
-    """The regimes side by side: a table in a terminal, aligned plain text in a file or pipe."""
-    rows = _result_rows(summary)
+def print_table(summary: Summary, stream: TextIO | None = None) -> None:
+    """Print the regimes side by side: a table in a terminal, aligned plain text in a file or pipe."""
     console = Console(file=stream or sys.stdout, highlight=False)
+    print_rows(console, _result_rows(summary))
+
+
+def print_rows(console: Console, rows: Sequence[Sequence[str]]) -> None:
+    """Print a header and its rows, the first column to the left: as a table in a terminal, else as aligned text."""
     header, *body = rows
     if console.is_terminal:
         table = Table(header_style="bold")
@@ -35,61 +40,62 @@ def print_table(summary: Mapping[str, Any], stream: TextIO | None = None) -> Non
     console.file.flush()
 
 
-def _result_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    regimes = summary["regimes"]
+def _result_rows(summary: Summary) -> list[list[str]]:
     memory = MemoryBasis(summary)
-    base = next((r for r in regimes.values() if r["kind"] == "e2e" and finished(r)), None)
-    peak = "peak device memory" if memory.device else "peak host growth"
     quality = quality_of(summary)
     gains = improvements(summary, quality)
     short = "acc." if quality.metric == "accuracy" else "loss"
-    rows = [
-        [
-            "regime",
-            f"test {short}",
-            *(["perplexity"] if quality.metric == "loss" else []),
-            f"val. {short}",
-            *(["of e2e's gain"] if gains else []),
-            peak,
-            "of e2e",
-            "time",
-            "of e2e",
-            "trained",
-            "snapshots",
-            "stages",
-        ]
+    header = [
+        "regime",
+        f"test {short}",
+        *(["perplexity"] if quality.metric == "loss" else []),
+        f"val. {short}",
+        *(["of e2e's gain"] if gains else []),
+        "peak device memory" if memory.device else "peak host growth",
+        "of e2e",
+        "time",
+        "of e2e",
+        "trained",
+        "snapshots",
+        "stages",
     ]
+    rows = [header]
     if original_of(summary) or original_of(summary, "validation"):
         scores = _scores(original_of(summary), original_of(summary, "validation"), quality)
-        rows.append(["as it came", *scores, *[DASH] * (len(rows[0]) - 1 - len(scores))])
-    for name, regime in regimes.items():
-        stages = regime["stages"]
-        done = [stage for stage in stages if stage["status"] in ("done", "reused")]
-        reused = sum(stage["reused"] for stage in stages)
-        count = f"{len(done)}/{len(stages)}"
-        if regime["status"] == "failed":
-            count += " failed"
-        elif reused:
-            count += " reused" if reused == len(stages) else f", {reused} reused"
-        compared = base is not None and finished(regime)
-        ratio = regime["seconds"] / base["seconds"] if base and compared and base["seconds"] else None
+        rows.append(["as it came", *scores, *[DASH] * (len(header) - 1 - len(scores))])
+    base = next((regime for regime in summary.regimes.values() if is_baseline(regime) and regime.done), None)
+    for name, regime in summary.regimes.items():
+        peak, compared = memory.of(regime), base is not None and regime.done
+        ratio = regime.seconds / base.seconds if base and compared and base.seconds else None
+        title, gain = of_kind(name).title, gains.get(name)
         rows.append(
             [
-                f"{TITLES[name]} ({name})" if name in TITLES else name,
-                *_scores(regime["final"]["metrics"], regime["final"]["validation"], quality),
-                *([percent_text(gains[name].share if name in gains else None, 0).replace("-", "−")] if gains else []),
-                bytes_text(memory.of(regime)),
-                percent_text(memory.share(memory.of(regime)), 0) if compared else DASH,
-                seconds_text(regime["seconds"] or None),
+                name if title == name else f"{title} ({name})",
+                *_scores(regime.final.metrics, regime.final.validation, quality),
+                *([percent_text(gain.share if gain else None, 0).replace("-", "−")] if gains else []),
+                bytes_text(peak),
+                percent_text(memory.share(peak), 0) if compared else DASH,
+                seconds_text(regime.seconds or None),
                 ratio_text(ratio),
-                count_text(regime["trainable_parameters"]),
-                bytes_text(regime["snapshot"]["bytes_written"]),
-                count,
+                count_text(regime.trainable_parameters),
+                bytes_text(regime.snapshot.bytes_written),
+                _stages(regime),
             ]
         )
     return rows
 
 
-def _scores(test: Mapping[str, Any], validation: Mapping[str, Any], quality: Quality) -> list[str]:
+def _stages(regime: RegimeSummary) -> str:
+    """Write how many of the stages are done: `3/5`, `5/5 reused`, `2/5 failed`."""
+    total, reused = len(regime.stages), sum(stage.reused for stage in regime.stages)
+    count = f"{sum(stage.done for stage in regime.stages)}/{total}"
+    if regime.status == "failed":
+        return f"{count} failed"
+    if not reused:
+        return count
+    return f"{count} reused" if reused == total else f"{count}, {reused} reused"
+
+
+def _scores(test: Metrics, validation: Metrics, quality: Quality) -> list[str]:
     beside = [perplexity_text(test)] if quality.metric == "loss" else []
     return [quality.written(quality.value(test)), *beside, quality.written(quality.value(validation))]

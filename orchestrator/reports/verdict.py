@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from orchestrator.reports.machine import _list
 from orchestrator.reports.quality import (
     Improvement,
     Quality,
@@ -15,32 +14,31 @@ from orchestrator.reports.quality import (
     perplexity_text,
     quality_of,
 )
-from orchestrator.reports.words import Json, MemoryBasis, finished, titles
+from orchestrator.reports.records import Metrics, RegimeSummary, Summary
+from orchestrator.reports.words import MemoryBasis, baseline_of, titles
 from orchestrator.units import bytes_text, percent_text, ratio_text, seconds_text
 
 
-def verdict(summary: Json) -> list[str]:
-    """The outcome in sentences, from the figures alone."""
-    regimes: Mapping[str, Json] = summary["regimes"]
+def verdict(summary: Summary) -> list[str]:
+    """Return the outcome in sentences, from the figures alone."""
+    regimes = summary.regimes
     names = titles(regimes)
     memory = MemoryBasis(summary)
     quality = quality_of(summary)
     values = {
-        name: value
-        for name, regime in regimes.items()
-        if (value := quality.value(regime["final"]["metrics"])) is not None
+        name: value for name, regime in regimes.items() if (value := quality.value(regime.final.metrics)) is not None
     }
     ranked = quality.ranked(values)
     sentences = _incomplete(summary, [names[name] for name in regimes if name not in values])
     if not ranked:
         return [*sentences, "No regime has a final test result yet, so there is nothing to compare."]
     best = ranked[0]
-    scores = {name: _score(quality, regimes[name]["final"]["metrics"]) for name in ranked}
+    scores = {name: _score(quality, regimes[name].final.metrics) for name in ranked}
     if len(regimes) == 1:
         regime = regimes[best]
         sentences.append(
             f"{names[best]} reached {scores[best]} after "
-            f"{seconds_text(regime['seconds'])} of training, with {bytes_text(memory.of(regime))} "
+            f"{seconds_text(regime.seconds)} of training, with {bytes_text(memory.of(regime))} "
             f"{memory.words} in its largest stage. Only this regime was run, so nothing is compared."
         )
         return [
@@ -56,13 +54,13 @@ def verdict(summary: Json) -> list[str]:
     return [
         *sentences,
         *_against_original(summary, quality, names),
-        *_costs(regimes, names, memory),
+        *_costs(summary, names, memory),
         *_overlaps(regimes, names),
         *_ended_early(regimes, names),
     ]
 
 
-def _score(quality: Quality, metrics: Json) -> str:
+def _score(quality: Quality, metrics: Metrics) -> str:
     """`95.50 % test accuracy`, `a test loss of 2.1034 (perplexity 8.19)`."""
     text = quality.written(quality.value(metrics))
     if quality.metric == "accuracy":
@@ -71,9 +69,13 @@ def _score(quality: Quality, metrics: Json) -> str:
 
 
 def _ranking(
-    values: Mapping[str, float], ranked: list[str], names: Json, regimes: Mapping[str, Json], quality: Quality
+    values: Mapping[str, float],
+    ranked: list[str],
+    names: Mapping[str, str],
+    regimes: Mapping[str, RegimeSummary],
+    quality: Quality,
 ) -> list[str]:
-    """Who is best and how far the others are behind, and what of that may be chance."""
+    """Say who is best, how far the others are behind, and what of that may be chance."""
     top = values[ranked[0]]
     equal = [name for name in ranked if quality.written(values[name]) == quality.written(top)]
     behind = [name for name in ranked if name not in equal]
@@ -84,7 +86,7 @@ def _ranking(
             for name in behind
         ]
     else:
-        written = {name: perplexity_text(regimes[name]["final"]["metrics"]) for name in ranked}
+        written = {name: perplexity_text(regimes[name].final.metrics) for name in ranked}
         what = f"the lowest test loss, {quality.written(top)} (perplexity {written[ranked[0]]})"
         others = [
             f"{names[name]} {quality.written(values[name])} (+{values[name] - top:.4f}, perplexity {written[name]})"
@@ -92,9 +94,9 @@ def _ranking(
         ]
     verb = "has" if len(equal) == 1 else "share"
     tail = f"; {', '.join(others)}" if others else ""
-    sentences = [f"{_list([names[name] for name in equal])} {verb} {what}{tail}."]
+    sentences = [f"{listed([names[name] for name in equal])} {verb} {what}{tail}."]
     if not quality.text:
-        return sentences + _noise(values, ranked, names, regimes[ranked[0]]["final"].get("rows"))
+        return sentences + _noise(values, ranked, names, regimes[ranked[0]].final.rows)
     if behind:
         # Neither tokens nor candidates are independent of each other: their number says nothing of the noise.
         sentences.append(
@@ -103,13 +105,14 @@ def _ranking(
     return sentences
 
 
-def _against_original(summary: Json, quality: Quality, names: Mapping[str, str]) -> list[str]:
-    """What training added to the model as it came, and how much of end-to-end's gain each regime has."""
+def _against_original(summary: Summary, quality: Quality, names: Mapping[str, str]) -> list[str]:
+    """Say what training added to the model as it came, and how much of end-to-end's gain each regime has."""
     found = improvements(summary, quality)
     if not found:
         return []
-    base = next((names[name] for name, regime in summary["regimes"].items() if regime["kind"] == "e2e"), "")
-    told = [f"{names[name]} is {_gain_text(item, quality, base)}" for name, item in found.items()]
+    baseline = baseline_of(summary)
+    base = names[baseline] if baseline is not None else ""
+    told = [f"{names[name]} is {gain_text(item, quality, base)}" for name, item in found.items()]
     before = original_of(summary)
     beside = "" if quality.metric == "accuracy" else f" (perplexity {perplexity_text(before)})"
     return [
@@ -118,7 +121,7 @@ def _against_original(summary: Json, quality: Quality, names: Mapping[str, str])
     ]
 
 
-def _gain_text(item: Improvement, quality: Quality, base: str) -> str:
+def gain_text(item: Improvement, quality: Quality, base: str) -> str:
     """`0.6912 better (99 % of End-to-end's improvement)`, `0.0488 worse`."""
     size = abs(item.gain)
     gain = f"{100 * size:.2f} points" if quality.metric == "accuracy" else f"{size:.4f}"
@@ -129,19 +132,19 @@ def _gain_text(item: Improvement, quality: Quality, base: str) -> str:
     )
 
 
-def _incomplete(summary: Json, missing: list[str]) -> list[str]:
-    failed = len(summary["failures"])
+def _incomplete(summary: Summary, missing: list[str]) -> list[str]:
+    failed = len(summary.failures)
     if failed:
         tasks = "One task" if failed == 1 else f"{failed} tasks"
-        tail = f" {_list(missing)} {'has' if len(missing) == 1 else 'have'} no final result." if missing else ""
+        tail = f" {listed(missing)} {'has' if len(missing) == 1 else 'have'} no final result." if missing else ""
         return [f"{tasks} failed; what follows covers what was finished.{tail}"]
-    if summary["status"] == "stopped":
+    if summary.status == "stopped":
         return ["The run was stopped before its end; the same command goes on from here."]
-    return [f"{_list(missing)} {'has' if len(missing) == 1 else 'have'} no final result yet."] if missing else []
+    return [f"{listed(missing)} {'has' if len(missing) == 1 else 'have'} no final result yet."] if missing else []
 
 
-def _noise(accuracy: Mapping[str, float], ranked: list[str], names: Json, rows: int | None) -> list[str]:
-    """How much of the difference the size of the test set can carry (two standard errors of a difference)."""
+def _noise(accuracy: Mapping[str, float], ranked: list[str], names: Mapping[str, str], rows: int | None) -> list[str]:
+    """Say how much of the difference the size of the test set can carry (two standard errors of a difference)."""
     if not rows:
         return []
     mean = sum(accuracy.values()) / len(accuracy)
@@ -155,16 +158,18 @@ def _noise(accuracy: Mapping[str, float], ranked: list[str], names: Json, rows: 
     if not close:
         return [f"The differences are larger than chance alone would explain: {text}."]
     verb = "is" if len(close) == 1 else "are"
-    return [f"{_list([names[name] for name in close])} {verb} within noise of the best: {text}."]
+    return [f"{listed([names[name] for name in close])} {verb} within noise of the best: {text}."]
 
 
-def _costs(regimes: Mapping[str, Json], names: Json, memory: MemoryBasis) -> list[str]:
-    reference = next((name for name, regime in regimes.items() if regime["kind"] == "e2e"), None)
+def _costs(summary: Summary, names: Mapping[str, str], memory: MemoryBasis) -> list[str]:
+    """Compare peak memory and training time with the baseline's."""
+    reference = baseline_of(summary)
     if reference is None:
         return []
+    regimes = summary.regimes
     base = regimes[reference]
-    others = {name: regime for name, regime in regimes.items() if name != reference and finished(regime)}
-    if not others or not finished(base):
+    others = {name: regime for name, regime in regimes.items() if name != reference and regime.done}
+    if not others or not base.done:
         return []
     sentences = []
     peaks = [
@@ -178,39 +183,47 @@ def _costs(regimes: Mapping[str, Json], names: Json, memory: MemoryBasis) -> lis
             f"{'each of the others took' if len(peaks) > 1 else 'the other took'}: {', '.join(peaks)}."
         )
     times = [
-        f"{names[name]} {ratio_text(regime['seconds'] / base['seconds'])}"
+        f"{names[name]} {ratio_text(regime.seconds / base.seconds)}"
         for name, regime in others.items()
-        if regime["seconds"] and base["seconds"]
+        if regime.seconds and base.seconds
     ]
     if times:
         sentences.append(
-            f"Training time against {names[reference]}'s {seconds_text(base['seconds'])}: {', '.join(times)}."
+            f"Training time against {names[reference]}'s {seconds_text(base.seconds)}: {', '.join(times)}."
         )
     return sentences
 
 
-def _overlaps(regimes: Mapping[str, Json], names: Mapping[str, str]) -> list[str]:
-    """How much of a wave's work ran at the same time as more of it."""
+def _overlaps(regimes: Mapping[str, RegimeSummary], names: Mapping[str, str]) -> list[str]:
+    """Say how much of a wave's work ran at the same time as more of it."""
     return [
-        f"{names[name]} did {seconds_text(regime['seconds'])} of training in {seconds_text(regime['wall_seconds'])} on "
-        f"the clock: its stages overlap ({ratio_text(regime['seconds'] / regime['wall_seconds'])})."
+        f"{names[name]} did {seconds_text(regime.seconds)} of training in {seconds_text(regime.wall_seconds)} on "
+        f"the clock: its stages overlap ({ratio_text(regime.seconds / regime.wall_seconds)})."
         for name, regime in regimes.items()
-        if regime["pipeline"] == "wavefront" and finished(regime) and regime["seconds"] and regime["wall_seconds"]
+        if regime.pipeline == "wavefront" and regime.done and regime.seconds and regime.wall_seconds
     ]
 
 
-def _ended_early(regimes: Mapping[str, Json], names: Mapping[str, str]) -> list[str]:
+def _ended_early(regimes: Mapping[str, RegimeSummary], names: Mapping[str, str]) -> list[str]:
+    words: Mapping[str, Callable[[float | None], str]] = {
+        "accuracy": lambda value: percent_text(value, 2),
+        "loss": loss_text,
+    }
     sentences = []
     for name, regime in regimes.items():
-        ended = regime["ended_early"]
+        ended = regime.ended_early
         if ended:
-            words = {"accuracy": lambda value: percent_text(value, 2), "loss": loss_text}
-            had = _list([f"{key} {words[key](value)}" for key, value in ended["reached"].items()])
-            asked = _list([words[key](value) for key, value in ended["target"].items()])
-            count = ended["stages_left_out"]
+            had = listed([f"{key} {words[key](value)}" for key, value in ended.reached.items()])
+            asked = listed([words[key](value) for key, value in ended.target.items()])
+            count = ended.stages_left_out
             left = f"the {count} stages after it were" if count > 1 else "the last stage was"
             sentences.append(
-                f"{names[name]} ended early: after {ended['after']} the whole network had reached validation {had} "
+                f"{names[name]} ended early: after {ended.after} the whole network had reached validation {had} "
                 f"(asked for: {asked}), so {left} left out."
             )
     return sentences
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return `a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

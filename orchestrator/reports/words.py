@@ -1,18 +1,14 @@
-"""Titles and status words that terminal, report and sweep pages share."""
+"""Define the titles, colours and status words that terminal, report and sweep pages share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
-Json = Mapping[str, Any]
-TITLES = {"e2e": "End-to-end", "lw": "Layer-wise", "segprop": "SegProp"}
-KINDS = {
-    "e2e": "all blocks at once, one loss",
-    "lw": "block after block, each with a local classifier",
-    "segprop": "segment after segment, each with the network's own head",
-}
-TEXT_KINDS = {**KINDS, "lw": "block after block, each with its own copy of the head"}
+from orchestrator.regimes.table import REGIMES, RegimeKind
+from orchestrator.reports.records import RegimeSummary, StageSummary, Summary
+
+#: Status of a run, a regime or a node -> what people read.
 STATUS_WORDS = {
     "done": "finished",
     "reused": "finished earlier, reused",
@@ -21,33 +17,72 @@ STATUS_WORDS = {
     "partial": "incomplete",
     "pending": "not started",
 }
+#: The same of a sweep, and of a trial.
+SWEEP_WORDS = {"done": "finished", "failed": "some trials failed", "stopped": "stopped; the same command goes on"}
+TRIAL_WORDS = {
+    "done": "finished",
+    "stopped": "stopped by the scheduler",
+    "failed": "failed",
+    "running": "interrupted",
+    "waiting": "not started",
+}
+#: State of a run -> what `segprop status` says, where that is not the state itself.
+STATE_WORDS = {"killed": "its driver is gone: run the same command to go on", "waiting": "not started"}
+
+#: Kind of node -> what several of them are called, in tables and (shorter) in figures.
+NODE_WORDS = {
+    "data": "data preparation",
+    "model": "model import",
+    "train": "training stages",
+    "materialize": "snapshot sets",
+    "evaluate": "evaluations",
+    "measure": "measurements",
+}
+SHORT_NODE_WORDS = {
+    "data": "data",
+    "model": "model",
+    "train": "stages",
+    "materialize": "snapshot sets",
+    "evaluate": "evaluations",
+}
 
 
-def titles(regimes: Mapping[str, Json]) -> dict[str, str]:
-    """What to call each regime: the kind's own name where the regime is named after its kind."""
-    return {name: TITLES.get(name, name) for name in regimes}
+def of_kind(kind: str) -> RegimeKind:
+    """Return the row of a kind of regime. A kind without a row goes by its own name, in the colours of segprop."""
+    return REGIMES.get(kind) or replace(REGIMES["segprop"], title=kind, words=kind, has_base=False)
+
+
+def titles(regimes: Mapping[str, RegimeSummary]) -> dict[str, str]:
+    """Return what to call each regime: the kind's own title where the regime is named after a kind."""
+    return {name: of_kind(name).title for name in regimes}
+
+
+def is_baseline(regime: RegimeSummary) -> bool:
+    """Tell whether others are compared with this regime."""
+    return of_kind(regime.kind).whole
+
+
+def baseline_of(summary: Summary) -> str | None:
+    """Return the name of the first regime that others are compared with; None where the run has none."""
+    return next((name for name, regime in summary.regimes.items() if is_baseline(regime)), None)
 
 
 class MemoryBasis:
-    """Which figure stands for peak memory: the device's where there is one, else growth of the process."""
+    """Decide which figure stands for peak memory: the device's where there is one, else growth of the process."""
 
-    def __init__(self, summary: Json) -> None:
-        stages = [stage for regime in summary["regimes"].values() for stage in regime["stages"]]
-        self.device = any(stage["peak_device_bytes"] for stage in stages)
-        self.key = "peak_device_bytes" if self.device else "host_growth_bytes"
+    def __init__(self, summary: Summary) -> None:
+        stages = [stage for regime in summary.regimes.values() for stage in regime.stages]
+        self.device = any(stage.peak_device_bytes for stage in stages)
         self.words = "peak device memory" if self.device else "peak host memory above idle"
-        whole = [regime for regime in summary["regimes"].values() if regime["kind"] == "e2e"]
-        baseline = next((regime for regime in whole if regime[self.key] and finished(regime)), None)
-        self.reference: float | None = baseline[self.key] if baseline else None
+        whole = [regime for regime in summary.regimes.values() if is_baseline(regime)]
+        #: Of the first finished baseline that has one.
+        self.reference = next((peak for regime in whole if (peak := self.of(regime)) and regime.done), None)
 
-    def of(self, item: Json) -> float | None:
-        value = item[self.key]
+    def of(self, item: RegimeSummary | StageSummary) -> float | None:
+        """Return the peak of a regime or stage in bytes."""
+        value = item.peak_device_bytes if self.device else item.host_growth_bytes
         return None if value is None else float(value)
 
     def share(self, value: float | None) -> float | None:
-        """Of the end-to-end peak."""
+        """Return `value` as a share of the baseline's peak; None where one of them is not known."""
         return value / self.reference if value is not None and self.reference else None
-
-
-def finished(regime: Json) -> bool:
-    return regime["status"] in ("done", "reused")

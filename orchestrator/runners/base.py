@@ -1,18 +1,39 @@
-"""What the driver needs of whatever runs nodes: slots, submission, events. No torch, no Ray here."""
+"""Say what the driver needs of whatever runs nodes: slots, submission, events. Loads no torch and no Ray."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from cache_store.records.nodes import Commit
+from orchestrator.config.resources import ResourceConfig
+from orchestrator.plan.graph import Plan
+from workers.control import Update
 from workers.specs.orders import WorkOrder
+
+
+@dataclass(frozen=True)
+class RunnerRequest:
+    """What a runner is made for: the resources a configuration gives it, the whole plan, and the store's address."""
+
+    resources: ResourceConfig
+    plan: Plan
+    store: str
 
 
 @dataclass(frozen=True)
 class Succeeded:
     #: Of the order (`WorkOrder.key`).
     key: str
-    commit: dict[str, Any]
+    #: None: the order was a helper's.
+    commit: Commit | None
+
+    @property
+    def committed(self) -> Commit:
+        """The commit of an order that was no helper's. ValueError of a helper's."""
+        if self.commit is None:
+            raise ValueError(f"{self.key}: a helper commits nothing")
+        return self.commit
 
 
 @dataclass(frozen=True)
@@ -36,28 +57,28 @@ class Runner(Protocol):
 
     @property
     def slots(self) -> int:
-        """How many there are, busy ones too; known once started."""
+        """Count them, busy ones too; known once started."""
 
     def start(self) -> None:
         """Get the workers ready. Raises UserError when what is asked for can never be had."""
 
     def free(self, *, together: bool = False) -> int:
-        """Slots that would take an order now. `together`: gangs that would take one for all their ranks."""
+        """Count the slots that would take an order now. `together`: gangs that would take one for all their ranks."""
 
     def submit(self, order: WorkOrder) -> None:
         """Start an order on a free slot, or, where it has a strategy, on the ranks of a free gang."""
 
     def wait(self, timeout_s: float) -> list[Event]:
-        """Events since the last call; returns early with the first."""
+        """Return the events since the last call; early, with the first."""
 
-    def progress(self) -> dict[str, dict[str, Any]]:
-        """Latest progress of running orders, by key."""
+    def progress(self) -> dict[str, Update]:
+        """Return the latest progress of running orders, by key."""
 
     def waiting(self, tasks: int) -> None:
         """Be told how many tasks could run if there were more slots: a figure for whoever watches the runner."""
 
     def machine(self, node_id: str) -> str | None:
-        """Name of the machine on which a running node runs, where it is known."""
+        """Name the machine on which a running node runs, where it is known."""
 
     def stop(self) -> None:
         """Ask running nodes to checkpoint and stop; their `Interrupted` failures arrive through `wait`."""

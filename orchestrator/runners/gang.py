@@ -1,4 +1,4 @@
-"""Runs stages on all ranks of a Ray Train gang, and everything else on the slots beside it.
+"""Run stages on all ranks of a Ray Train gang, and everything else on the slots beside it.
 
 One `TorchTrainer.fit()` costs half a minute, so it is called once: the train function of each rank is a loop over
 orders that the driver puts into a mailbox actor, and the gang serves stage after stage. Where there are no slots beside
@@ -15,7 +15,6 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,11 +27,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cache_store.errors import SegpropError
 from orchestrator.runners import metrics
 from orchestrator.runners.base import Event, Failed, Succeeded
-from orchestrator.runners.gang_rank import AGREED, Json, Mailbox, Report, rank_main
+from orchestrator.runners.gang_rank import AGREED, Report, mailbox_class, rank_main
 from orchestrator.runners.gang_size import settle_gang
 from orchestrator.runners.machines import Machine, room
-from orchestrator.runners.ray import START_DEADLINE_S, RayRunner
-from workers.specs.orders import Strategy, WorkOrder
+from orchestrator.runners.ray import RayRunner, RaySettings
+from workers.control import NOTHING, Update
+from workers.specs.orders import WorkOrder
 
 #: A gang that has lost a rank, or was told to end, is killed when it has not ended by itself after this long.
 END_S = 30.0
@@ -76,50 +76,37 @@ class _Gang:
             ray.kill(account["actor"])
 
 
-class GangRunner(RayRunner):
-    """A `RayRunner` with a gang beside its slots."""
+@dataclass(frozen=True, kw_only=True)
+class GangSettings:
+    """What a gang is asked for."""
 
-    def __init__(
-        self,
-        *,
-        size: int | str,
-        strategy: Strategy,
-        timeout_s: float,
-        slots: int | str,
-        threads: int | str,
-        device: str,
-        address: str | None = None,
-        started: bool = False,
-        store: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        accelerator: str | None = None,
-        deadline_s: float = START_DEADLINE_S,
-    ) -> None:
-        """As `RayRunner`; `size`: ranks. On a running cluster it may be `auto`, like the others."""
-        super().__init__(
-            slots=slots,
-            threads=threads,
-            device=device,
-            address=address,
-            started=started,
-            store=store,
-            labels=labels,
-            accelerator=accelerator,
-            deadline_s=deadline_s,
-            ranks=size if isinstance(size, int) else 0,
-        )
-        self._size, self._strategy, self._timeout_s = size, strategy, timeout_s
-        self._asked = {"slots": slots, "threads": threads, "device": device}
+    #: Ranks. On a running cluster it may be `auto`: every device that slots leave.
+    size: int | str
+    #: A rank that keeps the others waiting for so many seconds counts as lost.
+    timeout_s: float
+
+
+class GangRunner(RayRunner):
+    """A `RayRunner` with a gang beside its slots. Longer than most classes: the gang's life, from launch to loss, and
+    the runner's methods touch the same few fields at every step."""
+
+    def __init__(self, settings: RaySettings, gang: GangSettings) -> None:
+        size = gang.size
+        super().__init__(dataclasses.replace(settings, ranks=size if isinstance(size, int) else 0))
+        self._size, self._timeout_s = size, gang.timeout_s
         self._gang: _Gang | None = None
         self._scratch = tempfile.TemporaryDirectory(prefix="segprop-gang-", ignore_cleanup_errors=True)
         self._news_of_progress: Any | None = None
-        self._together: dict[str, Json] = {}
+        self._together: dict[str, Update] = {}
         self._asked_progress = 0.0
         self._lost = 0
         self._stopping = False
 
     def _take_stock(self, machines: list[Machine]) -> None:
-        settled, self._ranks_wanted = settle_gang(machines, size=self._size, **self._asked)  # type: ignore[arg-type]
+        wanted = self._settings
+        settled, self._ranks_wanted = settle_gang(
+            machines, size=self._size, slots=wanted.slots, threads=wanted.threads, device=wanted.device
+        )
         self._slots_wanted, self.threads, self.device = settled.count, settled.threads, settled.device
 
     def start(self) -> None:
@@ -132,7 +119,7 @@ class GangRunner(RayRunner):
         # Ray Train reads these from the environment alone. Ranks stay where relative paths mean what they say.
         os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(self._deadline_s)
-        gang = _Gang(self._ranks_wanted, Mailbox.remote())  # type: ignore[attr-defined]
+        gang = _Gang(self._ranks_wanted, mailbox_class.remote())
         request = self._request()
         trainer = TorchTrainer(
             rank_main,
@@ -141,8 +128,8 @@ class GangRunner(RayRunner):
                 num_workers=gang.size,
                 use_gpu="GPU" in request,
                 resources_per_worker=dict(request),
-                label_selector=self._labels or None,
-                accelerator_type=self._accelerator,
+                label_selector=dict(self._settings.labels) or None,
+                accelerator_type=self._settings.accelerator,
             ),
             run_config=RunConfig(
                 name=f"gang-{time.monotonic_ns()}",
@@ -166,7 +153,7 @@ class GangRunner(RayRunner):
         self._gang = gang
 
     def _relaunch(self, cause: str) -> None:
-        """A new gang, of what is left where the size is open."""
+        """Start a new gang. With `size: auto` it uses the devices that remain."""
         if self._size == "auto":
             request = self._request()
             left = room(self._machines(), request["CPU"], request.get("GPU", 0)) - self._slots_wanted
@@ -180,7 +167,7 @@ class GangRunner(RayRunner):
 
     @property
     def slots(self) -> int:
-        """Where there are none beside the gang, its ranks do their work."""
+        """Count the slots. Where there are none beside the gang, its ranks do their work."""
         return super().slots or self._ranks_wanted
 
     def free(self, *, together: bool = False) -> int:
@@ -194,14 +181,12 @@ class GangRunner(RayRunner):
 
     def submit(self, order: WorkOrder) -> None:
         gang = self._gang
-        if order.strategy is not None:
-            assert gang is not None
+        if gang is None or (order.strategy is None and super().free()):
+            super().submit(order)
+        elif order.strategy is not None:
             gang.order = order
             self._send(gang)
-        elif super().free():
-            super().submit(order)
         else:
-            assert gang is not None
             rank = next(rank for rank in range(gang.size) if rank not in gang.single)
             gang.single[rank] = order
             gang.mailbox.post.remote(rank, order)
@@ -215,7 +200,8 @@ class GangRunner(RayRunner):
 
     def wait(self, timeout_s: float) -> list[Event]:
         gang = self._gang
-        assert gang is not None
+        if gang is None:
+            return super().wait(timeout_s)
         if gang.news is None:
             gang.news = gang.mailbox.news.remote()
         events = self._wait(timeout_s, [gang.news])
@@ -224,7 +210,7 @@ class GangRunner(RayRunner):
         return events
 
     def _read(self, gang: _Gang) -> list[Event]:
-        """What the ranks have reported."""
+        """Take in what the ranks have reported."""
         try:
             joined, reports = ray.get(gang.news, timeout=0)
         except GetTimeoutError:
@@ -275,7 +261,7 @@ class GangRunner(RayRunner):
             return []
         if gang.ended is None and gang.ending is None:
             gang.ended = SegpropError("its ranks ended")
-        cause = _first_line(gang.ended)
+        cause = _last_line(gang.ended)
         if not gang.ranks:
             raise SegpropError(f"{self._missing(gang)} ({cause})")
         lost = [*gang.single.values(), *([gang.order] if gang.order is not None else [])]
@@ -298,8 +284,8 @@ class GangRunner(RayRunner):
             f"Free now: {ray.available_resources()}"
         )
 
-    def progress(self) -> dict[str, Json]:
-        """Answers lag by at most one poll, as those of slots do."""
+    def progress(self) -> dict[str, Update]:
+        """Return the latest progress. Answers lag by at most one poll, as those of slots do."""
         gang, now = self._gang, time.monotonic()
         latest = dict(super().progress())
         if self._news_of_progress is not None:
@@ -315,7 +301,7 @@ class GangRunner(RayRunner):
         if now - self._asked_progress >= 1.0 and self._news_of_progress is None:
             self._asked_progress = now
             self._news_of_progress = gang.mailbox.latest.remote()
-            update = self._together.get(gang.order.key, {}) if gang.order is not None else None
+            update = self._together.get(gang.order.key, NOTHING) if gang.order is not None else None
             for name, value in metrics.values(update).items():
                 self._gauges[name].set(value, {"slot": "gang"})
         running = {order.key for order in (*gang.single.values(), *([gang.order] if gang.order else []))}
@@ -356,10 +342,9 @@ class GangRunner(RayRunner):
 def _event(report: Report) -> Event:
     if report.error is not None:
         return Failed(report.key, report.error)
-    assert report.commit is not None
     return Succeeded(report.key, report.commit)
 
 
-def _first_line(error: BaseException | None) -> str:
+def _last_line(error: BaseException | None) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""What every rank of a gang runs: take a task, execute it, report."""
+"""Run one rank of a gang: take an order, execute it, report."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import ray
 from ray.actor import ActorHandle
 
 from cache_store.errors import Interrupted, SegpropError, TrainingDiverged
+from cache_store.records.nodes import Commit
+from orchestrator.runners.ray_api import actor_class
 from orchestrator.runners.versions import versions
-from workers.control import ThreadControl
+from workers.control import NOTHING, ThreadControl, Update
 from workers.specs.orders import WorkOrder
 
 #: A rank asks again after this long without an order; the driver, after this long without news.
@@ -33,12 +35,12 @@ class Report:
     rank: int
     #: Of the order (`WorkOrder.key`).
     key: str
-    commit: Json | None = None
+    #: None of a rank but the first, where all work together.
+    commit: Commit | None = None
     error: BaseException | None = None
     contact: bool = False
 
 
-@ray.remote(num_cpus=0, max_restarts=0)
 class Mailbox:
     """Orders to ranks, reports back. Holds no state that outlives its gang."""
 
@@ -47,20 +49,20 @@ class Mailbox:
         self._reports: list[Report] = []
         self._joined: dict[int, Any] = {}
         self._news = asyncio.Event()
-        self._latest: dict[str, Json] = {}
+        self._latest: dict[str, Update] = {}
         self._stopping = False
 
     async def join(self, rank: int, account: Json) -> None:
-        """A rank is there. `account`: its `actor`, `machine` and `versions`."""
+        """Note that a rank is there. `account`: its `actor`, `machine` and `versions`."""
         self._joined[rank] = account
         self._news.set()
 
     async def post(self, rank: int, order: WorkOrder | None) -> None:
-        """`None`: there is nothing more to do."""
+        """Put an order into a rank's queue. `None`: there is nothing more to do."""
         await self._queue(rank).put(order)
 
     async def take(self, rank: int) -> tuple[bool, WorkOrder | None]:
-        """(whether there was an order, the order)."""
+        """Return (whether there was an order, the order)."""
         try:
             return True, await asyncio.wait_for(self._queue(rank).get(), TAKE_S)
         except TimeoutError:
@@ -72,20 +74,20 @@ class Mailbox:
         self._news.set()
 
     async def news(self) -> tuple[dict[int, Any], list[Report]]:
-        """The ranks that are there, and the reports since the last call; at once when there are any."""
+        """Return the ranks that are there, and the reports since the last call; at once when there are any."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._news.wait(), TAKE_S)
         self._news.clear()
         reports, self._reports = self._reports, []
         return dict(self._joined), reports
 
-    async def progress(self, key: str, update: Json) -> bool:
-        """Takes in how far an order is; True once everything is to stop."""
-        if update:
+    async def progress(self, key: str, update: Update) -> bool:
+        """Take in how far an order is; return True once everything is to stop."""
+        if update != NOTHING:
             self._latest[key] = update
         return self._stopping
 
-    async def latest(self) -> dict[str, Json]:
+    async def latest(self) -> dict[str, Update]:
         return self._latest
 
     async def stop(self) -> None:
@@ -93,6 +95,9 @@ class Mailbox:
 
     def _queue(self, rank: int) -> asyncio.Queue[WorkOrder | None]:
         return self._orders.setdefault(rank, asyncio.Queue())
+
+
+mailbox_class = actor_class(Mailbox, num_cpus=0, max_restarts=0)
 
 
 class RankControl(ThreadControl):
@@ -110,7 +115,7 @@ class RankControl(ThreadControl):
 
 
 def rank_main(config: Json) -> None:
-    """The train function of every rank: orders until there are none. Ends when the mailbox is gone."""
+    """Execute orders until there are none: the train function of every rank. Ends when the mailbox is gone."""
     from ray.train.torch import get_device
 
     from workers.distributed.gang import lost_contact
@@ -134,7 +139,7 @@ def rank_main(config: Json) -> None:
             if order.device != "cpu":
                 order = dataclasses.replace(order, device=str(get_device()))
             commit = execute(order, control)
-            report = dataclasses.replace(report, commit=commit if rank == 0 or not together else {})
+            report = dataclasses.replace(report, commit=commit if rank == 0 or not together else None)
         except Exception as error:  # noqa: BLE001 - whatever it was, the driver decides what it means
             whole = not together or isinstance(error, AGREED)
             report = dataclasses.replace(report, error=_portable(error), contact=together and lost_contact(error))
@@ -144,5 +149,5 @@ def rank_main(config: Json) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """Errors of torch and others need not survive pickling."""
+    """Make an error that survives pickling; those of torch and others need not."""
     return error if isinstance(error, SegpropError) else SegpropError(f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""Which stages a gang runs, how large it is, and what it cannot run: pure functions of configuration and plan."""
+"""Decide which stages a gang runs and how large it is: pure functions of configuration and plan."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from orchestrator.runners.machines import Machine, Slots, beside_gpus, room
 
 
 def runs_together(node: Node, gang: GangConfig) -> bool:
-    """Whether all ranks of the gang run this node together."""
-    return gang.size is not None and node.kind == "train" and node.estimate.trainable >= gang.min_parameters
+    """Tell whether all ranks of the gang run this node together."""
+    return gang.size is not None and node.trains and node.estimate.trainable >= gang.min_parameters
 
 
 def gang_nodes(plan: Plan, gang: GangConfig) -> frozenset[str]:
-    """Ids of the train nodes that all ranks of the gang run together."""
+    """Return ids of the train nodes that all ranks of the gang run together."""
     return frozenset(node.id for node in plan.nodes if runs_together(node, gang))
 
 
 def settle_gang(
     machines: Iterable[Machine], *, size: int | str, slots: int | str, threads: int | str, device: str
 ) -> tuple[Slots, int]:
-    """(slots beside the gang, ranks). Slot and rank are of one size: a device with a share of
+    """Return (slots beside the gang, ranks). Slot and rank are of one size: a device with a share of
     the cores, or `threads` CPU cores of one machine.
 
     What is given is kept, also when it cannot fit: the runner then says so. An `auto` size takes every device that

@@ -1,14 +1,13 @@
-"""Runs nodes one at a time in a thread of this process: no Ray, no cluster, the same results."""
+"""Run nodes one at a time in a thread of this process: no Ray, no cluster, the same results."""
 
 from __future__ import annotations
 
 import queue
 import socket
 import threading
-from typing import Any
 
 from orchestrator.runners.base import Event, Failed, Succeeded
-from workers.control import ThreadControl
+from workers.control import NOTHING, ThreadControl, Update
 from workers.specs.orders import WorkOrder
 
 
@@ -18,25 +17,26 @@ class LocalRunner:
         self.device = device
         self._control = ThreadControl()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._running: WorkOrder | None = None
-        self._thread: threading.Thread | None = None
+        #: The order at work and its thread.
+        self._running: tuple[WorkOrder, threading.Thread] | None = None
 
     @property
     def slots(self) -> int:
         return 1
 
     def start(self) -> None:
-        """Nothing to get ready: torch is imported with the first order."""
+        """Do nothing: torch is imported with the first order."""
 
     def free(self, *, together: bool = False) -> int:
         return 0 if together or self._running else 1
 
     def submit(self, order: WorkOrder) -> None:
-        assert self._running is None, "a local runner has one slot"
-        self._running = order
-        self._control.progress()  # what the last task reported is not this one's
-        self._thread = threading.Thread(target=self._work, args=(order,), name="segprop-worker", daemon=True)
-        self._thread.start()
+        if self._running is not None:
+            raise RuntimeError(f"a local runner has one slot, and {self._running[0].key} is in it")
+        self._control.progress(NOTHING)  # what the last task reported is not this one's
+        thread = threading.Thread(target=self._work, args=(order,), name="segprop-worker", daemon=True)
+        self._running = (order, thread)
+        thread.start()
 
     def _work(self, order: WorkOrder) -> None:
         try:
@@ -51,16 +51,16 @@ class LocalRunner:
             event = self._events.get(timeout=timeout_s)
         except queue.Empty:
             return []
-        assert self._thread is not None
-        self._thread.join()
+        if self._running is not None:
+            self._running[1].join()
         self._running = None
         return [event]
 
-    def progress(self) -> dict[str, dict[str, Any]]:
-        return {self._running.key: self._control.latest()} if self._running else {}
+    def progress(self) -> dict[str, Update]:
+        return {self._running[0].key: self._control.latest()} if self._running else {}
 
     def waiting(self, tasks: int) -> None:
-        """Nobody watches."""
+        """Do nothing: nobody watches."""
 
     def machine(self, node_id: str) -> str | None:
         return socket.gethostname()
@@ -70,5 +70,5 @@ class LocalRunner:
 
     def close(self) -> None:
         self._control.stop()
-        if self._thread is not None:
-            self._thread.join(timeout=60)
+        if self._running is not None:
+            self._running[1].join(timeout=60)

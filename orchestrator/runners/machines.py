@@ -1,4 +1,4 @@
-"""How many slots a cluster has, and how wide: pure arithmetic over what its machines offer.
+"""Work out how many slots a cluster has, and how wide: pure arithmetic over what its machines offer.
 
 A slot is one actor on one machine, so what counts is what fits into each machine, never the sum alone.
 """
@@ -33,12 +33,12 @@ class Slots:
 
 
 def room(machines: Iterable[Machine], cpus: float, gpus: float = 0) -> int:
-    """How many slots of this size fit side by side."""
+    """Count the slots of this size that fit side by side."""
     return sum(int(min(machine.cpus // cpus, machine.gpus // gpus if gpus else float("inf"))) for machine in machines)
 
 
 def matching(machines: Iterable[Machine], labels: Mapping[str, str], accelerator: str | None) -> list[Machine]:
-    """Those with all of these labels, and this kind of accelerator where one is asked for."""
+    """Return those with all of these labels, and this kind of accelerator where one is asked for."""
     return [
         machine
         for machine in machines
@@ -47,7 +47,7 @@ def matching(machines: Iterable[Machine], labels: Mapping[str, str], accelerator
 
 
 def unmatched(machines: Sequence[Machine], labels: Mapping[str, str], accelerator: str | None) -> str:
-    """Why no machine matches: what is asked for, and what there is."""
+    """Say why no machine matches: what is asked for, and what there is."""
     problems = []
     # Ray gives every node labels of its own, such as its id: nobody means those by accident.
     own = "ray.io/"
@@ -69,7 +69,7 @@ def unmatched(machines: Sequence[Machine], labels: Mapping[str, str], accelerato
 
 
 def settle(machines: Iterable[Machine], *, slots: int | str, threads: int | str, device: str, chains: int) -> Slots:
-    """What `auto` means on a running cluster. `chains`: stages that can run at one time.
+    """Settle what `auto` means on a running cluster. `chains`: stages that can run at one time.
 
     One slot a GPU where there are any, with a share of the cores. On CPUs as many slots as regimes can use, then as
     wide as the machines allow: never so wide that they would not fit. What is given is kept, also when it cannot fit:
@@ -90,8 +90,8 @@ def settle(machines: Iterable[Machine], *, slots: int | str, threads: int | str,
 
 
 def beside_gpus(machines: Iterable[Machine]) -> int:
-    """CPU threads for each GPU: as many, up to GPU_THREADS, as leave no GPU without its own, and on every machine a
-    core for what runs beside the slots."""
+    """Return the CPU threads for each GPU: as many, up to GPU_THREADS, as leave no GPU without its own, and on every
+    machine a core for what runs beside the slots."""
     left = [replace(machine, cpus=machine.cpus - 1) for machine in machines]
     gpus = room(left, 1, 1)
     return next((width for width in range(GPU_THREADS, 1, -1) if gpus and room(left, width, 1) == gpus), 1)

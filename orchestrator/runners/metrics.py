@@ -1,4 +1,4 @@
-"""What a run tells Prometheus, as data: names, meanings, and where each value comes from.
+"""List what a run tells Prometheus, as data: names, meanings, and where each value comes from.
 
 Ray puts `ray_` before the names. Values are per slot, not per task: as many series as there are slots, however long
 the run. deploy/components/monitoring/segprop.json shows them.
@@ -6,10 +6,9 @@ the run. deploy/components/monitoring/segprop.json shows them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from workers.control import Update
 
-#: Gauge -> field of a task's progress (see `orchestrator.progress`), meaning.
+#: Gauge -> field of a task's progress (`workers.control.Update`), meaning.
 TASK: dict[str, tuple[str, str]] = {
     "segprop_samples_per_second": ("rate", "Samples a second of the task in this slot."),
     "segprop_tokens_per_second": ("tokens_rate", "Tokens a second that the loss of the task in this slot is about."),
@@ -33,12 +32,12 @@ MEANINGS = {
 RATES = ("segprop_samples_per_second", "segprop_tokens_per_second", "segprop_stalled")
 
 
-def values(update: Mapping[str, Any] | None) -> dict[str, float]:
-    """Gauge -> value for one slot. `update`: its task's latest progress, None for an idle slot.
+def values(update: Update | None) -> dict[str, float]:
+    """Return gauge -> value for one slot. `update`: its task's latest progress, None for an idle slot.
 
     What the task does not report keeps its last value, except rates, which end with the task."""
     if update is None:
         return {BUSY: 0.0, **dict.fromkeys(RATES, 0.0)}
-    known = {name: update.get(key) for name, (key, _) in TASK.items()}
+    known = {name: getattr(update, key) for name, (key, _) in TASK.items()}
     numbers = {name: float(value) for name, value in known.items() if isinstance(value, int | float)}
     return {BUSY: 1.0, **numbers}

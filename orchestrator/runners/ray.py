@@ -1,33 +1,31 @@
-"""Runs nodes on Ray: a pool of worker actors, one per device slot, torch imported once in each.
+"""Run nodes on Ray: a pool of worker actors, one per device slot, torch imported once in each.
 
-Beside the gang runner and the sweep the only module that imports Ray. Actors restart themselves (`max_restarts=-1`)
+Actors restart themselves (`max_restarts=-1`)
 but tasks are never retried by Ray: retries, attempt ids and backoff belong to the driver.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.metrics import Gauge
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cache_store.errors import SegpropError, UserError
-from orchestrator.runners import metrics, shared_storage
+from cache_store.errors import SegpropError, UserError, first_line
+from orchestrator.runners import metrics
 from orchestrator.runners.base import Event, Failed, Succeeded
 from orchestrator.runners.machines import Machine, matching, room, settle, unmatched
-from orchestrator.runners.ray_worker import Worker, _answer
+from orchestrator.runners.ray_cluster import connect, living_nodes, machine_of, probe_store
+from orchestrator.runners.ray_worker import worker_class
 from orchestrator.runners.versions import differences, versions
+from workers.control import NOTHING, Update
 from workers.specs.orders import WorkOrder
 
 #: An actor that has not answered its first call by then will not (import of torch included).
@@ -36,14 +34,8 @@ START_DEADLINE_S = 180.0
 #: what the cluster lacks at the start is waited for instead of refused.
 PATIENCE = "SEGPROP_WAIT_FOR_WORKERS_S"
 POLL_EVERY_S = 1.0
-#: Ray gives its own processes 15 s each to come up, too few on a very busy machine, and then gives up.
-LOCAL_STARTS = 4
 #: With many slots each is asked less often, so that asking stays a small part of the driver's work.
 POLLS_A_SECOND = 200
-#: A machine that has not answered the probe of the store by then is left out of it, with a warning.
-PROBE_DEADLINE_S = 60.0
-
-_log = logging.getLogger("segprop.cluster")
 
 
 @dataclass
@@ -59,48 +51,47 @@ class _Slot:
     last: str = ""
 
 
-class RayRunner:
-    def __init__(
-        self,
-        *,
-        slots: int | str,
-        threads: int | str,
-        device: str,
-        address: str | None = None,
-        started: bool = False,
-        chains: int = 1,
-        ranks: int = 0,
-        store: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        accelerator: str | None = None,
-        deadline_s: float = START_DEADLINE_S,
-    ) -> None:
-        """`address`: a running cluster, else RAY_ADDRESS, else a cluster of our own, which needs numbers, not `auto`.
+@dataclass(frozen=True, kw_only=True)
+class RaySettings:
+    """What a `RayRunner` is asked for. On a running cluster `slots`, `threads` and `device` may be `auto`: settled by
+    `start` from its machines and `chains`. A cluster of our own needs numbers."""
 
-        On a running cluster `slots`, `threads` and `device` may be `auto`: settled by `start` from its machines and
-        `chains`, the stages that can run side by side.
-        `started`: Ray is connected already (tests, sweeps) and stays connected on `close`.
-        `ranks`: slots' worth of resources that a gang takes beside them.
-        `store`: what all machines of a running cluster have to see. `labels`, `accelerator`: only machines with these.
-        `deadline_s`: when no worker has come (back) for so long, the run ends.
-        """
-        self._settle = partial(settle, slots=slots, threads=threads, device=device, chains=chains)
-        self.threads = threads if isinstance(threads, int) else 1
-        self.device = device
-        self._slots_wanted = slots if isinstance(slots, int) else 1
-        self._ranks_wanted = ranks
-        self._address = address
-        self._owns_ray = not started
-        self._store = store
-        self._labels = dict(labels or {})
-        self._accelerator = accelerator
+    slots: int | str
+    threads: int | str
+    device: str
+    #: A running cluster, else RAY_ADDRESS, else a cluster of our own.
+    address: str | None = None
+    #: Ray is connected already (tests, sweeps) and stays connected on `close`.
+    started: bool = False
+    #: Stages that can run side by side.
+    chains: int = 1
+    #: Slots' worth of resources that a gang takes beside them.
+    ranks: int = 0
+    #: What all machines of a running cluster have to see.
+    store: str | None = None
+    #: Only machines with these.
+    labels: Mapping[str, str] = field(default_factory=dict)
+    accelerator: str | None = None
+    #: When no worker has come (back) for so many seconds, the run ends.
+    deadline_s: float = START_DEADLINE_S
+
+
+class RayRunner:
+    """Runs each order on a slot: an actor with its own threads and device."""
+
+    def __init__(self, settings: RaySettings) -> None:
+        self._settings = settings
+        self.threads = settings.threads if isinstance(settings.threads, int) else 1
+        self.device = settings.device
+        self._slots_wanted = settings.slots if isinstance(settings.slots, int) else 1
+        self._ranks_wanted = settings.ranks
         self._patience = _seconds(PATIENCE)
-        self._deadline_s = self._patience if self._patience is not None else deadline_s
+        self._deadline_s = self._patience if self._patience is not None else settings.deadline_s
         self._by_node: dict[str, _Slot] = {}
         self._waiting = 0
         self._versions = versions()
         self._slots: list[_Slot] = []
-        self._latest: dict[str, dict[str, Any]] = {}
+        self._latest: dict[str, Update] = {}
         self._polls: dict[str, Any] = {}
         self._polled = 0.0
         self._gauges: dict[str, Gauge] = {}
@@ -110,77 +101,32 @@ class RayRunner:
         return len(self._slots)
 
     def start(self) -> None:
-        if self._owns_ray:
-            address = self._address or os.environ.get("RAY_ADDRESS")
-            options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-            if address:
-                options["address"] = address
-            else:
-                # "local": without it ray.init would join whatever `ray start` left running on this machine.
-                options |= {"address": "local", "include_dashboard": False}
-                options["num_cpus"] = (self._slots_wanted + self._ranks_wanted) * self.threads
-                # Ray's own default is 15: beside any other load on the machine its workers would hardly run.
-                os.environ.setdefault("RAY_worker_niceness", "0")
-            try:
-                _init(options, attempts=1 if address else LOCAL_STARTS)
-            except ConnectionError as error:
-                cause = _first_line(error.__cause__ or error)
-                raise UserError(
-                    f"resources.address: no Ray cluster lets us in at {address} ({cause}); is it running, and, where "
-                    "it asks for tokens, is RAY_AUTH_MODE=token set with a token at hand?"
-                ) from error
-            except RuntimeError as error:
-                if "ersion mismatch" not in str(error):
-                    raise
-                raise UserError(
-                    f"resources.address: this program does not fit the cluster at {address}: {error}"
-                ) from None
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        every = [_machine(node) for node in nodes]
-        machines = matching(every, self._labels, self._accelerator)
+        wanted = self._settings
+        if not wanted.started:
+            connect(wanted.address, (self._slots_wanted + self._ranks_wanted) * self.threads)
+        nodes = living_nodes()
+        every = [machine_of(node) for node in nodes]
+        machines = matching(every, wanted.labels, wanted.accelerator)
         if not machines and self._patience is None:
-            raise UserError(unmatched(every, self._labels, self._accelerator))
+            raise UserError(unmatched(every, wanted.labels, wanted.accelerator))
         self._take_stock(machines)
         if self._patience is None:
             self._require_resources(machines)
-        if self._store is not None and len(nodes) > 1:
-            self._probe_store(self._store, nodes)
+        if wanted.store is not None and len(nodes) > 1:
+            probe_store(wanted.store, nodes)
         self._slots = [self._new_slot() for _ in range(self._slots_wanted)]
         self._gauges = {name: Gauge(name, meaning, ("slot",)) for name, meaning in metrics.MEANINGS.items()}
 
     def _take_stock(self, machines: list[Machine]) -> None:
-        settled = self._settle(machines)
+        wanted = self._settings
+        settled = settle(
+            machines, slots=wanted.slots, threads=wanted.threads, device=wanted.device, chains=wanted.chains
+        )
         self._slots_wanted, self.threads, self.device = settled.count, settled.threads, settled.device
 
-    def _probe_store(self, store: str, nodes: Sequence[Mapping[str, Any]]) -> None:
-        """Every machine reads what the driver wrote, and back. UserError naming those that do not see the store."""
-        question = shared_storage.ask(store)
-        names = _names(nodes)
-        sent = time.time()
-        calls = {}
-        for node in nodes:
-            pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            call = _answer.options(scheduling_strategy=pinned).remote(question, node["NodeID"], names[node["NodeID"]])
-            calls[call] = node["NodeID"]
-        done, late = ray.wait(list(calls), num_returns=len(calls), timeout=PROBE_DEADLINE_S)
-        received = time.time()
-        answers: list[tuple[str, shared_storage.Answer]] = []
-        for call in done:
-            try:
-                answers.append((calls[call], ray.get(call)))
-            except RayTaskError as error:
-                raise error.cause if isinstance(error.cause, Exception) else error from None
-            except RayError as error:  # it is gone, or going: no work will be given to it
-                _log.warning("%s did not answer: %s", names[calls[call]], _first_line(error))
-        for call in late:
-            _log.warning("%s has not said within %g s whether it sees the store", names[calls[call]], PROBE_DEADLINE_S)
-            ray.cancel(call, force=True)
-        shared_storage.judge(question, answers)
-        for warning in shared_storage.clock_warnings([found for _, found in answers], sent, received):
-            _log.warning("%s", warning)
-
     def _require_resources(self, machines: list[Machine]) -> None:
-        """An infeasible actor pends silently for ever, so what is missing is said before anything is asked for."""
+        """Raise UserError that says what is missing, before anything is asked for: Ray lets an infeasible actor wait
+        without a word."""
         have = {"CPU": sum(machine.cpus for machine in machines), "GPU": sum(machine.gpus for machine in machines)}
         request = self._request()
         count, asked = self._slots_wanted + self._ranks_wanted, f"{self._slots_wanted} slots"
@@ -211,11 +157,11 @@ class RayRunner:
     def _new_slot(self) -> _Slot:
         request = self._request()
         options: dict[str, Any] = {"num_cpus": request["CPU"], "num_gpus": request.get("GPU", 0)}
-        if self._labels:
-            options["label_selector"] = self._labels
-        if self._accelerator is not None:
-            options["accelerator_type"] = self._accelerator
-        actor = Worker.options(**options).remote()  # type: ignore[attr-defined]
+        if self._settings.labels:
+            options["label_selector"] = dict(self._settings.labels)
+        if self._settings.accelerator is not None:
+            options["accelerator_type"] = self._settings.accelerator
+        actor = worker_class.options(**options).remote()
         return _Slot(actor, actor.ready.remote(), time.monotonic())
 
     def free(self, *, together: bool = False) -> int:
@@ -233,7 +179,7 @@ class RayRunner:
         return self._wait(timeout_s)
 
     def _wait(self, timeout_s: float, beside: Sequence[Any] = ()) -> list[Event]:
-        """As `wait`; ends early, too, when one of the object references `beside` is there."""
+        """Wait as `wait` does; end early, too, when one of the object references `beside` is there."""
         outstanding = [*beside]
         outstanding += [slot.result for slot in self._slots if slot.result is not None]
         outstanding += [slot.ping for slot in self._slots if slot.ping is not None]
@@ -247,13 +193,12 @@ class RayRunner:
         for slot in self._slots:
             if slot.ping is not None:
                 self._check_start(slot, slot.ping in done)
-            elif slot.result in done:
-                events.append(self._finish(slot))
+            elif slot.order is not None and slot.result in done:
+                events.append(self._finish(slot, slot.order))
         return events
 
-    def _finish(self, slot: _Slot) -> Event:
-        order, result = slot.order, slot.result
-        assert order is not None
+    def _finish(self, slot: _Slot, order: WorkOrder) -> Event:
+        result = slot.result
         slot.order = slot.result = None
         self._latest.pop(order.key, None)
         self._polls.pop(order.key, None)
@@ -266,7 +211,7 @@ class RayRunner:
             # Killed, out of memory, machine gone. The actor restarts by itself; calls during that fail at once,
             # so the slot takes orders again only when it has answered.
             slot.ping, slot.since = slot.actor.ready.remote(), time.monotonic()
-            return Failed(order.key, SegpropError(f"worker lost: {_first_line(error)}"), lost=True)
+            return Failed(order.key, SegpropError(f"worker lost: {first_line(error)}"), lost=True)
 
     def _check_start(self, slot: _Slot, answered: bool) -> None:
         deadline = self._deadline_s
@@ -280,7 +225,7 @@ class RayRunner:
                 raise error.cause if isinstance(error.cause, Exception) else error from None
             except RayError as error:
                 if late:
-                    raise SegpropError(self._nobody_left(_first_line(error))) from error
+                    raise SegpropError(self._nobody_left(first_line(error))) from error
                 time.sleep(0.1)  # restarting: calls fail instead of waiting
                 slot.ping = slot.actor.ready.remote()
                 return
@@ -290,7 +235,7 @@ class RayRunner:
             raise SegpropError(self._nobody_left("is the cluster busy with other jobs?"))
 
     def _compare(self, found: Mapping[str, Any]) -> None:
-        """UserError when a worker, by its own account, runs something else than the driver."""
+        """Raise UserError when a worker, by its own account, runs something else than the driver."""
         different = differences(self._versions, found["versions"])
         if different:
             raise UserError(
@@ -300,12 +245,12 @@ class RayRunner:
             )
 
     def _machines(self) -> list[Machine]:
-        """The cluster's machines, as they are now, of those that are asked for."""
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        return matching([_machine(node) for node in nodes], self._labels, self._accelerator)
+        """Return the cluster's machines, as they are now, of those that are asked for."""
+        every = [machine_of(node) for node in living_nodes()]
+        return matching(every, self._settings.labels, self._settings.accelerator)
 
     def _nobody_left(self, why: str) -> str:
-        """What there is, beside what is needed, when no worker has come (back) in time."""
+        """Say what there is, beside what is needed, when no worker has come (back) in time."""
         machines = self._machines()
         request = self._request()
         size = " and ".join(f"{each:g} {resource}" for resource, each in request.items())
@@ -319,8 +264,8 @@ class RayRunner:
             "add machines and run the same command to go on"
         )
 
-    def progress(self) -> dict[str, dict[str, Any]]:
-        """Answers lag by at most one poll; a worker that is being lost simply keeps its last one."""
+    def progress(self) -> dict[str, Update]:
+        """Return the latest progress. Answers lag by at most one poll; a worker being lost keeps its last one."""
         now = time.monotonic()
         for node_id, poll in list(self._polls.items()):
             try:
@@ -338,7 +283,7 @@ class RayRunner:
                 if slot.order is not None:
                     if slot.order.key not in self._polls:
                         self._polls[slot.order.key] = slot.actor.poll.remote()
-                    update = self._latest.get(slot.order.key, {})
+                    update = self._latest.get(slot.order.key, NOTHING)
                 for name, value in metrics.values(update).items():
                     self._gauges[name].set(value, {"slot": str(index)})
         return self._latest
@@ -359,45 +304,12 @@ class RayRunner:
         for slot in self._slots:
             ray.kill(slot.actor)
         self._slots = []
-        if self._owns_ray:
+        if not self._settings.started:
             ray.shutdown()
-
-
-def _init(options: Mapping[str, Any], attempts: int) -> None:
-    """`ray.init`, again where Ray's own processes did not come up in time. SegpropError when they never do."""
-    for left in reversed(range(attempts)):
-        try:
-            ray.init(**options)
-            return
-        except Exception as error:  # of its own processes Ray raises nothing more special
-            if type(error) is not Exception:
-                raise
-            ray.shutdown()
-            if not left:
-                raise SegpropError(f"Ray does not start on this machine: {_first_line(error)}") from error
-            _log.warning("Ray did not start in its own time, once more: %s", _first_line(error))
-
-
-def _machine(node: Mapping[str, Any]) -> Machine:
-    resources = node["Resources"]
-    kinds = [name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")]
-    return Machine(
-        resources.get("CPU", 0), resources.get("GPU", 0), dict(node.get("Labels") or {}), tuple(sorted(kinds))
-    )
-
-
-def _names(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Node id -> what people call the machine; with a part of the id where several nodes share a host."""
-    hosts = Counter(node["NodeManagerHostname"] for node in nodes)
-    return {
-        node["NodeID"]: node["NodeManagerHostname"]
-        + (f" (Ray node {node['NodeID'][:8]})" if hosts[node["NodeManagerHostname"]] > 1 else "")
-        for node in nodes
-    }
 
 
 def _seconds(variable: str) -> float | None:
-    """A duration from the environment, None where it is not set; UserError when it is not one."""
+    """Read a duration from the environment, None where it is not set; UserError when it is not one."""
     text = os.environ.get(variable)
     if text is None:
         return None
@@ -408,8 +320,3 @@ def _seconds(variable: str) -> float | None:
     if not 0 < value < float("inf"):
         raise UserError(f"{variable}: {text!r}; allowed: seconds, above 0")
     return value
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

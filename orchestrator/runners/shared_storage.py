@@ -1,4 +1,4 @@
-"""Whether all machines of a cluster see the same store, and agree about the time: asked before anything is trained.
+"""Check that all machines of a cluster see the same store and agree about the time, before anything is trained.
 
 The driver writes a token; each machine reads it, and writes an answer that the driver reads. A folder that only one
 machine has shows at once, instead of as missing files in the middle of a run. How a machine is asked is the runner's
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from cache_store.errors import SegpropError, StoreError, UserError
 from cache_store.records.record_io import new_attempt_id
 from cache_store.storage.base import Storage
+from cache_store.storage.open import existing_storage, open_storage
 
 #: Clocks may differ by so much before it is worth a word. Nothing compares them: ages go by the store's clock.
 CLOCK_WARNING_S = 30.0
@@ -42,15 +43,15 @@ class Answer:
 def ask(store: str) -> Question:
     """Write the token."""
     question = Question(store, f".probe-{new_attempt_id()}", new_attempt_id())
-    Storage.open(store).write(f"{question.folder}/token", question.token.encode())
+    open_storage(store).write(f"{question.folder}/token", question.token.encode())
     return question
 
 
 def answer(question: Question, name: str, machine: str) -> Answer:
-    """On a machine: look for the token, and leave an answer called `name`."""
+    """Look for the token on a machine, and leave an answer called `name`."""
     problem = None
     try:
-        storage = Storage.existing(question.store)
+        storage = existing_storage(question.store)
         if storage.read(f"{question.folder}/token").decode() != question.token:
             problem = "another token is there"
         else:
@@ -68,7 +69,7 @@ def judge(question: Question, answers: Iterable[tuple[str, Answer]]) -> None:
     """Raise UserError naming the machines that do not see the store, or whose answers are not seen here. Clears up.
 
     `answers`: the name each was asked to leave, and what it said."""
-    storage = Storage.open(question.store)
+    storage = open_storage(question.store)
     missing: list[str] = []
     try:
         for name, found in answers:
@@ -95,7 +96,7 @@ def _there(storage: Storage, question: Question, name: str) -> bool:
 
 
 def clock_warnings(answers: Iterable[Answer], sent: float, received: float) -> list[str]:
-    """Machines whose clock differs from the driver's by more than `CLOCK_WARNING_S`, whenever between `sent` and
+    """Name machines whose clock differs from the driver's by more than `CLOCK_WARNING_S`, whenever between `sent` and
     `received` they looked at it."""
     found = []
     for item in answers:

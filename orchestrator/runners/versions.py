@@ -1,4 +1,4 @@
-"""Whether driver and workers are the same program: versions, and a digest of our own code.
+"""Tell whether driver and workers are the same program, by versions and a digest of our own code.
 
 Node ids, commits and formats mean the same only to the same code; numbers are the same only with the same torch.
 """
@@ -17,7 +17,7 @@ CODE = ("orchestrator", "workers", "cache_store")
 
 
 def versions() -> dict[str, str]:
-    """What of this process has to be the same everywhere. Imports none of the packages."""
+    """Return what of this process has to be the same everywhere. Imports none of the packages."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -32,7 +32,7 @@ def versions() -> dict[str, str]:
 
 
 def code_digest() -> str:
-    """Of the source files of our packages, wherever they lie: 8 hex digits."""
+    """Return 8 hex digits that stand for the source files of our packages, wherever they lie."""
     root = Path(__file__).resolve().parents[2]
     digest = xxhash.xxh3_64()
     for package in CODE:
@@ -43,7 +43,7 @@ def code_digest() -> str:
 
 
 def differences(driver: Mapping[str, str], worker: Mapping[str, str]) -> list[str]:
-    """`torch 2.15.0 here, 2.14.1 there`, for all that differs."""
+    """List what differs, as `torch 2.15.0 here, 2.14.1 there`."""
     return [
         f"{name} {driver.get(name, 'absent')} here, {worker.get(name, 'absent')} there"
         for name in dict.fromkeys((*driver, *worker))

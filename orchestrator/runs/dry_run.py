@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -12,14 +12,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.config.schema import ImageConfig, TextConfig
 from orchestrator.costs.formulas import Estimate
 from orchestrator.plan import makespan
-from orchestrator.plan.experiment import rows_of, tokens_a_sample
 from orchestrator.plan.graph import Node, Plan, RegimePlan
 from orchestrator.reports.part_names import abbreviated
 from orchestrator.runs.prepare import Prepared
-from orchestrator.units import human_bytes, human_count, human_flops, human_seconds, seconds_text, source_words
+from orchestrator.units import human_bytes, human_count, human_flops, human_seconds, seconds_text
+from workers.domains.registry import Planning
 
 #: Wide enough for the whole table where the output is no terminal.
 FILE_WIDTH = 170
@@ -52,23 +51,24 @@ def total(estimates: Iterable[Estimate]) -> Estimate:
     )
 
 
-def regime_rows(plan: Plan, regime: RegimePlan) -> list[Row]:
-    """The lines of one regime: before each stage the sets it is the first to read, evaluations last."""
+def regime_rows(plan: Plan, regime: RegimePlan, domain: Planning) -> list[Row]:
+    """The lines of one regime: before each stage the sets it is the first to read, evaluations last. `domain`: what
+    its data are."""
     rows: list[Row] = []
     shown: set[str] = set()
     for stage_id in regime.stages:
         stage = plan.node(stage_id)
-        text = stage.task["experiment"]["model"].get("family") == "causal_lm"
         rounds = tuple(plan.node(node_id) for node_id in regime.work_of(stage_id))
         read = [set_id for node in rounds for set_id in regime.reads[node.id]]
         fresh = [plan.node(set_id) for set_id in _with_previous(plan, read) if set_id not in shown]
         for boundary in dict.fromkeys(_boundary(node) for node in fresh):
             nodes = tuple(node for node in fresh if _boundary(node) == boundary)
             shown.update(node.id for node in nodes)
-            rows.append(Row(f"snapshots after {boundary[-1][-1]}", nodes, _sets_detail(nodes, text=text)))
+            rows.append(Row(f"snapshots after {boundary[-1][-1]}", nodes, _sets_detail(nodes, domain)))
         decision = regime.decisions[stage_id]
         label = stage.task["name"] + (f" ({len(rounds)} rounds)" if len(rounds) > 1 else "")
-        rows.append(Row(label, rounds, f"{source_words(decision.source, text=text)}: {decision.reason}"))
+        source = domain.raw if decision.source == "images" else decision.source
+        rows.append(Row(label, rounds, f"{source}: {decision.reason}"))
     if regime.averages:
         nodes = tuple(plan.node(node_id) for node_id in regime.averages)
         rows.append(Row("averages", nodes, f"{len(nodes)} of the head's replicas"))
@@ -95,11 +95,10 @@ def _boundary(node: Node) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(hop) for hop in node.task["boundary"]["hops"])
 
 
-def _sets_detail(nodes: Sequence[Node], *, text: bool) -> str:
+def _sets_detail(nodes: Sequence[Node], domain: Planning) -> str:
     views = len({node.task["view"] for node in nodes if node.task["split"] == "train"})
     versions = sum(node.task["split"] == "validation" for node in nodes)
-    # Text has no views.
-    train = "train" if text else f"{views} view{'s' if views != 1 else ''}"
+    train = domain.train_sets_words(views)
     made = "rolled forward by " if "previous" in nodes[0].parents else "from the start by "
     hops = _boundary(nodes[0])
     blocks = hops[-1] if "previous" in nodes[0].parents else tuple(block for hop in hops for block in hop)
@@ -113,7 +112,6 @@ def _sets_detail(nodes: Sequence[Node], *, text: bool) -> str:
 def render(prepared: Prepared) -> RenderableType:
     """All tables."""
     plan, config = prepared.plan, prepared.config
-    shared = [node for node in plan.nodes if node.kind in ("data", "model")]
     head = Text()
     head.append(f"{config.run}", style="bold")
     head.append(
@@ -121,35 +119,40 @@ def render(prepared: Prepared) -> RenderableType:
     )
     head.append(f"{len(plan.nodes)} nodes -> {config.run_dir}, store {config.store}")
     parts: list[RenderableType] = [head]
-    # At a vocabulary of 128,000 it decides what fits; a ResNet's is nothing beside its activations.
-    optimizer = prepared.language is not None
+    optimizer = config.family.traits.large_optimizer
     for regime in plan.regimes.values():
-        parts += [Text(), _table(plan, regime, optimizer)]
+        parts += [Text(), _table(plan, regime, config.domain, optimizer)]
         if regime.boundaries:
             parts.append(_boundaries(regime))
-    everything = total(node.estimate for node in plan.nodes)
+    shared = [node for node in plan.nodes if node.shared]
     parts += [Text(), _summary(plan, shared, optimizer)]
+    parts += [Text(sentence) for sentence in _notes(prepared)]
+    return Group(*parts)
+
+
+def _notes(prepared: Prepared) -> Iterator[str]:
+    """Sentences below the tables: what overlaps, what may be left out, and what all of it takes."""
+    plan, config = prepared.plan, prepared.config
+    everything = total(node.estimate for node in plan.nodes)
     slots = config.resources.slots
-    note = (
-        f"Predicted: {human_seconds(everything.seconds)} of work in one slot (slots: {slots}), "
-        f"at most {human_bytes(plan.peak_snapshot_bytes)} of snapshots at one time, "
-        f"{human_bytes(everything.snapshot_bytes)} written."
-    )
-    basis = "measured (resources.gflops)" if config.resources.gflops != "auto" else "nominal speeds"
-    parts += [Text(overlap_words(plan, regime, slots)) for regime in plan.regimes.values() if regime.rounds]
+    for regime in plan.regimes.values():
+        if regime.rounds:
+            yield overlap_words(plan, regime, slots)
     for regime in plan.regimes.values():
         if regime.run_exit:
             asked = ", ".join(f"{key} {value:g}" for key, value in regime.run_exit.items())
-            parts.append(Text(f"{regime.name} leaves out the stages after the network has reached run_exit ({asked})."))
+            yield f"{regime.name} leaves out the stages after the network has reached run_exit ({asked})."
     if plan.unmeasured:
-        parts.append(
-            Text(
-                "Not measured yet (snapshots.costs: measured): what is stored is decided by counted work here, and for "
-                "good once the run has measured one of its slots."
-            )
+        yield (
+            "Not measured yet (snapshots.costs: measured): what is stored is decided by counted work here, and for "
+            "good once the run has measured one of its slots."
         )
-    parts.append(Text(f"{note} Times are rough: {basis}. Nothing was run."))
-    return Group(*parts)
+    basis = "measured (resources.gflops)" if config.resources.gflops != "auto" else "nominal speeds"
+    yield (
+        f"Predicted: {human_seconds(everything.seconds)} of work in one slot (slots: {slots}), "
+        f"at most {human_bytes(plan.peak_snapshot_bytes)} of snapshots at one time, "
+        f"{human_bytes(everything.snapshot_bytes)} written. Times are rough: {basis}. Nothing was run."
+    )
 
 
 def overlap_words(plan: Plan, regime: RegimePlan, slots: int | str) -> str:
@@ -193,36 +196,19 @@ def _figures(item: Estimate, optimizer: bool) -> tuple[str, ...]:
 
 def _input(prepared: Prepared) -> str:
     """The model and its data in a few words."""
-    config, found, language = prepared.config, prepared.data, prepared.language
-    if language is None:
-        assert isinstance(config, ImageConfig)
-        size = config.data.image_size
-        rows = rows_of(config, found)
-        return (
-            f"{config.model.name} on {config.data.name}: {rows.train} + {rows.validation} + {rows.test} images, "
-            f"{size}x{size}, views {config.data.views}"
-        )
-    assert isinstance(config, TextConfig)
-    rows = rows_of(config, found)
-    weights = config.model.path or "random weights"
-    if config.model.path is not None and not language.has_weights:
-        weights += " (no weights there: it can be planned, not run)"
-    tokens = tokens_a_sample(config, found)
-    return (
-        f"{language.config.get('model_type')}, {language.layers} layers, {weights}, on {config.data.name}: about "
-        f"{rows.train} + {rows.validation} + {rows.test} samples of {tokens} tokens, "
-        f"{human_count(tokens * rows.train)} tokens to train on"
-    )
+    config = prepared.config
+    model = config.family.words(config.model, prepared.found)
+    return f"{model} on {config.domain.words(config.data, prepared.data, human_count)}"
 
 
-def _table(plan: Plan, regime: RegimePlan, optimizer: bool) -> Table:
+def _table(plan: Plan, regime: RegimePlan, domain: Planning, optimizer: bool) -> Table:
     title = regime.name if regime.name == regime.kind else f"{regime.name} ({regime.kind})"
     table = _columns(title, optimizer)
-    rows = regime_rows(plan, regime)
+    rows = regime_rows(plan, regime, domain)
     for row in rows:
         others = {name for node in row.nodes for name in node.regimes if name != regime.name}
         detail = row.detail + (f" (shared with {', '.join(sorted(others))})" if others else "")
-        style = "dim" if row.nodes[0].kind != "train" else ""
+        style = "dim" if not row.nodes[0].trains else ""
         table.add_row(row.label, *_figures(row.estimate, optimizer), detail, style=style)
     table.add_section()
     whole = total(row.estimate for row in rows)

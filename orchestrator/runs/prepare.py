@@ -6,41 +6,34 @@ set, the file of initial weights, the run directory and the space for snapshots.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from cache_store.errors import ConfigError, UserError
 from cache_store.records.nodes import NodeStore
-from cache_store.storage.base import Storage
+from cache_store.storage.durable import write_atomically
+from cache_store.storage.open import existing_storage
 from orchestrator.config import load as configuration
 from orchestrator.config.rates import Rates
 from orchestrator.config.rules import ray_jobs
-from orchestrator.config.schema import Config, ImageConfig
+from orchestrator.config.rules.check import sound
+from orchestrator.config.rules.models import finding_of
+from orchestrator.config.schema import Config
 from orchestrator.config.yaml_loader import Document, KeyPath, Problem, parse_document, raise_problems
-from orchestrator.files import write_atomically
 from orchestrator.plan.builder import build_plan
-from orchestrator.plan.experiment import rows_of, tokens_a_sample
+from orchestrator.plan.experiment import outline_of, rows_of
 from orchestrator.plan.graph import Plan
 from orchestrator.units import human_bytes
-from workers.specs.experiment import ImageSpec, ResNetSpec
-from workers.specs.language import CausalLMSpec, TextSpec
-
-if TYPE_CHECKING:
-    from workers.data.images.outline import DataOutline
-    from workers.data.text.inspect import TextOutline
-    from workers.models.causal_lm.outline import LMOutline
-    from workers.models.outline import ChainOutline
-
-    AnyData = ImageSpec | TextSpec
-    AnyOutline = DataOutline | TextOutline
+from workers.domains.planning import AnyData, AnyOutline
+from workers.domains.registry import planning_of_data
+from workers.models.base import Finding
+from workers.specs.results import MeasuredCosts, MeasureResult
 
 CONFIG_FILE = "config.yaml"
 
@@ -52,11 +45,11 @@ class Prepared:
     source: str
     config: Config
     data: AnyOutline
-    #: The checkpoint of a language model.
-    language: LMOutline | None
+    #: What the model's family found when it looked at the model.
+    found: object | None
     plan: Plan
     #: The plan again, with what measure nodes found (node id -> figures).
-    replan: Callable[[Mapping[str, Mapping[str, Any]]], Plan] = field(repr=False, compare=False)
+    replan: Callable[[Mapping[str, MeasuredCosts]], Plan] = field(repr=False, compare=False)
 
     @property
     def run_dir(self) -> Path:
@@ -77,39 +70,67 @@ def prepare(
 def prepare_document(source: Document, *, inspect: Callable[[AnyData, int], AnyOutline] | None = None) -> Prepared:
     """As `prepare`, of a file that was read already."""
     checked = configuration.check(source)
-    document, config, problems = checked.document, checked.config, list(checked.problems)
+    document, problems = checked.document, list(checked.problems)
     data: AnyOutline | None = None
+    digest: str | None = None
     kind: type[UserError] = ConfigError
     if checked.data is not None:
         try:
-            data = (inspect or look_at_data)(checked.data, config.seed if config is not None else 0)
+            data = (inspect or look_at_data)(checked.data, checked.config.seed if checked.config is not None else 0)
         except UserError as error:
             found = _data_problems(error, document, problems)
             kind = ConfigError if problems else type(error)
             problems += found
-    weights_digest = checked.language.weights_digest if checked.language is not None else None
-    if isinstance(config, ImageConfig) and config.model.weights is not None:
-        try:
-            weights_digest = _file_digest(config.model.weights)
-        except OSError as error:
-            message = f"{config.model.weights}: {error.strerror or error}"
-            problems.append(document.problem(("model", "weights"), message))
-    if config is not None and data is not None:
-        problems += _row_problems(config, data, document)
-    if config is not None:
-        problems += ray_jobs.problems(config, document, Path.cwd())
-    raise_problems(document.source, problems, kind)
-    assert config is not None
-    assert data is not None
-    outlines = _outlines(config, data, checked.language)
+    if checked.config is not None:
+        findings: list[Finding] = []
+        if checked.inspected:
+            digest = _weights_digest(checked.config, checked.found, findings)
+        problems += document.located([*findings, *_further_problems(checked.config, data)])
+    config = sound(document, problems, checked.config, kind)
+    if data is None:
+        raise ConfigError(f"{document.source}: its data cannot be looked at")
+    return _planned(document, PlanBasis(config, data, checked.found, digest))
 
-    def replan(figures: Mapping[str, Mapping[str, Any]]) -> Plan:
+
+@dataclass(frozen=True)
+class PlanBasis:
+    """A sound configuration and all that was found out about its model and data."""
+
+    config: Config
+    data: AnyOutline
+    found: object | None
+    weights_digest: str | None
+
+
+def _weights_digest(config: Config, found: object | None, findings: list[Finding]) -> str | None:
+    """Identity of the initial weights; what is wrong with their files is appended to `findings`."""
+    try:
+        return config.family.weights_digest(config.model, found)
+    except ConfigError as error:
+        findings.append(finding_of(error))
+        return None
+
+
+def _further_problems(config: Config, data: AnyOutline | None) -> Iterator[Finding]:
+    """What is wrong with the splits, where the data could be looked at, and with paths of a submitted job."""
+    if data is not None:
+        yield from config.domain.row_problems(config.data, rows_of(config, data))
+    yield from ray_jobs.problems(config, Path.cwd())
+
+
+def _planned(document: Document, basis: PlanBasis) -> Prepared:
+    """The plan of a sound configuration. ConfigError when it insists on snapshots that exceed the budget."""
+    config, data, found = basis.config, basis.data, basis.found
+    regimes = [config.regime(name) for name in config.regimes]
+    outlines = {regime.name: outline_of(config, regime, data, found) for regime in regimes}
+
+    def replan(figures: Mapping[str, MeasuredCosts]) -> Plan:
         return build_plan(
             config,
             outlines,
             data,
-            language=checked.language,
-            weights_digest=weights_digest,
+            found=found,
+            weights_digest=basis.weights_digest,
             rates=_rates(config),
             on_host=not _on_gpu(config),
             figures=figures,
@@ -123,7 +144,7 @@ def prepare_document(source: Document, *, inspect: Callable[[AnyData, int], AnyO
     except ConfigError as error:
         raise_problems(document.source, [document.problem(("snapshots", "budget"), error.message)])
         raise
-    return Prepared(document.source, config, data, checked.language, plan, replan)
+    return Prepared(document.source, config, data, found, plan, replan)
 
 
 def with_figures(prepared: Prepared) -> Prepared:
@@ -131,43 +152,20 @@ def with_figures(prepared: Prepared) -> Prepared:
     return replace(prepared, plan=prepared.replan(measured_figures(prepared.config.store, prepared.plan)))
 
 
-def measured_figures(store: str, plan: Plan) -> dict[str, Mapping[str, Any]]:
+def measured_figures(store: str, plan: Plan) -> dict[str, MeasuredCosts]:
     """Node id -> figures of those measure nodes of the plan that the store has a commit of."""
     try:
-        nodes = NodeStore(Storage.existing(store))
+        nodes = NodeStore(existing_storage(store))
     except UserError:
         return {}  # no store yet
     commits = {node: nodes.commit_of(node) for node in plan.unmeasured}
-    return {node: commit["result"]["figures"] for node, commit in commits.items() if commit is not None}
-
-
-def _outlines(config: Config, data: AnyOutline, language: LMOutline | None) -> dict[str, ChainOutline]:
-    """The chain of every regime, for one sample."""
-    if language is not None:
-        from workers.models.causal_lm.outline import lm_chain
-
-        chain: ChainOutline = lm_chain(language, tokens_a_sample(config, data))
-        return dict.fromkeys(config.regimes, chain)
-    from workers.models.registry import outline
-
-    assert isinstance(config, ImageConfig)
-    found = {}
-    for name in config.regimes:
-        model = config.regime(name).model
-        assert isinstance(model, ResNetSpec)
-        found[name] = outline(model, config.data.image_size, data.classes)  # type: ignore[union-attr]
-    return found
+    return {node: commit.read(MeasureResult).figures for node, commit in commits.items() if commit is not None}
 
 
 def look_at_data(data: AnyData, seed: int) -> AnyOutline:
     """What the data set is, from its files."""
-    if isinstance(data, TextSpec):
-        from workers.data.text.inspect import inspect_text
-
-        return inspect_text(data, seed)
-    from workers.data.images.inspect import inspect
-
-    return inspect(data)
+    outline: AnyOutline = planning_of_data(data).inspect(data, seed)
+    return outline
 
 
 def _data_problems(error: UserError, document: Document, known: Sequence[Problem]) -> list[Problem]:
@@ -180,24 +178,6 @@ def _data_problems(error: UserError, document: Document, known: Sequence[Problem
         if path not in paths or path == ("data",):  # the configuration's own check has said it already
             found.append(document.problem(path, message if path == ("data",) else text))
     return found
-
-
-def _row_problems(config: Config, data: AnyOutline, document: Document) -> list[Problem]:
-    if not isinstance(config, ImageConfig):
-        return []  # text says so itself
-    rows = rows_of(config, data)
-    if rows.validation >= 1 and rows.train >= 1:
-        return []
-    left = "validate" if rows.validation < 1 else "train"
-    message = (
-        f"{config.data.validation:g}: of {rows.train + rows.validation} training samples, leaves none to {left} on"
-    )
-    return [document.problem(("data", "validation"), message)]
-
-
-def _file_digest(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _rates(config: Config) -> Rates:
@@ -254,15 +234,10 @@ def claim_run_dir(prepared: Prepared) -> None:
 
 def _check_weights(prepared: Prepared) -> None:
     """A checkpoint's configuration is enough to plan with, not to train."""
-    language, config = prepared.language, prepared.config
-    if language is not None and isinstance(config.model, CausalLMSpec):
-        path = config.model.path
-        if path is not None and not language.has_weights:
-            raise ConfigError(
-                f"model.path: {path} has a config.json but no weights: it can be planned for (--dry-run), not trained; "
-                "allowed: a folder with *.safetensors, or without model.path random weights for model.config",
-                path=path,
-            )
+    config = prepared.config
+    problem = config.family.missing_weights(config.model, prepared.found)
+    if problem is not None:
+        raise ConfigError(problem)
 
 
 def check_space(prepared: Prepared) -> None:

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from cache_store.errors import UserError
-from cache_store.records.nodes import NodeStore
-from cache_store.storage.base import Storage
-from orchestrator.config.schema import ImageConfig
+from cache_store.records.nodes import Commit, NodeStore
+from cache_store.storage.open import open_storage
 from orchestrator.environment import describe_environment
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Outcome
-from orchestrator.plan.experiment import experiment_of
+from orchestrator.plan.experiment import experiment_of, outputs_of
 from orchestrator.plan.graph import RegimePlan
 from orchestrator.reports.page import write_report
+from orchestrator.reports.records import Summary
 from orchestrator.reports.result_table import print_table
 from orchestrator.reports.summary import summarize, write_summary
 from orchestrator.runs.prepare import Prepared
-from orchestrator.trackers.tensorboard import write_tensorboard
+from orchestrator.trackers.table import track
+from workers.export import Trained
+from workers.export import export as write_export
 from workers.specs.experiment import Experiment
 
 
 def report(prepared: Prepared) -> None:
     """Write summary.json and report.html again from what the store holds."""
-    ledger = CommitLog.read(Storage.open(prepared.config.store), prepared.plan)
+    ledger = CommitLog.read(open_storage(prepared.config.store), prepared.plan)
     finished = all(target in ledger.commits for target in prepared.plan.targets)
     outcome = Outcome("done" if finished else "stopped", reused=set(ledger.commits))
     exports = {
@@ -38,7 +40,7 @@ def report(prepared: Prepared) -> None:
 
 def export(prepared: Prepared, regimes: Sequence[str]) -> None:
     """Write the final weights of these regimes again. UserError when one of them is not finished."""
-    ledger = CommitLog.read(Storage.open(prepared.config.store), prepared.plan)
+    ledger = CommitLog.read(open_storage(prepared.config.store), prepared.plan)
     for name in regimes:
         if not _is_finished(prepared.plan.regimes[name], ledger):
             raise UserError(f"{name}: not finished, there are no final weights to export yet; run it first")
@@ -69,54 +71,37 @@ def _export_finished(prepared: Prepared, ledger: CommitLog, regimes: Sequence[st
     return written
 
 
-def _export(prepared: Prepared, name: str, parts: dict[str, Any], nodes: NodeStore, folder: Path) -> None:
-    config, data = prepared.config, prepared.data
-    if prepared.language is not None:
-        from workers.export import export_language_model
-
-        export_language_model(_experiment(prepared, name), parts, _model_commit(prepared, nodes), nodes, folder)
-        return
-    from workers.data.images.inspect import resize_of
-    from workers.data.images.outline import DataOutline
-    from workers.export import export as write_export
-
-    assert isinstance(config, ImageConfig)
-    assert isinstance(data, DataOutline)
-    write_export(
+def _export(prepared: Prepared, name: str, parts: dict[str, Commit], nodes: NodeStore, folder: Path) -> None:
+    config = prepared.config
+    trained = Trained(
         _experiment(prepared, name),
         parts,
-        nodes,
-        folder,
-        class_names=tuple(data.class_names),
-        preprocessing={
-            "resize": resize_of(config.data),
-            "center_crop": config.data.image_size,
-            "mean": list(data.mean),
-            "std": list(data.std),
-        },
+        partial(_model_commit, prepared, nodes),
+        data=config.domain.export_facts(config.data, prepared.data),
     )
+    write_export(trained, nodes, folder)
 
 
-def _model_commit(prepared: Prepared, nodes: NodeStore) -> dict[str, Any]:
-    """The commit of the imported checkpoint, which holds what goes beside the weights."""
-    node = next(node for node in prepared.plan.nodes if node.kind == "model")
+def _model_commit(prepared: Prepared, nodes: NodeStore) -> Commit:
+    """The commit of the initial weights, which holds what goes beside them."""
+    node = next(node for node in prepared.plan.nodes if node.initializes)
     commit = nodes.commit_of(node.id)
-    assert commit is not None
+    if commit is None:
+        raise UserError(f"{node.label}: not finished, nothing can be exported yet; run it first")
     return commit
 
 
 def _experiment(prepared: Prepared, regime: str) -> Experiment:
-    config, language = prepared.config, prepared.language
-    classes: int = language.vocabulary if language is not None else prepared.data.classes  # type: ignore[union-attr]
-    return experiment_of(config, config.regime(regime), classes, language)
+    config, found = prepared.config, prepared.found
+    return experiment_of(config, config.regime(regime), outputs_of(config, prepared.data, found), found)
 
 
-def _write_results(prepared: Prepared, ledger: CommitLog, outcome: Outcome, exports: dict[str, str]) -> dict[str, Any]:
+def _write_results(prepared: Prepared, ledger: CommitLog, outcome: Outcome, exports: dict[str, str]) -> Summary:
     run_dir = prepared.run_dir
     summary = summarize(
         prepared.config.run,
         prepared.plan,
-        ledger.commits,
+        ledger.to_json(),
         status=outcome.status,
         environment=describe_environment(),
         reused=outcome.reused,
@@ -125,5 +110,5 @@ def _write_results(prepared: Prepared, ledger: CommitLog, outcome: Outcome, expo
     )
     write_summary(run_dir / "summary.json", summary)
     write_report(summary, run_dir / "report.html")
-    write_tensorboard(run_dir / "tb", summary)
+    track(run_dir, summary)
     return summary

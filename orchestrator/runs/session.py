@@ -1,28 +1,32 @@
-"""One invocation: opens the store, picks the runner, drives the plan, and writes what a run leaves behind."""
+"""Carry out one invocation: open the store, pick the runner, drive the plan, write what a run leaves behind."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 from cache_store.crashpoints import reach
 from cache_store.errors import SegpropError, UserError
 from cache_store.storage.base import Storage
-from orchestrator.config.resources import GangConfig
+from cache_store.storage.open import open_storage
+from orchestrator.config.schema import Config
 from orchestrator.execution import schedule
 from orchestrator.execution.commits import CommitLog
-from orchestrator.execution.driver import Driver, Outcome
+from orchestrator.execution.driver import Driver, DriverSettings, Outcome
 from orchestrator.execution.event_log import journal
 from orchestrator.execution.plan_record import write_plan
-from orchestrator.execution.run_lease import RunLease
+from orchestrator.execution.retry import NodeRetries
+from orchestrator.execution.run_lease import Claim, RunLease
 from orchestrator.execution.run_record import RunRecord, read_pointer, write_pointer, write_run
 from orchestrator.execution.signals import stop_on_signals
 from orchestrator.plan.graph import Plan
 from orchestrator.progress import Progress
+from orchestrator.reports.records import Summary
 from orchestrator.reports.result_table import print_table
+from orchestrator.runners.base import RunnerRequest
 from orchestrator.runners.factory import make_runner
 from orchestrator.runners.gang_size import runs_together
 from orchestrator.runs.prepare import Prepared, check_space, with_figures
@@ -37,7 +41,7 @@ def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False)
     A run that has nothing left to do starts no worker and no Ray. RunTaken when another driver is at work on it;
     `take_over` stops that one instead.
     """
-    storage = Storage.open(prepared.config.store)
+    storage = open_storage(prepared.config.store)
     ledger = CommitLog.read(storage, prepared.plan)
     outcome = Outcome("done", reused=set(ledger.commits))
     planned = prepared.plan
@@ -79,18 +83,15 @@ def carry_out(prepared: Prepared, plan: Plan, ledger: CommitLog, quiet: bool, ta
 
 @contextmanager
 def leased(prepared: Prepared, plan: Plan, storage: Storage, take_over: bool) -> Iterator[RunLease]:
-    """The run, held by this process; its plan left in the store for those who look at it from outside."""
+    """Hold the run for this process; leave its plan in the store for those who look at it from outside."""
     config, run_dir = prepared.config, prepared.run_dir
     digest = write_plan(storage, config.run, plan)
     write_run(storage, digest, RunRecord.of(config.run, plan))
     with journal(run_dir, config.run):
+        claim = Claim(digest, config.run, str(run_dir.absolute()), take_over, before=read_pointer(run_dir))
         lease = RunLease.acquire(
             storage,
-            digest,
-            config.run,
-            str(run_dir.absolute()),
-            take_over=take_over,
-            before=read_pointer(run_dir),
+            claim,
             say=lambda message: print(f"segprop: {message}", file=sys.stderr),
         )
         state = "failed"
@@ -104,7 +105,7 @@ def leased(prepared: Prepared, plan: Plan, storage: Storage, take_over: bool) ->
 
 def _drive(prepared: Prepared, plan: Plan, ledger: CommitLog, quiet: bool, lease: RunLease) -> Outcome:
     config = prepared.config
-    runner = make_runner(prepared)
+    runner = make_runner(RunnerRequest(config.resources, prepared.plan, config.store))
     done = sum(node.id in ledger.commits for node in plan.nodes)
     total = sum(not schedule.superfluous(plan, node, committed=ledger.commits.keys()) for node in plan.nodes)
     with Progress(total, done, quiet=quiet) as progress:
@@ -116,11 +117,8 @@ def _drive(prepared: Prepared, plan: Plan, ledger: CommitLog, quiet: bool, lease
                     ledger,
                     runner,
                     progress,
-                    store=config.store,
-                    max_attempts=config.resources.max_attempts,
-                    snapshot_memory=config.resources.snapshot_memory,
+                    driver_settings(config),
                     stop_requested=lambda: stop_requested() or lease.superseded,
-                    **gang_of(config.resources.gang),
                     report=lease.report,
                 )
                 outcome = driver.run()
@@ -130,14 +128,17 @@ def _drive(prepared: Prepared, plan: Plan, ledger: CommitLog, quiet: bool, lease
             runner.close()
 
 
-def gang_of(gang: GangConfig) -> dict[str, Any]:
-    """What a `Driver` has to know of a gang."""
-    if gang.size is None:
-        return {}
-    return {"together": partial(runs_together, gang=gang), "strategy": gang.strategy}
+def driver_settings(config: Config) -> DriverSettings:
+    """Return what a driver is told of a configuration."""
+    resources = config.resources
+    settings = DriverSettings(config.store, NodeRetries(resources.max_attempts), resources.snapshot_memory)
+    if resources.gang.size is None:
+        return settings
+    together = partial(runs_together, gang=resources.gang)
+    return dataclasses.replace(settings, together=together, strategy=resources.gang.strategy)
 
 
-def finish(prepared: Prepared, ledger: CommitLog, outcome: Outcome, *, export: bool) -> dict[str, Any]:
+def finish(prepared: Prepared, ledger: CommitLog, outcome: Outcome, *, export: bool) -> Summary:
     """Write what a run leaves behind, of a run that somebody else drove; `export`: its models too."""
     exports = _export_finished(prepared, ledger, list(prepared.plan.regimes) if export else [])
     return _write_results(prepared, ledger, outcome, exports)

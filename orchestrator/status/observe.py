@@ -1,5 +1,5 @@
-"""How far a run is, from its store alone: `segprop status`. No Ray, no model, no data set; a driver may be at work,
-may have ended, or may have been killed.
+"""Tell how far a run is, from its store alone: `segprop status`. No Ray, no model, no data set; a driver may be at
+work, may have ended, or may have been killed.
 
 Commits say what is done, with metrics. What runs right now is in the driver's latest beat (`lease`), and the newest
 mid-stage checkpoint has the epochs of a stage that runs or was interrupted.
@@ -18,11 +18,13 @@ import yaml
 from cache_store.errors import StorageDenied, UserError
 from cache_store.records.nodes import NodeStore
 from cache_store.storage.base import Storage
+from cache_store.storage.open import existing_storage
 from orchestrator.execution.run_lease import STALE_S, Held, read_held
 from orchestrator.execution.run_record import NodeRecord, RegimeRecord, RunRecord, read_pointer, read_run
+from orchestrator.reports.records import EpochSummary, Metrics
+from orchestrator.status.records import Beat, RunningTask, StageProgress
 
 DONE, RUNNING, WAITING, FAILED, STOPPED = "done", "running", "waiting", "failed", "stopped"
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,11 @@ class StageStatus:
     assembled: Mapping[str, float]
     #: Training loss so far in the running epoch, or of the latest one.
     loss: float | None
-    rate: float | None
-    seconds: float | None
-    seconds_left: float | None
-    attempts: int
-    machine: str | None
+    rate: float | None = None
+    seconds: float | None = None
+    seconds_left: float | None = None
+    attempts: int = 0
+    machine: str | None = None
     reason: str | None = None
 
 
@@ -98,20 +100,20 @@ class Observer:
     record: RunRecord
     digest: str
     stale_s: float = STALE_S
-    _commits: dict[str, Json] = field(default_factory=dict)
+    _results: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     #: The storage's clock less this machine's.
     _offset: float | None = None
 
     def look(self) -> RunStatus:
-        """The run as it is now. StoreError when the store cannot be read."""
+        """Look at the run as it is now. StoreError when the store cannot be read."""
         held = read_held(self.storage, self.digest)
         present = set(self.storage.list("nodes"))
         nodes = NodeStore(self.storage)
         for node_id in self.record.nodes:
-            if node_id in present and node_id not in self._commits:
+            if node_id in present and node_id not in self._results:
                 commit = nodes.commit_of(node_id)
                 if commit is not None:
-                    self._commits[node_id] = commit
+                    self._results[node_id] = commit.result
         return self._status(held, self._is_alive(held), present)
 
     def _now(self) -> float:
@@ -129,20 +131,19 @@ class Observer:
         return alive if alive is not None else self._now() - held.seen < self.stale_s
 
     def _status(self, held: Held | None, alive: bool, present: set[str]) -> RunStatus:
-        beat: Mapping[str, Any] = held.beat if held is not None else {}
-        running: Mapping[str, Any] = beat.get("running", {}) if alive else {}
-        running = {node_id: task for node_id, task in running.items() if node_id not in self._commits}
-        failed: Mapping[str, str] = {
-            node_id: str(reason)
-            for node_id, reason in beat.get("failed", {}).items()
-            if node_id in self.record.nodes and node_id not in self._commits
+        beat = Beat.of(held, alive=alive)
+        running = {node_id: task for node_id, task in beat.running.items() if node_id not in self._results}
+        failed = {
+            node_id: reason
+            for node_id, reason in beat.failed.items()
+            if node_id in self.record.nodes and node_id not in self._results
         }
-        view = _View(self, running, failed, beat.get("attempts", {}), present)
+        view = _View(self, running, failed, beat.attempts, present)
         regimes = {name: view.regime(regime) for name, regime in self.record.regimes.items()}
         state = self._state(held, alive, regimes.values())
         counts = {
             "total": len(self.record.nodes),
-            DONE: len(self._commits),
+            DONE: len(self._results),
             RUNNING: len(running),
             FAILED: len(failed),
         }
@@ -163,7 +164,7 @@ class Observer:
     def _state(self, held: Held | None, alive: bool, regimes: Iterable[RegimeStatus]) -> str:
         if alive:
             return RUNNING
-        if all(target in self._commits for target in self.record.targets):
+        if all(target in self._results for target in self.record.targets):
             return DONE
         if held is not None:
             return held.state if held.ended else "killed"
@@ -172,30 +173,28 @@ class Observer:
     def _age(self, held: Held | None) -> float | None:
         newest = held.seen if held is not None else 0.0
         if held is None:
-            stages = [node_id for node_id, node in self.record.nodes.items() if node.kind == "train"]
             newest = max(
                 (
                     info.modified
-                    for node_id in stages
-                    if node_id in self._commits
+                    for node_id, node in self.record.nodes.items()
+                    if node.trains and node_id in self._results
                     for info in self.storage.files(f"nodes/{node_id}")
                 ),
                 default=0.0,
             )
         return max(0.0, self._now() - newest) if newest else None
 
-    def _snapshot_bytes(self, running: Mapping[str, Any]) -> int:
+    def _snapshot_bytes(self, running: Mapping[str, RunningTask]) -> int:
         sets = set(self.storage.list("sets"))
         total = 0
         for node_id, node in self.record.nodes.items():
-            if node.kind != "materialize":
+            if not node.makes_set:
                 continue
-            commit = self._commits.get(node_id)
-            if commit is not None:
-                result = commit["result"]
+            result = self._results.get(node_id)
+            if result is not None:
                 total += int(result["bytes"]) if result["set"] in sets else 0
             elif node_id in running:
-                progress = running[node_id].get("progress", {})
+                progress = running[node_id].progress
                 total += int(node.snapshot_bytes * progress.get("done", 0) / max(1, progress.get("total") or 1))
         return total
 
@@ -205,7 +204,7 @@ class _View:
     """One moment, to be told by stage."""
 
     observer: Observer
-    running: Mapping[str, Any]
+    running: Mapping[str, RunningTask]
     failed: Mapping[str, str]
     attempts: Mapping[str, int]
     present: set[str]
@@ -224,104 +223,102 @@ class _View:
 
     def stage(self, node_id: str, regime: RegimeRecord) -> StageStatus:
         node = self.observer.record.nodes[node_id]
-        name = node.label.rpartition("/")[2]
         assembled = self.metrics(regime.assembled.get(node_id, ""))
-        commit = self.observer._commits.get(node_id)
-        if commit is not None:
-            return self._done(name, node, commit, assembled, node_id)
-        task = self.running.get(node_id)
+        result = self.observer._results.get(node_id)
+        if result is not None:
+            return self._done(node, node_id, result, assembled)
         # What lies in the store of a stage nobody has touched needs no look.
-        saved = self._saved(node_id) if node_id in self.present else {}
-        history = saved.get("history") or []
-        latest = history[-1] if history else {}
+        saved = self._saved(node_id) if node_id in self.present else None
+        task = self.running.get(node_id)
         if task is not None:
-            progress = task.get("progress", {})
-            epochs = max(len(history), int(progress.get("epoch") or 1) - 1)
-            loss = progress.get("loss", latest.get("train_loss"))
-            return StageStatus(
-                name,
-                RUNNING,
-                epochs,
-                node.epochs,
-                _validation(latest),
-                assembled,
-                loss,
-                progress.get("rate"),
-                max(0.0, time.time() - float(task["since"])) if task.get("since") else None,
-                progress.get("seconds_left"),
-                int(task.get("attempt") or 1),
-                task.get("machine"),
-            )
+            return _running(node, task, saved or StageProgress(), assembled)
         state = FAILED if node_id in self.failed else STOPPED if saved else WAITING
-        attempts = self.attempts.get(node_id, int(saved.get("resumed") or 0) + 1 if saved or state == FAILED else 0)
+        made = (saved.resumed if saved else 0) + 1 if saved or state == FAILED else 0
+        saved = saved or StageProgress()
         return StageStatus(
-            name,
-            state,
-            len(history),
-            node.epochs,
-            _validation(latest),
-            assembled,
-            latest.get("train_loss"),
-            None,
-            None,
-            None,
-            attempts,
-            None,
-            self.failed.get(node_id),
+            name=_name(node),
+            state=state,
+            epochs=len(saved.epochs),
+            epochs_planned=node.epochs,
+            metrics=_validation(saved.latest),
+            assembled=assembled,
+            loss=saved.latest.train_loss,
+            attempts=self.attempts.get(node_id, made),
+            reason=self.failed.get(node_id),
         )
 
     def _done(
-        self, name: str, node: NodeRecord, commit: Json, assembled: Mapping[str, float], node_id: str
+        self, node: NodeRecord, node_id: str, result: Mapping[str, Any], assembled: Mapping[str, float]
     ) -> StageStatus:
-        result = commit["result"]
-        history = result.get("epochs") or [{}]
-        chosen = history[min(int(result.get("committed_epoch") or 0), len(history) - 1)]
-        rates = [epoch[key] for epoch in history for key in epoch if key.endswith("_per_s") and epoch[key]]
+        stage = StageProgress.of_result(result)
+        last = len(stage.epochs) - 1
+        chosen = stage.epochs[min(int(result.get("committed_epoch") or 0), last)] if stage.epochs else EpochSummary()
+        rates = [
+            rate for epoch in stage.epochs for key, rate in epoch.others.items() if key.endswith("_per_s") and rate
+        ]
         return StageStatus(
-            name,
-            DONE,
-            len(result.get("epochs") or []),
-            node.epochs,
-            _validation(chosen),
-            assembled,
-            chosen.get("train_loss"),
-            rates[-1] if rates else None,
-            result.get("seconds"),
-            None,
-            max(self.attempts.get(node_id, 1), 1 + int(result.get("resumed") or 0)),
-            (result.get("where") or {}).get("host"),
+            name=_name(node),
+            state=DONE,
+            epochs=len(stage.epochs),
+            epochs_planned=node.epochs,
+            metrics=_validation(chosen),
+            assembled=assembled,
+            loss=chosen.train_loss,
+            rate=rates[-1] if rates else None,
+            seconds=result.get("seconds"),
+            attempts=max(self.attempts.get(node_id, 1), 1 + stage.resumed),
+            machine=(result.get("where") or {}).get("host"),
         )
 
-    def _saved(self, node_id: str) -> Json:
-        """Where the newest checkpoint of a stage is; empty without one."""
+    def _saved(self, node_id: str) -> StageProgress | None:
+        """Read how far the newest checkpoint of a stage is; None without one."""
         found = NodeStore(self.observer.storage).checkpoints(node_id)
-        progress = found[0].data.get("progress") if found else None
-        return progress if isinstance(progress, dict) else {}
+        return StageProgress.of_checkpoint(found[0].data.get("progress")) if found else None
 
     def metrics(self, node_id: str) -> Mapping[str, float]:
-        commit = self.observer._commits.get(node_id)
-        return _numbers(commit["result"].get("metrics") or {}) if commit is not None else {}
+        """Return the metrics of an evaluation; {} before it is committed."""
+        return _numbers(self.observer._results.get(node_id, {}).get("metrics") or {})
 
     def tasks(self) -> Iterable[TaskStatus]:
         for node_id, task in self.running.items():
             node = self.observer.record.nodes.get(node_id)
-            if node is not None and node.kind != "train":
-                attempt = int(task.get("attempt") or 1)
-                yield TaskStatus(node.label, node.kind, task.get("machine"), attempt, task.get("progress") or {})
+            if node is not None and not node.trains:
+                yield TaskStatus(node.label, node.kind, task.machine, task.attempt, task.progress)
 
 
-def _validation(epoch: Mapping[str, Any]) -> Mapping[str, float]:
-    found = _numbers(epoch.get("validation") or {})
-    names = {"loss": "validation_loss", "accuracy": "validation_accuracy"}
-    return found or _numbers({name: epoch.get(key) for name, key in names.items()})
+def _running(node: NodeRecord, task: RunningTask, saved: StageProgress, assembled: Mapping[str, float]) -> StageStatus:
+    progress = task.progress
+    return StageStatus(
+        name=_name(node),
+        state=RUNNING,
+        epochs=max(len(saved.epochs), int(progress.get("epoch") or 1) - 1),
+        epochs_planned=node.epochs,
+        metrics=_validation(saved.latest),
+        assembled=assembled,
+        loss=progress.get("loss", saved.latest.train_loss),
+        rate=progress.get("rate"),
+        seconds=max(0.0, time.time() - task.since) if task.since else None,
+        seconds_left=progress.get("seconds_left"),
+        attempts=task.attempt,
+        machine=task.machine,
+    )
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+def _name(node: NodeRecord) -> str:
+    return node.label.rpartition("/")[2]
+
+
+def _validation(epoch: EpochSummary) -> Mapping[str, float]:
+    found = _numbers(epoch.validation or {})
+    return found or _numbers({"loss": epoch.validation_loss, "accuracy": epoch.validation_accuracy})
+
+
+def _numbers(values: Metrics) -> dict[str, float]:
     return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
 
 
 def observe(place: str) -> Observer:
-    """The run at `place`: a run directory, or a configuration file. UserError when it is neither, or its store is
+    """Find the run at `place`: a run directory, or a configuration file. UserError when it is neither, or its store is
     not there yet."""
     path = Path(place)
     if path.is_file():
@@ -332,7 +329,7 @@ def observe(place: str) -> Observer:
         raise UserError(f"{place}: {what}")
     digest = read_pointer(path)
     if digest is not None:
-        storage = Storage.existing(_store_of(source, path))
+        storage = existing_storage(_store_of(source, path))
         record = read_run(storage, digest)
         if record is not None:
             return Observer(storage, record, digest)
@@ -340,7 +337,7 @@ def observe(place: str) -> Observer:
 
 
 def _store_of(source: Path, run_dir: Path) -> str:
-    """Of a resolved configuration, which was checked when it was written; the directory may have been moved since."""
+    """Read the store of a resolved configuration, checked when it was written; the folder may have moved."""
     from orchestrator.config.values import default_store
 
     try:
@@ -353,11 +350,11 @@ def _store_of(source: Path, run_dir: Path) -> str:
 
 
 def _planned(source: Path, overrides: Iterable[str] = ()) -> Observer:
-    """Without a driver's record: plan again, which needs the data set."""
+    """Plan again, without a driver's record; this needs the data set."""
     from orchestrator.execution.plan_record import plan_digest
     from orchestrator.runs.prepare import prepare
 
     prepared = prepare(source, list(overrides))
-    storage = Storage.existing(prepared.config.store)
+    storage = existing_storage(prepared.config.store)
     record = RunRecord.of(prepared.config.run, prepared.plan)
     return Observer(storage, record, plan_digest(prepared.config.run, prepared.plan))

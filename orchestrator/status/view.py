@@ -1,4 +1,4 @@
-"""`segprop status` for people: one table a regime, and what is under way beside the stages."""
+"""Show `segprop status` to people: one table a regime, and what is under way beside the stages."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.progress import describe
+from orchestrator.reports.words import STATE_WORDS
 from orchestrator.status.observe import FAILED, RUNNING, STOPPED, Observer, RegimeStatus, RunStatus, StageStatus
 from orchestrator.units import DASH, bytes_text, percent_text, seconds_text
+from workers.control import Update
 
 COLOURS = {"done": "green", RUNNING: "cyan", FAILED: "red", STOPPED: "yellow", "killed": "yellow"}
 #: Columns of a table that is written to a file.
@@ -60,7 +62,7 @@ def watch(observer: Observer, every_s: float, stream: TextIO | None = None) -> R
 
 
 def _plain(status: RunStatus) -> str:
-    """What makes a look worth printing: states and epochs, not seconds."""
+    """Return what makes a look worth printing: states and epochs, not seconds."""
     stages = [(stage.state, stage.epochs) for regime in status.regimes.values() for stage in regime.stages]
     return repr((status.state, stages, [task.label for task in status.tasks], list(status.failures)))
 
@@ -73,7 +75,7 @@ def render(status: RunStatus) -> RenderableType:
         parts += [Text(), Text("beside the stages", style="bold")]
         for task in status.tasks:
             machine = f" on {task.machine}" if task.machine else ""
-            parts.append(Text(f"  {task.label}{machine}: {describe(task.progress)}"))
+            parts.append(Text(f"  {task.label}{machine}: {describe(Update.from_json(task.progress))}"))
     for label, reason in status.failures.items():
         parts.append(Text(f"{label}: failed: {reason}", style="red"))
     return Group(*parts)
@@ -88,11 +90,10 @@ def _headline(status: RunStatus) -> Text:
     ]
     if status.last_activity_s is not None:
         words.append(f"last activity {seconds_text(round(status.last_activity_s))} ago")
-    state = {"killed": "its driver is gone: run the same command to go on", "waiting": "not started"}
     line = Text.assemble(
         (status.run, "bold"),
         ": ",
-        (state.get(status.state, status.state), COLOURS.get(status.state, "")),
+        (STATE_WORDS.get(status.state, status.state), COLOURS.get(status.state, "")),
         " · " + " · ".join(words),
     )
     if status.driver is not None:

@@ -1,4 +1,4 @@
-"""What a sweep would run: its trials, what they share, and what that saves. Loads neither torch nor Ray."""
+"""Print what a sweep would run: its trials, what they share, and what that saves. Loads neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -11,21 +11,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.reports.words import NODE_WORDS
 from orchestrator.runs.dry_run import FILE_WIDTH
 from orchestrator.sweeps import plan
 from orchestrator.sweeps.plan import Shared
 from orchestrator.sweeps.prepare import PreparedSweep
 from orchestrator.sweeps.space import short_keys, value_text
 from orchestrator.units import human_bytes, human_seconds
-
-KINDS = {
-    "data": "data preparation",
-    "model": "model import",
-    "train": "training stages",
-    "materialize": "snapshot sets",
-    "evaluate": "evaluations",
-    "measure": "measurements",
-}
 
 
 def print_sweep(sweep: PreparedSweep, stream: TextIO | None = None) -> None:
@@ -36,7 +28,7 @@ def print_sweep(sweep: PreparedSweep, stream: TextIO | None = None) -> None:
 
 
 def render(sweep: PreparedSweep) -> RenderableType:
-    """All tables."""
+    """Return all tables."""
     section, metric = sweep.section, sweep.metric
     asked = {trial.name: trial.prepared.plan.nodes for trial in sweep.trials}
     kinds = plan.sharing(asked, lambda node: node.estimate.seconds)
@@ -70,7 +62,7 @@ def _trials(sweep: PreparedSweep) -> Table:
     for trial in sweep.trials:
         nodes = trial.prepared.plan.nodes
         new = [node for node in nodes if node.id not in seen]
-        stages = [node for node in nodes if node.kind == "train"]
+        stages = [node for node in nodes if node.trains]
         table.add_row(
             trial.name,
             *(value_text(trial.parameters[key]) for key in keys),
@@ -90,7 +82,7 @@ def _sharing(kinds: Mapping[str, Shared], everything: Shared) -> Table:
     table.add_column("what", no_wrap=True)
     for name in ("asked", "run", "time asked", "time run"):
         table.add_column(name, justify="right", no_wrap=True)
-    rows: list[tuple[str, Shared, Any]] = [(KINDS.get(kind, kind), shared, "") for kind, shared in kinds.items()]
+    rows: list[tuple[str, Shared, Any]] = [(NODE_WORDS.get(kind, kind), shared, "") for kind, shared in kinds.items()]
     for what, shared, style in (*rows, ("all", everything, "bold")):
         cells = (
             str(shared.asked),

@@ -1,4 +1,4 @@
-"""The order in which a sweep's trials were judged, kept in its run directory.
+"""Keep the order in which a sweep's trials were judged in its run directory.
 
 asha and pbt decide by what they have heard so far, so their decisions depend on the order of the reports. After an
 interruption all reports are there at once; given in the old order they lead to the old decisions. Losing the file
@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from orchestrator.files import write_atomically
+from cache_store.storage.durable import write_atomically
 
 Entry = tuple[str, int]
 
@@ -28,12 +28,13 @@ class SweepLog:
             self._write(self._expected)  # without the torn line, which the next one would be glued to
 
     def expected(self, over: Collection[str]) -> Entry | None:
-        """The report that came next; those of trials that are over by now do not come."""
+        """Return the report that came next; those of trials that are over by now do not come."""
         while self._expected and self._expected[0][0] in over:
             self._expected.pop(0)
         return self._expected[0] if self._expected else None
 
     def add(self, folder: str, stages: int) -> None:
+        """Note that a trial was judged after so many stages."""
         entry = (folder, stages)
         self._made.append(entry)
         if self._expected and self._expected[0] == entry:
@@ -43,7 +44,7 @@ class SweepLog:
                 file.write(json.dumps(entry) + "\n")
 
     def forget(self) -> None:
-        """What was expected does not come: from here on the order is a new one."""
+        """Drop what was expected and does not come: from here on the order is a new one."""
         self._expected = []
         self._write(self._made)
 

@@ -1,8 +1,10 @@
-"""The figures of a sweep's report, as inline SVG, from `sweep.json` alone: same sweep, same bytes."""
+"""Draw the figures of a sweep's report as inline SVG, from its summary alone: same sweep, same bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import matplotlib
@@ -10,30 +12,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from orchestrator.reports.svg import GRID, INK, MUTED, SHADES, STYLE, spacious, svg
+from orchestrator.reports.figures.svg import GRID, INK, MUTED, STYLE, spacious, svg
+from orchestrator.reports.words import SHORT_NODE_WORDS, of_kind
 from orchestrator.sweeps.metric import Metric
+from orchestrator.sweeps.plan import Shared
+from orchestrator.sweeps.records import SweepSummary, TrialRegime, TrialSummary
 from orchestrator.sweeps.space import value_text
-from orchestrator.sweeps.summary import memory_key
 from orchestrator.units import bytes_text, seconds_text
 
-Json = Mapping[str, Any]
-
-FRONT, REST, STOPPED = SHADES["segprop"][0], "#9aa5b1", "#c2571a"
+FRONT, REST, STOPPED = of_kind("segprop").shades[0], "#9aa5b1", "#c2571a"
 SERIES = ("#0e8a6d", "#c2571a", "#3b6fb6", "#8a5bb0", "#b08a2e", "#5f9e2f", "#2a9fa6", "#7c3610")
-KINDS = {"data": "data", "model": "model", "train": "stages", "materialize": "snapshot sets", "evaluate": "evaluations"}
 
 
-def metric_of(summary: Json) -> Metric:
-    """The metric as `sweep.json` names it."""
-    found = summary["metric"]
-    return Metric(found["regime"], found["split"], found["name"], found["mode"])
-
-
-def parameters(summary: Json) -> str | None:
-    """The metric against every swept parameter; base depth and head size first, where they are swept."""
-    metric = metric_of(summary)
+def parameters(summary: SweepSummary) -> str | None:
+    """Draw the metric against every swept parameter; base depth and head size first, where they are swept."""
     shown = [key for key in _ordered(summary) if len(_distinct(summary, key)) > 1]
-    if not shown or not any(_value(trial) is not None for trial in summary["trials"]):
+    if not shown or all(trial.standing is None for trial in summary.trials):
         return None
     with matplotlib.rc_context(STYLE):
         rows = -(-len(shown) // 2)
@@ -41,104 +35,122 @@ def parameters(summary: Json) -> str | None:
         grid = figure.subplots(rows, 2 if len(shown) > 1 else 1, squeeze=False, sharey=True)
         panels = [axes for row in grid for axes in row]
         for axes, key in zip(panels, shown, strict=False):
-            _parameter(axes, summary, metric, key)
+            _Parameter(axes, summary, key).draw()
         for axes in panels[len(shown) :]:
             axes.set_visible(False)
-        return svg(figure, "parameters", f"{metric.key} against every parameter that was swept")
+        return svg(figure, "parameters", f"{summary.metric.key} against every parameter that was swept")
 
 
-def _ordered(summary: Json) -> list[str]:
+def _ordered(summary: SweepSummary) -> list[str]:
     def rank(key: str) -> int:
         return 0 if key.endswith("split.base") else 1 if key.endswith(("split.head", "head_convs")) else 2
 
-    return sorted(summary["parameters"], key=rank)
+    return sorted(summary.parameters, key=rank)
 
 
-def _value(trial: Json) -> float | None:
-    """The metric of a trial that is through, or where it stood when it was stopped."""
-    if trial["status"] == "done":
-        return None if trial["metric"] is None else float(trial["metric"])
-    rungs = trial["rungs"]
-    return None if trial["status"] != "stopped" or not rungs else rungs[-1]["metric"]
+def _distinct(summary: SweepSummary, key: str) -> list[str]:
+    return list(dict.fromkeys(value_text(trial.parameters[key]) for trial in summary.trials))
 
 
-def _values(trials: Sequence[Json]) -> list[float]:
-    """Of trials that have one."""
-    return [value for trial in trials if (value := _value(trial)) is not None]
+def _standings(trials: Sequence[TrialSummary]) -> list[float]:
+    """Return how the trials stand, of those that say it."""
+    return [value for trial in trials if (value := trial.standing) is not None]
 
 
-def _distinct(summary: Json, key: str) -> list[str]:
-    return list(dict.fromkeys(value_text(trial["parameters"][key]) for trial in summary["trials"]))
+@dataclass(frozen=True)
+class _Parameter:
+    """The metric against one swept parameter."""
+
+    axes: Axes
+    summary: SweepSummary
+    key: str
+
+    @cached_property
+    def trials(self) -> list[TrialSummary]:
+        return [trial for trial in self.summary.trials if trial.standing is not None]
+
+    @cached_property
+    def values(self) -> list[Any]:
+        return [trial.parameters[self.key] for trial in self.trials]
+
+    @cached_property
+    def numeric(self) -> bool:
+        return all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
+
+    @cached_property
+    def side_by_side(self) -> bool:
+        """Whether values stand at equal distances, whatever they are."""
+        return not self.numeric or _spread(self.summary, self.key)
+
+    @cached_property
+    def places(self) -> dict[str, float]:
+        """Value -> where it stands, where that is not its own number."""
+        known = {value_text(value): value for value in self.values}
+        texts = sorted(known, key=lambda text: known[text]) if self.numeric else list(known)
+        return {text: float(index) for index, text in enumerate(texts)}
+
+    def place(self, trial: TrialSummary) -> float:
+        value = trial.parameters[self.key]
+        return self.places[value_text(value)] if self.side_by_side else float(value)
+
+    def series(self) -> dict[str, list[TrialSummary]]:
+        """Group trials that differ in this parameter alone; the key says what they have in common."""
+        others = [name for name in self.summary.parameters if name != self.key]
+        found: dict[str, list[TrialSummary]] = {}
+        for trial in self.trials:
+            label = " ".join(f"{self.summary.short[name]}={value_text(trial.parameters[name])}" for name in others)
+            found.setdefault(label, []).append(trial)
+        return found
+
+    def draw(self) -> None:
+        axes, summary, series = self.axes, self.summary, self.series()
+        lines = sum(len(found) > 1 for found in series.values())
+        few = 1 < lines <= len(SERIES)
+        for index, (label, found) in enumerate(series.items()):
+            look: dict[str, Any] = {
+                "color": SERIES[index % len(SERIES)] if few else FRONT,
+                "lw": 1.6 if lines <= len(SERIES) else 0.7,
+                "alpha": 0.95 if lines <= len(SERIES) else 0.6,
+                "label": label if few and len(found) > 1 else None,
+            }
+            through = sorted((trial for trial in found if trial.status == "done"), key=self.place)
+            axes.plot([self.place(trial) for trial in through], _standings(through), "o-", ms=5, **look)
+            stopped = [trial for trial in found if trial.status == "stopped"]
+            axes.plot([self.place(trial) for trial in stopped], _standings(stopped), "x", color=STOPPED, ms=7)
+        best = next((trial for trial in self.trials if trial.best), None)
+        if best is not None:
+            place = [self.place(best)]
+            axes.plot(place, _standings([best]), "o", mfc="none", mec=INK, mew=1.6, ms=11, zorder=5)
+        _references(axes, summary)
+        axes.set_title(self.key, loc="left", fontweight="bold", color=INK, pad=10)
+        axes.set_xlabel(summary.short[self.key])
+        axes.set_ylabel(summary.metric.key)
+        axes.yaxis.set_major_formatter(_writer(summary.compared_by))
+        self._ticks()
+        if few:
+            axes.legend(fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, labelcolor=MUTED)
+
+    def _ticks(self) -> None:
+        if self.side_by_side:
+            self.axes.set_xticks(list(self.places.values()), list(self.places))
+        elif self.summary.parameters[self.key].loguniform is not None:
+            self.axes.set_xscale("log")
+        elif all(isinstance(value, int) for value in self.values):
+            self.axes.set_xticks(sorted(set(self.values)), [str(value) for value in sorted(set(self.values))])
 
 
-def _parameter(axes: Axes, summary: Json, metric: Metric, key: str) -> None:
-    trials = [trial for trial in summary["trials"] if _value(trial) is not None]
-    values = [trial["parameters"][key] for trial in trials]
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    known = {value_text(value): value for value in values}
-    texts = sorted(known, key=lambda text: known[text]) if numeric else list(known)
-    places = {text: float(index) for index, text in enumerate(texts)}
-
-    def place(trial: Json) -> float:
-        value = trial["parameters"][key]
-        return float(value) if numeric and not _spread(summary, key) else places[value_text(value)]
-
-    # Lines join trials that differ in this parameter alone.
-    others = [name for name in summary["parameters"] if name != key]
-    series: dict[str, list[Json]] = {}
-    for trial in trials:
-        short = summary["short"]
-        label = " ".join(f"{short[name]}={value_text(trial['parameters'][name])}" for name in others)
-        series.setdefault(label, []).append(trial)
-    lines = {label: found for label, found in series.items() if len(found) > 1}
-    few = 1 < len(lines) <= len(SERIES)
-    for index, (label, found) in enumerate(series.items()):
-        colour = SERIES[index % len(SERIES)] if few else FRONT
-        through = sorted((trial for trial in found if trial["status"] == "done"), key=place)
-        axes.plot(
-            [place(trial) for trial in through],
-            _values(through),
-            "o-",
-            color=colour,
-            lw=1.6 if len(lines) <= len(SERIES) else 0.7,
-            ms=5,
-            alpha=0.95 if len(lines) <= len(SERIES) else 0.6,
-            label=label if few and label in lines else None,
-        )
-        stopped = [trial for trial in found if trial["status"] == "stopped"]
-        axes.plot([place(trial) for trial in stopped], _values(stopped), "x", color=STOPPED, ms=7)
-    best = next((trial for trial in trials if trial["best"]), None)
-    if best is not None:
-        axes.plot([place(best)], _values([best]), "o", mfc="none", mec=INK, mew=1.6, ms=11, zorder=5)
-    _references(axes, summary, metric)
-    axes.set_title(key, loc="left", fontweight="bold", color=INK, pad=10)
-    axes.set_xlabel(summary["short"][key])
-    axes.set_ylabel(metric.key)
-    axes.yaxis.set_major_formatter(_writer(metric))
-    if not numeric or _spread(summary, key):
-        axes.set_xticks(list(places.values()), list(places))
-    elif "loguniform" in summary["parameters"][key]:
-        axes.set_xscale("log")
-    elif all(isinstance(value, int) for value in values):
-        axes.set_xticks(sorted(set(values)), [str(value) for value in sorted(set(values))])
-    if few:
-        axes.legend(fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, labelcolor=MUTED)
-
-
-def _spread(summary: Json, key: str) -> bool:
-    """Grid values are set side by side where true distances would crowd some of them: 1e-4, 1e-3, 1e-2."""
-    values = summary["parameters"][key].get("grid")
+def _spread(summary: SweepSummary, key: str) -> bool:
+    """Tell whether true distances would crowd some grid values (1e-4, 1e-3, 1e-2), so that they stand side by side."""
+    values = summary.parameters[key].grid
     if not values or not all(isinstance(value, int | float) for value in values):
         return False
     low, high = min(values), max(values)
     return bool(low > 0 and high / low >= 20)
 
 
-def _references(axes: Axes, summary: Json, metric: Metric) -> None:
-    """Baselines that are the same for all trials, and the untouched model, as lines across."""
-    if metric.split is None:
-        return
-    for name, value, colour in references(summary, metric):
+def _references(axes: Axes, summary: SweepSummary) -> None:
+    """Draw baselines that are the same for all trials, and the untouched model, as lines across."""
+    for name, value, colour in references(summary):
         axes.axhline(value, color=colour, lw=1.2, ls="--", zorder=1)
         axes.annotate(
             name,
@@ -152,24 +164,27 @@ def _references(axes: Axes, summary: Json, metric: Metric) -> None:
         )
 
 
-def references(summary: Json, metric: Metric) -> list[tuple[str, float, str]]:
-    """(what, figure, colour)."""
+def references(summary: SweepSummary) -> list[tuple[str, float, str]]:
+    """Return (what, figure, colour) of what trials are compared with: the untouched model, and every other regime that
+    comes to the same in all trials."""
+    metric = summary.compared_by
     found: list[tuple[str, float, str]] = []
     if metric.split is None:
         return found
-    original = (summary["original"].get(metric.split) or {}).get(metric.name)
+    original = summary.original.get(metric.split, {}).get(metric.name)
     if original is not None:
         found.append(("original", float(original), MUTED))
-    names = dict.fromkeys(name for trial in summary["trials"] for name in trial["regimes"])
-    for name in names:
-        if name == metric.regime:
-            continue
-        regimes = [trial["regimes"].get(name) for trial in summary["trials"]]
-        values = {regime[metric.split].get(metric.name) for regime in regimes if regime is not None} - {None}
-        if len(values) == 1:
-            kind = next(regime["kind"] for regime in regimes if regime is not None)
-            found.append((name, float(values.pop()), SHADES.get(kind, SHADES["segprop"])[0]))
+    for name in dict.fromkeys(name for trial in summary.trials for name in trial.regimes):
+        regimes = [trial.regimes[name] for trial in summary.trials if name in trial.regimes]
+        values = {regime.metrics(metric.split).get(metric.name) for regime in regimes}
+        known = [value for value in values if value is not None]
+        if name != metric.regime and len(known) == 1:
+            found.append((name, float(known[0]), _colour(regimes[0])))
     return found
+
+
+def _colour(regime: TrialRegime) -> str:
+    return of_kind(regime.kind).shades[0]
 
 
 def _writer(metric: Metric) -> FuncFormatter:
@@ -178,61 +193,69 @@ def _writer(metric: Metric) -> FuncFormatter:
     return FuncFormatter(lambda value, _: metric.written(value) if metric.split is None else f"{value:.4g}")
 
 
-def front(summary: Json) -> str | None:
-    """Quality against memory and against time; filled: no trial beats it in all three."""
-    metric, trials = metric_of(summary), summary["trials"]
-    memory = memory_key(trials)
-    through = [trial for trial in trials if trial["status"] == "done" and trial["metric"] is not None]
-    if not through:
+@dataclass(frozen=True)
+class _Side:
+    """What quality is drawn against: a figure of trials and regimes, and how it is written."""
+
+    words: str
+    value: Callable[[TrialSummary | TrialRegime], float]
+    written: Callable[[float], str]
+
+
+def front(summary: SweepSummary) -> str | None:
+    """Draw quality against memory and against time; filled: no trial beats it in all three."""
+    if not summary.through:
         return None
-    label = "peak device memory" if memory == "peak_device_bytes" else "peak host memory above idle"
-    sides: list[tuple[str, Callable[[Json], float], str, Callable[[float], str]]] = [
-        (memory, lambda item: float(item.get(memory) or 0.0), label, bytes_text),
-        ("seconds", lambda item: float(item["seconds"] or 0.0), "compute time of the trial on its own", seconds_text),
+    label = "peak device memory" if summary.on_device else "peak host memory above idle"
+    sides = [
+        _Side(label, lambda item: float(summary.peak(item) or 0.0), bytes_text),
+        _Side("compute time of the trial on its own", lambda item: float(item.seconds or 0.0), seconds_text),
     ]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11.4, 3.9), layout=spacious())
         panels = figure.subplots(1, 2, sharey=True)
-        for axes, (_, x, words, written) in zip(panels, sides, strict=True):
-            for trial in sorted(through, key=lambda item: item["pareto"]):
-                colour = FRONT if trial["pareto"] else REST
-                axes.plot(
-                    [x(trial)],
-                    [trial["metric"]],
-                    "o",
-                    color=colour,
-                    mfc=colour if trial["pareto"] else "white",
-                    mew=1.5,
-                    ms=8,
-                    zorder=4 if trial["pareto"] else 3,
-                )
-            _labels(axes, [(x(trial), float(trial["metric"]), trial) for trial in through])
-            for name, value, item in _baselines(summary, metric):
-                colour = SHADES.get(item["kind"], SHADES["segprop"])[0]
-                axes.plot([x(item)], [value], "D", color=colour, ms=7, zorder=5)
-                axes.annotate(
-                    name, (x(item), value), xytext=(7, -11), textcoords="offset points", fontsize=9, color=colour
-                )
-            axes.set_xlabel(words)
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _, written=written: written(value)))
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-            axes.margins(x=0.12, y=0.14)
-            axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
-        panels[0].set_ylabel(metric.key)
-        panels[0].yaxis.set_major_formatter(_writer(metric))
-        return svg(figure, "front", f"{metric.key} against memory and time of every trial")
+        for axes, side in zip(panels, sides, strict=True):
+            _front_side(axes, summary, side)
+        panels[0].set_ylabel(summary.metric.key)
+        panels[0].yaxis.set_major_formatter(_writer(summary.compared_by))
+        return svg(figure, "front", f"{summary.metric.key} against memory and time of every trial")
 
 
-def _labels(axes: Axes, points: Sequence[tuple[float, float, Json]]) -> None:
-    """Names of the trials on the front; points at one place share a label."""
-    places: dict[tuple[str, str], list[tuple[float, float, Json]]] = {}
+def _front_side(axes: Axes, summary: SweepSummary, side: _Side) -> None:
+    for trial, value in sorted(summary.through, key=lambda item: item[0].pareto):
+        colour = FRONT if trial.pareto else REST
+        axes.plot(
+            [side.value(trial)],
+            [value],
+            "o",
+            color=colour,
+            mfc=colour if trial.pareto else "white",
+            mew=1.5,
+            ms=8,
+            zorder=4 if trial.pareto else 3,
+        )
+    _labels(axes, [(side.value(trial), value, trial) for trial, value in summary.through])
+    for name, value, regime in _baselines(summary):
+        x, colour = side.value(regime), _colour(regime)
+        axes.plot([x], [value], "D", color=colour, ms=7, zorder=5)
+        axes.annotate(name, (x, value), xytext=(7, -11), textcoords="offset points", fontsize=9, color=colour)
+    axes.set_xlabel(side.words)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: side.written(value)))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.margins(x=0.12, y=0.14)
+    axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
+
+
+def _labels(axes: Axes, points: Sequence[tuple[float, float, TrialSummary]]) -> None:
+    """Name the trials on the front; points at one place share a label."""
+    places: dict[tuple[str, str], list[tuple[float, float, TrialSummary]]] = {}
     for x, y, trial in points:
-        if trial["pareto"] or trial["best"]:
+        if trial.pareto or trial.best:
             places.setdefault((f"{x:.3g}", f"{y:.4g}"), []).append((x, y, trial))
     for found in places.values():
         x, y, _ = found[0]
-        names = ", ".join(trial["name"] for _, _, trial in found)
-        best = any(trial["best"] for _, _, trial in found)
+        names = ", ".join(trial.name for _, _, trial in found)
+        best = any(trial.best for _, _, trial in found)
         axes.annotate(
             f"{names}, best" if best else names,
             (x, y),
@@ -245,73 +268,85 @@ def _labels(axes: Axes, points: Sequence[tuple[float, float, Json]]) -> None:
         )
 
 
-def _baselines(summary: Json, metric: Metric) -> list[tuple[str, float, Json]]:
-    """Other regimes that are the same in every trial, with their own memory and time."""
-    same = {name: value for name, value, _ in references(summary, metric) if name != "original"}
+def _baselines(summary: SweepSummary) -> list[tuple[str, float, TrialRegime]]:
+    """Return other regimes that come to the same in every trial, with their own memory and time."""
     found = []
-    for name, value in same.items():
-        regime = next(trial["regimes"][name] for trial in summary["trials"] if name in trial["regimes"])
-        if regime["status"] in ("done", "reused"):
+    for name, value, _ in references(summary):
+        regime = next((trial.regimes[name] for trial in summary.trials if name in trial.regimes), None)
+        if regime is not None and name != "original" and regime.done:
             found.append((name, value, regime))
     return found
 
 
-def shared(summary: Json) -> str | None:
-    """What the trials asked for and what was run, by kind: tasks on the left, their compute time on the right."""
-    kinds = {kind: found for kind, found in summary["sharing"]["kinds"].items() if found["asked"]}
+@dataclass(frozen=True)
+class _Bars:
+    """One panel of what was shared: a figure of what was asked for, and of what was run."""
+
+    words: str
+    asked: Callable[[Shared], float]
+    run: Callable[[Shared], float]
+    written: Callable[[float], str]
+
+
+_SHARED_BARS = (
+    _Bars("tasks", lambda found: found.asked, lambda found: found.run, lambda value: f"{value:.0f}"),
+    _Bars("compute time", lambda found: found.seconds_asked, lambda found: found.seconds_run, seconds_text),
+)
+
+
+def shared(summary: SweepSummary) -> str | None:
+    """Draw what the trials asked for and what was run, by kind: tasks on the left, their compute time on the right."""
+    kinds = {kind: found for kind, found in summary.sharing.kinds.items() if found.asked}
     if not kinds:
         return None
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11.4, 0.9 + 0.46 * len(kinds)), layout=spacious())
         panels = figure.subplots(1, 2, sharey=True)
         rows = list(range(len(kinds)))[::-1]
-        sides: list[tuple[str, str, str, Callable[[float], str]]] = [
-            ("asked", "run", "tasks", lambda value: f"{value:.0f}"),
-            ("seconds_asked", "seconds_run", "compute time", seconds_text),
-        ]
-        for axes, (asked, run, words, written) in zip(panels, sides, strict=True):
-            axes.barh(rows, [found[asked] for found in kinds.values()], color=GRID, height=0.62)
-            axes.barh(rows, [found[run] for found in kinds.values()], color=FRONT, height=0.62, alpha=0.9)
-            most = max(found[asked] for found in kinds.values()) or 1.0
-            for row, found in zip(rows, kinds.values(), strict=True):
-                axes.text(
-                    found[asked] + 0.015 * most,
-                    row,
-                    f"{written(found[run])} of {written(found[asked])}",
-                    va="center",
-                    fontsize=9,
-                    color=INK,
-                )
-            axes.set_xlim(0, 1.28 * most)
-            axes.set_title(words, loc="left", color=INK, fontweight="bold", fontsize=10.5)
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _, written=written: written(value)))
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=words == "tasks"))
-            axes.grid(axis="y", visible=False)
-        panels[0].set_yticks(rows, [KINDS.get(kind, kind) for kind in kinds])
+        for axes, bars in zip(panels, _SHARED_BARS, strict=True):
+            _shared_bars(axes, bars, dict(zip(rows, kinds.values(), strict=True)))
+        panels[0].set_yticks(rows, [SHORT_NODE_WORDS.get(kind, kind) for kind in kinds])
         return svg(figure, "shared", "Tasks and compute time that trials asked for and that were run")
 
 
-def rungs(summary: Json) -> str | None:
-    """How every trial stood after each stage, where that decided whether it went on."""
-    metric = metric_of(summary)
-    shown = [trial for trial in summary["trials"] if trial["rungs"]]
-    if summary["scheduler"]["name"] == "all" or not shown:
+def _shared_bars(axes: Axes, bars: _Bars, rows: Mapping[int, Shared]) -> None:
+    asked = [bars.asked(found) for found in rows.values()]
+    run = [bars.run(found) for found in rows.values()]
+    axes.barh(list(rows), asked, color=GRID, height=0.62)
+    axes.barh(list(rows), run, color=FRONT, height=0.62, alpha=0.9)
+    most = max(asked) or 1.0
+    for row, wanted, done in zip(rows, asked, run, strict=True):
+        text = f"{bars.written(done)} of {bars.written(wanted)}"
+        axes.text(wanted + 0.015 * most, row, text, va="center", fontsize=9, color=INK)
+    axes.set_xlim(0, 1.28 * most)
+    axes.set_title(bars.words, loc="left", color=INK, fontweight="bold", fontsize=10.5)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: bars.written(value)))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=bars.words == "tasks"))
+    axes.grid(axis="y", visible=False)
+
+
+def rungs(summary: SweepSummary) -> str | None:
+    """Draw how every trial stood after each stage, where that decided whether it went on."""
+    shown = [trial for trial in summary.trials if trial.rungs]
+    if summary.scheduler.name == "all" or not shown:
         return None
+    colours = {"done": FRONT, "stopped": STOPPED}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11.4, 3.6), layout=spacious())
         axes = figure.subplots(1, 1)
         for trial in shown:
-            xs = [rung["stages"] for rung in trial["rungs"]]
-            ys = [rung["metric"] for rung in trial["rungs"]]
-            colour = FRONT if trial["status"] == "done" else STOPPED if trial["status"] == "stopped" else REST
-            axes.plot(xs, ys, "o-", color=colour, lw=2.4 if trial["best"] else 1.3, ms=4.5, alpha=0.9)
-            if trial["status"] == "stopped":
+            xs, ys = [rung.stages for rung in trial.rungs], [_number(rung.metric) for rung in trial.rungs]
+            colour, last = colours.get(trial.status, REST), (xs[-1], ys[-1])
+            axes.plot(xs, ys, "o-", color=colour, lw=2.4 if trial.best else 1.3, ms=4.5, alpha=0.9)
+            if trial.status == "stopped":
                 axes.plot(xs[-1:], ys[-1:], "x", color=STOPPED, ms=9, mew=2)
-            axes.annotate(
-                trial["name"], (xs[-1], ys[-1]), xytext=(7, -3), textcoords="offset points", fontsize=9, color=colour
-            )
-        axes.set_xlabel(f"stages of {metric.regime}")
-        axes.set_ylabel(metric.key)
+            axes.annotate(trial.name, last, xytext=(7, -3), textcoords="offset points", fontsize=9, color=colour)
+        axes.set_xlabel(f"stages of {summary.metric.regime}")
+        axes.set_ylabel(summary.metric.key)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.yaxis.set_major_formatter(_writer(metric))
-        return svg(figure, "rungs", f"{metric.key} of every trial after each stage")
+        axes.yaxis.set_major_formatter(_writer(summary.compared_by))
+        return svg(figure, "rungs", f"{summary.metric.key} of every trial after each stage")
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,4 +1,4 @@
-"""What the trials of a sweep are compared by: a figure of a trial's summary. Pure."""
+"""Define what the trials of a sweep are compared by: a figure of a trial's summary. Pure."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from orchestrator.config.messages import nearest
-from orchestrator.units import bytes_text, count_text, percent_text, seconds_text
+from cache_store.suggest import did_you_mean
+from orchestrator.reports.commit_view import epoch_at_commit, epochs_of
+from orchestrator.reports.records import Summary
+from orchestrator.reports.words import of_kind
+from orchestrator.units import DASH, bytes_text, count_text, percent_text, seconds_text
 
-Json = Mapping[str, Any]
-Mode = Literal["max", "min"]
+MetricMode = Literal["max", "min"]
 
-SPLITS = {"test": "metrics", "validation": "validation"}
-IMAGE_NAMES = ("accuracy", "loss")
-TEXT_NAMES = ("loss", "perplexity", "accuracy", "token_accuracy")
+SPLITS = ("test", "validation")
 #: Figures of a regime in summary.json, and how they are written.
 FIGURES = {
     "seconds": seconds_text,
@@ -33,7 +33,7 @@ class Metric:
     regime: str
     split: str | None
     name: str
-    mode: Mode
+    mode: MetricMode
 
     @property
     def key(self) -> str:
@@ -43,19 +43,21 @@ class Metric:
     def sign(self) -> int:
         return 1 if self.mode == "max" else -1
 
-    def of(self, summary: Json) -> float | None:
-        """The figure in a trial's summary; None where it is not there (yet)."""
-        regime = summary["regimes"].get(self.regime)
+    def of(self, summary: Summary) -> float | None:
+        """Return the figure in a trial's summary; None where it is not there (yet)."""
+        regime = summary.regimes.get(self.regime)
         if regime is None:
             return None
-        value = regime["final"][SPLITS[self.split]].get(self.name) if self.split else regime[self.name]
+        if self.split is None:
+            value = getattr(regime, self.name)
+        else:
+            value = (regime.final.metrics if self.split == "test" else regime.final.validation).get(self.name)
         return None if value is None else float(value)
 
-    def of_stage(self, result: Json) -> float | None:
-        """The validation figure of a stage's commit, at the epoch it kept: what is known of a trial on its way."""
-        committed = result.get("committed_epoch")
-        epoch: Json = next((item for item in result.get("epochs", ()) if item.get("epoch") == committed), {})
-        value = (epoch.get("validation") or {}).get(self.name, epoch.get(f"validation_{self.name}"))
+    def of_stage(self, result: Mapping[str, Any]) -> float | None:
+        """Return the validation figure of a stage's result at the epoch it kept: how a trial stands on its way."""
+        epoch = epoch_at_commit(result, epochs_of(result))
+        value = (epoch.validation or {}).get(self.name, epoch.figure(f"validation_{self.name}"))
         return None if value is None else float(value)
 
     def better(self, value: float, other: float) -> bool:
@@ -66,18 +68,18 @@ class Metric:
             return FIGURES[self.name](value)
         if self.name.endswith("accuracy"):
             return percent_text(value, 2)
-        return "–" if value is None else f"{value:.4f}"
+        return DASH if value is None else f"{value:.4f}"
 
 
-def parse(key: str | None, mode: Mode | None, regimes: Mapping[str, str], *, text: bool) -> Metric:
-    """`regimes`: name -> kind. Raises ValueError with what is allowed."""
-    names = TEXT_NAMES if text else IMAGE_NAMES
+def parse(key: str | None, mode: MetricMode | None, regimes: Mapping[str, str], *, names: Sequence[str]) -> Metric:
+    """Read `sweep.metric`. `regimes`: name -> kind; `names`: metrics of an evaluation, the default first. ValueError
+    with what is allowed."""
     if key is None:
-        regime = next((name for name, kind in regimes.items() if kind == "segprop"), next(iter(regimes)))
+        regime = next((name for name, kind in regimes.items() if of_kind(kind).has_base), next(iter(regimes)))
         key = f"{regime}.validation.{names[0]}"
     regime, *rest = key.split(".")
     if regime not in regimes:
-        raise ValueError(f"{key}: no regime {regime}{nearest(regime, list(regimes))}; there are {', '.join(regimes)}")
+        raise ValueError(f"{key}: no regime {regime}{did_you_mean(regime, regimes)}; there are {', '.join(regimes)}")
     if len(rest) == 1 and rest[0] in FIGURES:
         return Metric(regime, None, rest[0], mode or "min")
     if len(rest) == 2 and rest[0] in SPLITS and rest[1] in names:
@@ -88,4 +90,4 @@ def parse(key: str | None, mode: Mode | None, regimes: Mapping[str, str], *, tex
 def _allowed(regime: str, rest: Sequence[str], names: Sequence[str]) -> str:
     known = [*(f"{split}.{name}" for split in SPLITS for name in names), *FIGURES]
     wrong = ".".join(rest)
-    return f"no such figure{nearest(wrong, known)}; allowed after {regime}.: {', '.join(known)}"
+    return f"no such figure{did_you_mean(wrong, known)}; allowed after {regime}.: {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""The plans of all trials as one, and what they share. Pure.
+"""Join the plans of all trials into one, and count what they share. Pure.
 
 A node's id is the digest of what determines its outcome, so what trials have in common needs no looking for: the same
 node in two plans is the same work. One driver over the union of the plans runs it once.
@@ -19,7 +19,7 @@ SEPARATOR = "/"
 
 
 def union(plans: Mapping[str, Plan]) -> Plan:
-    """Trial -> plan as one plan, in the order of the trials: earlier ones are preferred. Targets are those of all."""
+    """Join plans (trial -> plan) in the order of the trials: earlier ones are preferred. Targets are those of all."""
     nodes: dict[str, Node] = {}
     asked: dict[str, dict[str, None]] = {}
     regimes: dict[str, RegimePlan] = {}
@@ -39,13 +39,13 @@ def union(plans: Mapping[str, Plan]) -> Plan:
 
 
 def _label(node: Node, trials: list[str]) -> str:
-    if node.kind in ("data", "model"):
+    if node.shared:
         return node.label
     return f"{trials[0]}{f' (+{len(trials) - 1})' if len(trials) > 1 else ''} {node.label}"
 
 
 def closure(plan: Plan, targets: Iterable[str]) -> frozenset[str]:
-    """The targets and all that they need, whatever is done already."""
+    """Return the targets and all that they need, whatever is done already."""
     found: set[str] = set()
     stack = list(targets)
     while stack:
@@ -64,7 +64,7 @@ def held(
     released: AbstractSet[str],
     partial: AbstractSet[str] = schedule.NONE,
 ) -> frozenset[str]:
-    """Snapshot sets that are there, or in part, and that `targets`, some of which nobody may ask for yet, will read."""
+    """Return the sets that are there, or in part, and that `targets` will read, though some are not asked for yet."""
     todo = schedule.wanted(
         dataclasses.replace(plan, targets=tuple(targets)),
         committed=committed,
@@ -80,7 +80,7 @@ def held(
 
 
 def level_targets(plan: Plan, regime: str, stages: int) -> tuple[str, ...]:
-    """What a trial has to run until `stages` stages of `regime` can be judged; its other regimes run with the last."""
+    """Return what a trial runs until `stages` stages of `regime` can be judged; its other regimes run with the last."""
     chain = plan.regimes[regime]
     if stages >= len(chain.stages):
         return plan.targets
@@ -104,7 +104,7 @@ class Shared:
 
 
 def sharing(asked: Mapping[str, Collection[Node]], seconds: Callable[[Node], float | None]) -> dict[str, Shared]:
-    """By kind. `asked`: trial -> its nodes; `seconds`: what a node takes (None: not known, counted as nothing)."""
+    """Count by kind of node. `asked`: trial -> its nodes; `seconds`: what a node takes (None counts as nothing)."""
     found: dict[str, Shared] = {}
     seen: set[str] = set()
     for nodes in asked.values():
@@ -123,7 +123,7 @@ def sharing(asked: Mapping[str, Collection[Node]], seconds: Callable[[Node], flo
 
 
 def total(kinds: Iterable[Shared]) -> Shared:
-    """All kinds together."""
+    """Add all kinds together."""
     every = list(kinds)
     return Shared(
         sum(item.asked for item in every),
@@ -136,7 +136,7 @@ def total(kinds: Iterable[Shared]) -> Shared:
 def seconds_left(
     nodes: Iterable[Node], measured: Mapping[str, float], todo: AbstractSet[str], slots: int
 ) -> float | None:
-    """Time until `todo` is done: predicted, corrected by how the prediction fared for what is done (`measured`: node ->
+    """Predict the time until `todo` is done, corrected by how predictions fared for what is done (`measured`: node ->
     seconds). None before anything is."""
     every = list(nodes)
     expected = sum(node.estimate.seconds for node in every if node.id in measured)

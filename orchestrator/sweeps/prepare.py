@@ -1,4 +1,4 @@
-"""From a file with a `sweep` section to trials that can run: every trial's configuration is checked and planned before
+"""Make trials that can run of a file with a `sweep` section: every trial's configuration is checked and planned before
 anything starts, and all that is wrong with any of them is said at once.
 """
 
@@ -14,22 +14,23 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cache_store.errors import ConfigError, UserError
+from cache_store.storage.durable import write_atomically
 from orchestrator.config import load as configuration
 from orchestrator.config.messages import validated
 from orchestrator.config.schema import Config, plain
 from orchestrator.config.sweep_schema import SweepConfig
 from orchestrator.config.values import default_store
 from orchestrator.config.yaml_loader import Document, KeyPath, Problem, raise_problems
-from orchestrator.files import write_atomically
 from orchestrator.plan.graph import Plan
 from orchestrator.runs.prepare import CONFIG_FILE, Prepared, claim_run_dir, look_at_data, prepare_document
 from orchestrator.sweeps import metric as sweep_metric
 from orchestrator.sweeps import plan as sweep_plan
 from orchestrator.sweeps import space
 from orchestrator.sweeps.metric import Metric
+from workers.models.base import Finding
 
 if TYPE_CHECKING:
-    from orchestrator.runs.prepare import AnyData, AnyOutline
+    from workers.domains.planning import AnyData, AnyOutline
 
 #: Word before a parameter's value in messages.
 WORD = "sweep parameter"
@@ -74,18 +75,19 @@ class PreparedSweep:
         return Path(str(self.document.data["run_dir"]))
 
     def remade(self, change: Callable[[Prepared], Prepared]) -> PreparedSweep:
-        """With every trial's plan made again."""
+        """Return the sweep with every trial's plan made again."""
         trials = tuple(dataclasses.replace(trial, prepared=change(trial.prepared)) for trial in self.trials)
         plan = sweep_plan.union({trial.name: trial.prepared.plan for trial in trials})
         return dataclasses.replace(self, trials=trials, plan=plan)
 
     def changed(self, trial: Trial, parameters: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Prepared:
-        """A trial that goes on with other `parameters` after the stages of `history`, whose settings stay: an
+        """Prepare a trial that goes on with other `parameters` after the stages of `history`, whose settings stay: an
         ordinary configuration that overrides its first stages."""
         return prepare_document(_changed(self, trial, parameters, history), inspect=_remembering(look_at_data))
 
 
 def is_sweep(document: Document) -> bool:
+    """Tell whether a file has a `sweep` section."""
     return document.data.get("sweep") is not None
 
 
@@ -100,19 +102,22 @@ def prepare_sweep(
 def prepare_sweep_document(
     document: Document, *, inspect: Callable[[AnyData, int], AnyOutline] | None = None
 ) -> PreparedSweep:
-    """As `prepare_sweep`, of a file that was read already."""
+    """Do as `prepare_sweep`, with a file that was read already."""
     if not is_sweep(document):
         raise ConfigError(
             f"{document.source}: has no sweep section; `segprop run` runs it, docs/sweeps.md says how to add one"
         )
     problems: list[Problem] = []
     raw = json.loads(json.dumps(document.data["sweep"]))
-    section = validated(SweepConfig, raw, document, ("sweep",), problems)
+    findings: list[Finding] = []
+    section = validated(SweepConfig, raw, ("sweep",), findings)
+    problems += document.located(findings)
     if section is None or problems:
         # Nothing is known of trials: the rest of the file is checked as it stands.
         problems += configuration.check(configuration.with_values(document, {}, WORD)).problems
         raise_problems(document.source, problems)
-    assert isinstance(section, SweepConfig)
+    if section is None:
+        raise ConfigError(f"{document.source}: its sweep section cannot be read")
     problems += _parameter_problems(section, document)
     raise_problems(document.source, problems)
     trials = _trials(section, document, _remembering(inspect or look_at_data))
@@ -174,7 +179,7 @@ def _problem(found: Mapping[str, Any] | str) -> Problem:
 
 
 def _document(document: Document, name: str, folder: str, point: Mapping[str, Any]) -> Document:
-    """A trial's own file: a run below the sweep's, on the sweep's store."""
+    """Make a trial's own file: a run below the sweep's, on the sweep's store."""
     changed = configuration.with_values(document, point, WORD)
     data = changed.data
     changed.source = f"{document.source} ({name}: {space.point_text(point)})"
@@ -199,7 +204,7 @@ def _changed(
 
 
 def _remembering(inspect: Callable[[AnyData, int], AnyOutline]) -> Callable[[AnyData, int], AnyOutline]:
-    """Trials that differ in other things look at the data once."""
+    """Look at the data once for trials that differ in other things."""
     known: dict[tuple[str, int], AnyOutline] = {}
 
     def look(data: AnyData, seed: int) -> AnyOutline:
@@ -213,9 +218,8 @@ def _remembering(inspect: Callable[[AnyData, int], AnyOutline]) -> Callable[[Any
 
 def _metric(section: SweepConfig, document: Document, config: Config) -> Metric:
     kinds = {name: regime.kind for name, regime in config.regimes.items()}
-    text = config.regime(next(iter(config.regimes))).is_text
     try:
-        return sweep_metric.parse(section.metric, section.mode, kinds, text=text)
+        return sweep_metric.parse(section.metric, section.mode, kinds, names=config.domain.metrics)
     except ValueError as error:
         raise_problems(document.source, [document.problem(("sweep", "metric"), str(error))])
         raise
@@ -245,8 +249,9 @@ def _scheduler_problems(section: SweepConfig, document: Document, trials: Sequen
     if name == "all":
         return []
     found = []
-    if config.resources.runner == "local":
-        found.append(document.problem(path, f"{name}: is Ray Tune's; with resources.runner local only all is there"))
+    if not config.resources.on_ray:
+        runner = config.resources.runner
+        found.append(document.problem(path, f"{name}: is Ray Tune's; with resources.runner {runner} only all is there"))
     if name == "pbt" and len(config.regimes) > 1:
         found.append(document.problem(path, f"pbt: needs one regime alone, there are {', '.join(config.regimes)}"))
     if name == "pbt" and len(trials) < 2:

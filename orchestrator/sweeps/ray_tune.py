@@ -1,4 +1,4 @@
-"""Ray Tune decides which trials run and which go on; the driver does their work.
+"""Let Ray Tune decide which trials run and which go on; the driver does their work.
 
 A trial of Tune is a shell here: a process that holds no device and no model. It tells the driver that it begins, waits
 until the driver has its next stage done, reports the figure to Tune, and asks for the next stage when Tune lets it go
@@ -17,7 +17,7 @@ import random
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class Board:
 
 
 def shell(config: dict[str, Any], board: Any, metric: str, keeps_history: bool) -> None:
-    """What runs in a trial of Tune."""
+    """Run in a trial of Tune: ask for a stage, report its figure, until the trial ends."""
     trial = tune.get_context().get_trial_name()
     parameters = {key: _rounded(value) for key, value in config["point"]["parameters"].items()}
     history = _history()
@@ -91,12 +91,12 @@ def shell(config: dict[str, Any], board: Any, metric: str, keeps_history: bool) 
 
 
 def _rounded(value: Any) -> Any:
-    """pbt changes numbers by a factor; four digits are what a table shows and a person types again."""
+    """Round to four digits: what a table shows and a person types again. pbt changes numbers by a factor."""
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _history() -> list[dict[str, Any]]:
-    """Settings of the stages that a trial takes over (pbt)."""
+    """Read the settings of the stages that a trial takes over (pbt)."""
     checkpoint = tune.get_checkpoint()
     if checkpoint is None:
         return []
@@ -124,7 +124,7 @@ class _Listener(tune.Callback):  # type: ignore[misc]  # Ray's own has no types
         self._messages.put(Ended(str(trial)))
 
 
-class _Off(tune.Stopper):  # type: ignore[misc]
+class _Off(tune.Stopper):  # type: ignore[misc]  # Ray's own has no types
     """Ends Tune from the driver's side: its thread must not outlive the connection to Ray."""
 
     def __init__(self) -> None:
@@ -148,7 +148,7 @@ class _Off(tune.Stopper):  # type: ignore[misc]
 
 
 class TuneDecider:
-    """`sweep_steering.Decider` by Ray Tune, which runs in a thread of this process."""
+    """A `steering.Decider` by Ray Tune, which runs in a thread of this process."""
 
     def __init__(
         self,
@@ -181,7 +181,8 @@ class TuneDecider:
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         self._folder = tempfile.mkdtemp(prefix="segprop-tune-")
-        self._board = Board.remote()  # type: ignore[attr-defined]
+        board: Any = Board  # what Ray makes of the class has no types
+        self._board = board.remote()
         self._thread.start()
 
     def _fit(self) -> None:
@@ -249,7 +250,7 @@ def _name(trial: Any) -> str:
 
 
 def scheduler_of(settings: SchedulerConfig, draws: Mapping[str, Draw], stages: int) -> TrialScheduler:
-    """Tune's scheduler. Time is counted in stages of the metric's regime."""
+    """Make Tune's scheduler. Time is counted in stages of the metric's regime."""
     if settings.name == "asha":
         return AsyncHyperBandScheduler(
             time_attr=STAGES,
@@ -270,14 +271,14 @@ def scheduler_of(settings: SchedulerConfig, draws: Mapping[str, Draw], stages: i
 
 
 def tune_space(draw: Draw) -> Any:
-    """A parameter's values as a search space of Tune."""
-    spaces: dict[str, Any] = {
-        "choice": tune.choice,
-        "uniform": tune.uniform,
-        "loguniform": tune.loguniform,
-        "randint": tune.randint,
-    }
-    values: Sequence[Any] = draw.values
-    if draw.kind == "grid":
-        return list(values)
-    return spaces[draw.kind](list(values)) if draw.kind == "choice" else spaces[draw.kind](*values)
+    """Return a parameter's values as a search space of Tune."""
+    return _SPACES[draw.kind](draw.values)
+
+
+_SPACES: Mapping[str, Callable[[Sequence[Any]], Any]] = {
+    "grid": list,
+    "choice": lambda values: tune.choice(list(values)),
+    "uniform": lambda bounds: tune.uniform(*bounds),
+    "loguniform": lambda bounds: tune.loguniform(*bounds),
+    "randint": lambda bounds: tune.randint(*bounds),
+}

@@ -1,4 +1,4 @@
-"""One invocation of a sweep: picks who decides, drives all trials at once, and writes what they leave behind."""
+"""Carry out one invocation of a sweep: pick who decides, drive all trials at once, and write what they leave behind."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from cache_store.errors import SegpropError, UserError
 from cache_store.storage.base import Storage
-from orchestrator.environment import describe_environment
+from cache_store.storage.open import open_storage
+from orchestrator.environment import Environment, describe_environment
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Driver, Outcome
 from orchestrator.execution.run_lease import RunLease
 from orchestrator.execution.signals import stop_on_signals
 from orchestrator.plan.graph import Plan
 from orchestrator.progress import Progress
+from orchestrator.reports.record_json import from_json
 from orchestrator.reports.summary import summarize, write_summary
 from orchestrator.runners import factory
+from orchestrator.runners.base import RunnerRequest
 from orchestrator.runs import session
 from orchestrator.runs.prepare import Prepared, with_figures
 from orchestrator.sweeps import plan as sweep_plan
@@ -26,10 +28,12 @@ from orchestrator.sweeps.event_log import SweepLog
 from orchestrator.sweeps.metric import Metric
 from orchestrator.sweeps.page import print_trials, write_sweep_report
 from orchestrator.sweeps.prepare import PreparedSweep, renew
+from orchestrator.sweeps.records import SweepSummary, TrialSummary
 from orchestrator.sweeps.space import point_text
-from orchestrator.sweeps.steering import Begun, Course, Decider, Everything, Steering, unfinished
-from orchestrator.sweeps.summary import sweep_summary
+from orchestrator.sweeps.steering import Begun, Course, Decider, Everything, SweepSteering, TrialHooks, unfinished
+from orchestrator.sweeps.summary import Invocation, sweep_summary
 from orchestrator.units import seconds_text
+from workers.specs.results import NodeFigures
 
 SUMMARY_FILE, REPORT_FILE, JOURNAL_FILE = "sweep.json", "report.html", "decisions.jsonl"
 
@@ -38,7 +42,7 @@ def execute(sweep: PreparedSweep, *, quiet: bool = False, take_over: bool = Fals
     """Run all trials to their end, or as far as the scheduler lets them; returns the exit code. RunTaken when another
     driver is at work on the sweep; `take_over` stops that one instead."""
     started = time.monotonic()
-    storage = Storage.open(sweep.config.store)
+    storage = open_storage(sweep.config.store)
     sweep = _measured(sweep, storage, quiet, take_over)
     ledger = CommitLog.read(storage, sweep.plan)
     before = set(ledger.commits)
@@ -64,7 +68,7 @@ def execute(sweep: PreparedSweep, *, quiet: bool = False, take_over: bool = Fals
 
 
 def _measured(sweep: PreparedSweep, storage: Storage, quiet: bool, take_over: bool) -> PreparedSweep:
-    """The sweep with plans made for good: what decides them (snapshots.costs: measured) is measured first."""
+    """Return the sweep with plans made for good: what decides them (snapshots.costs: measured) is measured first."""
     plans = {trial.name: trial.prepared.plan for trial in sweep.trials if trial.prepared.plan.unmeasured}
     if not plans:
         return sweep
@@ -79,13 +83,11 @@ def _measured(sweep: PreparedSweep, storage: Storage, quiet: bool, take_over: bo
 
 def report(sweep: PreparedSweep) -> None:
     """Write sweep.json and report.html again: figures from what the store holds, decisions as they were told before."""
-    ledger = CommitLog.read(Storage.open(sweep.config.store), sweep.plan)
+    ledger = CommitLog.read(open_storage(sweep.config.store), sweep.plan)
     run = _Run(sweep, ledger, set(ledger.commits), time.monotonic())
-    try:
-        told = json.loads((sweep.run_dir / SUMMARY_FILE).read_text())
-    except (OSError, ValueError):
-        told = {"trials": []}
-    exports = {trial["name"]: run.recall(trial) for trial in told["trials"] if trial["name"] in run.courses}
+    told = _told(sweep)
+    trials = told.trials if told is not None else ()
+    exports = {trial.name: run.recall(trial) for trial in trials if trial.name in run.courses}
     finished = True
     for course in run.courses.values():
         ledger.look_up(course.plan.nodes)
@@ -93,7 +95,18 @@ def report(sweep: PreparedSweep) -> None:
             course.status = "done"
         finished = finished and course.status in ("done", "stopped")
     outcome = Outcome("done" if finished else "stopped", reused=set(ledger.commits))
-    print_trials(run.write_sweep(outcome, exports=exports, wall_seconds=told.get("wall_seconds")))
+    wall_seconds = told.wall_seconds if told is not None else None
+    print_trials(run.write_sweep(outcome, exports=exports, wall_seconds=wall_seconds))
+
+
+def _told(sweep: PreparedSweep) -> SweepSummary | None:
+    """Return what `sweep.json` says; None where there is none that can be read."""
+    path = sweep.run_dir / SUMMARY_FILE
+    try:
+        told = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return from_json(SweepSummary, told, str(path))
 
 
 class _Run:
@@ -117,8 +130,10 @@ class _Run:
         return self.sweep.metric
 
     def score(self, course: Course) -> float | None:
-        """The metric of a trial that is through."""
-        return self.metric.of(summarize(course.name, course.plan, self.ledger.commits, status="done", environment={}))
+        """Return the metric of a trial that is through."""
+        return self.metric.of(
+            summarize(course.name, course.plan, self.ledger.to_json(), status="done", environment=Environment())
+        )
 
     def change(self, course: Course, begun: Begun) -> Plan:
         trial = self.trials[course.name]
@@ -126,42 +141,43 @@ class _Run:
         self.prepared[course.name] = prepared
         return prepared.plan
 
-    def recall(self, trial: Mapping[str, Any]) -> dict[str, str]:
-        """What `sweep.json` says became of a trial; returns its exports, regime -> folder."""
-        course = self.courses[trial["name"]]
-        begun = Begun(course.name, trial["parameters"], tuple(trial["history"]))
+    def recall(self, trial: TrialSummary) -> dict[str, str]:
+        """Take over what `sweep.json` says became of a trial; returns its exports, regime -> folder."""
+        course = self.courses[trial.name]
+        begun = Begun(course.name, trial.parameters, trial.history)
         if begun.history:
             course.plan = self.change(course, begun)
             course.parameters, course.history = begun.parameters, begun.history
-        course.status, course.message = trial["status"], trial["message"]
-        course.rungs = [(rung["stages"], rung["metric"]) for rung in trial["rungs"]]
+        course.status, course.message = trial.status, trial.message
+        course.rungs = [(rung.stages, rung.metric) for rung in trial.rungs]
         course.judged = course.rungs[-1][0] if course.rungs else 0
-        return {name: regime["export"] for name, regime in trial["regimes"].items() if regime["export"]}
+        return {name: regime.export for name, regime in trial.regimes.items() if regime.export}
 
     def write_sweep(
         self, outcome: Outcome, *, exports: Mapping[str, Mapping[str, str]], wall_seconds: float | None
-    ) -> dict[str, Any]:
-        """sweep.json and the report, from what is committed."""
+    ) -> SweepSummary:
+        """Write sweep.json and the report, from what is committed."""
         sweep = self.sweep
         summary = sweep_summary(
             sweep.run,
             sweep.section,
             sweep.metric,
             list(self.courses.values()),
-            self.ledger.commits,
-            status=outcome.status,
-            environment=describe_environment(),
-            before=self.before,
-            failures=outcome.failures,
-            exports=exports,
-            wall_seconds=wall_seconds,
+            self.ledger.to_json(),
+            Invocation(
+                status=outcome.status,
+                environment=describe_environment(),
+                before=self.before,
+                exports=exports,
+                wall_seconds=wall_seconds,
+            ),
         )
         write_summary(sweep.run_dir / SUMMARY_FILE, summary)
         write_sweep_report(summary, sweep.run_dir / REPORT_FILE)
         return summary
 
-    def write_results(self, outcome: Outcome) -> dict[str, Any]:
-        """Every trial's own results, then the sweep's. Of the models the best trial's alone is written."""
+    def write_results(self, outcome: Outcome) -> SweepSummary:
+        """Write every trial's own results, then the sweep's. Of the models the best trial's alone is written."""
         best = self._best()
         exports: dict[str, dict[str, str]] = {}
         seen: set[str] = set()
@@ -179,7 +195,7 @@ class _Run:
             if course.history:
                 renew(self.prepared[name])
             written = session.finish(self.prepared[name], self.ledger, own, export=name == best)
-            exports[name] = {regime: found["export"] for regime, found in written["regimes"].items() if found["export"]}
+            exports[name] = {regime: found.export for regime, found in written.regimes.items() if found.export}
         return self.write_sweep(outcome, exports=exports, wall_seconds=time.monotonic() - self.started)
 
     def _best(self) -> str | None:
@@ -191,7 +207,7 @@ class _Run:
         return best[0] if best else None
 
     def headline(self, plan: Plan, slots: int) -> str:
-        """How far the sweep is, in a line."""
+        """Say how far the sweep is, in a line."""
         counts = dict.fromkeys(("running", "done", "stopped", "failed"), 0)
         best: Course | None = None
         for course in self.courses.values():
@@ -215,7 +231,7 @@ class _Run:
         coming = dict.fromkeys(target for course in open_trials for target in course.plan.targets)
         todo = unfinished(dataclasses.replace(plan, targets=tuple(coming)), self.ledger)
         measured = {
-            node: float(commit["result"].get("seconds", 0.0))
+            node: commit.read(NodeFigures).seconds or 0.0
             for node, commit in self.ledger.commits.items()
             if node in plan
         }
@@ -223,14 +239,14 @@ class _Run:
 
 
 def _as_run(sweep: PreparedSweep) -> Prepared:
-    """The sweep as one run whose regimes are those of all trials."""
+    """Return the sweep as one run whose regimes are those of all trials."""
     config = sweep.config.model_copy(update={"run": sweep.run, "run_dir": str(sweep.run_dir)})
     return dataclasses.replace(sweep.trials[0].prepared, config=config, plan=sweep.plan)
 
 
 def _drive(run: _Run, quiet: bool, lease: RunLease) -> Outcome:
     sweep, ledger = run.sweep, run.ledger
-    runner = factory.make_runner(_as_run(sweep))
+    runner = factory.make_runner(RunnerRequest(sweep.config.resources, sweep.plan, sweep.config.store))
     with Progress(len(sweep.plan.nodes), len(ledger.commits), quiet=quiet) as progress:
         decider: Decider | None = None
         try:
@@ -239,15 +255,17 @@ def _drive(run: _Run, quiet: bool, lease: RunLease) -> Outcome:
             decider = _decider(sweep, slots)
             decider.start()
             gated = sweep.section.scheduler.name != "all"
-            steering = Steering(
+            steering = SweepSteering(
                 list(run.courses.values()),
                 sweep.metric,
                 decider,
                 gated=gated,
-                score=run.score,
+                trials=TrialHooks(
+                    score=run.score,
+                    change=run.change,
+                    ended=lambda course: progress.line(_ended(run, course)),
+                ),
                 journal=SweepLog(sweep.run_dir / JOURNAL_FILE if gated else None),
-                change=run.change,
-                ended=lambda course: progress.line(_ended(run, course)),
             )
             with stop_on_signals() as stop_requested:
                 driver = Driver(
@@ -255,12 +273,9 @@ def _drive(run: _Run, quiet: bool, lease: RunLease) -> Outcome:
                     ledger,
                     runner,
                     progress,
-                    store=sweep.config.store,
-                    max_attempts=sweep.config.resources.max_attempts,
-                    snapshot_memory=sweep.config.resources.snapshot_memory,
+                    session.driver_settings(sweep.config),
                     stop_requested=lambda: stop_requested() or lease.superseded,
                     report=lease.report,
-                    **session.gang_of(sweep.config.resources.gang),
                     steering=_Shown(steering, lambda: progress.headline(run.headline(steering.plan, slots))),
                 )
                 outcome = driver.run()
@@ -274,7 +289,7 @@ def _drive(run: _Run, quiet: bool, lease: RunLease) -> Outcome:
 
 def _decider(sweep: PreparedSweep, slots: int) -> Decider:
     points = {trial.name: trial.parameters for trial in sweep.trials}
-    if sweep.config.resources.runner == "local":
+    if not sweep.config.resources.on_ray:
         return Everything(points)
     from orchestrator.sweeps.ray_tune import TuneDecider
 
@@ -305,7 +320,7 @@ def _ended(run: _Run, course: Course) -> str:
 class _Shown:
     """A steering whose every step is followed by a look at how far things are."""
 
-    def __init__(self, steering: Steering, show: Callable[[], None]) -> None:
+    def __init__(self, steering: SweepSteering, show: Callable[[], None]) -> None:
         self._steering = steering
         self._show = show
 

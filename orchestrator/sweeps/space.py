@@ -1,4 +1,4 @@
-"""Which values a sweep tries. Pure: the section alone decides, so a sweep that is run again tries the same."""
+"""Choose which values a sweep tries. Pure: the section alone decides, so a sweep that is run again tries the same."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cache_store.keys import digest_json
@@ -22,23 +22,23 @@ Point = dict[str, Any]
 
 
 def count(section: SweepConfig) -> int:
-    """Points before equal ones are merged."""
-    grids = math.prod(len(draw.values) for draw in section.parameters.values() if draw.kind == "grid")
+    """Count the points before equal ones are merged."""
+    grids = math.prod(len(draw.grid) for draw in section.parameters.values() if draw.grid is not None)
     return grids * section.samples
 
 
 def points(section: SweepConfig) -> list[Point]:
-    """Every trial's parameters, each combination once.
+    """Return every trial's parameters, each combination once.
 
     A draw depends on the seed, the key and its number alone: every point of the grid meets the same draws, so that
     they are compared like with like (and share more stages), and more samples leave the first ones as they are."""
-    grids = {key: draw.values for key, draw in section.parameters.items() if draw.kind == "grid"}
+    grids = {key: draw.grid for key, draw in section.parameters.items() if draw.grid is not None}
     found: dict[str, Point] = {}
     for sample in range(section.samples):
         drawn = {
             key: draw_value(draw, random.Random(f"{section.seed}/{sample}/{key}"))
             for key, draw in section.parameters.items()
-            if draw.kind != "grid"
+            if draw.grid is None
         }
         for combination in itertools.product(*grids.values()):
             chosen = {**dict(zip(grids, combination, strict=True)), **drawn}
@@ -48,19 +48,34 @@ def points(section: SweepConfig) -> list[Point]:
 
 
 def draw_value(draw: Draw, source: random.Random) -> Any:
-    """One value; numbers to four digits, which is what a table shows and a person types again."""
-    values = draw.values
-    if draw.kind == "choice":
-        return source.choice(values)
-    if draw.kind == "randint":
-        return source.randrange(*values)
-    low, high = values
-    value = source.uniform(low, high) if draw.kind == "uniform" else math.exp(source.uniform(*map(math.log, values)))
+    """Draw one value of a parameter that is not a grid."""
+    return _DRAWS[draw.kind](source, draw.values)
+
+
+def _uniform(source: random.Random, bounds: Sequence[float]) -> float:
+    return _four_digits(source.uniform(*bounds), bounds)
+
+
+def _loguniform(source: random.Random, bounds: Sequence[float]) -> float:
+    return _four_digits(math.exp(source.uniform(*map(math.log, bounds))), bounds)
+
+
+def _four_digits(value: float, bounds: Sequence[float]) -> float:
+    """Round to what a table shows and a person types again, within the bounds."""
+    low, high = bounds
     return min(max(float(f"{value:.4g}"), low), high)
 
 
+_DRAWS: Mapping[str, Callable[[random.Random, Sequence[Any]], Any]] = {
+    "choice": lambda source, values: source.choice(values),
+    "uniform": _uniform,
+    "loguniform": _loguniform,
+    "randint": lambda source, bounds: source.randrange(*bounds),
+}
+
+
 def short_keys(keys: list[str]) -> dict[str, str]:
-    """Each dotted key by its last words, as many as tell it from the others."""
+    """Shorten each dotted key to its last words, as many as tell it from the others."""
     short: dict[str, str] = {}
     for key in keys:
         words = key.split(".")
@@ -73,7 +88,7 @@ def short_keys(keys: list[str]) -> dict[str, str]:
 
 
 def point_text(point: Mapping[str, Any], between: str = " ") -> str:
-    """`base=1 head=0 lr=0.00031`."""
+    """Write a point as `base=1 head=0 lr=0.00031`."""
     short = short_keys(list(point))
     return between.join(f"{short[key]}={value_text(value)}" for key, value in point.items())
 
@@ -83,7 +98,7 @@ def value_text(value: Any) -> str:
 
 
 def folder_name(point: Mapping[str, Any]) -> str:
-    """A folder that is the same whatever else the sweep tries: `base=1,head=0`."""
+    """Name a folder that is the same whatever else the sweep tries: `base=1,head=0`."""
     text = point_text(point, ",")
     name = re.sub(r"[^A-Za-z0-9._=,-]+", "_", text)
     if name == text and len(name) <= _MOST_CHARACTERS:

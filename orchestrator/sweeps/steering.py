@@ -1,4 +1,4 @@
-"""Between whoever decides about trials (Ray Tune, or nobody) and the driver, which runs one plan.
+"""Stand between whoever decides about trials (Ray Tune, or nobody) and the driver, which runs one plan.
 
 Trials begin, go on stage by stage, and end; each change becomes a change of what the plan's targets are, and nothing
 else: the driver runs what is asked for, once, whoever asked. No Ray and no clock here but the one given.
@@ -10,7 +10,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from cache_store.errors import UserError
 from orchestrator.execution import schedule
@@ -20,8 +20,8 @@ from orchestrator.plan.graph import Plan
 from orchestrator.sweeps import plan as sweep_plan
 from orchestrator.sweeps.event_log import SweepLog
 from orchestrator.sweeps.metric import Metric
+from orchestrator.sweeps.records import TrialStatus
 
-Status = Literal["waiting", "running", "done", "stopped", "failed"]
 #: A decision made before the interruption that does not come up again within this time is forgotten.
 PATIENCE_S = 60.0
 
@@ -60,13 +60,13 @@ class Decider(Protocol):
         """Begin. Ray is connected."""
 
     def poll(self) -> list[Message]:
-        """What was decided since the last call. Raises when nobody decides any more."""
+        """Return what was decided since the last call. Raises when nobody decides any more."""
 
     def report(self, trial: str, stages: int, value: float | None, *, last: bool) -> None:
-        """Stages a trial has done and how it stands; None: it has no such figure."""
+        """Take the stages a trial has done and how it stands; None: it has no such figure."""
 
     def fail(self, trial: str, message: str) -> None:
-        """A trial cannot go on."""
+        """Take note that a trial cannot go on."""
 
     def close(self) -> None:
         """End, whatever is still open."""
@@ -103,7 +103,7 @@ class Course:
     folder: str
     plan: Plan
     parameters: Mapping[str, Any]
-    status: Status = "waiting"
+    status: TrialStatus = "waiting"
     level: int = 0
     judged: int = 0
     #: Reported and not decided yet.
@@ -115,7 +115,21 @@ class Course:
     history: tuple[Mapping[str, Any], ...] = ()
 
 
-class Steering:
+def _no_change(course: Course, begun: Begun) -> Plan:
+    raise UserError(f"{course.name}: the settings of a trial of this sweep do not change")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialHooks:
+    """What a steering asks about trials. `score`: the metric of a finished trial; `change`: its plan with other
+    settings from some stage on (UserError where that cannot be); `ended` is told of every trial that is over."""
+
+    score: Callable[[Course], float | None]
+    change: Callable[[Course, Begun], Plan] = _no_change
+    ended: Callable[[Course], None] = lambda course: None
+
+
+class SweepSteering:
     """Called by the driver between two steps: the plan as it is wanted now, or None when that is unchanged."""
 
     def __init__(
@@ -125,22 +139,17 @@ class Steering:
         decider: Decider,
         *,
         gated: bool,
-        score: Callable[[Course], float | None],
+        trials: TrialHooks,
         journal: SweepLog,
-        change: Callable[[Course, Begun], Plan] | None = None,
-        ended: Callable[[Course], None] = lambda course: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`gated`: every stage waits for a decision about the one before. `score`: the metric of a finished trial;
-        `change`: its plan with other settings from some stage on; `ended` is told of every trial that is over."""
+        """`gated`: every stage waits for a decision about the one before."""
         self.courses = {course.name: course for course in courses}
         self.metric = metric
         self.decider = decider
         self._gated = gated
-        self._score = score
+        self._trials = trials
         self._journal = journal
-        self._change = change
-        self._ended = ended
         self._clock = clock
         self._heard = clock()
         self.plan = self._union()
@@ -153,7 +162,7 @@ class Steering:
         return any(course.status in ("waiting", "running") for course in self.courses.values())
 
     def stages(self, course: Course) -> int:
-        """Stages a trial has in all."""
+        """Return how many stages a trial has in all."""
         return len(course.plan.regimes[self.metric.regime].stages)
 
     def __call__(self, ledger: CommitLog, outcome: Outcome) -> Plan | None:
@@ -172,7 +181,7 @@ class Steering:
         return plan
 
     def targets(self, course: Course) -> tuple[str, ...]:
-        """What a trial has to run now."""
+        """Return what a trial has to run now."""
         if course.status in ("waiting", "failed") or not course.level:
             return ()
         return sweep_plan.level_targets(course.plan, self.metric.regime, course.level)
@@ -204,9 +213,8 @@ class Steering:
         self._heard = self._clock()
         if isinstance(message, Begun):
             if message.history or dict(message.parameters) != dict(course.parameters):
-                assert self._change is not None
                 try:
-                    course.plan = self._change(course, message)
+                    course.plan = self._trials.change(course, message)
                 except UserError as error:
                     self._fail(course, error.message)
                     return
@@ -224,7 +232,7 @@ class Steering:
             course.level = min(message.stages + 1, self.stages(course))
         elif course.status != "failed":
             course.status = "done" if course.judged >= self.stages(course) else "stopped"
-            self._ended(course)
+            self._trials.ended(course)
 
     def _advance(self, course: Course, ledger: CommitLog, outcome: Outcome) -> None:
         targets = self.targets(course)
@@ -239,7 +247,7 @@ class Steering:
         # On the way a stage's own commit says how it stands; its evaluations may come later.
         if not all(node in ledger.commits for node in (targets if last else (stage,))) or not self._turn(course):
             return
-        value = self._score(course) if last else self.metric.of_stage(ledger.commits[stage]["result"])
+        value = self._trials.score(course) if last else self.metric.of_stage(ledger.commits[stage].result)
         course.judged, course.asked = course.level, True
         course.rungs.append((course.level, value))
         self._heard = self._clock()
@@ -249,7 +257,7 @@ class Steering:
         course.status, course.message = "failed", message
         self._version += 1
         self.decider.fail(course.name, message)
-        self._ended(course)
+        self._trials.ended(course)
 
     def _turn(self, course: Course) -> bool:
         """Whether this report is next: after an interruption decisions are made again in the order they were made in,
@@ -265,5 +273,5 @@ class Steering:
 
 
 def unfinished(plan: Plan, ledger: CommitLog) -> frozenset[str]:
-    """Nodes that still have to run for the plan's targets."""
+    """Return the nodes that still have to run for the plan's targets."""
     return schedule.wanted(plan, committed=ledger.commits.keys(), released=ledger.released)

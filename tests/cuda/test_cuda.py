@@ -17,7 +17,8 @@ from running import ROOT, Lab, RayHome, StopAfter, digests, summary_of
 from cache_store.errors import Interrupted, OutOfDeviceMemory
 from workers.models.causal_lm.network.linear_loss import linear_cross_entropy
 from workers.models.causal_lm.network.link import Link
-from workers.training import batches, trainer
+from workers.training import batches, clocks
+from workers.training.optimizer import StageStep
 
 WIDE = {**LLAMA, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 5}
 IMAGES: dict[str, dict[str, Any]] = {
@@ -69,7 +70,7 @@ def test_quickstart_runs_on_the_device_is_killed_and_goes_on(home: RayHome, tmp_
 def test_a_stopped_stage_goes_on_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    monkeypatch.setattr(trainer, "REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(clocks, "REPORT_EVERY_S", 0.0)
     changes = {**IMAGES[case], "model.dropout": 0.5}
     stage = "segprop/stage2-seg2"
     whole = lab(tmp_path / "whole", "images", changes).run(stage)
@@ -78,7 +79,7 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(
     with pytest.raises(Interrupted):
         broken.run(stage, StopAfter(8))
     resumed = broken.run(stage)
-    assert resumed["result"]["resumed"]
+    assert resumed.result["resumed"]
     assert digests(resumed) == digests(whole)
 
 
@@ -117,10 +118,10 @@ def test_nothing_in_a_step_waits_for_the_device(
     label = "segprop/stage1-base" if source == "raw" else "segprop/stage2-seg2"
     made.prepare(label)
     inputs = batches.RawInputs if source == "raw" else batches.StoredInputs
-    monkeypatch.setattr(trainer, "REPORT_EVERY_S", 1e9)
-    for owner, name in ((inputs, "finish"), (trainer.StageTrainer, "_backward"), (trainer.StageTrainer, "_update")):
+    monkeypatch.setattr(clocks, "REPORT_EVERY_S", 1e9)
+    for owner, name in ((inputs, "finish"), (StageStep, "backward"), (StageStep, "update")):
         monkeypatch.setattr(owner, name, guarded(getattr(owner, name), no_synchronization))
-    assert made.run(label)["result"]["steps"] == 12
+    assert made.run(label).result["steps"] == 12
 
 
 @pytest.mark.parametrize("intermediate", ["omit", "frozen"])
@@ -132,12 +133,10 @@ def test_nothing_in_a_language_model_s_step_waits_for_the_device(
     made = lab(tmp_path, "text", {**changes, "training.epochs": 2})
     label = next(node.label for node in made.prepared.plan.nodes if node.label.startswith("segprop/stage2"))
     made.prepare(label)
-    monkeypatch.setattr(trainer, "REPORT_EVERY_S", 1e9)
-    for name in ("_backward", "_update"):
-        monkeypatch.setattr(
-            trainer.StageTrainer, name, guarded(getattr(trainer.StageTrainer, name), no_synchronization)
-        )
-    assert made.run(label)["result"]["steps"] == 8
+    monkeypatch.setattr(clocks, "REPORT_EVERY_S", 1e9)
+    for name in ("backward", "update"):
+        monkeypatch.setattr(StageStep, name, guarded(getattr(StageStep, name), no_synchronization))
+    assert made.run(label).result["steps"] == 8
 
 
 # -- memory ---------------------------------------------------------------------------------------------------
@@ -158,7 +157,7 @@ def test_the_predicted_peak_of_images_is_within_15_percent_of_the_allocator_s(tm
         "snapshots": {},
     }
     made = lab(tmp_path, "images", changes)
-    measured = made.run(label)["result"]["peak_device_bytes"]
+    measured = made.run(label).result["peak_device_bytes"]
     assert made.node(label).estimate.peak_bytes == pytest.approx(measured, rel=0.15)
 
 
@@ -174,7 +173,7 @@ def test_the_predicted_peak_of_text_is_within_15_percent_of_the_allocator_s(tmp_
         "training": {**LANGUAGE["training"], "epochs": 2, "precision": "bf16"},
     }
     made = lab(tmp_path, "images", changes)
-    measured = made.run(label)["result"]["peak_device_bytes"]
+    measured = made.run(label).result["peak_device_bytes"]
     assert made.node(label).estimate.peak_bytes == pytest.approx(measured, rel=0.15)
 
 
@@ -186,7 +185,7 @@ def test_a_compiled_stage_learns_what_a_plain_one_does(tmp_path: Path, kind: str
     losses = []
     for compile_ in (False, True):
         made = lab(tmp_path / str(compile_), kind, {"training.compile": compile_, "regimes": ["e2e"]})
-        losses.append(made.run("e2e/e2e")["result"]["epochs"][-1]["validation_loss"])
+        losses.append(made.run("e2e/e2e").result["epochs"][-1]["validation_loss"])
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 

@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from cache_store.formats import codec
 from cache_store.formats.codec import Field
-from cache_store.formats.quantization import Encoding
+from cache_store.formats.encoded_rows import EncodedRows
 from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.costs.formulas import Estimate
 from orchestrator.execution.plan_record import write_plan
 from orchestrator.plan.graph import Node, Plan
@@ -44,7 +44,7 @@ def put(snapshots: SnapshotStore, spec: SetSpec, arrays: list[np.ndarray]) -> st
 
 
 def main(folder: str) -> None:
-    storage = Storage.open(folder)
+    storage = open_storage(folder)
     snapshots, nodes = SnapshotStore(storage), NodeStore(storage)
 
     maps = Field("x", "bfloat16", (2, 3, 3)), Field("label", "int64", ())
@@ -63,7 +63,7 @@ def main(folder: str) -> None:
     sets.append(put(snapshots, packed, [awkward.view(np.float32), labels]))
 
     for name, shape in (("int8", (40,)), ("int8", (2, 3, 3)), ("fp8", (40,))):
-        encoding = Encoding(name, (Field("x", "bfloat16", shape),))  # type: ignore[arg-type]
+        encoding = EncodedRows(name, (Field("x", "bfloat16", shape),))
         stored = encoding.encode([torch.from_numpy(ramp(ROWS, *shape) - 50).bfloat16()])
         arrays = [(t.view(torch.uint8) if t.dtype == torch.float8_e4m3fn else t).numpy() for t in stored]
         key = {"what": f"{name} {'maps' if len(shape) == 3 else 'rows'}"}

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from cache_store.records.files import write_file
-from cache_store.storage.addresses import parse_address
 from cache_store.storage.memory import MemoryStorage
+from cache_store.storage.open import parse_address
 
 
 class Counting(MemoryStorage):

@@ -7,23 +7,25 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from cache_store.records.nodes import Commit
 from orchestrator.config import load as configuration
+from orchestrator.environment import Environment
 from orchestrator.plan.builder import build_plan
 from orchestrator.plan.graph import Node, Plan
+from orchestrator.reports.record_json import to_json
 from orchestrator.reports.summary import summarize
 from workers.data.images.outline import DataOutline
-from workers.models.registry import outline
+from workers.models.resnet.outline import resnet_outline as outline
 
-ENVIRONMENT = {
-    "packages": {"segprop": "0.1.0", "torch": "2.15.0", "ray": "2.60.0"},
-    "python": "3.11.7",
-    "system": "Linux 6.1",
-    "cpu": "Example CPU @ 2.10GHz",
-    "cores": 16,
-    "memory_bytes": 128 << 30,
-    "gpus": [],
-    "git_commit": "0123456789ab",
-}
+ENVIRONMENT = Environment(
+    packages={"segprop": "0.1.0", "torch": "2.15.0", "ray": "2.60.0"},
+    python="3.11.7",
+    system="Linux 6.1",
+    cpu="Example CPU @ 2.10GHz",
+    cores=16,
+    memory_bytes=128 << 30,
+    git_commit="0123456789ab",
+)
 START = 1_790_000_000.0
 
 
@@ -77,10 +79,16 @@ def make_commits(plan: Plan, *, cuda: bool = False, slots: int = 2) -> dict[str,
     return commits
 
 
+def committed(record: dict[str, Any]) -> Commit:
+    """One of these commits as a store would give it."""
+    return Commit(record["node"], record["attempt"], {}, record["result"])
+
+
 def make_summary(folder: Path, **options: Any) -> dict[str, Any]:
+    """A finished run's summary as JSON values, for tests to change; `summaries.read` makes it a `Summary`."""
     cuda = options.pop("cuda", False)
     plan = make_plan(folder, **options)
-    return summarize(
+    summary = summarize(
         "fake",
         plan,
         make_commits(plan, cuda=cuda),
@@ -88,6 +96,7 @@ def make_summary(folder: Path, **options: Any) -> dict[str, Any]:
         environment=ENVIRONMENT,
         exports={name: f"model/{name}/model.safetensors" for name in plan.regimes},
     )
+    return to_json(summary)
 
 
 def _noise(*parts: object) -> float:

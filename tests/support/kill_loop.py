@@ -22,8 +22,8 @@ from cache_store.formats.codec import Field
 from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
 from cache_store.storage.object_client import load_obstore
+from cache_store.storage.open import open_storage
 
 SPEC = SetSpec({"what": "killed"}, 16, (Field("x", "int64", (3,)),), 4, 8)
 FILE = b"weights" * 100
@@ -40,7 +40,7 @@ def values(i: int) -> list[np.ndarray]:
 
 def work(place: str) -> None:
     """Publishes two shards, a checkpoint and a node; finds a shard damaged, moves it aside and makes it again."""
-    storage = Storage.open(place)
+    storage = open_storage(place)
     snapshots = SnapshotStore(storage).open(SPEC)
     for i in range(2):
         snapshots.put(i, values(i))
@@ -64,7 +64,7 @@ def work(place: str) -> None:
 
 def check(place: str) -> None:
     """Whole or not there: shards (or found damaged), the node, the checkpoint. Then all of it after a rerun."""
-    storage = Storage.open(place)
+    storage = open_storage(place)
     snapshots = SnapshotStore(storage).open(SPEC)
     for i in range(2):
         try:
@@ -74,7 +74,7 @@ def check(place: str) -> None:
     nodes = NodeStore(storage)
     commit = nodes.commit_of("node")
     if commit is not None:
-        assert nodes.read_file(commit["files"]["f"]) == FILE
+        assert nodes.read_file(commit.files["f"]) == FILE
     checkpoint = nodes.latest_checkpoint("node")
     if checkpoint is not None:
         assert nodes.read_file(checkpoint.files["f"]) == FILE

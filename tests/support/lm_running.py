@@ -114,8 +114,8 @@ def imported(lab: Lab) -> dict[str, torch.Tensor]:
     commit = lab.commit("model")
     return {
         name: tensor
-        for part in commit["result"]["parts"]
-        for name, tensor in load_file(Path(lab.store) / commit["files"][f"{part}.safetensors"]["path"]).items()
+        for part in commit.result["parts"]
+        for name, tensor in load_file(Path(lab.store) / commit.files[f"{part}.safetensors"].path).items()
     }
 
 

@@ -12,7 +12,7 @@ from orchestrator.config.schema import Config
 from orchestrator.plan.builder import build_plan
 from orchestrator.plan.graph import Plan
 from workers.data.images.outline import DataOutline
-from workers.models.registry import outline
+from workers.models.resnet.outline import resnet_outline as outline
 
 CIFAR = DataOutline(
     classes=10,

@@ -19,9 +19,10 @@ import yaml
 from planning import merged
 from safetensors.torch import load_file
 
-from cache_store.records.nodes import NodeStore
+from cache_store.records.nodes import Commit, NodeStore
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.plan.graph import Node
 from orchestrator.runs.prepare import Prepared, prepare
 from workers.control import ThreadControl
@@ -79,7 +80,7 @@ class Lab:
 
     @property
     def storage(self) -> Storage:
-        return Storage.open(self.store)
+        return open_storage(self.store)
 
     @property
     def nodes(self) -> NodeStore:
@@ -92,10 +93,11 @@ class Lab:
 
     def order(self, node: Node) -> WorkOrder:
         nodes = self.nodes
-        parents: dict[str, Any] = {}
+        parents: dict[str, Commit] = {}
         for role, parent in node.parents.items():
-            parents[role] = nodes.commit_of(parent)
-            assert parents[role] is not None, f"{node.label} needs {role} first"
+            commit = nodes.commit_of(parent)
+            assert commit is not None, f"{node.label} needs {role} first"
+            parents[role] = commit
         return WorkOrder(
             node_id=node.id,
             kind=node.kind,
@@ -106,7 +108,7 @@ class Lab:
             threads=1,
         )
 
-    def run(self, label: str, control: Any = None) -> dict[str, Any]:
+    def run(self, label: str, control: Any = None) -> Commit:
         """Run a node and, first, whatever it needs that is not committed."""
         return self._run(self.node(label), control)
 
@@ -115,19 +117,21 @@ class Lab:
         for parent in self.node(label).parents.values():
             self._run(self.prepared.plan.node(parent))
 
-    def _run(self, node: Node, control: Any = None) -> dict[str, Any]:
+    def _run(self, node: Node, control: Any = None) -> Commit:
         nodes = self.nodes
         for parent in node.parents.values():
             if nodes.commit_of(parent) is None:
                 self._run(self.prepared.plan.node(parent))
-        return execute(self.order(node), control or self.control)
+        commit = execute(self.order(node), control or self.control)
+        assert commit is not None, node.label
+        return commit
 
     def run_all(self, kinds: tuple[str, ...] = ALL_KINDS) -> None:
         for node in self.prepared.plan.nodes:
             if node.kind in kinds:
                 self._run(node)
 
-    def commit(self, label: str) -> dict[str, Any]:
+    def commit(self, label: str) -> Commit:
         commit = self.nodes.commit_of(self.node(label).id)
         assert commit is not None, label
         return commit
@@ -141,13 +145,13 @@ class Lab:
         commit = self.commit(label)
         return {
             f"{part}/{name}": tensor
-            for part in commit["result"]["parts"]
-            for name, tensor in load_file(Path(self.store) / commit["files"][f"{part}.safetensors"]["path"]).items()
+            for part in commit.result["parts"]
+            for name, tensor in load_file(Path(self.store) / commit.files[f"{part}.safetensors"].path).items()
         }
 
     def snapshots(self, label: str) -> SnapshotSet:
         """The set a materialize node made."""
-        return SnapshotStore(self.storage).load(self.commit(label)["result"]["set"])
+        return SnapshotStore(self.storage).load(self.commit(label).result["set"])
 
     def linked_copy(self, folder: Path) -> Lab:
         """The same plan over a copy of the store. Files are hard links: replace them, never write into them."""
@@ -156,9 +160,9 @@ class Lab:
         return Lab(replace(self.prepared, config=config))
 
 
-def digests(commit: dict[str, Any]) -> dict[str, str]:
+def digests(commit: Commit) -> dict[str, str]:
     """Part -> digest of the state a train node committed."""
-    return {name: part["digest"] for name, part in commit["result"]["parts"].items()}
+    return {name: part["digest"] for name, part in commit.result["parts"].items()}
 
 
 def checksums(snapshots: SnapshotSet) -> list[str]:
@@ -169,7 +173,7 @@ def checksums(snapshots: SnapshotSet) -> list[str]:
 
 def final_digests(prepared: Prepared, store: str | None = None) -> dict[str, dict[str, str]]:
     """Regime -> part -> digest of its final weights."""
-    nodes = NodeStore(Storage.open(store or prepared.config.store))
+    nodes = NodeStore(open_storage(store or prepared.config.store))
     result: dict[str, dict[str, str]] = {}
     for name, regime in prepared.plan.regimes.items():
         result[name] = {}

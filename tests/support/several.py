@@ -11,10 +11,11 @@ from typing import Any
 from running import Lab
 
 from orchestrator.execution.commits import CommitLog
-from orchestrator.execution.driver import Driver, Outcome
+from orchestrator.execution.driver import Driver, DriverSettings, Outcome
+from orchestrator.execution.retry import NodeRetries
 from orchestrator.progress import Progress
 from orchestrator.runners.base import Event, Failed, Succeeded
-from workers.control import ThreadControl
+from workers.control import ThreadControl, Update
 from workers.specs.orders import WorkOrder
 from workers.tasks.execute import execute
 
@@ -60,7 +61,7 @@ class ThreadRunner:
         del self._running[event.key]
         return [event]
 
-    def progress(self) -> dict[str, dict[str, Any]]:
+    def progress(self) -> dict[str, Update]:
         return {key: control.latest() for key, control in self._running.items()}
 
     def waiting(self, tasks: int) -> None:
@@ -81,9 +82,10 @@ class LostError(Exception):
     """Stands for a worker that vanished."""
 
 
-def drive(lab: Lab, runner: ThreadRunner, **options: Any) -> tuple[Outcome, CommitLog]:
+def drive(lab: Lab, runner: ThreadRunner, *, max_attempts: int = 3, **options: Any) -> tuple[Outcome, CommitLog]:
     """Run the lab's plan as a session does."""
     ledger = CommitLog.read(lab.storage, lab.prepared.plan)
     with Progress(len(lab.prepared.plan.nodes), quiet=True) as progress:
-        driver = Driver(lab.prepared.plan, ledger, runner, progress, store=lab.store, **{"max_attempts": 3, **options})
+        settings = DriverSettings(lab.store, NodeRetries(max_attempts))
+        driver = Driver(lab.prepared.plan, ledger, runner, progress, settings, **options)
         return driver.run(), ledger

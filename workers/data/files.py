@@ -11,7 +11,6 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from cache_store.errors import DataError
-from workers.data.images.facts import FACTS
 from workers.specs.experiment import ImageSpec
 
 
@@ -28,10 +27,11 @@ class SourceFile:
     label: int = -1
 
 
-def open_root(data: ImageSpec) -> tuple[Any, str]:
-    """The file system of `data.path` and the path on it; DataError when there is none."""
+def open_root(data: ImageSpec, allowed: str) -> tuple[Any, str]:
+    """Open the file system of `data.path` and the path on it; DataError, saying what is `allowed`, when there is
+    none."""
     if data.path is None:
-        raise DataError(f"data.path: none given for {data.name}; allowed: {allowed_at(data.name)}")
+        raise DataError(f"data.path: none given for {data.name}; allowed: {allowed}")
     path = os.path.expanduser(data.path)
     try:
         filesystem, root = fsspec.core.url_to_fs(path)
@@ -41,7 +41,7 @@ def open_root(data: ImageSpec) -> tuple[Any, str]:
 
 
 def infos_of(filesystem: Any, folder: str) -> list[dict[str, Any]]:
-    """What lies in a folder, sorted by name; empty when it does not exist. Hidden names are left out."""
+    """List what lies in a folder, sorted by name; empty when it does not exist. Hidden names are left out."""
     try:
         infos = filesystem.ls(folder, detail=True)
     except (FileNotFoundError, NotADirectoryError):
@@ -54,17 +54,17 @@ def infos_of(filesystem: Any, folder: str) -> list[dict[str, Any]]:
 
 
 def base_name(path: str) -> str:
-    """The last component."""
+    """Return the last component of a path."""
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def join(folder: str, *names: str) -> str:
-    """A path on any file system; empty names are left out."""
+    """Join a path on any file system; empty names are left out."""
     return "/".join([folder.rstrip("/"), *[name for name in names if name]])
 
 
 def source_file(filesystem: Any, root: str, info: Mapping[str, Any], rows: int, label: int = -1) -> SourceFile:
-    """A file as `infos_of` lists it, with its size and stamp."""
+    """Describe a file as `infos_of` lists it, with its size and stamp."""
     path = str(info["name"])
     if isinstance(filesystem, LocalFileSystem):
         status = os.stat(path)
@@ -74,19 +74,3 @@ def source_file(filesystem: Any, root: str, info: Mapping[str, Any], rows: int, 
         size = int(info.get("size") or 0)
         stamp = next((str(info[key]) for key in keys if info.get(key) is not None), "")
     return SourceFile(path, path.removeprefix(root).lstrip("/"), size, stamp, rows, label)
-
-
-def allowed_at(name: str) -> str:
-    """What `data.path` may be for a data set, in words."""
-    if name == "folder":
-        return "a folder with train/ and test/ (or val/), one subfolder of images a class"
-    facts = FACTS[name].pickles
-    assert facts is not None
-    return (
-        "a folder holding train-*.parquet and test-*.parquet (itself or in "
-        f"{', '.join(f'{folder}/' for folder in PARQUET_FOLDERS[1:])}), or torchvision's {facts.folder}/"
-    )
-
-
-#: Where Parquet files may lie under the given path, the first folder that has any counts.
-PARQUET_FOLDERS = ("", "data", "plain_text", "cifar10", "cifar100")

@@ -7,7 +7,7 @@ from cache_store.snapshots.store import SnapshotSet
 
 
 def missing_shards(target: SnapshotSet) -> list[int]:
-    """Shards to make: those without a record; a damaged record is moved aside first."""
+    """List the shards to make, those without a record; a damaged record is moved aside first."""
     try:
         target.digest()
         return []

@@ -10,7 +10,7 @@ from workers.specs.experiment import ImageSpec
 
 
 def rows(data: ImageSpec, seed: int, train_rows: int, test_rows: int) -> dict[str, np.ndarray]:
-    """Rows of each split: `train` and `validation` (disjoint) of the train set, `test` of the test set.
+    """Choose the rows of each split: `train` and `validation` (disjoint) of the train set, `test` of the test set.
 
     Each is a sorted int64 array. The validation rows are chosen first, by `seed`; `train_limit` then takes
     from the rest, so a limit never changes what validation is. A limit above what there is means all of it.
@@ -40,7 +40,7 @@ def _validation_rows(validation: float, train_rows: int) -> int:
 
 
 def permutation(count: int, seed: int, name: str) -> np.ndarray:
-    """The numbers 0 .. count - 1 in an order that is a function of (count, seed, name) alone, int64."""
+    """Put the numbers 0 .. count - 1 in an order that is a function of (count, seed, name) alone, int64."""
     # Sorting a bit generator's raw stream: numpy keeps that stable across versions, unlike `permutation`.
     keys = np.random.Philox(key=derive_seed(seed, "split", name)).random_raw(count)
     return np.argsort(keys, kind="stable").astype(np.int64)

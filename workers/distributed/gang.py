@@ -97,9 +97,9 @@ class Gang:
         """The first rank's value, on every rank."""
         if self.size == 1:
             return value
-        box = [value if self.leads else None]
+        box: list[Any] = [value if self.leads else None]
         dist.broadcast_object_list(box, src=0)
-        agreed: T = box[0]  # type: ignore[assignment]
+        agreed: T = box[0]
         return agreed
 
     def gather(self, value: T) -> list[T]:

@@ -33,16 +33,21 @@ class GangBatchNorm(_KINDS):
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         self._check_input_dim(input)
-        assert self.momentum is not None
         output, mean, variance, count = cast("Any", _Normalize).apply(
             input, self.weight, self.bias, self.eps, self.gang
         )
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(variance * (count / (count - 1.0).clamp(min=1.0)), self.momentum)
+                self.running_mean.lerp_(mean, self._share())
+                self.running_var.lerp_(variance * (count / (count - 1.0).clamp(min=1.0)), self._share())
         return cast("Tensor", output)
+
+    def _share(self) -> float:
+        """What a batch counts for in the running statistics."""
+        if self.momentum is None:
+            raise ValueError("a BatchNorm with momentum None averages over all batches: no gang supports that")
+        return self.momentum
 
 
 def synchronize(module: nn.Module, gang: Gang) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cache_store.formats.codec import Field
 from cache_store.snapshots.store import SnapshotStore
+from workers.models.base import Parts
 from workers.models.chain import Boundary, State
 from workers.specs.experiment import Precision, TrainSpec
 
@@ -59,6 +60,43 @@ class Scorer(Protocol):
 
     def metrics(self) -> dict[str, float]:
         """At least `loss` and `accuracy` (0..1). The only synchronization with the device."""
+
+
+class FamilyParts:
+    """The first half of every domain: the parts, as the family of the model makes them."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def part_names(self) -> list[str]:
+        return self._parts.names()
+
+    def part_state_names(self, part: str) -> list[str]:
+        return self._parts.state_names(part)
+
+    def build_part(self, part: str, device: torch.device) -> nn.Module:
+        return self._parts.build(part, device)
+
+    def build_adapter(self, source: int, target: int, seed: int, device: torch.device) -> nn.Module:
+        return self._parts.build_adapter(source, target, seed, device)
+
+    def build_aux(self, source: int, seed: int, device: torch.device, head: State | None) -> nn.Module:
+        return self._parts.build_aux(source, seed, device, head)
+
+    def prepare_training(self, part: str, module: nn.Module, train: TrainSpec, seed: int) -> None:
+        self._parts.prepare_training(part, module, train, seed)
+
+    def prepare_frozen(self, part: str, module: nn.Module, train: TrainSpec) -> None:
+        self._parts.prepare_frozen(part, module, train)
+
+    def final_state(self, module: nn.Module) -> State:
+        return self._parts.final_state(module)
+
+    def fields(self, blocks: int, dtype: str) -> tuple[Field, ...]:
+        return tuple(Field(name, dtype, shape) for name, shape in self._parts.boundary(blocks).items())
+
+    def model_identity(self) -> Any:
+        return self._parts.identity()
 
 
 class Domain(Protocol):

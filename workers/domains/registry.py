@@ -1,21 +1,100 @@
-"""What differs between images and text, behind one door: parts, rows, batches, losses, scores.
+"""The table of domains: what differs between images and text, in two halves.
 
-Stages, snapshots and evaluations are written once, against `Domain`; `domain_of` picks the one an experiment
-needs. Everything here imports torch.
+Planning (`workers.domains.planning`) loads no torch, and neither does importing this module. Training
+(`workers.domains.base`) is loaded when it is asked for: stages, snapshots and evaluations are written against it.
 """
 
 from __future__ import annotations
 
-from workers.domains.base import Domain
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cache_store.errors import ConfigError
+from workers.domains.images.planning import IMAGES
+from workers.domains.planning import AnyData, DomainPlanning
+from workers.domains.text.planning import TEXT
+from workers.models.registry import Family, family, family_of
 from workers.specs.experiment import Experiment
-from workers.specs.language import CausalLMSpec
+from workers.specs.model import ModelSpec
+from workers.specs.tasks import DataTask
+
+if TYPE_CHECKING:
+    from cache_store.snapshots.store import SnapshotStore
+    from workers.domains.base import Domain
+
+#: A domain's planning half as its table gives it: it takes specs and outlines of its own.
+Planning = DomainPlanning[Any, Any]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training half of a domain. `domain`: one object for one experiment. `prepare`: execute a data task and return
+    what its commit says."""
+
+    domain: Callable[[Experiment], Domain]
+    prepare: Callable[[DataTask, SnapshotStore, Callable[..., None]], dict[str, Any]]
+
+
+def _images() -> Training:
+    from workers.domains.images.training import ImageDomain, prepare_images
+
+    return Training(ImageDomain, prepare_images)
+
+
+def _text() -> Training:
+    from workers.domains.text.training import TextDomain, prepare_tokens
+
+    return Training(TextDomain, prepare_tokens)
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A row of the table."""
+
+    planning: Planning
+    training: Callable[[], Training]
+
+
+DOMAINS: dict[str, Halves] = {
+    "images": Halves(IMAGES, _images),
+    "text": Halves(TEXT, _text),
+}
+
+
+def planning_of(model: ModelSpec) -> Planning:
+    """The planning half of the domain that a model works on."""
+    return planning_of_family(model.family)
+
+
+def planning_of_family(name: str) -> Planning:
+    """The planning half of the domain that the models of a family work on. ConfigError when it is not known."""
+    return _halves(family(name)).planning
 
 
 def domain_of(experiment: Experiment) -> Domain:
-    if isinstance(experiment.model, CausalLMSpec):
-        from workers.domains.text.training import TextDomain
+    """The training half of an experiment's domain. Loads torch."""
+    return _halves(family_of(experiment.model)).training().domain(experiment)
 
-        return TextDomain(experiment)
-    from workers.domains.images.training import ImageDomain
 
-    return ImageDomain(experiment)
+def planning_of_data(data: AnyData) -> Planning:
+    """The planning half of the domain that a data set belongs to."""
+    return _halves_of_data(data).planning
+
+
+def prepare_data(task: DataTask, snapshots: SnapshotStore, progress: Callable[..., None]) -> dict[str, Any]:
+    """Execute a data task, whatever its domain."""
+    return _halves_of_data(task.data).training().prepare(task, snapshots, progress)
+
+
+def _halves(owner: Family) -> Halves:
+    if owner.domain not in DOMAINS:
+        raise ConfigError(
+            f"model.family: {owner.name!r} works on the domain {owner.domain!r}; known: {', '.join(DOMAINS)}",
+            where="model.family",
+        )
+    return DOMAINS[owner.domain]
+
+
+def _halves_of_data(data: AnyData) -> Halves:
+    return next(halves for halves in DOMAINS.values() if halves.planning.data is type(data))

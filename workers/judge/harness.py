@@ -1,4 +1,4 @@
-"""MMLU and WinoGrande through lm-evaluation-harness: its own task definitions, its own scoring.
+"""Judge by MMLU and WinoGrande through lm-evaluation-harness: its own task definitions, its own scoring.
 
 With local files only the data set behind a task is swapped; prompts, metrics and the rule for choosing examples stay
 those of the installed harness, so equal rows give equal scores. (WinoGrande draws its examples from the training
@@ -23,14 +23,9 @@ from typing import Any
 from cache_store.errors import DataError, UserError
 from workers.judge import local_data
 from workers.judge.model import JudgedModel
-from workers.judge.scores import Score
+from workers.judge.scores import Answered, Score
 
 TASKS = ("mmlu", "winogrande")
-#: Where their definitions lie below `lm_eval/tasks`.
-_DEFINITIONS = {"mmlu": "mmlu/default", "winogrande": "winogrande"}
-
-#: Called with answered and all requests of a task; a multiple-choice question is one request a choice.
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,63 +42,91 @@ class HarnessSpec:
 
 
 def demand_harness() -> None:
-    """UserError when lm-evaluation-harness is not installed."""
+    """Raise UserError when lm-evaluation-harness is not installed."""
     _import("lm_eval.evaluator")
 
 
-def score(judged: JudgedModel, task: str, spec: HarnessSpec, progress: Progress | None = None) -> Score:
-    """The accuracy of `judged` at `task` (one of `TASKS`), with the standard error of the mean.
+def score(judged: JudgedModel, task: str, spec: HarnessSpec, progress: Answered | None = None) -> Score:
+    """Return the accuracy of `judged` at `task` (one of `TASKS`), with the standard error of the mean. `progress`
+    counts requests: a multiple-choice question is one a choice.
 
     Deterministic on one machine with one number of threads. UserError for unknown tasks, subjects or settings,
     DataError for missing or malformed files. `notes["answers"]` is a digest of all log-likelihoods."""
-    tasks, groups, notes = build_tasks(task, spec)
+    built = build_tasks(task, spec)
     hflm = _import("lm_eval.models.huggingface").HFLM
     evaluate = _import("lm_eval.evaluator").evaluate
     with _quiet():
         lm = hflm(pretrained=judged.model, tokenizer=judged.tokenizer, batch_size=spec.batch_size)
-        answers = _Answers(progress, _requests(tasks, spec))
+        answers = _Answers(progress, _requests(built.tasks, spec))
         lm.set_cache_hook(answers)
         found = evaluate(
             lm,
-            {"tasks": tasks, "groups": groups, "group_map": {}},
+            {"tasks": built.tasks, "groups": built.groups, "group_map": {}},
             limit=spec.limit,
             log_samples=False,
         )
-    return _score(found["results"], task, groups, spec, {**notes, "answers": answers.digest()})
+    return _score(found["results"], task, built.groups, spec, {**built.notes, "answers": answers.digest()})
 
 
-def build_tasks(task: str, spec: HarnessSpec) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The harness' task objects by name, its groups by name, and notes on the data. Reads (or downloads)
-    all that `score` will need; the errors are those of `score`."""
+@dataclass(frozen=True)
+class Built:
+    """What the harness evaluates: its task objects and groups by name, and notes on the data."""
+
+    tasks: dict[str, Any]
+    groups: dict[str, Any]
+    notes: dict[str, Any]
+
+
+def build_tasks(task: str, spec: HarnessSpec) -> Built:
+    """Build the harness' own objects. Reads (or downloads) all that `score` will need; the errors are those of
+    `score`."""
     _check(task, spec)
-    load_yaml = _import("lm_eval.tasks._yaml_loader").load_yaml
-    index = _index(task)
+    return _TASKS[task].build(_Definitions(_TASKS[task].folder), spec)
 
-    def definition(name: str) -> dict[str, Any]:
-        value: dict[str, Any] = load_yaml(index[name].yaml_path)
+
+class _Definitions:
+    """The harness' definitions of one task alone: reading those of all its thousands takes seconds."""
+
+    def __init__(self, folder: str) -> None:
+        """`folder`: below `lm_eval/tasks`."""
+        library = _import("lm_eval.tasks")
+        place = Path(library.__file__).parent / folder
+        self.index = library.TaskManager(include_path=place, include_defaults=False).task_index
+        self._load = _import("lm_eval.tasks._yaml_loader").load_yaml
+
+    def of(self, name: str) -> dict[str, Any]:
+        value: dict[str, Any] = self._load(self.index[name].yaml_path)
         return value
 
-    if task == "winogrande":
-        rows, source = local_data.winogrande(spec.data / task) if spec.data else (None, "hub, train")
-        one = _build(definition(task), rows, spec)
-        return {task: one}, {}, {"data": _where(spec), "examples": source}
-    root = definition("mmlu")
-    groups = {name: definition(name) for name in root["task"]}
-    members = {name: sorted(index[tag].tags) for name, group in groups.items() for tag in group["task"]}
-    subjects = {definition(name)["dataset_name"]: name for names in members.values() for name in names}
-    chosen = _chosen(spec.subjects, list(subjects))
+
+def _build_winogrande(definitions: _Definitions, spec: HarnessSpec) -> Built:
+    rows, source = local_data.winogrande(spec.data / "winogrande") if spec.data else (None, "hub, train")
+    one = _build(definitions.of("winogrande"), rows, spec)
+    return Built({"winogrande": one}, {}, {"data": _where(spec), "examples": source})
+
+
+def _build_mmlu(definitions: _Definitions, spec: HarnessSpec) -> Built:
+    root = definitions.of("mmlu")
+    groups = {name: definitions.of(name) for name in root["task"]}
+    members = {name: sorted(definitions.index[tag].tags) for name, group in groups.items() for tag in group["task"]}
+    subjects = {definitions.of(name)["dataset_name"]: name for names in members.values() for name in names}
     tasks = {}
-    for subject in chosen:
-        local = local_data.mmlu(spec.data / task, subject) if spec.data else None
-        tasks[subjects[subject]] = _build(definition(subjects[subject]), local, spec)
-    return tasks, _grouped(root, groups, members, tasks), {"data": _where(spec), "examples": "dev, the first ones"}
+    for subject in _chosen(spec.subjects, list(subjects)):
+        local = local_data.mmlu(spec.data / "mmlu", subject) if spec.data else None
+        tasks[subjects[subject]] = _build(definitions.of(subjects[subject]), local, spec)
+    notes = {"data": _where(spec), "examples": "dev, the first ones"}
+    return Built(tasks, _grouped(root, groups, members, tasks), notes)
 
 
-def _index(task: str) -> Any:
-    """The harness' index of `task` alone: reading the definitions of all its thousands of tasks takes seconds."""
-    library = _import("lm_eval.tasks")
-    folder = Path(library.__file__).parent / _DEFINITIONS[task]
-    return library.TaskManager(include_path=folder, include_defaults=False).task_index
+@dataclass(frozen=True)
+class _Task:
+    """Where a task's definitions lie below `lm_eval/tasks`, and how it is built of them."""
+
+    folder: str
+    build: Callable[[_Definitions, HarnessSpec], Built]
+
+
+_TASKS = {"mmlu": _Task("mmlu/default", _build_mmlu), "winogrande": _Task("winogrande", _build_winogrande)}
 
 
 def _check(task: str, spec: HarnessSpec) -> None:
@@ -130,8 +153,8 @@ def _where(spec: HarnessSpec) -> str:
     return "hub" if spec.data is None else "local"
 
 
-def _build(definition: dict[str, Any], rows: dict[str, local_data.Rows] | None, spec: HarnessSpec) -> Any:
-    """One task object, from the harness' definition of it with the data set swapped when there are `rows`."""
+def _build(definition: dict[str, Any], rows: dict[str, local_data.QuestionRows] | None, spec: HarnessSpec) -> Any:
+    """Make one task object from the harness' definition of it with the data set swapped when there are `rows`."""
     config = {key: value for key, value in definition.items() if key not in ("tag", "group", "task_list")}
     name = config["task"]
     if rows is not None:
@@ -160,7 +183,7 @@ def _build(definition: dict[str, Any], rows: dict[str, local_data.Rows] | None, 
 def _grouped(
     root: dict[str, Any], groups: dict[str, Any], members: dict[str, list[str]], tasks: dict[str, Any]
 ) -> dict[str, Any]:
-    """MMLU's own groups over the subjects that are there; the harness averages them as it always does."""
+    """Make MMLU's own groups over the subjects that are there; the harness averages them as it always does."""
     group, config = _import("lm_eval.api.group").Group, _import("lm_eval.config.group").GroupConfig
     top = group.from_config(config(**root))
     out = {"mmlu": top}
@@ -193,7 +216,7 @@ def _score(
 
 
 def _requests(tasks: dict[str, Any], spec: HarnessSpec) -> int:
-    """How many requests the tasks will make: one for each choice of each question."""
+    """Count the requests that the tasks will make: one for each choice of each question."""
     total = 0
     for task in tasks.values():
         questions = len(task.eval_docs) if spec.limit is None else min(spec.limit, len(task.eval_docs))
@@ -205,7 +228,7 @@ class _Answers:
     """Told by the harness of every answer (it is meant for caches): counts them, and takes a digest of their exact
     log-likelihoods, which tells two models apart long before their accuracies do."""
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
+    def __init__(self, progress: Answered | None, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
         self._hash = hashlib.sha256()
 
@@ -221,7 +244,7 @@ class _Answers:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the harness' own bars and notices: 57 subjects make hundreds of lines."""
+    """Silence the harness' own bars and notices: 57 subjects make hundreds of lines."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from cache_store.errors import UserError
 from workers.judge.model import JudgedModel
-from workers.judge.problems import Problem
+from workers.judge.problems import CodeProblem
 from workers.judge.sandbox import Execution, Limits, demand, run
-from workers.judge.scores import Score, standard_error
+from workers.judge.scores import Answered, Score, standard_error
 
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
-
-#: Called with problems whose completions are there, and all problems.
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +39,10 @@ class CodeSpec:
 
 
 def score(
-    judged: JudgedModel, task: str, problems: Sequence[Problem], spec: CodeSpec, progress: Progress | None = None
+    judged: JudgedModel, task: str, problems: Sequence[CodeProblem], spec: CodeSpec, progress: Answered | None = None
 ) -> Score:
-    """pass@1 of `judged` on `problems` (of the task named `task`); one part a problem would be too much for a table,
-    so the solved ones are in `notes["solved"]`.
+    """Return pass@1 of `judged` on `problems` (of the task named `task`). The solved problems are in `notes["solved"]`:
+    a part for each would be too much for a table. `progress` counts problems whose completions are there.
 
     UserError unless `spec.allow_code_execution`, or where the machine cannot isolate the code."""
     _check(spec)
@@ -76,19 +73,21 @@ def score(
 
 
 def demand_jail(spec: CodeSpec) -> None:
-    """UserError unless generated code may run and this machine can isolate it. Ask before hours of generation."""
+    """Raise UserError unless generated code may run and this machine can isolate it. Ask before hours of generation."""
     run("", allow_code_execution=spec.allow_code_execution, allow_unisolated=spec.allow_unisolated)
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased estimate, from `n` samples of which `correct` pass, of the chance that one of `k` does
+    """Estimate without bias, from `n` samples of which `correct` pass, of the chance that one of `k` does
     (Chen et al. 2021): 1 - C(n - correct, k) / C(n, k)."""
     if not (0 <= correct <= n and 1 <= k <= n):
         raise ValueError(f"pass@{k} of {correct} correct in {n}: needs 0 <= correct <= n and 1 <= k <= n")
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
-def execute(problems: Sequence[Problem], completions: Sequence[Sequence[str]], spec: CodeSpec) -> list[list[Execution]]:
+def execute(
+    problems: Sequence[CodeProblem], completions: Sequence[Sequence[str]], spec: CodeSpec
+) -> list[list[Execution]]:
     """Test every completion of every problem, on all cores this process may use."""
     work = [
         (index, problem, completion)
@@ -104,7 +103,7 @@ def execute(problems: Sequence[Problem], completions: Sequence[Sequence[str]], s
 
 
 def complete(judged: JudgedModel, prompts: Sequence[str], spec: CodeSpec) -> list[list[str]]:
-    """`spec.samples` completions of every prompt, each cut before the first stop sequence."""
+    """Return `spec.samples` completions of every prompt, each cut before the first stop sequence."""
     import torch
     from transformers import GenerationConfig, StoppingCriteriaList
 
@@ -125,7 +124,8 @@ def complete(judged: JudgedModel, prompts: Sequence[str], spec: CodeSpec) -> lis
     if spec.samples > 1:
         sampling = {"do_sample": True, "temperature": spec.temperature, "top_p": 0.95, "top_k": 0}
         torch.manual_seed(spec.seed)
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
+    make_config: Any = GenerationConfig  # its constructor has no types
+    config = make_config(
         max_new_tokens=spec.max_new_tokens,
         num_return_sequences=spec.samples,
         pad_token_id=ends[0],
@@ -143,30 +143,28 @@ def complete(judged: JudgedModel, prompts: Sequence[str], spec: CodeSpec) -> lis
 
 
 def cut(text: str) -> str:
-    """`text` before the first stop sequence in it."""
+    """Return `text` before the first stop sequence in it."""
     return text[: min((at for stop in STOPS if (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def _continuation(tokenizer: Any, prompt: list[int], new: list[int], ends: list[int]) -> str:
-    """Tokens as text. Decoded behind their prompt: some tokenizers drop a leading space of what they are given."""
+    """Decode tokens, behind their prompt: some tokenizers drop a leading space of what they are given."""
     until = next((position for position, token in enumerate(new) if token in ends), len(new))
     before = tokenizer.decode(prompt, skip_special_tokens=True)
     return cut(tokenizer.decode(prompt + new[:until], skip_special_tokens=True)[len(before) :])
 
 
 def _stops_at(tokenizer: Any, width: int) -> Any:
-    """A stopping criterion: rows whose continuation holds a stop sequence are finished."""
+    """Make a stopping criterion: rows whose continuation holds a stop sequence are finished."""
     import torch
-    from transformers import StoppingCriteria
 
-    class Stops(StoppingCriteria):  # type: ignore[misc, unused-ignore]
-        def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.BoolTensor:
-            # The longest stop sequence has seven characters, so at most as many tokens.
-            ends = [tokenizer.decode(row[max(width, len(row) - 8) :]) for row in input_ids]
-            found = [any(stop in text for stop in STOPS) for text in ends]
-            return torch.tensor(found, device=input_ids.device)  # type: ignore[return-value]
+    def stops(input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        # The longest stop sequence has seven characters, so at most as many tokens.
+        ends = [tokenizer.decode(row[max(width, len(row) - 8) :]) for row in input_ids]
+        found = [any(stop in text for stop in STOPS) for text in ends]
+        return torch.tensor(found, device=input_ids.device)
 
-    return Stops()
+    return stops
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
@@ -177,7 +175,7 @@ def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return list(found) if isinstance(found, list | tuple) else [int(found)]
 
 
-def _try(problem: Problem, completion: str, spec: CodeSpec) -> Execution:
+def _try(problem: CodeProblem, completion: str, spec: CodeSpec) -> Execution:
     return run(
         problem.program(completion),
         spec.limits,

@@ -1,4 +1,4 @@
-"""MMLU and WinoGrande from local files, as rows of the very columns that the hub's data sets have.
+"""Read MMLU and WinoGrande from local files, as rows of the very columns that the hub's data sets have.
 
 Layout: `mmlu/dev/<subject>_dev.csv` and `mmlu/test/<subject>_test.csv` with the columns question, choice0 … choice3
 and answer (0-3); `winogrande/train_<size>.jsonl` and `winogrande/dev.jsonl` with sentence, option1, option2, answer.
@@ -14,7 +14,7 @@ from typing import Any
 
 from cache_store.errors import DataError
 
-Rows = list[dict[str, Any]]
+QuestionRows = list[dict[str, Any]]
 _CHOICES = ("choice0", "choice1", "choice2", "choice3")
 _MMLU = ("question", *_CHOICES, "answer")
 _WINOGRANDE = ("sentence", "option1", "option2", "answer")
@@ -22,13 +22,13 @@ _WINOGRANDE = ("sentence", "option1", "option2", "answer")
 _SIZES = ("xl", "l", "m", "s", "xs")
 
 
-def mmlu(folder: Path, subject: str) -> dict[str, Rows]:
-    """`{"dev": …, "test": …}` of one subject; DataError names the file and line that is missing or wrong."""
+def mmlu(folder: Path, subject: str) -> dict[str, QuestionRows]:
+    """Return `{"dev": …, "test": …}` of one subject; DataError names the file and line that is missing or wrong."""
     return {split: list(_mmlu(folder / split / f"{subject}_{split}.csv", subject)) for split in ("dev", "test")}
 
 
-def winogrande(folder: Path) -> tuple[dict[str, Rows], str]:
-    """`{"train": …, "validation": …}`, and the name of the file that train was read from."""
+def winogrande(folder: Path) -> tuple[dict[str, QuestionRows], str]:
+    """Return `{"train": …, "validation": …}`, and the name of the file that train was read from."""
     train = next((path for size in _SIZES if (path := folder / f"train_{size}.jsonl").is_file()), None)
     if train is None:
         raise DataError(f"{folder}: none of {', '.join(f'train_{size}.jsonl' for size in _SIZES)} is there")

@@ -1,4 +1,4 @@
-"""A language model out of a Hugging Face folder, with its tokenizer."""
+"""Load a language model out of a Hugging Face folder, with its tokenizer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cache_store.errors import DataError, UserError
+from cache_store.errors import DataError, UserError, first_line
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES: tuple[Dtype, ...] = ("auto", "float32", "bfloat16", "float16")
@@ -21,7 +21,7 @@ class JudgedModel:
 
 
 def check_folder(folder: Path) -> None:
-    """DataError when `folder` is not a model that transformers can load; imports nothing heavy."""
+    """Raise DataError when `folder` is not a model that transformers can load; imports nothing heavy."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; a model is a folder as save_pretrained or segprop export writes it")
     if not (folder / "config.json").is_file():
@@ -31,7 +31,7 @@ def check_folder(folder: Path) -> None:
 
 
 def load_model(folder: Path, *, device: str = "cpu", dtype: Dtype = "auto") -> JudgedModel:
-    """The model in `folder`, on `device`. `auto`: in the type its config names.
+    """Load the model in `folder` onto `device`. `auto`: in the type its config names.
 
     DataError when the folder holds no causal language model or no tokenizer; UserError for an unknown device."""
     check_folder(folder)
@@ -43,7 +43,7 @@ def load_model(folder: Path, *, device: str = "cpu", dtype: Dtype = "auto") -> J
         place = torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: {device}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"device: {device}: {first_line(error)}") from error
     reporting: Any = logging
     bars = reporting.is_progress_bar_enabled()
     reporting.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""HumanEval and HumanEval+ problems, and the programs that test a completion of them."""
+"""Read HumanEval and HumanEval+ problems, and make the programs that test a completion of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache_store.errors import DataError
+from cache_store.errors import DataError, UserError
 
 #: File name patterns by task, first match wins, below `humaneval/` of the data folder.
 FILES = {
@@ -21,7 +21,7 @@ _NEEDED = ("task_id", "prompt", "entry_point", "canonical_solution")
 
 
 @dataclass(frozen=True)
-class Problem:
+class CodeProblem:
     """A function to complete. `test` defines `check(candidate)`; in EvalPlus' own format there are `inputs` instead
     (JSON text, a list of argument lists), and the canonical solution says what is right for them."""
 
@@ -34,7 +34,7 @@ class Problem:
     atol: float
 
     def program(self, completion: str) -> str:
-        """Python source that returns when `completion` solves the problem and raises when it does not."""
+        """Return Python source that returns when `completion` solves the problem and raises when it does not."""
         solution = self.prompt + completion
         if self.inputs is None:
             return f"{solution}\n\n{self.test}\n\ncheck({self.entry_point})\n"
@@ -47,18 +47,18 @@ class Problem:
         return f"SETTINGS = {settings!r}\nINPUTS = {self.inputs!r}\n{_PLUS}"
 
     def modules(self) -> tuple[str, ...]:
-        """Folders outside the standard library that the tests (not the completion) need: numpy's, or none."""
+        """Name the folders outside the standard library that the tests (not the completion) need: numpy's, or none."""
         if self.test is None or self.inputs is not None or "import numpy" not in self.test:
             return ()
         found = importlib.util.find_spec("numpy")
-        assert found is not None
-        assert found.origin is not None
+        if found is None or found.origin is None:
+            raise UserError(f"{self.task_id}: its tests need numpy, which is not installed")
         return (str(Path(found.origin).parents[1]),)
 
 
-def read_problems(path: Path) -> tuple[Problem, ...]:
-    """From JSON lines, gzipped or not: HumanEval's, EvalPlus' (`base_input`, `plus_input`, `atol`) and the hub's
-    HumanEval+ (tests that hold their inputs). DataError names the line that is wrong."""
+def read_problems(path: Path) -> tuple[CodeProblem, ...]:
+    """Read problems from JSON lines, gzipped or not: HumanEval's, EvalPlus' (`base_input`, `plus_input`, `atol`) and
+    the hub's HumanEval+ (tests that hold their inputs). DataError names the line that is wrong."""
     try:
         opener: Any = gzip.open if path.suffix == ".gz" else open
         with opener(path, "rt", encoding="utf-8") as file:
@@ -71,7 +71,7 @@ def read_problems(path: Path) -> tuple[Problem, ...]:
 
 
 def find_file(data: Path, task: str) -> Path:
-    """The file of `task` below `data`; DataError says what was looked for."""
+    """Find the file of `task` below `data`; DataError says what was looked for."""
     folder = data / "humaneval"
     for pattern in FILES[task]:
         found = sorted(folder.glob(pattern))
@@ -80,7 +80,7 @@ def find_file(data: Path, task: str) -> Path:
     raise DataError(f"{folder}: has none of {', '.join(FILES[task])}, which {task} needs")
 
 
-def _problems(path: Path, lines: Any) -> Iterator[Problem]:
+def _problems(path: Path, lines: Any) -> Iterator[CodeProblem]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -97,7 +97,7 @@ def _problems(path: Path, lines: Any) -> Iterator[Problem]:
         if "base_input" in row:
             # EvalPlus writes {} for problems without extra inputs.
             inputs = json.dumps([*row["base_input"], *(row.get("plus_input") or [])])
-        yield Problem(
+        yield CodeProblem(
             task_id=row["task_id"],
             prompt=row["prompt"],
             entry_point=row["entry_point"],

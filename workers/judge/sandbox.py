@@ -1,4 +1,4 @@
-"""Running code that a model has written: in a process of its own that can reach neither network nor files nor us.
+"""Run code that a model has written, in a process of its own that can reach neither network nor files nor us.
 
 `run` starts `jail.py`, which confines itself before it executes anything (see `confine.py` for the layers), and
 kills it with all that belongs to it when the time is up. Where the machine cannot isolate network, files and
@@ -32,8 +32,8 @@ _JAIL = Path(__file__).with_name("jail.py")
 _DEMANDED = ("files", "network", "processes")
 _VERDICT_BYTES = 1 << 16
 
-Outcome = Literal["passed", "failed", "timeout", "died"]
-Layer = Literal["namespaces", "landlock", "seccomp"]
+ExecutionOutcome = Literal["passed", "failed", "timeout", "died"]
+IsolationLayer = Literal["namespaces", "landlock", "seccomp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Execution:
     """How a program ended: `passed` (it returned), `failed` (it raised, or ended itself), `timeout`, `died` (killed
     by a limit or a fault). `output` is the beginning of what it printed."""
 
-    outcome: Outcome
+    outcome: ExecutionOutcome
     reason: str
     output: str
     seconds: float
@@ -71,7 +71,7 @@ def run(
     allow_code_execution: bool,
     allow_unisolated: bool = False,
     modules: Sequence[str] = (),
-    without: Sequence[Layer] = (),
+    without: Sequence[IsolationLayer] = (),
 ) -> Execution:
     """Execute the Python source `program`, alone, in an empty folder; safe to call from several threads.
 
@@ -101,7 +101,7 @@ def run(
 
 
 def demand(allow_code_execution: bool) -> None:
-    """UserError unless the user has said that generated code may run."""
+    """Raise UserError unless the user has said that generated code may run."""
     if not allow_code_execution:
         raise UserError(
             "allow_code_execution: false: this task runs programs that a language model has written. They run without "
@@ -129,28 +129,29 @@ def _execute(request: dict[str, Any], folder: str, limits: Limits) -> Execution:
         raise
     finally:
         os.close(sending)
+    stdin, stdout = process.stdin, process.stdout
     try:
-        assert process.stdin is not None
+        if stdin is None or stdout is None:
+            raise SegpropError("the jail for generated code was started without pipes")
         with contextlib.suppress(BrokenPipeError):  # it has died already; its output says why
-            process.stdin.write(json.dumps(request).encode())
-            process.stdin.close()
-        output, told, in_time = _listen(process, receiving, limits, started + limits.seconds)
+            stdin.write(json.dumps(request).encode())
+            stdin.close()
+        output, told, in_time = _listen(stdout.fileno(), receiving, limits, started + limits.seconds)
     finally:
         # Everything it started is in its session, and dies with its init where it has one.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+        if stdout is not None:
+            stdout.close()
         os.close(receiving)
     return _judge(request, told, output, in_time, process.returncode, time.monotonic() - started)
 
 
-def _listen(process: subprocess.Popen[bytes], verdict: int, limits: Limits, deadline: float) -> tuple[str, bytes, bool]:
+def _listen(printed: int, verdict: int, limits: Limits, deadline: float) -> tuple[str, bytes, bool]:
     """Read output and verdict until both are closed or time is up; what exceeds the bounds is read and dropped."""
-    assert process.stdout is not None
-    kept = {process.stdout.fileno(): bytearray(), verdict: bytearray()}
-    bounds = {process.stdout.fileno(): limits.output_bytes, verdict: _VERDICT_BYTES}
+    kept = {printed: bytearray(), verdict: bytearray()}
+    bounds = {printed: limits.output_bytes, verdict: _VERDICT_BYTES}
     in_time = True
     with selectors.DefaultSelector() as selector:
         for handle in kept:

@@ -1,11 +1,14 @@
-"""What a benchmark says of a model, as plain values."""
+"""Define what a benchmark says of a model, as plain values."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+#: Called with what is answered and all there is to answer of a task, such as requests or problems.
+Answered = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,7 @@ class Score:
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean of `values`, with Bessel's correction; None for fewer than two."""
+    """Return the standard error of the mean of `values`, with Bessel's correction; None for fewer than two."""
     n = len(values)
     if n < 2:
         return None

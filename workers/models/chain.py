@@ -8,10 +8,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cache_store.records.nodes import Attempt
 from workers.distributed.sharded import held, whole_on_host
+from workers.specs.results import PartRecord
 
 Boundary = tuple[Tensor, ...]
 State = dict[str, Tensor]
@@ -106,6 +109,13 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
 def cpu_state(module: nn.Module) -> State:
     """A copy of the module's state on the host, contiguous (safetensors wants neither views nor channels_last)."""
     return {name: whole_on_host(tensor) for name, tensor in module.state_dict().items()}
+
+
+def write_part(attempt: Attempt, part: str, state: State) -> PartRecord:
+    """Write a part's state as a file of its own, to be published with the attempt's commit."""
+    file = f"{part}.safetensors"
+    record = attempt.write(file, save(state))
+    return PartRecord(file=file, digest=state_digest(state), bytes=record.bytes)
 
 
 def module_bytes(module: nn.Module) -> int:

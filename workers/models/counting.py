@@ -18,7 +18,7 @@ def elements(shape: Shape) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """Sums over layers; see `workers.models.registry` for what each figure means."""
+    """Sums over layers; see `workers.models.outline` for what each figure means."""
 
     parameters: int = 0
     buffer_elements: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from cache_store.errors import CorruptShard, MissingShard
 from cache_store.formats.codec import Field
-from cache_store.formats.encodings import identity
-from cache_store.formats.quantization import Encoding
+from cache_store.formats.encoded_rows import EncodedRows
+from cache_store.formats.encodings import ENCODINGS
+from cache_store.formats.torch_dtypes import BITS, TORCH
 from cache_store.snapshots.reader import RowReader
 from cache_store.snapshots.store import SnapshotSet
 from workers.device import autocast
@@ -23,17 +24,12 @@ from workers.domains.base import Batch, Domain, Source
 from workers.environment import WorkerEnvironment
 from workers.models.chain import Boundary, ModulePath
 from workers.snapshots.geometry import Geometry
+from workers.specs.results import SnapshotCounters
 from workers.specs.tasks import BoundarySpec
 from workers.weights import Weights
 
 #: Threads that copy the rows of one batch where the step runs on a device.
 GATHER_THREADS = 4
-
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-#: What numpy has no type for, and the unsigned integers that stand for it there.
-_NOT_IN_NUMPY = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn}
-_BITS = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8}
 
 
 class StoredBoundary:
@@ -142,7 +138,7 @@ class StoredBoundary:
         with torch.no_grad(), autocast(self._boundary.precision, device):
             batch: Batch = domain.batch(rows, inputs, stored=stored, device=device, precision=self._boundary.precision)
             outputs = domain.to_rows(self._hop(batch.boundary, batch.context), batch)
-        dtype = TORCH_DTYPES[self._boundary.dtype]
+        dtype = TORCH[self._boundary.dtype]
         stored_rows = self.encoding.encode([tensor.to(dtype) for tensor in outputs])
         return tuple(tensor.to("cpu").contiguous() for tensor in stored_rows)
 
@@ -152,8 +148,8 @@ class StoredBoundary:
         return self.forwards + earlier
 
 
-def encoding_of(domain: Domain, boundary: BoundarySpec) -> Encoding:
-    return Encoding(boundary.encoding, domain.fields(sum(len(hop) for hop in boundary.hops), boundary.dtype))
+def encoding_of(domain: Domain, boundary: BoundarySpec) -> EncodedRows:
+    return EncodedRows(boundary.encoding, domain.fields(sum(len(hop) for hop in boundary.hops), boundary.dtype))
 
 
 def geometry_of(domain: Domain, boundary: BoundarySpec, source: Source) -> Geometry:
@@ -171,7 +167,7 @@ def boundary_key(
     domain: Domain, boundary: BoundarySpec, source: Source, weights: Weights, view: int | None
 ) -> dict[str, Any]:
     """Everything that determines the bytes of a snapshot set, by content: a changed input is another address."""
-    encoding = identity(boundary.encoding)
+    encoding = ENCODINGS[boundary.encoding].identity()
     return {
         "kind": "boundary",
         "data": source.identity,
@@ -200,20 +196,21 @@ def _threads(count: int) -> Iterator[None]:
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
     """A host tensor as a set's array, bf16 and float8 as their bits."""
-    return tensor.view(_BITS.get(tensor.dtype, tensor.dtype)).numpy()
+    return tensor.view(BITS.get(tensor.dtype, tensor.dtype)).numpy()
 
 
 def _to_tensor(array: np.ndarray, field: Field) -> Tensor:
     # Mapped shards are read-only; the copy is what makes a tensor over them safe to hand to torch.
     tensor = torch.from_numpy(np.array(array))
-    return tensor.view(_NOT_IN_NUMPY.get(field.dtype, tensor.dtype))
+    return tensor.view(TORCH[field.dtype])
 
 
-def snapshot_counters(boundaries: Mapping[Any, StoredBoundary]) -> dict[str, int]:
-    """Sum of hits, misses, bytes_read and bytes_written over the sets of a task."""
-    total = {"hits": 0, "misses": 0, "bytes_read": 0, "bytes_written": 0}
-    for boundary in boundaries.values():
-        counters = boundary.snapshots.counters
-        for key in total:
-            total[key] += getattr(counters, key)
+def snapshot_counters(boundaries: Iterable[StoredBoundary]) -> SnapshotCounters:
+    """Sum up what was found, read and written over the sets of a task."""
+    total = SnapshotCounters()
+    for boundary in boundaries:
+        own = boundary.snapshots.counters
+        total += SnapshotCounters(
+            hits=own.hits, misses=own.misses, bytes_read=own.bytes_read, bytes_written=own.bytes_written
+        )
     return total

@@ -10,15 +10,17 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from cache_store.errors import Interrupted
 from cache_store.records.leases import Leases
 from cache_store.records.nodes import Attempt, NodeStore
-from workers.control import Control
+from workers.control import Control, Update
 from workers.snapshots.boundary import StoredBoundary, snapshot_counters
+from workers.specs.as_json import read_record, write_record
+from workers.specs.results import MaterializeResult, PartialSet, SnapshotCounters, Where
 
 #: Between two looks at a shard that somebody else makes; the second after a while.
 POLL_S, POLL_MAX_S = 0.02, 0.25
@@ -27,42 +29,48 @@ SILENT_S = 1.0
 NOTE = "made.json"
 
 
+@dataclass(frozen=True)
+class MadeFigures:
+    """What making shards took. `forwards`: samples through each frozen block."""
+
+    forwards: Mapping[str, int]
+    snapshot: SnapshotCounters
+    seconds: float
+
+    def __add__(self, other: MadeFigures) -> MadeFigures:
+        forwards = dict(Counter(self.forwards) + Counter(other.forwards))
+        return MadeFigures(forwards, self.snapshot + other.snapshot, self.seconds + other.seconds)
+
+
 class Made:
     """What this attempt has made so far, noted in the store after every shard: so that nothing that was done goes
     uncounted, whoever commits the node in the end and whatever becomes of this attempt."""
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
-        self._boundaries: dict[Any, StoredBoundary] = {}
+        self._boundaries: list[StoredBoundary] = []
         self.seconds = 0.0
 
-    def watch(self, name: Any, boundary: StoredBoundary) -> None:
+    def watch(self, boundary: StoredBoundary) -> None:
         """Count what this boundary does."""
-        self._boundaries[name] = boundary
+        self._boundaries.append(boundary)
 
     def note(self) -> None:
-        self._attempt.note(NOTE, {"attempt": self._attempt.id, **self._own()})
+        """Write what this attempt has made so far beside its files."""
+        self._attempt.note(NOTE, {"attempt": self._attempt.id, **write_record(self._own())})
 
-    def _own(self) -> dict[str, Any]:
+    def _own(self) -> MadeFigures:
         forwards: Counter[str] = Counter()
-        for boundary in self._boundaries.values():
+        for boundary in self._boundaries:
             forwards += boundary.total_forwards()
-        return {
-            "forwards": dict(forwards),
-            "snapshot": snapshot_counters(self._boundaries),
-            "seconds": self.seconds,
-        }
+        return MadeFigures(dict(forwards), snapshot_counters(self._boundaries), self.seconds)
 
-    def total(self, nodes: NodeStore) -> dict[str, Any]:
-        """`forwards`, `snapshot` and `seconds` of all attempts at the node: the others' as they noted them."""
-        others = [note for note in nodes.notes(self._attempt.node_id, NOTE) if note.get("attempt") != self._attempt.id]
+    def total(self, nodes: NodeStore) -> MadeFigures:
+        """Sum up all attempts at the node: the others' as they noted them."""
         total = self._own()
-        for note in others:
-            for name in ("forwards", "snapshot"):
-                total[name] = dict(Counter(total[name]) + Counter(note[name]))
-            total["seconds"] += note["seconds"]
-        # A sum of counters drops what is zero.
-        total["snapshot"] = {key: total["snapshot"].get(key, 0) for key in snapshot_counters({})}
+        for note in nodes.notes(self._attempt.node_id, NOTE):
+            if note.get("attempt") != self._attempt.id:
+                total += read_record(MadeFigures, note)
         return total
 
 
@@ -97,7 +105,7 @@ class SharedSet:
             if arrays is not None:
                 return arrays
             if waited > SILENT_S:
-                self._control.progress(phase="waiting for snapshots")
+                self._control.progress(Update(phase="waiting for snapshots"))
             self._wait(pause)
             waited, pause = waited + pause, min(POLL_MAX_S, pause * 1.5)
 
@@ -149,14 +157,17 @@ class SharedSet:
             self._leases.release(name)
 
 
-def whole(boundary: StoredBoundary) -> dict[str, Any]:
-    """Of a set that is complete: what the commit of its node says beside who made it."""
-    packed = boundary.encoding.name == "lossless"
-    return {
-        "set": boundary.spec.id,
-        "rows": boundary.samples,
-        "bytes": boundary.snapshots.stored_bytes() if packed else boundary.spec.bytes,
-    }
+def whole_set(boundary: StoredBoundary, made: MadeFigures, where: Where) -> MaterializeResult:
+    """What the node of a set that is complete commits. `made`: what making it took, all attempts together."""
+    return MaterializeResult(
+        set=boundary.spec.id,
+        rows=boundary.samples,
+        bytes=boundary.snapshots.stored_bytes() if boundary.encoding.packs else boundary.spec.bytes,
+        forwards=made.forwards,
+        snapshot=made.snapshot,
+        seconds=made.seconds,
+        where=where,
+    )
 
 
 def samples_there(boundary: StoredBoundary) -> int:
@@ -172,18 +183,18 @@ def samples_there(boundary: StoredBoundary) -> int:
 
 
 def commit_made_along(
-    nodes: NodeStore, unfinished: Mapping[str, str], boundaries: Mapping[str, StoredBoundary], where: Mapping[str, Any]
-) -> dict[str, Any]:
+    nodes: NodeStore, unfinished: Mapping[str, str], boundaries: Mapping[str, StoredBoundary], where: Where
+) -> dict[str, PartialSet]:
     """Commit the nodes of the sets that are whole by now; returns role -> set and samples of those that are not.
 
     What the stage made is part of its own figures; these nodes get what others have noted for them.
     """
-    partial: dict[str, Any] = {}
+    partial: dict[str, PartialSet] = {}
     for role, node_id in unfinished.items():
         boundary = boundaries[role]
         if boundary.snapshots.missing():
-            partial[role] = {"set": boundary.spec.id, "rows": samples_there(boundary)}
+            partial[role] = PartialSet(set=boundary.spec.id, rows=samples_there(boundary))
         elif nodes.commit_of(node_id) is None:
             attempt = nodes.attempt(node_id)
-            attempt.commit({**whole(boundary), **Made(attempt).total(nodes), "where": dict(where)})
+            attempt.commit(whole_set(boundary, Made(attempt).total(nodes), where).to_json())
     return partial

@@ -1,18 +1,22 @@
-"""Turn task dataclasses into JSON values and back, strictly."""
+"""Turn task dataclasses into JSON values and back, strictly; and records that other versions wrote, tolerantly."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
+#: Makes a dataclass of JSON values.
+_Reader = Callable[[type[Any], Mapping[str, Any]], Any]
 
 
 def to_json(spec: Any) -> dict[str, Any]:
-    """The spec as JSON values (tuples become lists)."""
-    plain = typing.cast("dict[str, Any]", _plain(dataclasses.asdict(spec)))
+    """Write the spec as JSON values (tuples become lists)."""
+    plain = cast("dict[str, Any]", _plain(dataclasses.asdict(spec)))
     for name in getattr(spec, "LATER", ()):
         if plain[name] is None:
             del plain[name]
@@ -29,25 +33,92 @@ def _plain(value: Any) -> Any:
 
 def from_json(cls: type[T], data: Any) -> T:
     """Inverse of `to_json`. The data was validated when the configuration was loaded; unknown keys still fail."""
-    return typing.cast(T, _build(cls, data))
+    return cast("T", _build(cls, data, _strictly))
 
 
-def _build(hint: Any, value: Any) -> Any:
+def write_record(record: Any) -> dict[str, Any]:
+    """Write the fields of a record as JSON values, in order; those named in its `OMITTED` only where they are not
+    None."""
+    omitted = getattr(record, "OMITTED", ())
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    return {name: _write(value) for name, value in values.items() if value is not None or name not in omitted}
+
+
+def _write(value: Any) -> Any:
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if isinstance(value, Mapping):
+        return {key: _write(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_write(item) for item in value]
+    return value
+
+
+def read_record(cls: type[T], data: Mapping[str, Any]) -> T:
+    """Inverse of `write_record`, of what this version or another one wrote: keys that `cls` does not know are passed
+    over, fields with a default may be missing. ValueError, naming the first, when another one is."""
+    return cast("T", _tolerantly(cls, data))
+
+
+def _strictly(cls: type[Any], data: Mapping[str, Any]) -> Any:
+    hints: dict[str, Any] = _hints(cast("Any", cls))
+    return cls(**{key: _build(hints[key], item, _strictly) for key, item in data.items()})
+
+
+def _tolerantly(cls: type[Any], data: Mapping[str, Any]) -> Any:
+    hints: dict[str, Any] = _hints(cast("Any", cls))
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if field.name in data:
+            values[field.name] = _build(hints[field.name], data[field.name], _one_way)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{cls.__name__} without {field.name!r}")
+    return cls(**values)
+
+
+def _one_way(cls: type[Any], data: Mapping[str, Any]) -> Any:
+    """Read as the class itself does, where it says how."""
+    read = getattr(cls, "from_json", None)
+    return read(data) if read is not None else _tolerantly(cls, data)
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _build(hint: Any, value: Any, read: _Reader) -> Any:
+    """Make of `value` what `hint` says; `read` makes the dataclasses in it."""
+    variant = None if dataclasses.is_dataclass(hint) else getattr(hint, "variant", None)
+    if variant is not None:
+        # A base class that says which of its dataclasses these values are of.
+        hint = variant(value)
     if dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
-        return hint(**{key: _build(hints[key], item) for key, item in value.items()})  # type: ignore[operator]
+        return read(cast("type[Any]", hint), value)
     origin = typing.get_origin(hint)
     arguments = typing.get_args(hint)
     if origin is tuple and isinstance(value, list):
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_build(arguments[0], item) for item in value)
-        return tuple(_build(argument, item) for argument, item in zip(arguments, value, strict=True))
+        return _tuple(arguments, value, read)
+    if origin is Mapping and dataclasses.is_dataclass(arguments[1]):
+        return {key: _build(arguments[1], item, read) for key, item in value.items()}
     if origin in (typing.Union, types.UnionType) and value is not None:
-        classes = [argument for argument in arguments if dataclasses.is_dataclass(argument)]
-        if classes and isinstance(value, dict):
-            # The first that has all these fields: no two members of a union here have the same.
-            return _build(next(c for c in classes if value.keys() <= {f.name for f in dataclasses.fields(c)}), value)
-        for argument in arguments:
-            if typing.get_origin(argument) is tuple and isinstance(value, list):
-                return _build(argument, value)
+        return _one_of(arguments, value, read)
+    return value
+
+
+def _tuple(arguments: Sequence[Any], value: list[Any], read: _Reader) -> tuple[Any, ...]:
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return tuple(_build(arguments[0], item, read) for item in value)
+    return tuple(_build(argument, item, read) for argument, item in zip(arguments, value, strict=True))
+
+
+def _one_of(arguments: Sequence[Any], value: Any, read: _Reader) -> Any:
+    classes = [argument for argument in arguments if dataclasses.is_dataclass(argument)]
+    if classes and isinstance(value, dict):
+        # The first that has all these fields: no two members of a union here have the same.
+        known = (c for c in classes if value.keys() <= {field.name for field in dataclasses.fields(c)})
+        return _build(classes[0] if len(classes) == 1 else next(known), value, read)
+    for argument in arguments:
+        if typing.get_origin(argument) in (tuple, Mapping) and isinstance(value, list | dict):
+            return _build(argument, value, read)
     return value

@@ -16,9 +16,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from workers.specs.language import CausalLMSpec, LoraSpec, TextSpec
+from workers.specs.language import LoraSpec, TextSpec
+from workers.specs.model import ModelSpec
 
 Precision = Literal["fp32", "bf16", "fp16"]
+#: Precision -> the dtype that is computed in, by its name in `cache_store.formats.dtypes`.
+COMPUTED: dict[str, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SnapshotDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "resnext50_32x4d"]
 
@@ -26,10 +29,8 @@ _STRICT: dict[str, Any] = {"extra": "forbid"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNetSpec:
+class ResNetSpec(ModelSpec):
     """A torchvision ResNet as a chain. Sizes of adapters and heads are read from the boundaries."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     family: Literal["resnet"] = "resnet"
     name: ResNetName
@@ -165,7 +166,7 @@ class TrainSpec:
 class Experiment:
     """What all nodes of a regime share: the chain, the data and the seed."""
 
-    model: ResNetSpec | CausalLMSpec
+    model: ModelSpec
     data: ImageSpec | TextSpec
     #: Classes, or the size of the vocabulary.
     classes: int

@@ -7,17 +7,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from workers.specs.model import ModelSpec
+
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalLMSpec:
+class CausalLMSpec(ModelSpec):
     """A Hugging Face decoder as a chain: `embed`, `layer0` … `layer<n-1>`, `head` (final norm and LM head).
 
     The base depth of a split counts decoder layers: the embedding always goes with the base.
     """
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     family: Literal["causal_lm"]
     #: A folder as `save_pretrained` writes it, or a hub id. None: random weights for `config`.

@@ -1,4 +1,4 @@
-"""What travels from the driver to a worker; importable without torch."""
+"""Define what travels from the driver to a worker; importable without torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cache_store.records.nodes import Commit
+
+#: The commits of a node's parents, by role (see the tasks for the roles).
+Parents = Mapping[str, Commit]
 #: How the ranks of a gang share a stage: each holds all parameters (`ddp`), or a part of each (`fsdp2`).
 Strategy = Literal["ddp", "fsdp2"]
 
@@ -31,12 +35,12 @@ ALONE = Production()
 
 @dataclass(frozen=True)
 class WorkOrder:
-    """One node for a worker. `parents` maps roles to the parents' commits; everything travels as JSON values."""
+    """One node for a worker: its task as JSON values, and the commits of its parents by role."""
 
     node_id: str
     kind: str
     task: Mapping[str, Any]
-    parents: Mapping[str, Mapping[str, Any]]
+    parents: Parents
     store: str
     device: str
     threads: int
@@ -57,5 +61,5 @@ def order_key(node_id: str, helper: int) -> str:
 
 
 def node_of(key: str) -> str:
-    """The node an order's key belongs to."""
+    """Name the node that an order's key belongs to."""
     return key.partition("#")[0]

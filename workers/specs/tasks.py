@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from cache_store.formats.encodings import EncodingName
-from workers.specs.experiment import Experiment, ImageSpec, Precision, ResNetSpec, TrainSpec
+from workers.specs.experiment import Experiment, ImageSpec, Precision, TrainSpec
 from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.model import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +24,17 @@ class DataTask:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTask:
-    """Write the initial state (torchvision names) as one safetensors file."""
+    """Write the initial weights: one safetensors file with the names of the whole network, or one a part."""
 
-    model: ResNetSpec | CausalLMSpec
+    LATER: ClassVar[tuple[str, ...]] = ("sample",)
+
+    model: ModelSpec
     classes: int
     seed: int
     #: Identity of the initial weights (sha256 of the file, or of a checkpoint's files) or None.
     weights_digest: str | None = None
+    #: Shape of one sample, for families whose weights depend on it; else None.
+    sample: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,7 @@ class BoundarySpec:
 
 
 def rows_per_shard(row_bytes: int, shard_bytes: int, group_rows: int) -> int:
-    """Whole groups that fit into `shard_bytes`, at least one: the rows of a shard of rows of `row_bytes`."""
+    """Return the rows of a shard: whole groups of rows of `row_bytes` that fit into `shard_bytes`, at least one."""
     return max(1, shard_bytes // (row_bytes * group_rows)) * group_rows
 
 
@@ -141,18 +146,25 @@ class StageTask:
     gate: GateSpec | None = None
 
     @property
+    def stored_boundary(self) -> BoundarySpec:
+        """The boundary this stage reads or computes again. ValueError where it starts at the images."""
+        if self.boundary is None:
+            raise ValueError(f"{self.name} starts at the images: it reads no boundary")
+        return self.boundary
+
+    @property
     def epochs(self) -> range:
         """The epochs trained here."""
         return range(self.train.epochs) if self.round is None else range(self.round.first, self.round.end)
 
     @property
     def goes_on(self) -> bool:
-        """Whether a later round continues this one."""
+        """Tell whether a later round continues this one."""
         return self.epochs.stop < self.train.epochs
 
 
 def snapshot_role(split: str, view: int | None) -> str:
-    """The role of the materialize node of one set among a stage's parents."""
+    """Return the role of the materialize node of one set among a stage's parents."""
     return f"snapshot/{split}/{'eval' if view is None else view}"
 
 
@@ -178,12 +190,3 @@ class AverageTask:
 
 
 Task = DataTask | ModelTask | MeasureTask | MaterializeTask | StageTask | EvaluateTask | AverageTask
-TASKS: dict[str, type[Any]] = {
-    "data": DataTask,
-    "model": ModelTask,
-    "measure": MeasureTask,
-    "materialize": MaterializeTask,
-    "train": StageTask,
-    "evaluate": EvaluateTask,
-    "average": AverageTask,
-}

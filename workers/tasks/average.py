@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from safetensors.torch import save as save_bytes
 from torch import Tensor
 
-from cache_store.records.nodes import Attempt
+from cache_store.records.nodes import Attempt, Commit
+from workers.control import Update
 from workers.domains.registry import domain_of
 from workers.environment import WorkerEnvironment
-from workers.models.chain import State, state_digest
+from workers.models.chain import State, write_part
+from workers.specs.orders import Parents
+from workers.specs.results import AverageResult, PartRecord
 from workers.specs.tasks import AverageTask
 from workers.weights import Weights
 
 
 def average(
     task: AverageTask,
-    parents: Mapping[str, Mapping[str, Any]],
+    parents: Parents,
     environment: WorkerEnvironment,
     attempt: Attempt,
-) -> dict[str, Any]:
+) -> Commit:
     """Average on the host, one part after the other, and commit the parts as a stage would."""
     started = time.monotonic()
     domain = domain_of(task.experiment)
@@ -36,21 +37,14 @@ def average(
         )
         for number in range(len(parents))
     ]
-    parts: dict[str, Any] = {}
+    parts: dict[str, PartRecord] = {}
     for part in task.parts:
-        state = mean([replica.state(part) for replica in replicas])
-        file = f"{part}.safetensors"
-        record = attempt.write(file, save_bytes(state))
-        parts[part] = {"file": file, "digest": state_digest(state), "bytes": record["bytes"]}
-        environment.control.progress(phase="average", done=len(parts), total=len(task.parts), unit="parts")
-    return attempt.commit(
-        {
-            "parts": parts,
-            "replicas": len(replicas),
-            "seconds": time.monotonic() - started,
-            "where": environment.where(),
-        }
+        parts[part] = write_part(attempt, part, mean([replica.state(part) for replica in replicas]))
+        environment.control.progress(Update(phase="average", done=len(parts), total=len(task.parts), unit="parts"))
+    result = AverageResult(
+        parts=parts, replicas=len(replicas), seconds=time.monotonic() - started, where=environment.where()
     )
+    return attempt.commit(result.to_json())
 
 
 def mean(states: Sequence[State]) -> State:

@@ -1,19 +1,23 @@
-"""The one entry through which every runner does work: a node of the plan in, its commit out."""
+"""Do a node's work and return its commit: the one entry through which every runner works."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from cache_store.errors import OutOfDeviceMemory
-from cache_store.storage.base import Storage
+from cache_store.records.nodes import Attempt, Commit
+from cache_store.storage.open import open_storage
 from workers.control import Control
 from workers.distributed.gang import ALONE, Gang
 from workers.environment import WorkerEnvironment, prepare_process
-from workers.specs import as_json, tasks
+from workers.specs import as_json
 from workers.specs.orders import WorkOrder
+from workers.specs.task_kinds import TASKS
 from workers.tasks.average import average
 from workers.tasks.data import _prepare_data
 from workers.tasks.evaluate import evaluate
@@ -24,8 +28,9 @@ from workers.tasks.model import _initial_model
 from workers.training.trainer import StageTrainer
 
 
-def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
-    """Do the work, commit it, and return the commit that counts (somebody else's if they were first).
+def execute(order: WorkOrder, control: Control) -> Commit | None:
+    """Do the work, commit it, and return the commit that counts (somebody else's if they were first). None: a helper,
+    which commits nothing.
 
     A node that is committed already is not run again. An order with a strategy is for every rank of a gang: all run it,
     all return the commit, the first rank alone writes. Raises SegpropError subclasses only for what a user or
@@ -38,7 +43,8 @@ def execute(order: WorkOrder, control: Control) -> dict[str, Any]:
 
 
 def _too_small(order: WorkOrder, said: str) -> OutOfDeviceMemory:
-    """`said`: torch's message, whose first sentences tell what was asked for and how much there is."""
+    """Say what ran out of memory and what helps. `said`: torch's message, whose first sentences tell how much was
+    asked for and how much there is."""
     what = order.task.get("name", order.kind)
     asked = ". ".join(said.split(". ")[1:3])
     return OutOfDeviceMemory(
@@ -48,37 +54,51 @@ def _too_small(order: WorkOrder, said: str) -> OutOfDeviceMemory:
     )
 
 
-def _execute(order: WorkOrder, control: Control) -> dict[str, Any]:
+def _execute(order: WorkOrder, control: Control) -> Commit | None:
     started = time.time()
-    storage = Storage.open(order.store)
+    storage = open_storage(order.store)
     device = torch.device(order.device)
     gang = ALONE if order.strategy is None else Gang.joined(order.strategy)
     environment = WorkerEnvironment(
         storage, device, order.threads, control, started, gang, snapshot_memory=order.snapshot_memory
     )
     commit = gang.agree(environment.nodes.commit_of(order.node_id))
-    # A materialize node may have been committed and its set released since; it then runs to refill the set.
-    if commit is not None and order.kind != "materialize":
+    kind = TASKS[order.kind]
+    # A node that makes a set may have been committed and its set released since; it then runs to refill the set.
+    if commit is not None and not kind.makes_set:
         return commit
-    task: Any = as_json.from_json(tasks.TASKS[order.kind], order.task)
-    deterministic = task.train.deterministic if isinstance(task, tasks.StageTask) else True
-    prepare_process(device, order.threads, deterministic=deterministic)
-    attempt = environment.nodes.attempt(order.node_id)
-    match task:
-        case tasks.DataTask():
-            return _prepare_data(task, environment, attempt)
-        case tasks.ModelTask():
-            return _initial_model(task, environment, attempt)
-        case tasks.MeasureTask():
-            return measure(task, order.parents, environment, attempt)
-        case tasks.MaterializeTask():
-            return materialize(task, order.parents, environment, attempt, order.production)
-        case tasks.StageTask() if reached(task.gate, order.parents):
-            return carry_over(task, order.parents, environment, attempt)
-        case tasks.StageTask():
-            return StageTrainer(task, order.parents, environment, attempt, order.production).run()
-        case tasks.EvaluateTask():
-            return evaluate(task, order.parents, environment, attempt)
-        case tasks.AverageTask():
-            return average(task, order.parents, environment, attempt)
-    raise AssertionError(f"no worker for {order.kind}")
+    task = as_json.from_json(kind.spec, order.task)
+    prepare_process(device, order.threads, deterministic=kind.deterministic(task))
+    return HANDLERS[order.kind](Work(task, order, environment, environment.nodes.attempt(order.node_id)))
+
+
+@dataclass(frozen=True)
+class Work:
+    """A task on a worker, and what its handler may need. `task`: of the class that the kind's row names."""
+
+    task: Any
+    order: WorkOrder
+    environment: WorkerEnvironment
+    attempt: Attempt
+
+
+def _train(work: Work) -> Commit | None:
+    """Train a stage, or carry its parts over where the gate says that the network is good enough already."""
+    task, order = work.task, work.order
+    if reached(task.gate, order.parents):
+        return carry_over(task, order.parents, work.environment, work.attempt)
+    return StageTrainer(task, order.parents, work.environment, work.attempt, order.production).run()
+
+
+#: Kind of task -> what does it and returns the commit that counts. The kinds are those of `workers.specs.task_kinds`.
+HANDLERS: dict[str, Callable[[Work], Commit | None]] = {
+    "data": lambda work: _prepare_data(work.task, work.environment, work.attempt),
+    "model": lambda work: _initial_model(work.task, work.environment, work.attempt),
+    "measure": lambda work: measure(work.task, work.order.parents, work.environment, work.attempt),
+    "materialize": lambda work: materialize(
+        work.task, work.order.parents, work.environment, work.attempt, work.order.production
+    ),
+    "train": _train,
+    "evaluate": lambda work: evaluate(work.task, work.order.parents, work.environment, work.attempt),
+    "average": lambda work: average(work.task, work.order.parents, work.environment, work.attempt),
+}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from cache_store.errors import Interrupted
-from cache_store.records.nodes import Attempt
+from cache_store.records.nodes import Attempt, Commit
+from workers.control import Update
 from workers.domains.registry import domain_of
 from workers.environment import WorkerEnvironment
 from workers.snapshots.boundary import StoredBoundary, snapshot_counters
-from workers.snapshots.production import Made, SharedSet, whole
-from workers.specs.orders import Production
+from workers.snapshots.production import Made, MadeFigures, SharedSet, whole_set
+from workers.specs.orders import Parents, Production
+from workers.specs.results import MaterializeResult
 from workers.specs.tasks import MaterializeTask
 from workers.tasks.gate import reached
 from workers.training.shuffle import shard_order
@@ -21,53 +22,52 @@ from workers.weights import Weights
 
 def materialize(
     task: MaterializeTask,
-    parents: Mapping[str, Mapping[str, Any]],
+    parents: Parents,
     environment: WorkerEnvironment,
     attempt: Attempt,
     production: Production,
-) -> dict[str, Any]:
+) -> Commit | None:
     """Compute what is missing of the set and commit; nothing if the run's exit leaves its reader out. Shards already
     there (an earlier attempt's) are kept.
 
-    A helper makes shards as long as there are free ones and returns {} without a commit.
+    A helper makes shards as long as there are free ones and returns None, without a commit.
     """
     started = time.monotonic()
     domain = domain_of(task.experiment)
-    source = domain.source(parents["data"]["result"], environment.snapshots, task.split)
+    source = domain.source(parents["data"].result, environment.snapshots, task.split)
     weights = Weights(environment.nodes, parents, domain, environment.device)
     boundary = StoredBoundary(environment, domain, task.boundary, source, weights, task.view)
     if reached(task.gate, parents):
         # Of what nobody will read there is an empty set: for the driver, one that is not there was released.
         boundary.snapshots.ensure()
         if production.helper:
-            return {}
-        nothing = {"set": boundary.spec.id, "rows": 0, "bytes": 0, "forwards": {}, "snapshot": snapshot_counters({})}
-        return attempt.commit({**nothing, "seconds": time.monotonic() - started, "where": environment.where()})
+            return None
+        nothing = MaterializeResult(
+            set=boundary.spec.id, rows=0, bytes=0, seconds=time.monotonic() - started, where=environment.where()
+        )
+        return attempt.commit(nothing.to_json())
     watch = _Watch(boundary, environment, domain.row_unit)
     work = _Work(boundary, task.experiment.seed, production.first_epoch)
     if not production.shared:
         watch.over(work.alone())
-        figures = {
-            "forwards": dict(boundary.total_forwards()),
-            "snapshot": snapshot_counters({None: boundary}),
-            "seconds": time.monotonic() - started,
-        }
+        seconds = time.monotonic() - started
+        figures = MadeFigures(dict(boundary.total_forwards()), snapshot_counters([boundary]), seconds)
     else:
         made = Made(attempt)
-        made.watch(None, boundary)
+        made.watch(boundary)
         shared = SharedSet(boundary, environment.control, made)
         if production.helper:
             watch.over(work.helping(shared))
-            return {}
+            return None
         watch.over(work.finishing(shared))
         shared.settle()
         made.seconds = time.monotonic() - started - shared.waited
         figures = made.total(environment.nodes)
-    return attempt.commit({**whole(boundary), **figures, "where": environment.where()})
+    return attempt.commit(whole_set(boundary, figures, environment.where()).to_json())
 
 
 class _Work:
-    """The ways to fill a set; each yields the shards it has made."""
+    """Fill a set, in one of three ways; each yields the shards it has made."""
 
     def __init__(self, boundary: StoredBoundary, seed: int, first_epoch: int | None) -> None:
         self._boundary = boundary
@@ -76,7 +76,7 @@ class _Work:
         self._place = {index: place for place, index in enumerate(order)}
 
     def missing(self) -> list[int]:
-        """In the order in which they will be asked for."""
+        """List the shards that are missing, in the order in which they will be asked for."""
         return sorted(self._boundary.snapshots.missing(), key=self._place.__getitem__)
 
     def alone(self) -> Iterator[int]:
@@ -85,7 +85,7 @@ class _Work:
             yield index
 
     def helping(self, shared: SharedSet) -> Iterator[int]:
-        """Until a look over the whole set finds nothing to take."""
+        """Make shards until a look over the whole set finds nothing to take."""
         found = True
         while found:
             found = False
@@ -94,7 +94,8 @@ class _Work:
                 yield index
 
     def finishing(self, shared: SharedSet) -> Iterator[int]:
-        """Until nothing is missing: what others have in hand is waited for, and made here when they let it go."""
+        """Make shards until nothing is missing: what others have in hand is waited for, and made here when they let it
+        go."""
         while True:
             yield from self.helping(shared)
             if not self._boundary.snapshots.missing():
@@ -103,7 +104,7 @@ class _Work:
 
 
 class _Watch:
-    """Reports the work on a set, and stops it when asked to."""
+    """Report the work on a set, and stop it when asked to."""
 
     def __init__(self, boundary: StoredBoundary, environment: WorkerEnvironment, unit: str) -> None:
         self._boundary = boundary
@@ -118,7 +119,7 @@ class _Watch:
         for index in work:
             done += len(spec.shard_range(index))
             seconds = time.monotonic() - started
-            self._control.progress(
+            update = Update(
                 phase="materialize",
                 done=done,
                 total=total,
@@ -126,5 +127,6 @@ class _Watch:
                 rate=done / max(seconds, 1e-9),
                 seconds_left=(total - done) * seconds / max(done, 1),
             )
+            self._control.progress(update)
             if self._control.should_stop():
                 raise Interrupted("materialization stopped; finished shards are kept")

@@ -18,16 +18,20 @@ from torch import Tensor
 
 from cache_store.errors import Interrupted
 from cache_store.formats.codec import Array
-from cache_store.formats.quantization import Encoding
-from cache_store.records.nodes import Attempt
+from cache_store.formats.encoded_rows import EncodedRows
+from cache_store.formats.torch_dtypes import TORCH
+from cache_store.records.nodes import Attempt, Commit
 from cache_store.snapshots.reader import RowReader
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotSet
+from workers.control import Update
 from workers.device import autocast
 from workers.domains.registry import domain_of
 from workers.environment import WorkerEnvironment
 from workers.models.chain import Boundary, ModulePath
-from workers.snapshots.boundary import TORCH_DTYPES, to_numpy
+from workers.snapshots.boundary import to_numpy
+from workers.specs.orders import Parents
+from workers.specs.results import BlockCosts, LoadCosts, MeasuredCosts, MeasureResult
 from workers.specs.tasks import MeasureTask
 from workers.training.batches import gathering_clock
 from workers.weights import Weights
@@ -36,51 +40,52 @@ from workers.weights import Weights
 LEAST, MOST_S = 3, 0.5
 
 
-def measure(
-    task: MeasureTask, parents: Mapping[str, Mapping[str, Any]], environment: WorkerEnvironment, attempt: Attempt
-) -> dict[str, Any]:
+def measure(task: MeasureTask, parents: Parents, environment: WorkerEnvironment, attempt: Attempt) -> Commit:
     """Measure and commit. Nothing but the commit stays in the store."""
     started = time.monotonic()
     figures = _Bench(task, parents, environment, attempt).run()
-    return attempt.commit({"figures": figures, "seconds": time.monotonic() - started, "where": environment.where()})
+    result = MeasureResult(figures=figures, seconds=time.monotonic() - started, where=environment.where())
+    return attempt.commit(result.to_json())
 
 
 class _Bench:
     def __init__(
         self,
         task: MeasureTask,
-        parents: Mapping[str, Mapping[str, Any]],
+        parents: Parents,
         environment: WorkerEnvironment,
         attempt: Attempt,
     ) -> None:
         self.task, self.environment, self.attempt = task, environment, attempt
         self.device = environment.device
         self.domain = domain_of(task.experiment)
-        self.source = self.domain.source(parents["data"]["result"], environment.snapshots, "train")
+        self.source = self.domain.source(parents["data"].result, environment.snapshots, "train")
         self.weights = Weights(environment.nodes, parents, self.domain, self.device)
         self.group = np.arange(min(task.group_rows, self.source.rows))
         self.batch = np.arange(min(task.batch_rows, self.source.rows))
 
-    def run(self) -> dict[str, Any]:
-        load = {
-            name: self._seconds(lambda index=index: self._load(index)) / len(index)  # type: ignore[misc]
-            for name, index in (("group", self.group), ("batch", self.batch))
-        }
-        blocks: dict[str, dict[str, float]] = {}
+    def run(self) -> MeasuredCosts:
+        """Measure loading, then block after block. Interrupted when asked to stop."""
+        load = LoadCosts(group=self._loading(self.group), batch=self._loading(self.batch))
+        blocks: dict[str, BlockCosts] = {}
         rows: Boundary = ()
         for name, before in self.task.blocks:
             if self.environment.control.should_stop():
                 raise Interrupted("measuring stopped; it starts again with the next run")
             blocks[name], rows = self._block(name, before, rows)
             self.environment.control.progress(
-                phase="measure", done=len(blocks), total=len(self.task.blocks), unit="blocks"
+                Update(phase="measure", done=len(blocks), total=len(self.task.blocks), unit="blocks")
             )
-        return {"load": load, "blocks": blocks}
+        return MeasuredCosts(load=load, blocks=blocks)
+
+    def _loading(self, index: np.ndarray) -> float:
+        """Seconds a sample."""
+        return self._seconds(lambda: self._load(index)) / len(index)
 
     def _load(self, index: np.ndarray) -> Boundary:
         return self.domain.load(self.source, self.domain.rows(self.source, index), 0)
 
-    def _block(self, name: str, before: int, rows: Boundary) -> tuple[dict[str, float], Boundary]:
+    def _block(self, name: str, before: int, rows: Boundary) -> tuple[BlockCosts, Boundary]:
         """Figures of one block, and what is behind it of the first samples. `rows`: what the block measured before it
         gave, which is as wide as this one's input: blocks between the two do the same work as one that was measured."""
         task, domain = self.task, self.domain
@@ -88,7 +93,7 @@ class _Bench:
         module = ModulePath({name: self.weights.build(name)}, trained=())
         self._wait()
         build = time.perf_counter() - started
-        encoding = Encoding(task.encoding, domain.fields(before + 1, task.dtype))
+        encoding = EncodedRows(task.encoding, domain.fields(before + 1, task.dtype))
 
         def forward(index: np.ndarray, inputs: Boundary, *, in_batches: bool) -> Boundary:
             with torch.no_grad(), autocast(task.precision, self.device):
@@ -103,7 +108,7 @@ class _Bench:
                 return domain.to_rows(module(batch.boundary, batch.context), batch)
 
         def kept(index: np.ndarray, inputs: Boundary) -> Boundary:
-            outputs = [tensor.to(TORCH_DTYPES[task.dtype]) for tensor in forward(index, inputs, in_batches=False)]
+            outputs = [tensor.to(TORCH[task.dtype]) for tensor in forward(index, inputs, in_batches=False)]
             return tuple(tensor.to("cpu").contiguous() for tensor in encoding.encode(outputs))
 
         def of(index: np.ndarray) -> Boundary:
@@ -113,19 +118,16 @@ class _Bench:
         in_batches = self._seconds(lambda: forward(self.batch, batch, in_batches=True)) / len(self.batch)
         if task.channels_last:
             module.to(memory_format=torch.channels_last)
-        figures = {
-            "build": build,
-            "group": self._seconds(lambda: kept(self.group, group)) / len(self.group),
-            "batch": in_batches,
-            **self._store(name, encoding, kept(self.group, group)),
-        }
+        in_groups = self._seconds(lambda: kept(self.group, group)) / len(self.group)
+        write, first, again = self._store(name, encoding, kept(self.group, group))
+        figures = BlockCosts(build=build, group=in_groups, batch=in_batches, write=write, open=first, read=again)
         return figures, encoding.decode(kept(longest, of(longest)))
 
     def _count(self, index: np.ndarray) -> int:
         """Rows of a set that these samples are."""
         return len(self.domain.set_rows(self.source, index))
 
-    def _store(self, name: str, encoding: Encoding, rows: Sequence[Tensor]) -> dict[str, float]:
+    def _store(self, name: str, encoding: EncodedRows, rows: Sequence[Tensor]) -> tuple[float, float, float]:
         """Seconds a sample to write rows of one full shard, to read them the first time, and again."""
         arrays = [to_numpy(tensor) for tensor in rows]
         size = sum(array.nbytes for array in arrays)
@@ -143,15 +145,11 @@ class _Bench:
                 opened.append(again.seconds())
                 if attempt == LEAST - 1:
                     read = statistics.median(again.seconds() for _ in range(LEAST)) / samples
-        return {
-            "write": statistics.median(written) / samples,
-            "open": statistics.median(opened) / samples,
-            "read": read,
-        }
+        return statistics.median(written) / samples, statistics.median(opened) / samples, read
 
     @contextmanager
     def _scratch(
-        self, key: Mapping[str, Any], encoding: Encoding, arrays: Sequence[Array]
+        self, key: Mapping[str, Any], encoding: EncodedRows, arrays: Sequence[Array]
     ) -> Iterator[tuple[SnapshotSet, float]]:
         """A set of one shard and the seconds it took to write; gone afterwards."""
         rows = len(arrays[0])
@@ -184,7 +182,7 @@ class _Bench:
 class _Gathering:
     """All samples of a measured set, shuffled, in training batches, decoded on the device: a pass of a stage."""
 
-    def __init__(self, bench: _Bench, target: SnapshotSet, encoding: Encoding) -> None:
+    def __init__(self, bench: _Bench, target: SnapshotSet, encoding: EncodedRows) -> None:
         self._device, self._decode = bench.device, encoding.decode
         self._reader = RowReader(target)
         period = bench._count(bench.group)

@@ -1,9 +1,10 @@
-"""Feeds a stage: shuffled samples, raw or as stored boundaries, loaded ahead of the step in the background."""
+"""Load batches for a stage: shuffled samples, raw or as stored boundaries, loaded ahead of the step in the
+background."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -18,7 +19,7 @@ from workers.domains.base import Batch, Domain, Rows, Source
 from workers.models.chain import Boundary
 from workers.snapshots.geometry import Geometry
 from workers.specs.experiment import Precision
-from workers.training.clocks import _DeviceClock
+from workers.training.clocks import DeviceClock
 from workers.training.prefetch import prefetch
 
 #: Batches loaded ahead of the step. Two hide the loader's jitter; more only hold memory.
@@ -28,7 +29,7 @@ SHARDS_AHEAD = 2
 
 
 class Inputs(Protocol):
-    """Samples of one split as they enter a stage."""
+    """Load the samples of one split as they enter a stage."""
 
     domain: Domain
     source: Source
@@ -37,24 +38,24 @@ class Inputs(Protocol):
 
     @property
     def seconds(self) -> float | None:
-        """Spent so far on loading and, where they are computed again, on the frozen blocks. Not for the step loop: it
-        waits for the device. None: not known."""
+        """Count the seconds spent so far on loading and, where they are computed again, on the frozen blocks. Not for
+        the step loop: it waits for the device. None: not known."""
 
     def expect(self, samples: np.ndarray, view: int | None) -> None:
         """Say which samples will be loaded from now on, in order."""
 
     def load(self, rows: Rows, view: int | None) -> Boundary:
-        """Host tensors of these samples; called from one thread."""
+        """Load host tensors of these samples; called from one thread."""
 
     def forget(self) -> None:
-        """Nothing is expected any more."""
+        """Drop what was expected."""
 
     def finish(self, rows: Rows, boundary: Boundary) -> Batch:
-        """To the device, and what is left to do there, in the step's own thread."""
+        """Move a batch to the device and do what is left to do there, in the step's own thread."""
 
 
 class RawInputs:
-    """Images or tokens; with a `prefix`, the frozen blocks run on the device for every batch (recompute)."""
+    """Load images or tokens; with a `prefix`, the frozen blocks run on the device for every batch (recompute)."""
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class RawInputs:
         self._channels_last = channels_last
         self._prefix = prefix
         self._seconds = 0.0
-        self._on_device = _DeviceClock(device)
+        self._on_device = DeviceClock(device)
 
     @property
     def seconds(self) -> float | None:
@@ -114,7 +115,7 @@ class RawInputs:
 
 
 class StoredInputs:
-    """Stored boundary rows, one reader a view, gathered into a ring of reused buffers.
+    """Load stored boundary rows, one reader a view, gathered into a ring of reused buffers.
 
     On a CUDA device every batch takes a fresh pinned buffer instead: torch's host allocator recycles it only
     once the asynchronous copy out of it has finished, which a ring of our own would have to track.
@@ -148,7 +149,7 @@ class StoredInputs:
 
     @property
     def seconds(self) -> float | None:
-        """Of gathering and decoding."""
+        """Count the seconds of gathering and decoding."""
         return self._loading + self._decoding
 
     def expect(self, samples: np.ndarray, view: int | None) -> None:
@@ -226,7 +227,7 @@ def micro_batches(
     device: torch.device,
     gang: Gang = ALONE,
 ) -> Generator[MicroBatch, None, None]:
-    """Every micro-batch of every step of the range, in order, on the device; of each the part of this rank."""
+    """Iterate over every micro-batch of every step of the range, in order, on the device; of each this rank's part."""
 
     def load() -> Generator[tuple[int, Rows, Boundary, float, bool, Part], None, None]:
         if inputs.ahead and device.type == "cpu":
@@ -252,7 +253,7 @@ def micro_batches(
 
 
 def _own(samples: np.ndarray, batch_size: int, micro: int, gang: Gang) -> np.ndarray:
-    """Of the samples of some steps those that this rank takes, in the order in which it does."""
+    """Pick the samples of some steps that this rank takes, in the order in which it does."""
     if gang.size == 1:
         return samples
     taken = []
@@ -265,7 +266,7 @@ def _own(samples: np.ndarray, batch_size: int, micro: int, gang: Gang) -> np.nda
 def in_order(
     inputs: Inputs, *, batch_size: int, device: torch.device, gang: Gang = ALONE
 ) -> Generator[Batch, None, None]:
-    """The whole split in data set order under the evaluation view; a rank's part of every batch."""
+    """Iterate over the whole split in data set order under the evaluation view; a rank's part of every batch."""
     rows = inputs.source.rows
     loaded = micro_batches(
         inputs,
@@ -280,25 +281,3 @@ def in_order(
     with closing(loaded):
         for micro in loaded:
             yield micro.batch
-
-
-class _Waits:
-    """How long the step loop waits for its input, of the time since it was made."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._seconds = 0.0
-
-    def timed(self, batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
-        iterator = iter(batches)
-        while True:
-            before = time.monotonic()
-            batch = next(iterator, None)
-            self._seconds += time.monotonic() - before
-            if batch is None:
-                return
-            yield batch
-
-    def share(self) -> float:
-        """0 to 1."""
-        return self._seconds / max(time.monotonic() - self._started, 1e-9)

@@ -1,13 +1,16 @@
-"""Mid-stage checkpoints: everything a killed stage needs to go on bit for bit, as safetensors and JSON.
+"""Save and load mid-stage checkpoints: all that a killed stage needs to go on bit for bit, as safetensors and JSON.
 
 Tensors are named by what they are: `model/<part>/<name>`, `best/<part>/<name>`, `optimizer/<parameter>//<key>`,
 `rng/cpu`, `rng/cuda` (`rng/cpu/<rank>` of a gang). Everything else (position, scaler, history, running
 sums) is the manifest's JSON.
+
+`StageState` is what of a stage changes while it trains; `save` and `load` are its form in the store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,16 +18,26 @@ import torch
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 
-from cache_store.records.nodes import NodeStore
+from cache_store.records.nodes import Attempt, Commit, NodeStore
 from workers.distributed.gang import ALONE, Gang
 from workers.models.chain import State
+from workers.specs.as_json import read_record, write_record
+from workers.specs.orders import Parents
+from workers.specs.results import EpochFigures, StageResult
+from workers.specs.tasks import StageTask
+from workers.training.optimizer import StageStep, optimizer_tensors, restore_optimizer
+from workers.training.stage_path import StagePath
+from workers.weights import ADAPTER, AUX, read_tensors
 
 FILE = "state.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+#: What the next round of a stage needs beside the parts: adapter, optimizer and random state.
+CONTINUE_FILE = "continue.safetensors"
 
 
 @dataclass
 class StageProgress:
-    """Where a stage is. `epoch` and `step` (within the epoch) name the next step to run; JSON values only."""
+    """Say where a stage is. `epoch` and `step` (within the epoch) name the next step to run."""
 
     epoch: int = 0
     step: int = 0
@@ -33,15 +46,27 @@ class StageProgress:
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     #: Seconds spent in the current epoch by earlier attempts.
     epoch_seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[EpochFigures] = field(default_factory=list)
     best_epoch: int | None = None
     exit: str | None = None
     resumed: int = 0
 
+    def to_json(self) -> dict[str, Any]:
+        """Write the position as JSON values."""
+        return write_record(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StageProgress:
+        """Inverse of `to_json`."""
+        progress = read_record(cls, data)
+        # A list goes through as it is: what is in it is read here.
+        progress.history = [EpochFigures.from_json(epoch) for epoch in data["history"]]
+        return progress
+
 
 @dataclass
 class Snapshot:
-    """One checkpoint in memory: tensors on the host."""
+    """Hold one checkpoint in memory: tensors on the host."""
 
     progress: StageProgress
     model: State
@@ -53,7 +78,7 @@ class Snapshot:
 
 
 def random_state() -> State:
-    """Of this process: `cpu`, and `cuda` where there is one."""
+    """Take the random state of this process: `cpu`, and `cuda` where there is one."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -72,20 +97,20 @@ def save(nodes: NodeStore, node_id: str, attempt_id: str, snapshot: Snapshot) ->
         attempt_id,
         files={FILE: save_bytes(tensors)},
         position=position,
-        data={"progress": vars(snapshot.progress), "scaler": snapshot.scaler},
+        data={"progress": snapshot.progress.to_json(), "scaler": snapshot.scaler},
     )
     nodes.prune_checkpoints(node_id, keep=2)
 
 
 def load(nodes: NodeStore, node_id: str, gang: Gang = ALONE) -> Snapshot | None:
-    """The newest intact checkpoint of any attempt, with the random state put back; None when there is none. All ranks
-    load the same one. A rank that it has no random state for (there were fewer) keeps its own."""
+    """Load the newest intact checkpoint of any attempt and put its random state back; None when there is none. All
+    ranks load the same one. A rank that it has no random state for (there were fewer) keeps its own."""
     found = gang.agree(nodes.latest_checkpoint(node_id) if gang.leads else None)
     if found is None:
         return None
     tensors = load_bytes(nodes.read_file(found.files[FILE]))
     model, optimizer = resume_running_state(tensors, gang.rank)
-    progress = StageProgress(**found.data["progress"])
+    progress = StageProgress.from_json(found.data["progress"])
     progress.resumed += 1
     return Snapshot(
         progress=progress,
@@ -98,7 +123,7 @@ def load(nodes: NodeStore, node_id: str, gang: Gang = ALONE) -> Snapshot | None:
 
 
 def running_state(model: State, optimizer: State, random: Sequence[State]) -> State:
-    """What training goes on with, as the tensors of one file. `random`: `random_state()` of every rank."""
+    """Name what training goes on with as the tensors of one file. `random`: `random_state()` of every rank."""
     return {
         **{f"model/{name}": tensor for name, tensor in model.items()},
         **{f"optimizer/{name}": tensor for name, tensor in optimizer.items()},
@@ -121,3 +146,87 @@ def _random_name(device: str, rank: int) -> str:
 
 def _under(prefix: str, tensors: State) -> State:
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+class StageState:
+    """Hold what of a stage changes while it trains: where it is, the best state so far, and the path's, the optimizer's
+    and the scaler's own. Saves it as checkpoints, hands it on to the next round, puts it back."""
+
+    def __init__(
+        self, task: StageTask, path: StagePath, step: StageStep, *, nodes: NodeStore, attempt: Attempt, gang: Gang
+    ) -> None:
+        self._task, self._path, self._step = task, path, step
+        self._nodes, self._attempt, self._gang = nodes, attempt, gang
+        self.progress = StageProgress()
+        self.best: State = {}
+        self._saved = time.monotonic()
+
+    def restore(self, parents: Parents) -> None:
+        """Put back what the stage goes on from: an optimizer that is carried, the round before, its own checkpoint."""
+        if self._task.train.head_optimizer == "carry" and "optimizer" in parents:
+            record = parents["optimizer"].files.get(OPTIMIZER_FILE)
+            if record is not None:
+                restore_optimizer(self._step.optimizer, self._path.names, read_tensors(self._nodes, record))
+        if "continue" in parents:
+            self._continue(parents["continue"])
+        found = load(self._nodes, self._attempt.node_id, self._gang)
+        if found is None:
+            return
+        self.progress, self.best = found.progress, self._path.own(found.best)
+        self._path.load(self._path.own(found.model))
+        restore_optimizer(self._step.optimizer, self._path.names, found.optimizer)
+        self._step.load_scaler(found.scaler)
+
+    def _continue(self, before: Commit) -> None:
+        """Go on where the round before stopped. The parts are loaded already, perhaps not as it left them: the head
+        may be an average. The optimizer's state is this segment's own either way."""
+        result = before.read(StageResult)
+        model, optimizer = resume_running_state(read_tensors(self._nodes, before.files[CONTINUE_FILE]))
+        self._path.load(model, uncommitted=True)
+        restore_optimizer(self._step.optimizer, self._path.names, optimizer)
+        self._step.load_scaler(result.scaler or {})
+        self.progress = StageProgress(
+            epoch=self._task.epochs.start,
+            global_step=result.steps,
+            history=list(result.epochs),
+            best_epoch=result.best_epoch,
+        )
+
+    def due(self) -> bool:
+        """Say whether a checkpoint is due, by this rank's clock; always after an epoch where no interval is set."""
+        every_s = self._task.train.checkpoint_every_s
+        return every_s is None or time.monotonic() - self._saved >= every_s
+
+    def save(self) -> None:
+        """Write a checkpoint of the whole state. Every rank of a gang must take part."""
+        self._saved = time.monotonic()
+        random = self._gang.gather(random_state())
+        if not self._gang.leads and not self._gang.shards:
+            return
+        snapshot = Snapshot(
+            progress=self.progress,
+            model=self._path.whole(self._path.state()),
+            best=self._path.whole(self.best),
+            optimizer=optimizer_tensors(self._step.optimizer, self._path.names),
+            scaler=self._step.scaler_state(),
+            random=random,
+        )
+        if self._gang.leads:
+            save(self._nodes, self._attempt.node_id, self._attempt.id, snapshot)
+
+    def write_optimizer(self) -> None:
+        """Write the optimizer's state for a later stage that carries it; of sharded parameters all ranks must ask."""
+        # Not of what ends with this stage: the next adapter is another module under the same name.
+        tensors = {
+            name: tensor
+            for name, tensor in optimizer_tensors(self._step.optimizer, self._path.names).items()
+            if not name.startswith((f"{ADAPTER}/", f"{AUX}/"))
+        }
+        if self._gang.leads:
+            self._attempt.write(OPTIMIZER_FILE, save_bytes(tensors))
+
+    def write_continue(self) -> None:
+        """Write what the next round of the stage goes on from. Never in a gang."""
+        state = self._path.state(uncommitted=True)
+        optimizer = optimizer_tensors(self._step.optimizer, self._path.names)
+        self._attempt.write(CONTINUE_FILE, save_bytes(running_state(state, optimizer, [random_state()])))

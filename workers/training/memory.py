@@ -1,4 +1,4 @@
-"""Peak memory by the published protocol: start before a steady-state epoch, read after it.
+"""Measure peak memory by the published protocol: start before a steady-state epoch, read after it.
 
 Device: `torch.cuda.max_memory_allocated` (reserved beside it). Host: the largest *private* memory of the process,
 sampled, because the kernel's own high-water mark also counts mapped files: a stage reading snapshots would be
@@ -36,7 +36,7 @@ class Peak:
 
 
 def highest(peaks: Sequence[Peak]) -> Peak:
-    """Of each figure the highest: what one device, or process, of several needs."""
+    """Take the highest of each figure: what one device, or process, of several needs."""
     device, reserved, host = (
         max((value for value in values if value is not None), default=None)
         for values in zip(*((peak.device, peak.device_reserved, peak.host) for peak in peaks), strict=True)
@@ -45,7 +45,7 @@ def highest(peaks: Sequence[Peak]) -> Peak:
 
 
 class PeakMeter:
-    """Measures from construction to `stop()`; also a context manager, so that its thread always ends."""
+    """Measure from construction to `stop()`; also a context manager, so that its thread always ends."""
 
     def __init__(self, device: torch.device, *, host: bool = True) -> None:
         self._device = device
@@ -90,7 +90,7 @@ def load_lazily_loaded() -> None:
 
 
 def settled_private_bytes() -> int:
-    """Private memory after handing freed memory back, so that the stages of one pooled worker compare."""
+    """Read private memory after handing freed memory back, so that the stages of one pooled worker compare."""
     if sys.platform == "linux":
         try:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -100,7 +100,7 @@ def settled_private_bytes() -> int:
 
 
 def private_bytes() -> int:
-    """Resident memory of this process that no file backs. Where /proc is missing: its lifetime peak."""
+    """Read the resident memory of this process that no file backs. Where /proc is missing: its lifetime peak."""
     try:
         with open("/proc/self/statm", "rb") as file:
             _, resident, shared, *_ = file.read().split()

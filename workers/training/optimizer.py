@@ -1,36 +1,37 @@
-"""Optimizers, learning-rate schedules and mixed precision of one stage."""
+"""Make optimizers by name, turn their state into tensors and back, and take the steps of one stage."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from workers.device import autocast
+from workers.distributed.gang import Gang, GradientSum
 from workers.distributed.sharded import like, whole_on_host
-from workers.specs.experiment import OptimizerSpec
+from workers.distributed.sync_batch_norm import holds_norms
+from workers.domains.base import Domain
+from workers.domains.sums import Sums
+from workers.specs.experiment import OptimizerSpec, TrainSpec
+from workers.training.batches import MicroBatch
+from workers.training.stage_path import StagePath
 
 
-def build_optimizer(spec: OptimizerSpec, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer over exactly these parameters (state is never kept for anything frozen)."""
-    if spec.name == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=spec.lr,
-            momentum=spec.momentum,
-            nesterov=spec.nesterov,
-            weight_decay=spec.weight_decay,
-            fused=True,
-        )
-    if spec.name == "adamw8bit":
-        # An extra, and half annotated; its absence is found early.
-        bitsandbytes: Any = importlib.import_module("bitsandbytes.optim")
-        eight: torch.optim.Optimizer = bitsandbytes.AdamW8bit(
-            parameters, lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay
-        )
-        return eight
+def _sgd(spec: OptimizerSpec, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        parameters,
+        lr=spec.lr,
+        momentum=spec.momentum,
+        nesterov=spec.nesterov,
+        weight_decay=spec.weight_decay,
+        fused=True,
+    )
+
+
+def _adamw(spec: OptimizerSpec, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         parameters,
         lr=spec.lr,
@@ -41,8 +42,90 @@ def build_optimizer(spec: OptimizerSpec, parameters: Sequence[nn.Parameter]) -> 
     )
 
 
+def _adamw8bit(spec: OptimizerSpec, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    # An extra, and half annotated; its absence is found early.
+    bitsandbytes: Any = importlib.import_module("bitsandbytes.optim")
+    optimizer: torch.optim.Optimizer = bitsandbytes.AdamW8bit(
+        parameters, lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay
+    )
+    return optimizer
+
+
+#: Name -> what makes the optimizer. A new one is a row here, its name in `OptimizerSpec`, and its bytes of state in
+#: the memory estimates of the model families.
+OPTIMIZERS: dict[str, Callable[[OptimizerSpec, Sequence[nn.Parameter]], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "sgd": _sgd,
+    "adamw8bit": _adamw8bit,
+}
+
+
+def build_optimizer(spec: OptimizerSpec, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """Make the optimizer over exactly these parameters (state is never kept for anything frozen)."""
+    return OPTIMIZERS[spec.name](spec, parameters)
+
+
+class StageStep:
+    """Take the optimization steps of a stage: gradients of micro-batches, then one update. Never waits for the
+    device."""
+
+    def __init__(self, train: TrainSpec, path: StagePath, domain: Domain, device: torch.device, gang: Gang) -> None:
+        self.optimizer = build_optimizer(train.optimizer, path.parameters)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
+        self._train, self._path, self._domain, self._device, self._gang = train, path, domain, device, gang
+        self._forward: Callable[..., Any] = torch.compile(path.module) if train.compile else path.module
+        replicated = gang.size > 1 and not gang.shards
+        self._gradients = GradientSum(path.parameters) if replicated else None
+        # Each rank takes as many samples at once as a single device would. With batch normalization what a micro-batch
+        # is made of decides its statistics, so there it stays the same and each rank takes a part of it.
+        ranks = 1 if holds_norms(path.module) else gang.size
+        self.micro = min(train.batch_size, train.micro * ranks)
+
+    def backward(self, micro: MicroBatch, sums: Sums) -> Tensor:
+        """Add the gradients of one micro-batch, weighted by its share of the step; returns its loss (on the device)."""
+        batch = micro.batch
+        with autocast(self._train.precision, self._device):
+            output = self._forward(batch.boundary, batch.context)
+        loss, correct = self._domain.loss(output, batch.targets, self._train)
+        if batch.counts:
+            sums.add(loss, correct, len(batch.targets))
+        weight = micro.share * self._gang.loss_scale
+        weighted = loss if weight == 1.0 else loss * weight
+        if micro.last and self._gradients is not None:
+            self._gradients.begin()
+        torch.autograd.backward(self.scaler.scale(weighted))
+        return loss.detach()
+
+    def update(self, rate: float) -> None:
+        """Take one optimizer step with the gradients there are."""
+        if self._gradients is not None:
+            self._gradients.finish()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self._train.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self._path.parameters, self._train.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def scaler_state(self) -> dict[str, Any]:
+        """Give the state of the gradient scaler as JSON values; empty where there is none."""
+        return self.scaler.state_dict() if self.scaler.is_enabled() else {}
+
+    def load_scaler(self, state: Mapping[str, Any]) -> None:
+        """Put back what `scaler_state` gave."""
+        if state:
+            self.scaler.load_state_dict(dict(state))
+
+    def close(self) -> None:
+        """Take the hooks off the parameters again."""
+        if self._gradients is not None:
+            self._gradients.close()
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The optimizer's state as host tensors named `<parameter>//<key>`, for safetensors. Of sharded parameters
+    """Copy the optimizer's state to host tensors named `<parameter>//<key>`, for safetensors. Of sharded parameters
     all ranks must ask, and the first gets it."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {

@@ -25,7 +25,7 @@ def score(
     device: torch.device,
     gang: Gang = ALONE,
 ) -> dict[str, float]:
-    """The scorer's metrics of the path in eval mode; the mode is put back. `batches`: this rank's part of the split."""
+    """Score the path in eval mode; the mode is put back. `batches`: this rank's part of the split."""
     was_training = path.training
     path.train(False)
     for batch in batches:

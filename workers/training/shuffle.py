@@ -1,4 +1,4 @@
-"""The order of an epoch: a function of the seed, the epoch and where samples lie, alone.
+"""Order the samples of an epoch: a function of the seed, the epoch and where samples lie, alone.
 
 *global*: every order of all samples is equally likely; any batch may need any shard. *window*: the shards are
 visited in a shuffled order, a few of them open at a time, and samples are drawn from the open ones. No torch here:
@@ -18,17 +18,17 @@ Order = npt.NDArray[np.int64]
 
 
 def epoch_order(seed: int, epoch: int, rows: int) -> Order:
-    """A permutation of 0..rows-1 (int64): a function of (seed, epoch, rows) alone, the same in every regime."""
+    """Permute 0..rows-1 (int64): a function of (seed, epoch, rows) alone, the same in every regime."""
     return _generator(seed, "order", epoch).permutation(rows)
 
 
 def shard_order(seed: int, epoch: int, shards: int) -> Order:
-    """The order in which the shards of a set are first wanted under `windowed_order`: a permutation (int64)."""
+    """Order the shards of a set as they are first wanted under `windowed_order`: a permutation (int64)."""
     return _generator(seed, "shards", epoch).permutation(shards)
 
 
 def windowed_order(seed: int, epoch: int, shard_sizes: Sequence[int] | Order, window: int) -> Order:
-    """A permutation of the samples of a set (int64) that needs at most `window` shards at any place.
+    """Permute the samples of a set (int64) so that an epoch needs at most `window` shards at any place.
 
     `shard_sizes`: samples of each shard, in data set order (sample 0 is the first of shard 0). Shards open in
     `shard_order`, one after the other as the order advances. A sample comes at a place that is uniform over the time

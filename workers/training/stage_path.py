@@ -1,4 +1,4 @@
-"""What one stage trains: its path built, its parameters named, its state taken and put back."""
+"""Build the path of one stage, name what it trains, take its state and put it back."""
 
 from __future__ import annotations
 
@@ -49,14 +49,13 @@ class StagePath:
         self.parameters = [parameter for _, parameter in named]
 
     def _training_only(self, name: str, index: int) -> nn.Module:
-        """The adapter (to whatever follows it in the path) or the local head, fresh from its own seed."""
+        """Make the adapter (to whatever follows it in the path) or the local head, fresh from its own seed."""
         task, domain = self._task, self._domain
         blocks = domain.part_names()
         if index > 0:
             source = blocks.index(task.path[index - 1]) + 1
         else:  # right after the stored boundary: the base is taken as it comes
-            assert task.boundary is not None
-            source = sum(len(hop) for hop in task.boundary.hops)
+            source = sum(len(hop) for hop in task.stored_boundary.hops)
         seed = derive_seed(task.experiment.seed, name, task.name)
         if name == AUX:
             head = self._weights.state("head") if self._weights.has("head") else None
@@ -64,8 +63,8 @@ class StagePath:
         return domain.build_adapter(source, blocks.index(task.path[index + 1]), seed, self._device)
 
     def state(self, *, uncommitted: bool = False) -> State:
-        """Everything that changes while the stage trains, on the host, named `<part>/<tensor>`; or only what of it no
-        commit holds, the parts that live as long as the stage."""
+        """Copy everything that changes while the stage trains to the host, named `<part>/<tensor>`; or only what of it
+        no commit holds, the parts that live as long as the stage."""
         return {
             f"{part}/{name}": on_host(tensor)
             for part, module in self._trained(uncommitted)
@@ -73,7 +72,7 @@ class StagePath:
         }
 
     def whole(self, state: State) -> State:
-        """What `state()` gave, put together from all ranks: on the first one only."""
+        """Put what `state()` gave together from all ranks: on the first one only."""
         if not self._gang.shards or not state:
             return state
         return {
@@ -83,7 +82,7 @@ class StagePath:
         }
 
     def own(self, state: State) -> State:
-        """This rank's part of what `whole` gave."""
+        """Take this rank's part of what `whole` gave."""
         if not self._gang.shards or not state:
             return state
         return {
@@ -105,7 +104,7 @@ class StagePath:
             )
 
     def final(self, part: str) -> State:
-        """The part's own tensors as they are committed, on the host."""
+        """Copy the part's own tensors to the host, as they are committed."""
         return self._domain.final_state(self.module.parts[part])
 
     def resident_bytes(self) -> int:

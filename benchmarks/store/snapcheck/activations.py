@@ -21,7 +21,7 @@ from benchmarks.harness import Json
 from cache_store.formats.codec import Array, Field
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 
 SHARD_BYTES = 32 << 20
 
@@ -74,7 +74,7 @@ class Activations:
 
     def store(self, folder: Path, **key: Any) -> SnapshotSet:
         """The whole set, in a store in this folder."""
-        snapshots = SnapshotStore(Storage.open(str(folder))).open(self.spec(**key))
+        snapshots = SnapshotStore(open_storage(str(folder))).open(self.spec(**key))
         for shard in snapshots.missing():
             snapshots.put(shard, (self.values(snapshots.spec.shard_range(shard)),))
         return snapshots
@@ -126,7 +126,7 @@ def _computed(config: Json, folder: Path) -> tuple[Array, tuple[int, ...]]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(json.dumps(whole))
     found = harness.child("-m", "benchmarks.store.snapcheck.activations", str(folder / "config.yaml"))
-    snapshots = SnapshotStore(Storage.open(found["store"])).load(found["set"])
+    snapshots = SnapshotStore(open_storage(found["store"])).load(found["set"])
     part = np.concatenate(list(_shards(snapshots)))
     return part, snapshots.spec.fields[0].shape
 
@@ -138,24 +138,27 @@ def _shards(snapshots: SnapshotSet) -> Iterator[Array]:
 
 def make(config: str) -> Json:
     """Make one boundary with the nodes of a plan that it needs; where it is."""
-    from cache_store.records.nodes import NodeStore
+    from cache_store.records.nodes import Commit, NodeStore
     from orchestrator.runs.prepare import prepare
     from workers.control import ThreadControl
     from workers.specs.orders import WorkOrder
+    from workers.specs.results import MaterializeResult
     from workers.tasks.execute import execute
 
     prepared = prepare(config)
     plan, store = prepared.plan, prepared.config.store
-    nodes = NodeStore(Storage.open(store))
+    nodes = NodeStore(open_storage(store))
 
-    def run(node: Any) -> Json:
+    def run(node: Any) -> Commit:
         parents = {role: run(plan.node(parent)) for role, parent in node.parents.items()}
         found = nodes.commit_of(node.id)
         order = WorkOrder(node.id, node.kind, node.task, parents, store, "cpu", harness.cores())
-        return found if found is not None else execute(order, ThreadControl())
+        commit = found or execute(order, ThreadControl())
+        assert commit is not None
+        return commit
 
     wanted = next(n for n in plan.nodes if n.kind == "materialize" and n.task["split"] == "train")
-    return {"store": store, "set": run(wanted)["result"]["set"]}
+    return {"store": store, "set": run(wanted).read(MaterializeResult).set}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from benchmarks.store.snapcheck.timing import compare, timed
 from cache_store.records import files
 from cache_store.snapshots.reader import RowReader
 from cache_store.snapshots.store import SnapshotSet
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 
 BUCKET = "bucket"
 RANGES = 4
@@ -48,7 +48,7 @@ def measure(reading: Reading, folder: Path, rounds: int) -> Json:
 
 
 def _measure(reading: Reading, folder: Path, rounds: int) -> Json:
-    storage = Storage.open(f"s3://{BUCKET}/set")
+    storage = open_storage(f"s3://{BUCKET}/set")
     for path in [p for p in (folder / "store" / "sets").rglob("*") if p.is_file()]:
         storage.write(path.relative_to(folder / "store").as_posix(), path.read_bytes())
     names = [path.relative_to(folder / "store").as_posix() for path in reading.paths]

@@ -19,6 +19,7 @@ from cache_store.formats.codec import Array
 from cache_store.records import files
 from cache_store.snapshots.reader import RowReader
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
+from cache_store.storage.open import open_storage
 from workers.training.shuffle import epoch_order, windowed_order
 
 BATCH_BYTES = 16 << 20
@@ -46,7 +47,7 @@ class Reading:
         for shard in range(self.spec.shards):
             raw = (self.folder / "store" / "sets" / self.spec.id / "commits" / f"{shard:06d}.json").read_bytes()
             record = self.snapshots.record(shard, raw)
-            yield self.folder / "store" / record["path"], record["bytes"]
+            yield self.folder / "store" / record.path, record.bytes
 
     # -- orders -------------------------------------------------------------------------------------------
 
@@ -74,7 +75,7 @@ class Reading:
 
     @property
     def _view(self) -> memoryview:
-        return memoryview(self.out[0].view(torch.uint8).numpy().reshape(-1))  # type: ignore[arg-type]
+        return self.out[0].view(torch.uint8).numpy().reshape(-1).data
 
     # -- the system's -------------------------------------------------------------------------------------
 
@@ -111,7 +112,7 @@ class Reading:
     def body(self) -> int:
         """Where the values begin in every file."""
         pieces = codec.encode(self.spec.fields, (self.activations.values(self.spec.shard_range(0)),))
-        sizes = [memoryview(piece).nbytes for piece in pieces]  # type: ignore[arg-type]
+        sizes = [memoryview(piece).nbytes for piece in pieces]
         return sum(sizes[: sizes.index(max(sizes))])
 
     def in_memory(self) -> torch.Tensor:
@@ -218,7 +219,7 @@ def _arrays(reading: Reading) -> list[Array]:
 def _write(reading: Reading) -> float:
     folder = reading.folder / "written"
     arrays = _arrays(reading)
-    snapshots = SnapshotStore(reading.snapshots.storage.open(str(folder))).open(reading.spec)
+    snapshots = SnapshotStore(open_storage(str(folder))).open(reading.spec)
 
     def work() -> None:
         for shard, array in enumerate(arrays):
@@ -238,7 +239,7 @@ def _raw_write(reading: Reading) -> float:
         for shard, array in enumerate(arrays):
             descriptor = os.open(folder / str(shard), os.O_WRONLY | os.O_CREAT, 0o600)
             for piece in codec.encode(reading.spec.fields, (array,)):
-                view = memoryview(piece)  # type: ignore[arg-type]
+                view = memoryview(piece)
                 while view.nbytes:
                     view = view[os.write(descriptor, view) :]
             os.fsync(descriptor)

@@ -18,7 +18,7 @@ from cache_store.snapshots.reader import RowReader
 from cache_store.snapshots.shard_cache import ShardCache
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from workers.training.memory import settled_private_bytes
 from workers.training.shuffle import epoch_order, windowed_order
 
@@ -29,7 +29,7 @@ LATER = 6
 
 def _filled(folder: Path, rows: int, shard_rows: int, width: int) -> SnapshotSet:
     spec = SetSpec({"rows": rows, "shard": shard_rows}, rows, (Field("x", "uint8", (width,)),), 1, shard_rows)
-    snapshots = SnapshotStore(Storage.open(str(folder))).open(spec)
+    snapshots = SnapshotStore(open_storage(str(folder))).open(spec)
     for shard in snapshots.missing():
         snapshots.put(shard, (np.full((len(spec.shard_range(shard)), width), shard % 251, np.uint8),))
     return snapshots

@@ -6,74 +6,95 @@ No rule here looks at the data.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
+from cache_store.errors import ConfigError, UserError
 from orchestrator.config.messages import validated
-from orchestrator.config.rules import gangs
-from orchestrator.config.rules.images import ImageChecks
-from orchestrator.config.rules.text import TextChecks
+from orchestrator.config.rules import base, gangs, models
 from orchestrator.config.schema import (
     OVERRIDES,
     Config,
-    ImageConfig,
     Regime,
-    TextConfig,
-    config_kind,
+    config_class,
+    config_of,
     merge,
     plain,
     validate,
 )
-from orchestrator.config.yaml_loader import Document, KeyPath, Problem
-from workers.specs.experiment import ImageSpec, ResNetSpec, TrainSpec
-from workers.specs.language import TextSpec
-
-if TYPE_CHECKING:
-    from workers.models.causal_lm.outline import LMOutline
-    from workers.models.outline import ChainOutline
+from orchestrator.config.yaml_loader import Document, KeyPath, Problem, raise_problems
+from workers.domains.planning import AnyData
+from workers.models.base import Finding
+from workers.models.registry import DEFAULT
+from workers.specs.experiment import TrainSpec
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A configuration after all checks that need no data. `config` is None where too much is wrong to go on;
-    it stands for what the file means only when `problems` is empty. `data` is set whenever that section alone
-    is sound, `outlines` for every regime of images whose chain is possible."""
+    """A configuration after all checks that need no data."""
 
     document: Document
+    problems: tuple[Problem, ...]
+    #: None where too much is wrong to go on. It stands for what the file means only when there are no problems.
     config: Config | None
-    data: ImageSpec | TextSpec | None
-    outlines: dict[str, ChainOutline]
-    #: What the checkpoint of a language model is, when it could be looked at.
-    language: LMOutline | None
-    problems: list[Problem]
+    #: Set whenever that section alone is sound.
+    data: AnyData | None
+    #: What the model's family found when it looked at the model, and whether it could.
+    found: object | None
+    inspected: bool
+
+    def sound(self) -> Config:
+        """The configuration. ConfigError with all problems when there are any."""
+        return sound(self.document, self.problems, self.config)
+
+
+def sound(
+    document: Document, problems: Sequence[Problem], config: Config | None, kind: type[UserError] = ConfigError
+) -> Config:
+    """`config`, where nothing is wrong with it; else raise one error of this kind that lists every problem."""
+    raise_problems(document.source, problems, kind)
+    if config is None:
+        raise ConfigError(f"{document.source}: cannot be read as a configuration")
+    return config
 
 
 def check(document: Document) -> Checked:
-    """Every problem that can be found without looking at the data."""
-    problems = list(document.problems)
+    """Find every problem that can be found without looking at the data."""
+    findings: list[Finding] = []
     raw = copy.deepcopy(document.data)
-    kind = config_kind(document.data)
-    config = validated(kind, raw, document, (), problems)
-    data = (
-        config.data if config is not None else _section(TextSpec if kind is TextConfig else ImageSpec, document, "data")
-    )
-    outlines: dict[str, ChainOutline] = {}
-    language: LMOutline | None = None
-    if config is not None:
-        resolved = _resolve_regimes(config, document, problems)
-        if isinstance(config, TextConfig):
-            language = TextChecks(config, document, problems).run(resolved)
-        elif isinstance(config, ImageConfig):
-            outlines = ImageChecks(config, document, problems).run(resolved)
-        problems += [document.problem(path, message) for path, message in gangs.problems(config)]
-    return Checked(document, config, data, outlines, language, list(dict.fromkeys(problems)))
+    try:
+        kind = config_of(document.data)
+    except ConfigError as error:
+        return _unknown_family(document, raw, error)
+    config = validated(kind, raw, (), findings)
+    found: object | None = None
+    inspected = False
+    if config is None:
+        data = _section(kind.model_fields["data"].annotation, document, "data")
+    else:
+        data = config.data
+        resolved = _resolve_regimes(config, findings)
+        found, wrong = _inspect(config)
+        inspected = wrong is None
+        findings += [*_rules(config, resolved, found, wrong), *gangs.problems(config)]
+    problems = (*document.problems, *document.located(findings))
+    return Checked(document, tuple(dict.fromkeys(problems)), config, data, found, inspected)
 
 
-def _section(kind: type[Any], document: Document, key: str) -> Any:
+def _unknown_family(document: Document, raw: Any, error: ConfigError) -> Checked:
+    """What can be said of a file whose model is of no known family: nothing of its model and data."""
+    findings: list[Finding] = []
+    validated(config_class(DEFAULT), raw, (), findings)
+    others = [finding for finding in findings if finding[0][:1] not in (("model",), ("data",))]
+    problems = (*document.problems, *document.located([models.finding_of(error), *others]))
+    return Checked(document, tuple(dict.fromkeys(problems)), None, None, None, inspected=False)
+
+
+def _section(kind: Any, document: Document, key: str) -> Any:
     """One section when it is sound on its own, else None."""
     try:
         return validate(kind, document.data.get(key, {}))
@@ -81,27 +102,52 @@ def _section(kind: type[Any], document: Document, key: str) -> Any:
         return None
 
 
-def _resolve_regimes(config: Config, document: Document, problems: list[Problem]) -> dict[str, Regime]:
+def _inspect(config: Config) -> tuple[object | None, ConfigError | None]:
+    """What the model's family finds, or why it cannot look at the model."""
+    try:
+        return config.family.inspect(config.model), None
+    except ConfigError as error:
+        return None, error
+
+
+def _rules(
+    config: Config, regimes: Mapping[str, Regime], found: object | None, wrong: ConfigError | None
+) -> Iterator[Finding]:
+    """All rules. Those about the chain are left out where `wrong` says why there is none."""
+    yield from config.domain.problems(config.data)
+    yield from base.pipelines(config)
+    if wrong is not None:
+        yield models.finding_of(wrong)
+    for regime in regimes.values():
+        yield from models.refused(config, regime)
+        yield from base.run_exit(config, regime)
+        if wrong is None:
+            yield from models.chain(config, regime, found)
+        yield from base.trainings(config, regime)
+        yield from base.window(config, regime)
+    if wrong is None:
+        yield from config.family.data_problems(config.model, found, config.data)
+
+
+def _resolve_regimes(config: Config, findings: list[Finding]) -> dict[str, Regime]:
     """Regimes with overrides merged in; wrong overrides are reported and left out."""
     resolved: dict[str, Regime] = {}
     for name, own in config.regimes.items():
         prefix: KeyPath = ("regimes", name)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            problems.append(document.problem(prefix, "a regime's name has letters, digits, - and _ only"))
+            findings.append((prefix, "a regime's name has letters, digits, - and _ only"))
         values: dict[str, Any] = {}
         for key, kind in OVERRIDES.items():
             merged = merge(plain(getattr(config, key)), getattr(own, key))
-            values[key] = validated(kind, merged, document, (*prefix, key), problems)
+            values[key] = validated(kind, merged, (*prefix, key), findings)
         stages: dict[str, Any] = {}
         for stage, override in own.stages.items():
             merged = merge(plain(values["training"]), override)
-            value = validated(TrainSpec, merged, document, (*prefix, "stages", stage), problems)
+            value = validated(TrainSpec, merged, (*prefix, "stages", stage), findings)
             stages[stage] = plain(value) if value is not None else {}
-        model = config.model
-        if own.head_convs is not None:
-            if isinstance(model, ResNetSpec):
-                model = dataclasses.replace(model, head_convs=own.head_convs)
-            else:
-                problems.append(document.problem((*prefix, "head_convs"), "is for ResNets; a decoder has split.head"))
+        refusal = config.family.traits.can.head_convs
+        if own.head_convs is not None and refusal is not None:
+            findings.append(((*prefix, "head_convs"), refusal))
+        model = config.family.with_head_convs(config.model, own.head_convs)
         resolved[name] = Regime(name, own.kind, model, stages=stages, pipeline=config.pipeline_of(own), **values)
     return resolved

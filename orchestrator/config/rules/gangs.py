@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from orchestrator.config.resources import GangConfig
 from orchestrator.config.schema import Config
 from orchestrator.config.yaml_loader import KeyPath
-from workers.specs.experiment import ResNetSpec, TrainSpec
+from workers.models.base import Finding
+from workers.specs.experiment import TrainSpec
 
 
-def problems(config: Config) -> Iterator[tuple[KeyPath, str]]:
+def problems(config: Config) -> Iterator[Finding]:
     """(key, message) of what no gang of this configuration can be."""
     gang, resources = config.resources.gang, config.resources
     if gang.size is None:
         return
     at: KeyPath = ("resources", "gang")
-    if resources.runner != "ray":
+    if not resources.on_ray:
         yield (*at, "size"), f"{gang.size}: needs resources.runner ray, which is {resources.runner}"
     for name in config.regimes:
         regime = config.regime(name)
@@ -27,8 +28,9 @@ def problems(config: Config) -> Iterator[tuple[KeyPath, str]]:
             )
         if regime.snapshots.production == "overlap":
             yield (*at, "size"), f"{gang.size}: not with snapshots.production overlap ({name}); allowed: before"
-    if gang.strategy == "fsdp2" and isinstance(config.model, ResNetSpec):
-        yield (*at, "strategy"), "fsdp2: is for language models; ResNets, with their batch normalization, take ddp"
+    refusal = config.family.traits.can.fsdp2
+    if gang.strategy == "fsdp2" and refusal is not None:
+        yield (*at, "strategy"), refusal
 
 
 def training_problems(gang: GangConfig, train: TrainSpec) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -98,12 +98,12 @@ def test_two_ranks_come_to_the_weights_of_one_device(
     commit = lab.commit(label)
     assert first == second == commit
     assert distance(lab.weights(label), single.weights(label), start_of(lab, label)) < TOLERANCE
-    assert_same_figures(commit["result"], single.commit(label)["result"])
-    assert commit["result"]["where"]["world_size"] == 2
-    assert commit["result"]["where"]["strategy"] == strategy
-    assert len({rank["pid"] for rank in commit["result"]["where"]["ranks"]}) == 2
+    assert_same_figures(commit.result, single.commit(label).result)
+    assert commit.result["where"]["world_size"] == 2
+    assert commit.result["where"]["strategy"] == strategy
+    assert len({rank["pid"] for rank in commit.result["where"]["ranks"]}) == 2
     attempts = Path(lab.store) / "nodes" / lab.node(label).id / "attempts"
-    assert {path.name for path in attempts.iterdir()} >= {commit["attempt"]}
+    assert {path.name for path in attempts.iterdir()} >= {commit.attempt}
     assert len(list(attempts.iterdir())) == 2, "the single device's and the first rank's; the second wrote nothing"
 
 
@@ -172,7 +172,7 @@ def test_a_gang_whose_rank_was_killed_ends_with_the_bits_of_one_that_was_not(
     label = "segprop/stage1-base"
     lab, killed = dropping.linked_copy(tmp_path / "whole"), dropping.linked_copy(tmp_path / "killed")
     whole = in_gang(lab, ranks, label, strategy)[0]
-    assert whole["result"]["resumed"] == 0
+    assert whole.result["resumed"] == 0
     # In the second epoch of two, after a checkpoint in the middle of the first and one at its end.
     with Ranks(tmp_path, crash=f"stage.step:6:{tmp_path / 'crashed'}") as doomed:
         survivor, dead = in_gang(killed, doomed, label, strategy)
@@ -180,10 +180,10 @@ def test_a_gang_whose_rank_was_killed_ends_with_the_bits_of_one_that_was_not(
     assert lost_contact(survivor), repr(survivor)
     assert killed.nodes.commit_of(killed.node(label).id) is None
     resumed = in_gang(killed, ranks, label, strategy)[0]
-    assert resumed["result"]["resumed"] == 1
+    assert resumed.result["resumed"] == 1
     assert digests(resumed) == digests(whole)
     carried = "optimizer.safetensors"
-    assert resumed["files"][carried]["sha256"] == whole["files"][carried]["sha256"]
+    assert resumed.files[carried].sha256 == whole.files[carried].sha256
 
 
 def test_a_gang_that_is_told_to_stop_goes_on_alone_from_its_checkpoint(
@@ -197,8 +197,8 @@ def test_a_gang_that_is_told_to_stop_goes_on_alone_from_its_checkpoint(
     kept = lab.nodes.latest_checkpoint(lab.node(label).id)
     assert kept is not None
     commit = lab.run(label)
-    assert commit["result"]["resumed"] == 1
-    assert commit["result"]["where"]["world_size"] == 1
+    assert commit.result["resumed"] == 1
+    assert commit.result["where"]["world_size"] == 1
     assert distance(lab.weights(label), single.weights(label), start_of(lab, label)) < TOLERANCE
 
 

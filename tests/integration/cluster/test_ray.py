@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_cluster import TOKEN, cluster  # noqa: F401  a fixture
+from ray_cluster import TOKEN
 from running import RayHome, checkpoints, final_digests, summary_of, wait_for, write_config
 
 from cache_store.errors import UserError
 from cache_store.records.nodes import NodeStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.cli import main
 from orchestrator.runs.prepare import prepare
 
@@ -45,9 +45,9 @@ def long_reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[s
 def resumed(config: Path) -> int:
     """How often stages went on from a checkpoint."""
     prepared = prepare(config)
-    nodes = NodeStore(Storage.open(prepared.config.store))
+    nodes = NodeStore(open_storage(prepared.config.store))
     commits = [nodes.commit_of(node.id) for node in prepared.plan.nodes if node.kind == "train"]
-    return sum(commit["result"]["resumed"] for commit in commits if commit)
+    return sum(commit.result["resumed"] for commit in commits if commit)
 
 
 @pytest.mark.timeout(600)
@@ -107,7 +107,7 @@ def test_a_cluster_that_does_not_let_us_in_is_bad_input(monkeypatch: pytest.Monk
     # Ray itself takes minutes to give up.
     import ray
 
-    from orchestrator.runners.ray import RayRunner
+    from orchestrator.runners.ray import RayRunner, RaySettings
 
     def refuse(**options: Any) -> None:
         assert options["address"] == "192.0.2.1:6379"
@@ -115,7 +115,7 @@ def test_a_cluster_that_does_not_let_us_in_is_bad_input(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(UserError, match=r"no Ray cluster lets us in at 192\.0\.2\.1:6379 \(InvalidAuthToken\)"):
-        RayRunner(slots=1, threads=1, device="cpu", address="192.0.2.1:6379").start()
+        RayRunner(RaySettings(slots=1, threads=1, device="cpu", address="192.0.2.1:6379")).start()
 
 
 @pytest.mark.long

@@ -123,9 +123,9 @@ def plain_loop(task: StageTask, initial: dict[str, torch.Tensor], texts: TextSou
 def test_the_e2e_regime_equals_a_plain_transformers_loop_over_20_steps(folder: Path, case: str) -> None:
     lab = Lab.make(folder, changes(folder, case))
     commit = lab.run("e2e/e2e")
-    assert commit["result"]["steps"] == 20
+    assert commit.result["steps"] == 20
     task = as_json.from_json(StageTask, lab.node("e2e/e2e").task)
-    texts = TextSource(task.experiment, lab.commit("data")["result"], SnapshotStore(lab.storage), "train")
+    texts = TextSource(task.experiment, lab.commit("data").result, SnapshotStore(lab.storage), "train")
     if "micro" in case:
         counts = texts.targets
         assert len(set(counts.tolist())) > 1, "the micro-batches of a step differ in targets"
@@ -146,9 +146,9 @@ def test_the_e2e_regime_equals_a_plain_transformers_loop_over_20_steps(folder: P
 def test_the_loss_it_reports_is_that_of_the_plain_loop(folder: Path) -> None:
     case = "a sample a document, padded"
     lab = Lab.make(folder, {**changes(folder, case), "training.batch_size": 80, "training.epochs": 1})
-    reported = lab.run("e2e/e2e")["result"]["epochs"][0]["train_loss"]
+    reported = lab.run("e2e/e2e").result["epochs"][0]["train_loss"]
     task = as_json.from_json(StageTask, lab.node("e2e/e2e").task)
-    texts = TextSource(task.experiment, lab.commit("data")["result"], SnapshotStore(lab.storage), "train")
+    texts = TextSource(task.experiment, lab.commit("data").result, SnapshotStore(lab.storage), "train")
     _, (loss,) = plain_loop(task, imported(lab), texts)
     assert math.isclose(reported, loss, rel_tol=1e-6)
 
@@ -167,5 +167,5 @@ def test_activation_checkpointing_gives_the_same_weights(folder: Path) -> None:
     made = {**lm_changes(folder), "regimes": ["e2e"]}
     plain = Lab.make(folder, made).run("e2e/e2e")
     checkpointed = Lab.make(folder, {**made, "training.activation_checkpointing": True}).run("e2e/e2e")
-    assert plain["node"] != checkpointed["node"]
+    assert plain.node != checkpointed.node
     assert digests(plain) == digests(checkpointed)

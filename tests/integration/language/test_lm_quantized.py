@@ -12,7 +12,7 @@ from lm_running import LLAMA, imported, lm_changes
 from running import Lab, StopAfter, checksums, digests
 
 from cache_store.errors import Interrupted
-from workers.training import trainer
+from workers.training import clocks
 
 pytest.importorskip("bitsandbytes")
 #: Original layers 0 and 1 are stored, 2 and 3 lie frozen between them and the head.
@@ -46,7 +46,7 @@ def labs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Lab]:
 
 
 def first_stage(made: Lab) -> dict[str, Any]:
-    result: dict[str, Any] = made.commit(labels(made, "train")[0])["result"]
+    result: dict[str, Any] = made.commit(labels(made, "train")[0]).result
     return result
 
 
@@ -86,7 +86,7 @@ def test_a_layer_that_was_frozen_in_few_bits_is_trained_and_committed_whole(labs
 def test_a_stopped_stage_with_few_bits_everywhere_goes_on_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(clocks, "REPORT_EVERY_S", 0.0)
     settings: dict[str, Any] = {"frozen_weights": "nf4", "optimizer.name": "adamw8bit", "epochs": 2}
     whole, broken = (lab(tmp_path / name, **settings) for name in ("whole", "broken"))
     label = labels(whole, "train")[0]
@@ -95,7 +95,7 @@ def test_a_stopped_stage_with_few_bits_everywhere_goes_on_to_the_same_weights(
     with pytest.raises(Interrupted):
         broken.run(label, StopAfter(3))
     commit = broken.run(label)
-    assert commit["result"]["resumed"]
+    assert commit.result["resumed"]
     assert digests(commit) == wanted
 
 
@@ -103,7 +103,7 @@ def test_adapters_over_few_bits_go_on_after_a_stop_and_commit_whole_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """QLoRA end to end."""
-    monkeypatch.setattr(trainer, "REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(clocks, "REPORT_EVERY_S", 0.0)
     settings: dict[str, Any] = {"frozen_weights": "nf4", "lora": {"rank": 4}}
     made = {}
     for name in ("whole", "broken"):
@@ -123,11 +123,11 @@ def test_adapters_over_few_bits_go_on_after_a_stop_and_commit_whole_weights(
     # Layers' matrices take little more than half a byte; adapters and the rest are float32.
     matrices = 5 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
     whole = 4 * sum(tensor.numel() for tensor in origin.values())
-    adapters = 4 * commit["result"]["trainable_parameters"]
-    assert commit["result"]["resident_bytes"] == pytest.approx(whole - 3.4375 * matrices + adapters, rel=0.02)
+    adapters = 4 * commit.result["trainable_parameters"]
+    assert commit.result["resident_bytes"] == pytest.approx(whole - 3.4375 * matrices + adapters, rel=0.02)
     made["broken"].prepare("e2e/e2e")
     with pytest.raises(Interrupted):
         made["broken"].run("e2e/e2e", StopAfter(2))
     resumed = made["broken"].run("e2e/e2e")
-    assert resumed["result"]["resumed"]
+    assert resumed.result["resumed"]
     assert digests(resumed) == digests(commit)

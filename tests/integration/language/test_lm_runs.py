@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.cli import main
 from orchestrator.runs import session
 from orchestrator.runs.prepare import Prepared, prepare
@@ -53,13 +53,13 @@ class Story:
 
 def texts(prepared: Prepared, split: str) -> tuple[EvaluateTask, TextSource]:
     """The evaluation of the final chain of the first regime, and its data."""
-    storage = Storage.open(prepared.config.store)
+    storage = open_storage(prepared.config.store)
     regime = next(iter(prepared.plan.regimes.values()))
     node = prepared.plan.node(regime.test if split == "test" else regime.validation)
     task = as_json.from_json(EvaluateTask, node.task)
     commit = NodeStore(storage).commit_of(node.parents["data"])
     assert commit is not None
-    return task, TextSource(task.experiment, commit["result"], SnapshotStore(storage), split)
+    return task, TextSource(task.experiment, commit.result, SnapshotStore(storage), split)
 
 
 def mean_loss(model: Any, source: TextSource) -> float:
@@ -154,7 +154,7 @@ def test_ray_and_one_process_give_the_same_weights(story: Story, tmp_path: Path)
     lab = Lab(prepare(story.config, [f"store={tmp_path / 'store'}", f"run_dir={tmp_path / 'run'}"]))
     wanted = final_digests(story.prepared)
     lab.run("frozen/stage3-layer2")
-    commit = lab.commit("frozen/stage3-layer2")["result"]["parts"]
+    commit = lab.commit("frozen/stage3-layer2").result["parts"]
     assert {part: facts["digest"] for part, facts in commit.items()}.items() <= wanted["frozen"].items()
 
 
@@ -188,7 +188,7 @@ def test_an_export_that_was_cut_short_is_written_again(story: Story) -> None:
 
 
 def test_snapshots_are_released_after_their_last_reader(story: Story) -> None:
-    sets = SnapshotStore(Storage.open(str(story.run_dir / "store"))).list()
+    sets = SnapshotStore(open_storage(str(story.run_dir / "store"))).list()
     assert [item for item in sets if item.key.get("kind") == "boundary"] == []
 
 

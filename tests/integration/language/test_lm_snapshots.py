@@ -34,14 +34,14 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     }
     lab = Lab.make(folder, changes)
     lab.run_all(("data", "model", "train", "materialize"))
-    assert lab.commit(STAGE)["result"]["snapshot"]["misses"] == 0
+    assert lab.commit(STAGE).result["snapshot"]["misses"] == 0
     assert lab.snapshots(READ).spec.shards > 2
     return lab
 
 
 def drop(lab: Lab, *labels: str) -> None:
     for label in labels:
-        SnapshotStore(lab.storage).drop(lab.commit(label)["result"]["set"])
+        SnapshotStore(lab.storage).drop(lab.commit(label).result["set"])
 
 
 def lose_a_shard(lab: Lab) -> None:
@@ -72,7 +72,7 @@ def swap_with_the_one_before(lab: Lab) -> None:
 
 def lose_the_tokens(lab: Lab) -> None:
     """What the samples themselves are, too: made again from the files of the data set."""
-    result = lab.commit("data")["result"]
+    result = lab.commit("data").result
     for split in ("train", "validation"):
         SnapshotStore(lab.storage).drop(result[split]["tokens"])
     drop(lab, READ)
@@ -97,20 +97,20 @@ def test_a_language_models_stage_ends_with_the_same_bits_on_hit_and_on_miss(
     damage(lab)
     commit, expected = lab.run(STAGE), complete.commit(STAGE)
     assert digests(commit) == digests(expected)
-    assert commit["result"]["snapshot"]["misses"] > 0
-    scores = [epoch["validation"] for epoch in expected["result"]["epochs"]]
-    assert [epoch["validation"] for epoch in commit["result"]["epochs"]] == scores
+    assert commit.result["snapshot"]["misses"] > 0
+    scores = [epoch["validation"] for epoch in expected.result["epochs"]]
+    assert [epoch["validation"] for epoch in commit.result["epochs"]] == scores
     for label in (READ, VALIDATION):
         assert lab.snapshots(label).missing() == []
         assert checksums(lab.snapshots(label)) == checksums(complete.snapshots(label)), label
 
 
 def test_recomputing_from_the_tokens_gives_the_bytes_of_rolling_forward(complete: Lab, tmp_path: Path) -> None:
-    assert complete.commit(READ)["result"]["forwards"] == {"layer1": 32}, "rolled forward"
+    assert complete.commit(READ).result["forwards"] == {"layer1": 32}, "rolled forward"
     lab = complete.linked_copy(tmp_path)
     lose_every_set(lab)
     lab.forget(READ)
-    assert lab.run(READ)["result"]["forwards"] == {"embed": 32, "layer0": 32, "layer1": 32}
+    assert lab.run(READ).result["forwards"] == {"embed": 32, "layer0": 32, "layer1": 32}
     assert checksums(lab.snapshots(READ)) == checksums(complete.snapshots(READ))
 
 

@@ -14,6 +14,7 @@ from lm_running import LLAMA, lm_changes
 from running import DEVICE, Lab, digests
 from safetensors.torch import load_file
 
+from cache_store.records.nodes import Commit
 from cache_store.snapshots.store import SnapshotStore
 from workers.data.text.source import TextSource
 from workers.domains.registry import domain_of
@@ -96,7 +97,7 @@ class Seen:
     after: dict[str, State]
     trainable: set[str]
     merged: dict[str, State]
-    commit: dict[str, Any]
+    commit: Commit
 
 
 @dataclass
@@ -127,17 +128,18 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
 
     def states(stage: StageTrainer) -> dict[str, State]:
         parts = {name: cpu_state(part) for name, part in stage.path.module.parts.items()}
-        if stage._prefix is not None:
-            parts |= {f"prefix {name}": cpu_state(part) for name, part in stage._prefix.parts.items()}
+        if stage.inputs.prefix is not None:
+            parts |= {f"prefix {name}": cpu_state(part) for name, part in stage.inputs.prefix.parts.items()}
         return parts
 
     class Watched(StageTrainer):
-        def run(self) -> dict[str, Any]:
+        def run(self) -> Commit:
             before = states(self)
             commit = super().run()
+            assert commit is not None
             merged = {name: merged_state(part) for name, part in self.path.module.parts.items()}
             names = {name for name, _ in self.path.module.trained_parameters()}
-            found[commit["node"]] = Seen(self.task, before, states(self), names, merged, commit)
+            found[commit.node] = Seen(self.task, before, states(self), names, merged, commit)
             return commit
 
     with pytest.MonkeyPatch.context() as patch:
@@ -187,8 +189,8 @@ def test_a_stage_commits_what_it_trained_under_the_checkpoints_names_and_no_loca
     names = {part: set(load_file(path)) for part, path in _files(story.lab, "model").items()}
     for name in REGIMES:
         for seen in story.of(name):
-            assert tuple(seen.commit["result"]["parts"]) == seen.task.trained
-            assert set(seen.commit["files"]) == {f"{part}.safetensors" for part in seen.task.trained}
+            assert tuple(seen.commit.result["parts"]) == seen.task.trained
+            assert set(seen.commit.files) == {f"{part}.safetensors" for part in seen.task.trained}
             for part in seen.task.trained:
                 assert set(load_file(_committed(story.lab, seen.commit, part))) == names[part], (name, part)
 
@@ -215,9 +217,9 @@ def test_a_chain_with_adapters_scores_as_its_committed_weights_do(story: Story) 
     """The validation of a stage runs through the adapters, the evaluation through what was committed."""
     for name in ("lora-all", "lora-head", "e2e"):
         (seen,) = story.of(name)
-        own = seen.commit["result"]["epochs"][-1]["validation_loss"]
+        own = seen.commit.result["epochs"][-1]["validation_loss"]
         plan = story.lab.prepared.plan
-        final = story.lab.run(plan.node(plan.regimes[name].validation).label)["result"]["metrics"]
+        final = story.lab.run(plan.node(plan.regimes[name].validation).label).result["metrics"]
         assert final["loss"] == pytest.approx(own, rel=1e-5)
 
 
@@ -229,7 +231,7 @@ def test_parts_nobody_trained_are_in_the_final_chain_as_they_were_imported(story
     for name in REGIMES:
         weights = story.lab.prepared.plan.regimes[name].weights
         assert list(weights) == BLOCKS
-        assert {part for part, node in weights.items() if node == model["node"]} == untouched.get(name, set()), name
+        assert {part for part, node in weights.items() if node == model.node} == untouched.get(name, set()), name
         kept = {part for part, digest in _final(story.lab, name).items() if digest == digests(model)[part]}
         assert kept == same.get(name, set()), name
     frozen_head = load_file(_committed(story.lab, story.of("fixed")[-1].commit, "head"))
@@ -245,7 +247,7 @@ def test_a_stage_with_snapshots_holds_its_own_parts_only(story: Story) -> None:
         assert "embed" not in seen.before
         assert len([part for part in seen.before if part.startswith("layer")]) == holds, name
         held = sum(tensor.nbytes for state in seen.before.values() for tensor in state.values())
-        assert seen.commit["result"]["resident_bytes"] == held
+        assert seen.commit.result["resident_bytes"] == held
     assert set(story.of("never")[1].before) >= {"prefix embed", "prefix layer0", "prefix layer1", "prefix layer2"}
 
 
@@ -259,11 +261,11 @@ def test_snapshots_hold_a_row_a_token_and_no_padding(story: Story) -> None:
         commit = story.lab.nodes.commit_of(node.id)
         assert commit is not None
         source = sources[node.task["split"]]
-        assert commit["result"]["bytes"] == source.tokens * LLAMA["hidden_size"] * 4, node.label
-        assert commit["result"]["rows"] == source.rows
-        files = list((Path(story.lab.store) / "sets" / commit["result"]["set"] / "shards").rglob("*"))
+        assert commit.result["bytes"] == source.tokens * LLAMA["hidden_size"] * 4, node.label
+        assert commit.result["rows"] == source.rows
+        files = list((Path(story.lab.store) / "sets" / commit.result["set"] / "shards").rglob("*"))
         stored = sum(file.stat().st_size for file in files if file.is_file())
-        assert stored < commit["result"]["bytes"] + 2048 * len(files), node.label
+        assert stored < commit.result["bytes"] + 2048 * len(files), node.label
 
 
 def test_each_frozen_block_runs_forward_once_per_sample(story: Story) -> None:
@@ -284,7 +286,7 @@ def test_each_frozen_block_runs_forward_once_per_sample(story: Story) -> None:
             if name in node.regimes and node.kind in ("train", "materialize"):
                 commit = story.lab.nodes.commit_of(node.id)
                 assert commit is not None
-                forwards.update(commit["result"]["forwards"])
+                forwards.update(commit.result["forwards"])
         # Looking tokens up costs nothing: what the embedding gives is not worth storing.
         twice = {"embed": 2 * rows} if name == "bare" else {}
         assert forwards == {**dict.fromkeys(blocks, rows), **twice}, name
@@ -294,7 +296,7 @@ def test_a_snapshot_is_what_the_frozen_prefix_gives_for_the_sample_alone(story: 
     """Read back sample by sample, unpadded, against the prefix run on that sample in a batch of one."""
     task = story.of("segprop")[2].task
     assert task.boundary is not None
-    parents = _parents(story.lab, story.of("segprop")[2].commit["node"])
+    parents = _parents(story.lab, story.of("segprop")[2].commit.node)
     source = _source(story.lab, "train")
     domain = domain_of(task.experiment)
     weights = Weights(story.lab.nodes, parents, domain, DEVICE)
@@ -313,20 +315,20 @@ def test_a_snapshot_is_what_the_frozen_prefix_gives_for_the_sample_alone(story: 
 
 def _source(lab: Lab, split: str) -> TextSource:
     task = as_json.from_json(StageTask, lab.node("e2e/e2e").task)
-    return TextSource(task.experiment, lab.commit("data")["result"], SnapshotStore(lab.storage), split)
+    return TextSource(task.experiment, lab.commit("data").result, SnapshotStore(lab.storage), split)
 
 
 def _parents(lab: Lab, node: str) -> dict[str, Any]:
     return {role: lab.nodes.commit_of(parent) for role, parent in lab.prepared.plan.node(node).parents.items()}
 
 
-def _committed(lab: Lab, commit: dict[str, Any], part: str) -> Path:
-    return Path(lab.store) / str(commit["files"][f"{part}.safetensors"]["path"])
+def _committed(lab: Lab, commit: Commit, part: str) -> Path:
+    return Path(lab.store) / str(commit.files[f"{part}.safetensors"].path)
 
 
 def _files(lab: Lab, label: str) -> dict[str, Path]:
     commit = lab.commit(label)
-    return {part: _committed(lab, commit, part) for part in commit["result"]["parts"]}
+    return {part: _committed(lab, commit, part) for part in commit.result["parts"]}
 
 
 def _final(lab: Lab, regime: str) -> dict[str, str]:
@@ -356,7 +358,7 @@ def test_recomputing_the_prefix_trains_as_reading_it_does(tmp_path: Path, master
     lab = Lab.make(tmp_path, changes)
     assert lab.node("stored/stage2-layer1").task["source"] == "snapshots"
     assert lab.node("never/stage2-layer1").task["source"] == "recompute"
-    stored, never = (lab.run(f"{name}/stage2-layer1")["result"]["epochs"][-1] for name in ("stored", "never"))
+    stored, never = (lab.run(f"{name}/stage2-layer1").result["epochs"][-1] for name in ("stored", "never"))
     exact = (master, precision) == ("float32", "fp32")  # else snapshots, or sums, are rounded to bfloat16
     assert never["train_loss"] == pytest.approx(stored["train_loss"], rel=1e-5 if exact else 1e-2)
 

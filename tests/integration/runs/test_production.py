@@ -17,7 +17,7 @@ from cache_store.records import leases
 from cache_store.records.leases import Leases
 from cache_store.snapshots.store import SnapshotSet
 from orchestrator.runs.prepare import prepare
-from workers.control import ThreadControl
+from workers.control import ThreadControl, Update
 from workers.specs.orders import Production, WorkOrder
 from workers.tasks.execute import execute
 
@@ -42,7 +42,7 @@ def forwards(lab: Lab) -> Counter[str]:
     total: Counter[str] = Counter()
     for node in lab.prepared.plan.nodes:
         commit = lab.nodes.commit_of(node.id)
-        total += Counter(commit["result"].get("forwards", {}) if commit else {})
+        total += Counter(commit.result.get("forwards", {}) if commit else {})
     return total
 
 
@@ -109,9 +109,9 @@ def test_views_that_a_stage_does_not_reach_are_not_made_nor_left(
     assert ledger.partial == {}
     if slots == 1:
         assert forwards(lab)["seg3"] < forwards(plain)["seg3"]
-        assert len(lab.commit("segprop/stage2-seg4")["result"]["partial"]) == 1
+        assert len(lab.commit("segprop/stage2-seg4").result["partial"]) == 1
     for each in (plain, lab):
-        data = each.commit("data")["result"]
+        data = each.commit("data").result
         sets = {path.name for path in (Path(each.store) / "sets").iterdir()}
         assert sets == {data["train"], data["test"]}, "what was made is released, whole or in part"
 
@@ -198,7 +198,7 @@ def test_producers_racing_on_one_set_make_every_shard_once(
     for thread in threads:
         thread.join()
     assert errors == []
-    result = lab.commit(VIEW0)["result"]
+    result = lab.commit(VIEW0).result
     assert result["forwards"] == {"seg1": 96, "seg2": 96}
     snapshots = lab.snapshots(VIEW0)
     assert snapshots.missing() == []
@@ -207,7 +207,7 @@ def test_producers_racing_on_one_set_make_every_shard_once(
     alone = base.linked_copy(tmp_path / "alone")
     execute(order_for(alone, VIEW0), ThreadControl())
     assert checksums(alone.snapshots(VIEW0)) == checksums(snapshots)
-    assert alone.commit(VIEW0)["result"]["forwards"] == result["forwards"]
+    assert alone.commit(VIEW0).result["forwards"] == result["forwards"]
 
 
 class Listening(ThreadControl):
@@ -217,8 +217,8 @@ class Listening(ThreadControl):
         super().__init__()
         self.heard = heard
 
-    def progress(self, **update: Any) -> None:
-        super().progress(**update)
+    def progress(self, update: Update) -> None:
+        super().progress(update)
         self.heard(update)
 
 
@@ -245,14 +245,14 @@ def test_a_stage_waits_for_a_shard_that_somebody_makes_and_makes_it_when_they_ar
     hold_everything(lab)
     monkeypatch.setattr(leases.Leases.__init__, "__kwdefaults__", {"lease_s": 2.0, "clock": leases.time.monotonic})
     phases: Counter[str] = Counter()
-    control = Listening(lambda update: phases.update([update["phase"]]))
-    result = execute(reading(lab), control)["result"]
+    control = Listening(lambda update: phases.update([update.phase]))
+    result = execute(reading(lab), control).result
     assert phases["waiting for snapshots"] > 0
     assert result["waited_s"] > 1.5
     assert result["partial"] == {}
     assert result["forwards"] == {"seg1": 96 + 48, "seg2": 96 + 48}
     calm = base.linked_copy(tmp_path / "calm")
-    expected = execute(reading(calm), ThreadControl())["result"]
+    expected = execute(reading(calm), ThreadControl()).result
     assert result["parts"] == expected["parts"]
     assert expected["waited_s"] == 0
 
@@ -260,14 +260,14 @@ def test_a_stage_waits_for_a_shard_that_somebody_makes_and_makes_it_when_they_ar
 def test_a_stop_while_waiting_ends_the_wait_and_the_stage_goes_on_later(base: Lab, tmp_path: Path) -> None:
     lab = base.linked_copy(tmp_path)
     holder = hold_everything(lab)
-    control = Listening(lambda update: control.stop() if update["phase"] == "waiting for snapshots" else None)
+    control = Listening(lambda update: control.stop() if update.phase == "waiting for snapshots" else None)
     with pytest.raises(Interrupted, match="waiting for snapshots"):
         execute(reading(lab), control)
     for name in holder.names():
         holder.release(name)
-    result = execute(reading(lab), ThreadControl())["result"]
+    result = execute(reading(lab), ThreadControl()).result
     calm = base.linked_copy(tmp_path / "calm")
-    assert result["parts"] == execute(reading(calm), ThreadControl())["result"]["parts"]
+    assert result["parts"] == execute(reading(calm), ThreadControl()).result["parts"]
 
 
 @pytest.mark.timeout(600)

@@ -9,7 +9,7 @@ import pytest
 from running import Lab, StopAfter, digests
 
 from cache_store.errors import Interrupted
-from workers.training import trainer
+from workers.training import clocks
 
 #: Six steps an epoch, three epochs; a small path, so that checkpoints are small.
 BASE: dict[str, Any] = {"training.epochs": 3, "data.views": 2}
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _look_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(clocks, "REPORT_EVERY_S", 0.0)
 
 
 @pytest.fixture
@@ -68,12 +68,12 @@ def test_a_stage_stopped_in_mid_epoch_and_resumed_equals_the_uninterrupted_one(i
     with pytest.raises(Interrupted, match="epoch 3, step 6"):  # after the last step, before the epoch's end
         other.run(STAGE, StopAfter(10))
     commit = other.run(STAGE)
-    assert commit["result"]["resumed"] == 2
+    assert commit.result["resumed"] == 2
     assert digests(commit) == digests(reference.commit(STAGE))
-    whole = reference.commit(STAGE)["result"]
+    whole = reference.commit(STAGE).result
     for key in ("epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "lr"):
-        assert [epoch[key] for epoch in commit["result"]["epochs"]] == [epoch[key] for epoch in whole["epochs"]]
-    assert commit["result"]["steps"] == whole["steps"] == 18
+        assert [epoch[key] for epoch in commit.result["epochs"]] == [epoch[key] for epoch in whole["epochs"]]
+    assert commit.result["steps"] == whole["steps"] == 18
 
 
 @pytest.mark.parametrize("interrupted", ["bf16, channels_last"], indirect=True)
@@ -87,7 +87,7 @@ def test_a_stage_that_crashes_goes_on_from_its_last_periodic_checkpoint(interrup
     found = frequent.nodes.checkpoints(frequent.node(STAGE).id)
     assert [checkpoint.position for checkpoint in found] == [(8, 1, 2), (7, 1, 1)], "two are kept"
     commit = frequent.run(STAGE)
-    assert commit["result"]["resumed"] == 1
+    assert commit.result["resumed"] == 1
     assert digests(commit) == digests(reference.commit(STAGE))
     assert frequent.nodes.checkpoints(frequent.node(STAGE).id) == [], "a finished stage keeps none"
 
@@ -99,7 +99,7 @@ def test_a_damaged_checkpoint_is_passed_over(interrupted: tuple[Lab, Lab]) -> No
     with pytest.raises(CrashError):
         frequent.run(STAGE, StopAfter(9, CrashError))
     newest = frequent.nodes.checkpoints(frequent.node(STAGE).id)[0]
-    path = Path(frequent.store) / newest.files["state.safetensors"]["path"]
+    path = Path(frequent.store) / newest.files["state.safetensors"].path
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)

@@ -19,7 +19,7 @@ from running import ROOT, final_digests, summary_of, tree, write_config
 
 from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.cli import main
 from orchestrator.runs import session
 from orchestrator.runs.prepare import Prepared, prepare
@@ -117,14 +117,14 @@ def test_a_run_directory_with_another_configuration_is_refused_and_left_alone(
 
 def test_each_frozen_block_runs_forward_once_per_sample_and_view(story: Story) -> None:
     summary = story.summaries[-1]
-    nodes = NodeStore(Storage.open(str(story.run_dir / "store")))
+    nodes = NodeStore(open_storage(str(story.run_dir / "store")))
     for name in ("segprop", "lw"):
         forwards: Counter[str] = Counter()
         for node in story.prepared.plan.nodes:
             commit = nodes.commit_of(node.id)
             assert commit is not None
             if name in node.regimes and node.kind in ("train", "materialize"):
-                forwards.update(commit["result"]["forwards"])
+                forwards.update(commit.result["forwards"])
         # Two views of 96 training samples, and 48 to validate on.
         blocks = ("seg1", "seg2", "seg3", "seg4")[: 4 if name == "lw" else 3]
         assert forwards == dict.fromkeys(blocks, 2 * 96 + 48)
@@ -138,7 +138,7 @@ def test_each_frozen_block_runs_forward_once_per_sample_and_view(story: Story) -
 
 
 def test_sets_are_released_after_their_last_reader(story: Story) -> None:
-    sets = SnapshotStore(Storage.open(str(story.run_dir / "store"))).list()
+    sets = SnapshotStore(open_storage(str(story.run_dir / "store"))).list()
     assert [item for item in sets if item.key.get("kind") == "boundary"] == []
 
 
@@ -172,10 +172,10 @@ def test_an_exported_model_loads_with_torchvision_alone_and_gives_the_same_logit
     plan = story.prepared.plan
     node = plan.node(plan.regimes[regime].test)
     task = as_json.from_json(EvaluateTask, node.task)
-    storage = Storage.open(str(story.run_dir / "store"))
+    storage = open_storage(str(story.run_dir / "store"))
     nodes = NodeStore(storage)
     parents: dict[str, Any] = {role: nodes.commit_of(parent) for role, parent in node.parents.items()}
-    images = ImageSource(task.experiment, parents["data"]["result"], SnapshotStore(storage), "test")
+    images = ImageSource(task.experiment, parents["data"].result, SnapshotStore(storage), "test")
     weights = Weights(nodes, parents, domain_of(task.experiment), torch.device("cpu"))
     chain = ChainPath({name: weights.build(name) for name in task.path}, trained=())
     batch = images.batch(np.arange(images.rows), None)

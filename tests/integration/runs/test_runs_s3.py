@@ -13,6 +13,7 @@ from object_stores import S3Server
 from running import ROOT, Lab, final_digests, summary_of, write_config
 
 from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.runs.prepare import prepare
 
 CHANGES = {
@@ -60,7 +61,7 @@ def test_a_run_on_s3_killed_resumed_damaged_and_repaired_ends_as_one_on_a_folder
     assert summary_of(tmp_path / "run")["status"] == "done"
 
     # Damage: a shard of a kept set, and the weights of the first stage.
-    storage = Storage.open(uri)
+    storage = open_storage(uri)
     shard = next(info.path for info in storage.files("sets") if "/shards/" in info.path)
     base = prepared.plan.regimes["segprop"].stages[0]
     weights = next(info.path for info in storage.files(f"nodes/{base}/attempts"))

@@ -25,9 +25,10 @@ from cache_store.records.files import read_aligned, write_file
 from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.addresses import parse_address
 from cache_store.storage.base import Storage
-from cache_store.storage.object_store import PART_BYTES, ObjectStorage
+from cache_store.storage.object_reading import PART_BYTES
+from cache_store.storage.object_store import ObjectStorage
+from cache_store.storage.open import open_storage, parse_address
 
 SPEC = SetSpec({"what": "contract"}, 24, (Field("x", "int64", (3,)),), 4, 8)
 
@@ -46,7 +47,7 @@ class Place:
 
     def open(self) -> Storage:
         # Without the probe, which rclone rightly fails.
-        return ObjectStorage(parse_address(self.uri)) if self.kind == "rclone" else Storage.open(self.uri)
+        return ObjectStorage(parse_address(self.uri)) if self.kind == "rclone" else open_storage(self.uri)
 
 
 def place(kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
@@ -283,7 +284,7 @@ def test_a_server_that_ignores_the_condition_is_refused(
     use(rclone, tmp_path, monkeypatch)
     uri = rclone.address()
     with pytest.raises(StoreError, match="is not exclusive here"):
-        Storage.open(uri)
+        open_storage(uri)
     assert list(ObjectStorage(parse_address(uri)).files("")) == []
 
 
@@ -294,7 +295,7 @@ def test_a_marker_copied_to_such_a_server_does_not_help(
     uri = rclone.address()
     ObjectStorage(parse_address(uri)).write("store.json", b'{"format": 1}')
     with pytest.raises(StoreError, match="is not exclusive here"):
-        Storage.open(uri)
+        open_storage(uri)
 
 
 def test_wrong_credentials_are_a_typed_error_that_does_not_show_them(
@@ -302,7 +303,7 @@ def test_wrong_credentials_are_a_typed_error_that_does_not_show_them(
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
     with pytest.raises(StorageDenied, match="403 SignatureDoesNotMatch") as raised:
-        Storage.open(s3.address())
+        open_storage(s3.address())
     assert "not-the-secret" not in str(raised.value)
 
 
@@ -334,8 +335,8 @@ import numpy as np
 from cache_store.formats.codec import Field
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
-store = SnapshotStore(Storage.open(sys.argv[1]))
+from cache_store.storage.open import open_storage
+store = SnapshotStore(open_storage(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()
 for turn in range(10):
@@ -402,7 +403,7 @@ def test_nodes_commit_once_and_their_files_are_mapped_or_read(exclusive: Storage
     commit = first.commit({"n": 1})
     assert second.commit({"n": 2}) == commit
     assert exclusive.list("nodes/node/attempts") == [first.id]
-    record = commit["files"]["weights"]
+    record = commit.files["weights"]
     assert nodes.read_file(record) == data
     path = nodes.verified_path(record)
     assert path is None or path.read_bytes() == data
@@ -413,7 +414,7 @@ def test_nodes_commit_once_and_their_files_are_mapped_or_read(exclusive: Storage
 
 
 def test_a_shard_is_downloaded_once_by_a_machine(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage = Storage.open(s3.address())
+    storage = open_storage(s3.address())
     SnapshotStore(storage).open(SPEC).put(0, values(0))
     asked: list[str] = []
     real = ObjectStorage._chunks
@@ -427,7 +428,7 @@ def test_a_shard_is_downloaded_once_by_a_machine(s3: S3Server, monkeypatch: pyte
     found: list[bool] = []
 
     def read() -> None:
-        mine = SnapshotStore(Storage.open(storage.uri)).load(SPEC.id)
+        mine = SnapshotStore(open_storage(storage.uri)).load(SPEC.id)
         found.append(bool((mine.shard(0)[0] == values(0)[0]).all()))
 
     join(*(threading.Thread(target=read) for _ in range(8)))

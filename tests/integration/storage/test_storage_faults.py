@@ -17,7 +17,7 @@ from cache_store.formats.codec import Field
 from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 
 SPEC = SetSpec({"what": "faults"}, 16, (Field("x", "int64", (200,)),), 4, 8)
 REQUEST_S = 1.0
@@ -54,7 +54,7 @@ def values(i: int) -> list[np.ndarray]:
 
 def work(uri: str) -> None:
     """What a run does with a store; finding anything but what was written fails the test."""
-    storage = Storage.open(uri)
+    storage = open_storage(uri)
     snapshots = SnapshotStore(storage).open(SPEC)
     for i in range(2):
         snapshots.put(i, values(i))
@@ -69,15 +69,15 @@ def work(uri: str) -> None:
         attempt.commit({"accuracy": 0.5})
     commit = nodes.commit_of("node")
     assert commit is not None
-    assert commit["result"] == {"accuracy": 0.5}, "wrong data"
-    assert nodes.read_file(commit["files"]["f"]) == b"weights" * 1000, "wrong data"
+    assert commit.result == {"accuracy": 0.5}, "wrong data"
+    assert nodes.read_file(commit.files["f"]) == b"weights" * 1000, "wrong data"
     nodes.drop_checkpoints("node")
     assert nodes.checkpoints("node") == []
 
 
 def completed(uri: str) -> bool:
     """Whether the store holds all of `work`, each thing once."""
-    storage = Storage.open(uri)
+    storage = open_storage(uri)
     return (
         SnapshotStore(storage).load(SPEC.id).missing() == []
         and len(storage.list(f"sets/{SPEC.id}/commits")) == 2
@@ -122,7 +122,7 @@ def test_a_server_that_stays_broken_is_a_typed_error_in_bounded_time(
     proxy: FaultyProxy, s3: S3Server, fault: Fault
 ) -> None:
     uri = s3.address()
-    storage = Storage.open(uri)
+    storage = open_storage(uri)
     storage.write("f", b"x" * 1000)
     proxy.choose = lambda _: fault
     before = len(proxy.requests)
@@ -142,7 +142,7 @@ def test_lost_permission_and_expired_credentials_are_final_and_a_rerun_completes
     proxy: FaultyProxy, s3: S3Server, fault: Fault
 ) -> None:
     uri = s3.address()
-    storage = Storage.open(uri)
+    storage = open_storage(uri)
     for action in (
         lambda: storage.read("f"),
         lambda: storage.write("f", b"1"),
@@ -164,7 +164,7 @@ def test_lost_permission_and_expired_credentials_are_final_and_a_rerun_completes
 def test_a_lost_reply_to_a_conditional_put_is_not_taken_for_a_lost_race(
     proxy: FaultyProxy, s3: S3Server, fault: Fault
 ) -> None:
-    storage = Storage.open(s3.address())
+    storage = open_storage(s3.address())
     proxy.choose = lambda request: fault if request.conditional and request.seen == 0 else None
     assert storage.create("ours", b"attempt-1")
     assert not storage.create("ours", b"attempt-2")
@@ -183,7 +183,7 @@ def test_a_large_upload_cut_half_way_is_not_visible(
     proxy: FaultyProxy, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SEGPROP_STORE_REQUEST_S", "30")
-    storage = Storage.open(s3.address())
+    storage = open_storage(s3.address())
     data = random.Random(0).randbytes(20 << 20)
 
     def choose(request: Request) -> Fault | None:
@@ -204,7 +204,7 @@ def test_parts_of_a_large_file_that_come_short_are_asked_for_again(
     proxy: FaultyProxy, s3: S3Server, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     monkeypatch.setenv("SEGPROP_STORE_REQUEST_S", "30")
-    storage = Storage.open(s3.address())
+    storage = open_storage(s3.address())
     data = random.Random(0).randbytes(20 << 20)
     storage.write("large", data)
     ranges: set[str] = set()
@@ -224,7 +224,7 @@ def test_parts_of_a_large_file_that_come_short_are_asked_for_again(
 
 
 def test_an_upload_of_another_length_is_repeated_and_then_a_typed_error(proxy: FaultyProxy, s3: S3Server) -> None:
-    storage = Storage.open(s3.address())
+    storage = open_storage(s3.address())
     proxy.choose = lambda request: Fault.HEAD_SHORT if request.seen == 0 else None
     storage.write("f", b"x" * 100)
     assert [request.method for request, _ in proxy.requests][-4:] == ["PUT", "HEAD", "PUT", "HEAD"]
@@ -235,11 +235,11 @@ def test_an_upload_of_another_length_is_repeated_and_then_a_typed_error(proxy: F
 
 def test_a_record_replaced_while_it_is_moved_aside_stays(proxy: FaultyProxy, s3: S3Server) -> None:
     uri = s3.address()
-    storage = Storage.open(uri)
+    storage = open_storage(uri)
     storage.write("record", b"damaged")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
-        other = Storage.open(uri)
+        other = open_storage(uri)
 
     def choose(request: Request) -> Fault | None:
         # Looked at when it was written, before it is copied, and, now, before it is deleted.
@@ -255,7 +255,7 @@ def test_a_record_replaced_while_it_is_moved_aside_stays(proxy: FaultyProxy, s3:
 
 
 def test_damage_on_the_way_does_not_condemn_a_good_shard(proxy: FaultyProxy, s3: S3Server) -> None:
-    storage = Storage.open(s3.address())
+    storage = open_storage(s3.address())
     snapshots = SnapshotStore(storage).open(SPEC)
     snapshots.put(0, values(0))
     proxy.choose = lambda request: Fault.FLIPPED if "/shards/" in request.target and request.seen == 2 else None

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from workers.data.images.inspect import inspect
 from workers.data.images.prepare import prepare
 from workers.data.images.source import ImageSource
@@ -31,7 +31,7 @@ def test_real_cifar10_is_described_decoded_once_and_augmented(tmp_path: Path) ->
     outline = inspect(data)
     assert (outline.train_rows, outline.test_rows, outline.classes) == (50_000, 10_000, 10)
 
-    snapshots = SnapshotStore(Storage.open(str(tmp_path / "store")))
+    snapshots = SnapshotStore(open_storage(str(tmp_path / "store")))
     result = prepare(data, snapshots)
     started = time.perf_counter()
     assert prepare(data, snapshots) == result

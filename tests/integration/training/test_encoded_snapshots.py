@@ -37,11 +37,11 @@ def test_a_stage_on_encoded_snapshots_ends_with_the_same_bits_on_hit_and_on_miss
     stage, read = IMAGES if kind == "images" else TEXT
     lab = Lab.make(tmp_path, {"snapshots.mode": "always", **changes(kind, encoding, tmp_path)})
     hit = lab.run(stage)
-    assert hit["result"]["snapshot"]["misses"] == 0
+    assert hit.result["snapshot"]["misses"] == 0
     before = checksums(lab.snapshots(read))
     spec = lab.snapshots(read).spec
     assert spec.codec_version == (2 if encoding == "lossless" else 1)
-    stored = lab.commit(read)["result"]["bytes"]
+    stored = lab.commit(read).result["bytes"]
     assert stored <= spec.bytes * 1.5, "what is told is what lies in the store, headers included"
     # One shard damaged: rebuilt from the set before. Then no set at all: everything from the start.
     lab.forget(stage)
@@ -51,10 +51,10 @@ def test_a_stage_on_encoded_snapshots_ends_with_the_same_bits_on_hit_and_on_miss
     for node in lab.prepared.plan.sets:
         commit = lab.nodes.commit_of(node.id)
         if commit is not None:
-            SnapshotStore(lab.storage).drop(commit["result"]["set"])
+            SnapshotStore(lab.storage).drop(commit.result["set"])
     lost = lab.run(stage)
     for commit in (damaged, lost):
-        assert commit["result"]["snapshot"]["misses"] > 0
+        assert commit.result["snapshot"]["misses"] > 0
         assert digests(commit) == digests(hit)
     assert checksums(lab.snapshots(read)) == before
 
@@ -64,7 +64,7 @@ def test_lossless_snapshots_train_the_weights_of_plain_ones_in_fewer_bytes(tmp_p
     plain = Lab.make(tmp_path / "plain", changes("images", "plain", tmp_path) | {"snapshots.mode": "always"})
     packed = Lab.make(tmp_path / "packed", changes("images", "lossless", tmp_path) | {"snapshots.mode": "always"})
     assert digests(plain.run(stage)) == digests(packed.run(stage))
-    assert packed.commit(read)["result"]["bytes"] < 0.95 * plain.commit(read)["result"]["bytes"]
+    assert packed.commit(read).result["bytes"] < 0.95 * plain.commit(read).result["bytes"]
 
 
 def test_the_next_hop_is_computed_from_decoded_rows(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_next_hop_is_computed_from_decoded_rows(tmp_path: Path) -> None:
     environment = WorkerEnvironment(lab.storage, DEVICE, 1, ThreadControl(), 0.0)
     domain = domain_of(task.experiment)
     parents = {role: lab.nodes.commit_of(parent) for role, parent in node.parents.items()}
-    source = domain.source(parents["data"]["result"], environment.snapshots, "train")  # type: ignore[index]
+    source = domain.source(parents["data"].result, environment.snapshots, "train")  # type: ignore[index]
     weights = Weights(environment.nodes, parents, domain, environment.device)  # type: ignore[arg-type]
     boundary = StoredBoundary(environment, domain, task.boundary, source, weights, 0)
     before = boundary._previous

@@ -10,9 +10,9 @@ import pytest
 from lm_running import lm_changes
 from running import final_digests, write_config
 
-from cache_store.records.nodes import NodeStore
+from cache_store.records.nodes import Commit, NodeStore
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import existing_storage
 from orchestrator.runs.prepare import Prepared, claim_run_dir, prepare
 from orchestrator.runs.session import execute
 
@@ -38,9 +38,9 @@ def summary_of(prepared: Prepared) -> dict[str, Any]:
     return found
 
 
-def measurement(prepared: Prepared) -> dict[str, Any]:
+def measurement(prepared: Prepared) -> Commit:
     (node,) = [node for node in prepared.plan.nodes if node.kind == "measure"]
-    commit = NodeStore(Storage.existing(prepared.config.store)).commit_of(node.id)
+    commit = NodeStore(existing_storage(prepared.config.store)).commit_of(node.id)
     assert commit is not None
     return commit
 
@@ -55,11 +55,11 @@ def test_a_run_measures_first_and_every_later_invocation_takes_its_figures(kind:
     after = run(path)
     assert after.plan.unmeasured == ()
     commit = measurement(after)
-    blocks = commit["result"]["figures"]["blocks"]
+    blocks = commit.result["figures"]["blocks"]
     assert list(blocks) == (["seg1", "seg2", "seg3", "seg4"] if kind == "images" else ["embed", "layer0"])
     assert all(set(block) == COSTS and min(block.values()) > 0 for block in blocks.values())
     # What was written to be timed is gone.
-    sets = SnapshotStore(Storage.existing(after.config.store)).list()
+    sets = SnapshotStore(existing_storage(after.config.store)).list()
     assert {info.key.get("kind") for info in sets}.isdisjoint({"measurement"})
     # The same command, and another driver of the same store, find everything done.
     again = run(path)

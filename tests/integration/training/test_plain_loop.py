@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from cache_store.snapshots.store import SnapshotStore
 from workers.data.images.source import ImageSource
-from workers.models import registry
+from workers.models.resnet import parts as resnet
 from workers.seeds import derive_seed
 from workers.specs import as_json, experiment
 from workers.specs.tasks import StageTask
@@ -61,7 +61,7 @@ def rate(train: experiment.TrainSpec, step: int, total: int) -> float:
 def plain_loop(task: StageTask, initial: dict[str, torch.Tensor], images: ImageSource) -> dict[str, torch.Tensor]:
     """Torch alone: an ordinary model, optimizer and loop over the same batches."""
     train, seed = task.train, task.experiment.seed
-    model = registry.build_torchvision(task.experiment.model, task.experiment.classes)
+    model = resnet.build_torchvision(task.experiment.model, task.experiment.classes)
     model.load_state_dict(initial)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
     model.to(device=DEVICE, memory_format=layout)
@@ -107,10 +107,10 @@ def plain_loop(task: StageTask, initial: dict[str, torch.Tensor], images: ImageS
 def test_the_e2e_regime_equals_a_plain_loop_bit_for_bit_over_20_steps(folder: Path, case: str) -> None:
     lab = Lab.make(folder, {**STEPS, **CASES[case]})
     commit = lab.run("e2e/e2e")
-    assert commit["result"]["steps"] == 20
+    assert commit.result["steps"] == 20
     task = as_json.from_json(StageTask, lab.node("e2e/e2e").task)
-    initial = load_file(Path(lab.store) / lab.commit("model")["files"]["state.safetensors"]["path"])
-    data = lab.commit("data")["result"]
+    initial = load_file(Path(lab.store) / lab.commit("model").files["state.safetensors"].path)
+    data = lab.commit("data").result
     images = ImageSource(task.experiment, data, SnapshotStore(lab.storage), "train")
     expected = plain_loop(task, initial, images)
     trained = {name.partition("/")[2]: tensor for name, tensor in lab.weights("e2e/e2e").items()}

@@ -15,10 +15,13 @@ from running import ROOT, Lab
 # A stage in a process of its own, as workers have one. Prints what its commit says of memory.
 _STAGE = """
 import json, sys
+from cache_store.records.nodes import Commit
 from workers.control import ThreadControl
 from workers.specs.orders import WorkOrder
 from workers.tasks.execute import execute
-result = execute(WorkOrder(**json.load(sys.stdin)), ThreadControl())["result"]
+order = json.load(sys.stdin)
+parents = {role: Commit.from_json(commit, commit["node"]) for role, commit in order.pop("parents").items()}
+result = execute(WorkOrder(**order, parents=parents), ThreadControl()).result
 print(json.dumps([result["host_baseline_bytes"], result["peak_host_bytes"]]))
 """
 
@@ -31,10 +34,12 @@ def test_the_predicted_peak_is_within_15_percent_of_the_measured(label: str, tmp
     # Big blocks go back to the system when they are freed, so that the meter sees what is held and not what glibc
     # keeps for later: between runs that differs by a quarter. It is no way to train: steps take up to twice as long.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    # Nobody else is at work on its sets: what says so is no JSON.
+    order = {key: value for key, value in vars(lab.order(node)).items() if key != "production"}
+    order["parents"] = {role: commit.to_json() for role, commit in order["parents"].items()}
     done = subprocess.run(
         [sys.executable, "-c", _STAGE],
-        # Nobody else is at work on its sets: what says so is no JSON.
-        input=json.dumps({key: value for key, value in vars(lab.order(node)).items() if key != "production"}),
+        input=json.dumps(order),
         capture_output=True,
         text=True,
         cwd=ROOT,

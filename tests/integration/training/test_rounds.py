@@ -14,12 +14,13 @@ from running import Lab, StopAfter, digests, final_digests, summary_of, write_co
 from safetensors.torch import load_file
 
 from cache_store.errors import ConfigError, Interrupted
+from cache_store.records.nodes import Commit
 from orchestrator.cli import main
 from orchestrator.plan.graph import Node
 from orchestrator.runs.prepare import prepare
 from workers.tasks.average import mean
 from workers.tasks.execute import execute
-from workers.training import trainer
+from workers.training import clocks
 
 SMALL: dict[str, Any] = {"data.train_limit": 48, "split.base": 2, "data.views": 2}
 WAVE: dict[str, Any] = {**SMALL, "pipeline": "wavefront", "wavefront": {"rounds": 2}}
@@ -52,23 +53,23 @@ def lab_of(folder: Path, case: str) -> Lab:
     return Lab.make(folder, {**changes, **base, **CASES[case]})
 
 
-def in_pieces(lab: Lab, node: Node, pieces: list[tuple[int, int]]) -> list[dict[str, Any]]:
+def in_pieces(lab: Lab, node: Node, pieces: list[tuple[int, int]]) -> list[Commit]:
     """The commits of the node's stage, trained as rounds of these epochs, each going on where the last one stopped."""
     order = lab.order(node)
-    parents, commits = dict(order.parents), []
+    parents, commits = dict(order.parents), list[Commit]()
     name = "".join(f"{first}{end}" for first, end in pieces)
     for first, end in pieces:
-        commits.append(
-            execute(
-                dataclasses.replace(
-                    order,
-                    node_id=f"{node.id[:20]}{name}{first}{end}",
-                    task={**order.task, "round": {"first": first, "end": end}},
-                    parents=parents,
-                ),
-                lab.control,
-            )
+        commit = execute(
+            dataclasses.replace(
+                order,
+                node_id=f"{node.id[:20]}{name}{first}{end}",
+                task={**order.task, "round": {"first": first, "end": end}},
+                parents=parents,
+            ),
+            lab.control,
         )
+        assert commit is not None
+        commits.append(commit)
         parents = {**parents, "continue": commits[-1]}
         parents |= {f"weights/{part}": commits[-1] for part in order.task["trained"]}
     return commits
@@ -84,19 +85,19 @@ def test_rounds_that_go_on_undisturbed_are_the_stage_in_one_piece_bit_for_bit(ca
         commits = in_pieces(lab, stage, pieces)
         assert digests(commits[-1]) == digests(whole)
         assert digests(commits[0]) != digests(whole)
-        result = commits[-1]["result"]
+        result = commits[-1].result
         for key in ("train_loss", "validation_loss", "lr", "epoch"):
-            assert [epoch[key] for epoch in result["epochs"]] == [epoch[key] for epoch in whole["result"]["epochs"]]
-        assert [commit["result"]["exit"] for commit in commits] == ["round"] * (len(pieces) - 1) + ["epochs"]
-        assert (result["steps"], result["best_epoch"]) == (whole["result"]["steps"], whole["result"]["best_epoch"])
+            assert [epoch[key] for epoch in result["epochs"]] == [epoch[key] for epoch in whole.result["epochs"]]
+        assert [commit.result["exit"] for commit in commits] == ["round"] * (len(pieces) - 1) + ["epochs"]
+        assert (result["steps"], result["best_epoch"]) == (whole.result["steps"], whole.result["best_epoch"])
         # The last round has nobody to hand anything on to.
-        assert ["continue.safetensors" in commit["files"] for commit in commits] == [True] * (len(pieces) - 1) + [False]
-        own = sum(commit["result"]["seconds"] for commit in commits)
+        assert ["continue.safetensors" in commit.files for commit in commits] == [True] * (len(pieces) - 1) + [False]
+        own = sum(commit.result["seconds"] for commit in commits)
         assert own == pytest.approx(sum(e["seconds"] + e["validation_seconds"] for e in result["epochs"]))
 
 
 def test_a_round_stopped_in_the_middle_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(clocks, "REPORT_EVERY_S", 0.0)
     lab = Lab.make(tmp_path / "a", {**WAVE, "training.epochs": 4, "model.dropout": 0.5})
     label = "segprop/stage2-seg3 round 2"
     expected = digests(lab.run(label))
@@ -107,7 +108,7 @@ def test_a_round_stopped_in_the_middle_ends_with_the_same_bits(tmp_path: Path, m
             other.run(label, StopAfter(looks))
     commit = other.run(label)
     assert digests(commit) == expected
-    assert commit["result"]["resumed"] == 2
+    assert commit.result["resumed"] == 2
 
 
 def test_an_average_is_the_mean_of_the_replicas_weights_and_buffers(tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_an_average_is_the_mean_of_the_replicas_weights_and_buffers(tmp_path: Pa
             assert torch.equal(value, torch.maximum(first, second))
     assert {name for name in moved if "running_mean" in name}, "statistics of batch normalization are averaged too"
     # What goes on from here starts with the average, not with its own replica.
-    result = lab.run("segprop/stage2-seg3 round 2")["result"]
+    result = lab.run("segprop/stage2-seg3 round 2").result
     assert result["exit"] == "epochs"
 
 
@@ -164,7 +165,7 @@ def test_a_whole_wave_is_trained_scored_exported_and_leaves_no_snapshots(tmp_pat
     assert exported == {}
     sets = {node.id for node in prepared.plan.sets}
     left = {path.name for path in (tmp_path / "run" / "store" / "sets").iterdir()}
-    made = {lab.nodes.commit_of(node)["result"]["set"] for node in sets}  # type: ignore[index]
+    made = {lab.nodes.commit_of(node).result["set"] for node in sets}  # type: ignore[index]
     # Of two boundaries in two rounds a view and validation each; and the first view of the last version, for the end.
     assert len(made) == len(sets) == 2 * 2 * 2 + 2
     assert not made & left

@@ -24,12 +24,12 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Lab:
         {"data.views": 2, "training.precision": "bf16", "training.channels_last": True},
     )
     lab.run_all(("data", "model", "train", "materialize"))
-    assert lab.commit(STAGE)["result"]["snapshot"]["misses"] == 0
+    assert lab.commit(STAGE).result["snapshot"]["misses"] == 0
     return lab
 
 
 def drop(lab: Lab, label: str) -> None:
-    SnapshotStore(lab.storage).drop(lab.commit(label)["result"]["set"])
+    SnapshotStore(lab.storage).drop(lab.commit(label).result["set"])
 
 
 def lose_a_shard(lab: Lab) -> None:
@@ -89,9 +89,9 @@ def test_a_stage_gives_the_same_weights_on_hit_and_on_miss(
     damage(lab)
     commit = lab.run(STAGE)
     assert digests(commit) == digests(complete.commit(STAGE))
-    assert commit["result"]["snapshot"]["misses"] > 0
-    losses = [epoch["validation_loss"] for epoch in complete.commit(STAGE)["result"]["epochs"]]
-    assert [epoch["validation_loss"] for epoch in commit["result"]["epochs"]] == losses
+    assert commit.result["snapshot"]["misses"] > 0
+    losses = [epoch["validation_loss"] for epoch in complete.commit(STAGE).result["epochs"]]
+    assert [epoch["validation_loss"] for epoch in commit.result["epochs"]] == losses
     # What was missing was put back, the same bytes as before.
     assert lab.snapshots(READ).missing() == []
     assert checksums(lab.snapshots(READ)) == checksums(complete.snapshots(READ))
@@ -101,13 +101,13 @@ def test_a_stage_gives_the_same_weights_on_hit_and_on_miss(
 
 def test_recomputing_from_the_images_gives_the_bytes_of_rolling_forward(complete: Lab, tmp_path: Path) -> None:
     label = "segprop/snapshot seg3 train view 1"
-    assert complete.commit(label)["result"]["forwards"] == {"seg3": 96}, "rolled forward"
+    assert complete.commit(label).result["forwards"] == {"seg3": 96}, "rolled forward"
     lab = complete.linked_copy(tmp_path)
     lose_every_set(lab)
     lab.forget(label)
     commit = lab.run(label)
-    assert commit["result"]["forwards"] == {"seg1": 96, "seg2": 96, "seg3": 96}
-    assert commit["result"]["set"] == complete.commit(label)["result"]["set"]
+    assert commit.result["forwards"] == {"seg1": 96, "seg2": 96, "seg3": 96}
+    assert commit.result["set"] == complete.commit(label).result["set"]
     assert checksums(lab.snapshots(label)) == checksums(complete.snapshots(label))
     assert len({complete.snapshots(f"segprop/snapshot seg{i} train view 1").spec.shard_rows for i in (1, 2, 3)}) == 3
 

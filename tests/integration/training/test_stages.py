@@ -12,12 +12,13 @@ from running import DEVICE, Lab, digests
 from safetensors.torch import load_file
 
 from cache_store.errors import TrainingDiverged
+from cache_store.records.nodes import Commit
 from workers.environment import WorkerEnvironment
 from workers.models.chain import State, cpu_state
 from workers.specs import as_json, experiment
 from workers.specs.tasks import StageTask
 from workers.tasks import execute
-from workers.training import trainer
+from workers.training import clocks, trainer
 from workers.training.trainer import StageTrainer
 
 #: Every kind of stage there is: with and without adapter, local head, frozen prefix, frozen intermediate blocks.
@@ -38,7 +39,7 @@ class Seen:
     task: StageTask
     before: dict[str, State]
     after: dict[str, State]
-    commit: dict[str, Any]
+    commit: Commit
 
 
 @pytest.fixture(scope="module")
@@ -51,21 +52,22 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
 
     def states(stage: StageTrainer) -> dict[str, State]:
         parts = {name: cpu_state(part) for name, part in stage.path.module.parts.items()}
-        if stage._prefix is not None:
-            parts |= {f"prefix {name}": cpu_state(part) for name, part in stage._prefix.parts.items()}
+        if stage.inputs.prefix is not None:
+            parts |= {f"prefix {name}": cpu_state(part) for name, part in stage.inputs.prefix.parts.items()}
         return parts
 
     class Watched(StageTrainer):
-        def run(self) -> dict[str, Any]:
+        def run(self) -> Commit:
             before = states(self)
             commit = super().run()
+            assert commit is not None
             found.append(Seen(self.task, before, states(self), commit))
             return commit
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(execute, "StageTrainer", Watched)
         lab.run_all(("data", "model", "train", "materialize"))
-    by_node = {item.commit["node"]: item for item in found}
+    by_node = {item.commit.node: item for item in found}
     return {node.label: by_node[node.id] for node in lab.prepared.plan.nodes if node.kind == "train"}
 
 
@@ -88,16 +90,16 @@ def test_a_stage_changes_its_named_parameters_and_buffers_and_nothing_else(seen:
 
 def test_a_stage_commits_what_it_trained_and_neither_adapter_nor_local_head(seen: dict[str, Seen]) -> None:
     for label, item in seen.items():
-        parts = item.commit["result"]["parts"]
+        parts = item.commit.result["parts"]
         assert tuple(parts) == item.task.trained, label
-        assert set(item.commit["files"]) == {f"{part}.safetensors" for part in item.task.trained}, label
+        assert set(item.commit.files) == {f"{part}.safetensors" for part in item.task.trained}, label
 
 
 def test_with_snapshots_a_stage_holds_its_own_parts_only(seen: dict[str, Seen]) -> None:
     stage = seen["segprop/stage3-seg3"]
     assert list(stage.before) == ["seg3", "adapter", "head"]
     held = sum(tensor.nbytes for state in stage.before.values() for tensor in state.values())
-    assert stage.commit["result"]["resident_bytes"] == held
+    assert stage.commit.result["resident_bytes"] == held
     assert set(seen["never/stage2-seg2-seg3"].before) == {"prefix seg1", "seg2", "seg3", "adapter", "head"}
 
 
@@ -122,7 +124,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_a_stage_ends_at_its_exit(folder: Path, exit_: dict[str, Any], reason: str, epochs: int, steps: int) -> None:
     lab = Lab.make(folder, {"training.exit": exit_, "training.epochs": 4})
-    result = lab.run(STAGE)["result"]
+    result = lab.run(STAGE).result
     assert (result["exit"], len(result["epochs"]), result["steps"]) == (reason, epochs, steps)
 
 
@@ -131,12 +133,12 @@ def test_best_commits_the_weights_of_the_best_epoch_and_last_those_of_the_last(f
     changes = {"training.optimizer.lr": 0.03, "seed": 2}
     best = Lab.make(folder, {**changes, "training.epochs": 4, "training.commit": "best"}).run(STAGE)
     last = Lab.make(folder, {**changes, "training.epochs": 4, "training.commit": "last"}).run(STAGE)
-    assert best["result"]["best_epoch"] == best["result"]["committed_epoch"]
-    assert last["result"]["committed_epoch"] == 3
-    assert best["result"]["best_epoch"] < 3, "a seed is needed whose best epoch is not the last"
-    accuracies = [epoch["validation_accuracy"] for epoch in best["result"]["epochs"]]
-    assert accuracies[best["result"]["best_epoch"]] == max(accuracies)
-    short = {"training.epochs": best["result"]["best_epoch"] + 1, "training.commit": "last"}
+    assert best.result["best_epoch"] == best.result["committed_epoch"]
+    assert last.result["committed_epoch"] == 3
+    assert best.result["best_epoch"] < 3, "a seed is needed whose best epoch is not the last"
+    accuracies = [epoch["validation_accuracy"] for epoch in best.result["epochs"]]
+    assert accuracies[best.result["best_epoch"]] == max(accuracies)
+    short = {"training.epochs": best.result["best_epoch"] + 1, "training.commit": "last"}
     assert digests(Lab.make(folder, {**changes, **short}).run(STAGE)) == digests(best)
     assert digests(last) != digests(best)
 
@@ -148,7 +150,7 @@ def test_the_schedule_starts_again_at_its_base_rate_with_every_stage(folder: Pat
     )
     rates = []
     for label in (STAGE, "segprop/stage2-seg2"):
-        rates.append([epoch["lr"] for epoch in lab.run(label)["result"]["epochs"]])
+        rates.append([epoch["lr"] for epoch in lab.run(label).result["epochs"]])
     assert rates[0] == rates[1]
     assert rates[0][0] > 0.75 * 2e-3
     assert rates[0][-1] == pytest.approx(2e-5)
@@ -161,21 +163,21 @@ def test_carried_optimizer_state_is_the_global_heads_alone(folder: Path) -> None
     assert digests(carry.run(first)) == digests(reset.run(first))
     assert digests(carry.run(second))["head"] != digests(reset.run(second))["head"]
 
-    saved = load_file(Path(carry.store) / carry.commit(first)["files"]["optimizer.safetensors"]["path"])
+    saved = load_file(Path(carry.store) / carry.commit(first).files["optimizer.safetensors"].path)
     assert {name.split("/")[0] for name in saved} == {"seg1", "seg4", "head"}
     order = carry.order(carry.node(second))
     environment = WorkerEnvironment(carry.storage, DEVICE, 1, carry.control)
     task = as_json.from_json(StageTask, order.task)
     stage = StageTrainer(task, order.parents, environment, environment.nodes.attempt("unused"))
-    stage._start()
+    stage.state.restore(order.parents)
     for name, parameter in zip(stage.path.names, stage.path.parameters, strict=True):
-        state = stage.optimizer.state.get(parameter, {})
+        state = stage.step.optimizer.state.get(parameter, {})
         if name.startswith(("seg4/", "head/")):
             assert set(state) == {"step", "exp_avg", "exp_avg_sq"}
             assert all(torch.equal(value.cpu(), saved[f"{name}//{key}"]) for key, value in state.items())
         else:
             assert not state, f"{name} starts afresh"
-    assert stage.optimizer.param_groups[0]["lr"] == task.train.optimizer.lr
+    assert stage.step.optimizer.param_groups[0]["lr"] == task.train.optimizer.lr
 
 
 # -- losses that are not finite ---------------------------------------------------------------------------------
@@ -198,14 +200,14 @@ def test_divergence_names_its_step_and_keeps_the_last_good_checkpoint(
     folder: Path, exploding: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exploding.append(8)  # the loss of step 9 is the first that shows it
-    monkeypatch.setattr(trainer, "REPORT_EVERY_S", 3600.0)  # a look between the two would save what is huge, but finite
+    monkeypatch.setattr(clocks, "REPORT_EVERY_S", 3600.0)  # a look between the two would save what is huge, but finite
     lab = Lab.make(folder, {"seed": 3, "training.checkpoint_every_s": 1e-6})
     with pytest.raises(TrainingDiverged, match=r"stage1-base: .* not finite at step 9 \(epoch 2, step 4 "):
         lab.run(STAGE)
     kept = lab.nodes.latest_checkpoint(lab.node(STAGE).id)
     assert kept is not None
     assert kept.position == (6, 1, 0)
-    tensors = load_file(Path(lab.store) / kept.files["state.safetensors"]["path"])
+    tensors = load_file(Path(lab.store) / kept.files["state.safetensors"].path)
     assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
@@ -218,6 +220,6 @@ def test_weights_ruined_by_the_last_step_are_divergence_too(folder: Path, explod
 
 def test_snapshots_are_what_later_stages_read(seen: dict[str, Seen]) -> None:
     for label, item in seen.items():
-        hits = item.commit["result"]["snapshot"]["hits"]
+        hits = item.commit.result["snapshot"]["hits"]
         assert (hits > 0) == (item.task.source == "snapshots"), label
-        assert item.commit["result"]["snapshot"]["misses"] == 0
+        assert item.commit.result["snapshot"]["misses"] == 0

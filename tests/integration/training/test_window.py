@@ -10,7 +10,7 @@ from running import Lab, StopAfter, digests
 
 from cache_store.errors import Interrupted
 from workers.tasks.execute import execute
-from workers.training import trainer
+from workers.training import clocks
 
 STAGE = "segprop/stage3-seg3"
 #: Two groups of sixteen samples a shard at the boundary that is read, three shards of which one or two are open.
@@ -19,7 +19,7 @@ WINDOW = {"snapshots.shuffle": "window", "snapshots.window": 1, "snapshots.mode"
 
 @pytest.fixture(autouse=True)
 def _look_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(clocks, "REPORT_EVERY_S", 0.0)
 
 
 def test_a_windowed_stage_resumes_with_the_same_bits_and_does_not_depend_on_the_limit(tmp_path: Path) -> None:
@@ -40,6 +40,6 @@ def test_a_windowed_stage_resumes_with_the_same_bits_and_does_not_depend_on_the_
     with pytest.raises(Interrupted, match="epoch 2, step 2"):
         execute(order, StopAfter(8))
     resumed = execute(order, lab.control)
-    assert resumed["result"]["resumed"] == 1
-    assert resumed["result"]["snapshot"]["misses"] == 0
+    assert resumed.result["resumed"] == 1
+    assert resumed.result["snapshot"]["misses"] == 0
     assert digests(resumed) == digests(whole)

@@ -17,7 +17,7 @@ from cache_store.formats.codec import Field
 from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 
 ROOT = Path(__file__).parents[3]
 SPEC = SetSpec({"what": "crash"}, 8, (Field("x", "int64", (3,)),), 4, 8)
@@ -30,15 +30,15 @@ from cache_store.formats.codec import Field
 from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
-storage = Storage.open(sys.argv[1])
+from cache_store.storage.open import open_storage
+storage = open_storage(sys.argv[1])
 snapshots = SnapshotStore(storage).open(SetSpec({"what": "crash"}, 8, (Field("x", "int64", (3,)),), 4, 8))
 print("put", snapshots.put(0, [np.arange(24, dtype=np.int64).reshape(8, 3)]), flush=True)
 attempt = NodeStore(storage).attempt("node")
 attempt.write("f", b"x" * 100)
 attempt.checkpoint({"model": b"model"}, (1, 2), {"step": 2})
 commit = attempt.commit({"ok": True})
-print("commit", commit["attempt"] == attempt.id, flush=True)
+print("commit", commit.attempt == attempt.id, flush=True)
 """
 
 
@@ -51,7 +51,7 @@ def start(store: Path, crash: str = "") -> subprocess.Popen[str]:
 
 def check(store: Path) -> tuple[bool, bool, bool]:
     """Whether shard, node and checkpoint are published; anything published must be whole."""
-    storage = Storage.open(str(store))
+    storage = open_storage(str(store))
     snapshots = SnapshotStore(storage).open(SPEC)
     shard = snapshots.missing() == []
     if shard:
@@ -59,7 +59,7 @@ def check(store: Path) -> tuple[bool, bool, bool]:
     nodes = NodeStore(storage)
     commit = nodes.commit_of("node")
     if commit is not None:
-        assert nodes.read_file(commit["files"]["f"]) == b"x" * 100
+        assert nodes.read_file(commit.files["f"]) == b"x" * 100
     checkpoint = nodes.latest_checkpoint("node")
     if checkpoint is not None:
         assert nodes.read_file(checkpoint.files["model"]) == b"model"
@@ -94,12 +94,12 @@ def test_a_writer_killed_at_any_point_leaves_whole_records_or_none(
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     assert check(store) == published
-    storage = Storage.open(str(store))
+    storage = open_storage(str(store))
     put = SnapshotStore(storage).open(SPEC).put(0, [ARRAY])
     assert (put == 0) == published[0]
     attempt = NodeStore(storage).attempt("node")
     attempt.write("f", b"x" * 100)
-    assert (attempt.commit({})["attempt"] == attempt.id) == (not published[1])
+    assert (attempt.commit({}).attempt == attempt.id) == (not published[1])
     assert check(store)[:2] == (True, True)
 
 

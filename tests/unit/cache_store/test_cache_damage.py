@@ -19,6 +19,7 @@ from cache_store.records.record_io import dump_record, parse_record
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 
 SPEC = SetSpec({"k": 1}, 4, (Field("x", "uint8", (3,)), Field("y", "int64", ())), 1, 2)
 
@@ -38,7 +39,7 @@ def folder() -> Iterator[str]:
 @pytest.fixture
 def storage(folder: str, monkeypatch: pytest.MonkeyPatch) -> Storage:
     """Two shards, a node and a checkpoint."""
-    found = Storage.open(f"{folder}/store")
+    found = open_storage(f"{folder}/store")
     monkeypatch.setattr(os, "fsync", lambda _: None)
     snapshots = SnapshotStore(found).open(SPEC)
     for i in range(2):
@@ -75,8 +76,8 @@ def read_commit(storage: Storage) -> bool:
     nodes = NodeStore(storage)
     commit = nodes.commit_of("node")
     assert commit is not None
-    assert commit["result"] == {"accuracy": 0.5}, "wrong data"
-    assert nodes.read_file(commit["files"]["f"]) == b"weights", "wrong data"
+    assert commit.result == {"accuracy": 0.5}, "wrong data"
+    assert nodes.read_file(commit.files["f"]) == b"weights", "wrong data"
     return True
 
 
@@ -100,7 +101,7 @@ def read_checkpoint(storage: Storage) -> bool:
         ("nodes/node/attempts/*/f", read_commit, 0),
         ("nodes/node/checkpoints/*/*/manifest.json", read_checkpoint, 0),
         ("nodes/node/checkpoints/*/*/f", read_checkpoint, 0),
-        ("store.json", lambda storage: bool(Storage.open(storage.uri)), 0),
+        ("store.json", lambda storage: bool(open_storage(storage.uri)), 0),
     ],
     ids=["shard", "record", "set", "commit", "file", "manifest", "state", "marker"],
 )

@@ -23,6 +23,7 @@ from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 
 SPEC = SetSpec({"what": "full"}, 64, (Field("x", "uint8", (4096,)),), 8, 8)
 
@@ -62,7 +63,7 @@ def fill(storage: Storage) -> int:
 
 def test_a_disk_that_fills_up_is_a_typed_error_and_a_rerun_completes(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=160k") as disk:
-        storage = Storage.open(str(disk / "store"))
+        storage = open_storage(str(disk / "store"))
         with pytest.raises(StorageFull, match="free some space"):
             fill(storage)
         assert not [path for path in disk.rglob("*") if path.name.startswith(".tmp-")]
@@ -74,21 +75,21 @@ def test_a_disk_that_fills_up_is_a_typed_error_and_a_rerun_completes(tmp_path: P
         subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
         assert fill(storage) == 8
         attempt.write("f", b"x" * 200_000)
-        assert attempt.commit({})["attempt"] == attempt.id
+        assert attempt.commit({}).attempt == attempt.id
 
 
 def test_a_store_remounted_read_only_can_be_read_and_not_written(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=4m") as disk:
-        assert fill(Storage.open(str(disk / "store"))) == 8
+        assert fill(open_storage(str(disk / "store"))) == 8
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        storage = Storage.open(str(disk / "store"))
+        storage = open_storage(str(disk / "store"))
         snapshots = SnapshotStore(storage).load(SPEC.id)
         assert (snapshots.shard(3)[0] == 3).all()
         for action in (lambda: storage.write("f", b"1"), lambda: storage.create("g", b"1")):
             with pytest.raises(StorageDenied, match="must be writable"):
                 action()
         with pytest.raises(StorageDenied):
-            Storage.open(str(disk / "another"))
+            open_storage(str(disk / "another"))
 
 
 def test_a_full_disk_for_copies_only_costs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,8 +107,8 @@ import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 from cache_store.errors import StorageFull
-from cache_store.storage.base import Storage
-storage = Storage.open(sys.argv[1])
+from cache_store.storage.open import open_storage
+storage = open_storage(sys.argv[1])
 for action in (storage.write, storage.create):
     try:
         action("d/f", b"x" * 100_000)

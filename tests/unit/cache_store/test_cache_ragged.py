@@ -22,6 +22,7 @@ from cache_store.snapshots.reader import RowReader
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 
 FIELDS = (Field("hidden", "bfloat16", (3,)), Field("token", "int32", ()))
 CUTS = (0, 5, 6, 20, 23)
@@ -40,7 +41,7 @@ def fill(snapshots: SnapshotSet) -> None:
 
 
 def memory() -> Storage:
-    return Storage.open(f"memory://{uuid.uuid4().hex}")
+    return open_storage(f"memory://{uuid.uuid4().hex}")
 
 
 def ragged(*cuts: int, **key: Any) -> SetSpec:
@@ -67,7 +68,7 @@ def test_gathering_any_rows_over_any_cuts_returns_what_was_put(lengths: list[int
 
 
 def test_shards_lie_between_the_cuts_and_the_set_says_so_after_loading(tmp_path: Path) -> None:
-    storage = Storage.open(str(tmp_path / "store"))
+    storage = open_storage(str(tmp_path / "store"))
     snapshots = SnapshotStore(storage).open(ragged())
     fill(snapshots)
     loaded = SnapshotStore(storage).load(snapshots.spec.id)

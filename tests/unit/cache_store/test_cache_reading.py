@@ -27,6 +27,7 @@ from cache_store.snapshots.shard_cache import ShardCache
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 
 WIDE, NARROW = Field("x", "bfloat16", (5000,)), Field("label", "int64", ())
 
@@ -45,7 +46,7 @@ def filled(storage: Storage, cuts: list[int], kept: ShardCache | None = None) ->
 
 
 def local(folder: Path) -> Storage:
-    return Storage.open(str(folder / "store"))
+    return open_storage(str(folder / "store"))
 
 
 def same(found: tuple[torch.Tensor, ...], rows: Array) -> bool:
@@ -67,7 +68,7 @@ def test_runs_over_any_cuts_are_gathered_by_any_number_of_threads(
     lengths: list[int], runs: list[tuple[int, int]], threads: int, limit: int
 ) -> None:
     snapshots = filled(
-        Storage.open(f"memory://{uuid.uuid4().hex}"), np.cumsum([0, *lengths]).tolist(), ShardCache(limit)
+        open_storage(f"memory://{uuid.uuid4().hex}"), np.cumsum([0, *lengths]).tolist(), ShardCache(limit)
     )
     rows = np.concatenate(
         [np.empty(0, np.int64), *((np.arange(start, start + count) % snapshots.spec.rows) for start, count in runs)]
@@ -87,7 +88,7 @@ def test_threads_share_rows_of_which_every_shard_has_few(monkeypatch: pytest.Mon
         copy(self, first, last, source, target)
 
     monkeypatch.setattr(Copier, "copy", counted)
-    snapshots = filled(Storage.open(f"memory://{uuid.uuid4().hex}"), list(range(0, 129, 2)))
+    snapshots = filled(open_storage(f"memory://{uuid.uuid4().hex}"), list(range(0, 129, 2)))
     rows = np.random.default_rng(0).permutation(64) * 2
     monkeypatch.setattr(copies_module, "SHARE_BYTES", 8 * snapshots.spec.row_bytes)
     assert same(RowReader(snapshots, threads=4).gather(rows), rows)
@@ -110,7 +111,7 @@ def test_threads_hold_a_few_shards_of_a_gather_over_many(monkeypatch: pytest.Mon
         return found, hit
 
     monkeypatch.setattr(RowReader, "_bytes", counted)
-    snapshots = filled(Storage.open(f"memory://{uuid.uuid4().hex}"), list(range(401)), ShardCache(1))
+    snapshots = filled(open_storage(f"memory://{uuid.uuid4().hex}"), list(range(401)), ShardCache(1))
     monkeypatch.setattr(copies_module, "SHARE_BYTES", 4 * snapshots.spec.row_bytes)
     rows = np.random.default_rng(0).permutation(400)
     assert same(RowReader(snapshots, threads=2).gather(rows), rows)
@@ -130,7 +131,7 @@ def test_after_an_error_nobody_writes_to_the_output_any_more(monkeypatch: pytest
             writing.discard(threading.get_ident())
 
     monkeypatch.setattr(Copier, "copy", slow)
-    snapshots = filled(Storage.open(f"memory://{uuid.uuid4().hex}"), list(range(65)))
+    snapshots = filled(open_storage(f"memory://{uuid.uuid4().hex}"), list(range(65)))
     snapshots.storage.delete(f"sets/{snapshots.spec.id}/commits/000063.json")
     monkeypatch.setattr(copies_module, "SHARE_BYTES", 8 * snapshots.spec.row_bytes)
     with pytest.raises(MissingShard):
@@ -143,7 +144,7 @@ def test_all_ways_of_copying_give_the_same_rows(bytes_of_a_run: int, few: int, m
     monkeypatch.setattr(runs_module, "RUN_BYTES", bytes_of_a_run)
     monkeypatch.setattr(runs_module, "RUN_BYTES_TOGETHER", bytes_of_a_run)
     monkeypatch.setattr(runs_module, "FEW_RUNS", few)
-    snapshots = filled(Storage.open(f"memory://{uuid.uuid4().hex}"), [0, 4, 9, 20])
+    snapshots = filled(open_storage(f"memory://{uuid.uuid4().hex}"), [0, 4, 9, 20])
     for rows in (np.array([3, 4, 5, 0, 0, 19, 12, 13]), np.arange(20), np.arange(20)[::-1], np.array([7])):
         assert same(RowReader(snapshots).gather(rows), rows)
 
@@ -157,7 +158,7 @@ def test_what_is_held_stays_within_the_limit_and_is_not_checked_again(
     checked: list[str] = []
     verify = "cache_store.records.files.verify"
     original = __import__("cache_store.records.files", fromlist=["verify"]).verify
-    monkeypatch.setattr(verify, lambda storage, record: (checked.append(record["path"]), original(storage, record)))
+    monkeypatch.setattr(verify, lambda storage, record: (checked.append(record.path), original(storage, record)))
     reader = RowReader(snapshots)
     for _ in range(2):
         for rows in np.random.default_rng(0).permutation(40).reshape(8, 5):
@@ -173,7 +174,7 @@ def test_mapped_shards_of_a_folder_are_all_held_where_nothing_is_said(tmp_path: 
     assert snapshots.holds_all
     RowReader(snapshots).gather(np.arange(10))
     assert (len(kept.keys()), kept.bytes) == (10, 0)
-    assert not filled(Storage.open(f"memory://{uuid.uuid4().hex}"), [0, 1]).holds_all
+    assert not filled(open_storage(f"memory://{uuid.uuid4().hex}"), [0, 1]).holds_all
     packed = replace(snapshots.spec, key={"what": "packed"}, codec_version=PACKED)
     assert not SnapshotStore(snapshots.storage).open(packed).holds_all  # unpacked into memory, which is bounded
 
@@ -209,7 +210,7 @@ def test_memory_is_bounded_by_the_limit_over_a_set_ten_times_as_large() -> None:
     limit = 4 << 20
     kept = ShardCache(limit)
     rows = 10 * limit // 10_008
-    snapshots = filled(Storage.open(f"memory://{uuid.uuid4().hex}"), [*range(0, rows, 50), rows], kept)
+    snapshots = filled(open_storage(f"memory://{uuid.uuid4().hex}"), [*range(0, rows, 50), rows], kept)
     reader = RowReader(snapshots)
     reader.expect(np.arange(snapshots.spec.shards), depth=2)
     gc.collect()
@@ -248,7 +249,7 @@ def test_a_shard_let_go_and_damaged_meanwhile_is_refused(tmp_path: Path) -> None
 
 
 def test_expected_shards_are_read_in_the_order_of_first_need() -> None:
-    snapshots = filled(Storage.open(f"memory://{uuid.uuid4().hex}"), list(range(9)))
+    snapshots = filled(open_storage(f"memory://{uuid.uuid4().hex}"), list(range(9)))
     read: list[int] = []
     touch = snapshots.touch
     snapshots.touch = lambda i: (read.append(i), touch(i))[1]  # type: ignore[method-assign, assignment]
@@ -310,7 +311,7 @@ def test_what_cannot_be_read_ahead_is_left_to_whoever_wants_it(tmp_path: Path) -
 
 
 def test_a_shard_wanted_while_it_is_read_ahead_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    snapshots = filled(Storage.open(f"memory://{uuid.uuid4().hex}"), [0, 1])
+    snapshots = filled(open_storage(f"memory://{uuid.uuid4().hex}"), [0, 1])
     loads: list[int] = []
     load = snapshots._load
 

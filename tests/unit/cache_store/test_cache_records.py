@@ -16,9 +16,10 @@ import xxhash
 
 from cache_store.errors import CorruptRecord, CorruptShard, StorageUnavailable, StoreError
 from cache_store.records.files import read_file, verify
-from cache_store.records.nodes import NodeStore
+from cache_store.records.nodes import Commit, NodeStore
 from cache_store.records.record_io import new_attempt_id
 from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 
 NODE = "abc123"
 
@@ -26,12 +27,12 @@ NODE = "abc123"
 @pytest.fixture(params=["local", "memory"])
 def nodes(request: pytest.FixtureRequest, tmp_path: Path) -> NodeStore:
     uri = str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
-    return NodeStore(Storage.open(uri))
+    return NodeStore(open_storage(uri))
 
 
 @pytest.fixture
 def local(tmp_path: Path) -> NodeStore:
-    return NodeStore(Storage.open(str(tmp_path / "store")))
+    return NodeStore(open_storage(str(tmp_path / "store")))
 
 
 def test_a_commit_publishes_files_and_result(nodes: NodeStore) -> None:
@@ -41,12 +42,15 @@ def test_a_commit_publishes_files_and_result(nodes: NodeStore) -> None:
     assert nodes.commit_of(NODE) is None
     commit = attempt.commit({"loss": 0.5, "rows": [1, 2]})
     assert commit == nodes.commit_of(NODE)
-    assert set(commit) == {"format", "node", "attempt", "files", "result"}
-    assert (commit["format"], commit["node"], commit["attempt"]) == (1, NODE, attempt.id)
-    assert commit["result"] == {"loss": 0.5, "rows": [1, 2]}
+    assert (commit.node, commit.attempt) == (NODE, attempt.id)
+    assert commit.result == {"loss": 0.5, "rows": [1, 2]}
     data = b"head" + np.arange(1000).tobytes()
-    assert commit["files"] == {"state.safetensors": record}
-    assert record == {
+    assert commit.files == {"state.safetensors": record}
+    kept = json.loads(nodes.storage.read(f"nodes/{NODE}/commit.json"))
+    assert set(kept) == {"format", "node", "attempt", "files", "result", "check"}
+    assert {key: kept[key] for key in kept if key != "check"} == commit.to_json()
+    assert kept["files"]["state.safetensors"] == record.to_json()
+    assert record.to_json() == {
         "path": f"nodes/{NODE}/attempts/{attempt.id}/state.safetensors",
         "bytes": len(data),
         "xxh3": xxhash.xxh3_128_hexdigest(data),
@@ -64,12 +68,12 @@ def test_the_second_attempt_gets_the_winners_commit_and_its_own_files_go(nodes: 
     assert second.commit({"who": 2}) == winner == nodes.commit_of(NODE)
     assert first.commit({"who": 3}) == winner
     assert nodes.storage.list(f"nodes/{NODE}/attempts") == [first.id]
-    assert nodes.read_file(winner["files"]["a"]) == b"1"
+    assert nodes.read_file(winner.files["a"]) == b"1"
 
 
 def test_of_eight_racing_attempts_all_get_the_one_commit(nodes: NodeStore) -> None:
     start = threading.Barrier(8)
-    commits: list[dict[str, Any]] = []
+    commits: list[Commit] = []
 
     def race(me: int) -> None:
         attempt = nodes.attempt(NODE)
@@ -84,7 +88,7 @@ def test_of_eight_racing_attempts_all_get_the_one_commit(nodes: NodeStore) -> No
         thread.join()
     assert len(commits) == 8
     assert all(commit == commits[0] for commit in commits)
-    assert nodes.read_file(commits[0]["files"]["f"]) == str(commits[0]["result"]["who"]).encode()
+    assert nodes.read_file(commits[0].files["f"]) == str(commits[0].result["who"]).encode()
 
 
 @pytest.mark.parametrize("before", ["absent", "ours", "theirs"])
@@ -106,7 +110,7 @@ def test_an_unacknowledged_commit_is_read_back(nodes: NodeStore, monkeypatch: py
             attempt.commit({"who": "us"})
         assert nodes.storage.exists(f"nodes/{NODE}/attempts/{attempt.id}/f")
     elif before == "ours":
-        assert attempt.commit({"who": "us"})["attempt"] == attempt.id
+        assert attempt.commit({"who": "us"}).attempt == attempt.id
     else:
         assert attempt.commit({"who": "us"}) == theirs
 
@@ -143,7 +147,7 @@ def damaged(commit: dict[str, Any]) -> list[bytes]:
 def test_every_damaged_commit_is_refused_with_its_path(nodes: NodeStore) -> None:
     attempt = nodes.attempt(NODE)
     attempt.write("f", b"1")
-    for data in damaged(attempt.commit({})):
+    for data in damaged(attempt.commit({}).to_json()):
         nodes.storage.write(f"nodes/{NODE}/commit.json", data)
         with pytest.raises(CorruptRecord, match=r"commit\.json"):
             nodes.commit_of(NODE)
@@ -152,7 +156,7 @@ def test_every_damaged_commit_is_refused_with_its_path(nodes: NodeStore) -> None
 
 def test_damaged_and_missing_files_are_refused(local: NodeStore) -> None:
     record = local.attempt(NODE).write("f", b"precious bytes")
-    path = local.storage.local_path(record["path"])
+    path = local.storage.local_path(record.path)
     assert path is not None
     assert local.verified_path(record) == path
     for data in (b"precious byteS", b"precious byte", b"precious bytes!", b""):
@@ -170,7 +174,7 @@ def test_damaged_and_missing_files_are_refused(local: NodeStore) -> None:
 def test_a_mapped_file_is_checked_once_until_it_changes(local: NodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     record = local.attempt(NODE).write("f", b"1")
     checked: list[str] = []
-    monkeypatch.setattr("cache_store.records.files.verify", lambda _, r: checked.append(r["path"]))
+    monkeypatch.setattr("cache_store.records.files.verify", lambda _, r: checked.append(r.path))
     path = local.verified_path(record)
     assert path is not None
     local.verified_path(record)
@@ -185,7 +189,7 @@ def test_a_mapped_file_is_checked_once_until_it_changes(local: NodeStore, monkey
 
 
 def test_storage_that_is_not_local_has_no_path_to_map() -> None:
-    nodes = NodeStore(Storage.open(f"memory://{uuid.uuid4().hex}"))
+    nodes = NodeStore(open_storage(f"memory://{uuid.uuid4().hex}"))
     assert nodes.verified_path(nodes.attempt(NODE).write("f", b"1")) is None
 
 
@@ -216,7 +220,7 @@ def test_pruning_keeps_the_committed_attempt_only(nodes: NodeStore) -> None:
     commit = kept.commit({})
     assert nodes.prune_attempts(NODE) == 1
     assert nodes.storage.list(f"nodes/{NODE}/attempts") == [kept.id]
-    nodes.verify(commit["files"]["f"])
+    nodes.verify(commit.files["f"])
 
 
 # Checkpoints

@@ -13,21 +13,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
+from dictionary_storage import ROW, SCHEME
 
 from cache_store.errors import StorageDenied, StorageFull, StorageUnavailable, StoreError, UserError
 from cache_store.keys import canonical_json, digest_json
 from cache_store.records.files import write_file
 from cache_store.storage.base import Storage
+from cache_store.storage.open import BACKENDS, open_storage
 
 
-@pytest.fixture(params=["local", "memory"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    return Storage.open(str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}")
+@pytest.fixture(params=["local", "memory", "a row added"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    monkeypatch.setitem(BACKENDS, SCHEME, ROW)
+    name = uuid.uuid4().hex
+    addresses = {"local": str(tmp_path / "store"), "memory": f"memory://{name}", "a row added": f"{SCHEME}://{name}"}
+    return open_storage(addresses[request.param])
 
 
 @pytest.fixture
 def local(tmp_path: Path) -> Storage:
-    return Storage.open(str(tmp_path / "store"))
+    return open_storage(str(tmp_path / "store"))
 
 
 def test_what_was_written_is_read_back_and_replaced(storage: Storage) -> None:
@@ -46,7 +51,7 @@ def test_a_file_is_recorded_with_the_checksums_of_its_bytes(storage: Storage, si
     data = os.urandom(size)
     record = write_file(storage, "f", data[:7], data[7:])
     assert b"".join(bytes(piece) for piece in storage.chunks("f")) == data
-    assert record == {
+    assert record.to_json() == {
         "path": "f",
         "bytes": size,
         "xxh3": xxhash.xxh3_128_hexdigest(data),
@@ -137,26 +142,26 @@ def test_of_eight_racing_threads_one_creates(storage: Storage) -> None:
 )
 def test_unsupported_addresses_say_what_is_allowed(uri: str) -> None:
     with pytest.raises(UserError, match=r"allowed|write file:///"):
-        Storage.open(uri)
+        open_storage(uri)
 
 
 def test_file_address_and_plain_path_are_the_same_store(tmp_path: Path) -> None:
-    Storage.open(f"file://{tmp_path}/s").write("a", b"1")
-    assert Storage.open(str(tmp_path / "s")).read("a") == b"1"
-    assert Storage.open(str(tmp_path / "s")).local_path("a") == tmp_path / "s" / "a"
+    open_storage(f"file://{tmp_path}/s").write("a", b"1")
+    assert open_storage(str(tmp_path / "s")).read("a") == b"1"
+    assert open_storage(str(tmp_path / "s")).local_path("a") == tmp_path / "s" / "a"
 
 
 def test_a_store_of_another_format_is_refused(storage: Storage) -> None:
     for data in (b'{"format":2}', b"[]", b"\xff"):
         storage.write("store.json", data)
         with pytest.raises(UserError, match="format"):
-            Storage.open(storage.uri)
+            open_storage(storage.uri)
 
 
 def test_a_file_in_place_of_the_root_is_refused(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")
     with pytest.raises(UserError, match="is a file"):
-        Storage.open(str(tmp_path / "f"))
+        open_storage(str(tmp_path / "f"))
 
 
 def test_the_probe_runs_once_and_leaves_only_the_marker(local: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,13 +171,13 @@ def test_the_probe_runs_once_and_leaves_only_the_marker(local: Storage, monkeypa
         raise AssertionError("probed again")
 
     monkeypatch.setattr(os, "link", never)
-    Storage.open(local.uri)
+    open_storage(local.uri)
 
 
 def test_storage_without_exclusive_creation_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", os.replace)
     with pytest.raises(StoreError):
-        Storage.open(str(tmp_path / "s"))
+        open_storage(str(tmp_path / "s"))
     assert not (tmp_path / "s" / "store.json").exists()
 
 
@@ -182,7 +187,7 @@ def test_storage_without_hard_links_is_refused(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "link", refuse)
     with pytest.raises(StoreError, match="hard links"):
-        Storage.open(str(tmp_path / "s"))
+        open_storage(str(tmp_path / "s"))
 
 
 @pytest.mark.parametrize(
@@ -254,7 +259,7 @@ def test_a_read_only_store_can_be_read(local: Storage, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "link", fail)
     monkeypatch.setattr(os, "replace", fail)
-    again = Storage.open(local.uri)
+    again = open_storage(local.uri)
     assert again.read("a") == b"1"
     with pytest.raises(StorageDenied):
         again.write("b", b"1")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -12,17 +13,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running import Lab
 from torch import Tensor
 
 from cache_store.errors import CorruptShard
 from cache_store.formats import codec, packed
-from cache_store.formats.codec import DTYPES, Field
-from cache_store.formats.encodings import BLOCK, EncodingName, row_bytes
-from cache_store.formats.quantization import Encoding
+from cache_store.formats.codec import Field
+from cache_store.formats.dtypes import STORED
+from cache_store.formats.encoded_rows import EncodedRows
+from cache_store.formats.encodings import ENCODINGS, Column, Encoding, EncodingName
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
+from orchestrator.costs import formulas
 
+BLOCK = {"int8": 32, "fp8": 128}
 FLOATS = ("float32", "bfloat16", "float16")
 SHAPES = ((32,), (20,), (128,), (300,), (4, 3, 5), (3, 1, 1))
 
@@ -37,7 +42,7 @@ def rows(shape: tuple[int, ...], dtype: str, seed: int = 0, spread: float = 3.0)
 DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def scales_of(encoding: Encoding, field: Field, stored: tuple[Tensor, ...]) -> Tensor:
+def scales_of(encoding: EncodedRows, field: Field, stored: tuple[Tensor, ...]) -> Tensor:
     """The scale of every value, found without the code under test."""
     scale = stored[1].double()
     if len(field.shape) == 3:
@@ -50,7 +55,7 @@ def scales_of(encoding: Encoding, field: Field, stored: tuple[Tensor, ...]) -> T
 @settings(max_examples=40, deadline=None)
 def test_int8_is_at_most_half_a_scale_off(dtype: str, shape: tuple[int, ...], seed: int, spread: float) -> None:
     field = Field("x", dtype, shape)
-    encoding = Encoding("int8", (field,))
+    encoding = EncodedRows("int8", (field,))
     values = rows(shape, dtype, seed, spread)
     stored = encoding.encode([values])
     (decoded,) = encoding.decode(stored)
@@ -70,7 +75,7 @@ def test_fp8_is_at_most_a_sixteenth_off_and_decodes_as_torch_says(
     dtype: str, shape: tuple[int, ...], seed: int, spread: float
 ) -> None:
     field = Field("x", dtype, shape)
-    encoding = Encoding("fp8", (field,))
+    encoding = EncodedRows("fp8", (field,))
     values = rows(shape, dtype, seed, spread)
     stored = encoding.encode([values])
     (decoded,) = encoding.decode(stored)
@@ -86,7 +91,7 @@ def test_fp8_is_at_most_a_sixteenth_off_and_decodes_as_torch_says(
 def test_every_float8_code_decodes_as_torch_converts_it() -> None:
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     codes = codes[codes.float().isfinite()]
-    encoding = Encoding("fp8", (Field("x", "float32", (len(codes),)),))
+    encoding = EncodedRows("fp8", (Field("x", "float32", (len(codes),)),))
     scale = torch.full((1, encoding.fields[1].shape[0]), 0.75)
     (decoded,) = encoding.decode((codes.view(1, -1), scale))
     assert torch.equal(decoded[0], codes.float() * 0.75)
@@ -96,7 +101,7 @@ def test_every_float8_code_decodes_as_torch_converts_it() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_row_decodes_alike_in_any_batch_and_encodes_the_same_again(name: EncodingName, shape: Any) -> None:
     """What reading, rolling forward and rebuilding rely on."""
-    encoding = Encoding(name, (Field("x", "bfloat16", shape),))
+    encoding = EncodedRows(name, (Field("x", "bfloat16", shape),))
     values = rows(shape, "bfloat16")
     stored = encoding.encode([values])
     (whole,) = encoding.decode(stored)
@@ -111,11 +116,11 @@ def test_a_row_decodes_alike_in_any_batch_and_encodes_the_same_again(name: Encod
 @pytest.mark.parametrize("name", ["int8", "fp8"])
 def test_zeros_the_largest_and_the_smallest_values_survive(name: EncodingName) -> None:
     for dtype, largest in (("float16", 65504.0), ("bfloat16", 3e38), ("float32", 3.4e38)):
-        encoding = Encoding(name, (Field("x", dtype, (4,)),))
+        encoding = EncodedRows(name, (Field("x", dtype, (4,)),))
         values = torch.tensor([[0.0, 0.0, 0.0, 0.0], [largest, 0.0, -largest, 1.0]]).to(DTYPE[dtype])
         (decoded,) = encoding.decode(encoding.encode([values]))
         assert torch.equal(decoded[:, :3], values[:, :3])
-    encoding = Encoding(name, (Field("x", "float32", (2,)),))
+    encoding = EncodedRows(name, (Field("x", "float32", (2,)),))
     stored = encoding.encode([torch.tensor([[1e-42, -1e-45]])])
     assert stored[1].min() >= torch.finfo(torch.float32).tiny, "no quotient of subnormal numbers"
     assert encoding.decode(stored)[0].abs().max() <= 1e-38
@@ -125,7 +130,7 @@ def test_zeros_the_largest_and_the_smallest_values_survive(name: EncodingName) -
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_value_that_is_not_finite_makes_its_block_nan_and_no_other(name: EncodingName, bad: float) -> None:
     size = BLOCK[name]
-    encoding = Encoding(name, (Field("x", "float32", (2 * size,)),))
+    encoding = EncodedRows(name, (Field("x", "float32", (2 * size,)),))
     values = torch.ones(1, 2 * size)
     values[0, size + 3] = bad
     (decoded,) = encoding.decode(encoding.encode([values]))
@@ -137,17 +142,77 @@ def test_a_value_that_is_not_finite_makes_its_block_nan_and_no_other(name: Encod
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_bytes_a_plan_counts_are_those_of_the_stored_fields(name: EncodingName, shape: Any) -> None:
     fields = (Field("identity", "bfloat16", shape), Field("path", "bfloat16", shape))
-    encoding = Encoding(name, fields)
-    assert sum(field.bytes for field in encoding.fields) == 2 * row_bytes(name, "bfloat16", shape)
+    encoding = EncodedRows(name, fields)
+    assert sum(field.bytes for field in encoding.fields) == 2 * ENCODINGS[name].row_bytes("bfloat16", shape)
     stored = encoding.encode([rows(shape, "bfloat16")] * 2)
     assert [tuple(tensor.shape[1:]) for tensor in stored] == [field.shape for field in encoding.fields]
     assert [str(tensor.dtype).removeprefix("torch.") for tensor in stored] == [f.dtype for f in encoding.fields]
 
 
 def test_int8_takes_a_little_more_than_half_of_bfloat16() -> None:
-    assert row_bytes("int8", "bfloat16", (576,)) == 576 + 18 * 4
-    assert row_bytes("fp8", "bfloat16", (576,)) == 576 + 5 * 4
-    assert row_bytes("int8", "bfloat16", (64, 8, 8)) == 64 * 64 + 64 * 4
+    assert ENCODINGS["int8"].row_bytes("bfloat16", (576,)) == 576 + 18 * 4
+    assert ENCODINGS["fp8"].row_bytes("bfloat16", (576,)) == 576 + 5 * 4
+    assert ENCODINGS["int8"].row_bytes("bfloat16", (64, 8, 8)) == 64 * 64 + 64 * 4
+
+
+# The table
+
+
+class Half(Encoding):
+    """A row added: values as float16, and what was one larger than that as the largest float16."""
+
+    def columns(self, dtype: str, shape: tuple[int, ...]) -> tuple[Column, ...]:
+        return (Column("half", "float16", shape),)
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": "half"}
+
+    def encode(self, rows: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+        return (rows.float().clamp(-65504, 65504).half(),)
+
+    def decode(self, stored: Sequence[Tensor], dtype: str, shape: tuple[int, ...]) -> Tensor:
+        return stored[0].to(DTYPE[dtype])
+
+
+def test_every_encoding_with_a_row_has_a_name_and_the_other_way_round() -> None:
+    assert get_args(EncodingName) == tuple(ENCODINGS)
+    assert [name for name, row in ENCODINGS.items() if row.identity() is None] == ["plain", "lossless"]
+    assert ENCODINGS["int8"].identity() == {"name": "int8", "block": 32, "version": 1}
+    assert ENCODINGS["fp8"].identity() == {"name": "fp8", "block": 128, "version": 1}
+
+
+def test_a_set_is_written_and_read_with_an_encoding_that_was_only_entered_as_a_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(ENCODINGS, "half", Half())
+    encoding = EncodedRows("half", (Field("a", "float32", (5,)), Field("b", "bfloat16", (2, 3, 3))))
+    assert [(field.name, field.dtype) for field in encoding.fields] == [("a.half", "float16"), ("b.half", "float16")]
+    assert ENCODINGS["half"].row_bytes("float32", (5,)) == 10
+    spec = SetSpec({"k": ENCODINGS["half"].identity()}, 7, encoding.fields, 7, 7, codec_version=encoding.codec_version)
+    snapshots = SnapshotStore(open_storage(f"memory://{uuid.uuid4().hex}")).open(spec)
+    values = [rows((5,), "float32"), rows((2, 3, 3), "bfloat16")]
+    assert snapshots.put(0, [tensor.numpy() for tensor in encoding.encode(values)]) > 0
+    decoded = encoding.decode([torch.from_numpy(array.copy()) for array in snapshots.shard(0)])
+    assert [tensor.dtype for tensor in decoded] == [torch.float32, torch.bfloat16]
+    assert torch.equal(decoded[0], values[0].half().float())
+    assert (decoded[1] - values[1]).abs().max() <= values[1].abs().max() * 2**-8
+
+
+def test_a_plan_counts_and_a_stage_stores_in_an_encoding_that_was_only_entered_as_a_row(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything between the configuration and the shards takes it by its name."""
+    monkeypatch.setitem(ENCODINGS, "half", Half())
+    assert formulas.row_bytes([(4,), (2, 3, 3)], "float32", cast(EncodingName, "half")) == 2 * (4 + 18)
+    monkeypatch.setitem(ENCODINGS, "int8", Half())
+    lab = Lab.make(tmp_path, {"snapshots.encoding": "int8", "training.epochs": 1, "training.precision": "fp32"})
+    lab.run_all()
+    sets = [found for found in SnapshotStore(lab.storage).list() if found.key.get("encoding") == {"name": "half"}]
+    assert sets
+    assert all(found.shards_present == found.shards for found in sets)
+    for found in sets:
+        stored = SnapshotStore(lab.storage).load(found.id)
+        assert {field.dtype for field in stored.spec.fields} == {"float16"}
 
 
 # Packed shards
@@ -159,7 +224,7 @@ def packed_bytes(fields: tuple[Field, ...], arrays: list[np.ndarray]) -> bytes:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(1, 5), max_size=3)), min_size=1, max_size=4
+        st.tuples(st.sampled_from(sorted(STORED)), st.lists(st.integers(1, 5), max_size=3)), min_size=1, max_size=4
     ),
     st.integers(1, 40),
     st.integers(0, 10**6),
@@ -248,7 +313,7 @@ def test_no_flipped_bit_of_a_packed_shard_gives_an_array_of_another_shape() -> N
 
 @pytest.mark.parametrize("storage", ["local", "memory"])
 def test_a_damaged_packed_shard_is_quarantined_and_can_be_put_again(storage: str, tmp_path: Any) -> None:
-    found = Storage.open(str(tmp_path / "store") if storage == "local" else f"memory://{uuid.uuid4().hex}")
+    found = open_storage(str(tmp_path / "store") if storage == "local" else f"memory://{uuid.uuid4().hex}")
     spec = SetSpec({"k": 1}, 20, X, 4, 8, codec_version=codec.PACKED)
     snapshots = SnapshotStore(found).open(spec)
     for i in range(spec.shards):

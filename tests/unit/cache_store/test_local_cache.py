@@ -79,8 +79,8 @@ def test_a_file_is_downloaded_once_and_served_verified(storage: Counting, folder
     assert len(paths) == storage.reads == 1
     (path,) = paths
     assert path is not None
-    assert xxhash.xxh3_128_hexdigest(path.read_bytes()) == record["xxh3"]
-    assert held(folder) == {f"{record['sha256']}.1000"}
+    assert xxhash.xxh3_128_hexdigest(path.read_bytes()) == record.xxh3
+    assert held(folder) == {f"{record.sha256}.1000"}
 
 
 def test_two_stores_with_the_same_file_share_its_copy(storage: Counting, folder: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_copy_damaged_on_this_disk_is_replaced_and_the_store_not_blamed(storag
         path.write_bytes(damage)
         found = verify_once(storage, record)
         assert found is not None
-        assert hashlib.sha256(found.read_bytes()).hexdigest() == record["sha256"]
+        assert hashlib.sha256(found.read_bytes()).hexdigest() == record.sha256
     assert storage.reads == 4
 
 
@@ -106,7 +106,7 @@ def test_bytes_damaged_once_on_their_way_are_asked_for_again(storage: Counting, 
     storage.damaged = 1
     path = verify_once(storage, record)
     assert path is not None
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == record["sha256"]
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == record.sha256
 
 
 def test_a_file_damaged_in_the_store_is_a_typed_error_and_leaves_no_copy(storage: Counting, folder: Path) -> None:
@@ -133,7 +133,7 @@ def test_the_copies_stay_within_their_bytes_least_recently_used_first(
         old = 1e9 - i if i < 3 else 1e9 + i
         os.utime(path, (old, os.stat(path).st_mtime))
         assert sum(entry.stat().st_size for entry in os.scandir(folder / "files")) <= 3500
-    assert held(folder) == {f"{record['sha256']}.1000" for record in (records[0], records[3], records[4])}
+    assert held(folder) == {f"{record.sha256}.1000" for record in (records[0], records[3], records[4])}
 
 
 def test_what_finds_no_room_is_read_from_the_store(
@@ -170,11 +170,11 @@ def test_a_part_left_by_a_killed_process_is_taken_over_and_others_make_room(
 ) -> None:
     record = put(storage, "f")
     (folder / "files").mkdir(parents=True)
-    part = folder / "files" / f"{record['sha256']}.1000.part"
+    part = folder / "files" / f"{record.sha256}.1000.part"
     part.write_bytes(b"half")
     path = verify_once(storage, record)
     assert path is not None
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == record["sha256"]
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == record.sha256
     # Another one's, which nobody comes back for, is evicted as any copy is.
     monkeypatch.setenv("SEGPROP_CACHE_BYTES", "2500")
     (folder / "files" / "gone.part").write_bytes(b"x" * 1400)
@@ -193,4 +193,4 @@ def test_of_racing_threads_one_downloads(storage: Counting, folder: Path) -> Non
         thread.join()
     assert len(set(found)) == 1
     assert storage.reads == 1
-    assert held(folder) == {f"{record['sha256']}.200000"}
+    assert held(folder) == {f"{record.sha256}.200000"}

@@ -12,6 +12,7 @@ import pytest
 from cache_store.errors import StorageUnavailable
 from cache_store.records.leases import LEASE_S, Leases
 from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 
 FOLDER = "sets/s/leases"
 
@@ -25,7 +26,7 @@ class Clock:
 
 @pytest.fixture(params=["folder", "memory"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    return Storage.open(str(tmp_path / "store") if request.param == "folder" else f"memory://{tmp_path.name}")
+    return open_storage(str(tmp_path / "store") if request.param == "folder" else f"memory://{tmp_path.name}")
 
 
 def test_one_holder_at_a_time(storage: Storage) -> None:
@@ -59,14 +60,14 @@ def test_of_many_at_once_one_gets_it(storage: Storage) -> None:
 
 
 def test_a_lease_left_behind_long_ago_is_taken_at_once(tmp_path: Path) -> None:
-    storage = Storage.open(str(tmp_path))
+    storage = open_storage(str(tmp_path))
     assert Leases(storage, FOLDER).take("000000")
     os.utime(tmp_path / FOLDER / "000000", (time.time() - LEASE_S - 1,) * 2)
     assert Leases(storage, FOLDER).take("000000")
 
 
 def test_a_lease_that_is_not_renewed_ends_and_one_that_is_does_not(tmp_path: Path) -> None:
-    storage, clock = Storage.open(str(tmp_path)), Clock()
+    storage, clock = open_storage(str(tmp_path)), Clock()
     holder, other = Leases(storage, FOLDER, clock=clock), Leases(storage, FOLDER, clock=clock)
     assert holder.take("000000")
     for _ in range(4):
@@ -82,7 +83,7 @@ def test_a_lease_that_is_not_renewed_ends_and_one_that_is_does_not(tmp_path: Pat
 
 
 def test_a_lease_from_the_future_ends_too(tmp_path: Path) -> None:
-    storage, clock = Storage.open(str(tmp_path)), Clock()
+    storage, clock = open_storage(str(tmp_path)), Clock()
     assert Leases(storage, FOLDER).take("000000")
     os.utime(tmp_path / FOLDER / "000000", (time.time() + 1e6,) * 2)
     other = Leases(storage, FOLDER, clock=clock)
@@ -94,7 +95,7 @@ def test_a_lease_from_the_future_ends_too(tmp_path: Path) -> None:
 def test_renewing_writes_only_now_and_then_and_a_failure_is_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage, clock = Storage.open(str(tmp_path)), Clock()
+    storage, clock = open_storage(str(tmp_path)), Clock()
     leases = Leases(storage, FOLDER, clock=clock)
     leases.take("000000")
     writes = 0

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_store.errors import StorageDenied, StorageFull, StorageUnavailable, StoreError, UserError
-from cache_store.storage.addresses import parse_address, redacted
+from cache_store.storage.addresses import redacted
 from cache_store.storage.object_errors import Kind, fault_of
+from cache_store.storage.open import parse_address
 from cache_store.storage.retry import RetryPolicy
 
 

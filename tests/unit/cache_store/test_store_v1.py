@@ -16,12 +16,13 @@ import torch
 from cache_store.audit import Audit
 from cache_store.formats import codec, packed
 from cache_store.formats.codec import Field
-from cache_store.formats.quantization import Encoding
+from cache_store.formats.encoded_rows import EncodedRows
 from cache_store.keys import digest_json
 from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.reader import RowReader
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from cache_store.storage.base import Storage
+from cache_store.storage.open import existing_storage
 from orchestrator.execution.plan_record import read_plans
 
 KEPT = Path(__file__).parents[2] / "data" / "store-v1"
@@ -39,7 +40,7 @@ IDS = {
 def storage(tmp_path: Path) -> Storage:
     """A copy, since opening a store tries it out."""
     shutil.copytree(KEPT, tmp_path / "store")
-    return Storage.existing(str(tmp_path / "store"))
+    return existing_storage(str(tmp_path / "store"))
 
 
 def ramp(*shape: int) -> np.ndarray:
@@ -86,7 +87,7 @@ def test_codes_decode_to_the_values_they_stood_for(
     storage: Storage, what: str, name: Any, shape: tuple[int, ...]
 ) -> None:
     snapshots = opened(storage, what)
-    encoding = Encoding(name, (Field("x", "bfloat16", shape),))
+    encoding = EncodedRows(name, (Field("x", "bfloat16", shape),))
     assert snapshots.spec.fields == encoding.fields
     (found,) = encoding.decode(whole(snapshots))
     values = torch.from_numpy(ramp(10, *shape) - 50).bfloat16()
@@ -116,8 +117,8 @@ def test_nodes_checkpoints_and_plans_are_read(storage: Storage) -> None:
     nodes = NodeStore(storage)
     commit = nodes.commit_of("0" * 32)
     assert commit is not None
-    assert commit["result"] == {"stage": "stage1", "sets": list(IDS.values())}
-    assert nodes.read_file(commit["files"]["head.safetensors"]) == b"weights of a head"
+    assert commit.result == {"stage": "stage1", "sets": list(IDS.values())}
+    assert nodes.read_file(commit.files["head.safetensors"]) == b"weights of a head"
     left = nodes.latest_checkpoint("1" * 32)
     assert left is not None
     assert (left.position, left.data) == ((2, 7), {"loss": 0.125})

@@ -13,6 +13,7 @@ from deploy_policy import pods
 from kustomize import Object, render
 
 from orchestrator.runners import metrics
+from workers.control import Update
 
 ROOT = Path(__file__).resolve().parents[3]
 MONITORING = ROOT / "deploy" / "components" / "monitoring"
@@ -86,7 +87,7 @@ def test_an_idle_slot_has_no_rate_and_a_busy_one_what_its_task_reports() -> None
         "segprop_tokens_per_second": 0.0,
         "segprop_stalled": 0.0,
     }
-    update = {"phase": "train", "rate": 12.5, "loss": 2, "accuracy": None, "hits": 3, "seconds_left": 9.0}
+    update = Update(phase="train", rate=12.5, loss=2, accuracy=None, hits=3, seconds_left=9.0)
     assert metrics.values(update) == {
         "segprop_slot_busy": 1.0,
         "segprop_samples_per_second": 12.5,
@@ -94,4 +95,4 @@ def test_an_idle_slot_has_no_rate_and_a_busy_one_what_its_task_reports() -> None
         "segprop_snapshot_hits": 3.0,
         "segprop_seconds_left": 9.0,
     }
-    assert set(metrics.values({})) == {"segprop_slot_busy"}
+    assert set(metrics.values(Update())) == {"segprop_slot_busy"}

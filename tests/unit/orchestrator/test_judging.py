@@ -13,9 +13,12 @@ from tiny_lm import write_folder
 
 from cache_store.errors import DataError, UserError
 from orchestrator import cli
-from orchestrator.judging import JudgeSettings, check, dtype, judge, labels, table
-from workers.judge.model import load_model
-from workers.judge.scores import Score, standard_error
+from orchestrator.environment import Environment
+from orchestrator.judging import JudgedFolder, Judgement, check, dtype, judge, labels, table
+from workers.judge import judges
+from workers.judge.judges import Judge, JudgeSettings
+from workers.judge.model import JudgedModel, load_model
+from workers.judge.scores import Answered, Score, standard_error
 
 PROBLEM = {
     "task_id": "Test/0",
@@ -48,12 +51,30 @@ def test_models_are_judged_side_by_side_and_written_down(folder: Path, data: Pat
     stream = io.StringIO()
     out = tmp_path / "scores.json"
     found = judge([folder, other], JudgeSettings(data=data, **CODE), out=out, stream=stream)
-    assert json.loads(out.read_text()) == json.loads(json.dumps(found))
-    assert [model["name"] for model in found["models"]] == ["tiny", "other"]
-    assert [model["scores"][0]["n"] for model in found["models"]] == [1, 1]
+    assert json.loads(out.read_text()) == json.loads(json.dumps(found.to_json()))
+    assert [model["name"] for model in found.to_json()["models"]] == ["tiny", "other"]
+    assert [model["scores"][0]["n"] for model in found.to_json()["models"]] == [1, 1]
     assert "tiny: humaneval: done" in stream.getvalue()
     assert "other: humaneval: done" in stream.getvalue()
-    assert found["settings"]["tasks"] == ("humaneval",)
+    written = json.loads(out.read_text())
+    assert list(written) == ["format", "settings", "environment", "models"]
+    assert written["settings"]["tasks"] == ["humaneval"]
+    assert written["settings"]["data"] == str(data)
+    assert list(written["models"][0]) == ["name", "folder", "scores", "seconds"]
+
+
+def test_a_judge_is_one_row(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def depth(judged: JudgedModel, task: str, settings: JudgeSettings, report: Answered) -> Score:
+        report(1, 1)
+        layers = judged.model.config.num_hidden_layers
+        return Score(task=task, metric="layers", value=float(layers), stderr=None, n=1, shots=settings.shots)
+
+    monkeypatch.setitem(judges.JUDGES, "depth", Judge(lambda task, settings: None, depth))
+    out = tmp_path / "scores.json"
+    assert cli.main(["judge", str(folder), "--tasks", "depth", "--out", str(out), "--quiet"]) == 0
+    [score] = json.loads(out.read_text())["models"][0]["scores"]
+    assert (score["task"], score["metric"], score["shots"]) == ("depth", "layers", 5)
+    assert score["value"] == load_model(folder).model.config.num_hidden_layers
 
 
 @linux
@@ -119,15 +140,16 @@ def test_models_are_called_by_what_tells_them_apart(folders: list[str], names: l
 
 
 def test_the_table_shows_groups_and_differences_but_not_every_subject() -> None:
-    def model(name: str, value: float) -> dict[str, Any]:
+    def model(name: str, value: float) -> JudgedFolder:
         def one(task: str, *parts: Score) -> Score:
             return Score(task=task, metric="acc", value=value, stderr=0.01, n=100, shots=5, parts=parts)
 
         whole = one("mmlu", one("mmlu_stem", one("mmlu_anatomy")))
-        return {"name": name, "scores": [whole.to_json()]}
+        return JudgedFolder(name, name, (whole,))
 
     stream = io.StringIO()
-    table({"models": [model("original", 0.5), model("segprop [0.5]", 0.5125)]}, stream)
+    models = (model("original", 0.5), model("segprop [0.5]", 0.5125))
+    table(Judgement(JudgeSettings(), Environment(), models), stream)
     lines = [line.split() for line in stream.getvalue().splitlines()]
     assert lines[1] == ["mmlu", "acc", "5", "100", "50.00", "±", "1.00", "51.25", "±", "1.00", "(+1.25)"]
     assert [line[0] for line in lines[1:]] == ["mmlu", "mmlu_stem"]

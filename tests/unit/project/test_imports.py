@@ -1,4 +1,4 @@
-"""Imports point one way (orchestrator → workers → cache_store) and heavy libraries stay where they belong."""
+"""Imports point one way, between packages and between their folders, and heavy libraries stay where they belong."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[3]
 #: The only modules that may import Ray.
 RAY = {
     "orchestrator/runners/ray.py",
+    "orchestrator/runners/ray_api.py",
+    "orchestrator/runners/ray_cluster.py",
     "orchestrator/runners/ray_worker.py",
     "orchestrator/runners/gang.py",
     "orchestrator/runners/gang_rank.py",

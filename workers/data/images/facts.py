@@ -1,8 +1,7 @@
-"""What is known of the named data sets beforehand, in one typed table."""
+"""What is known of the named data sets beforehand."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,17 +23,7 @@ _CIFAR100_NAMES = (
 
 
 @dataclass(frozen=True)
-class PickleFacts:
-    """torchvision's download of a data set: its folder, the files of each split and the key of the labels."""
-
-    folder: str
-    files: Mapping[Split, tuple[str, ...]]
-    label: str
-    dataset: str
-
-
-@dataclass(frozen=True)
-class Facts:
+class ImageFacts:
     """What is known of a data set beforehand. `mean` and `std` normalise pixels scaled to 0..1 by channel."""
 
     mean: Triple
@@ -42,44 +31,26 @@ class Facts:
     class_names: tuple[str, ...] = ()
     #: Side of the stored images; None: they are stored at the side given by `resize`.
     side: int | None = None
-    #: Columns of a Parquet file that may hold the label, the first one present counts.
-    labels: tuple[str, ...] = ()
-    pickles: PickleFacts | None = None
 
 
-FACTS: dict[str, Facts] = {
-    "digits": Facts(
-        # Of the 1,437 training images, as stored (0..255).
-        mean=(0.3053, 0.3053, 0.3053),
-        std=(0.3761, 0.3761, 0.3761),
-        class_names=tuple("0123456789"),
-        side=8,
-    ),
-    "cifar10": Facts(
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2023, 0.1994, 0.2010),
-        class_names=tuple(_CIFAR10_NAMES.split()),
-        side=32,
-        labels=("label",),
-        pickles=PickleFacts(
-            folder="cifar-10-batches-py",
-            files={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
-            label="labels",
-            dataset="CIFAR10",
-        ),
-    ),
-    "cifar100": Facts(
-        mean=(0.5071, 0.4865, 0.4409),
-        std=(0.2673, 0.2564, 0.2762),
-        class_names=tuple(_CIFAR100_NAMES.split()),
-        side=32,
-        labels=("fine_label", "label"),
-        pickles=PickleFacts(
-            folder="cifar-100-python",
-            files={"train": ("train",), "test": ("test",)},
-            label="fine_labels",
-            dataset="CIFAR100",
-        ),
-    ),
-    "folder": Facts(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-}
+DIGITS = ImageFacts(
+    # Of the 1,437 training images, as stored (0..255).
+    mean=(0.3053, 0.3053, 0.3053),
+    std=(0.3761, 0.3761, 0.3761),
+    class_names=tuple("0123456789"),
+    side=8,
+)
+CIFAR10 = ImageFacts(
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2023, 0.1994, 0.2010),
+    class_names=tuple(_CIFAR10_NAMES.split()),
+    side=32,
+)
+CIFAR100 = ImageFacts(
+    mean=(0.5071, 0.4865, 0.4409),
+    std=(0.2673, 0.2564, 0.2762),
+    class_names=tuple(_CIFAR100_NAMES.split()),
+    side=32,
+)
+#: Of images of any kind: the figures of ImageNet.
+ANY_IMAGES = ImageFacts(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -5,14 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from cache_store.errors import ConfigError
-from workers.data.images.facts import FACTS
 from workers.data.images.formats.base import ImageFiles
-from workers.data.images.formats.cifar import locate_cifar
-from workers.data.images.formats.class_folders import locate_folder
-from workers.data.images.formats.digits import locate_digits
+from workers.data.images.formats.table import IMAGE_FORMATS
 from workers.data.images.outline import DataOutline
 from workers.specs.experiment import ImageSpec
 
@@ -27,8 +22,8 @@ def inspect(data: ImageSpec) -> DataOutline:
 
 
 def outline_of(data: ImageSpec, source: ImageFiles) -> DataOutline:
-    """The outline of a data set already located."""
-    facts = FACTS[data.name]
+    """Describe a data set already located."""
+    facts = IMAGE_FORMATS[data.name].facts
     resize = resize_of(data)
     side = resize if facts.side is None else facts.side
     return DataOutline(
@@ -44,7 +39,7 @@ def outline_of(data: ImageSpec, source: ImageFiles) -> DataOutline:
 
 
 def resize_of(data: ImageSpec) -> int:
-    """Side to which images are resized before cropping; ConfigError when it is smaller than the crop."""
+    """Return the side to which images are resized before cropping; ConfigError when it is smaller than the crop."""
     resize = round(data.image_size * 256 / 224) if data.resize is None else data.resize
     if resize < data.image_size:
         raise ConfigError(
@@ -56,12 +51,4 @@ def resize_of(data: ImageSpec) -> int:
 
 def locate(data: ImageSpec) -> ImageFiles:
     """Find the files of both splits. Raises DataError naming what is missing, where, and what is allowed."""
-    return _LOCATORS[data.name](data)
-
-
-_LOCATORS: dict[str, Callable[[ImageSpec], ImageFiles]] = {
-    "digits": locate_digits,
-    "cifar10": locate_cifar,
-    "cifar100": locate_cifar,
-    "folder": locate_folder,
-}
+    return IMAGE_FORMATS[data.name].locate(data)

@@ -7,9 +7,8 @@ bounded by one shard and one row group of encoded images. Shards that are alread
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import PIL
@@ -18,14 +17,12 @@ from cache_store.errors import DataError
 from cache_store.formats.codec import Field
 from cache_store.keys import digest_json
 from cache_store.snapshots.spec import SetSpec
-from cache_store.snapshots.store import SnapshotStore
-from workers.data.images.facts import FACTS, SPLITS, Split
+from cache_store.snapshots.store import SnapshotSet, SnapshotStore
+from workers.data.counting import ProgressCounter, ReportCount
+from workers.data.images.facts import SPLITS, Split
 from workers.data.images.formats.base import ImageFiles
-from workers.data.images.formats.cifar import _Pickle
-from workers.data.images.formats.class_folders import _Folder
-from workers.data.images.formats.decoder import _Decoder
-from workers.data.images.formats.digits import _Digits
-from workers.data.images.formats.parquet import _Parquet
+from workers.data.images.formats.decoder import Decoder
+from workers.data.images.formats.table import IMAGE_FORMATS
 from workers.data.images.inspect import locate, outline_of
 from workers.data.images.outline import DataOutline
 from workers.data.missing import missing_shards
@@ -35,14 +32,10 @@ from workers.specs.tasks import rows_per_shard
 SHARD_BYTES = 64 << 20
 
 
-class Progress(Protocol):
-    def __call__(self, *, done: int, total: int, unit: str) -> None: ...
-
-
 def prepare(
     data: ImageSpec,
     snapshots: SnapshotStore,
-    progress: Progress | Callable[..., None] | None = None,
+    progress: ReportCount | None = None,
     fingerprint: str | None = None,
 ) -> dict[str, Any]:
     """Decode what is not in the store yet; return `{"train", "test", "digest", "rows", "classes"}`.
@@ -58,28 +51,17 @@ def prepare(
     outline = outline_of(data, source)
     if fingerprint not in (None, outline.fingerprint):
         raise DataError(f"data.path: the files of {source.root} have changed since the run was planned; run again")
-    total = outline.train_rows + outline.test_rows
-    before = 0  # rows of the splits that are complete
+    counter = ProgressCounter(progress, outline.train_rows + outline.test_rows, "images")
     sets: dict[str, str] = {}
     digests: list[str] = []
+    before = 0
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode") as pool:
-        decoder = _DECODERS[source.format](data, source, outline, pool)
+        decoder = Decoder(source, outline, pool)
         for split in SPLITS:
             target = snapshots.open(set_spec(data, source, outline, split))
-            spec = target.spec
-            while missing := missing_shards(target):
-                done = before + spec.rows - sum(len(spec.shard_range(shard)) for shard in missing)
-                for shard in missing:
-                    rows = spec.shard_range(shard)
-                    images = np.empty((len(rows), *outline.native), dtype=np.uint8)
-                    labels = np.empty(len(rows), dtype=np.int64)
-                    for count in decoder.decode(split, rows, images, labels):
-                        done += count
-                        if progress is not None:
-                            progress(done=done, total=total, unit="images")
-                    target.put(shard, (images, labels))
-            before += spec.rows
-            sets[split] = spec.id
+            _fill(target, split, decoder, counter, before)
+            before += target.spec.rows
+            sets[split] = target.spec.id
             digests.append(target.digest())
     return {
         **sets,
@@ -89,12 +71,26 @@ def prepare(
     }
 
 
+def _fill(target: SnapshotSet, split: Split, decoder: Decoder, counter: ProgressCounter, before: int) -> None:
+    """Decode the shards that are missing, until none is. `before`: rows of the splits that are complete."""
+    spec = target.spec
+    while missing := missing_shards(target):
+        counter.done = before + spec.rows - sum(len(spec.shard_range(shard)) for shard in missing)
+        for shard in missing:
+            rows = spec.shard_range(shard)
+            images = np.empty((len(rows), *spec.fields[0].shape), dtype=np.uint8)
+            labels = np.empty(len(rows), dtype=np.int64)
+            for count in decoder.decode(split, rows, images, labels):
+                counter.add(count)
+            target.put(shard, (images, labels))
+
+
 def set_spec(data: ImageSpec, source: ImageFiles, outline: DataOutline, split: Split) -> SetSpec:
-    """The set of one split: its key names everything that determines the bytes."""
-    decoder: dict[str, Any] = {"format": source.format, "version": 1}
-    if source.format in ("parquet", "folder"):
+    """Describe the set of one split: its key names everything that determines the bytes."""
+    decoder: dict[str, Any] = {"format": source.format.name, "version": 1}
+    if source.format.pillow:
         decoder["pillow"] = PIL.__version__
-    if FACTS[data.name].side is None:
+    if IMAGE_FORMATS[data.name].facts.side is None:
         decoder["resize"] = outline.native[1]
     rows = source.rows(split)
     row_bytes = int(np.prod(outline.native)) + 8
@@ -112,11 +108,3 @@ def set_spec(data: ImageSpec, source: ImageFiles, outline: DataOutline, split: S
         group_rows=shard_rows,
         shard_rows=shard_rows,
     )
-
-
-_DECODERS: dict[str, type[_Decoder]] = {
-    "digits": _Digits,
-    "parquet": _Parquet,
-    "pickle": _Pickle,
-    "folder": _Folder,
-}

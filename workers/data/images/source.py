@@ -17,11 +17,13 @@ from cache_store.keys import digest_json
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from workers.data import splits
 from workers.data.images.augment.augment import Augment
-from workers.data.images.facts import FACTS
+from workers.data.images.formats.table import IMAGE_FORMATS
 from workers.data.images.inspect import resize_of
 from workers.data.images.prepare import prepare
 from workers.seeds import derive_seed
 from workers.specs.experiment import Experiment, ImageSpec
+from workers.specs.model import expect
+from workers.specs.results import ImageDataResult
 
 #: Which prepared set holds a split.
 SET_OF = {"train": "train", "validation": "train", "test": "test"}
@@ -44,12 +46,12 @@ class ImageSource:
         cache_bytes: int = 2 << 30,
     ) -> None:
         """`data_result`: what `prepare` returned. DataError when the set can neither be read nor restored."""
-        data = experiment.data
-        assert isinstance(data, ImageSpec)
-        counts = data_result["rows"]
+        data = expect(ImageSpec, experiment.data)
+        prepared = ImageDataResult.from_json(data_result)
+        counts = prepared.rows
         self._samples = splits.rows(data, experiment.seed, counts["train"], counts["test"])[split]
-        self._set = _PreparedSet(experiment, data_result, snapshots, SET_OF[split], cache_bytes)
-        facts = FACTS[data.name]
+        self._set = _PreparedSet(experiment, prepared, snapshots, SET_OF[split], cache_bytes)
+        facts = IMAGE_FORMATS[data.name].facts
         self._augment = Augment(
             augment=data.augment,
             native=self._set.side,
@@ -64,12 +66,12 @@ class ImageSource:
         self.rows = len(self._samples)
         #: Which images in which order: digest of the prepared set and of the split's rows.
         self.identity = digest_json(
-            [str(data_result["digest"]), SET_OF[split], hashlib.sha256(self._samples.tobytes()).hexdigest()]
+            [prepared.digest, SET_OF[split], hashlib.sha256(self._samples.tobytes()).hexdigest()]
         )
         self.labels: Tensor = torch.from_numpy(self._set.labels[self._samples])
 
     def batch(self, rows: Tensor | np.ndarray, view: int | None) -> Tensor:
-        """float32 (B, 3, S, S), normalised and contiguous, for `rows` int64 (B,) of this split.
+        """Return images float32 (B, 3, S, S), normalised and contiguous, for `rows` int64 (B,) of this split.
 
         `view` None: the evaluation transform. IndexError when a row is not in the split.
         """
@@ -90,14 +92,13 @@ class _PreparedSet:
     def __init__(
         self,
         experiment: Experiment,
-        data_result: Mapping[str, Any],
+        prepared: ImageDataResult,
         snapshots: SnapshotStore,
         name: str,
         cache_bytes: int,
     ) -> None:
-        assert isinstance(experiment.data, ImageSpec)
-        self._data = experiment.data
-        self._ids = {key: str(data_result[key]) for key in ("train", "test")}
+        self._data = expect(ImageSpec, experiment.data)
+        self._ids = {"train": prepared.train, "test": prepared.test}
         self._name = name
         self._snapshots = snapshots
         self._set = self._open()
@@ -114,8 +115,8 @@ class _PreparedSet:
         self._set.close()
 
     def gather(self, samples: np.ndarray) -> Tensor:
-        """uint8 (B, 3, H, W): rows of the set. A small set is read into memory here, not before: a stage that
-        is fed from snapshots asks for labels alone."""
+        """Return uint8 (B, 3, H, W), rows of the set. A small set is read into memory here, not before: a stage that is
+        fed from snapshots asks for labels alone."""
         if self._held and self._memory is None:
             self._memory = self._cached(self._cache_bytes)
             self._set.close()

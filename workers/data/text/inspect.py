@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
 from dataclasses import dataclass
 
-from workers.data.text.corpora.base import SPLITS, Corpus
-from workers.data.text.corpora.hub import HubCorpus
-from workers.data.text.corpora.multiple_choice import MMLU, WinoGrande
-from workers.data.text.corpora.running_text import FileCorpus, StdlibCorpus
-from workers.data.text.splits import data_is_packed, split_documents
+from workers.data.text.corpora.base import FORMAT, SPLITS, Corpus
+from workers.data.text.formats import TEXT_FORMATS, data_is_packed
+from workers.data.text.splits import split_documents
 from workers.specs.language import TextSpec
 
 #: Bytes of text a token, about: for estimates before anything is tokenized.
 BYTES_PER_TOKEN = 4
-#: Candidates a question, of which training takes one.
-_CANDIDATES = {"mmlu": 4, "winogrande": 2}
-
-_CORPORA: dict[str, Callable[[TextSpec], Corpus]] = {
-    "text": FileCorpus,
-    "chat": FileCorpus,
-    "mmlu": MMLU,
-    "winogrande": WinoGrande,
-    "hub": HubCorpus,
-    "stdlib": StdlibCorpus,
-}
 
 
 @dataclass(frozen=True)
@@ -33,7 +20,7 @@ class TextOutline:
 
     `documents`: those of each split (of a task: questions); `bytes`: about their text; `rows`: samples of each split,
     exact where a sample is a document that is not dropped, else estimated from the bytes; `fingerprint` (sha256, hex)
-    changes with the documents.
+    changes with the documents, and with how they become tokens (`FORMAT`).
     """
 
     documents: dict[str, int]
@@ -49,7 +36,7 @@ def inspect_text(data: TextSpec, seed: int = 0) -> TextOutline:
     the nearest one), a broken question. ConfigError: a split without documents, a hub data set that is not pinned.
     `seed` changes no figure, only which documents are meant.
     """
-    corpus = open_corpus(data)
+    corpus = TEXT_FORMATS[data.name].open(data)
     parts = split_documents(data, seed, corpus.documents)
     documents = {split: len(numbers) for split, (_, numbers) in parts.items()}
     rows = dict(documents)
@@ -60,15 +47,15 @@ def inspect_text(data: TextSpec, seed: int = 0) -> TextOutline:
             estimate = max(1, round(size / BYTES_PER_TOKEN / data.sequence_length))
             rows[split] = min(estimate, limits[split] or estimate)
     for split in ("validation", "test"):
-        rows[split] *= _CANDIDATES.get(data.name, 1)
+        rows[split] *= TEXT_FORMATS[data.name].candidates
     return TextOutline(
         documents={split: documents[split] for split in SPLITS},
         bytes=sum(corpus.bytes.values()),
         rows={split: rows[split] for split in SPLITS},
-        fingerprint=corpus.fingerprint,
+        fingerprint=fingerprint_of(corpus),
     )
 
 
-def open_corpus(data: TextSpec) -> Corpus:
-    """Find the documents of a data set. Errors as `inspect_text`."""
-    return _CORPORA[data.name](data)
+def fingerprint_of(corpus: Corpus) -> str:
+    """Return the fingerprint of a data set as nodes of a plan hold it."""
+    return hashlib.sha256(f"text {FORMAT} {corpus.fingerprint}".encode()).hexdigest()

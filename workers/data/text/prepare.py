@@ -7,20 +7,23 @@ shard, plus some bytes a document. What is complete in the store is not tokenize
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from cache_store.errors import ConfigError, DataError
 from cache_store.keys import digest_json
 from cache_store.snapshots.store import SnapshotStore
+from workers.data.counting import ProgressCounter, ReportCount
 from workers.data.missing import missing_shards
 from workers.data.splits import permutation
-from workers.data.text.corpora.base import SPLITS, Corpus, Record, broken
-from workers.data.text.corpora.multiple_choice import WinoGrande
-from workers.data.text.inspect import open_corpus
+from workers.data.text.corpora.base import FORMAT, SPLITS, Corpus, Record, broken
+from workers.data.text.corpora.findings import Findings
+from workers.data.text.formats import TEXT_FORMATS, data_is_packed
+from workers.data.text.inspect import fingerprint_of
 from workers.data.text.samples.layout import (
     Samples,
     cut_overlong,
@@ -31,10 +34,10 @@ from workers.data.text.samples.layout import (
 )
 from workers.data.text.samples.ragged import offsets_of
 from workers.data.text.samples.spool import Spool
-from workers.data.text.samples.statistics import split_statistics
+from workers.data.text.samples.statistics import split_statistics, warnings_of
 from workers.data.text.samples.stored import Summary, cuts_of, is_complete, open_sets, sample_columns, split_result
-from workers.data.text.splits import data_is_packed, split_documents
-from workers.data.text.tokens.encode import Encoded, Encoder, encoder_of
+from workers.data.text.splits import split_documents
+from workers.data.text.tokens.encode import Encoded, Encoder
 from workers.data.text.tokens.tokenizers import Tokenizer, load_tokenizer, longest_sample
 from workers.specs.language import CausalLMSpec, TextSpec
 
@@ -42,23 +45,19 @@ from workers.specs.language import CausalLMSpec, TextSpec
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 512, 4 << 20
 
 
-class Progress(Protocol):
-    def __call__(self, *, done: int, total: int, unit: str) -> None: ...
-
-
 def prepare_text(
     data: TextSpec,
     model: CausalLMSpec,
     seed: int,
     snapshots: SnapshotStore,
-    progress: Progress | Callable[..., None] | None = None,
+    progress: ReportCount | None = None,
     fingerprint: str | None = None,
 ) -> dict[str, Any]:
     """Tokenize what is not in the store yet; return a JSON value:
 
     `{"train": {"tokens": set id, "samples": set id, "digest"}, "validation": …, "test": …, "digest", "rows": {split:
     samples}, "tokens": {split: tokens}, "pad": token, "tokenizer": digest, "vocabulary": tokens, "packed", "restarts",
-    "statistics": {split: …}}`; see `workers.data.text.samples.statistics`.
+    "statistics": {split: …}, "warnings": [sentence]}`; see `workers.data.text.samples.statistics`.
 
     Packed: the documents of a split, joined by the end-of-text token, as samples of exactly `sequence_length` tokens
     (the last one shorter). Else a sample a document; longer ones as `overlong` says, cut at their end (a task's
@@ -68,28 +67,30 @@ def prepare_text(
 
     `progress(done=, total=, unit="documents")`. ConfigError: the tokenizer does not fit (see `load_tokenizer`), has no
     chat template, or `sequence_length` exceeds the model's positions. DataError: as `inspect_text`; a document that
-    cannot be used (file and row); a split in which nothing is left; the files' fingerprint is not `fingerprint`.
+    cannot be used (file and row); a split in which nothing is left; too many samples that lost their targets (see
+    `warnings_of`); the files' fingerprint is not `fingerprint`.
     """
     _check_length(data, model)
-    corpus = open_corpus(data)
-    if fingerprint not in (None, corpus.fingerprint):
+    corpus = TEXT_FORMATS[data.name].open(data)
+    if fingerprint not in (None, fingerprint_of(corpus)):
         raise DataError(f"data.path: the files of {data.path} have changed since the run was planned; run again")
     tokenizer = load_tokenizer(model)
-    encoder = encoder_of(data, tokenizer)
+    encoder = TEXT_FORMATS[data.name].encoder(tokenizer)
     parts = split_documents(data, seed, corpus.documents)
-    if isinstance(corpus, WinoGrande):
+    if data.shots:
         corpus.draw_shots(_all_trained(data, seed, corpus), seed)
     splits = {split: _Split(data, seed, split, corpus, tokenizer, snapshots) for split in SPLITS}
     todo = {split: parts[split] for split in SPLITS if not splits[split].find()}
     with ExitStack() as spools:
         for split in todo:
             splits[split].begin(spools.enter_context(Spool()))
-        counter = _Counter(progress, sum(len(numbers) for _, numbers in parts.values()))
+        counter = ProgressCounter(progress, sum(len(numbers) for _, numbers in parts.values()), "documents")
         counter.add(sum(len(numbers) for split, (_, numbers) in parts.items() if split not in todo))
         _tokenize(corpus, encoder, splits, todo, counter)
         for split in todo:
             splits[split].finish()
     statistics = {split: splits[split].summary["statistics"] for split in SPLITS}
+    warnings = warnings_of(data, statistics)
     results = {split: splits[split].result() for split in SPLITS}
     packed = data_is_packed(data)
     return {
@@ -103,6 +104,7 @@ def prepare_text(
         "packed": packed,
         "restarts": packed and data.isolate,
         "statistics": statistics,
+        "warnings": warnings,
     }
 
 
@@ -117,21 +119,7 @@ def _check_length(data: TextSpec, model: CausalLMSpec) -> None:
 
 def _all_trained(data: TextSpec, seed: int, corpus: Corpus) -> np.ndarray:
     """The documents of train whatever its limit, so that examples do not change with it."""
-    import dataclasses
-
     return split_documents(dataclasses.replace(data, train_limit=None), seed, corpus.documents)["train"][1]
-
-
-class _Counter:
-    def __init__(self, progress: Progress | Callable[..., None] | None, total: int) -> None:
-        self._progress = progress
-        self._total = total
-        self._done = 0
-
-    def add(self, documents: int) -> None:
-        self._done += documents
-        if self._progress is not None and documents:
-            self._progress(done=self._done, total=self._total, unit="documents")
 
 
 def _tokenize(
@@ -139,7 +127,7 @@ def _tokenize(
     encoder: Encoder,
     splits: Mapping[str, _Split],
     todo: Mapping[str, tuple[str, np.ndarray]],
-    counter: _Counter,
+    counter: ProgressCounter,
 ) -> None:
     """Read every document of the splits to do once, and hand it to its split, in order."""
     for own in dict.fromkeys(own for own, _ in todo.values()):
@@ -178,13 +166,13 @@ class _Split:
         self._name = split
         self._snapshots = snapshots
         self._packed = data_is_packed(data)
-        questions = data.name in ("mmlu", "winogrande")
+        questions = TEXT_FORMATS[data.name].candidates > 1
         self._candidates = questions and split != "train"
         self._keep_end = questions
         self._limit = {"train": data.train_limit, "validation": data.validation_limit, "test": data.test_limit}[split]
         self._key = {
             "kind": "text",
-            "version": 1,
+            "version": FORMAT,
             "split": split,
             "fingerprint": corpus.fingerprint,
             "tokenizer": tokenizer.digest,
@@ -202,7 +190,7 @@ class _Split:
         self.summary: dict[str, Any] = {}
 
     def find(self) -> bool:
-        """Whether the split is complete in the store."""
+        """Return whether the split is complete in the store."""
         summary = self._summary.read()
         if summary is None:
             return False
@@ -218,12 +206,14 @@ class _Split:
         self._correct: list[np.ndarray] = []
         self._questions = 0
         self._counts = {"truncated": 0, "dropped": 0, "empty": 0}
+        self._findings = Findings()
 
     def add(self, records: Sequence[Record], encoder: Encoder) -> None:
         """Tokenize some documents and append them."""
         encoded = encoder(records, self._candidates)
         self._documents.append(encoded.lengths[encoded.lengths > 0])
         self._counts["empty"] += int((encoded.lengths == 0).sum())
+        self._findings.merge(encoded.findings)
         if not self._packed:
             encoded = self._fit(encoded, records)
         encoded = without(encoded, encoded.lengths == 0)
@@ -263,12 +253,17 @@ class _Split:
         self._counts["without_targets"] = int((~counted).sum())
         samples = self._chosen(samples.take(np.flatnonzero(counted)))
         if not len(samples.starts):
+            cut = (
+                "; allowed: a larger data.sequence_length"
+                if self._counts["truncated"] + self._counts["dropped"]
+                else ""
+            )
             raise DataError(
                 f"data.{self._name}: no samples are left of {sum(map(len, self._documents))} documents "
-                f"({', '.join(f'{count} {what}' for what, count in self._counts.items())})"
+                f"({', '.join(f'{count} {what}' for what, count in self._counts.items())}){cut}"
             )
         statistics = split_statistics(
-            _joined(self._documents, np.int64), samples.lengths, samples.targets, self._counts
+            _joined(self._documents, np.int64), samples.lengths, samples.targets, self._counts, self._findings
         )
         self.summary = {
             "samples": len(samples.starts),
@@ -307,7 +302,7 @@ class _Split:
         return open_sets(self._snapshots, self._key, summary["cuts"], summary["samples"], summary["candidates"])
 
     def result(self) -> dict[str, str]:
-        """Where the split lies."""
+        """Say where the split lies."""
         return split_result(*self._sets())
 
 

@@ -20,6 +20,8 @@ from workers.data.text.samples.ragged import flat_rows, offsets_of
 from workers.specs.as_json import from_json
 from workers.specs.experiment import Experiment
 from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.model import ModelSpec, expect
+from workers.specs.results import TextDataResult
 from workers.specs.tasks import DataTask
 
 T = TypeVar("T")
@@ -57,21 +59,20 @@ class TextSource:
         self, experiment: Experiment, data_result: Mapping[str, Any], snapshots: SnapshotStore, split: str
     ) -> None:
         """`data_result`: what `prepare_text` returned. DataError when the sets can neither be read nor restored."""
-        if not isinstance(experiment.data, TextSpec) or not isinstance(experiment.model, CausalLMSpec):
-            raise TypeError("a text source needs a TextSpec and a CausalLMSpec")
-        self._data, self._model, self._seed = experiment.data, experiment.model, experiment.seed
-        if "origin" in data_result:
+        self._data, self._seed = expect(TextSpec, experiment.data), experiment.seed
+        #: Whose tokenizer made the tokens.
+        self._model: ModelSpec | None = experiment.model
+        prepared = TextDataResult.from_json(data_result)
+        if prepared.origin is not None:
             # An experiment names no files: a stage needs them only to make again what was lost.
-            task = from_json(DataTask, data_result["origin"])
-            assert isinstance(task.data, TextSpec)
-            assert task.model is not None
-            self._data, self._model = task.data, task.model
-        self._result = data_result
+            task = from_json(DataTask, prepared.origin)
+            self._data, self._model = expect(TextSpec, task.data), task.model
+        self._prepared = prepared.split(split)
         self._split = split
         self._snapshots = snapshots
-        self._pad = int(data_result["pad"])
-        self.restarts = bool(data_result["restarts"])
-        self.identity = digest_json(["text", data_result[split]["digest"]])
+        self._pad = prepared.pad
+        self.restarts = prepared.restarts
+        self.identity = digest_json(["text", self._prepared.digest])
         columns = self._read_samples()
         self.rows = len(columns[0])
         self.offsets = offsets_of(columns[1])
@@ -83,12 +84,13 @@ class TextSource:
         self._reader = RowReader(self._restoring(lambda: self._load("tokens")))
 
     def token_rows(self, rows: Tensor | np.ndarray) -> np.ndarray:
-        """Flat token numbers (int64) of these samples, in order. IndexError when a sample is not in the split."""
+        """Return the flat token numbers (int64) of these samples, in order. IndexError when a sample is not in the
+        split."""
         starts, lengths = self._ranges(rows)
         return flat_rows(starts, lengths)
 
     def batch(self, rows: Tensor | np.ndarray) -> TextBatch:
-        """The samples `rows` int64 (B,), B >= 1, of this split. IndexError when one is not in it."""
+        """Read the samples `rows` int64 (B,), B >= 1, of this split. IndexError when one is not in it."""
         starts, lengths = self._ranges(rows)
         flat = flat_rows(starts, lengths)
         token, target, position = self._restoring(lambda: self._reader.gather(flat))
@@ -122,7 +124,7 @@ class TextSource:
         return self._restoring(read)
 
     def _load(self, what: str) -> SnapshotSet:
-        return self._snapshots.load(str(self._result[self._split][what]))
+        return self._snapshots.load({"tokens": self._prepared.tokens, "samples": self._prepared.samples}[what])
 
     def _restoring(self, read: Callable[[], T]) -> T:
         """What `read` returns, after restoring what it does not find."""
@@ -141,8 +143,8 @@ class TextSource:
                 for shard in range(found.spec.shards):
                     with suppress(MissingShard, CorruptShard):
                         found.touch(shard)
-        again = prepare_text(self._data, self._model, self._seed, self._snapshots)
-        if again[self._split] != self._result[self._split]:
+        again = prepare_text(self._data, expect(CausalLMSpec, self._model), self._seed, self._snapshots)
+        if TextDataResult.from_json(again).split(self._split) != self._prepared:
             raise DataError(
                 f"data.path: prepared text is missing or damaged ({error}) and the files at {self._data.path} or the "
                 "tokenizer have changed since it was tokenized; run again to plan anew"

@@ -8,11 +8,12 @@ import numpy as np
 
 from cache_store.errors import ConfigError
 from workers.data.splits import permutation
+from workers.data.text.formats import data_is_packed
 from workers.specs.language import TextSpec
 
 
 def split_documents(data: TextSpec, seed: int, documents: Mapping[str, int]) -> dict[str, tuple[str, np.ndarray]]:
-    """For each split, the data's own split its documents come from and their numbers there, sorted int64.
+    """Choose for each split the data's own split its documents come from and their numbers there, sorted int64.
 
     `documents` counts those of the data's own splits. A split the data has itself is taken as it is; otherwise
     validation is chosen first, then test, and train is the rest: so neither a limit nor the size of test changes
@@ -40,11 +41,6 @@ def split_documents(data: TextSpec, seed: int, documents: Mapping[str, int]) -> 
     if data_is_packed(data):
         limits = dict.fromkeys(limits)
     return {split: (result[split][0], np.sort(result[split][1][: limits[split]])) for split in limits}
-
-
-def data_is_packed(data: TextSpec) -> bool:
-    """Whether documents are joined into samples of full length: running text, unless `pack` is off."""
-    return data.pack and data.name in ("text", "hub", "stdlib")
 
 
 def _held_out(split: str, setting: float, documents: int) -> int:

@@ -1,62 +1,47 @@
-"""Square images and their classes: the ResNets' domain."""
+"""Square images and their classes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from cache_store.formats.codec import Field
 from cache_store.snapshots.store import SnapshotStore
 from workers.data.images.augment.augment import view_identity
+from workers.data.images.prepare import prepare
 from workers.data.images.source import ImageSource
 from workers.device import as_input, to_device
-from workers.domains.base import Batch, Rows, Source
+from workers.domains.base import Batch, FamilyParts, Rows, Source
+from workers.domains.images.planning import sample_shape
 from workers.domains.sums import Sums
-from workers.models import registry
-from workers.models.chain import Boundary, State, cpu_state
-from workers.specs.experiment import Experiment, ImageSpec, Precision, ResNetSpec, TrainSpec
+from workers.models.chain import Boundary
+from workers.models.registry import family_of
+from workers.specs.experiment import Experiment, ImageSpec, Precision, TrainSpec
+from workers.specs.model import expect
+from workers.specs.tasks import DataTask
 
 
-class ImageDomain:
+def prepare_images(task: DataTask, snapshots: SnapshotStore, progress: Callable[..., None]) -> dict[str, Any]:
+    """Decode the images of a data task into the store; returns what its commit says."""
+    return prepare(expect(ImageSpec, task.data), snapshots, progress, fingerprint=task.fingerprint)
+
+
+class ImageDomain(FamilyParts):
+    """See `workers.domains.base.Domain`."""
+
     monitor: Literal["accuracy", "loss"] = "accuracy"
     unit = "images"
     row_unit = "images"
 
     def __init__(self, experiment: Experiment) -> None:
-        assert isinstance(experiment.model, ResNetSpec)
-        assert isinstance(experiment.data, ImageSpec)
+        model, data = experiment.model, expect(ImageSpec, experiment.data)
+        super().__init__(family_of(model).parts(model, sample_shape(data), experiment.classes))
         self._experiment = experiment
-        self._model, self._data = experiment.model, experiment.data
-        self._chain = (self._model, self._data.image_size, experiment.classes)
-
-    def part_names(self) -> list[str]:
-        return registry.part_names(*self._chain)
-
-    def part_state_names(self, part: str) -> list[str]:
-        return registry.part_state_names(*self._chain, part)
-
-    def build_part(self, part: str, device: torch.device) -> nn.Module:
-        return registry.build_part(*self._chain, part, device)
-
-    def build_adapter(self, source: int, target: int, seed: int, device: torch.device) -> nn.Module:
-        return registry.build_adapter(*self._chain, source, target, seed, device)
-
-    def build_aux(self, source: int, seed: int, device: torch.device, head: State | None) -> nn.Module:
-        return registry.build_aux(*self._chain, source, seed, device)
-
-    def prepare_training(self, part: str, module: nn.Module, train: TrainSpec, seed: int) -> None:
-        pass
-
-    def prepare_frozen(self, part: str, module: nn.Module, train: TrainSpec) -> None:
-        pass
-
-    def final_state(self, module: nn.Module) -> State:
-        return cpu_state(module)
+        self._data = data
 
     def source(self, data_result: Mapping[str, Any], snapshots: SnapshotStore, split: str) -> Source:
         return ImageSource(self._experiment, data_result, snapshots, split)
@@ -93,11 +78,6 @@ class ImageDomain:
     def as_input(self, boundary: Boundary, precision: Precision) -> Boundary:
         return as_input(boundary, precision)
 
-    def fields(self, blocks: int, dtype: str) -> tuple[Field, ...]:
-        outputs = registry.outline(*self._chain).boundaries[blocks]
-        names = ("x",) if len(outputs) == 1 else ("identity", "path")
-        return tuple(Field(name, dtype, shape) for name, shape in zip(names, outputs, strict=True))
-
     def offsets(self, source: Source) -> np.ndarray | None:
         return None
 
@@ -109,9 +89,6 @@ class ImageDomain:
 
     def view_identity(self, view: int | None) -> Any:
         return view_identity(self._data, self._experiment.seed, view)
-
-    def model_identity(self) -> Any:
-        return self._model.name
 
     def loss(self, output: Any, targets: Tensor, train: TrainSpec) -> tuple[Tensor, Tensor | None]:
         loss = F.cross_entropy(output.float(), targets, label_smoothing=train.label_smoothing)
@@ -134,5 +111,6 @@ class ImageScorer:
 
     def metrics(self) -> dict[str, float]:
         loss, accuracy = self._sums.mean()
-        assert accuracy is not None
+        if accuracy is None:
+            raise RuntimeError("the predictions of this split were not counted")
         return {"loss": loss, "accuracy": accuracy}

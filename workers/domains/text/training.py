@@ -1,78 +1,52 @@
-"""Token sequences and their next tokens: the causal language models' domain."""
+"""Token sequences and their next tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cache_store.formats.codec import Field
 from cache_store.snapshots.store import SnapshotStore
+from workers.data.text.prepare import prepare_text
 from workers.data.text.source import TextBatch, TextSource
-from workers.device import DTYPES, to_device
-from workers.domains.base import Batch, Rows, Source
-from workers.models.causal_lm.network import parts, readout
-from workers.models.causal_lm.network.context import Frame
-from workers.models.causal_lm.network.lora import add_lora, merged_state
-from workers.models.causal_lm.network.quantized import quantize
-from workers.models.causal_lm.network.skeleton import build_skeleton, master_dtype
-from workers.models.chain import Boundary, State, cpu_state
+from workers.device import to_device
+from workers.domains.base import Batch, FamilyParts, Rows, Source
+from workers.models.base import TokenParts
+from workers.models.causal_lm.network import readout
+from workers.models.chain import Boundary
+from workers.models.registry import family_of
 from workers.specs.experiment import Experiment, Precision, TrainSpec
 from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.model import expect
+from workers.specs.tasks import DataTask
 
 
-class TextDomain:
+def prepare_tokens(task: DataTask, snapshots: SnapshotStore, progress: Callable[..., None]) -> dict[str, Any]:
+    """Tokenize the text of a data task into the store; returns what its commit says."""
+    data, model = expect(TextSpec, task.data), expect(CausalLMSpec, task.model)
+    return prepare_text(data, model, task.seed, snapshots, progress, fingerprint=task.fingerprint)
+
+
+class TextDomain(FamilyParts):
+    """See `workers.domains.base.Domain`."""
+
     monitor: Literal["accuracy", "loss"] = "loss"
     unit = "samples"
     row_unit = "tokens"
 
     def __init__(self, experiment: Experiment) -> None:
-        assert isinstance(experiment.model, CausalLMSpec)
-        assert isinstance(experiment.data, TextSpec)
+        model = experiment.model
+        # What a sample's shape is does not change the parts of a chain over tokens.
+        parts = family_of(model).parts(model, (), experiment.classes)
+        if not isinstance(parts, TokenParts):
+            raise TypeError(f"models of the family {model.family!r} do not work on tokens: they take no context")
+        super().__init__(parts)
         self._experiment = experiment
-        self._model = experiment.model
-        self._frames: dict[torch.device, Frame] = {}
-
-    # -- parts --------------------------------------------------------------------------------------------
-
-    def part_names(self) -> list[str]:
-        return parts.part_names(self._model)
-
-    def part_state_names(self, part: str) -> list[str]:
-        return parts.part_state_names(self._model, part)
-
-    def build_part(self, part: str, device: torch.device) -> nn.Module:
-        return parts.build_part(self._model, part, device)
-
-    def build_adapter(self, source: int, target: int, seed: int, device: torch.device) -> nn.Module:
-        raise AssertionError("decoder layers all meet the same boundary: there is nothing to adapt")
-
-    def build_aux(self, source: int, seed: int, device: torch.device, head: State | None) -> nn.Module:
-        """A copy of the model's own norm and LM head."""
-        assert head is not None
-        module = self.build_part("head", device)
-        module.load_state_dict(head, strict=True)
-        return module
-
-    def prepare_training(self, part: str, module: nn.Module, train: TrainSpec, seed: int) -> None:
-        is_head = isinstance(module, parts.Head)
-        if train.lora is not None:
-            add_lora(module, train.lora, seed, lm_head=train.lm_head == "lora")
-        if is_head and train.lm_head != "lora":
-            cast("parts.Head", module).output_layer().requires_grad_(train.lm_head == "train" and train.lora is None)
-
-    def prepare_frozen(self, part: str, module: nn.Module, train: TrainSpec) -> None:
-        if train.frozen_weights != "full":
-            quantize(module, train.frozen_weights, DTYPES[train.precision])
-
-    def final_state(self, module: nn.Module) -> State:
-        return (
-            merged_state(module) if any("lora_" in name for name, _ in module.named_parameters()) else cpu_state(module)
-        )
+        self._tokens = parts
+        self._contexts: dict[torch.device, Callable[..., Any]] = {}
 
     # -- rows ---------------------------------------------------------------------------------------------
 
@@ -108,26 +82,19 @@ class TextDomain:
         if stored:
             (value,) = self.as_input((value,), precision)
             value = _padded(value, text)
-        context = self._frame(device)(value, text.position_ids, text.attention_mask, text.where)
+        context = self._context(device)(value, text.position_ids, text.attention_mask, text.where)
         return Batch((value,), to_device(rows.targets, device), context, rows)
 
     def as_input(self, boundary: Boundary, precision: Precision) -> Boundary:
         # The residual stream keeps the type of the weights; autocast computes what it adds in its own.
-        return tuple(tensor.to(master_dtype(self._model)) for tensor in boundary)
+        return tuple(tensor.to(self._tokens.stream_dtype()) for tensor in boundary)
 
-    def _frame(self, device: torch.device) -> Frame:
-        if device not in self._frames:
-            self._frames[device] = Frame(self._model, device)
-        return self._frames[device]
+    def _context(self, device: torch.device) -> Callable[..., Any]:
+        if device not in self._contexts:
+            self._contexts[device] = self._tokens.context(device)
+        return self._contexts[device]
 
     # -- snapshots ----------------------------------------------------------------------------------------
-
-    @cached_property
-    def _hidden(self) -> int:
-        return int(build_skeleton(self._model).config.get_text_config().hidden_size)
-
-    def fields(self, blocks: int, dtype: str) -> tuple[Field, ...]:
-        return (Field("x", dtype, (self._hidden,)),)
 
     def offsets(self, source: Source) -> np.ndarray | None:
         return cast("TextSource", source).offsets
@@ -143,11 +110,6 @@ class TextDomain:
 
     def view_identity(self, view: int | None) -> Any:
         return None
-
-    def model_identity(self) -> Any:
-        # The names in the states' digests say the depth; the rest of the computation is in the configuration.
-        config = {key: value for key, value in (self._model.config or {}).items() if key != "num_hidden_layers"}
-        return {"config": config, "master": self._model.master, "attention": self._model.attention}
 
     # -- objective ----------------------------------------------------------------------------------------
 

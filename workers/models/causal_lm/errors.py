@@ -12,12 +12,6 @@ def refuse(problem: str, where: str = "model", **details: Any) -> ConfigError:
     return ConfigError(f"{where}: {problem}", where=where, **details)
 
 
-def first_line(error: BaseException) -> str:
-    """What a library said, short enough for one of our sentences."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else repr(error)
-
-
 def require(package: str, purpose: str, where: str) -> None:
     """ConfigError unless `package` can be imported."""
     from importlib.util import find_spec

@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cache_store.formats.dtypes import ITEM_BYTES
 from workers.models.base import StageMemory
 from workers.models.causal_lm.network.pieces import BLOCK_BYTES, chunk_rows, loss_rows
 from workers.models.causal_lm.outline import LMPartOutline, PartFacts
-from workers.specs.experiment import OptimizerSpec, TrainSpec
+from workers.specs.experiment import COMPUTED, OptimizerSpec, TrainSpec
 from workers.specs.language import LoraSpec
 
-MASTER_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-_COMPUTED = {"bf16": "bfloat16", "fp16": "float16"}
 #: Bytes of a weight of a frozen part, with its share of a scale: a row's (int8), a block of 64's (nf4).
 _QUANTIZED = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
 #: Adapters are float32 whatever the weights are.
@@ -43,8 +42,8 @@ class Types:
 
     @classmethod
     def of(cls, master: str, precision: str) -> Types:
-        computed = _COMPUTED.get(precision, master)
-        return cls(MASTER_BYTES[master], MASTER_BYTES[computed])
+        computed = master if precision == "fp32" else COMPUTED[precision]
+        return cls(ITEM_BYTES[master], ITEM_BYTES[computed])
 
 
 @dataclass(frozen=True)

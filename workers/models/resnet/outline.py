@@ -69,7 +69,12 @@ def facts_of(model: ResNetSpec) -> ResNetFacts:
 
 
 def resnet_outline(model: ResNetSpec, image_size: int, classes: int) -> ChainOutline:
-    """See `workers.models.registry.outline`."""
+    """The chain of `model` for square RGB images of `image_size` pixels and `classes` classes.
+
+    ConfigError, with what is allowed and the nearest known name: unknown model, a head that takes more convolutions
+    than the last block has, segments that do not cover the chain once and in order, images so small that nothing is
+    left of them.
+    """
     facts = facts_of(model)
     if image_size < 1:
         # Every window of a ResNet is padded so that one pixel stays one pixel: nothing smaller fails.

@@ -18,8 +18,7 @@ import torchvision
 from torch import Tensor, nn
 
 from workers.models.outline import ChainOutline
-from workers.models.registry import outline
-from workers.models.resnet.outline import facts_of
+from workers.models.resnet.outline import facts_of, resnet_outline
 from workers.models.resnet.weights import merge, read_state
 from workers.specs.experiment import ResNetSpec
 
@@ -185,19 +184,19 @@ def build_part(
     Weights and buffers hold whatever the memory held: load a state into every one of them before use.
     ConfigError for an impossible model, ValueError for an unknown part.
     """
-    part = _assemble(model, outline(model, image_size, classes), name)
+    part = _assemble(model, resnet_outline(model, image_size, classes), name)
     return copy.deepcopy(part).to_empty(device=device)
 
 
 def part_names(model: ResNetSpec, image_size: int, classes: int) -> list[str]:
     """Blocks in forward order, then `head`."""
-    chain = outline(model, image_size, classes)
+    chain = resnet_outline(model, image_size, classes)
     return [*(block.name for block in chain.blocks), chain.head.name]
 
 
 def part_state_names(model: ResNetSpec, image_size: int, classes: int, name: str) -> list[str]:
     """The names in a part's state dict, torchvision's own, without allocating the part."""
-    return list(_assemble(model, outline(model, image_size, classes), name).state_dict())
+    return list(_assemble(model, resnet_outline(model, image_size, classes), name).state_dict())
 
 
 class _Scale(nn.Module):
@@ -251,7 +250,7 @@ def build_adapter(
 
     He-initialised from `seed` alone, the same on every device. ConfigError when no stride reaches the grid.
     """
-    chain = outline(model, image_size, classes)
+    chain = resnet_outline(model, image_size, classes)
     outputs = tuple(shape[0] for shape in chain.adapter_target(target))
     stride = chain.adapter_stride(source, target)
     with torch.device("meta"):
@@ -268,7 +267,7 @@ def build_aux(
     device: str | torch.device = "cpu",
 ) -> nn.Module:
     """LW's local head: boundary `source` -> logits (B, classes), initialised from `seed` alone."""
-    chain = outline(model, image_size, classes)
+    chain = resnet_outline(model, image_size, classes)
     stride = chain.adapter_stride(source, len(chain.blocks))
     with torch.device("meta"):
         aux = Aux(_channels(chain, source), chain.aux_channels, stride, classes)

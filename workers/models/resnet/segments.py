@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from cache_store.errors import ConfigError
+from cache_store.suggest import nearest
 
 Segments = Literal["stages", "blocks"] | tuple[tuple[str, ...], ...]
 
@@ -79,9 +79,9 @@ def _unknown(name: str, units: Sequence[str], head_units: Sequence[str]) -> str:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """ "did you mean 'x'? " or nothing."""
-    nearest = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {nearest[0]!r}? " if nearest else ""
+    """ "did you mean 'x'? " in front of what is allowed, or nothing."""
+    close = nearest(name, known)
+    return "" if close is None else f"did you mean {close!r}? "
 
 
 def _coverage(groups: list[list[str]], units: Sequence[str]) -> list[str]:

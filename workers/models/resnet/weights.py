@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cache_store.errors import ConfigError
+from cache_store.errors import ConfigError, first_line
 
 _SHOWN = 8
 
@@ -37,7 +37,7 @@ def read_state(path: str) -> dict[str, Tensor]:
         pickle.UnpicklingError,
         safetensors.SafetensorError,
     ) as e:
-        raise _error(f"{path} cannot be read: {str(e).splitlines()[0] if str(e) else repr(e)}", path) from e
+        raise _error(f"{path} cannot be read: {first_line(e)}", path) from e
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise _error(f"{path} is not a state dict (names to tensors)", path)
     return dict(content)

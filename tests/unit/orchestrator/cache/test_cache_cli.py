@@ -25,12 +25,14 @@ from cache_store.records.record_io import dump_record, parse_record
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import FileInfo, Storage
+from cache_store.storage.open import open_storage
 from orchestrator import cli
-from orchestrator.cache.commands import age, human_age
-from orchestrator.cache.contents import facts_of
-from orchestrator.cache.garbage import CommitFacts, Facts, collect, needed_sets
+from orchestrator.cache.commands import age
+from orchestrator.cache.contents import store_facts
+from orchestrator.cache.garbage import CommitFacts, StoreFacts, collect, needed_sets
 from orchestrator.cache.inventory import survey
 from orchestrator.execution.plan_record import PlannedNode, PlanRecord, read_plans, write_plan
+from orchestrator.units import human_age
 
 DAY = 86400.0
 NOW = 1_000 * DAY
@@ -54,9 +56,9 @@ def plan(committed_reader: bool = False, kept: bool = False) -> tuple[PlanRecord
 
 def facts(
     files: list[tuple[str, float]], plans: dict[str, PlanRecord] | None = None, commits: Any = None, **more: Any
-) -> Facts:
+) -> StoreFacts:
     """`files`: (path, age in days)."""
-    return Facts(
+    return StoreFacts(
         survey=survey(FileInfo(path, 10, NOW - days * DAY) for path, days in files),
         commits=commits or {},
         plans=plans or {},
@@ -69,7 +71,7 @@ def facts(
 SETS = [("sets/snap/set.json", 30.0), ("sets/images/set.json", 30.0)]
 
 
-def deleted(found: Facts, days: float = 7) -> set[str]:
+def deleted(found: StoreFacts, days: float = 7) -> set[str]:
     return {waste.path for waste in collect(found, days * DAY)}
 
 
@@ -198,7 +200,7 @@ def test_ages_are_shown_in_their_largest_unit() -> None:
 
 
 def test_a_plan_record_says_what_the_plan_says_and_starting_again_makes_it_young(tmp_path: Path) -> None:
-    storage = Storage.open(str(tmp_path / "store"))
+    storage = open_storage(str(tmp_path / "store"))
     planned = small_plan(tmp_path)
     write_plan(storage, "small", planned)
     (path,) = read_plans(storage)
@@ -215,7 +217,7 @@ def test_a_plan_record_says_what_the_plan_says_and_starting_again_makes_it_young
 
 
 def test_damaged_plan_records_are_passed_over(tmp_path: Path) -> None:
-    storage = Storage.open(str(tmp_path / "store"))
+    storage = open_storage(str(tmp_path / "store"))
     write_plan(storage, "small", small_plan(tmp_path))
     (path,) = read_plans(storage)
     for data in (b"{}", b"[]", b"x", storage.read(path)[:-1], b'{"format":1,"run":1,"nodes":1,"targets":1,"kept":1}'):
@@ -229,7 +231,7 @@ def test_damaged_plan_records_are_passed_over(tmp_path: Path) -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> Storage:
     """Decoded data and a half-made boundary set, each named by a commit; an attempt that lost."""
-    storage = Storage.open(str(tmp_path / "store"))
+    storage = open_storage(str(tmp_path / "store"))
     for node, kind in (("datanode", "images"), ("snapnode", "boundary")):
         key = {"kind": kind, "hops": [[{"block": "seg1", "state": "x"}]] if kind == "boundary" else []}
         found = SnapshotStore(storage).open(SetSpec(key, 8, (Field("x", "float32", (2,)),), 2, 4))
@@ -424,7 +426,7 @@ def test_a_run_directory_stands_for_its_store(
 
 
 def test_facts_are_plain_values(store: Storage) -> None:
-    found = facts_of(store)
+    found = store_facts(store)
     assert replace(found, now=0.0).commits == found.commits
     assert found.commits["snapnode"].sets == {ids(store)["boundary"]}
     assert len(found.listed) == 3

@@ -339,6 +339,24 @@ regimes:
     ]
 
 
+def test_what_an_override_says_of_a_whole_regime_is_found_where_it_was_said(tmp_path: Path) -> None:
+    override = "regimes={segprop: {split: {base: 9}, stages: {segments: {accumulate: 3}}}}"
+    said = [line.removeprefix(f"override {override}: ") for line in problems_of(tmp_path, BASE, override)]
+    assert said == [
+        "regimes.segprop.split.base: 9: base + head may not exceed the 4 blocks of the chain; with split.head 0 at "
+        "most 4",
+        "regimes.segprop.stages.segments.accumulate: 3: must divide the batch_size, which is 256",
+    ]
+
+
+def test_an_unknown_family_is_one_problem_among_all(tmp_path: Path) -> None:
+    text = "model: {family: resnets, nam: x}\ndata: {name: digits, size: 3}\ntraining: {epochs: 0}\n"
+    assert problems_of(tmp_path, text) == [
+        "line 1: model.family: 'resnets' is not known; did you mean 'resnet'?; allowed: causal_lm, resnet",
+        "line 3: training.epochs: 0: must be greater than or equal to 1",
+    ]
+
+
 def test_an_unknown_stage_lists_those_there_are(tmp_path: Path) -> None:
     text = BASE + "regimes:\n  segprop:\n    stages:\n      stage2-seg9: {epochs: 2}\n"
     assert problems_of(tmp_path, text) == [

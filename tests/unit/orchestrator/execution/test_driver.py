@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import make_commits, make_plan
+from fake_run import committed, make_commits, make_plan
 
 from cache_store.errors import StorageUnavailable, TrainingDiverged
-from cache_store.storage.base import Storage
-from orchestrator.execution import retry
+from cache_store.storage.open import open_storage
 from orchestrator.execution.commits import CommitLog
-from orchestrator.execution.driver import Driver, Outcome
+from orchestrator.execution.driver import Driver, DriverSettings, Outcome
 from orchestrator.execution.event_log import FIELDS, journal
+from orchestrator.execution.retry import NodeRetries
 from orchestrator.plan.graph import Plan
 from orchestrator.progress import Progress
 from orchestrator.runners.base import Event, Failed, Succeeded
+from workers.control import Update
 from workers.specs.orders import WorkOrder
 
 
@@ -57,10 +58,10 @@ class FakeRunner:
         error = self.outcome(order, self.submitted.count(order.node_id))
         if error is not None:
             return [Failed(order.key, error, lost=isinstance(error, ConnectionError))]
-        return [Succeeded(order.key, self.commits[order.node_id])]
+        return [Succeeded(order.key, committed(self.commits[order.node_id]))]
 
-    def progress(self) -> dict[str, dict[str, Any]]:
-        return {order.key: {"phase": "train", "epoch": 1} for order in self.running}
+    def progress(self) -> dict[str, Update]:
+        return {order.key: Update(phase="train", epoch=1) for order in self.running}
 
     def waiting(self, tasks: int) -> None: ...
 
@@ -81,7 +82,7 @@ def drive(
     folder: Path, plan: Plan, runner: FakeRunner, **options: Any
 ) -> tuple[Outcome, list[dict[str, Any]], list[dict[str, Any]]]:
     """Outcome, lines of the log, and what was reported."""
-    ledger = NoSets(Storage.open(str(folder / "store")))
+    ledger = NoSets(open_storage(str(folder / "store")))
     states: list[dict[str, Any]] = []
     with Progress(len(plan.nodes), stream=(folder / "out.txt").open("w")) as progress, journal(folder, "fake"):
         driver = Driver(
@@ -89,9 +90,9 @@ def drive(
             ledger,
             runner,
             progress,
-            store=str(folder / "store"),
+            DriverSettings(str(folder / "store"), NodeRetries(max_attempts=3, first_wait_s=0.0)),
             report=lambda **state: states.append(state),
-            **{"max_attempts": 3, **options},
+            **options,
         )
         outcome = driver.run()
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -101,11 +102,6 @@ def drive(
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     return make_plan(tmp_path, regimes="[e2e, segprop]")
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "BACKOFF_S", 0.0)
 
 
 def test_every_node_runs_once_on_as_many_slots_as_there_are(tmp_path: Path, plan: Plan) -> None:
@@ -183,6 +179,22 @@ def test_a_passing_fault_is_retried_and_a_lost_worker_too(tmp_path: Path, plan: 
     assert states[-1]["attempts"] == {stage: 3}
 
 
+def test_what_a_task_warns_of_is_shown_and_logged_once_it_is_committed(tmp_path: Path, plan: Plan) -> None:
+    commits = make_commits(plan)
+    data = next(node for node in plan.nodes if node.kind == "data")
+    said = ["2 of 100 samples (2.0 %) have no targets and are left out", "3 times: empty answer (row 3 of a.jsonl)"]
+    commits[data.id]["result"]["warnings"] = said
+    outcome, lines, _ = drive(tmp_path, plan, FakeRunner(commits))
+    assert outcome.status == "done"
+    warned = [line for line in lines if line["event"] == "warned"]
+    assert [(line["node"], line["level"], line["warning"]) for line in warned] == [
+        (data.id, "warning", text) for text in said
+    ]
+    assert lines.index(warned[0]) > [(line["node"], line["event"]) for line in lines].index((data.id, "committed"))
+    shown = [line for line in (tmp_path / "out.txt").read_text().splitlines() if "samples" in line or "times" in line]
+    assert shown == [f"{data.label}: {text}" for text in said]
+
+
 def test_a_final_failure_is_named_and_what_does_not_depend_on_it_goes_on(tmp_path: Path, plan: Plan) -> None:
     stage = plan.regimes["segprop"].stages[1]
     error = TrainingDiverged("not finite")
@@ -219,9 +231,9 @@ def test_a_log_that_cannot_be_written_is_said_once_and_ends_nothing(
     tmp_path: Path, plan: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "log.jsonl").mkdir()
-    ledger = NoSets(Storage.open(str(tmp_path / "store")))
+    ledger = NoSets(open_storage(str(tmp_path / "store")))
     runner = FakeRunner(make_commits(plan))
     with Progress(1, quiet=True) as progress, journal(tmp_path, "fake"):
-        outcome = Driver(plan, ledger, runner, progress, store="", max_attempts=1).run()
+        outcome = Driver(plan, ledger, runner, progress, DriverSettings("", NodeRetries(max_attempts=1))).run()
     assert outcome.status == "done"
     assert capsys.readouterr().err.count("cannot be written") == 1

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 from fake_run import make_summary
+from summaries import read
 
 from orchestrator.environment import describe_environment
 from orchestrator.progress import Progress, completed, describe
 from orchestrator.reports.result_table import print_table
+from workers.control import Update
 
 
 class Clock:
@@ -26,7 +29,7 @@ class Terminal(io.StringIO):
         return True
 
 
-FIELDS = {
+FIELDS: dict[str, Any] = {
     "phase": "train",
     "epoch": 3,
     "epochs": 8,
@@ -42,23 +45,23 @@ FIELDS = {
 
 
 def test_a_line_names_everything_the_worker_sent() -> None:
-    assert describe(FIELDS) == (
+    assert describe(Update(**FIELDS)) == (
         "epoch 3/8, step 5/20, loss 0.4321, accuracy 87.1 %, 1,234/s, cache 40 hits, 2 misses, 1 min 15 s left"
     )
 
 
 def test_every_field_may_be_missing() -> None:
-    assert describe({}) == "working"
+    assert describe(Update()) == "working"
     for key in FIELDS:
-        assert describe({name: value for name, value in FIELDS.items() if name != key})
-        assert describe({key: FIELDS[key]})
-    assert describe(dict.fromkeys(FIELDS)) == "working"
+        assert describe(Update(**{name: value for name, value in FIELDS.items() if name != key}))
+        assert describe(Update(**{key: FIELDS[key]}))
+    assert describe(Update(**dict.fromkeys(FIELDS))) == "working"
 
 
 def test_share_done_counts_epochs_steps_or_samples() -> None:
-    assert completed({"epoch": 3, "epochs": 8, "step": 5, "steps": 20}) == (2 + 0.25) / 8
-    assert completed({"done": 50, "total": 200}) == 0.25
-    assert completed({"loss": 1.0}) is None
+    assert completed(Update(epoch=3, epochs=8, step=5, steps=20)) == (2 + 0.25) / 8
+    assert completed(Update(done=50, total=200)) == 0.25
+    assert completed(Update(loss=1.0)) is None
 
 
 def test_plain_output_speaks_at_most_every_ten_seconds_a_task() -> None:
@@ -67,7 +70,7 @@ def test_plain_output_speaks_at_most_every_ten_seconds_a_task() -> None:
         progress.started("a")
         for _ in range(95):
             clock.now += 0.5
-            progress.update("1", "a", **FIELDS)
+            progress.update("a", Update(**FIELDS))
         progress.finished("a", 47.5, reused=False)
     lines = stream.getvalue().splitlines()
     assert lines[0] == "a: started"
@@ -92,7 +95,7 @@ def test_quiet_leaves_failures_and_notes() -> None:
     with Progress(3, stream=stream, quiet=True, clock=clock) as progress:
         progress.started("a")
         clock.now += 60
-        progress.update("1", "a", **FIELDS)
+        progress.update("a", Update(**FIELDS))
         progress.finished("a", 1.0, reused=False)
         progress.note("worker lost, trying again")
         progress.failed("b", "broken")
@@ -103,7 +106,7 @@ def test_a_terminal_gets_a_live_table_that_is_gone_afterwards() -> None:
     stream = Terminal()
     with Progress(4, 1, stream=stream) as progress:
         progress.started("segprop/stage2-seg2")
-        progress.update("1", "segprop/stage2-seg2", **FIELDS)
+        progress.update("segprop/stage2-seg2", Update(**FIELDS))
         progress.finished("e2e/e2e", 3.0, reused=True)
     text = stream.getvalue()
     assert "epoch 3/8" in text
@@ -114,7 +117,7 @@ def test_a_terminal_gets_a_live_table_that_is_gone_afterwards() -> None:
 
 def test_the_final_table_has_one_aligned_row_a_regime(tmp_path: Path) -> None:
     stream = io.StringIO()
-    print_table(make_summary(tmp_path, epochs=2), stream)
+    print_table(read(make_summary(tmp_path, epochs=2)), stream)
     lines = stream.getvalue().splitlines()
     assert len(lines) == 4
     assert lines[0].startswith("regime")
@@ -125,14 +128,14 @@ def test_the_final_table_has_one_aligned_row_a_regime(tmp_path: Path) -> None:
 
 def test_the_final_table_is_boxed_in_a_terminal(tmp_path: Path) -> None:
     stream = Terminal()
-    print_table(make_summary(tmp_path, epochs=2), stream)
+    print_table(read(make_summary(tmp_path, epochs=2)), stream)
     assert "│" in stream.getvalue()
 
 
 def test_environment_holds_versions_and_hardware_but_no_paths() -> None:
     environment = describe_environment()
-    assert environment["packages"]["numpy"]
-    assert environment["cores"] >= 1
-    assert environment["memory_bytes"] > 1 << 28
+    assert environment.packages["numpy"]
+    assert (environment.cores or 0) >= 1
+    assert (environment.memory_bytes or 0) > 1 << 28
     assert sys.prefix not in str(environment)
     assert str(Path.home()) not in str(environment)

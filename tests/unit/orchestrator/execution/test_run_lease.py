@@ -14,19 +14,23 @@ import pytest
 
 from cache_store.errors import RunTaken, StorageFull
 from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.execution import run_lease as module
-from orchestrator.execution.run_lease import Held, Identity, RunLease, read_held
+from orchestrator.execution.run_lease import Claim, Held, Identity, LeaseTiming, RunLease, read_held
 
+TIMES = ("stale_s", "beat_s", "sleep")
 PLAN = "0123456789abcdef"
 
 
 @pytest.fixture(params=["folder", "memory"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    return Storage.open(str(tmp_path / "store") if request.param == "folder" else f"memory://{tmp_path.name}")
+    return open_storage(str(tmp_path / "store") if request.param == "folder" else f"memory://{tmp_path.name}")
 
 
 def acquire(storage: Storage, digest: str = PLAN, **options: Any) -> RunLease:
-    return RunLease.acquire(storage, digest, "quickstart", "/runs/quickstart", **{"beat_s": 60.0, **options})
+    timing = LeaseTiming(**{"beat_s": 60.0, **{name: options.pop(name) for name in TIMES if name in options}})
+    say = {"say": options.pop("say")} if "say" in options else {}
+    return RunLease.acquire(storage, Claim(digest, "quickstart", "/runs/quickstart", **options), timing, **say)
 
 
 def held(storage: Storage) -> Held:
@@ -61,9 +65,9 @@ def test_a_killed_driver_on_this_machine_is_replaced_at_once(tmp_path: Path) -> 
     folder = str(tmp_path / "store")
     code = (
         "import os, signal\n"
-        "from cache_store.storage.base import Storage\n"
-        "from orchestrator.execution.run_lease import RunLease\n"
-        f"RunLease.acquire(Storage.open({folder!r}), {PLAN!r}, 'quickstart', '/runs/quickstart')\n"
+        "from cache_store.storage.open import open_storage\n"
+        "from orchestrator.execution.run_lease import Claim, RunLease\n"
+        f"RunLease.acquire(open_storage({folder!r}), Claim({PLAN!r}, 'quickstart', '/runs/quickstart'))\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[4], check=False).returncode == -9
@@ -71,7 +75,7 @@ def test_a_killed_driver_on_this_machine_is_replaced_at_once(tmp_path: Path) -> 
     def sleep(seconds: float) -> None:
         raise AssertionError("there is nothing to wait for")
 
-    acquire(Storage.open(folder), sleep=sleep).release("done")
+    acquire(open_storage(folder), sleep=sleep).release("done")
 
 
 def test_a_pid_that_belongs_to_somebody_else_by_now_is_no_driver() -> None:

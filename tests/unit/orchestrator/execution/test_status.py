@@ -13,9 +13,9 @@ import pytest
 from fake_run import make_commits, make_plan
 
 from cache_store.records.nodes import NodeStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.cli import main
-from orchestrator.execution.run_lease import Identity, RunLease
+from orchestrator.execution.run_lease import Claim, Identity, LeaseTiming, RunLease
 from orchestrator.execution.run_record import RunRecord, read_pointer, read_run, write_pointer, write_run
 from orchestrator.plan.graph import Plan
 from orchestrator.status import view
@@ -30,7 +30,7 @@ class World:
     def __init__(self, folder: Path, **options: Any) -> None:
         self.plan: Plan = make_plan(folder, regimes="[e2e, segprop]", **options)
         self.commits = make_commits(self.plan)
-        self.storage = Storage.open(str(folder / "store"))
+        self.storage = open_storage(str(folder / "store"))
         self.nodes = NodeStore(self.storage)
         record = RunRecord.of("fake", self.plan)
         write_run(self.storage, DIGEST, record)
@@ -49,7 +49,7 @@ class World:
                 self.storage.write(f"sets/{result['set']}/set.json", b"{}")
 
     def lease(self) -> RunLease:
-        return RunLease.acquire(self.storage, DIGEST, "fake", "/runs/fake", beat_s=60)
+        return RunLease.acquire(self.storage, Claim(DIGEST, "fake", "/runs/fake"), LeaseTiming(beat_s=60))
 
     def look(self) -> RunStatus:
         return self.observer.look()

@@ -10,13 +10,14 @@ from planning import plan_of, small_config
 
 from cache_store.keys import digest_json
 from orchestrator.config.rates import Rates
-from orchestrator.costs.boundary_costs import BlockCosts, Costs, alike_blocks, boundary_costs, make_seconds
-from orchestrator.costs.formulas import SplitRows
+from orchestrator.costs.boundary_costs import Costs, alike_blocks, boundary_costs, make_seconds
 from orchestrator.plan.graph import Plan
 from orchestrator.runs.dry_run import _boundaries
 from orchestrator.units import seconds_text
-from workers.models.registry import outline
+from workers.domains.planning import SplitRows
+from workers.models.resnet.outline import resnet_outline as outline
 from workers.specs.experiment import ResNetSpec
+from workers.specs.results import BlockCosts, LoadCosts, MeasuredCosts
 
 ROWS = SplitRows(train=100, validation=20, test=10)
 A = BlockCosts(build=1.0, group=0.01, batch=0.02, write=0.001, open=0.002, read=0.0005)
@@ -64,16 +65,14 @@ def test_blocks_that_do_the_same_work_are_measured_once() -> None:
 # Plans
 
 
-def figures(scale: float = 1.0, read: float = 1e-5) -> dict[str, Any]:
+def figures(scale: float = 1.0, read: float = 1e-5) -> MeasuredCosts:
     """A machine whose forward pass takes `scale` milliseconds a block and sample."""
-    block = {"build": 0.05, "group": scale / 1e3, "batch": scale / 1e3, "write": 1e-4, "open": 1e-5, "read": read}
-    return {
-        "load": {"group": 1e-4, "batch": 1e-4},
-        "blocks": {name: dict(block) for name in ("seg1", "seg2", "seg3", "seg4")},
-    }
+    block = BlockCosts(build=0.05, group=scale / 1e3, batch=scale / 1e3, write=1e-4, open=1e-5, read=read)
+    blocks = dict.fromkeys(("seg1", "seg2", "seg3", "seg4"), block)
+    return MeasuredCosts(load=LoadCosts(group=1e-4, batch=1e-4), blocks=blocks)
 
 
-def measured_plan(tmp_path: Path, found: dict[str, Any] | None, **changes: Any) -> Plan:
+def measured_plan(tmp_path: Path, found: MeasuredCosts | None, **changes: Any) -> Plan:
     config = small_config(tmp_path, {"snapshots.costs": "measured", "regimes": ["segprop"], **changes})
     plan = plan_of(config)
     assert len(plan.unmeasured) == 1, "lw and segprop of one model would share it"

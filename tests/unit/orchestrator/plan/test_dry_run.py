@@ -65,9 +65,10 @@ def test_the_reason_for_recomputing_is_shown(small: Path) -> None:
 
 
 def test_lines_cover_every_node_of_a_regime_once(small: Path) -> None:
-    plan = prepared(small, "regimes.lw.stages.stage2-seg3-seg4.epochs=1", "split.segment_size=2").plan
+    found = prepared(small, "regimes.lw.stages.stage2-seg3-seg4.epochs=1", "split.segment_size=2")
+    plan = found.plan
     for regime in plan.regimes.values():
-        lines = [node.id for row in regime_rows(plan, regime) for node in row.nodes]
+        lines = [node.id for row in regime_rows(plan, regime, found.config.domain) for node in row.nodes]
         assert len(lines) == len(set(lines))
         mine = {node.id for node in plan.nodes if regime.name in node.regimes and node.kind not in ("data", "model")}
         assert set(lines) == mine

@@ -12,10 +12,13 @@ from planning import CIFAR, plan_of, regime_node, small_config, small_plan
 from orchestrator.config.load import load
 from orchestrator.config.rates import Rates
 from orchestrator.costs import formulas
-from orchestrator.costs.formulas import SplitRows, epochs_to_run, frozen_estimate, split_rows, train_estimate
+from orchestrator.costs.formulas import StageInputs, epochs_to_run, frozen_estimate, train_estimate
 from workers.data.splits import rows
+from workers.domains.images.planning import split_rows
+from workers.domains.planning import SplitRows
+from workers.models.base import StageParts
 from workers.models.outline import PartOutline
-from workers.models.registry import outline
+from workers.models.resnet.outline import resnet_outline as outline
 from workers.specs.experiment import ExitSpec, ImageSpec, OptimizerSpec, ResNetSpec, TrainSpec
 
 RATES = Rates({"fp32": 1e9, "bf16": 1e9, "fp16": 1e9})
@@ -36,16 +39,8 @@ def part(name: str = "seg1", **changes: Any) -> PartOutline:
 
 
 def estimated(train: TrainSpec, *parts: PartOutline, trained: set[str], **options: Any) -> formulas.Estimate:
-    return train_estimate(
-        parts,
-        frozenset(trained),
-        train,
-        rows=ROWS,
-        rates=RATES,
-        input_elements=32,
-        input_item_bytes=4,
-        **options,
-    )
+    stage = StageParts(parts, frozenset(trained), train, **options)
+    return train_estimate(stage, StageInputs(ROWS, elements=32, item_bytes=4), RATES)
 
 
 def test_memory_of_a_stage_counted_by_hand() -> None:

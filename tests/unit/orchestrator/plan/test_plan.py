@@ -15,9 +15,11 @@ from planning import CIFAR, plan_of, regime_node, small_config, small_plan
 
 from orchestrator.config.load import load
 from orchestrator.plan.graph import Node, Plan, node_id
-from orchestrator.regimes.stages import layout
+from orchestrator.regimes.stages import Cut
+from orchestrator.regimes.table import layout
 from orchestrator.runs.prepare import prepare
-from workers.specs import as_json, tasks
+from workers.specs import as_json
+from workers.specs.task_kinds import TASKS
 
 CONFIGS = sorted((Path(__file__).parents[4] / "configs").glob("*.yaml"))
 TEXT_CONFIGS = [path for path in CONFIGS if "family: causal_lm" in path.read_text()]
@@ -50,7 +52,7 @@ def stages(kind: Any, n: int = 4, **changes: Any) -> list[tuple[str, ...]]:
         "train_base": True,
     }
     described = []
-    for stage in layout(kind, [f"b{index}" for index in range(n)], **{**options, **changes}):
+    for stage in layout(kind, [f"b{index}" for index in range(n)], Cut(**{**options, **changes})):
         path = " ".join(part.upper() if part in stage.trained else part for part in stage.path)
         hops = " | ".join(" ".join(hop) for hop in stage.hops)
         described.append(f"{stage.name}: {hops} > {path}")
@@ -117,12 +119,12 @@ def test_layer_wise_trains_every_block_with_a_local_head_then_the_head() -> None
 def test_adapters_and_local_heads_know_their_boundaries() -> None:
     options: dict[str, Any] = {"segment_size": 1, "frozen_intermediate": False, "train_base": True}
     blocks = ["b0", "b1", "b2", "b3"]
-    assert [stage.adapter for stage in layout("segprop", blocks, base=1, head=1, **options)] == [
+    assert [stage.adapter for stage in layout("segprop", blocks, Cut(base=1, head=1, **options))] == [
         (1, 3),
         (2, 3),
         None,
     ]
-    assert [stage.aux for stage in layout("lw", blocks, base=1, head=0, **options)] == [1, 2, 3, 4, None]
+    assert [stage.aux for stage in layout("lw", blocks, Cut(base=1, head=0, **options))] == [1, 2, 3, 4, None]
 
 
 # -- weights ------------------------------------------------------------------------------------------------
@@ -254,7 +256,7 @@ def test_every_task_reads_back_and_every_parent_comes_first(tmp_path: Path) -> N
     plan = small_plan(tmp_path)
     seen: set[str] = set()
     for node in plan.nodes:
-        task = as_json.from_json(tasks.TASKS[node.kind], node.task)
+        task = as_json.from_json(TASKS[node.kind].spec, node.task)
         assert as_json.to_json(task) == node.task
         assert set(node.parents.values()) <= seen
         assert node.id == node_id(node.kind, node.task, node.parents)

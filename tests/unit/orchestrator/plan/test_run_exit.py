@@ -10,9 +10,12 @@ from fake_run import ENVIRONMENT, make_commits
 from planning import small_config, small_plan
 
 from cache_store.errors import ConfigError
+from cache_store.records.nodes import Commit
 from orchestrator.plan.graph import Plan
 from orchestrator.reports.page import render
+from orchestrator.reports.records import EndedEarly, Summary
 from orchestrator.reports.summary import summarize
+from workers.specs.results import EvaluateResult, Where
 from workers.specs.tasks import GateSpec
 from workers.tasks.gate import reached
 
@@ -32,7 +35,9 @@ EXIT: dict[str, Any] = {**FROZEN, "run_exit": {"accuracy": 0.9}}
     ],
 )
 def test_everything_that_is_asked_for_must_be_reached(gate: GateSpec | None, met: bool) -> None:
-    parents = {"gate": {"result": {"metrics": {"accuracy": 0.9, "loss": 0.5}}}}
+    where = Where(host="h", pid=1, device="cpu", threads=1, started=0.0, finished=1.0)
+    result = EvaluateResult(metrics={"accuracy": 0.9, "loss": 0.5}, rows=1, seconds=1.0, where=where)
+    parents = {"gate": Commit("gate", "a1", {}, result.to_json())}
     assert reached(gate, parents) is met
 
 
@@ -81,7 +86,7 @@ def test_what_makes_no_sense_is_refused(case: str, tmp_path: Path) -> None:
     assert message in str(caught.value)
 
 
-def ended_after_two(plan: Plan) -> dict[str, Any]:
+def ended_after_two(plan: Plan) -> Summary:
     commits = make_commits(plan)
     regime = plan.regimes["segprop"]
     for node in regime.stages[2:]:
@@ -92,15 +97,12 @@ def ended_after_two(plan: Plan) -> dict[str, Any]:
 
 def test_a_regime_that_ended_early_says_so_in_summary_and_report(tmp_path: Path) -> None:
     summary = ended_after_two(small_plan(tmp_path, EXIT))
-    assert summary["regimes"]["segprop"]["ended_early"] == {
-        "after": "stage2-seg2",
-        "stages_left_out": 2,
-        "target": {"accuracy": 0.9},
-        "reached": {"accuracy": 0.93},
-    }
+    assert summary.regimes["segprop"].ended_early == EndedEarly(
+        after="stage2-seg2", stages_left_out=2, target={"accuracy": 0.9}, reached={"accuracy": 0.93}
+    )
     page = render(summary)
     assert "SegProp ended early: after stage2-seg2 the whole network had reached validation accuracy 93.00 %" in page
     assert "(asked for: 90.00 %), so the 2 stages after it were left out." in page
     plain = summarize("fake", plan := small_plan(tmp_path), make_commits(plan), status="done", environment=ENVIRONMENT)
-    assert all(regime["ended_early"] is None for regime in plain["regimes"].values())
+    assert all(regime.ended_early is None for regime in plain.regimes.values())
     assert "ended early" not in render(plain)

@@ -17,9 +17,11 @@ from orchestrator.costs.formulas import Estimate
 from orchestrator.execution.run_record import RunRecord
 from orchestrator.plan import makespan
 from orchestrator.plan.graph import Node, Plan
-from orchestrator.regimes.stages import Stage, layout
+from orchestrator.regimes.stages import Cut, Stage
+from orchestrator.regimes.table import layout
 from orchestrator.regimes.wavefront import FINAL, Average, Round, StageEnd, Step, final_stage, steps
 from orchestrator.reports.page import render
+from orchestrator.reports.record_json import to_json
 from orchestrator.reports.summary import summarize
 from orchestrator.runs.dry_run import print_plan
 from orchestrator.runs.prepare import prepare
@@ -32,11 +34,7 @@ def stages_of(*, head: int = 0, frozen: bool = False, train_base: bool = True) -
     return layout(
         "segprop",
         BLOCKS,
-        base=1,
-        head=head,
-        segment_size=1,
-        frozen_intermediate=frozen,
-        train_base=train_base,
+        Cut(base=1, head=head, segment_size=1, frozen_intermediate=frozen, train_base=train_base),
     )
 
 
@@ -387,7 +385,7 @@ def test_a_stage_in_rounds_is_summarized_and_reported_as_one(tmp_path: Path) -> 
     plan = small_plan(tmp_path, {**WAVE, "training.epochs": 8})
     commits = make_commits(plan)
     summary = summarize("fake", plan, commits, status="done", environment=ENVIRONMENT)
-    regime = summary["regimes"]["segprop"]
+    regime = to_json(summary)["regimes"]["segprop"]
     assert [stage["name"] for stage in regime["stages"]] == [
         "stage1-base",
         "stage2-seg2",
@@ -426,7 +424,7 @@ def test_a_wave_that_is_under_way_shows_the_rounds_it_has(tmp_path: Path) -> Non
         environment=ENVIRONMENT,
         failures={labelled(plan, "segprop/stage2-seg2 round 2").id: "lost"},
     )
-    first, second, *_ = summary["regimes"]["segprop"]["stages"]
+    first, second, *_ = to_json(summary)["regimes"]["segprop"]["stages"]
     assert (first["status"], first["rounds_done"], first["epochs"]) == ("pending", 2, 4)
     assert (second["status"], second["rounds_done"]) == ("failed", 1)
 

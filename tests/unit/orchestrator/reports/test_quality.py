@@ -7,22 +7,20 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from summaries import bare_regime, bare_stage, bare_summary
 
 from orchestrator.reports.quality import improvements, loss_text, perplexity_text, quality_of
+from orchestrator.reports.records import EpochSummary, StageSummary, Summary
 
 
-def summary(original: dict[str, Any] | None = None, **finals: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "original": {"test": original} if original else {},
-        "regimes": {
-            name: {"kind": "e2e" if name in ("e2e", "lora") else "segprop", "stages": [], "final": final(metrics)}
+def summary(original: dict[str, Any] | None = None, **finals: dict[str, Any]) -> Summary:
+    return bare_summary(
+        original={"test": original} if original else {},
+        regimes={
+            name: bare_regime("e2e" if name in ("e2e", "lora") else "segprop", metrics=metrics)
             for name, metrics in finals.items()
         },
-    }
-
-
-def final(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {"metrics": metrics, "validation": {}}
+    )
 
 
 LM = {"loss": 2.0, "accuracy": 0.5, "perplexity": 7.39}
@@ -36,12 +34,12 @@ def test_classifiers_are_read_by_accuracy_language_models_by_loss_and_questions_
 
 
 def test_a_language_model_is_known_before_its_first_result() -> None:
-    begun = summary(e2e={})
-    assert not quality_of(begun).text
-    begun["regimes"]["e2e"]["stages"] = [{"layer": 3, "assembled": {}, "curve": []}]
-    assert quality_of(begun).text
-    begun["regimes"]["e2e"]["stages"] = [{"layer": None, "assembled": {}, "curve": [{"validation": LM}]}]
-    assert quality_of(begun).metric == "loss"
+    def begun(*stages: StageSummary) -> Summary:
+        return bare_summary(regimes={"e2e": bare_regime("e2e", stages=stages)})
+
+    assert not quality_of(begun()).text
+    assert quality_of(begun(bare_stage(layer=3))).text
+    assert quality_of(begun(bare_stage(curve=(EpochSummary(validation=LM),)))).metric == "loss"
 
 
 @given(st.dictionaries(st.text(max_size=3), st.floats(0, 20), min_size=1), st.booleans())

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fake_run import ENVIRONMENT, make_commits, make_plan, make_summary
+from summaries import read
 
 from orchestrator.reports.page import render, write_report
 from orchestrator.reports.summary import summarize
@@ -27,7 +28,7 @@ def summary(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def page(summary: dict[str, Any]) -> str:
-    return render(summary)
+    return render(read(summary))
 
 
 class _Collector(HTMLParser):
@@ -109,7 +110,7 @@ def test_every_task_that_ran_is_on_the_timeline(page: str, summary: dict[str, An
 
 
 def test_the_same_summary_gives_the_same_bytes(page: str, summary: dict[str, Any]) -> None:
-    assert render(copy.deepcopy(summary)) == page
+    assert render(read(copy.deepcopy(summary))) == page
 
 
 def test_hostile_names_are_escaped_in_html_and_in_figures(summary: dict[str, Any]) -> None:
@@ -123,8 +124,9 @@ def test_hostile_names_are_escaped_in_html_and_in_figures(summary: dict[str, Any
             item["where"]["host"] = HOSTILE
     hostile["regimes"]["segprop"]["stages"][0]["name"] = HOSTILE
     hostile["failures"] = [{"node": "x", "label": HOSTILE, "message": HOSTILE}]
-    hostile["environment"][HOSTILE] = HOSTILE
-    page = render(hostile)
+    hostile["environment"]["cpu"] = HOSTILE
+    hostile["environment"]["packages"][HOSTILE] = HOSTILE
+    page = render(read(hostile))
     collected = _Collector(page)
     assert "script" not in collected.tags
     assert "<script" not in page
@@ -152,7 +154,7 @@ def test_failures_are_named_on_the_page(tmp_path: Path) -> None:
     for node_id in (bad, plan.regimes["segprop"].test, plan.regimes["segprop"].validation):
         commits.pop(node_id, None)
     summary = summarize(
-        "fake", plan, commits, status="failed", environment={}, failures={bad: "no space left on device"}
+        "fake", plan, commits, status="failed", environment=ENVIRONMENT, failures={bad: "no space left on device"}
     )
     page = render(summary)
     assert "What failed" in page
@@ -162,8 +164,8 @@ def test_failures_are_named_on_the_page(tmp_path: Path) -> None:
 
 def test_one_regime_alone_renders_without_a_comparison(tmp_path: Path) -> None:
     summary = make_summary(tmp_path, regimes="[segprop]", epochs=2)
-    assert "nothing is compared" in " ".join(verdict(summary))
-    assert "no finished end-to-end regime to compare with" in render(summary)
+    assert "nothing is compared" in " ".join(verdict(read(summary)))
+    assert "no finished end-to-end regime to compare with" in render(read(summary))
 
 
 def test_without_a_gpu_the_page_says_that_host_memory_is_shown(page: str) -> None:
@@ -172,7 +174,7 @@ def test_without_a_gpu_the_page_says_that_host_memory_is_shown(page: str) -> Non
 
 
 def test_with_a_gpu_device_memory_is_shown(tmp_path: Path) -> None:
-    page = render(make_summary(tmp_path, cuda=True, epochs=2))
+    page = render(read(make_summary(tmp_path, cuda=True, epochs=2)))
     assert "There was no GPU" not in page
     assert "Peak device<br>memory" in page
     assert "cuda:0" in page
@@ -180,7 +182,7 @@ def test_with_a_gpu_device_memory_is_shown(tmp_path: Path) -> None:
 
 def test_several_regimes_of_one_kind_get_different_colours(tmp_path: Path) -> None:
     regimes = "{e2e: {}, a: {kind: segprop}, b: {kind: segprop, split: {base: 2}}}"
-    page = render(make_summary(tmp_path, regimes=regimes, epochs=2))
+    page = render(read(make_summary(tmp_path, regimes=regimes, epochs=2)))
     colours = re.findall(r'class="card" style="--c:(#\w+)"', page)
     assert len(colours) == len(set(colours)) == 3
 
@@ -193,7 +195,7 @@ def test_the_verdict_follows_the_figures(summary: dict[str, Any]) -> None:
         regimes[name]["final"]["rows"] = 10_000
     regimes["e2e"].update(host_growth_bytes=1000, seconds=100.0)
     regimes["segprop"].update(host_growth_bytes=630, seconds=125.0)
-    text = " ".join(verdict(figures))
+    text = " ".join(verdict(read(figures)))
     assert "End-to-end has the best test accuracy, 95.50 %" in text
     assert "SegProp 95.23 % (−0.27 points)" in text
     assert "SegProp is within noise of the best" in text
@@ -205,17 +207,17 @@ def test_equal_accuracies_share_the_first_place(summary: dict[str, Any]) -> None
     figures = copy.deepcopy(summary)
     for name, accuracy in (("e2e", 0.95), ("lw", 0.90), ("segprop", 0.95)):
         figures["regimes"][name]["final"]["metrics"]["accuracy"] = accuracy
-    first = verdict(figures)[0]
+    first = verdict(read(figures))[0]
     assert first.startswith("End-to-end and SegProp share the best test accuracy, 95.00 %; Layer-wise 90.00 %")
     figures["regimes"]["lw"]["final"]["metrics"]["accuracy"] = 0.95
-    assert "End-to-end, Layer-wise and SegProp share" in verdict(figures)[0]
-    assert not any("noise" in sentence for sentence in verdict(figures))
+    assert "End-to-end, Layer-wise and SegProp share" in verdict(read(figures))[0]
+    assert not any("noise" in sentence for sentence in verdict(read(figures)))
 
 
 def test_an_unfinished_regime_is_not_compared_by_cost(summary: dict[str, Any]) -> None:
     figures = copy.deepcopy(summary)
     figures["regimes"]["segprop"]["status"] = "partial"
-    cost = [sentence for sentence in verdict(figures) if "Training time" in sentence]
+    cost = [sentence for sentence in verdict(read(figures)) if "Training time" in sentence]
     assert len(cost) == 1
     assert "SegProp" not in cost[0]
 
@@ -227,7 +229,7 @@ def test_a_long_pause_is_cut_out_of_the_timeline(tmp_path: Path) -> None:
         if "segprop" in node.regimes and len(node.regimes) == 1:
             commits[node.id]["result"]["where"]["started"] += 7200
             commits[node.id]["result"]["where"]["finished"] += 7200
-    page = render(summarize("fake", plan, commits, status="done", environment={}))
+    page = render(summarize("fake", plan, commits, status="done", environment=ENVIRONMENT))
     assert "pauses cut out" in page
     assert re.search(r"pause (2 h|1 h 5\d min)", page)
 
@@ -235,7 +237,7 @@ def test_a_long_pause_is_cut_out_of_the_timeline(tmp_path: Path) -> None:
 def test_no_absolute_path_gets_into_the_page(summary: dict[str, Any]) -> None:
     figures = copy.deepcopy(summary)
     figures["regimes"]["segprop"]["export"] = "/home/somebody/runs/x/model/segprop/model.safetensors"
-    page = render(figures)
+    page = render(read(figures))
     assert "/home/somebody" not in page
     assert "model/segprop/load_model.py" in page
 
@@ -244,7 +246,7 @@ def test_report_replaces_the_old_one_and_leaves_nothing_beside_it(
     tmp_path: Path, summary: dict[str, Any], page: str
 ) -> None:
     path = tmp_path / "run" / "report.html"
-    write_report(summary, path)
-    write_report(summary, path)
+    write_report(read(summary), path)
+    write_report(read(summary), path)
     assert path.read_text() == page
     assert [item.name for item in path.parent.iterdir()] == ["report.html"]

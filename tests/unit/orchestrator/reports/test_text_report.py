@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from fake_lm_run import make_lm_summary, scores
 from fake_run import make_summary
+from summaries import read
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from orchestrator.reports.page import render
@@ -20,7 +21,8 @@ from orchestrator.reports.result_table import print_table
 from orchestrator.reports.verdict import verdict
 from orchestrator.runs.dry_run import print_plan, regime_rows
 from orchestrator.runs.prepare import prepare
-from orchestrator.trackers.tensorboard import write_tensorboard
+from orchestrator.trackers.table import track
+from workers.domains.text.planning import TEXT
 
 ROOT = Path(__file__).parents[4]
 
@@ -32,7 +34,7 @@ def summary(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def page(summary: dict[str, Any]) -> str:
-    return render(summary)
+    return render(read(summary))
 
 
 def as_task(summary: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def curves_of(page: str) -> ElementTree.Element:
 
 
 def test_the_verdict_ranks_by_loss_with_perplexity_and_says_what_one_seed_is(summary: dict[str, Any]) -> None:
-    text = " ".join(verdict(summary))
+    text = " ".join(verdict(read(summary)))
     assert "End-to-end has the lowest test loss, 2.1000 (perplexity 8.17)" in text
     assert "SegProp 2.1200 (+0.0200, perplexity 8.33)" in text
     assert "One seed is one seed" in text
@@ -59,29 +61,29 @@ def test_the_verdict_ranks_by_loss_with_perplexity_and_says_what_one_seed_is(sum
 
 
 def test_the_verdict_tells_what_training_added_to_the_model_as_it_came(summary: dict[str, Any]) -> None:
-    text = " ".join(verdict(summary))
+    text = " ".join(verdict(read(summary)))
     assert "The model as it came has a test loss of 2.8000 (perplexity 16.44): End-to-end is 0.7000 better" in text
     assert "SegProp is 0.6800 better (97 % of End-to-end's improvement)" in text
     worse = copy.deepcopy(summary)
     worse["regimes"]["segprop"]["final"]["metrics"] = scores(2.9)
-    assert "SegProp is 0.1000 worse." in " ".join(verdict(worse))
+    assert "SegProp is 0.1000 worse." in " ".join(verdict(read(worse)))
 
 
 def test_without_an_original_nothing_is_said_of_one(tmp_path: Path) -> None:
     summary = make_lm_summary(tmp_path, original=False)
-    assert "as it came" not in " ".join(verdict(summary))
-    page = render(summary)
+    assert "as it came" not in " ".join(verdict(read(summary)))
+    page = render(read(summary))
     assert "As it came" not in page
     assert "Against the original" not in page
 
 
 def test_questions_are_judged_by_how_many_are_answered(summary: dict[str, Any]) -> None:
     task = as_task(summary)
-    text = " ".join(verdict(task))
+    text = " ".join(verdict(read(task)))
     assert "End-to-end has the best test accuracy, 60.00 %; SegProp 58.00 % (−2.00 points)" in text
     assert "SegProp is 8.00 points better (80 % of End-to-end's improvement)" in text
     assert "noise" not in text  # the rows are candidates, not questions
-    assert '<div class="big">60.00 %</div>' in render(task)
+    assert '<div class="big">60.00 %</div>' in render(read(task))
 
 
 def test_the_cards_lead_with_loss_and_the_best_is_the_lowest(page: str) -> None:
@@ -107,7 +109,7 @@ def test_no_text_model_is_said_to_see_images(page: str, summary: dict[str, Any])
 
 @pytest.mark.parametrize("stages", [3, 7, 12, 30])
 def test_labels_of_stages_do_not_overlap(tmp_path: Path, stages: int) -> None:
-    figure = curves_of(render(make_lm_summary(tmp_path, stages=stages)))
+    figure = curves_of(render(read(make_lm_summary(tmp_path, stages=stages))))
     rows: dict[str, list[tuple[float, float]]] = {}
     for node in figure.iter():
         if node.text and node.get("x") and "font-size: 8.6px" in node.get("style", ""):
@@ -123,7 +125,7 @@ def test_stages_of_one_epoch_are_joined_and_longer_ones_are_not(page: str, tmp_p
     match = re.search(r'<g id="curves-segprop-joined-loss">\s*<path d="([^"]*)"', page)
     assert match is not None
     assert len(re.findall(r"[ML] ", match.group(1))) == 12
-    assert 'id="curves-segprop-joined' not in render(make_lm_summary(tmp_path, epochs=2))
+    assert 'id="curves-segprop-joined' not in render(read(make_lm_summary(tmp_path, epochs=2)))
 
 
 def test_loss_comes_first_in_the_curves_of_text_and_accuracy_in_those_of_images(page: str, tmp_path: Path) -> None:
@@ -132,14 +134,14 @@ def test_loss_comes_first_in_the_curves_of_text_and_accuracy_in_those_of_images(
         return str(words[-1])
 
     assert titled(page) == "accuracy"  # the narrow panel on the right
-    assert titled(render(make_summary(tmp_path, epochs=2))) == "loss"
+    assert titled(render(read(make_summary(tmp_path, epochs=2)))) == "loss"
 
 
 def test_a_network_off_the_scale_is_marked_at_the_edge(summary: dict[str, Any]) -> None:
     def drawn(loss: float) -> str:
         far = copy.deepcopy(summary)
         far["regimes"]["segprop"]["stages"][0]["assembled"] = scores(loss)
-        [mark] = re.findall(r'<g id="curves-segprop-0-assembled">.*?</g>\s*</g>', render(far), flags=re.DOTALL)
+        [mark] = re.findall(r'<g id="curves-segprop-0-assembled">.*?</g>\s*</g>', render(read(far)), flags=re.DOTALL)
         return str(mark)
 
     assert drawn(11.0) == drawn(12.0) != drawn(2.8)
@@ -147,26 +149,26 @@ def test_a_network_off_the_scale_is_marked_at_the_edge(summary: dict[str, Any]) 
 
 def test_every_count_of_finished_stages_renders(tmp_path: Path) -> None:
     for stages in (1, 2, 40):
-        page = render(make_lm_summary(tmp_path, stages=stages))
+        page = render(read(make_lm_summary(tmp_path, stages=stages)))
         for figure in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
             ElementTree.fromstring(figure)
 
 
 def test_the_printed_table_has_the_original_perplexity_and_shares(summary: dict[str, Any]) -> None:
     stream = io.StringIO()
-    print_table(summary, stream)
+    print_table(read(summary), stream)
     header, original, e2e, segprop = stream.getvalue().splitlines()
     assert re.split(r"\s{2,}", header)[:5] == ["regime", "test loss", "perplexity", "val. loss", "of e2e's gain"]
     assert re.split(r"\s{2,}", original)[:5] == ["as it came", "2.8000", "16.44", "2.8300", "–"]
     assert re.split(r"\s{2,}", e2e)[1:5] == ["2.1000", "8.17", "2.1200", "–"]
     assert re.split(r"\s{2,}", segprop)[1:5] == ["2.1200", "8.33", "2.1400", "97 %"]
     questions = io.StringIO()
-    print_table(as_task(summary), questions)
+    print_table(read(as_task(summary)), questions)
     assert questions.getvalue().startswith("regime             test acc.  val. acc.  of e2e's gain")
 
 
 def test_event_files_have_rate_and_perplexity(tmp_path: Path, summary: dict[str, Any]) -> None:
-    write_tensorboard(tmp_path / "tb", summary)
+    track(tmp_path, read(summary))
     events = EventAccumulator(str(tmp_path / "tb" / "segprop"))
     events.Reload()
     assert {scalar.value for scalar in events.Scalars("samples_per_second")} == {50.0}
@@ -183,7 +185,7 @@ def test_a_plan_for_text_speaks_of_text(tmp_path: Path) -> None:
     print_plan(prepared, stream)
     text = stream.getvalue()
     assert "text: starts at the text" in text
-    details = [row.detail for row in regime_rows(prepared.plan, prepared.plan.regimes["segprop"])]
+    details = [row.detail for row in regime_rows(prepared.plan, prepared.plan.regimes["segprop"], TEXT)]
     assert "train + validation, float32, from the start by embed, layer0–layer3" in details
     assert "images" not in text
     sources = {node.task["source"] for node in prepared.plan.nodes if node.kind == "train"}

@@ -15,7 +15,7 @@ from cache_store.errors import SegpropError, UserError
 from orchestrator.runners import ray as ray_runner
 from orchestrator.runners.base import Failed
 from orchestrator.runners.machines import Machine, Slots, matching, room, settle, unmatched
-from orchestrator.runners.ray import RayRunner
+from orchestrator.runners.ray import RayRunner, RaySettings
 from workers.specs.orders import WorkOrder
 
 CPU_HEAD = Machine(0)
@@ -116,11 +116,13 @@ def test_a_cluster_without_such_machines_is_refused_before_anything_is_asked_of_
     nodes = [node("x", CPU=4.0, GPU=1.0, **{"accelerator_type:L4": 1.0}), node("y", CPU=4.0)]
     monkeypatch.setattr(ray, "init", lambda **options: None)
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    runner = RayRunner(slots="auto", threads="auto", device="auto", address="head:6379", accelerator="H100")
+    runner = RayRunner(
+        RaySettings(slots="auto", threads="auto", device="auto", address="head:6379", accelerator="H100")
+    )
     with pytest.raises(UserError, match="no machine of the cluster has H100; there is: L4"):
         runner.start()
     # And of those that match, only these count: the other four CPUs are not for us.
-    runner = RayRunner(slots=2, threads=4, device="cpu", address="head:6379", accelerator="L4")
+    runner = RayRunner(RaySettings(slots=2, threads=4, device="cpu", address="head:6379", accelerator="L4"))
     with pytest.raises(UserError, match="2 slots need 8 CPU, the cluster has 4"):
         runner.start()
 
@@ -134,8 +136,8 @@ def test_a_slot_asks_ray_for_the_labels_and_the_accelerator(monkeypatch: pytest.
             asked.append(options)
             raise StopIteration
 
-    monkeypatch.setattr(ray_runner, "Worker", Actor)
-    runner = RayRunner(slots=1, threads=2, device="cuda", labels={"zone": "a"}, accelerator="H100")
+    monkeypatch.setattr(ray_runner, "worker_class", Actor)
+    runner = RayRunner(RaySettings(slots=1, threads=2, device="cuda", labels={"zone": "a"}, accelerator="H100"))
     with pytest.raises(StopIteration):
         runner._new_slot()
     assert asked == [{"num_cpus": 2, "num_gpus": 1, "label_selector": {"zone": "a"}, "accelerator_type": "H100"}]
@@ -145,7 +147,7 @@ def test_when_no_worker_comes_back_in_time_it_is_said_what_is_needed_and_what_is
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [node("x", CPU=1.0), {**node("y", CPU=8.0), "Alive": False}])
-    runner = RayRunner(slots=2, threads=2, device="cpu", deadline_s=10)
+    runner = RayRunner(RaySettings(slots=2, threads=2, device="cpu", deadline_s=10))
     now = time.monotonic()
     lost, busy = (ray_runner._Slot(actor=None, ping="ping", since=now - 11) for _ in range(2))  # type: ignore[arg-type]
     busy.ping = None
@@ -180,7 +182,7 @@ def test_the_machine_of_an_order_is_known_until_its_slot_has_another(monkeypatch
 
     monkeypatch.setattr(ray, "get", lost)
     monkeypatch.setattr(ray, "wait", lambda refs, **options: (list(refs), []))
-    runner = RayRunner(slots=1, threads=1, device="cpu")
+    runner = RayRunner(RaySettings(slots=1, threads=1, device="cpu"))
     slot = ray_runner._Slot(actor=Remote(), ping=None, since=0.0, machine="node-b")  # type: ignore[arg-type]
     runner._slots = [slot]
     order = WorkOrder("n1", "train", {}, {}, "store", "cpu", 1)

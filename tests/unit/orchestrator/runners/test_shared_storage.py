@@ -10,10 +10,10 @@ import pytest
 import ray
 
 from cache_store.errors import SegpropError, UserError
-from cache_store.storage.base import Storage
+from cache_store.storage.open import existing_storage, open_storage
 from orchestrator.runners import ray as ray_runner
-from orchestrator.runners import shared_storage
-from orchestrator.runners.ray import RayRunner
+from orchestrator.runners import ray_cluster, shared_storage
+from orchestrator.runners.ray import RayRunner, RaySettings
 from orchestrator.runners.shared_storage import Answer, Question, answer, ask, clock_warnings, judge
 from orchestrator.runners.versions import code_digest, differences, versions
 
@@ -22,14 +22,14 @@ def test_machines_that_see_the_store_are_in_order_and_nothing_of_the_probe_stays
     store = str(tmp_path / "store")
     question = ask(store)
     judge(question, [(name, answer(question, name, f"node-{name}")) for name in "ab"])
-    assert Storage.existing(store).list("") == ["store.json"]
+    assert existing_storage(store).list("") == ["store.json"]
 
 
 def test_machines_that_do_not_see_it_are_named_each_with_what_it_found(tmp_path: Path) -> None:
     question = ask(str(tmp_path / "store"))
     # A mount that is missing, and one of another store.
     away = Question(str(tmp_path / "elsewhere"), question.folder, question.token)
-    Storage.open(str(tmp_path / "other"))
+    open_storage(str(tmp_path / "other"))
     other = Question(str(tmp_path / "other"), question.folder, question.token)
     answers = [
         ("a", answer(question, "a", "node-a")),
@@ -47,7 +47,7 @@ def test_machines_that_do_not_see_it_are_named_each_with_what_it_found(tmp_path:
     assert "node-a" not in words
     assert caught.value.exit_code == 2
     assert not (tmp_path / "elsewhere").exists(), "the probe creates no store"
-    assert Storage.existing(question.store).list("") == ["store.json"]
+    assert existing_storage(question.store).list("") == ["store.json"]
 
 
 def test_clocks_are_compared_with_the_time_the_question_was_under_way() -> None:
@@ -94,7 +94,7 @@ def test_differences_name_both_sides_of_all_that_differs() -> None:
 
 
 def test_a_worker_of_another_version_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = RayRunner(slots=1, threads=1, device="cpu")
+    runner = RayRunner(RaySettings(slots=1, threads=1, device="cpu"))
     other = {**versions(), "torch": "1.0"}
     monkeypatch.setattr(ray, "get", lambda ref: {"machine": "node-b", "versions": other})
     slot: Any = ray_runner._Slot(actor=None, ping="answered", since=time.monotonic())
@@ -109,7 +109,7 @@ def test_a_cluster_of_another_version_is_bad_input(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(UserError, match=r"(?s)does not fit the cluster at 192\.0\.2\.1:6379.*Ray: 2\.50\.0"):
-        RayRunner(slots=1, threads=1, device="cpu", address="192.0.2.1:6379").start()
+        RayRunner(RaySettings(slots=1, threads=1, device="cpu", address="192.0.2.1:6379")).start()
 
 
 def test_a_ray_that_does_not_come_up_in_its_own_time_is_started_again_and_then_given_up(
@@ -125,10 +125,10 @@ def test_a_ray_that_does_not_come_up_in_its_own_time_is_started_again_and_then_g
 
     monkeypatch.setattr(ray, "init", start)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    ray_runner._init({"address": "local"}, attempts=3)
+    ray_cluster.init({"address": "local"}, attempts=3)
     assert tries == [{"address": "local"}] * 3
     tries.clear()
     good = 9
     with pytest.raises(SegpropError, match="Ray does not start on this machine: The current node timed out"):
-        ray_runner._init({"address": "local"}, attempts=3)
+        ray_cluster.init({"address": "local"}, attempts=3)
     assert len(tries) == 3

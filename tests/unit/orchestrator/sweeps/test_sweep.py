@@ -14,22 +14,27 @@ from typing import Any
 
 import pytest
 import yaml
-from fake_run import make_commits
+from fake_run import committed, make_commits
 
 from cache_store.errors import ConfigError
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from orchestrator.config.sweep_schema import SweepConfig
+from orchestrator.environment import Environment
 from orchestrator.execution import schedule
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Outcome
+from orchestrator.reports.record_json import to_json
 from orchestrator.sweeps import metric, space
 from orchestrator.sweeps import plan as sweep_plan
 from orchestrator.sweeps.dry_run import print_sweep
 from orchestrator.sweeps.event_log import SweepLog
 from orchestrator.sweeps.page import print_trials, render
 from orchestrator.sweeps.prepare import PreparedSweep, claim_sweep_dir, prepare_sweep
-from orchestrator.sweeps.steering import Begun, Course, Ended, Message, Steering, WentOn
-from orchestrator.sweeps.summary import pareto, sweep_summary
+from orchestrator.sweeps.records import SweepSummary
+from orchestrator.sweeps.steering import Begun, Course, Ended, Message, SweepSteering, TrialHooks, WentOn
+from orchestrator.sweeps.summary import Invocation, pareto, sweep_summary
+from workers.domains.images.planning import IMAGES
+from workers.domains.text.planning import TEXT
 
 ROOT = Path(__file__).parents[4]
 BASE: dict[str, Any] = {
@@ -216,12 +221,12 @@ def test_an_override_reaches_into_dotted_parameters(tmp_path: Path) -> None:
 
 def test_the_metric_is_validation_of_the_first_segprop_regime_unless_said() -> None:
     kinds = {"e2e": "e2e", "two": "segprop"}
-    assert metric.parse(None, None, kinds, text=False).key == "two.validation.accuracy"
-    assert metric.parse(None, None, kinds, text=True).key == "two.validation.loss"
-    assert metric.parse("e2e.test.loss", None, kinds, text=False).mode == "min"
-    assert metric.parse("e2e.test.accuracy", None, kinds, text=False).mode == "max"
-    assert metric.parse("e2e.seconds", None, kinds, text=False).mode == "min"
-    assert metric.parse("e2e.seconds", "max", kinds, text=False).mode == "max"
+    assert metric.parse(None, None, kinds, names=IMAGES.metrics).key == "two.validation.accuracy"
+    assert metric.parse(None, None, kinds, names=TEXT.metrics).key == "two.validation.loss"
+    assert metric.parse("e2e.test.loss", None, kinds, names=IMAGES.metrics).mode == "min"
+    assert metric.parse("e2e.test.accuracy", None, kinds, names=IMAGES.metrics).mode == "max"
+    assert metric.parse("e2e.seconds", None, kinds, names=IMAGES.metrics).mode == "min"
+    assert metric.parse("e2e.seconds", "max", kinds, names=IMAGES.metrics).mode == "max"
 
 
 # -- what is shared -------------------------------------------------------------------------------------------
@@ -341,12 +346,17 @@ class World:
         self.courses = [Course(t.name, t.folder, t.prepared.plan, t.parameters) for t in sweep.trials]
         self.judge = judge(self.courses)
         self.made = make_commits(sweep.plan)
-        self.ledger = CommitLog(Storage.open(f"memory://sweep-{tmp_path.name}"))
+        self.ledger = CommitLog(open_storage(f"memory://sweep-{tmp_path.name}"))
         self.outcome = Outcome("done")
         self.ran: list[str] = []
         self.order: list[str] = []
-        self.steering = Steering(
-            self.courses, sweep.metric, self.judge, gated=gated, score=lambda course: 0.5, journal=SweepLog(journal)
+        self.steering = SweepSteering(
+            self.courses,
+            sweep.metric,
+            self.judge,
+            gated=gated,
+            trials=TrialHooks(score=lambda course: 0.5),
+            journal=SweepLog(journal),
         )
         self.plan = self.steering.plan
 
@@ -365,7 +375,7 @@ class World:
                     continue
                 self.ran.append(node.id)
                 self.order.append(node.label)
-                self.ledger.add(node.id, self.made[node.id])
+                self.ledger.add(node.id, committed(self.made[node.id]))
             if not ready and not self.steering.open:
                 return
         raise AssertionError("never ended")
@@ -456,7 +466,7 @@ def test_a_trial_that_takes_over_stages_shares_them_and_changes_the_rest(tmp_pat
 # -- what is told ---------------------------------------------------------------------------------------------
 
 
-def summary_of(tmp_path: Path, **options: Any) -> dict[str, Any]:
+def summary_of(tmp_path: Path, **options: Any) -> SweepSummary:
     sweep = sweep_of(tmp_path, {"split.base": {"grid": [1, 2, 3]}, "split.head": {"grid": [0, 1]}}, **options)
     courses = [Course(t.name, t.folder, t.prepared.plan, t.parameters, status="done", judged=9) for t in sweep.trials]
     courses[-1].status, courses[-1].judged, courses[-1].rungs = "stopped", 1, [(1, 0.4)]
@@ -466,16 +476,12 @@ def summary_of(tmp_path: Path, **options: Any) -> dict[str, Any]:
         sweep.metric,
         courses,
         make_commits(sweep.plan),
-        status="done",
-        environment={"cpu": "x", "cores": 2},
-        before=(),
-        failures={},
-        wall_seconds=12.0,
+        Invocation(status="done", environment=Environment(cpu="x", cores=2), wall_seconds=12.0),
     )
 
 
 def test_the_summary_counts_what_was_asked_and_what_was_run(tmp_path: Path) -> None:
-    summary = summary_of(tmp_path)
+    summary = to_json(summary_of(tmp_path))
     json.dumps(summary, allow_nan=False)
     stages = summary["sharing"]["kinds"]["train"]
     assert stages["run"] < stages["asked"]
@@ -503,17 +509,15 @@ def test_the_report_shows_trials_depth_head_front_and_sharing(tmp_path: Path, op
     assert ("Stage by stage" in page) == bool(options)
     assert page.count("<svg") == 3 + bool(options)
     assert "http://" not in page.replace("http://www.w3.org", "")
-    for trial in summary["trials"]:
-        assert f"{trial['folder']}/report.html" in page
+    for trial in summary.trials:
+        assert f"{trial.folder}/report.html" in page
     assert render(summary) == page
 
 
 def test_a_report_of_a_sweep_that_has_hardly_begun_can_be_made(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path)
     courses = [Course(t.name, t.folder, t.prepared.plan, t.parameters) for t in sweep.trials]
-    summary = sweep_summary(
-        "small", sweep.section, sweep.metric, courses, {}, status="stopped", environment={}, before=(), failures={}
-    )
+    summary = sweep_summary("small", sweep.section, sweep.metric, courses, {}, Invocation(status="stopped"))
     assert "nothing to compare" in render(summary)
     stream = io.StringIO()
     print_trials(summary, stream)

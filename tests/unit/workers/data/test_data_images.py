@@ -11,7 +11,7 @@ from data_makers import parquet_set
 
 from cache_store.errors import DataError
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from workers.data import splits
 from workers.data.images import prepare as prepare_module
 from workers.data.images import source as module
@@ -28,7 +28,7 @@ def experiment(data: ImageSpec, seed: int = 5) -> Experiment:
 
 @pytest.fixture
 def snapshots(tmp_path: Path) -> SnapshotStore:
-    return SnapshotStore(Storage.open(str(tmp_path / "store")))
+    return SnapshotStore(open_storage(str(tmp_path / "store")))
 
 
 @pytest.fixture

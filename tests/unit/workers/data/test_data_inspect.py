@@ -14,9 +14,10 @@ from data_makers import digit_images, encode, folder_set, parquet_set, pickle_se
 from sklearn.datasets import load_digits
 
 from cache_store.errors import ConfigError, DataError
-from workers.data.images.facts import FACTS, SPLITS
+from workers.data.images.facts import SPLITS
 from workers.data.images.formats import digits as digits_module
 from workers.data.images.formats.digits import digits
+from workers.data.images.formats.table import IMAGE_FORMATS
 from workers.data.images.inspect import inspect, locate, resize_of
 from workers.specs.experiment import ImageSpec
 
@@ -72,7 +73,7 @@ def test_the_fingerprint_of_the_digits_names_scikit_learns_version_and_the_conte
 
 def test_the_digits_constants_are_those_of_the_training_images() -> None:
     pixels = np.rint(digits()["train"][0] * (255 / 16)) / 255
-    facts = FACTS["digits"]
+    facts = IMAGE_FORMATS["digits"].facts
     assert facts.mean == pytest.approx([pixels.mean()] * 3, abs=1e-4)
     assert facts.std == pytest.approx([pixels.std()] * 3, abs=1e-4)
 

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from cache_store.errors import DataError
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.open import open_storage
 from workers.data.images import prepare as module
 from workers.data.images.formats import digits as digits_format
 from workers.data.images.formats import parquet
@@ -24,7 +24,7 @@ from workers.specs.experiment import ImageSpec
 
 @pytest.fixture
 def snapshots(tmp_path: Path) -> SnapshotStore:
-    return SnapshotStore(Storage.open(str(tmp_path / "store")))
+    return SnapshotStore(open_storage(str(tmp_path / "store")))
 
 
 def content(snapshots: SnapshotStore, result: dict[str, Any], split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +119,7 @@ def test_a_complete_set_is_not_decoded_again_and_progress_counts_it(
     first = prepare(ImageSpec(name="digits"), snapshots, lambda **update: seen.append(update))
     assert seen[-1] == {"done": 1797, "total": 1797, "unit": "images"}
     assert [update["done"] for update in seen] == sorted({update["done"] for update in seen})
-    monkeypatch.setattr(digits_format._Digits, "image", lambda self, item: pytest.fail("decoded again"))
+    monkeypatch.setattr(digits_format.Digits, "image", lambda *_: pytest.fail("decoded again"))
     assert prepare(ImageSpec(name="digits"), snapshots) == first
 
 
@@ -133,8 +133,8 @@ def test_only_the_missing_shards_are_decoded(
     commits = tmp_path / "store" / "sets" / whole["train"] / "commits"
     next(path for path in commits.iterdir() if path.name.endswith("2.json")).unlink()
     decoded: list[int] = []
-    original = parquet._Parquet.image
-    monkeypatch.setattr(parquet._Parquet, "image", lambda self, item: (decoded.append(1), original(self, item))[1])
+    original = parquet.ParquetFiles.image
+    monkeypatch.setattr(parquet.ParquetFiles, "image", lambda *given: (decoded.append(1), original(*given))[1])
     assert prepare(data, snapshots) == whole
     assert len(decoded) == 10
 

@@ -111,7 +111,7 @@ def test_mmlu_is_asked_from_files_as_the_harness_asks_it_from_a_hub_set(data: Pa
         for split, count in (("dev", 5), ("test", 7))
     }
     theirs = harness_own("mmlu_anatomy", write_hub_set(tmp_path / "set", "anatomy", rows), shots, tmp_path / "cache")
-    tasks, _, _ = build_tasks("mmlu", spec(data, shots=shots))
+    tasks = build_tasks("mmlu", spec(data, shots=shots)).tasks
     ours = requests(tasks["mmlu_anatomy"])
     assert ours == requests(theirs)
     assert len(ours) == 7 * 4
@@ -130,7 +130,8 @@ def test_winogrande_is_asked_from_files_as_the_harness_asks_it_from_a_hub_set(
     }
     folder = write_hub_set(tmp_path / "set", "winogrande_xl", rows)
     theirs = harness_own("winogrande", folder, shots, tmp_path / "cache")
-    tasks, groups, notes = build_tasks("winogrande", spec(data, shots=shots))
+    built = build_tasks("winogrande", spec(data, shots=shots))
+    tasks, groups, notes = built.tasks, built.groups, built.notes
     assert requests(tasks["winogrande"]) == requests(theirs)
     assert groups == {}
     assert notes["examples"] == "train_s.jsonl"  # the largest there is
@@ -138,7 +139,7 @@ def test_winogrande_is_asked_from_files_as_the_harness_asks_it_from_a_hub_set(
 
 def test_the_seed_chooses_winograndes_examples(data: Path) -> None:
     def asked(seed: int) -> list[Any]:
-        return requests(build_tasks("winogrande", spec(data, seed=seed))[0]["winogrande"])
+        return requests(build_tasks("winogrande", spec(data, seed=seed)).tasks["winogrande"])
 
     assert asked(1) == asked(1)
     assert asked(1) != asked(2)

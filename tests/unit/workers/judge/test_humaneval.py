@@ -19,7 +19,7 @@ from tiny_lm import model, tokenizer
 from cache_store.errors import DataError, UserError
 from workers.judge.humaneval import STOPS, CodeSpec, complete, cut, execute, pass_at_k, score
 from workers.judge.model import JudgedModel
-from workers.judge.problems import Problem, find_file, read_problems
+from workers.judge.problems import CodeProblem, find_file, read_problems
 
 SHARED = Path(os.environ.get("SEGPROP_SHARED") or Path(__file__).resolve().parents[5] / "shared")
 ALLOWED = CodeSpec(allow_code_execution=True, batch_size=3, max_new_tokens=24)
@@ -40,12 +40,12 @@ def write(path: Path, *rows: Any) -> Path:
     return path
 
 
-def problem(**changes: Any) -> Problem:
+def problem(**changes: Any) -> CodeProblem:
     fields = {**ADD, "inputs": None, "atol": 0.0, **changes}
-    return Problem(**fields)
+    return CodeProblem(**fields)
 
 
-def passes(one: Problem, completion: str) -> bool:
+def passes(one: CodeProblem, completion: str) -> bool:
     [[done]] = execute([one], [[completion]], ALLOWED)
     return done.passed
 

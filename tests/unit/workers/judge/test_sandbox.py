@@ -16,17 +16,17 @@ import psutil
 import pytest
 
 from cache_store.errors import UserError
-from workers.judge.sandbox import Execution, Layer, Limits, run
+from workers.judge.sandbox import Execution, IsolationLayer, Limits, run
 
 if sys.platform != "linux":
     pytest.skip("the jail is made of what Linux has", allow_module_level=True)
 
 LIMITS = Limits(seconds=3)
 #: What must hold with everything, and with one of the layers missing, as in a container that forbids namespaces.
-LAYERS: list[tuple[Layer, ...]] = [(), ("namespaces",), ("landlock",)]
+LAYERS: list[tuple[IsolationLayer, ...]] = [(), ("namespaces",), ("landlock",)]
 
 
-def jail(program: str, *, limits: Limits = LIMITS, without: Sequence[Layer] = ()) -> Execution:
+def jail(program: str, *, limits: Limits = LIMITS, without: Sequence[IsolationLayer] = ()) -> Execution:
     # Root without seccomp is refused, since nothing limits its processes; the other layers are still worth a look.
     unisolated = "seccomp" in without and os.getuid() == 0 and "namespaces" not in without
     return run(program, limits, allow_code_execution=True, allow_unisolated=unisolated, without=without)
@@ -107,7 +107,7 @@ def test_a_memory_hog_is_refused_its_memory() -> None:
         "import os; os.execv('/bin/true', ['true'])",
     ],
 )
-def test_no_new_process_is_started(forking: str, without: tuple[Layer, ...]) -> None:
+def test_no_new_process_is_started(forking: str, without: tuple[IsolationLayer, ...]) -> None:
     before = len(psutil.pids())
     done = jail(forking, without=without)
     assert done.outcome == "failed"
@@ -116,7 +116,7 @@ def test_no_new_process_is_started(forking: str, without: tuple[Layer, ...]) -> 
 
 
 @pytest.mark.parametrize("without", [*LAYERS, ("seccomp",)])
-def test_the_network_cannot_be_reached(server: int, without: tuple[Layer, ...]) -> None:
+def test_the_network_cannot_be_reached(server: int, without: tuple[IsolationLayer, ...]) -> None:
     program = f"import socket; socket.create_connection(('127.0.0.1', {server}), 2)"
     exec(program, {})  # the server is there
     done = jail(program, without=without)
@@ -125,7 +125,7 @@ def test_the_network_cannot_be_reached(server: int, without: tuple[Layer, ...]) 
 
 
 @pytest.mark.parametrize("without", LAYERS)
-def test_sockets_on_paths_cannot_be_reached(tmp_path: Path, without: tuple[Layer, ...]) -> None:
+def test_sockets_on_paths_cannot_be_reached(tmp_path: Path, without: tuple[IsolationLayer, ...]) -> None:
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
@@ -148,7 +148,7 @@ def test_sockets_on_paths_cannot_be_reached(tmp_path: Path, without: tuple[Layer
         "os.mkdir({path!r} + '2')",
     ],
 )
-def test_files_outside_cannot_be_changed(tmp_path: Path, change: str, without: tuple[Layer, ...]) -> None:
+def test_files_outside_cannot_be_changed(tmp_path: Path, change: str, without: tuple[IsolationLayer, ...]) -> None:
     kept = tmp_path / "kept"
     kept.write_text("precious")
     done = jail("import os\n" + change.format(path=str(kept)), without=without)
@@ -160,7 +160,9 @@ def test_files_outside_cannot_be_changed(tmp_path: Path, change: str, without: t
 
 @pytest.mark.parametrize("without", LAYERS)
 @pytest.mark.parametrize("change", ["os.chmod({path!r}, 0o777)", "os.utime({path!r}, (0, 0))"])
-def test_attributes_of_files_cannot_be_changed(tmp_path: Path, change: str, without: tuple[Layer, ...]) -> None:
+def test_attributes_of_files_cannot_be_changed(
+    tmp_path: Path, change: str, without: tuple[IsolationLayer, ...]
+) -> None:
     kept = tmp_path / "kept"
     kept.write_text("precious")
     before = kept.stat()
@@ -169,7 +171,7 @@ def test_attributes_of_files_cannot_be_changed(tmp_path: Path, change: str, with
 
 
 @pytest.mark.parametrize("without", LAYERS)
-def test_its_own_folder_is_empty_writable_small_and_gone_afterwards(without: tuple[Layer, ...]) -> None:
+def test_its_own_folder_is_empty_writable_small_and_gone_afterwards(without: tuple[IsolationLayer, ...]) -> None:
     program = (
         "import os\nassert os.listdir() == []\nprint(os.getcwd())\nopen('a', 'w').write('x')\n"
         "assert open('a').read() == 'x'\nopen('b', 'wb').write(bytes(2 << 20))"
@@ -180,7 +182,7 @@ def test_its_own_folder_is_empty_writable_small_and_gone_afterwards(without: tup
 
 
 @pytest.mark.parametrize("without", [*LAYERS, ("seccomp",)])
-def test_other_processes_cannot_be_signalled(without: tuple[Layer, ...]) -> None:
+def test_other_processes_cannot_be_signalled(without: tuple[IsolationLayer, ...]) -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"]) as bystander:
         program = f"import os\nfor pid in ({bystander.pid}, os.getppid()): os.kill(pid, {int(signal.SIGTERM)})"
         done = jail(program, without=without)
@@ -239,7 +241,7 @@ def test_code_is_not_run_unless_allowed(tmp_path: Path) -> None:
 
 
 def test_where_nothing_isolates_it_is_refused_and_says_what_is_missing() -> None:
-    bare: tuple[Layer, ...] = ("namespaces", "landlock", "seccomp")
+    bare: tuple[IsolationLayer, ...] = ("namespaces", "landlock", "seccomp")
     with pytest.raises(UserError, match="cannot isolate files and network and processes"):
         jail("", without=bare)
     with pytest.raises(UserError, match="cannot isolate files for"):
@@ -247,7 +249,7 @@ def test_where_nothing_isolates_it_is_refused_and_says_what_is_missing() -> None
 
 
 def test_where_nothing_isolates_it_runs_only_when_that_is_allowed_too() -> None:
-    bare: tuple[Layer, ...] = ("namespaces", "landlock", "seccomp")
+    bare: tuple[IsolationLayer, ...] = ("namespaces", "landlock", "seccomp")
     done = run("x = 1", LIMITS, allow_code_execution=True, allow_unisolated=True, without=bare)
     assert done.passed
     assert done.isolated == ()

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cache_store.errors import ConfigError
-from workers.models import registry
 from workers.models.outline import PartOutline
-from workers.models.registry import outline
+from workers.models.resnet import parts as resnet
 from workers.models.resnet.outline import RESNETS
+from workers.models.resnet.outline import resnet_outline as outline
 from workers.specs.experiment import ResNetSpec
 
 CLASSES = 7
@@ -44,10 +44,10 @@ def spec(name: str, **given: Any) -> ResNetSpec:
 def build_chain(model: ResNetSpec, size: int, state: dict[str, Tensor]) -> list[nn.Module]:
     """All parts, each strictly loaded with its share of `state`; all of `state` is used exactly once."""
     parts, seen = [], []
-    for name in registry.part_names(model, size, CLASSES):
-        part = registry.build_part(model, size, CLASSES, name)
+    for name in resnet.part_names(model, size, CLASSES):
+        part = resnet.build_part(model, size, CLASSES, name)
         names = list(part.state_dict())
-        assert names == registry.part_state_names(model, size, CLASSES, name)
+        assert names == resnet.part_state_names(model, size, CLASSES, name)
         part.load_state_dict({key: state[key] for key in names}, strict=True)
         parts.append(part)
         seen += names
@@ -66,7 +66,7 @@ class Reference:
     """One train step and one evaluation of torchvision's own forward."""
 
     def __init__(self, model: ResNetSpec, size: int) -> None:
-        network = registry.build_torchvision(model, CLASSES)
+        network = resnet.build_torchvision(model, CLASSES)
         torch.manual_seed(1)
         self.images = torch.randn(2, 3, size, size)
         self.labels = torch.tensor([0, CLASSES - 1])
@@ -129,7 +129,7 @@ def test_other_stems_heads_and_segments(name: str, size: int, settings: dict[str
 
 
 def test_linear_imagenet_is_plain_torchvision() -> None:
-    state = registry.initial_state(spec("resnet18", classifier="linear"), CLASSES, seed=5)
+    state = resnet.initial_state(spec("resnet18", classifier="linear"), CLASSES, seed=5)
     with torch.random.fork_rng():
         torch.manual_seed(5)
         plain = torchvision.models.resnet18(weights=None, num_classes=CLASSES).state_dict()
@@ -154,12 +154,12 @@ def check_outline(model: ResNetSpec, size: int) -> None:
     chain = outline(model, size, CLASSES)
     last = len(chain.blocks)
     for part in (*chain.blocks, chain.head):
-        check_part(registry.build_part(model, size, CLASSES, part.name, "meta"), part)
+        check_part(resnet.build_part(model, size, CLASSES, part.name, "meta"), part)
     for source in (1, last - 1):
         for target in {last, source + 1}:
-            adapter = registry.build_adapter(model, size, CLASSES, source, target, 0, "meta")
+            adapter = resnet.build_adapter(model, size, CLASSES, source, target, 0, "meta")
             check_part(adapter, chain.adapter(source, target))
-    aux = registry.build_aux(model, size, CLASSES, last, 0, "meta")
+    aux = resnet.build_aux(model, size, CLASSES, last, 0, "meta")
     check_part(aux, chain.aux(last))
 
 
@@ -220,19 +220,19 @@ def test_saved_elements_are_what_autograd_keeps(name: str, given: dict[str, Any]
     chain = outline(model, size, CLASSES)
     last = len(chain.blocks)
     for part in (*chain.blocks, chain.head):
-        module = registry.build_part(model, size, CLASSES, part.name)
+        module = resnet.build_part(model, size, CLASSES, part.name)
         check_kept(module, part)
-    check_kept(registry.build_adapter(model, size, CLASSES, 1, last, 0), chain.adapter(1, last))
-    check_kept(registry.build_aux(model, size, CLASSES, last, 0), chain.aux(last))
+    check_kept(resnet.build_adapter(model, size, CLASSES, 1, last, 0), chain.adapter(1, last))
+    check_kept(resnet.build_aux(model, size, CLASSES, last, 0), chain.aux(last))
 
 
 def test_figures_of_a_path_add_up() -> None:
     """Over a whole path autograd keeps each shared tensor once, and so does the sum of the outlines."""
     model, size, batch = spec("resnet18"), 64, 8
     chain = outline(model, size, CLASSES)
-    parts = [registry.build_part(model, size, CLASSES, "seg1")]
-    parts += [registry.build_adapter(model, size, CLASSES, 1, 4, 0)]
-    parts += [registry.build_part(model, size, CLASSES, "head")]
+    parts = [resnet.build_part(model, size, CLASSES, "seg1")]
+    parts += [resnet.build_adapter(model, size, CLASSES, 1, 4, 0)]
+    parts += [resnet.build_part(model, size, CLASSES, "head")]
 
     class Path(nn.Module):
         def __init__(self) -> None:
@@ -251,8 +251,8 @@ def test_figures_of_a_path_add_up() -> None:
 
 def test_whole_block_head_takes_one_tensor_or_both() -> None:
     model = spec("resnet50", head_convs=3)
-    head = registry.build_part(model, 64, CLASSES, "head")
-    state = registry.initial_state(model, CLASSES, 0)
+    head = resnet.build_part(model, 64, CLASSES, "head")
+    state = resnet.initial_state(model, CLASSES, 0)
     head.load_state_dict({name: state[name] for name in head.state_dict()})
     x = torch.randn(2, 2048, 2, 2)
     head.eval()
@@ -262,34 +262,34 @@ def test_whole_block_head_takes_one_tensor_or_both() -> None:
 def test_adapters_and_aux_come_from_their_seed_alone() -> None:
     model = spec("resnet18")
     before = torch.get_rng_state()
-    first, second, other = (registry.build_adapter(model, 64, CLASSES, 1, 4, seed) for seed in (3, 3, 4))
+    first, second, other = (resnet.build_adapter(model, 64, CLASSES, 1, 4, seed) for seed in (3, 3, 4))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not torch.equal(first.state_dict()["conv.weight"], other.state_dict()["conv.weight"])
-    aux = registry.build_aux(model, 64, CLASSES, 2, 3)
-    state = registry.initial_state(model, CLASSES, 9)
+    aux = resnet.build_aux(model, 64, CLASSES, 2, 3)
+    state = resnet.initial_state(model, CLASSES, 9)
     assert torch.equal(torch.get_rng_state(), before)
     weight = aux.state_dict()["conv.weight"]
     assert weight.std().item() == pytest.approx((2 / 512) ** 0.5, rel=0.05)
     assert aux.state_dict()["bn.running_var"].eq(1).all()
     assert aux.state_dict()["bn.num_batches_tracked"] == 0
     assert aux.state_dict()["fc.weight"].abs().max().item() <= 512**-0.5
-    again = registry.initial_state(model, CLASSES, 9)
+    again = resnet.initial_state(model, CLASSES, 9)
     assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
 
 
 def test_adapter_output_feeds_every_target() -> None:
     model = spec("resnet18")
-    adapter = registry.build_adapter(model, 64, CLASSES, 1, 2, 0)
+    adapter = resnet.build_adapter(model, 64, CLASSES, 1, 2, 0)
     assert [tuple(t.shape) for t in adapter((torch.randn(2, 64, 16, 16),))] == [(2, 128, 8, 8)]
-    split = registry.build_adapter(model, 64, CLASSES, 1, 4, 0)((torch.randn(2, 64, 16, 16),))
+    split = resnet.build_adapter(model, 64, CLASSES, 1, 4, 0)((torch.randn(2, 64, 16, 16),))
     assert [tuple(t.shape) for t in split] == [(2, 512, 2, 2), (2, 512, 2, 2)]
-    aux = registry.build_aux(model, 64, CLASSES, 4, 0)
+    aux = resnet.build_aux(model, 64, CLASSES, 4, 0)
     assert aux((torch.randn(2, 512, 2, 2), torch.randn(2, 512, 2, 2))).shape == (2, CLASSES)
 
 
 def test_a_part_allocates_only_itself() -> None:
     model = spec("resnet50")
-    part = registry.build_part(model, 64, CLASSES, "seg1", "cpu")
+    part = resnet.build_part(model, 64, CLASSES, "seg1", "cpu")
     assert {tensor.device.type for tensor in part.state_dict().values()} == {"cpu"}
     assert not any(name.startswith(("layer2", "layer3", "layer4", "fc")) for name in part.state_dict())
     held = sum(tensor.untyped_storage().nbytes() for tensor in part.state_dict().values())
@@ -298,17 +298,15 @@ def test_a_part_allocates_only_itself() -> None:
 
 
 def test_parts_survive_copying() -> None:
-    part = registry.build_part(spec("resnet18"), 32, CLASSES, "seg4")
+    part = resnet.build_part(spec("resnet18"), 32, CLASSES, "seg4")
     clone = copy.deepcopy(part)
     assert list(clone.state_dict()) == list(part.state_dict())
     assert next(clone.parameters()) is not next(part.parameters())
 
 
-def test_unknown_part_and_family() -> None:
+def test_unknown_part() -> None:
     with pytest.raises(ValueError, match="no part 'seg7'"):
-        registry.build_part(spec("resnet18"), 32, CLASSES, "seg7")
-    with pytest.raises(ConfigError, match=r"model\.family: 'vgg'"):
-        registry.part_names(spec("resnet18", family="vgg"), 32, CLASSES)
+        resnet.build_part(spec("resnet18"), 32, CLASSES, "seg7")
 
 
 @functools.lru_cache(maxsize=1)
@@ -331,20 +329,20 @@ def save(state: Any, path: Path) -> str:
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_weights_fill_everything_but_another_classifier(tmp_path: Path, suffix: str) -> None:
     path = save(published(), tmp_path / f"resnet18{suffix}")
-    state = registry.initial_state(spec("resnet18", weights=path), CLASSES, 0)
-    random = registry.initial_state(spec("resnet18"), CLASSES, 0)
+    state = resnet.initial_state(spec("resnet18", weights=path), CLASSES, 0)
+    random = resnet.initial_state(spec("resnet18"), CLASSES, 0)
     assert list(state) == list(random)
     for name, tensor in state.items():
         source = random if name.startswith("fc.") or name.endswith("num_batches_tracked") else published()
         assert torch.equal(tensor, source[name]), name
-    same = registry.initial_state(spec("resnet18", classifier="linear", weights=path), 1000, 0)
+    same = resnet.initial_state(spec("resnet18", classifier="linear", weights=path), 1000, 0)
     assert torch.equal(same["fc.weight"], published()["fc.weight"])
 
 
 def test_weights_with_another_stem_leave_the_whole_stem_random(tmp_path: Path) -> None:
     given = {name: tensor.half() for name, tensor in published().items()} | {"bn1.weight": torch.full((64,), 2.0)}
     path = save(given, tmp_path / "half.safetensors")
-    state = registry.initial_state(spec("resnet18", stem="small", weights=path), CLASSES, 0)
+    state = resnet.initial_state(spec("resnet18", stem="small", weights=path), CLASSES, 0)
     assert state["conv1.weight"].shape == (64, 3, 3, 3)
     assert state["bn1.weight"].eq(1).all()
     assert state["layer1.0.conv1.weight"].dtype == torch.float32
@@ -356,7 +354,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     del given["bn1.weight"]
     path = save(given, tmp_path / "odd.pth")
     with pytest.raises(ConfigError) as caught:
-        registry.initial_state(spec("resnet18", weights=path), CLASSES, 0)
+        resnet.initial_state(spec("resnet18", weights=path), CLASSES, 0)
     for expected in (
         "unexpected extra",
         "missing bn1.weight",
@@ -364,7 +362,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     ):
         assert expected in caught.value.message
     with pytest.raises(ConfigError, match=r"missing layer1\.2\.conv1\.weight.* and \d+ more"):
-        registry.initial_state(spec("resnet34", weights=save(published(), tmp_path / "small.pth")), CLASSES, 0)
+        resnet.initial_state(spec("resnet34", weights=save(published(), tmp_path / "small.pth")), CLASSES, 0)
 
 
 def test_unreadable_weights(tmp_path: Path) -> None:
@@ -378,9 +376,9 @@ def test_unreadable_weights(tmp_path: Path) -> None:
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(ConfigError, match=expected):
-            registry.initial_state(spec("resnet18", weights=str(path)), CLASSES, 0)
+            resnet.initial_state(spec("resnet18", weights=str(path)), CLASSES, 0)
     with pytest.raises(ConfigError, match="is not a state dict"):
-        registry.initial_state(spec("resnet18", weights=save([1], tmp_path / "list.pth")), CLASSES, 0)
+        resnet.initial_state(spec("resnet18", weights=save([1], tmp_path / "list.pth")), CLASSES, 0)
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
@@ -392,5 +390,5 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
 
     path = save({"conv1.weight": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(ConfigError, match="cannot be read"):
-        registry.initial_state(spec("resnet18", weights=path), CLASSES, 0)
+        resnet.initial_state(spec("resnet18", weights=path), CLASSES, 0)
     assert not marker.exists()

@@ -34,7 +34,7 @@ VERSION = 1
 
 
 def view_identity(data: ImageSpec, seed: int, view: int | None) -> dict[str, Any]:
-    """Everything besides the stored images that determines the pixels of a view: part of snapshot addresses."""
+    """Return everything besides the stored images that determines the pixels of a view: part of snapshot addresses."""
     evaluation = view is None or data.augment == "none"
     return {
         "version": VERSION,
@@ -82,7 +82,7 @@ class Augment:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, samples: np.ndarray, view: int | None) -> Tensor:
-        """uint8 (B, 3, native, native) -> float32 (B, 3, size, size), contiguous.
+        """Turn uint8 (B, 3, native, native) into float32 (B, 3, size, size), contiguous.
 
         `samples`: int64 (B,), rows of the prepared set. `view` None: the evaluation transform.
         """

@@ -50,16 +50,16 @@ class Draws:
         self._base = _mix(state ^ (samples.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
 
     def bits(self, number: int, count: int = 1) -> np.ndarray:
-        """32 random bits as int64 (B, count): the draws `number` .. `number + count - 1`."""
+        """Draw 32 random bits as int64 (B, count): the draws `number` .. `number + count - 1`."""
         numbers = np.arange(number + 1, number + 1 + count, dtype=np.uint64)
         return (_mix(self._base[:, None] + numbers * _GOLDEN) >> np.uint64(32)).astype(np.int64)
 
     def uniform(self, number: int, count: int = 1) -> np.ndarray:
-        """float64 (B, count) in [0, 1), multiples of 2^-32."""
+        """Draw float64 (B, count) in [0, 1), multiples of 2^-32."""
         return self.bits(number, count) * 2.0**-32
 
     def below(self, number: int, bounds: np.ndarray | int) -> np.ndarray:
-        """int64 (B,): uniform on 0 .. bounds - 1, bounds (B,) or one for all, at most 2^31."""
+        """Draw int64 (B,): uniform on 0 .. bounds - 1, bounds (B,) or one for all, at most 2^31."""
         result: np.ndarray = (self.bits(number)[:, 0] * bounds) >> 32
         return result
 
@@ -94,7 +94,7 @@ def _boxes(
 
 
 def crop_boxes(draws: Draws, side: int) -> Boxes:
-    """torchvision's RandomResizedCrop on a square of `side`; the whole square where no try fits."""
+    """Draw torchvision's RandomResizedCrop on a square of `side`; the whole square where no try fits."""
     area = side * side * (CROP_SCALE[0] + (CROP_SCALE[1] - CROP_SCALE[0]) * draws.uniform(_CROP_AREA, _TRIES))
     ratio = _ratios(*CROP_RATIO)[draws.bits(_CROP_RATIO, _TRIES) >> 16]
     width, height = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
@@ -103,7 +103,7 @@ def crop_boxes(draws: Draws, side: int) -> Boxes:
 
 
 def erase_boxes(draws: Draws, side: int) -> Boxes:
-    """torchvision's RandomErasing on a square of `side`; `found`: the sample erases at all and a box fits."""
+    """Draw torchvision's RandomErasing on a square of `side`; `found`: the sample erases at all and a box fits."""
     span = ERASE_SCALE[1] - ERASE_SCALE[0]
     area = side * side * (ERASE_SCALE[0] + span * draws.uniform(_ERASE_AREA, _TRIES))
     ratio = _ratios(*ERASE_RATIO)[draws.bits(_ERASE_RATIO, _TRIES) >> 16]
@@ -114,5 +114,5 @@ def erase_boxes(draws: Draws, side: int) -> Boxes:
 
 
 def flips(draws: Draws) -> np.ndarray:
-    """bool (B,): which samples are mirrored, one in two."""
+    """Draw bool (B,): which samples are mirrored, one in two."""
     return draws.uniform(_FLIP)[:, 0] < 0.5

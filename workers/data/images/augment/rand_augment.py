@@ -155,12 +155,12 @@ OPERATIONS: tuple[Operation, ...] = (
 
 
 def rand_operations(draws: Draws, slot: int) -> tuple[np.ndarray, np.ndarray]:
-    """RandAugment's operation in a slot: index in `OPERATIONS` int64 (B,) and whether it is negated (B,)."""
+    """Draw RandAugment's operation in a slot: index in `OPERATIONS` int64 (B,) and whether it is negated (B,)."""
     return draws.below(OPERATION + slot, len(OPERATIONS)), draws.uniform(SIGN + slot)[:, 0] < 0.5
 
 
 def rand_augment(images: Tensor, draws: Draws) -> Tensor:
-    """RandAugment(2, 9), in place on uint8 (B, 3, S, S): one call an operation and sign that occurs."""
+    """Apply RandAugment(2, 9) in place on uint8 (B, 3, S, S): one call an operation and sign that occurs."""
     for slot in range(RAND_OPS):
         operations, negative = rand_operations(draws, slot)
         group = operations * 2 + (negative & _SIGNED[operations])

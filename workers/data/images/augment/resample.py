@@ -48,7 +48,7 @@ class Resampler:
         self._weights = torch.empty(0, self.size, self._taps, dtype=torch.float64)
 
     def matrices(self, offsets: np.ndarray, lengths: np.ndarray) -> Tensor:
-        """float64 (B, size, native) for int64 (B,) offsets and lengths: integers that sum to 65,536 a row."""
+        """Make the float64 (B, size, native) for int64 (B,) offsets and lengths: integers that sum to 65,536 a row."""
         keys = offsets * (self.resize + 1) + lengths
         missing = np.unique(keys[self._slot_of[keys] == 0])
         if len(missing):
@@ -95,7 +95,7 @@ class Resampler:
 
     @staticmethod
     def apply(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """uint8 (B, C, N, N) -> uint8 (B, C, S, S); `rows` and `columns` (B or 1, S, N) resample y and x."""
+        """Resample uint8 (B, C, N, N) to uint8 (B, C, S, S); `rows` and `columns` (B or 1, S, N) resample y and x."""
         count, channels, native = images.shape[0], images.shape[1], images.shape[2]
         size = rows.shape[1]
         out = torch.empty(count, channels, size, size, dtype=torch.uint8)

@@ -1,25 +1,78 @@
-"""Where the samples of a data set lie: `ImageFiles`, its fingerprint, and looking at the folders of any file system.
+"""What a format of image data must say: `DataFormat` finds a data set's files, `FileFormat` reads images from them.
 
-Every format has a module that finds its files and returns a `ImageFiles`: `digits`, `cifar`, `class_folders`.
+To add a format: write a class of both kinds (one class may be both), and add its row to `IMAGE_FORMATS` in
+`workers.data.images.formats.table` and its name to `ImageSpec.name`.
 """
 
 from __future__ import annotations
 
+import abc
 import hashlib
-from collections.abc import Iterable, Mapping
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
 
 from cache_store.errors import DataError
 from workers.data.files import SourceFile
-from workers.data.images.facts import SPLITS, Split
+from workers.data.images.facts import SPLITS, ImageFacts, Split
+from workers.specs.experiment import ImageSpec
+
+#: Images a pool thread decodes at a time: enough to hide the cost of a task, few enough to share the work.
+SMALL, LARGE = 256, 8
+#: What Pillow raises for bytes that are not the image they claim to be.
+DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+
+@dataclass(frozen=True)
+class ImagePiece:
+    """Some rows of one file: the file's name, the first row (counted in that file), what is to be decoded."""
+
+    file: str
+    first: int
+    items: Any  # indexed by row
+    labels: Sequence[Any]
+
+
+class FileFormat(abc.ABC):
+    """How files hold images: the rows in them, and the pixels of one."""
+
+    #: Its word in fingerprints and in the keys of prepared sets.
+    name: ClassVar[str]
+    #: Whether Pillow decodes: then its version is part of a prepared set's key.
+    pillow: ClassVar[bool] = False
+    #: Images that a thread decodes at a time.
+    piece_rows: ClassVar[int] = SMALL
+
+    @abc.abstractmethod
+    def pieces(self, source: ImageFiles, split: Split, rows: range) -> Iterator[ImagePiece]:
+        """Read the rows of a split in order, at most a bounded number of encoded bytes at a time."""
+
+    @abc.abstractmethod
+    def image(self, source: ImageFiles, item: Any, side: int) -> np.ndarray:
+        """Decode one item of a piece: uint8, (3, H, W) or broadcastable to it. `side`: that of the images as they are
+        stored. Raises one of DECODE_ERRORS, or DataError."""
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Where the samples of both splits lie. `columns` names the image and label columns of Parquet files."""
+    """Where the samples of both splits lie, and how they are read. `columns` names the image and label columns of
+    Parquet files."""
 
-    format: Literal["digits", "parquet", "pickle", "folder"]
+    format: FileFormat
     root: str
     filesystem: Any
     files: Mapping[Split, tuple[SourceFile, ...]]
@@ -27,20 +80,46 @@ class ImageFiles:
     columns: tuple[str, str] = ("", "")
 
     def rows(self, split: Split) -> int:
-        """Samples in a split."""
-        return sum(file.rows for file in self.files[split])
+        """Count the samples in a split."""
+        return sum(self.lengths(split))
+
+    def lengths(self, split: Split) -> list[int]:
+        """Count the samples in each file of a split."""
+        return [file.rows for file in self.files[split]]
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over format, file names, sizes and stamps."""
-        digest = hashlib.sha256(self.format.encode())
+        """Return the sha256 (hex) over format, file names, sizes and stamps."""
+        digest = hashlib.sha256(self.format.name.encode())
         for split in SPLITS:
             for file in self.files[split]:
                 digest.update(f"\x1e{split}\x1f{file.name}\x1f{file.size}\x1f{file.stamp}".encode())
         return digest.hexdigest()
 
 
+class DataFormat(abc.ABC):
+    """A kind of image data set, as `data.name` names it. `facts`: what is known of it beforehand."""
+
+    facts: ImageFacts
+    #: What `data.path` may be, in words.
+    allowed: str
+
+    @abc.abstractmethod
+    def locate(self, data: ImageSpec) -> ImageFiles:
+        """Find the files of both splits. DataError naming what is missing, where, and what is allowed."""
+
+
+def overlaps(lengths: Sequence[int], rows: range) -> Iterator[tuple[int, int, int]]:
+    """Yield (start, stop, index): the ranges inside each of several consecutive pieces that make up `rows`."""
+    first = 0
+    for index, length in enumerate(lengths):
+        start, stop = max(rows.start - first, 0), min(rows.stop - first, length)
+        if start < stop:
+            yield start, stop, index
+        first += length
+
+
 def fail(problems: Iterable[str]) -> None:
-    """One DataError of all problems; nothing when there are none."""
+    """Raise one DataError of all problems; do nothing when there are none."""
     lines = list(problems)
     if lines:
         raise DataError("\n".join(lines), problems=lines)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -15,9 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from workers.data.files import SourceFile
-from workers.data.images.facts import FACTS, Split
-from workers.data.images.formats.base import ImageFiles
-from workers.data.images.formats.decoder import _Decoder, _Piece
+from workers.data.images.facts import DIGITS, Split
+from workers.data.images.formats.base import DataFormat, FileFormat, ImageFiles, ImagePiece, overlaps
 from workers.specs.experiment import ImageSpec
 
 #: Images of the digits data set that form its test split, the same number for every class.
@@ -41,7 +41,7 @@ def _table() -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def digits() -> dict[Split, tuple[np.ndarray, np.ndarray]]:
-    """scikit-learn's digits by split: images float64 (N, 8, 8) of 0..16 and labels int64 (N,).
+    """Read scikit-learn's digits by split: images float64 (N, 8, 8) of 0..16 and labels int64 (N,).
 
     The test split takes, of every class, the images with the smallest hash of content and position.
     """
@@ -63,27 +63,35 @@ def digits() -> dict[Split, tuple[np.ndarray, np.ndarray]]:
     return {"train": (images[~chosen], labels[~chosen]), "test": (images[chosen], labels[chosen])}
 
 
-def locate_digits(data: ImageSpec) -> ImageFiles:
-    """Both splits as one `SourceFile` each, stamped with scikit-learn's version and the content."""
-    installed = version("scikit-learn")
-    files: dict[Split, tuple[SourceFile, ...]] = {}
-    for split, (images, labels) in digits().items():
-        content = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-        file = SourceFile(
-            path=f"sklearn.datasets.load_digits [{split}]",
-            name=split,
-            size=images.nbytes,
-            stamp=f"scikit-learn {installed} {content}",
-            rows=len(labels),
-        )
-        files[split] = (file,)
-    return ImageFiles("digits", "sklearn.datasets.load_digits", None, files, FACTS["digits"].class_names)
+class Digits(DataFormat, FileFormat):
+    """scikit-learn's digits, the images and the files that hold them in one: nothing to find or to download."""
 
+    name = "digits"
+    facts = DIGITS
+    allowed = "nothing: scikit-learn carries the images"
 
-class _Digits(_Decoder):
-    def file_piece(self, split: Split, index: int, start: int, stop: int) -> _Piece:
+    def locate(self, data: ImageSpec) -> ImageFiles:
+        """Describe both splits as one `SourceFile` each, stamped with scikit-learn's version and the content."""
+        installed = version("scikit-learn")
+        files: dict[Split, tuple[SourceFile, ...]] = {}
+        for split, (images, labels) in digits().items():
+            content = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+            file = SourceFile(
+                path=f"sklearn.datasets.load_digits [{split}]",
+                name=split,
+                size=images.nbytes,
+                stamp=f"scikit-learn {installed} {content}",
+                rows=len(labels),
+            )
+            files[split] = (file,)
+        return ImageFiles(self, "sklearn.datasets.load_digits", None, files, self.facts.class_names)
+
+    def pieces(self, source: ImageFiles, split: Split, rows: range) -> Iterator[ImagePiece]:
+        """See `FileFormat`."""
         images, labels = digits()[split]
-        return _Piece(self.source.files[split][index].path, start, images[start:stop], labels[start:stop].tolist())
+        for start, stop, index in overlaps(source.lengths(split), rows):
+            yield ImagePiece(source.files[split][index].path, start, images[start:stop], labels[start:stop].tolist())
 
-    def image(self, item: np.ndarray) -> np.ndarray:
-        return np.rint(item * (255 / 16)).astype(np.uint8)  # grey: broadcast to three channels
+    def image(self, source: ImageFiles, item: np.ndarray, side: int) -> np.ndarray:
+        """See `FileFormat`: grey, broadcast to three channels."""
+        return np.rint(item * (255 / 16)).astype(np.uint8)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from cache_store.errors import DataError
 
 #: Splits in the order in which they are prepared.
 SPLITS = ("train", "validation", "test")
+#: Goes into the identity of all prepared text. Raised with whatever changes the tokens or targets of the same files.
+FORMAT = 2
 
 
 class Record(NamedTuple):
@@ -21,22 +24,42 @@ class Record(NamedTuple):
     row: int
 
 
-class Corpus(Protocol):
-    """The documents of a data set in their own splits: `train` always, others where the data has them."""
+class Corpus(abc.ABC):
+    """The documents of a data set in their own splits: `train` always, others where the data has them. Making one finds
+    and counts them. DataError, all problems at once, when there are none, or none that can be read."""
 
     #: sha256 (hex): changes with the documents.
     fingerprint: str
     #: Documents and (about) bytes of text of every split that the data itself has.
     documents: dict[str, int]
     bytes: dict[str, int]
-    #: Whether documents are running text, which may be packed.
-    running: bool
 
+    @abc.abstractmethod
     def records(self, split: str, wanted: np.ndarray) -> Iterator[tuple[int, Record]]:
-        """(number, record) of the documents of one of the data's own splits, in order, where `wanted` (bool, one a
-        document) is set. DataError, with file and row, for what cannot be read."""
+        """Yield (number, record) of the documents of one of the data's own splits, in order, where `wanted` (bool, one
+        a document) is set. DataError, with file and row, for what cannot be read."""
+
+    def draw_shots(self, trained: np.ndarray, seed: int) -> None:  # noqa: B027  most take none from there
+        """Choose the examples shown before questions from these documents of `train` (int64 numbers), where a data set
+        takes them from there. ConfigError when there are too few."""
+
+
+def text_of(record: Record) -> str:
+    """Return a document's text; "" for none. DataError when it is something else."""
+    if record.value is not None and not isinstance(record.value, str):
+        raise broken(record, f"{type(record.value).__name__} instead of a text")
+    return record.value or ""
+
+
+def clean(text: str) -> str:
+    """Replace lone surrogates (which JSON can hold and UTF-8 cannot) by '?'."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="replace").decode()
+    return text
 
 
 def broken(record: Record, what: str) -> DataError:
-    """The error for one document."""
+    """Return the error for one document."""
     return DataError(f"row {record.row} of {record.file}: {what}", file=record.file, row=record.row)

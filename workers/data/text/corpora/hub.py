@@ -11,22 +11,20 @@ from typing import Any
 import numpy as np
 
 from cache_store.errors import ConfigError, DataError
-from workers.data.text.corpora.base import SPLITS, Record
+from workers.data.text.corpora.base import SPLITS, Corpus, Record
 from workers.data.text.corpora.columns import missing_column
 from workers.specs.language import TextSpec
 
 _READ_ROWS = 1024
 
 
-class HubCorpus:
+class HubCorpus(Corpus):
     """The rows of a hub data set, or of a folder laid out like one. Its own train, validation and test splits are
     taken where it has them. Downloads on first use, into the cache of `datasets`.
 
     ConfigError: `datasets` is not installed, or a hub id without `revision`. DataError: it cannot be loaded, or has
     no such column.
     """
-
-    running = True
 
     def __init__(self, data: TextSpec) -> None:
         if data.path is None:

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cache_store.errors import ConfigError, DataError
-from workers.data.text.corpora.base import Record, broken
+from cache_store.suggest import did_you_mean
+from workers.data.text.corpora.base import Corpus, Record, broken
 from workers.data.text.corpora.columns import missing_column
 from workers.data.text.corpora.files import Folder, open_folder
 from workers.data.text.corpora.running_text import decoded
@@ -42,23 +43,21 @@ class Question(NamedTuple):
     correct: int
 
     def shown(self) -> str:
-        """As an example for another question: with its answer."""
+        """Word it as an example for another question, with its answer."""
         right = self.candidates[self.correct]
         return right.context + right.continuation + "\n\n"
 
     def with_shots(self, before: str) -> Question:
-        """The same question after `before`."""
+        """Return the same question after `before`."""
         return Question(tuple(Candidate(before + c.context, c.continuation) for c in self.candidates), self.correct)
 
 
-class MMLU:
+class MMLU(Corpus):
     """MMLU's test questions, split into train, validation and test by the seed (its files have no training set), each
     after a line about the subject and the first `shots` of the subject's dev questions, which are never trained on.
 
     `subset` takes one subject. Files as published (no header, answers A to D) or with a header and answers 0 to 3.
     """
-
-    running = False
 
     def __init__(self, data: TextSpec) -> None:
         allowed = "a folder holding dev/<subject>_dev.csv and test/<subject>_test.csv"
@@ -126,10 +125,7 @@ def _subjects(folder: Folder, split: str) -> dict[str, str]:
 
 
 def _no_subset(data: TextSpec, allowed: Any) -> DataError:
-    import difflib
-
-    near = difflib.get_close_matches(str(data.subset), list(allowed), 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(str(data.subset), allowed)
     return DataError(f"data.subset: {data.path} has no {data.subset!r}{hint} (it has {', '.join(allowed)})")
 
 
@@ -155,14 +151,12 @@ def _mmlu_question(row: list[str], place: Record) -> Question:
     return Question(tuple(Candidate(context, f" {letter}") for letter in _LETTERS), correct)
 
 
-class WinoGrande:
+class WinoGrande(Corpus):
     """WinoGrande by partial evaluation: the sentence up to the blank with an option in it is the context, and what
     follows the blank is scored. `subset` is the size of the training file (the largest there is by default);
     validation is held out of it, and the published dev file is the test split. Examples before a question are drawn
     from the questions that are trained on, by the seed.
     """
-
-    running = False
 
     def __init__(self, data: TextSpec) -> None:
         allowed = "a folder holding train_<size>.jsonl (xl, l, m, s or xs) and dev.jsonl"
@@ -191,7 +185,7 @@ class WinoGrande:
         self._seed = 0
 
     def draw_shots(self, trained: np.ndarray, seed: int) -> None:
-        """Take examples from these questions of the training file (int64 numbers). ConfigError when too few."""
+        """See `Corpus`: examples are questions of the training file."""
         if self._shots and len(trained) <= self._shots:
             raise ConfigError(f"data.shots: {self._shots}: there are {len(trained)} training questions to draw from")
         self._pool = trained.tolist()

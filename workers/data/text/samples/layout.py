@@ -26,13 +26,13 @@ class Samples:
     correct: np.ndarray
 
     def take(self, rows: np.ndarray) -> Samples:
-        """Some of them, in the given order."""
+        """Return some of them, in the given order."""
         return Samples(*(column[rows] for column in vars(self).values()))
 
 
 def cut_overlong(encoded: Encoded, longest: int, keep_end: bool) -> tuple[Encoded, int]:
-    """Sequences cut to `longest` tokens (their last ones with `keep_end`), and how many were longer. What is then the
-    first token of a sequence is no target."""
+    """Cut sequences to `longest` tokens (their last ones with `keep_end`); returns them, and how many were longer. What
+    is then the first token of a sequence is no target."""
     overlong = int((encoded.lengths > longest).sum())
     if not overlong:
         return encoded, 0
@@ -48,7 +48,7 @@ def cut_overlong(encoded: Encoded, longest: int, keep_end: bool) -> tuple[Encode
 
 
 def without(encoded: Encoded, dropped: np.ndarray) -> Encoded:
-    """The sequences where `dropped` (bool, one a sequence) is not set."""
+    """Keep the sequences where `dropped` (bool, one a sequence) is not set."""
     kept = np.flatnonzero(~dropped)
     lengths = encoded.lengths[kept]
     rows = flat_rows(offsets_of(encoded.lengths)[:-1][kept], lengths)
@@ -56,14 +56,14 @@ def without(encoded: Encoded, dropped: np.ndarray) -> Encoded:
 
 
 def packed_samples(tokens: int, length: int, spool: Spool) -> Samples:
-    """All tokens cut into samples of exactly `length`; the last may be shorter."""
+    """Cut all tokens into samples of exactly `length`; the last may be shorter."""
     starts = np.arange(0, tokens, length, dtype=np.int64)
     lengths = np.minimum(length, tokens - starts)
     return _table(starts, lengths, np.arange(len(starts)), np.ones(len(starts), np.uint8), spool)
 
 
 def document_samples(lengths: np.ndarray, group: np.ndarray, correct: np.ndarray, spool: Spool) -> Samples:
-    """A sample a sequence."""
+    """Make a sample of every sequence."""
     return _table(offsets_of(lengths)[:-1], lengths, group, correct, spool)
 
 
@@ -79,7 +79,7 @@ def _table(starts: np.ndarray, lengths: np.ndarray, group: np.ndarray, correct: 
 
 
 def chunks(lengths: np.ndarray, tokens: int) -> list[tuple[int, int]]:
-    """Ranges of consecutive samples (none empty) of at most `tokens` together, or of one that is longer."""
+    """Find ranges of consecutive samples (none empty) of at most `tokens` together, or of one that is longer."""
     offsets = offsets_of(lengths)
     ranges = []
     first = 0
@@ -94,7 +94,7 @@ def chunks(lengths: np.ndarray, tokens: int) -> list[tuple[int, int]]:
 def token_fields(
     samples: Samples, spool: Spool, documents: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of these samples' tokens in order: token int32, target uint8, position int32. With `documents`, where each
+    """Return of these samples' tokens in order: token int32, target uint8, position int32. With `documents`, where each
     begins in the spool (ascending), positions restart with every one; otherwise with every sample."""
     rows = flat_rows(samples.starts, samples.lengths)
     origin = np.repeat(samples.starts, samples.lengths)

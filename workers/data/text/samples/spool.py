@@ -31,11 +31,11 @@ class Spool:
         self.tokens += len(tokens)
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and flags of a range, as arrays of the caller's own."""
+        """Read tokens and flags of a range, as arrays of the caller's own."""
         return self._range(0, np.int32, start, stop), self._range(1, np.uint8, start, stop)
 
     def flags(self, start: int, stop: int) -> np.ndarray:
-        """The flags of a range alone."""
+        """Read the flags of a range alone."""
         return self._range(1, np.uint8, start, stop)
 
     def _range(self, index: int, dtype: Any, start: int, stop: int) -> np.ndarray:

@@ -31,7 +31,7 @@ _SUMMARY = Field("json", "uint8", (1 << 16,))
 def open_sets(
     snapshots: SnapshotStore, key: Mapping[str, Any], cuts: list[int], samples: int, candidates: bool
 ) -> tuple[SnapshotSet, SnapshotSet]:
-    """The token set and the sample set of the split `key` stands for, made if absent."""
+    """Open the token set and the sample set of the split `key` stands for, making them if absent."""
     tokens = SetSpec.ragged({**key, "what": "tokens"}, TOKEN_FIELDS, 1, cuts)
     fields = SAMPLE_FIELDS + (CANDIDATE_FIELDS if candidates else ())
     rows = rows_per_shard(sum(field.bytes for field in fields), SHARD_BYTES, 1)
@@ -40,7 +40,7 @@ def open_sets(
 
 
 def cuts_of(lengths: np.ndarray) -> list[int]:
-    """Where token shards begin and end: whole samples, about SHARD_BYTES each, in at most 4,096 shards."""
+    """Choose where token shards begin and end: whole samples, about SHARD_BYTES each, in at most 4,096 shards."""
     offsets = offsets_of(lengths)
     row_bytes = sum(field.bytes for field in TOKEN_FIELDS)
     rows = max(SHARD_BYTES // row_bytes, -(-2 * int(offsets[-1]) // _MAX_SHARDS))
@@ -55,7 +55,7 @@ class Summary:
         self._set = snapshots.open(SetSpec({**key, "what": "summary"}, 1, (_SUMMARY,), 1, 1))
 
     def read(self) -> dict[str, Any] | None:
-        """`{"samples", "cuts", "candidates", "statistics"}`; None when there is none, or none intact."""
+        """Return `{"samples", "cuts", "candidates", "statistics"}`; None when there is none, or none intact."""
         try:
             (row,) = self._set.touch(0)
         except (MissingShard, CorruptShard):
@@ -72,7 +72,8 @@ class Summary:
 
 
 def split_result(tokens: SnapshotSet, table: SnapshotSet) -> dict[str, str]:
-    """Addresses of a complete split, and the digest of what it holds. MissingShard when it is not complete."""
+    """Return the addresses of a complete split, and the digest of what it holds. MissingShard when it is not
+    complete."""
     return {
         "tokens": tokens.spec.id,
         "samples": table.spec.id,
@@ -81,11 +82,11 @@ def split_result(tokens: SnapshotSet, table: SnapshotSet) -> dict[str, str]:
 
 
 def is_complete(*sets: SnapshotSet) -> bool:
-    """Whether nothing is left to make."""
+    """Return whether nothing is left to make."""
     return not any(missing_shards(found) for found in sets)
 
 
 def sample_columns(samples: Samples, candidates: bool) -> tuple[np.ndarray, ...]:
-    """The arrays of the sample set: of all its rows."""
+    """Return the arrays of the sample set, of all its rows."""
     columns = (offsets_of(samples.lengths)[:-1], samples.lengths, samples.targets)
     return columns + ((samples.group, samples.correct) if candidates else ())

@@ -3,44 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from cache_store.errors import ConfigError
-from workers.data.text.corpora.base import Record, broken
+from workers.data.text.corpora.base import Record, broken, text_of
+from workers.data.text.corpora.findings import Findings
 from workers.data.text.tokens.chat import ChatTemplate
 from workers.data.text.tokens.tokenizers import Tokenizer
-from workers.specs.language import TextSpec
 
 
 @dataclass
 class Encoded:
     """Token sequences one after the other. `tokens` int32 and `flags` uint8 (this token may be a target), both
     (total,); `lengths` int64, one a sequence (0: an empty document); `owners` int64: which of the batch's records
-    it came from; `correct` uint8: it is the right candidate (of what has no candidates: 1)."""
+    it came from; `correct` uint8: it is the right candidate (of what has no candidates: 1); `findings`: what was odd in
+    the records."""
 
     tokens: np.ndarray
     flags: np.ndarray
     lengths: np.ndarray
     owners: np.ndarray
     correct: np.ndarray
+    findings: Findings = field(default_factory=Findings)
 
 
 #: Records to sequences; the second argument: keep all candidates of a question, or only the correct one.
 Encoder = Callable[[Sequence[Record], bool], Encoded]
 
 
-def encoder_of(data: TextSpec, tokenizer: Tokenizer) -> Encoder:
-    """What turns this data set's records into tokens. ConfigError when the tokenizer cannot do what that needs."""
-    if data.name == "chat":
-        template = ChatTemplate(tokenizer)
-        return lambda records, candidates: _sequences(template.encode(records))
-    if data.name in ("mmlu", "winogrande"):
-        return lambda records, candidates: _questions(records, candidates, tokenizer)
+def chat_encoder(tokenizer: Tokenizer) -> Encoder:
+    """Make an encoder of chats. ConfigError: the tokenizer has no chat template, or does not say where tokens lie."""
+    template = ChatTemplate(tokenizer)
+    return lambda records, candidates: _chats(records, template)
+
+
+def question_encoder(tokenizer: Tokenizer) -> Encoder:
+    """Make an encoder of questions."""
+    return lambda records, candidates: _questions(records, candidates, tokenizer)
+
+
+def text_encoder(tokenizer: Tokenizer) -> Encoder:
+    """Make an encoder of running text. ConfigError: the tokenizer has no end-of-text token."""
     if tokenizer.eos is None:
         raise ConfigError("model.tokenizer: it has no end-of-text token, which documents are joined with")
     return lambda records, candidates: _texts(records, tokenizer)
+
+
+def _chats(records: Sequence[Record], template: ChatTemplate) -> Encoded:
+    findings = Findings()
+    encoded = _sequences(template.encode(records, findings))
+    encoded.findings = findings
+    return encoded
 
 
 def _sequences(flagged: Sequence[tuple[np.ndarray, np.ndarray]]) -> Encoded:
@@ -56,11 +71,7 @@ def _sequences(flagged: Sequence[tuple[np.ndarray, np.ndarray]]) -> Encoded:
 
 def _texts(records: Sequence[Record], tokenizer: Tokenizer) -> Encoded:
     """Every token is a target but a document's first; a document ends with the end-of-text token."""
-    texts = []
-    for record in records:
-        if record.value is not None and not isinstance(record.value, str):
-            raise broken(record, f"{type(record.value).__name__} instead of a text")
-        texts.append(record.value or "")
+    texts = [text_of(record) for record in records]
     end = np.array([tokenizer.eos], np.int32)
     flagged = []
     for text, tokens in zip(texts, tokenizer.encode(texts), strict=True):

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cache_store.errors import ConfigError
+from workers.data.text.corpora.base import clean
 from workers.specs.language import CausalLMSpec
 
 #: Tokens of `bytes`: 0..255 the bytes, then the end of a text.
@@ -31,16 +32,8 @@ class Tokenizer(Protocol):
     digest: str
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """int32 tokens of each text, with those the tokenizer itself puts around one (such as a first BOS)."""
-
-
-def clean(text: str) -> str:
-    """The text, lone surrogates (which JSON can hold and UTF-8 cannot) replaced by '?'."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode(errors="replace").decode()
-    return text
+        """Return the int32 tokens of each text, with those the tokenizer itself puts around one (such as a first
+        BOS)."""
 
 
 class ByteTokenizer:
@@ -74,11 +67,16 @@ class PretrainedTokenizer:
         rows = self.tokenizer(
             [clean(text) for text in texts], return_attention_mask=False, return_token_type_ids=False, verbose=False
         )["input_ids"]
-        return [np.array(row, np.int32) for row in rows]
+        return [np.array(self._one_bos(row), np.int32) for row in rows]
+
+    def _one_bos(self, row: list[int]) -> list[int]:
+        """A text may bring the token for its beginning itself; the tokenizer puts one before it all the same."""
+        bos = self.tokenizer.bos_token_id
+        return row[1:] if bos is not None and row[:2] == [bos, bos] else row
 
 
 def load_tokenizer(model: CausalLMSpec) -> Tokenizer:
-    """The tokenizer that `model` names: `bytes`, a folder or hub id, or the one beside its weights.
+    """Load the tokenizer that `model` names: `bytes`, a folder or hub id, or the one beside its weights.
 
     ConfigError: it cannot be loaded, there is none, or it has more tokens than the model.
     """
@@ -93,7 +91,8 @@ def load_tokenizer(model: CausalLMSpec) -> Tokenizer:
 
 
 def longest_sample(model: CausalLMSpec) -> int | None:
-    """Tokens of the longest sample the model has positions for; None where its configuration does not say."""
+    """Return the tokens of the longest sample the model has positions for; None where its configuration does not
+    say."""
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
         if (found := _setting(model, name)) is not None:
             return found

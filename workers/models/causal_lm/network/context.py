@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from cache_store.errors import first_line
 from workers.device import to_device
-from workers.models.causal_lm.errors import first_line, refuse
+from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.network.skeleton import build_skeleton, master_dtype
 from workers.models.causal_lm.network.structure import Recording, structure
 from workers.specs.language import CausalLMSpec

@@ -11,10 +11,13 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from workers.models.causal_lm.errors import first_line, refuse
+from cache_store.errors import first_line
+from cache_store.formats.torch_dtypes import TORCH
+from workers.models.causal_lm.errors import refuse
+from workers.specs.experiment import COMPUTED
 from workers.specs.language import CausalLMSpec
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {name: TORCH[name] for name in COMPUTED.values()}
 
 
 def architecture(spec: CausalLMSpec) -> dict[str, Any]:

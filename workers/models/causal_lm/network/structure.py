@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from cache_store.errors import ConfigError
-from workers.models.causal_lm.errors import first_line, refuse
+from cache_store.errors import ConfigError, first_line
+from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.network.link import Link
 from workers.models.causal_lm.network.skeleton import allocate, build_skeleton
 from workers.specs.language import CausalLMSpec

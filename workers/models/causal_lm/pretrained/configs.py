@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from workers.models.causal_lm.errors import first_line, refuse
+from cache_store.errors import first_line
+from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.network.skeleton import DTYPES, build_config, master_dtype
 from workers.models.causal_lm.pretrained.gguf_file import gguf_config
 from workers.models.causal_lm.pretrained.locate import Located

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from workers.models.causal_lm.errors import first_line, refuse, require
+from cache_store.errors import first_line
+from workers.models.causal_lm.errors import refuse, require
 
 # gguf decodes; accelerate is what transformers asks for when a user loads such a file with it.
 _PACKAGES = ("gguf", "accelerate")

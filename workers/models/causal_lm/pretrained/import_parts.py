@@ -9,7 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from workers.models.causal_lm.errors import first_line, refuse
+from cache_store.errors import first_line
+from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.network.parts import part_names
 from workers.models.causal_lm.network.random_init import random_state
 from workers.models.causal_lm.network.skeleton import build_skeleton

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.models.causal_lm.errors import first_line, refuse
+from cache_store.errors import first_line
+from workers.models.causal_lm.errors import refuse
 from workers.specs.language import CausalLMSpec
 
 #: Small files that make an export complete. Patterns are the hub's (fnmatch).

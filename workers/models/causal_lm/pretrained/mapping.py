@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from workers.models.causal_lm.errors import first_line, refuse
+from cache_store.errors import first_line
+from workers.models.causal_lm.errors import refuse
 
 
 class Tensors(Protocol):

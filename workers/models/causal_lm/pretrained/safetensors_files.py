@@ -9,7 +9,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from workers.models.causal_lm.errors import first_line, refuse
+from cache_store.errors import first_line
+from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.pretrained.locate import INDEX
 
 _PICKLES = ("*.bin", "*.pt", "*.pth")

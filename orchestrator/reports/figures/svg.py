@@ -1,23 +1,19 @@
-"""Colours, sizes and SVG output that all figures share."""
+"""Define the colours, sizes and SVG output that all figures share."""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-Json = Mapping[str, Any]
+from orchestrator.reports.records import RegimeSummary
+from orchestrator.reports.words import of_kind
+
 INK, MUTED, GRID, PANEL = "#1c2733", "#66727f", "#e3e8ed", "#f6f8fa"
-SHADES = {
-    "e2e": ("#3b6fb6", "#1f3f70", "#5b93d9", "#7a7fc4"),
-    "lw": ("#c2571a", "#7c3610", "#d98a3d", "#b08a2e"),
-    "segprop": ("#0e8a6d", "#07503f", "#5f9e2f", "#2a9fa6"),
-}
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "segprop",
@@ -41,30 +37,30 @@ STYLE = {
 }
 
 
-def colours(regimes: Mapping[str, Json]) -> dict[str, str]:
-    """A colour for every regime: the hue says the kind, regimes of one kind get shades of it."""
+def colours(regimes: Mapping[str, RegimeSummary]) -> dict[str, str]:
+    """Choose a colour for every regime: the hue says the kind, regimes of one kind get shades of it."""
     seen: dict[str, int] = {}
     out: dict[str, str] = {}
     for name, regime in regimes.items():
-        shades = SHADES.get(regime["kind"], SHADES["segprop"])
-        index = seen.get(regime["kind"], 0)
-        seen[regime["kind"]] = index + 1
+        shades = of_kind(regime.kind).shades
+        index = seen.get(regime.kind, 0)
+        seen[regime.kind] = index + 1
         out[name] = shades[index % len(shades)]
     return out
 
 
 def slug(text: str) -> str:
-    """`text` as part of an SVG id."""
+    """Return `text` as part of an SVG id."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
 
 
 def spacious() -> ConstrainedLayoutEngine:
-    """Room between panels."""
+    """Return a layout with room between panels."""
     return ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.06)
 
 
 def svg(figure: Figure, name: str, label: str) -> str:
-    """The figure as an element for a page; `name` goes into its ids, `label` is for those who cannot see it."""
+    """Return the figure as an element for a page; `name` goes into its ids, `label` is for those who cannot see it."""
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
@@ -75,15 +71,14 @@ def svg(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
     text = re.sub(r"font: ([^;\"]*?)('[^;\"]*|[\w-]+)(?=[;\"])", _font, text)
     opening = re.compile(r"<svg\b[^>]*>")
-    viewbox = re.search(r'viewBox="([^"]+)"', text)
-    assert viewbox is not None
+    [viewbox] = re.findall(r'viewBox="([^"]+)"', text)[:1]
     head = (
-        f'<svg class="figure" role="img" aria-label="{label}" viewBox="{viewbox.group(1)}" '
+        f'<svg class="figure" role="img" aria-label="{label}" viewBox="{viewbox}" '
         'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     return opening.sub(lambda _: head, text, count=1)
 
 
 def _font(match: re.Match[str]) -> str:
-    """The page's own font instead of the one matplotlib measured with."""
+    """Put the page's own font in place of the one matplotlib measured with."""
     return f"font: {match.group(1)}system-ui, sans-serif"

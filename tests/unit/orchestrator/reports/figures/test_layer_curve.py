@@ -1,4 +1,4 @@
-"""`orchestrator.reports.layer_curve` and its figure: score against layer index, from `summary.json` alone."""
+"""`orchestrator.reports.figures.layer_curve` and its figure: score against layer index, from `summary.json` alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,28 @@ import pytest
 from fake_run import make_summary
 from hypothesis import given
 from hypothesis import strategies as st
+from summaries import bare_regime, bare_stage, bare_summary, read
 
-from orchestrator.reports.layer_curve import layer_curve
+from orchestrator.reports.figures.layer_curve import layer_curve
 from orchestrator.reports.page import render
+from orchestrator.reports.records import RegimeSummary, StageSummary
 
 
-def stage(layer: Any, truncated: Any = None, full: Any = None) -> dict[str, Any]:
-    return {"layer": layer, "truncated": truncated, "full": full}
+def stage(layer: Any, truncated: Any = None, full: Any = None) -> StageSummary:
+    return bare_stage(layer=layer, truncated=truncated or {}, full=full or {})
 
 
-def regime(kind: str, *stages: dict[str, Any], validation: dict[str, float] | None = None) -> dict[str, Any]:
-    return {"kind": kind, "stages": list(stages), "final": {"validation": validation or {}}}
+def regime(kind: str, *stages: StageSummary, validation: dict[str, float] | None = None) -> RegimeSummary:
+    return bare_regime(kind, stages=stages, validation=validation or {})
 
 
 def scores(loss: float | None, accuracy: float | None = None) -> dict[str, Any]:
     return {"loss": loss, "accuracy": accuracy}
 
 
-SUMMARY: dict[str, Any] = {
-    "original": {"test": scores(9.9, 0.0), "validation": scores(2.8, 0.4)},
-    "regimes": {
+SUMMARY = bare_summary(
+    original={"test": scores(9.9, 0.0), "validation": scores(2.8, 0.4)},
+    regimes={
         "e2e": regime("e2e", stage(None, full=scores(2.7, 0.5)), validation=scores(2.71, 0.49)),
         "segprop": regime(
             "segprop",
@@ -41,7 +44,7 @@ SUMMARY: dict[str, Any] = {
             stage("head", None, scores(2.6, 0.6)),
         ),
     },
-}
+)
 
 
 def test_layers_stand_at_their_number_and_the_lm_head_last() -> None:
@@ -59,17 +62,15 @@ def test_original_and_e2e_stand_across() -> None:
     curve = layer_curve(SUMMARY)
     assert curve is not None
     assert curve.across == {"loss": ((None, 2.8), ("e2e", 2.7)), "accuracy": ((None, 0.4), ("e2e", 0.5))}
-    without = copy.deepcopy(SUMMARY)
-    del without["original"]
-    del without["regimes"]["e2e"]["stages"][0]["full"]
-    curve = layer_curve(without)
+    e2e = replace(SUMMARY.regimes["e2e"], stages=(stage(None),))
+    curve = layer_curve(replace(SUMMARY, original={}, regimes={**SUMMARY.regimes, "e2e": e2e}))
     assert curve is not None
     assert curve.across["loss"] == (("e2e", 2.71),)
 
 
 def test_a_layer_that_is_finished_twice_counts_as_it_was_left() -> None:
     twice = regime("segprop", stage(3, None, scores(2.0)), stage(3, None, scores(1.0)))
-    curve = layer_curve({"regimes": {"a": twice}})
+    curve = layer_curve(bare_summary(regimes={"a": twice}))
     assert curve is not None
     assert curve.lines["loss"][0].points == ((3, 1.0),)
 
@@ -78,15 +79,15 @@ def test_a_layer_that_is_finished_twice_counts_as_it_was_left() -> None:
     "stages",
     [
         [],
-        [{}],
+        [stage(None)],
         [stage(None, scores(1.0))],
         [stage(3)],
         [stage(3, {}, scores(None))],
     ],
 )
-def test_without_a_judged_layer_there_is_no_curve(stages: list[dict[str, Any]]) -> None:
-    assert layer_curve({"regimes": {"a": regime("segprop", *stages)}}) is None
-    assert layer_curve({"regimes": {"a": regime("e2e", stage(3, scores(1.0)))}}) is None
+def test_without_a_judged_layer_there_is_no_curve(stages: list[StageSummary]) -> None:
+    assert layer_curve(bare_summary(regimes={"a": regime("segprop", *stages)})) is None
+    assert layer_curve(bare_summary(regimes={"a": regime("e2e", stage(3, scores(1.0)))})) is None
 
 
 @given(
@@ -101,7 +102,7 @@ def test_without_a_judged_layer_there_is_no_curve(stages: list[dict[str, Any]]) 
 )
 def test_every_point_has_a_tick_and_layers_only_rise(stages: list[tuple[Any, Any, Any]]) -> None:
     made = [stage(layer, scores(first), scores(second)) for layer, first, second in stages]
-    curve = layer_curve({"regimes": {"a": regime("segprop", *made)}})
+    curve = layer_curve(bare_summary(regimes={"a": regime("segprop", *made)}))
     wanted = {layer for layer, first, second in stages if layer is not None and (first, second) != (None, None)}
     if curve is None:
         assert not wanted
@@ -124,13 +125,14 @@ def lm_summary(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     pattern = summary["regimes"]["segprop"]["stages"][0]
     judged = [*((layer, 12.0 - layer / 3) for layer in range(1, 29)), ("head", 2.5)]
     summary["regimes"]["segprop"]["stages"] = [
-        {**copy.deepcopy(pattern), **stage(layer, scores(loss, 0.2), scores(loss / 2, 0.3))} for layer, loss in judged
+        {**copy.deepcopy(pattern), "layer": layer, "truncated": scores(loss, 0.2), "full": scores(loss / 2, 0.3)}
+        for layer, loss in judged
     ]
     return summary
 
 
 def test_the_report_draws_every_judged_layer_once(lm_summary: dict[str, Any]) -> None:
-    page = render(json.loads(json.dumps(lm_summary)))
+    page = render(read(json.loads(json.dumps(lm_summary))))
     assert "Layer by layer" in page
     for metric in ("loss", "accuracy"):
         for model in ("truncated", "full"):
@@ -149,13 +151,13 @@ def test_the_report_draws_what_is_there_and_nothing_without_it(lm_summary: dict[
     losses_only = copy.deepcopy(lm_summary)
     for one in losses_only["regimes"]["segprop"]["stages"]:
         one["full"]["accuracy"] = one["truncated"]["accuracy"] = None
-    page = render(losses_only)
+    page = render(read(losses_only))
     assert 'id="layers-segprop-full-loss"' in page
     assert 'id="layers-segprop-full-accuracy"' not in page
-    assert "Layer by layer" not in render(make_summary(tmp_path, epochs=2))
+    assert "Layer by layer" not in render(read(make_summary(tmp_path, epochs=2)))
 
 
 def test_a_single_layer_is_drawn(lm_summary: dict[str, Any]) -> None:
     one = copy.deepcopy(lm_summary)
     one["regimes"]["segprop"]["stages"] = one["regimes"]["segprop"]["stages"][:1]
-    assert 'id="layers-segprop-full-loss"' in render(one)
+    assert 'id="layers-segprop-full-loss"' in render(read(one))

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from fake_run import make_summary
+from summaries import read
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from orchestrator.trackers.tensorboard import TAGS, write_tensorboard
+from orchestrator.trackers.base import EPOCH_FIGURES
+from orchestrator.trackers.table import track
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +26,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_epoch_of_every_regime_is_read_back(tmp_path: Path, summary: dict[str, Any]) -> None:
-    write_tensorboard(tmp_path / "tb", summary)
+    track(tmp_path, read(summary))
     for name, regime in summary["regimes"].items():
         epochs = [epoch for stage in regime["stages"] for epoch in stage["curve"]]
         events = EventAccumulator(str(tmp_path / "tb" / name))
         events.Reload()
-        for key, tag in TAGS.items():
+        for key, tag in EPOCH_FIGURES.items():
             expected = [epoch[key] for epoch in epochs if epoch.get(key) is not None]
             if not expected:
                 assert tag not in events.Tags()["scalars"]
@@ -42,17 +44,17 @@ def test_every_epoch_of_every_regime_is_read_back(tmp_path: Path, summary: dict[
 
 
 def test_writing_again_gives_the_same_bytes_and_no_second_file(tmp_path: Path, summary: dict[str, Any]) -> None:
-    write_tensorboard(tmp_path / "tb", summary)
+    track(tmp_path, read(summary))
     first = contents(tmp_path / "tb")
-    write_tensorboard(tmp_path / "tb", summary)
+    track(tmp_path, read(summary))
     assert contents(tmp_path / "tb") == first
     assert [path.name for path in tmp_path.iterdir()] == ["tb"]
 
 
 def test_a_regime_that_is_gone_leaves_no_folder(tmp_path: Path, summary: dict[str, Any]) -> None:
-    write_tensorboard(tmp_path / "tb", summary)
+    track(tmp_path, read(summary))
     only = {**summary, "regimes": {"lw": summary["regimes"]["lw"]}}
-    write_tensorboard(tmp_path / "tb", only)
+    track(tmp_path, read(only))
     assert [path.name for path in (tmp_path / "tb").iterdir()] == ["lw"]
 
 

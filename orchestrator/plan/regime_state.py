@@ -1,0 +1,140 @@
+"""What a plan is made from, and what is known of one regime while its nodes are added."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from orchestrator.config.rates import Rates
+from orchestrator.costs.boundary_costs import Costs
+from orchestrator.costs.estimator import Estimator
+from orchestrator.costs.formulas import Estimate
+from orchestrator.costs.snapshot_policy import Decision
+from orchestrator.plan.boundaries import Boundaries
+from orchestrator.plan.experiment import experiment_of, outputs_of, rows_of
+from orchestrator.plan.node_table import NodeTable
+from orchestrator.regimes import wavefront
+from workers.domains.planning import SplitRows
+from workers.specs.results import MeasuredCosts
+from workers.specs.task_kinds import TASKS
+
+if TYPE_CHECKING:
+    from orchestrator.config.schema import Config, Regime
+    from workers.domains.planning import AnyOutline
+    from workers.models.outline import ChainOutline
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanInputs:
+    """What all regimes of a plan share. `found`: what the model's family found when it looked at the
+    model; `weights_digest`: identity of the initial weights' files; `figures`: what measure nodes found, by node id."""
+
+    config: Config
+    data: AnyOutline
+    found: object | None
+    weights_digest: str | None
+    rates: Rates
+    on_host: bool
+    figures: Mapping[str, MeasuredCosts]
+
+    @cached_property
+    def classes(self) -> int:
+        """Outputs of the head: classes, or the tokens of a vocabulary."""
+        return outputs_of(self.config, self.data, self.found)
+
+    @cached_property
+    def rows(self) -> SplitRows:
+        return rows_of(self.config, self.data)
+
+    @cached_property
+    def sharing(self) -> int:
+        """How many regimes share the snapshot budget: those that store boundaries."""
+        return max(1, sum(not self.config.regime(name).row.whole for name in self.config.regimes))
+
+
+@dataclasses.dataclass
+class Collected:
+    """What the regimes of a plan add to."""
+
+    table: NodeTable = dataclasses.field(default_factory=NodeTable)
+    targets: dict[str, None] = dataclasses.field(default_factory=dict)
+    #: Measure nodes without figures.
+    unmeasured: dict[str, None] = dataclasses.field(default_factory=dict)
+    #: Split -> evaluate node of the model as it came (pretrained language models).
+    original: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+class RegimeState:
+    """One regime while its nodes are added: its chain, its stages, and which node holds which weights now."""
+
+    def __init__(self, inputs: PlanInputs, collected: Collected, regime: Regime, outline: ChainOutline) -> None:
+        config = inputs.config
+        self.inputs, self.collected = inputs, collected
+        self.regime, self.outline = regime, outline
+        self.blocks = tuple(block.name for block in outline.blocks)
+        self.stages = regime.layout(self.blocks)
+        self.training_blocks = regime.in_training(self.blocks)
+        self.training = {stage.name: regime.stage_training(stage) for stage in self.stages}
+        self.experiment = experiment_of(config, regime, inputs.classes, inputs.found)
+        #: The wave's steps; none where the stages run one after the other.
+        self.wave = self._wave()
+        self.boundaries = Boundaries(
+            regime,
+            outline,
+            self.stages,
+            self.training,
+            inputs.rows,
+            views=config.domain.views(config.data),
+            wave=self.wave,
+        )
+        #: Part -> the node that holds it now: moves on from stage to stage, in a wave from round to round.
+        self.weights: dict[str, str] = {}
+        #: Version of the blocks that move while a wave goes on.
+        self.version = 0
+        self.data_node = ""
+        #: Evaluate node that may say that nothing more needs to be trained.
+        self.gate: str | None = None
+        self.gate_spec = regime.run_exit.gate if regime.ends_early else None
+        row_bytes = [self.boundaries.bytes_behind(index) for index in range(len(self.blocks))]
+        self.costs = Costs.nominal(outline, inputs.rates, regime.training.precision, row_bytes)
+        self.estimator = Estimator(regime, outline, inputs.rows, inputs.rates, inputs.found, inputs.on_host)
+
+    def _wave(self) -> tuple[wavefront.Step, ...]:
+        regime = self.regime
+        if regime.pipeline != "wavefront":
+            return ()
+        epochs = {stage.name: self.training[stage.name].epochs for stage in self.stages}
+        settings = regime.wavefront
+        return wavefront.steps(self.stages, epochs, rounds=settings.rounds, average_every=settings.average_every)
+
+    @property
+    def head_start(self) -> int:
+        """Blocks before the global head, of those that stages see."""
+        return len(self.training_blocks) - self.regime.split.head
+
+    def gate_parent(self) -> dict[str, str]:
+        return {} if self.gate is None else {"gate": self.gate}
+
+    def add(self, kind: str, label: str, task: dict[str, Any], parents: dict[str, str], predicted: Estimate) -> str:
+        """Add a node of this regime; return its id."""
+        text = label if TASKS[kind].shared else f"{self.regime.name}/{label}"
+        return self.collected.table.add(kind, self.regime.name, text, task, parents, predicted)
+
+
+@dataclasses.dataclass
+class Ended:
+    """What is known of the stages that are planned; see `RegimePlan`."""
+
+    stages: list[str] = dataclasses.field(default_factory=list)
+    #: Question of `after_stage.QUESTIONS` -> train node -> node that answers it.
+    answers: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    layers: dict[str, int | Literal["head"]] = dataclasses.field(default_factory=dict)
+    decisions: dict[str, Decision] = dataclasses.field(default_factory=dict)
+    reads: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    rounds: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    averages: list[str] = dataclasses.field(default_factory=list)
+
+    def answered(self, question: str) -> dict[str, str]:
+        return self.answers.get(question, {})

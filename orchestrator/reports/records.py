@@ -1,0 +1,301 @@
+"""Define the types of `summary.json`: what a run came to, its regimes, their stages, and every node's figures.
+
+`to_json` and `from_json` of `record_json` are the one way between these and the file. Field names are the file's keys,
+in its order. None stands for what was not measured (yet). Epochs count from 0; times are seconds of computing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from orchestrator.costs.formulas import Estimate
+from orchestrator.environment import Environment
+from orchestrator.reports.record_json import OPTIONAL, REST
+
+#: Of a model on one split, by name: loss, accuracy, perplexity, token_accuracy.
+Metrics = Mapping[str, float | None]
+#: Of a node, a stage or a regime: pending, partial, done, reused, failed.
+Status = str
+
+FORMAT = 1
+#: Statuses of what has its result.
+FINISHED = ("done", "reused")
+
+
+@dataclass(frozen=True)
+class ShardCounts:
+    """Reads and writes of snapshot shards."""
+
+    hits: int = 0
+    misses: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+
+
+@dataclass(frozen=True)
+class WorkPlace:
+    """Where and when a task ran; unix seconds. `others`: the ranks of a gang and how they worked together."""
+
+    host: str | None = field(default=None, metadata=OPTIONAL)
+    pid: int | None = field(default=None, metadata=OPTIONAL)
+    device: str | None = field(default=None, metadata=OPTIONAL)
+    threads: int | None = field(default=None, metadata=OPTIONAL)
+    world_size: int | None = field(default=None, metadata=OPTIONAL)
+    started: float | None = field(default=None, metadata=OPTIONAL)
+    finished: float | None = field(default=None, metadata=OPTIONAL)
+    others: Mapping[str, Any] = field(default_factory=dict, metadata=REST)
+    #: When a stage made its first step.
+    first_step: float | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True)
+class EpochSummary:
+    """One epoch as the stage's commit has it. `others`: rates by unit (`images_per_s`), and what newer workers add."""
+
+    epoch: int | None = None
+    train_loss: float | None = None
+    train_accuracy: float | None = None
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+    validation: Metrics | None = field(default=None, metadata=OPTIONAL)
+    lr: float | None = None
+    seconds: float | None = None
+    validation_seconds: float | None = field(default=None, metadata=OPTIONAL)
+    others: Mapping[str, float | None] = field(default_factory=dict, metadata=REST)
+    peak_device_bytes: int | None = None
+    peak_device_reserved_bytes: int | None = None
+    peak_host_bytes: int | None = None
+
+    def figure(self, name: str) -> float | None:
+        """Return a figure by its key in the file; None where the epoch has none of that name."""
+        value: float | None = getattr(self, name) if name in _OF_EPOCHS else self.others.get(name)
+        return value
+
+
+_OF_EPOCHS = frozenset(EpochSummary.__dataclass_fields__) - {"validation", "others"}
+
+
+@dataclass(frozen=True)
+class StageMeasured:
+    """What came of a stage, to stand beside its `Estimate`. `peak_kind`: `device`, or `host` without one."""
+
+    trainable: int | None
+    peak_bytes: int | None
+    peak_kind: str
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    predicted: Estimate
+    measured: StageMeasured
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """One stage; its rounds, if it was trained in rounds, as one piece of work."""
+
+    name: str
+    node: str
+    label: str
+    status: Status
+    #: How many pieces of work it is made of, and how many of them are done.
+    rounds: int
+    rounds_done: int
+    blocks: tuple[str, ...]
+    trained: tuple[str, ...]
+    path: tuple[str, ...]
+    #: Where its input comes from, and why.
+    source: str | None
+    source_reason: str | None
+    #: Whether a local head stood in for the network's own.
+    auxiliary: bool
+    seconds: float | None
+    epochs: int
+    planned_epochs: int | None
+    steps: int | None
+    exit: str | None
+    best_epoch: int | None
+    committed_epoch: int | None
+    resumed: int | None
+    trainable_parameters: int | None
+    resident_bytes: int | None
+    train_loss: float | None
+    metrics: Metrics
+    #: The whole chain after the stage.
+    assembled: Metrics
+    #: Of language models: the whole chain, the chain as far as it was trained, and how far that is.
+    full: Metrics
+    truncated: Metrics
+    layer: int | Literal["head"] | None
+    peak_device_bytes: int | None
+    peak_device_reserved_bytes: int | None
+    peak_host_bytes: int | None
+    host_baseline_bytes: int | None
+    host_growth_bytes: int | None
+    snapshot: ShardCounts
+    #: Frozen block -> samples run forward.
+    forwards: Mapping[str, int]
+    reused: bool
+    world_size: int
+    where: WorkPlace | None
+    estimate: StageEstimate
+    curve: tuple[EpochSummary, ...]
+
+    @property
+    def done(self) -> bool:
+        return self.status in FINISHED
+
+
+@dataclass(frozen=True)
+class FinalSummary:
+    """The finished model. `metrics` and `rows` are of `split`; `validation` are the metrics of the other split."""
+
+    metrics: Metrics
+    split: str
+    rows: int | None
+    validation: Metrics
+    status: Status
+
+
+@dataclass(frozen=True)
+class EndedEarly:
+    """After which stage the network was good enough, what was asked for and what it had reached."""
+
+    after: str
+    stages_left_out: int
+    target: Mapping[str, float]
+    reached: Metrics
+
+
+@dataclass(frozen=True)
+class SetSummary:
+    """One snapshot set. `boundary`: the blocks its rows went through; `shared`: more than one regime reads it."""
+
+    label: str
+    node: str
+    status: Status
+    split: str | None
+    view: int | None
+    boundary: tuple[str, ...]
+    set: str | None
+    rows: int | None
+    bytes: int | None
+    seconds: float | None
+    shared: bool
+
+
+@dataclass(frozen=True)
+class BoundaryFigures:
+    """What a boundary costs: the bytes of its sets, and seconds to make, to read or to compute again."""
+
+    bytes: int | None
+    make_seconds: float | None
+    read_seconds: float | None
+    recompute_seconds: float | None
+
+
+@dataclass(frozen=True)
+class BoundarySummary:
+    """What was decided for one boundary and on what grounds. `basis`: `measured` or `nominal` speeds."""
+
+    label: str
+    source: str
+    reason: str
+    basis: str
+    predicted: BoundaryFigures
+    measured: BoundaryFigures
+
+
+@dataclass(frozen=True)
+class ForwardCount:
+    """How often a frozen block ran: samples forward, and how many (sample, view) pairs there are."""
+
+    samples: int
+    sample_views: int | None
+    per_sample_view: float | None
+
+
+@dataclass(frozen=True)
+class RegimeSummary:
+    """One regime. `seconds`: of training, materialization and averaging; `wall_seconds`: while any of its nodes ran."""
+
+    kind: str
+    pipeline: str
+    status: Status
+    ended_early: EndedEarly | None
+    stages: tuple[StageSummary, ...]
+    final: FinalSummary
+    seconds: float
+    seconds_by_kind: Mapping[str, float]
+    wall_seconds: float | None
+    export: str | None
+    peak_device_bytes: int | None
+    peak_host_bytes: int | None
+    host_growth_bytes: int | None
+    trainable_parameters: int | None
+    snapshot: ShardCounts
+    snapshots: tuple[SetSummary, ...]
+    boundaries: tuple[BoundarySummary, ...]
+    forwards: Mapping[str, ForwardCount]
+    #: Question that is asked after each stage -> stage -> what the answer says; None where none is asked.
+    diagnoses: Mapping[str, Mapping[str, Any]] | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def done(self) -> bool:
+        return self.status in FINISHED
+
+
+@dataclass(frozen=True)
+class NodeCounts:
+    total: int
+    done: int
+    reused: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class WorkFigures:
+    """Of one node. `snapshot_bytes`: what it adds to the store."""
+
+    peak_bytes: int | None
+    snapshot_bytes: int | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class WorkSummary:
+    """One node on the timeline, with what was predicted for it beside what was measured."""
+
+    node: str
+    label: str
+    kind: str
+    regimes: tuple[str, ...]
+    status: Status
+    where: WorkPlace | None
+    predicted: WorkFigures
+    measured: WorkFigures
+
+
+@dataclass(frozen=True)
+class Failure:
+    node: str
+    label: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a run came to. `original`: split -> metrics of the model as it came ({} where it came without weights)."""
+
+    format: int = FORMAT
+    run: str
+    status: str
+    environment: Environment
+    regimes: Mapping[str, RegimeSummary]
+    nodes: NodeCounts
+    work: tuple[WorkSummary, ...]
+    original: Mapping[str, Metrics]
+    failures: tuple[Failure, ...]

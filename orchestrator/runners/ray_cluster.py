@@ -1,0 +1,119 @@
+"""Join or start the Ray cluster a run works on, see its machines, check that all of them see the store."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cache_store.errors import SegpropError, UserError, first_line
+from orchestrator.runners import shared_storage
+from orchestrator.runners.machines import Machine
+from orchestrator.runners.ray_worker import answer
+
+#: Ray gives its own processes 15 s each to come up, too few on a very busy machine, and then gives up.
+LOCAL_STARTS = 4
+#: A machine that has not answered the probe of the store by then is left out of it, with a warning.
+PROBE_DEADLINE_S = 60.0
+
+_log = logging.getLogger("segprop.cluster")
+
+
+def connect(address: str | None, cpus: int) -> None:
+    """Join the cluster at `address`, else that of RAY_ADDRESS, else start one on this machine with `cpus` CPUs. Raises
+    UserError when the cluster does not let us in, or does not fit this program."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        options["address"] = address
+    else:
+        # "local": without it ray.init would join whatever `ray start` left running on this machine.
+        options |= {"address": "local", "include_dashboard": False, "num_cpus": cpus}
+        # Ray's own default is 15: beside any other load on the machine its workers would hardly run.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+    try:
+        init(options, attempts=1 if address else LOCAL_STARTS)
+    except ConnectionError as error:
+        cause = first_line(error.__cause__ or error)
+        raise UserError(
+            f"resources.address: no Ray cluster lets us in at {address} ({cause}); is it running, and, where "
+            "it asks for tokens, is RAY_AUTH_MODE=token set with a token at hand?"
+        ) from error
+    except RuntimeError as error:
+        if "ersion mismatch" not in str(error):
+            raise
+        raise UserError(f"resources.address: this program does not fit the cluster at {address}: {error}") from None
+
+
+def init(options: Mapping[str, Any], attempts: int) -> None:
+    """Call `ray.init`, again where Ray's own processes did not come up in time. SegpropError when they never do."""
+    for left in reversed(range(attempts)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # of its own processes Ray raises nothing more special
+            if type(error) is not Exception:
+                raise
+            ray.shutdown()
+            if not left:
+                raise SegpropError(f"Ray does not start on this machine: {first_line(error)}") from error
+            _log.warning("Ray did not start in its own time, once more: %s", first_line(error))
+
+
+def living_nodes() -> list[dict[str, Any]]:
+    """List the cluster's nodes as Ray tells them, without those that are gone."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def machine_of(node: Mapping[str, Any]) -> Machine:
+    """Return what a node offers."""
+    resources = node["Resources"]
+    kinds = [name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")]
+    return Machine(
+        resources.get("CPU", 0), resources.get("GPU", 0), dict(node.get("Labels") or {}), tuple(sorted(kinds))
+    )
+
+
+def probe_store(store: str, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Check that every machine reads what the driver wrote, and back. UserError naming those that do not see it."""
+    question = shared_storage.ask(store)
+    names = _names(nodes)
+    sent = time.time()
+    calls = {}
+    for node in nodes:
+        pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        call = answer.options(scheduling_strategy=pinned).remote(question, node["NodeID"], names[node["NodeID"]])
+        calls[call] = node["NodeID"]
+    done, late = ray.wait(list(calls), num_returns=len(calls), timeout=PROBE_DEADLINE_S)
+    received = time.time()
+    answers: list[tuple[str, shared_storage.Answer]] = []
+    for call in done:
+        try:
+            answers.append((calls[call], ray.get(call)))
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+        except RayError as error:  # it is gone, or going: no work will be given to it
+            _log.warning("%s did not answer: %s", names[calls[call]], first_line(error))
+    for call in late:
+        _log.warning("%s has not said within %g s whether it sees the store", names[calls[call]], PROBE_DEADLINE_S)
+        ray.cancel(call, force=True)
+    shared_storage.judge(question, answers)
+    for warning in shared_storage.clock_warnings([found for _, found in answers], sent, received):
+        _log.warning("%s", warning)
+
+
+def _names(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return node id -> what people call the machine; with a part of the id where several nodes share a host."""
+    hosts = Counter(node["NodeManagerHostname"] for node in nodes)
+    return {
+        node["NodeID"]: node["NodeManagerHostname"]
+        + (f" (Ray node {node['NodeID'][:8]})" if hosts[node["NodeManagerHostname"]] > 1 else "")
+        for node in nodes
+    }

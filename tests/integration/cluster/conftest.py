@@ -1,0 +1,5 @@
+"""Fixtures of the tests on a Ray cluster."""
+
+from ray_cluster import cluster
+
+__all__ = ["cluster"]

@@ -1,0 +1,48 @@
+"""The formats of text data, by the name that a configuration gives as `data.name`: a row each.
+
+To add a format: write a `Corpus` that finds its documents and reads them, and add its row here and its name to
+`TextSpec.name`. Loads no torch and no transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from workers.data.text.corpora.base import Corpus
+from workers.data.text.corpora.hub import HubCorpus
+from workers.data.text.corpora.multiple_choice import MMLU, WinoGrande
+from workers.data.text.corpora.running_text import CHATS, TEXTS, FileCorpus, StdlibCorpus
+from workers.data.text.tokens.encode import Encoder, chat_encoder, question_encoder, text_encoder
+from workers.data.text.tokens.tokenizers import Tokenizer
+from workers.specs.language import TextSpec
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """A kind of text data. `open` finds its documents; `encoder` makes what turns them into tokens (ConfigError when
+    the tokenizer cannot do what that needs); `running`: whether documents are running text, which may be packed;
+    `candidates`: answers of a question, of which training takes one (1: there are no questions); `ends`: the end of a
+    sample must be learned, so a length that cuts most of them off is refused."""
+
+    open: Callable[[TextSpec], Corpus]
+    encoder: Callable[[Tokenizer], Encoder]
+    running: bool = False
+    candidates: int = 1
+    ends: bool = False
+
+
+TEXT_FORMATS: dict[str, TextFormat] = {
+    "text": TextFormat(partial(FileCorpus, contents=TEXTS), text_encoder, running=True),
+    "chat": TextFormat(partial(FileCorpus, contents=CHATS), chat_encoder, ends=True),
+    "mmlu": TextFormat(MMLU, question_encoder, candidates=4),
+    "winogrande": TextFormat(WinoGrande, question_encoder, candidates=2),
+    "hub": TextFormat(HubCorpus, text_encoder, running=True),
+    "stdlib": TextFormat(StdlibCorpus, text_encoder, running=True),
+}
+
+
+def data_is_packed(data: TextSpec) -> bool:
+    """Return whether documents are joined into samples of full length: running text, unless `pack` is off."""
+    return data.pack and TEXT_FORMATS[data.name].running

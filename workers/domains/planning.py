@@ -1,0 +1,109 @@
+"""The contract between planning and a kind of data: everything that needs no torch.
+
+`workers.domains.registry` has the table; `workers.domains.base` is the other half of a domain, for training.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from workers.models.base import Finding
+from workers.models.counting import Shape
+from workers.specs.experiment import ImageSpec
+from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.tasks import DataTask
+
+AnyData = ImageSpec | TextSpec
+
+#: The spec of a data set, and what looking at its files finds.
+DataT = TypeVar("DataT", ImageSpec, TextSpec)
+OutlineT = TypeVar("OutlineT")
+
+
+class AnyOutline(Protocol):
+    """What is known of a data set before it is prepared; the rest is between a domain and its own outline."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the files."""
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """Samples of the three splits; of packed text, about."""
+
+    train: int
+    validation: int
+    test: int
+
+    def of(self, split: str) -> int:
+        return int(getattr(self, split))
+
+
+class DomainPlanning(ABC, Generic[DataT, OutlineT]):
+    """What planning asks of images or text. Stateless; methods load libraries when they are called, never torch."""
+
+    #: The spec class that the section `data` of a configuration is read into.
+    data: ClassVar[type[Any]]
+    #: What the raw inputs of a chain are called.
+    raw: ClassVar[str]
+    #: Samples that go through frozen blocks together, and samples of an evaluation batch, where nothing is said.
+    group_rows: ClassVar[int]
+    evaluation_batch: ClassVar[int]
+    #: Metrics of an evaluation; the first is the one that trials of a sweep are compared by.
+    metrics: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def inspect(self, data: DataT, seed: int) -> OutlineT:
+        """Look at the files. DataError or ConfigError, all problems at once."""
+
+    @abstractmethod
+    def rows(self, data: DataT, outline: OutlineT) -> SplitRows:
+        """Samples of every split."""
+
+    @abstractmethod
+    def problems(self, data: DataT) -> Iterator[Finding]:
+        """What is wrong with the section `data`, without looking at files."""
+
+    def row_problems(self, data: DataT, rows: SplitRows) -> Iterator[Finding]:
+        """What is wrong with the sizes of the splits, where `inspect` has not said so."""
+        yield from ()
+
+    @abstractmethod
+    def classes(self, outline: OutlineT) -> int | None:
+        """Classes of the data set; None where targets are tokens."""
+
+    @abstractmethod
+    def views(self, data: DataT) -> int | None:
+        """Augmentation views; None where samples have none."""
+
+    @abstractmethod
+    def sample(self, data: DataT, outline: OutlineT) -> Shape:
+        """Shape of one sample, about, for predictions."""
+
+    @abstractmethod
+    def checked_sample(self, data: DataT) -> Shape:
+        """Shape of a sample that tells whether there is a chain, before the files are looked at."""
+
+    @abstractmethod
+    def without_files(self, data: DataT) -> DataT:
+        """The spec freed of where files lie: the store holds the prepared data, so a stage needs no path."""
+
+    @abstractmethod
+    def task(self, data: DataT, fingerprint: str, seed: int, tokenizing: CausalLMSpec | None) -> DataTask:
+        """Prepare the data. The task holds what decides the prepared samples and nothing else."""
+
+    @abstractmethod
+    def words(self, data: DataT, outline: OutlineT, count_text: Callable[[int], str]) -> str:
+        """The data in a few words. `count_text` writes large numbers."""
+
+    @abstractmethod
+    def train_sets_words(self, views: int) -> str:
+        """Snapshot sets of the training split in a few words; `views` of them."""
+
+    def export_facts(self, data: DataT, outline: OutlineT) -> dict[str, Any]:
+        """JSON facts of the data that belong beside exported weights."""
+        return {}

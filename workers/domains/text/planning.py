@@ -1,0 +1,81 @@
+"""Text as far as planning needs to know it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from workers.domains.planning import DomainPlanning, SplitRows
+from workers.models.base import Finding
+from workers.models.counting import Shape
+from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.tasks import DataTask
+
+if TYPE_CHECKING:
+    from workers.data.text.inspect import TextOutline
+
+
+class TextPlanning(DomainPlanning[TextSpec, "TextOutline"]):
+    """See `workers.domains.planning.DomainPlanning`."""
+
+    data = TextSpec
+    raw = "text"
+    group_rows = 16
+    evaluation_batch = 16
+    metrics = ("loss", "perplexity", "accuracy", "token_accuracy")
+
+    def inspect(self, data: TextSpec, seed: int) -> TextOutline:
+        from workers.data.text.inspect import inspect_text
+
+        return inspect_text(data, seed)
+
+    def rows(self, data: TextSpec, outline: TextOutline) -> SplitRows:
+        return SplitRows(**{split: outline.rows[split] for split in ("train", "validation", "test")})
+
+    def problems(self, data: TextSpec) -> Iterator[Finding]:
+        for key, share in (("validation", data.validation), ("test", data.test)):
+            if share >= 1 and share != int(share):
+                yield ("data", key), f"{share}: must be a fraction below 1 or a whole number of documents"
+
+    def classes(self, outline: TextOutline) -> None:
+        return None
+
+    def views(self, data: TextSpec) -> None:
+        return None
+
+    def sample(self, data: TextSpec, outline: TextOutline) -> Shape:
+        return (tokens_a_sample(data, outline),)
+
+    def checked_sample(self, data: TextSpec) -> Shape:
+        return (1,)  # which chain there is does not depend on how long a sample is
+
+    def without_files(self, data: TextSpec) -> TextSpec:
+        return replace(data, path=None)
+
+    def task(self, data: TextSpec, fingerprint: str, seed: int, tokenizing: CausalLMSpec | None) -> DataTask:
+        # Text is split before it is packed, so that no document is in two splits: with the seed of the run.
+        return DataTask(data=data, fingerprint=fingerprint, seed=seed, model=tokenizing)
+
+    def words(self, data: TextSpec, outline: TextOutline, count_text: Callable[[int], str]) -> str:
+        rows, tokens = self.rows(data, outline), tokens_a_sample(data, outline)
+        return (
+            f"{data.name}: about {rows.train} + {rows.validation} + {rows.test} samples of {tokens} tokens, "
+            f"{count_text(tokens * rows.train)} tokens to train on"
+        )
+
+    def train_sets_words(self, views: int) -> str:
+        return "train"
+
+
+def tokens_a_sample(data: TextSpec, outline: TextOutline) -> int:
+    """Tokens of a sample, about: what packing makes of it, or a quarter of its bytes."""
+    from workers.data.text.formats import data_is_packed
+
+    if data_is_packed(data):
+        return data.sequence_length
+    mean = outline.bytes / max(1, sum(outline.documents.values())) / 4
+    return max(1, min(data.sequence_length, round(mean)))
+
+
+TEXT = TextPlanning()

@@ -1,0 +1,220 @@
+"""Hugging Face decoders as a model family. Loads torch and transformers when a model is looked at, not before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from cache_store.errors import ConfigError, Interrupted
+from workers.control import Update
+from workers.models.base import (
+    COMPANION,
+    Capabilities,
+    Export,
+    Finding,
+    ModelFamily,
+    Parts,
+    StageMemory,
+    StageParts,
+    Start,
+    Traits,
+    Written,
+)
+from workers.models.causal_lm import memory
+from workers.models.causal_lm.outline import LMOutline, LMPartOutline, lm_chain
+from workers.specs.experiment import ImageSpec
+from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.model import expect
+from workers.specs.results import PartRecord
+
+if TYPE_CHECKING:
+    from cache_store.records.nodes import Attempt
+    from workers.control import Control
+    from workers.models.counting import Shape
+    from workers.models.outline import ChainOutline, PartOutline
+
+FACTS = "segprop.json"
+
+
+class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
+    """See `workers.models.base.ModelFamily`."""
+
+    name = "causal_lm"
+    spec = CausalLMSpec
+    domain = "text"
+    traits = Traits(
+        noun="a decoder",
+        stem=1,
+        adapters=False,
+        copies_head=True,
+        alike_layers=True,
+        scores_original=True,
+        # At a vocabulary of 128,000 it decides what fits.
+        large_optimizer=True,
+        can=Capabilities(
+            lora=None,
+            lm_head=None,
+            frozen_weights=None,
+            omit=None,
+            fp8=None,
+            fsdp2=None,
+            channels_last="true: is for images",
+            head_convs="is for ResNets; a decoder has split.head",
+        ),
+    )
+    export_files = (FACTS,)
+
+    def inspect(self, model: CausalLMSpec) -> LMOutline:
+        # Loads torch and transformers: only they know every architecture.
+        from workers.models.causal_lm.inspect import inspect
+
+        return inspect(model)
+
+    def outline(self, model: CausalLMSpec, found: LMOutline | None, sample: Shape, classes: int) -> ChainOutline:
+        return lm_chain(expect(LMOutline, found), sample[0])
+
+    def outputs(self, found: LMOutline | None, classes: int | None) -> int:
+        return expect(LMOutline, found).vocabulary
+
+    def architecture(self, model: CausalLMSpec, found: LMOutline | None) -> CausalLMSpec:
+        """The architecture alone; and where its code lies, for a checkpoint whose code the user trusts."""
+        config = dict(expect(LMOutline, found).config)
+        alone = replace(model, gguf=None, tokenizer=None, prune=(), config=config)
+        return alone if model.trust_remote_code else replace(alone, path=None, revision=None)
+
+    def start(self, model: CausalLMSpec, found: LMOutline | None) -> CausalLMSpec:
+        return replace(model, attention="sdpa", config=dict(expect(LMOutline, found).config))
+
+    def weights_digest(self, model: CausalLMSpec, found: LMOutline | None) -> str | None:
+        return expect(LMOutline, found).weights_digest
+
+    def pretrained(self, model: CausalLMSpec) -> bool:
+        return model.path is not None
+
+    def tokenizing(self, model: CausalLMSpec) -> CausalLMSpec:
+        # What matters to a tokenizer, its vocabulary and its positions.
+        return replace(model, attention="sdpa", master="float32", prune=())
+
+    def data_problems(self, model: CausalLMSpec, found: LMOutline, data: ImageSpec | TextSpec) -> Iterator[Finding]:
+        text = expect(TextSpec, data)
+        yield from _positions(found, text)
+        yield from _isolation(model, found, text)
+        yield from _tokenizer(model, found, text)
+
+    def missing_weights(self, model: CausalLMSpec, found: LMOutline | None) -> str | None:
+        if model.path is None or expect(LMOutline, found).has_weights:
+            return None
+        return (
+            f"model.path: {model.path} has a config.json but no weights: it can be planned for (--dry-run), not "
+            "trained; allowed: a folder with *.safetensors, or without model.path random weights for model.config"
+        )
+
+    def words(self, model: CausalLMSpec, found: LMOutline | None) -> str:
+        language = expect(LMOutline, found)
+        weights = model.path or "random weights"
+        if model.path is not None and not language.has_weights:
+            weights += " (no weights there: it can be planned, not run)"
+        return f"{language.config.get('model_type')}, {language.layers} layers, {weights},"
+
+    def stage_memory(self, model: CausalLMSpec, found: LMOutline | None, stage: StageParts) -> StageMemory:
+        return memory.stage_memory(
+            cast("Sequence[LMPartOutline]", stage.path),
+            stage.trained,
+            stage.train,
+            master=_master(model, found),
+            prefix=cast("Sequence[LMPartOutline]", stage.prefix),
+            group_rows=stage.group_rows,
+            stored_item_bytes=stage.stored_item_bytes,
+            on_host=stage.on_host,
+        )
+
+    def frozen_bytes(
+        self, model: CausalLMSpec, found: LMOutline | None, parts: Sequence[PartOutline], rows: int, precision: str
+    ) -> int:
+        own = cast("Sequence[LMPartOutline]", parts)
+        return memory.frozen_bytes(own, rows, master=_master(model, found), precision=precision)
+
+    def parts(self, model: CausalLMSpec, sample: Shape, classes: int) -> Parts:
+        from workers.models.causal_lm.training import CausalLMParts
+
+        return CausalLMParts(model)
+
+    def write_start(self, start: Start, attempt: Attempt, control: Control) -> Written:
+        """One file a part, written as it is read: the model is never held whole."""
+        from workers.models.causal_lm.network.parts import part_names
+        from workers.models.causal_lm.pretrained.import_parts import companions, import_parts
+        from workers.models.causal_lm.pretrained.verify import verify_chain
+        from workers.models.chain import write_part
+
+        model = expect(CausalLMSpec, start.model)
+        # Before hours are spent on it: a small model of this architecture gives the same logits as a chain and alone.
+        verify_chain(model)
+        total = len(part_names(model))
+        parts: dict[str, PartRecord] = {}
+        for name, state in import_parts(model, start.seed):
+            parts[name] = write_part(attempt, name, state)
+            control.progress(Update(phase="import", done=len(parts), total=total, unit="parts"))
+            if control.should_stop():
+                raise Interrupted("the import of the model was stopped; it starts again with the next run")
+        beside = companions(model)
+        for name, data in beside.items():
+            attempt.write(f"{COMPANION}{name}", data)
+        return Written(parts=parts, companions=tuple(sorted(beside)))
+
+    def export(self, export: Export, target: Path) -> None:
+        """A folder that `AutoModelForCausalLM` loads, one part in memory at a time."""
+        import json
+        import shutil
+
+        from workers.models.causal_lm.pretrained.export import write_folder
+
+        facts = json.dumps({"sources": dict(export.sources)}, indent=2).encode() + b"\n"
+        # The folder appears whole, with what says whose it is: an export that was killed has left another name behind.
+        for outdated in (target, *target.parent.glob(f".{target.name}.*")):
+            shutil.rmtree(outdated, ignore_errors=True)
+        write_folder(expect(CausalLMSpec, export.model), export.states, {**export.companions, FACTS: facts}, target)
+
+
+def _master(model: CausalLMSpec, found: LMOutline | None) -> str:
+    """The type of the weights, which `auto` leaves to the checkpoint."""
+    return model.master if model.master != "auto" else str(expect(LMOutline, found).config["dtype"])
+
+
+def _positions(found: LMOutline, data: TextSpec) -> Iterator[Finding]:
+    """Samples may not be longer than the model has positions."""
+    if found.positions is not None and data.sequence_length > found.positions:
+        yield ("data", "sequence_length"), f"{data.sequence_length}: the model has {found.positions} positions"
+
+
+def _isolation(model: CausalLMSpec, found: LMOutline, data: TextSpec) -> Iterator[Finding]:
+    """Packed documents are kept apart by the model's own masks, where it has any."""
+    from workers.data.text.formats import data_is_packed
+
+    if data_is_packed(data) and data.isolate and not found.isolates:
+        yield (
+            ("data", "isolate"),
+            f"true: {found.config.get('model_type')} with model.attention {model.attention} does not keep packed "
+            "documents apart; set data.isolate: false, or data.pack: false for a sample a document",
+        )
+
+
+def _tokenizer(model: CausalLMSpec, found: LMOutline, data: TextSpec) -> Iterator[Finding]:
+    """The tokenizer must be there, fit the model, and do what the data ask of it. A folder without weights can be
+    planned for without its tokenizer too."""
+    from workers.data.text.formats import TEXT_FORMATS
+    from workers.data.text.tokens.tokenizers import load_tokenizer
+
+    if model.tokenizer is None and not found.has_weights:
+        if model.path is None:
+            yield ("model", "tokenizer"), "none given; random weights need one: a folder, a hub id, or bytes"
+        return
+    try:
+        TEXT_FORMATS[data.name].encoder(load_tokenizer(replace(model, config=dict(found.config))))
+    except ConfigError as error:
+        key, _, message = error.message.partition(": ")
+        yield tuple(key.split(".")), message
+
+
+CAUSAL_LM = CausalLMFamily()

@@ -1,0 +1,91 @@
+"""torchvision's ResNets as a model family. Loads no torch until parts, weights or an export are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cache_store.errors import ConfigError
+from workers.models.base import Capabilities, Export, ModelFamily, Parts, Start, Traits, Written
+from workers.models.outline import ChainOutline
+from workers.models.resnet.outline import resnet_outline
+from workers.specs.experiment import ResNetSpec
+from workers.specs.model import expect
+
+if TYPE_CHECKING:
+    from cache_store.records.nodes import Attempt
+    from workers.control import Control
+    from workers.models.counting import Shape
+
+
+class ResNetFamily(ModelFamily[ResNetSpec, None]):
+    """See `workers.models.base.ModelFamily`."""
+
+    name = "resnet"
+    spec = ResNetSpec
+    domain = "images"
+    traits = Traits(
+        noun="a ResNet",
+        can=Capabilities(
+            head_convs=None,
+            fsdp2="fsdp2: is for language models; ResNets, with their batch normalization, take ddp",
+        ),
+    )
+
+    def outline(self, model: ResNetSpec, found: None, sample: Shape, classes: int) -> ChainOutline:
+        return resnet_outline(model, sample[-1], classes)
+
+    def architecture(self, model: ResNetSpec, found: None) -> ResNetSpec:
+        return replace(model, weights=None)
+
+    def start(self, model: ResNetSpec, found: None) -> ResNetSpec:
+        # How the chain is cut, or computes, later does not change the weights it starts from.
+        return replace(model, segments="stages", head_convs=1, dropout=ResNetSpec.dropout)
+
+    def weights_digest(self, model: ResNetSpec, found: None) -> str | None:
+        if model.weights is None:
+            return None
+        try:
+            with open(model.weights, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            where = "model.weights"
+            raise ConfigError(f"{where}: {model.weights}: {error.strerror or error}", where=where) from error
+
+    def pretrained(self, model: ResNetSpec) -> bool:
+        return model.weights is not None
+
+    def with_head_convs(self, model: ResNetSpec, head_convs: int | None) -> ResNetSpec:
+        return model if head_convs is None else replace(model, head_convs=head_convs)
+
+    def regime_settings(self, model: ResNetSpec) -> Mapping[str, Any]:
+        return {"head_convs": model.head_convs}
+
+    def words(self, model: ResNetSpec, found: None) -> str:
+        return model.name
+
+    def parts(self, model: ResNetSpec, sample: Shape, classes: int) -> Parts:
+        from workers.models.resnet.training import ResNetParts
+
+        return ResNetParts(model, sample[-1], classes)
+
+    def write_start(self, start: Start, attempt: Attempt, control: Control) -> Written:
+        from safetensors.torch import save
+
+        from workers.models.chain import state_digest
+        from workers.models.resnet.parts import initial_state
+
+        state = initial_state(expect(ResNetSpec, start.model), start.classes, start.seed)
+        attempt.write("state.safetensors", save(state))
+        return Written(digest=state_digest(state))
+
+    def export(self, export: Export, target: Path) -> None:
+        from workers.models.resnet.export import write_checkpoint
+
+        write_checkpoint(export, target)
+
+
+RESNET = ResNetFamily()

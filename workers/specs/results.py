@@ -1,0 +1,337 @@
+"""Define what nodes of a plan commit, one dataclass a kind: made to and read from JSON here alone. Loads no torch.
+
+A store outlives the version that filled it: fields that came later have a default, and keys that are not known are
+passed over (`as_json.read_record`). Names and order of the keys stay as they are. All times are unix seconds, all
+durations seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from workers.specs.as_json import read_record, write_record
+
+
+class _Record:
+    """Write and read a record whose fields are its keys."""
+
+    #: Fields that are left out of the JSON where they are None.
+    OMITTED: ClassVar[tuple[str, ...]] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Write the record as JSON values."""
+        return write_record(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what this version or another one wrote. ValueError when a field is missing that all versions write."""
+        return read_record(cls, data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank(_Record):
+    """One process of a gang."""
+
+    host: str
+    pid: int
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where(_Record):
+    """Where and when a node was run."""
+
+    OMITTED = ("strategy", "ranks", "first_step")
+
+    host: str
+    pid: int
+    device: str
+    threads: int
+    world_size: int = 1
+    started: float
+    finished: float
+    #: Of a gang: how its ranks shared the stage, and who they were.
+    strategy: str | None = None
+    ranks: tuple[Rank, ...] | None = None
+    #: Of a stage: when its first step began; what lies before it is hand-over.
+    first_step: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartRecord(_Record):
+    """One part's weights: the file of the commit that holds them, the digest of the state and the file's length."""
+
+    file: str
+    digest: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotCounters(_Record):
+    """Shards of snapshot sets that were found and that were not, and the bytes that were read and written."""
+
+    hits: int = 0
+    misses: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+
+    def __add__(self, other: SnapshotCounters) -> SnapshotCounters:
+        return SnapshotCounters(
+            hits=self.hits + other.hits,
+            misses=self.misses + other.misses,
+            bytes_read=self.bytes_read + other.bytes_read,
+            bytes_written=self.bytes_written + other.bytes_written,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeFigures(_Record):
+    """What results of several kinds have in common, read without the rest: for progress and logs."""
+
+    seconds: float | None = None
+    resumed: int | None = None
+    snapshot: SnapshotCounters | None = None
+    where: Where | None = None
+    #: Of a snapshot set.
+    bytes: int | None = None
+    #: Sentences for the user, of a text data set.
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldParts(_Record):
+    """The parts that a commit holds in files of their own, whichever kind of node made it; read without the rest."""
+
+    parts: Mapping[str, PartRecord] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDataResult(_Record):
+    """A prepared image data set: the sets of its two files, and how many rows each has."""
+
+    train: str
+    test: str
+    digest: str
+    rows: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSplit(_Record):
+    """One split of a prepared text data set: the sets of its tokens and of its samples."""
+
+    tokens: str
+    samples: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextDataResult(_Record):
+    """A prepared text data set."""
+
+    train: TextSplit
+    validation: TextSplit
+    test: TextSplit
+    #: The token that pads.
+    pad: int
+    #: Whether positions restart inside samples, where documents do.
+    restarts: bool
+    #: The task that made it, as JSON values: a stage needs it only to make again what was lost.
+    origin: Mapping[str, Any] | None = None
+
+    def split(self, name: str) -> TextSplit:
+        return {"train": self.train, "validation": self.validation, "test": self.test}[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelResult(_Record):
+    """Initial weights: one file with every tensor (`digest`), or an imported checkpoint's `parts`, with the names of
+    the files that go beside them."""
+
+    OMITTED = ("digest", "parts", "companions")
+
+    digest: str | None = None
+    parts: Mapping[str, PartRecord] | None = None
+    companions: tuple[str, ...] | None = None
+    seconds: float
+    where: Where
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochFigures(_Record):
+    """What one epoch of a stage came to. Accuracies 0..1; `epoch` counts from 0."""
+
+    epoch: int
+    train_loss: float
+    #: None where the domain does not count it.
+    train_accuracy: float | None
+    validation_loss: float
+    validation_accuracy: float
+    #: All metrics of the domain.
+    validation: Mapping[str, float] = field(default_factory=dict)
+    lr: float
+    seconds: float
+    validation_seconds: float = 0.0
+    #: Samples a second, and what they are called: the key is `<unit>_per_s`.
+    unit: str = "images"
+    rate: float = 0.0
+    peak_device_bytes: int | None = None
+    peak_device_reserved_bytes: int | None = None
+    peak_host_bytes: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        named = {"rate": f"{self.unit}_per_s"}
+        return {named.get(key, key): value for key, value in write_record(self).items() if key != "unit"}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        key = next((key for key in data if key.endswith("_per_s")), None)
+        rate = {} if key is None else {"unit": key.removesuffix("_per_s"), "rate": data[key]}
+        return read_record(cls, {**data, **rate})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredMemory(_Record):
+    """What a stage held. Peaks are the largest of its epochs but the first, where there are more; None: not known."""
+
+    trainable_parameters: int
+    resident_bytes: int
+    peak_device_bytes: int | None = None
+    peak_device_reserved_bytes: int | None = None
+    peak_host_bytes: int | None = None
+    #: Of the process, before the stage began.
+    host_baseline_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartialSet(_Record):
+    """A set of which only some shards are in the store, and how many samples these are."""
+
+    set: str
+    rows: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftSets(_Record):
+    """Role -> set that a stage made along but not whole: the part of a `StageResult` that says so, without the rest."""
+
+    partial: Mapping[str, PartialSet] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult(_Record):
+    """A stage, or a round of one, that was trained; or left out by the run's exit (`epochs` empty, no `memory`)."""
+
+    OMITTED = ("scaler", "train_spec", "partial", "waited_s")
+
+    stage: str
+    parts: Mapping[str, PartRecord]
+    epochs: tuple[EpochFigures, ...]
+    best_epoch: int | None
+    committed_epoch: int | None
+    exit: str
+    steps: int
+    path_is_auxiliary: bool
+    #: Of a round that another one follows: the state of the gradient scaler, empty where there is none.
+    scaler: Mapping[str, Any] | None = None
+    #: Its fields are keys of the result itself.
+    memory: MeasuredMemory | None = None
+    snapshot: SnapshotCounters = field(default_factory=SnapshotCounters)
+    #: Samples that ran through each frozen block.
+    forwards: Mapping[str, int] = field(default_factory=dict)
+    input_seconds: float | None = None
+    seconds: float
+    resumed: int = 0
+    #: The settings it was trained with, as JSON values.
+    train_spec: Mapping[str, Any] | None = None
+    where: Where
+    #: Where others worked on its sets: those that are not whole, and how long it waited for somebody else's shards.
+    partial: Mapping[str, PartialSet] | None = None
+    waited_s: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        plain: dict[str, Any] = {}
+        for key, value in write_record(self).items():
+            plain |= {key: value} if key != "memory" else value or {}
+        return plain
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        held = {"memory": data} if "trainable_parameters" in data else {}
+        return read_record(cls, {**data, **held})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaterializeResult(_Record):
+    """A snapshot set that is whole; or empty, where the run's exit left its reader out."""
+
+    set: str
+    rows: int
+    bytes: int
+    forwards: Mapping[str, int] = field(default_factory=dict)
+    snapshot: SnapshotCounters = field(default_factory=SnapshotCounters)
+    seconds: float
+    where: Where
+
+
+@dataclass(frozen=True)
+class BlockCosts(_Record):
+    """Of one block and of the boundary behind it, in seconds a sample (`build`: in seconds)."""
+
+    #: Loading the block's weights.
+    build: float
+    #: Its forward pass in groups, as snapshots are made, with what is done to keep a row: cast, encode.
+    group: float
+    #: Its forward pass over training batches, as a stage that recomputes runs it.
+    batch: float
+    #: Of rows of the boundary behind it: writing; reading for the first time (verified, mapped, gathered shuffled,
+    #: decoded); reading again.
+    write: float
+    open: float
+    read: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadCosts(_Record):
+    """Seconds a sample to load raw inputs, in groups of a shard and in batches."""
+
+    group: float
+    batch: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredCosts(_Record):
+    """What snapshots of a chain cost on a slot."""
+
+    load: LoadCosts
+    blocks: Mapping[str, BlockCosts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureResult(_Record):
+    """Costs that were measured on a slot of the run."""
+
+    figures: MeasuredCosts
+    seconds: float
+    where: Where
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageResult(_Record):
+    """Parts averaged over replicas."""
+
+    parts: Mapping[str, PartRecord]
+    replicas: int
+    seconds: float
+    where: Where
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult(_Record):
+    """Scores of an assembled chain: at least mean cross-entropy (`loss`) and `accuracy` (0..1)."""
+
+    metrics: Mapping[str, float]
+    rows: int
+    seconds: float
+    where: Where

@@ -1,0 +1,90 @@
+"""List the kinds of tasks, one row each: the class of the task, and what planning and the driver ask of it.
+
+Loads no torch. How a worker does a task is in `workers.tasks.execute`, under the same name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from workers.specs import tasks
+
+#: A task as JSON values.
+Json = Mapping[str, Any]
+
+
+def _whole(task: Json) -> Json:
+    return task
+
+
+def _always(task: Any) -> bool:
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskKind:
+    """One row."""
+
+    spec: type[Any]
+    #: Trains parts of the chain: a stage or a round of one. A gang may run it.
+    trains: bool = False
+    #: Makes a snapshot set, which may be released after its last reader and made again.
+    makes_set: bool = False
+    #: Scores a network: only the results wait for it, so it starts when nothing else is ready.
+    scores: bool = False
+    #: Makes the weights that training starts from.
+    initializes: bool = False
+    #: Its outcome does not depend on the regime: labels do not name one.
+    shared: bool = False
+    #: The part of the task that decides its outcome, for the node's id: without where files lie or how often to save.
+    identity: Callable[[Json], Json] = _whole
+    #: Whether the task, as an object, asks for deterministic kernels.
+    deterministic: Callable[[Any], bool] = _always
+
+
+def _data_identity(task: Json) -> Json:
+    """Leave out where the files lie: the fingerprint says which they are."""
+    model = task["model"] and _without(task["model"], "path", "revision")
+    return {**task, "data": _without(task["data"], "path", "download"), "model": model}
+
+
+def _model_identity(task: Json) -> Json:
+    """Leave out where the weights lie: the digest says which they are."""
+    return {**task, "model": _without(task["model"], "weights", "path", "revision")}
+
+
+def _plain_boundary(task: Json) -> Json:
+    """Leave out the plain encoding: ids are those from before there were others."""
+    if (task.get("boundary") or {}).get("encoding") != "plain":
+        return task
+    return {**task, "boundary": _without(task["boundary"], "encoding")}
+
+
+def _stage_identity(task: Json) -> Json:
+    task = _plain_boundary(task)
+    train = _without(task["train"], "checkpoint_every_s")
+    # Matrices under adapters were not rounded once: such a stage is another one since they are.
+    rounds = {"rounds": 1} if train.get("lora") and train.get("frozen_weights", "full") != "full" else {}
+    return {**task, "train": train, **rounds}
+
+
+def _without(section: Json, *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key not in keys}
+
+
+TASKS: dict[str, TaskKind] = {
+    "data": TaskKind(spec=tasks.DataTask, shared=True, identity=_data_identity),
+    "model": TaskKind(spec=tasks.ModelTask, initializes=True, shared=True, identity=_model_identity),
+    "measure": TaskKind(spec=tasks.MeasureTask),
+    "materialize": TaskKind(spec=tasks.MaterializeTask, makes_set=True, identity=_plain_boundary),
+    "train": TaskKind(
+        spec=tasks.StageTask,
+        trains=True,
+        identity=_stage_identity,
+        deterministic=lambda task: bool(task.train.deterministic),
+    ),
+    "evaluate": TaskKind(spec=tasks.EvaluateTask, scores=True),
+    "average": TaskKind(spec=tasks.AverageTask),
+}

@@ -1,0 +1,115 @@
+"""Commit a stage: its parts' files, and the result that says how it went and what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from cache_store.records.nodes import Attempt, Commit
+from workers.environment import WorkerEnvironment
+from workers.models.chain import write_part
+from workers.snapshots.production import commit_made_along
+from workers.specs.orders import Production
+from workers.specs.results import EpochFigures, MeasuredMemory, PartRecord, Rank, SnapshotCounters, StageResult, Where
+from workers.specs.tasks import StageTask
+from workers.training.checkpoint import StageState
+from workers.training.optimizer import StageStep
+from workers.training.stage_inputs import StageInputs
+from workers.training.stage_path import StagePath
+from workers.weights import ADAPTER, AUX
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Hold a stage after its last step, with what its commit is made of. `first_step`: when its first step began (unix
+    seconds); `host_baseline`: bytes of the process before the stage."""
+
+    task: StageTask
+    environment: WorkerEnvironment
+    attempt: Attempt
+    production: Production
+    inputs: StageInputs
+    path: StagePath
+    step: StageStep
+    state: StageState
+    first_step: float
+    host_baseline: int
+
+    def commit(self) -> Commit | None:
+        """Write and publish what the stage came to, then drop its checkpoints. Every rank of a gang must take part,
+        and gets the commit that counts."""
+        gang, train = self.environment.gang, self.task.train
+        if train.commit == "best":
+            self.path.load(self.state.best)
+        parts: dict[str, PartRecord] = {}
+        for part in self.task.trained:
+            tensors = self.path.final(part)
+            if gang.leads:
+                parts[part] = write_part(self.attempt, part, tensors)
+        if train.head_optimizer == "carry":
+            self.state.write_optimizer()
+        result = self._result(parts)
+        if not gang.leads:
+            return gang.agree(None)
+        if self.task.goes_on:  # never in a gang
+            self.state.write_continue()
+            result = replace(result, scaler=self.step.scaler_state())
+        waited_s = self.inputs.waited_s()
+        partial = commit_made_along(
+            self.environment.nodes, self.production.unfinished, self.inputs.by_role, self.environment.where()
+        )
+        if waited_s is not None:
+            result = replace(result, partial=partial, waited_s=waited_s)
+        commit = self.attempt.commit(result.to_json())
+        self.environment.nodes.drop_checkpoints(self.attempt.node_id)
+        return gang.agree(commit)
+
+    def _result(self, parts: dict[str, PartRecord]) -> StageResult:
+        """Sum up the stage. Every rank of a gang must take part."""
+        progress, task = self.state.progress, self.task
+        own = [epoch for epoch in progress.history if epoch.epoch in task.epochs]
+        steps = progress.global_step - task.epochs.start * self.inputs.per_epoch
+        forwards = self.inputs.forwards(steps, len(own))
+        where = self._where()
+        memory = self._memory(own[1:] or own)
+        counters = self.environment.gang.gather(self.inputs.counters())
+        return StageResult(
+            stage=task.name,
+            parts=parts,
+            epochs=tuple(progress.history),
+            best_epoch=progress.best_epoch,
+            committed_epoch=progress.best_epoch if task.train.commit == "best" else progress.epoch - 1,
+            exit=progress.exit or "",
+            steps=progress.global_step,
+            path_is_auxiliary=ADAPTER in task.path or AUX in task.path,
+            memory=memory,
+            snapshot=sum(counters, SnapshotCounters()),
+            forwards=forwards,
+            # Of this attempt, like the counters of snapshots.
+            input_seconds=self.inputs.seconds(),
+            seconds=sum(epoch.seconds + epoch.validation_seconds for epoch in own),
+            resumed=progress.resumed,
+            train_spec=asdict(task.train),
+            where=where,
+        )
+
+    def _where(self) -> Where:
+        gang, where = self.environment.gang, self.environment.where()
+        if gang.size > 1:
+            rank = Rank(host=where.host, pid=where.pid, device=where.device)
+            where = replace(where, strategy=gang.strategy, ranks=tuple(gang.gather(rank)))
+        return replace(where, first_step=self.first_step)
+
+    def _memory(self, steady: Sequence[EpochFigures]) -> MeasuredMemory:
+        return MeasuredMemory(
+            trainable_parameters=sum(parameter.numel() for parameter in self.path.parameters),
+            resident_bytes=self.path.resident_bytes() + self.inputs.prefix_bytes(),
+            peak_device_bytes=_largest(epoch.peak_device_bytes for epoch in steady),
+            peak_device_reserved_bytes=_largest(epoch.peak_device_reserved_bytes for epoch in steady),
+            peak_host_bytes=_largest(epoch.peak_host_bytes for epoch in steady),
+            host_baseline_bytes=self.host_baseline,
+        )
+
+
+def _largest(values: Iterable[int | None]) -> int | None:
+    return max((value for value in values if value is not None), default=None)
