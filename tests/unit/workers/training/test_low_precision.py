@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from workers.specs.experiment import OptimizerSpec
-from workers.training import low_precision
-from workers.training.low_precision import Draws, LowPrecisionOptimizer, eight_bit_adamw, store_rounded
 from workers.training.optimizer import optimizer_tensors, restore_optimizer
+from workers.training.updates import low_precision
+from workers.training.updates.low_precision import LOW_PRECISION, Draws, share_of, store_rounded
 
 CPU = torch.device("cpu")
 EIGHT = pytest.param(
@@ -35,10 +35,9 @@ def parameters(dtype: torch.dtype) -> list[nn.Parameter]:
 
 
 def make(held: list[nn.Parameter], name: Any, rounding: Any, lr: float = 1e-5) -> torch.optim.Optimizer:
-    spec = OptimizerSpec(name=name, lr=lr, weight_decay=0.01)
-    if name == "adamw8bit":
-        return eight_bit_adamw(held, spec, rounding, ("stage", 0))
-    return LowPrecisionOptimizer(held, spec, rounding, ("stage", 0))
+    return LOW_PRECISION[name](
+        OptimizerSpec(name=name, lr=lr, weight_decay=0.01, rounding=rounding), held, ("stage", 0)
+    )
 
 
 def train(optimizer: torch.optim.Optimizer, held: list[nn.Parameter], steps: range) -> None:
@@ -122,11 +121,11 @@ def test_the_share_that_rounding_swallows_is_measured(name: Any) -> None:
         held = parameters(torch.bfloat16)
         optimizer: Any = make(held, name, rounding)
         train(optimizer, held, range(40))
-        shares[rounding] = optimizer.swallowed.share()
+        shares[rounding] = share_of([optimizer.swallowed.sums()])
     assert shares["nearest"] > 0.5
     assert shares["stochastic"] < 0.02
     exact: Any = make(parameters(torch.float32), name, "nearest")
-    assert exact.swallowed.share() is None
+    assert share_of([exact.swallowed.sums()]) is None
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic", "compensated"])

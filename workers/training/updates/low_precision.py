@@ -21,7 +21,7 @@ import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,6 @@ from torch import Tensor, nn
 from workers.distributed.sharded import held
 from workers.seeds import derive_seed
 from workers.specs.experiment import OptimizerSpec
-
-Rounding = Literal["nearest", "stochastic", "compensated"]
 
 #: Numbers that are updated at one time: their float32 copies stay in a core's cache; a GPU wants more of them.
 SLICE = {"cpu": 1 << 16, "cuda": 1 << 24}
@@ -129,29 +127,39 @@ class Swallowed:
         self._sums[0] += meant.abs().sum(dtype=torch.float64)
         self._sums[1] += (arrived * meant.sign()).sum(dtype=torch.float64)
 
-    def share(self) -> float | None:
-        """0: all arrived (on average); 1: nothing did. None: nothing was to be changed. Waits for the device."""
+    def sums(self) -> tuple[float, float]:
+        """Give what was meant and what arrived, as sums of sizes. Waits for the device."""
         meant, arrived = self._sums.tolist()
-        return min(1.0, max(0.0, 1.0 - arrived / meant)) if meant > 0 else None
+        return meant, arrived
+
+
+def share_of(sums: Iterable[tuple[float, float]]) -> float | None:
+    """Tell the share of the updates that did not arrive: 0 where all did (on average), 1 where none did, None where
+    nothing was to be changed. `sums`: of `Swallowed`, of one rank or several."""
+    pairs = list(sums)
+    meant, arrived = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+    return min(1.0, max(0.0, 1.0 - arrived / meant)) if meant > 0 else None
 
 
 class LowPrecisionOptimizer(torch.optim.Optimizer):
     """AdamW or SGD over parameters in bfloat16 (float32 ones among them are updated as they are)."""
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], spec: OptimizerSpec, rounding: Rounding, seed: Sequence[str | int]
-    ) -> None:
+    def __init__(self, spec: OptimizerSpec, parameters: Iterable[nn.Parameter], seed: Sequence[str | int]) -> None:
         """`seed`: what names the stage (and, of sharded parameters, the rank) to `derive_seed`."""
         settings = {"lr": spec.lr, "weight_decay": spec.weight_decay, "betas": spec.betas, "eps": spec.eps}
         super().__init__(list(parameters), {**settings, "momentum": spec.momentum, "nesterov": spec.nesterov})
-        self._rule, self._rounding, self._seed = rule_of(spec), rounding, tuple(seed)
+        self._rule, self._rounding, self._seed = rule_of(spec), spec.rounding, tuple(seed)
         device = self.param_groups[0]["params"][0].device
         self._size = SLICE.get(device.type, SLICE["cuda"])
-        self._draws = Draws(device, self._size) if rounding == "stochastic" else None
+        self._draws = Draws(device, self._size) if spec.rounding == "stochastic" else None
         self.swallowed = Swallowed(device)
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Change every parameter that has a gradient."""
         if closure is not None:
             raise TypeError("a closure is not supported: gradients are there before the step")
@@ -162,6 +170,7 @@ class LowPrecisionOptimizer(torch.optim.Optimizer):
             if not self.state[parameter]:
                 self.state[parameter] = self._fresh(parameter)
             self._change(index, parameter, self.state[parameter], group)
+        return None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over states as they are: torch's own would cast float32 moments to the parameter's type."""
@@ -238,7 +247,7 @@ def gradient_of(parameter: nn.Parameter) -> Tensor:
 
 
 def eight_bit_adamw(
-    parameters: Sequence[nn.Parameter], spec: OptimizerSpec, rounding: Rounding, seed: Sequence[str | int]
+    spec: OptimizerSpec, parameters: Sequence[nn.Parameter], seed: Sequence[str | int]
 ) -> torch.optim.Optimizer:
     """bitsandbytes' AdamW with 8-bit moments, whose bfloat16 weights are rounded as asked (not `compensated`).
 
@@ -271,7 +280,7 @@ def eight_bit_adamw(
                 del self.state[copy]
                 exact = copy.detach()
                 meant = None if before is None else exact - before
-                if rounding == "stochastic":
+                if spec.rounding == "stochastic":
                     store_pair([exact], [weights[part]], draws, key, begin)
                 else:
                     weights[part] = exact
@@ -301,3 +310,12 @@ def _slice_of(state: Mapping[str, Any], part: slice, numbers: int) -> dict[str, 
         return in_memory_order(value)[part] if value.numel() == numbers else value
 
     return {key: cut(key, value) for key, value in state.items()}
+
+
+_Maker = Callable[[OptimizerSpec, Sequence[nn.Parameter], Sequence[str | int]], torch.optim.Optimizer]
+#: Name -> what makes the optimizer where some weights are in bfloat16, by its spec, the parameters and a seed.
+LOW_PRECISION: dict[str, _Maker] = {
+    "adamw": LowPrecisionOptimizer,
+    "sgd": LowPrecisionOptimizer,
+    "adamw8bit": eight_bit_adamw,
+}
