@@ -13,6 +13,9 @@ from typing import Any, ClassVar, Self
 
 from workers.specs.as_json import read_record, write_record
 
+#: The file of a model node that holds every tensor of the network.
+INITIAL_STATE = "state.safetensors"
+
 
 class _Record:
     """Write and read a record whose fields are its keys."""
@@ -105,6 +108,11 @@ class HeldParts(_Record):
     """The parts that a commit holds in files of their own, whichever kind of node made it; read without the rest."""
 
     parts: Mapping[str, PartRecord] = field(default_factory=dict)
+
+    def file_of(self, part: str) -> str:
+        """Name the file of the commit that holds a part: its own, or the one with the whole initial state."""
+        held = self.parts.get(part)
+        return INITIAL_STATE if held is None else held.file
 
 
 @dataclass(frozen=True, kw_only=True)
