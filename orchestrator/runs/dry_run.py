@@ -142,6 +142,10 @@ def _notes(prepared: Prepared) -> Iterator[str]:
         if regime.run_exit:
             asked = ", ".join(f"{key} {value:g}" for key, value in regime.run_exit.items())
             yield f"{regime.name} leaves out the stages after the network has reached run_exit ({asked})."
+    for name in plan.regimes:
+        settings = config.regime(name)
+        for note in config.family.notes(settings.model, prepared.found, settings.training):
+            yield f"{name}: {note}"
     if plan.unmeasured:
         yield (
             "Not measured yet (snapshots.costs: measured): what is stored is decided by counted work here, and for "

@@ -251,6 +251,10 @@ class ModelFamily(ABC, Generic[SpecT, FoundT]):
     def words(self, model: SpecT, found: FoundT | None) -> str:
         """The model in a few words, to be followed by ` on ` and the data."""
 
+    def notes(self, model: SpecT, found: FoundT | None, train: TrainSpec) -> Iterator[str]:
+        """Yield what a user should know before training so, in sentences."""
+        yield from ()
+
     def stage_memory(self, model: SpecT, found: FoundT | None, stage: StageParts) -> StageMemory | None:
         """Memory of a stage; None where the general estimate from shapes is good enough."""
         return None

@@ -82,6 +82,10 @@ class OptimizerSpec:
     #: Update rule; momentum and nesterov count for sgd, betas and eps for adamw. adamw8bit: its moments in 8 bits
     #: (bitsandbytes).
     name: Literal["adamw", "sgd", "adamw8bit"] = "adamw"
+    #: How weights in bfloat16 take updates smaller than their precision; float32 weights take all. stochastic: up or
+    #: down by chance, right on average. compensated: the error is kept and added to the next update (6 more bytes a
+    #: parameter). nearest: small updates are lost.
+    rounding: Literal["stochastic", "compensated", "nearest"] = "stochastic"
     lr: Annotated[float, Gt(0)] = 3e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: Annotated[float, Gt(0)] = 1e-8

@@ -231,7 +231,7 @@ class LeftSets(_Record):
 class StageResult(_Record):
     """A stage, or a round of one, that was trained; or left out by the run's exit (`epochs` empty, no `memory`)."""
 
-    OMITTED = ("scaler", "train_spec", "partial", "waited_s")
+    OMITTED = ("scaler", "train_spec", "swallowed", "warnings", "partial", "waited_s")
 
     stage: str
     parts: Mapping[str, PartRecord]
@@ -253,6 +253,10 @@ class StageResult(_Record):
     resumed: int = 0
     #: The settings it was trained with, as JSON values.
     train_spec: Mapping[str, Any] | None = None
+    #: The share of the updates (by size) that rounding to bfloat16 took; None where no weights are in bfloat16.
+    swallowed: float | None = None
+    #: What the user should know, in sentences.
+    warnings: tuple[str, ...] | None = None
     where: Where
     #: Where others worked on its sets: those that are not whole, and how long it waited for somebody else's shards.
     partial: Mapping[str, PartialSet] | None = None

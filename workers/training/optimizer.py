@@ -18,6 +18,7 @@ from workers.domains.sums import Sums
 from workers.specs.experiment import OptimizerSpec, TrainSpec
 from workers.training.batches import MicroBatch
 from workers.training.stage_path import StagePath
+from workers.training.updates.low_precision import LOW_PRECISION, Swallowed, share_of
 
 
 def _sgd(spec: OptimizerSpec, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -60,8 +61,15 @@ OPTIMIZERS: dict[str, Callable[[OptimizerSpec, Sequence[nn.Parameter]], torch.op
 }
 
 
-def build_optimizer(spec: OptimizerSpec, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """Make the optimizer over exactly these parameters (state is never kept for anything frozen)."""
+def build_optimizer(
+    spec: OptimizerSpec, parameters: Sequence[nn.Parameter], seed: Sequence[str | int] = ()
+) -> torch.optim.Optimizer:
+    """Make the optimizer over exactly these parameters (state is never kept for anything frozen).
+
+    `seed`: what the draws of stochastic rounding derive from, where some weights are in bfloat16.
+    """
+    if any(parameter.dtype == torch.bfloat16 for parameter in parameters):
+        return LOW_PRECISION[spec.name](spec, parameters, seed)
     return OPTIMIZERS[spec.name](spec, parameters)
 
 
@@ -69,8 +77,19 @@ class StageStep:
     """Take the optimization steps of a stage: gradients of micro-batches, then one update. Never waits for the
     device."""
 
-    def __init__(self, train: TrainSpec, path: StagePath, domain: Domain, device: torch.device, gang: Gang) -> None:
-        self.optimizer = build_optimizer(train.optimizer, path.parameters)
+    def __init__(
+        self,
+        train: TrainSpec,
+        path: StagePath,
+        domain: Domain,
+        device: torch.device,
+        gang: Gang,
+        seed: Sequence[str | int] = (),
+    ) -> None:
+        """`seed`: what names the stage to `derive_seed`."""
+        # Ranks that hold the same weights must round them the same way; those that hold parts draw for their own.
+        rank = ("rank", gang.rank) if gang.shards else ()
+        self.optimizer = build_optimizer(train.optimizer, path.parameters, (*seed, *rank))
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
         self._train, self._path, self._domain, self._device, self._gang = train, path, domain, device, gang
         self._forward: Callable[..., Any] = torch.compile(path.module) if train.compile else path.module
@@ -108,6 +127,14 @@ class StageStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def swallowed(self) -> float | None:
+        """Tell which share of the updates rounding to bfloat16 took, over all ranks and the steps that were measured;
+        None where all weights are in float32. Every rank of a gang must ask."""
+        measured = getattr(self.optimizer, "swallowed", None)
+        if not isinstance(measured, Swallowed):
+            return None
+        return share_of(self._gang.gather(measured.sums()))
 
     def scaler_state(self) -> dict[str, Any]:
         """Give the state of the gradient scaler as JSON values; empty where there is none."""

@@ -18,6 +18,9 @@ from workers.training.stage_inputs import StageInputs
 from workers.training.stage_path import StagePath
 from workers.weights import ADAPTER, AUX
 
+#: Share of the updates that rounding may take before the user is told.
+MOST_SWALLOWED = 0.1
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -73,6 +76,7 @@ class Finished:
         where = self._where()
         memory = self._memory(own[1:] or own)
         counters = self.environment.gang.gather(self.inputs.counters())
+        swallowed = self.step.swallowed()
         return StageResult(
             stage=task.name,
             parts=parts,
@@ -90,6 +94,8 @@ class Finished:
             seconds=sum(epoch.seconds + epoch.validation_seconds for epoch in own),
             resumed=progress.resumed,
             train_spec=asdict(task.train),
+            swallowed=swallowed,
+            warnings=rounding_warnings(swallowed, task.train.optimizer.rounding),
             where=where,
         )
 
@@ -109,6 +115,16 @@ class Finished:
             peak_host_bytes=_largest(epoch.peak_host_bytes for epoch in steady),
             host_baseline_bytes=self.host_baseline,
         )
+
+
+def rounding_warnings(swallowed: float | None, rounding: str) -> tuple[str, ...] | None:
+    """Say so where rounding took more than `MOST_SWALLOWED` of a stage's updates; None where it did not."""
+    if swallowed is None or swallowed <= MOST_SWALLOWED:
+        return None
+    return (
+        f"rounding to bfloat16 took {swallowed:.0%} of the updates (training.optimizer.rounding: {rounding}); "
+        "stochastic or compensated lose none",
+    )
 
 
 def _largest(values: Iterable[int | None]) -> int | None:

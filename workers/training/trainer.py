@@ -90,7 +90,8 @@ class StageTrainer:
         rank = () if self.gang.leads else ("rank", self.gang.rank)
         torch.manual_seed(derive_seed(task.experiment.seed, "stage", task.name, *rank))
         self.path = StagePath(task, self.domain, self.weights, self.device, self.gang)
-        self.step = StageStep(self.train, self.path, self.domain, self.device, self.gang)
+        seed = (task.experiment.seed, "stage", task.name)
+        self.step = StageStep(self.train, self.path, self.domain, self.device, self.gang, seed)
         self.inputs = StageInputs(
             task, parents, environment, self.domain, self.weights, made=Made(attempt), production=production
         )

@@ -81,6 +81,8 @@ def training(config: Config, train: TrainSpec) -> Iterator[tuple[tuple[str, ...]
         yield ("optimizer", "betas"), f"{list(optimizer.betas)}: both must be at least 0 and below 1"
     if optimizer.nesterov and (optimizer.name != "sgd" or optimizer.momentum == 0):
         yield ("optimizer", "nesterov"), "true: needs sgd with a momentum above 0"
+    if optimizer.name == "adamw8bit" and optimizer.rounding == "compensated":
+        yield ("optimizer", "rounding"), "compensated: not with adamw8bit; allowed there: stochastic, nearest"
     if importlib.util.find_spec("bitsandbytes") is None:
         needs = "needs bitsandbytes: pip install 'segprop[quantized]'"
         if optimizer.name == "adamw8bit":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from cache_store.errors import ConfigError, Interrupted
 from workers.control import Update
@@ -24,7 +25,7 @@ from workers.models.base import (
 )
 from workers.models.causal_lm import memory
 from workers.models.causal_lm.outline import LMOutline, LMPartOutline, lm_chain
-from workers.specs.experiment import ImageSpec
+from workers.specs.experiment import ImageSpec, TrainSpec
 from workers.specs.language import CausalLMSpec, TextSpec
 from workers.specs.model import expect
 from workers.specs.results import PartRecord
@@ -119,6 +120,16 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
             weights += " (no weights there: it can be planned, not run)"
         return f"{language.config.get('model_type')}, {language.layers} layers, {weights},"
 
+    def notes(self, model: CausalLMSpec, found: LMOutline | None, train: TrainSpec) -> Iterator[str]:
+        if _master(model, found) != "bfloat16" or train.optimizer.rounding != "nearest":
+            return
+        share = swallowed_share(train.optimizer.lr, expect(LMOutline, found).config)
+        if share > _WORTH_SAYING:
+            yield (
+                f"Rounding to bfloat16 will take about {share:.0%} of the updates (model.master bfloat16, "
+                f"training.optimizer.rounding nearest, lr {train.optimizer.lr:g}); stochastic or compensated lose none."
+            )
+
     def stage_memory(self, model: CausalLMSpec, found: LMOutline | None, stage: StageParts) -> StageMemory:
         return memory.stage_memory(
             cast("Sequence[LMPartOutline]", stage.path),
@@ -176,6 +187,20 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
         for outdated in (target, *target.parent.glob(f".{target.name}.*")):
             shutil.rmtree(outdated, ignore_errors=True)
         write_folder(expect(CausalLMSpec, export.model), export.states, {**export.companions, FACTS: facts}, target)
+
+
+#: Share of lost updates above which a plan speaks of them.
+_WORTH_SAYING = 0.1
+
+
+def swallowed_share(lr: float, config: Mapping[str, Any]) -> float:
+    """Estimate which share of Adam's updates is lost where bfloat16 weights are rounded to the nearest.
+
+    An update of Adam is about as large as the rate. It is lost where it is below half a unit in the last of the
+    weight's eight bits, on average a 360th of the weight; weights are taken as normal, as wide as `initializer_range`.
+    """
+    width = float(config.get("initializer_range") or 0.02)
+    return 1.0 - math.erf(lr * 360 / (width * math.sqrt(2.0)))
 
 
 def _master(model: CausalLMSpec, found: LMOutline | None) -> str:

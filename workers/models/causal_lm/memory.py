@@ -121,6 +121,10 @@ def optimizer_bytes(spec: OptimizerSpec, trainable: int, weights_bytes: int) -> 
     """State of an optimizer over parameters of this number and size: torch's has the type of its parameters."""
     if spec.name == "adamw8bit":
         return round(trainable * _EIGHT_BIT_BYTES)
+    if spec.rounding == "compensated" and weights_bytes < 4 * trainable:
+        # Moments in float32, and the error that was made, in the type of the weights.
+        moments = 2 if spec.name == "adamw" else int(spec.momentum > 0)
+        return 4 * moments * trainable + weights_bytes
     if spec.name == "adamw":
         return 2 * weights_bytes
     return weights_bytes if spec.momentum else 0
