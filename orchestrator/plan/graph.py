@@ -19,7 +19,7 @@ from orchestrator.costs.snapshot_policy import Decision
 from workers.specs.task_kinds import TASKS
 
 #: Part of every id. Raise it when the meaning of a task changes: no old commit is then taken for a new one.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

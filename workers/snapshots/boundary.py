@@ -206,6 +206,8 @@ def boundary_key(
         "precision": boundary.precision,
         "channels_last": boundary.channels_last,
         **({} if encoding is None else {"encoding": encoding}),
+        # Sets from before overflowing values were refused may hold infinities: they are not found again.
+        **({"finite": 1} if boundary.dtype == "float16" else {}),
     }
 
 
