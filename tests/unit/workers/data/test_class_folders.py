@@ -158,7 +158,7 @@ def test_hidden_folders_are_left_out_and_other_files_counted_by_suffix(root: Pat
     outline = inspect(spec_of(root))
     assert (outline.class_names, outline.train_rows, outline.test_rows) == (("cat", "dog"), 25, 12)
     assert outline.skipped == ((".db", 1), (".txt", 2), ("no suffix", 1))
-    assert "no images: 1 .db, 2 .txt, 1 no suffix" in IMAGES.words(spec_of(root), outline, str)
+    assert "(skipped, no images: 1 .db, 2 .txt, 1 no suffix" in IMAGES.words(spec_of(root), outline, str)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp", "avif"])

@@ -199,6 +199,7 @@ def test_the_fingerprint_follows_names_sizes_and_times_alone(tmp_path: Path) -> 
         ("cifar10", lambda root: (root / "train-0.parquet").write_bytes(b"no"), r"no test-\*\.parquet"),
         ("cifar100", lambda root: parquet_set(root, label_column="coarse"), "needed: .*fine_label or label"),
         ("folder", None, "none given for folder"),
+        ("folder", lambda root: root.rmdir(), "there is no folder .*; allowed: a folder with train/"),
         ("folder", lambda root: None, r"no train/; allowed: (.|\n)*no test/ or val/"),
         ("folder", lambda root: [(root / s).mkdir() for s in ("train", "val")], "no class folders in .*val"),
         ("folder", lambda root: (folder_set(root), (root / "train/empty").mkdir()), "no images in .*empty"),

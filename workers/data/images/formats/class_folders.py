@@ -45,6 +45,8 @@ class ClassFolders(DataFormat, FileFormat):
         filesystem, root = open_root(data, self.allowed)
         if data.download:
             raise DataError("data.download: a folder cannot be downloaded; allowed for: cifar10, cifar100")
+        if not filesystem.isdir(root):
+            raise DataError(f"data.path: there is no folder {root}; allowed: {self.allowed}")
         listing = _Listing(filesystem, root, self.allowed)
         folders = set(listing.classes(root))
         if folders and not folders & {_TRAIN, _VALIDATION, _TEST}:
