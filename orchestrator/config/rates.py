@@ -22,17 +22,24 @@ NOMINAL_FLOPS_PER_S = {
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast a slot is. `flops_per_s` by precision."""
+    """How fast a slot is. `flops_per_s` by precision; `threads`: cores that load raw inputs; `loads_ahead`: whether
+    they do so while the device computes, as beside a GPU."""
 
     flops_per_s: dict[str, float]
+    threads: int = 1
+    loads_ahead: bool = False
 
     @classmethod
     def nominal(cls, device: str, threads: int = 1) -> Rates:
         scale = threads if device == "cpu" else 1
-        return cls(
-            {precision: rate * scale for (kind, precision), rate in NOMINAL_FLOPS_PER_S.items() if kind == device}
-        )
+        flops = {precision: rate * scale for (kind, precision), rate in NOMINAL_FLOPS_PER_S.items() if kind == device}
+        return cls(flops, threads, device == "cuda")
 
     @classmethod
-    def measured(cls, gflops: float) -> Rates:
-        return cls(dict.fromkeys(ACTIVATION_BYTES, gflops * 1e9))
+    def measured(cls, gflops: float, threads: int = 1, loads_ahead: bool = False) -> Rates:
+        return cls(dict.fromkeys(ACTIVATION_BYTES, gflops * 1e9), threads, loads_ahead)
+
+    def with_loading(self, computing: float, loading: float) -> float:
+        """Return the seconds of steps that compute for `computing` and whose inputs one core loads in `loading`."""
+        shared = loading / self.threads
+        return max(computing, shared) if self.loads_ahead else computing + shared

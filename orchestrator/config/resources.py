@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from orchestrator.config.values import Bytes, OneOf, Section
 from workers.specs.orders import Strategy
 
+#: Most CPU threads of a slot with a GPU that nobody gave a number: they load and augment beside the device's steps.
+GPU_THREADS = 8
+
 
 @dataclass(frozen=True)
 class RunnerKind:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 
 from cache_store.formats.encodings import EncodingName
 from orchestrator.config.rates import Rates
-from orchestrator.config.resources import ResourceConfig
+from orchestrator.config.resources import GPU_THREADS, ResourceConfig
 from orchestrator.config.sweep_schema import SweepConfig
 from orchestrator.config.values import Bytes, OneOf, Section, StoreAddress, default_store
 from orchestrator.regimes.stages import Cut, Stage
@@ -359,13 +359,15 @@ class Config(Section):
     def evaluation_batch(self) -> int:
         return self.evaluation.batch_size or self.domain.evaluation_batch
 
-    def rates(self) -> Rates:
-        """Speed of a slot for predicted times; without a measured figure `auto` counts as a CPU."""
+    def rates(self, auto: Literal["cpu", "cuda"] = "cpu") -> Rates:
+        """Speed of a slot for predicted times; `auto`: what `resources.device: auto` stands for."""
         resources = self.resources
+        device = auto if resources.device == "auto" else resources.device
+        wide = GPU_THREADS if device == "cuda" else 1
+        threads = wide if resources.threads == "auto" else resources.threads
         if resources.gflops != "auto":
-            return Rates.measured(resources.gflops)
-        threads = resources.threads if resources.threads != "auto" else 1
-        return Rates.nominal("cuda" if resources.device == "cuda" else "cpu", threads)
+            return Rates.measured(resources.gflops, threads, device == "cuda")
+        return Rates.nominal(device, threads)
 
     def resolved(self) -> dict[str, Any]:
         """Every setting written out and loadable again: what `config.yaml` in a run directory holds."""

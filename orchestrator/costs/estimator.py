@@ -11,7 +11,7 @@ from orchestrator.config.rates import Rates
 from orchestrator.costs import formulas
 from orchestrator.costs.formulas import Estimate
 from orchestrator.regimes.stages import Stage
-from workers.domains.planning import SplitRows
+from workers.domains.planning import LoadSeconds, SplitRows
 from workers.models.base import StageParts
 from workers.specs.experiment import TrainSpec
 from workers.specs.tasks import BoundarySpec
@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Estimator:
-    """Predicts seconds and bytes of a regime's tasks. `found`: what the family's `inspect` gave; `on_host`: workers
-    train on the CPU."""
+    """Predicts seconds and bytes of a regime's tasks. `found`: what the family's `inspect` gave; `load`: what loading
+    raw inputs takes; `on_host`: workers train on the CPU."""
 
     regime: Regime
     outline: ChainOutline
     rows: SplitRows
     rates: Rates
     found: object | None
+    load: LoadSeconds
     on_host: bool
 
     def stage(self, stage: Stage, train: TrainSpec, boundary: BoundarySpec | None, source: str) -> Estimate:
@@ -52,6 +53,7 @@ class Estimator:
             elements=formulas.elements(shapes),
             item_bytes=stored_item or 4,
             reads_snapshots=source == "snapshots",
+            load=formulas.NOTHING_TO_LOAD if source == "snapshots" else self.load,
         )
         predicted = formulas.train_estimate(parts, inputs, self.rates)
         memory = self.regime.family.stage_memory(self.regime.model, self.found, parts)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache_store.formats.encodings import ENCODINGS, EncodingName
 from orchestrator.config.rates import ACTIVATION_BYTES, Rates
-from workers.domains.planning import SplitRows
+from workers.domains.planning import LoadSeconds, SplitRows
 from workers.models.base import StageParts
 from workers.specs.experiment import TrainSpec
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 STORE_READ_BYTES_PER_S = 1.5e9
 STORE_WRITE_BYTES_PER_S = 0.4e9
 DECODE_IMAGES_PER_S = 4000.0
+NOTHING_TO_LOAD = LoadSeconds()
 #: Starting a task and committing its record, whatever it does.
 TASK_SECONDS = 0.05
 
@@ -50,12 +51,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class StageInputs:
-    """What a stage reads: samples of each split, and elements and their bytes of one sample."""
+    """What a stage reads: samples of each split, and elements and their bytes of one sample. `load`: what loading takes
+    where they are raw."""
 
     rows: SplitRows
     elements: int
     item_bytes: int
     reads_snapshots: bool = False
+    load: LoadSeconds = NOTHING_TO_LOAD
 
 
 def epochs_to_run(train: TrainSpec, rows: int) -> int:
@@ -114,9 +117,11 @@ def train_estimate(stage: StageParts, inputs: StageInputs, rates: Rates) -> Esti
     if stage.prefix:
         peak += _frozen_bytes(stage.prefix, stage.train.precision, max(stage.train.micro, stage.group_rows))
     flops = _stage_flops(stage, inputs.rows)
-    seconds = TASK_SECONDS + flops / rates.flops_per_s[stage.train.precision]
+    computing, epochs = flops / rates.flops_per_s[stage.train.precision], epochs_to_run(stage.train, inputs.rows.train)
+    loading = epochs * (inputs.rows.train * inputs.load.train + inputs.rows.validation * inputs.load.evaluate)
+    seconds = TASK_SECONDS + rates.with_loading(computing, loading)
     if inputs.reads_snapshots:
-        rows = epochs_to_run(stage.train, inputs.rows.train) * (inputs.rows.train + inputs.rows.validation)
+        rows = epochs * (inputs.rows.train + inputs.rows.validation)
         seconds += rows * inputs.elements * inputs.item_bytes / STORE_READ_BYTES_PER_S
     return Estimate(
         parameters=sum(part.parameters for part in stage.path),
@@ -171,11 +176,14 @@ def frozen_estimate(
     rates: Rates,
     stored_row_bytes: int = 0,
     read_row_bytes: int = 0,
+    load_row_seconds: float = 0.0,
 ) -> Estimate:
-    """Pushing `rows` samples once through frozen parts: materializing a set, or evaluating."""
+    """Pushing `rows` samples once through frozen parts: materializing a set, or evaluating. `load_row_seconds`: of one
+    core; nothing loads ahead here."""
     flops = rows * sum(part.flops for part in parts)
     stored = rows * stored_row_bytes
     seconds = TASK_SECONDS + flops / rates.flops_per_s[precision]
+    seconds += rows * load_row_seconds / rates.threads
     seconds += stored / STORE_WRITE_BYTES_PER_S + rows * read_row_bytes / STORE_READ_BYTES_PER_S
     return Estimate(
         parameters=sum(part.parameters for part in parts),

@@ -37,6 +37,7 @@ def evaluate_node(
         min(config.evaluation_batch, rows),
         rows=rows,
         precision=training.precision,
+        load_row_seconds=state.estimator.load.evaluate,
     )
     return state.add("evaluate", label, to_json(task), parents, predicted)
 

@@ -249,8 +249,11 @@ def _settle_costs(state: RegimeState) -> None:
         state.collected.unmeasured[node] = None
         return
     state.costs = Costs.measured(state.inputs.figures[node], state.outline)
-    rates = Rates.measured(state.costs.flops_per_s(state.outline) / 1e9)
-    state.estimator = dataclasses.replace(state.estimator, rates=rates)
+    nominal = state.inputs.rates
+    rates = Rates.measured(state.costs.flops_per_s(state.outline) / 1e9, nominal.threads, nominal.loads_ahead)
+    # Measured beside as many threads as a stage has, where `load` is what one core takes.
+    load = dataclasses.replace(state.estimator.load, train=state.costs.load_batch * nominal.threads)
+    state.estimator = dataclasses.replace(state.estimator, rates=rates, load=load)
 
 
 def _measure_node(state: RegimeState) -> str:

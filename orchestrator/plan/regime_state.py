@@ -99,7 +99,8 @@ class RegimeState:
         self.gate_spec = regime.run_exit.gate if regime.ends_early else None
         row_bytes = [self.boundaries.bytes_behind(index) for index in range(len(self.blocks))]
         self.costs = Costs.nominal(outline, inputs.rates, regime.training.precision, row_bytes)
-        self.estimator = Estimator(regime, outline, inputs.rows, inputs.rates, inputs.found, inputs.on_host)
+        load = config.domain.load_seconds(config.data)
+        self.estimator = Estimator(regime, outline, inputs.rows, inputs.rates, inputs.found, load, inputs.on_host)
 
     def _wave(self) -> tuple[wavefront.Step, ...]:
         regime = self.regime

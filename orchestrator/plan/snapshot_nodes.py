@@ -94,6 +94,7 @@ class SnapshotNodes:
     def _predicted(self, index: int, split: str) -> Estimate:
         """What making a set takes."""
         state, boundaries = self._state, self._state.boundaries
+        load = state.estimator.load
         hops, rolled, rows = boundaries.order[index], self._rolled(index), self._state.inputs.rows.of(split)
         spec = boundaries.specs[hops]
         predicted = state.estimator.frozen(
@@ -103,6 +104,7 @@ class SnapshotNodes:
             precision=spec.precision,
             stored_row_bytes=boundaries.row_bytes(hops),
             read_row_bytes=boundaries.row_bytes(hops[:-1]) if rolled else 0,
+            load_row_seconds=0.0 if rolled else load.train if split == "train" else load.evaluate,
         )
         if state.costs.basis == "measured":
             return dataclasses.replace(predicted, seconds=make_seconds(state.costs, hops, rows, rolled=rolled))

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-#: Most CPU threads of a slot with a GPU that nobody gave a number: they load and augment beside the device's steps.
-GPU_THREADS = 8
+from orchestrator.config.resources import GPU_THREADS
 
 
 @dataclass(frozen=True)

@@ -186,9 +186,7 @@ def _data_problems(error: UserError, document: Document, known: Sequence[Problem
 
 def _rates(config: Config) -> Rates:
     """As `Config.rates`, with a look at this machine where the configuration leaves the device open."""
-    if config.resources.gflops == "auto" and config.resources.device == "auto" and _has_gpu():
-        return Rates.nominal("cuda")
-    return config.rates()
+    return config.rates("cuda" if config.resources.device == "auto" and _has_gpu() else "cpu")
 
 
 def _on_gpu(config: Config) -> bool:

@@ -67,6 +67,18 @@ def folder_set(root: Path, test_name: str = "test", train: int = 40, test: int =
         (folder / f"{row:04d}.png").write_bytes(encode(shaped))
 
 
+def plain_classes(root: Path, splits: dict[str, int], classes: tuple[str, ...] = ("cat", "dog")) -> None:
+    """Class folders of `splits[split]` noisy 24 x 24 PNG files each, in a folder a split ("" is `root` itself)."""
+    draw = np.random.default_rng(0)
+    for split, count in splits.items():
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                image = draw.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+                (folder / f"{number}.png").write_bytes(encode(image))
+
+
 def pickle_set(root: Path, per_batch: int = 6) -> tuple[np.ndarray, np.ndarray]:
     """torchvision's cifar-10-batches-py with few rows; returns all images (N, 3, 32, 32) and labels."""
     folder = root / "cifar-10-batches-py"

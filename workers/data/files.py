@@ -41,7 +41,10 @@ def open_root(data: ImageSpec, allowed: str) -> tuple[Any, str]:
 
 
 def infos_of(filesystem: Any, folder: str) -> list[dict[str, Any]]:
-    """List what lies in a folder, sorted by name; empty when it does not exist. Hidden names are left out."""
+    """List what lies in a folder, sorted by name; empty when it does not exist. Hidden names are left out.
+
+    Symbolic links are described as what they lead to, under their own names. DataError naming those that lead nowhere.
+    """
     try:
         infos = filesystem.ls(folder, detail=True)
     except (FileNotFoundError, NotADirectoryError):
@@ -50,7 +53,30 @@ def infos_of(filesystem: Any, folder: str) -> list[dict[str, Any]]:
         raise DataError(f"data.path: cannot list {folder}: {error}") from error
     own = folder.rstrip("/")
     visible = [i for i in infos if not base_name(i["name"]).startswith(".") and i["name"].rstrip("/") != own]
-    return sorted(visible, key=lambda info: str(info["name"]))
+    followed, problems = [], []
+    for info in sorted(visible, key=lambda info: str(info["name"])):
+        try:
+            followed.append(filesystem.info(info["name"]) if info.get("islink") else info)
+        except OSError as error:
+            problems.append(f"data.path: the link {info['name']} leads nowhere ({error.strerror}); mend or remove it")
+    if problems:
+        raise DataError("\n".join(problems), problems=problems)
+    return followed
+
+
+def files_below(filesystem: Any, folder: str, above: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """List the files in a folder and in the folders inside it, as `infos_of` does; `above`: where the folders around it
+    really lie. DataError when a link leads back to one of them."""
+    real = os.path.realpath(folder) if isinstance(filesystem, LocalFileSystem) else folder
+    if real in above:
+        raise DataError(f"data.path: the link {folder} leads back to {real}, which holds it; remove it")
+    found: list[dict[str, Any]] = []
+    for info in infos_of(filesystem, folder):
+        if info["type"] == "directory":
+            found += files_below(filesystem, str(info["name"]), (*above, real))
+        else:
+            found.append(info)
+    return found
 
 
 def base_name(path: str) -> str:

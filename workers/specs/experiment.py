@@ -55,7 +55,8 @@ class ImageSpec:
 
     name: Literal["digits", "cifar10", "cifar100", "folder"]
     #: cifar: a folder or file of Parquet as on the Hugging Face hub, or torchvision's download folder.
-    #: folder: has train/ and test/ (or val/) with one subfolder a class. digits: not used.
+    #: folder: has train/ and test/ (or val/) with one subfolder a class, or these subfolders themselves; val/ beside
+    #: test/ is the validation split. digits: not used.
     path: str | None = None
     download: bool = False
     image_size: Annotated[int, Ge(4), Le(4096)] = 224
@@ -68,8 +69,12 @@ class ImageSpec:
     flip: bool = True
     #: Epoch e uses augmentation view e mod views.
     views: Annotated[int, Ge(1)] = 1
-    #: Held out of train for choosing epochs: a fraction (< 1) or a count.
+    #: Held out of train for choosing epochs, where the data has no validation split of its own: a fraction (< 1) or a
+    #: count.
     validation: Annotated[float, Gt(0)] = 0.1
+    #: Held out of train by the seed for the final score, where the data has no test split of its own: a fraction (< 1)
+    #: or a count.
+    test: Annotated[float, Gt(0)] = 0.1
     #: Use only this many training / test samples, chosen by seed (None: all).
     train_limit: Annotated[int, Ge(1)] | None = None
     test_limit: Annotated[int, Ge(1)] | None = None

@@ -117,7 +117,7 @@ class HeldParts(_Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDataResult(_Record):
-    """A prepared image data set: the sets of its two files, and how many rows each has."""
+    """A prepared image data set: the sets of its two files, and how many rows each has. See `prepare` of images."""
 
     train: str
     test: str

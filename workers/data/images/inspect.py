@@ -35,6 +35,8 @@ def outline_of(data: ImageSpec, source: ImageFiles) -> DataOutline:
         fingerprint=source.fingerprint(),
         mean=facts.mean,
         std=facts.std,
+        held_out=source.held_out,
+        skipped=source.skipped,
     )
 
 

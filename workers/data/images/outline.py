@@ -11,7 +11,9 @@ from workers.data.images.facts import Triple
 class DataOutline:
     """A data set in figures.
 
-    `native` is (C, H, W) of the images as stored by `prepare`; `fingerprint` (sha256, hex) changes when a
+    `train_rows` and `test_rows` count the files' own splits: the last `held_out` rows of train are a validation split,
+    and where `test_rows` is 0, a test split is chosen among train's rows. `skipped`: files that are no images, counted
+    by suffix. `native` is (C, H, W) of the images as stored by `prepare`; `fingerprint` (sha256, hex) changes when a
     file is added, removed, renamed, resized or rewritten; `mean` and `std` normalise pixels scaled to 0..1.
     """
 
@@ -23,3 +25,5 @@ class DataOutline:
     fingerprint: str
     mean: Triple
     std: Triple
+    held_out: int = 0
+    skipped: tuple[tuple[str, int], ...] = ()

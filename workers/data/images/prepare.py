@@ -40,12 +40,13 @@ def prepare(
 ) -> dict[str, Any]:
     """Decode what is not in the store yet; return `{"train", "test", "digest", "rows", "classes"}`.
 
-    `train` and `test` are set ids. Rows are image uint8 (3, H, W) and label int64 (), in the order of the
-    files. Images of `folder` have their short side resized to `resize` (antialiased bilinear, torchvision's
-    v2 on Pillow images) and the centre square cut out; EXIF rotation is not applied. `progress(done=, total=,
-    unit="images")` counts both splits. Raises DataError: a corrupt image (file and row), an image of the
-    wrong size, a label that is missing or out of range (file, row, allowed range); the files' fingerprint is
-    not `fingerprint`, where one is given.
+    `train` and `test` are set ids, the same one where the files have no test split. `rows` also has `held_out` where
+    the last rows of train are a validation split. Rows are image uint8 (3, H, W) and label int64 (), in the order of
+    the files. Images of `folder` are turned as their EXIF data say, have their short side resized to `resize`
+    (antialiased bilinear, torchvision's v2 on Pillow images) and the centre square cut out. `progress(done=, total=,
+    unit="images")` counts both splits. Raises DataError: a corrupt image (file and row), an image of the wrong size, a
+    label that is missing or out of range (file, row, allowed range); the files' fingerprint is not `fingerprint`,
+    where one is given.
     """
     source = locate(data)
     outline = outline_of(data, source)
@@ -57,16 +58,18 @@ def prepare(
     before = 0
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode") as pool:
         decoder = Decoder(source, outline, pool)
-        for split in SPLITS:
+        for split in (split for split in SPLITS if source.rows(split)):
             target = snapshots.open(set_spec(data, source, outline, split))
             _fill(target, split, decoder, counter, before)
             before += target.spec.rows
             sets[split] = target.spec.id
             digests.append(target.digest())
+    held_out = {"held_out": outline.held_out} if outline.held_out else {}
     return {
-        **sets,
+        "train": sets["train"],
+        "test": sets.get("test", sets["train"]),
         "digest": digest_json(digests),
-        "rows": {"train": outline.train_rows, "test": outline.test_rows},
+        "rows": {"train": outline.train_rows, "test": outline.test_rows, **held_out},
         "classes": outline.classes,
     }
 
@@ -87,7 +90,7 @@ def _fill(target: SnapshotSet, split: Split, decoder: Decoder, counter: Progress
 
 def set_spec(data: ImageSpec, source: ImageFiles, outline: DataOutline, split: Split) -> SetSpec:
     """Describe the set of one split: its key names everything that determines the bytes."""
-    decoder: dict[str, Any] = {"format": source.format.name, "version": 1}
+    decoder: dict[str, Any] = {"format": source.format.name, "version": source.format.version}
     if source.format.pillow:
         decoder["pillow"] = PIL.__version__
     if IMAGE_FORMATS[data.name].facts.side is None:

@@ -25,7 +25,7 @@ from workers.specs.experiment import Experiment, ImageSpec
 from workers.specs.model import expect
 from workers.specs.results import ImageDataResult
 
-#: Which prepared set holds a split.
+#: Which prepared set holds a split; without a test set, train's holds them all.
 SET_OF = {"train": "train", "validation": "train", "test": "test"}
 
 
@@ -49,8 +49,10 @@ class ImageSource:
         data = expect(ImageSpec, experiment.data)
         prepared = ImageDataResult.from_json(data_result)
         counts = prepared.rows
-        self._samples = splits.rows(data, experiment.seed, counts["train"], counts["test"])[split]
-        self._set = _PreparedSet(experiment, prepared, snapshots, SET_OF[split], cache_bytes)
+        chosen = splits.rows(data, experiment.seed, counts["train"], counts["test"], counts.get("held_out", 0))
+        self._samples = chosen[split]
+        name = SET_OF[split] if counts["test"] else "train"
+        self._set = _PreparedSet(experiment, prepared, snapshots, name, cache_bytes)
         facts = IMAGE_FORMATS[data.name].facts
         self._augment = Augment(
             augment=data.augment,
@@ -65,9 +67,7 @@ class ImageSource:
         self.classes = experiment.classes
         self.rows = len(self._samples)
         #: Which images in which order: digest of the prepared set and of the split's rows.
-        self.identity = digest_json(
-            [prepared.digest, SET_OF[split], hashlib.sha256(self._samples.tobytes()).hexdigest()]
-        )
+        self.identity = digest_json([prepared.digest, name, hashlib.sha256(self._samples.tobytes()).hexdigest()])
         self.labels: Tensor = torch.from_numpy(self._set.labels[self._samples])
 
     def batch(self, rows: Tensor | np.ndarray, view: int | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from orchestrator.config.rates import Rates
 from orchestrator.costs import formulas
 from orchestrator.costs.formulas import StageInputs, epochs_to_run, frozen_estimate, train_estimate
 from workers.data.splits import rows
-from workers.domains.images.planning import split_rows
-from workers.domains.planning import SplitRows
+from workers.domains.images.planning import IMAGES, split_rows
+from workers.domains.planning import LoadSeconds, SplitRows
 from workers.models.base import StageParts
 from workers.models.outline import PartOutline
 from workers.models.resnet.outline import resnet_outline as outline
 from workers.specs.experiment import ExitSpec, ImageSpec, OptimizerSpec, ResNetSpec, TrainSpec
 
 RATES = Rates({"fp32": 1e9, "bf16": 1e9, "fp16": 1e9})
+REPOSITORY = Path(__file__).parents[4]
 ROWS = SplitRows(train=100, validation=10, test=5)
 
 
@@ -141,7 +143,7 @@ def test_snapshot_bytes_of_a_plan_are_rows_times_the_boundary(tmp_path: Path) ->
 def test_published_memory_is_predicted_within_a_quarter(tmp_path: Path) -> None:
     """ResNet-50, 224x224, batch 256, AMP. The stages' inputs are stored, as in the publication."""
     config = load(
-        Path(__file__).parents[4] / "configs" / "resnet50_cifar10.yaml",
+        REPOSITORY / "configs" / "resnet50_cifar10.yaml",
         ["snapshots.mode=always", "snapshots.budget=null"],
     )
     plan = plan_of(config)
@@ -160,6 +162,59 @@ def test_reading_snapshots_needs_less_memory_and_work_than_recomputing(tmp_path:
         without = regime_node(recomputed, "segprop", name).estimate
         assert with_sets.peak_bytes < without.peak_bytes
         assert with_sets.flops < without.flops
+
+
+def test_loading_counts_beside_computing_on_a_cpu_and_hides_behind_it_on_a_gpu() -> None:
+    stage = StageParts((part(),), frozenset({"seg1"}), TrainSpec(epochs=2, batch_size=8))
+    inputs = StageInputs(ROWS, elements=32, item_bytes=4, load=LoadSeconds(train=0.01, evaluate=0.004))
+    loading, computing = 2 * (100 * 0.01 + 10 * 0.004), 2 * (100 * 1500 + 10 * 500) / 1e9
+
+    def seconds(**how: Any) -> float:
+        return train_estimate(stage, inputs, Rates(RATES.flops_per_s, **how)).seconds - formulas.TASK_SECONDS
+
+    assert seconds() == pytest.approx(computing + loading)
+    assert seconds(threads=4) == pytest.approx(computing + loading / 4)
+    assert seconds(threads=4, loads_ahead=True) == pytest.approx(loading / 4)
+    assert seconds(threads=10**6, loads_ahead=True) == pytest.approx(computing)
+
+
+@pytest.mark.parametrize("level", ["paper", "light", "none"])
+@pytest.mark.parametrize("side", [16, 32, 224])
+def test_a_view_takes_about_what_was_measured(level: Any, side: int) -> None:
+    measured = json.loads((REPOSITORY / "benchmarks" / "results" / "augment.json").read_text())
+    found = IMAGES.load_seconds(ImageSpec(name="cifar10", augment=level, image_size=side))
+    images_per_s = measured["settings"]["threads"] / found.train
+    assert images_per_s == pytest.approx(measured["results"][f"{level} {side}"]["ours"]["median"], rel=0.25)
+    assert found.evaluate == IMAGES.load_seconds(ImageSpec(name="cifar10", augment="none", image_size=side)).train
+
+
+def test_the_published_run_is_predicted_with_the_augmentation_it_waits_for() -> None:
+    plan = plan_of(load(REPOSITORY / "configs" / "resnet50_cifar10.yaml"))
+    total = sum(node.estimate.seconds for node in plan.nodes)
+    computing = sum(node.estimate.flops for node in plan.nodes) / Rates.nominal("cuda").flops_per_s["fp16"]
+    assert total > 2 * computing
+    assert total > 25 * 3600
+    # Eight threads beside the GPU, one view of every image in each of 400 epochs.
+    e2e = regime_node(plan, "e2e", "e2e").estimate.seconds
+    assert e2e == pytest.approx(400 * (45_000 / 203 + 5_000 / 468) / 8, rel=0.03)
+
+
+def test_stages_that_read_snapshots_load_no_images(tmp_path: Path) -> None:
+    plans = [
+        small_plan(tmp_path, {"snapshots.mode": "always", "data.image_size": 16, "data.augment": augment})
+        for augment in ("paper", "none")
+    ]
+    stage1, stage2, made = (
+        [pick(plan).estimate.seconds for plan in plans]
+        for pick in (
+            lambda plan: regime_node(plan, "segprop", "stage1-base"),
+            lambda plan: regime_node(plan, "segprop", "stage2-seg2"),
+            lambda plan: next(node for node in plan.nodes if node.label.endswith("train view 0")),
+        )
+    )
+    assert stage1[0] > stage1[1] + 4 * 45_000 * 60e-6
+    assert made[0] > made[1] + 45_000 * 60e-6
+    assert stage2[0] == stage2[1]
 
 
 def test_every_node_has_a_time(tmp_path: Path) -> None:

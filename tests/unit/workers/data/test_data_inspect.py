@@ -199,6 +199,7 @@ def test_the_fingerprint_follows_names_sizes_and_times_alone(tmp_path: Path) -> 
         ("cifar10", lambda root: (root / "train-0.parquet").write_bytes(b"no"), r"no test-\*\.parquet"),
         ("cifar100", lambda root: parquet_set(root, label_column="coarse"), "needed: .*fine_label or label"),
         ("folder", None, "none given for folder"),
+        ("folder", lambda root: root.rmdir(), "there is no folder .*; allowed: a folder with train/"),
         ("folder", lambda root: None, r"no train/; allowed: (.|\n)*no test/ or val/"),
         ("folder", lambda root: [(root / s).mkdir() for s in ("train", "val")], "no class folders in .*val"),
         ("folder", lambda root: (folder_set(root), (root / "train/empty").mkdir()), "no images in .*empty"),
@@ -251,3 +252,15 @@ def test_resize_defaults_to_the_papers_proportion() -> None:
     assert resize_of(ImageSpec(name="digits", image_size=16, resize=16)) == 16
     with pytest.raises(ConfigError, match="allowed: 16 or more"):
         resize_of(ImageSpec(name="digits", image_size=16, resize=15))
+
+
+def test_linked_batches_of_a_download_count_and_a_dangling_one_is_named(tmp_path: Path) -> None:
+    pickle_set(tmp_path / "real")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for file in (tmp_path / "real" / "cifar-10-batches-py").iterdir():
+        (linked / file.name).symlink_to(file)
+    assert inspect(ImageSpec(name="cifar10", path=str(linked))).train_rows == 30
+    (tmp_path / "real" / "cifar-10-batches-py" / "data_batch_2").unlink()
+    with pytest.raises(DataError, match="data_batch_2 leads nowhere"):
+        inspect(ImageSpec(name="cifar10", path=str(linked)))

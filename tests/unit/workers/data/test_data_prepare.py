@@ -152,6 +152,15 @@ def test_damaged_commit_records_are_replaced(
     assert prepare(data, snapshots) == whole
 
 
+def test_deep_pixels_in_parquet_are_refused_by_file_and_row(tmp_path: Path, snapshots: SnapshotStore) -> None:
+    images, labels = digit_images(3)
+    deep = np.full((32, 32), 40_000, dtype=np.uint16)
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}-0.parquet", [encode(images[0]), encode(deep)], labels[:2].tolist())
+    with pytest.raises(DataError, match=r"row 1 of .*train-0\.parquet: .*I;16; allowed: 8 bits a channel"):
+        prepare(ImageSpec(name="cifar10", path=str(tmp_path)), snapshots)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "null"])
 def test_a_corrupt_image_is_named_by_file_and_row(tmp_path: Path, snapshots: SnapshotStore, damage: str) -> None:
     images, labels = digit_images(30)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import hashlib
 import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -32,7 +33,9 @@ DECODE_ERRORS = (
     IndexError,
     KeyError,
     TypeError,
+    OverflowError,
     struct.error,
+    zlib.error,
     Image.DecompressionBombError,
 )
 
@@ -52,6 +55,8 @@ class FileFormat(abc.ABC):
 
     #: Its word in fingerprints and in the keys of prepared sets.
     name: ClassVar[str]
+    #: Raise it when the same files give other pixels: prepared sets are addressed by it.
+    version: ClassVar[int] = 1
     #: Whether Pillow decodes: then its version is part of a prepared set's key.
     pillow: ClassVar[bool] = False
     #: Images that a thread decodes at a time.
@@ -70,7 +75,8 @@ class FileFormat(abc.ABC):
 @dataclass(frozen=True)
 class ImageFiles:
     """Where the samples of both splits lie, and how they are read. `columns` names the image and label columns of
-    Parquet files."""
+    Parquet files. The last `held_out` rows of train are the data set's own validation split. Without test files the
+    test split is chosen among train's rows. `skipped`: files that are no images, counted by suffix."""
 
     format: FileFormat
     root: str
@@ -78,6 +84,8 @@ class ImageFiles:
     files: Mapping[Split, tuple[SourceFile, ...]]
     class_names: tuple[str, ...]
     columns: tuple[str, str] = ("", "")
+    held_out: int = 0
+    skipped: tuple[tuple[str, int], ...] = ()
 
     def rows(self, split: Split) -> int:
         """Count the samples in a split."""
@@ -88,8 +96,9 @@ class ImageFiles:
         return [file.rows for file in self.files[split]]
 
     def fingerprint(self) -> str:
-        """Return the sha256 (hex) over format, file names, sizes and stamps."""
-        digest = hashlib.sha256(self.format.name.encode())
+        """Return the sha256 (hex) over format and its version, file names, sizes and stamps."""
+        version = f" {self.format.version}" if self.format.version > 1 else ""
+        digest = hashlib.sha256(f"{self.format.name}{version}".encode())
         for split in SPLITS:
             for file in self.files[split]:
                 digest.update(f"\x1e{split}\x1f{file.name}\x1f{file.size}\x1f{file.stamp}".encode())

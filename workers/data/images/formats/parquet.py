@@ -13,6 +13,7 @@ from cache_store.errors import DataError
 from workers.data.files import SourceFile, base_name, infos_of, join, source_file
 from workers.data.images.facts import SPLITS, Split
 from workers.data.images.formats.base import FileFormat, ImageFiles, ImagePiece, fail, overlaps
+from workers.data.images.formats.pixels import is_deep
 
 #: Where the files may lie under the given path, the first folder that has any counts.
 FOLDERS = ("", "data", "plain_text", "cifar10", "cifar100")
@@ -44,6 +45,8 @@ class ParquetFiles(FileFormat):
         if not encoded:
             raise ValueError("the column holds no bytes")
         with Image.open(io.BytesIO(encoded)) as image:
+            if is_deep(image):
+                raise ValueError(f"pixels of mode {image.mode}; allowed: 8 bits a channel")
             return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
