@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from workers.distributed.sharded import like, whole_on_host
 from workers.distributed.sync_batch_norm import holds_norms
 from workers.domains.base import Domain
 from workers.domains.sums import Sums
+from workers.eight_bit import adamw8bit
 from workers.specs.experiment import OptimizerSpec, TrainSpec
 from workers.training.batches import MicroBatch
 from workers.training.stage_path import StagePath
@@ -43,21 +43,12 @@ def _adamw(spec: OptimizerSpec, parameters: Sequence[nn.Parameter]) -> torch.opt
     )
 
 
-def _adamw8bit(spec: OptimizerSpec, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    # An extra, and half annotated; its absence is found early.
-    bitsandbytes: Any = importlib.import_module("bitsandbytes.optim")
-    optimizer: torch.optim.Optimizer = bitsandbytes.AdamW8bit(
-        parameters, lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay
-    )
-    return optimizer
-
-
 #: Name -> what makes the optimizer. A new one is a row here, its name in `OptimizerSpec`, and its bytes of state in
 #: the memory estimates of the model families.
 OPTIMIZERS: dict[str, Callable[[OptimizerSpec, Sequence[nn.Parameter]], torch.optim.Optimizer]] = {
     "adamw": _adamw,
     "sgd": _sgd,
-    "adamw8bit": _adamw8bit,
+    "adamw8bit": adamw8bit,
 }
 
 

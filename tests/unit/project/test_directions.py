@@ -37,7 +37,7 @@ ORDER = {
         "domains",
         "models",
         "data distributed",
-        "device tensor_files",
+        "device eight_bit tensor_files",
         "judge",
         "control specs seeds",
     ),

@@ -115,7 +115,8 @@ class TextDomain(FamilyParts):
     # -- objective ----------------------------------------------------------------------------------------
 
     def loss(self, output: Any, targets: Tensor, train: TrainSpec) -> tuple[Tensor, Tensor | None]:
-        return readout.loss(output, targets, train.label_smoothing), None
+        loss = readout.loss(output, targets, train.label_smoothing)
+        return readout.with_balance(output, loss), None
 
     def scorer(self, source: Source, device: torch.device) -> TextScorer:
         return TextScorer(cast("TextSource", source), device)

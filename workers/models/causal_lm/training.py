@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from workers.device import DTYPES
 from workers.models.base import TokenParts
 from workers.models.causal_lm.network import parts
+from workers.models.causal_lm.network.balance import routers
 from workers.models.causal_lm.network.context import Frame
 from workers.models.causal_lm.network.lora import add_lora, merged_state
 from workers.models.causal_lm.network.quantized import quantize
@@ -46,11 +47,16 @@ class CausalLMParts(TokenParts):
         return module
 
     def prepare_training(self, part: str, module: nn.Module, train: TrainSpec, seed: int) -> None:
-        """Put low-rank adapters in, or freeze the LM head, as the stage asks."""
+        """Put low-rank adapters in, or freeze the LM head, as the stage asks; watch the routers that train."""
         if train.lora is not None:
             add_lora(module, train.lora, seed, lm_head=train.lm_head == "lora")
         if isinstance(module, parts.Head) and train.lm_head != "lora":
             module.output_layer().requires_grad_(train.lm_head == "train" and train.lora is None)
+        if isinstance(module, parts.Layer):
+            for router, index in routers(self._model, module):
+                # A frozen router keeps its balance: nothing of the loss could change how it routes.
+                if any(parameter.requires_grad for parameter in router.parameters()):
+                    module.watch(router, index)
 
     def prepare_frozen(self, part: str, module: nn.Module, train: TrainSpec) -> None:
         if train.frozen_weights != "full":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -91,3 +91,34 @@ def test_it_moves_weights_nearly_as_adamw_does_with_a_quarter_of_the_state() -> 
     }
     # Beside the moments: a float32 scale a block of 256, and the two tables of values.
     assert size[id(other)] < size[id(one)] / 4 + 2 * 4 * exact[0].numel() / 256 + 2 * 1024 + 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [96, 128, 256, 576, 1000])
+def test_rows_without_gradient_stay_at_any_width(width: int, dtype: torch.dtype) -> None:
+    """Blocks of 256 moments go across rows where the width is no multiple of it."""
+    generator = torch.Generator().manual_seed(0)
+    table = nn.Parameter(torch.randn((60, width), generator=generator).to(dtype))
+    start = table.detach().clone()
+    optimizer = build_optimizer(OptimizerSpec(name="adamw8bit", lr=1e-2, weight_decay=0.0), [table])
+    for _ in range(5):
+        gradient = torch.randn((60, width), generator=generator)
+        gradient[1::2] = 0
+        table.grad = gradient.to(dtype)
+        optimizer.step()
+    assert torch.equal(table[1::2], start[1::2])
+    assert bool((table[::2] != start[::2]).any(dim=1).all())
+
+
+def test_a_row_that_seldom_has_gradients_moves_no_further_than_with_adamw() -> None:
+    """A second moment rounded to zero under a first one that is not would be divided by eps alone."""
+    moved = {}
+    for name in ("adamw", "adamw8bit"):
+        table = nn.Parameter(torch.zeros(64, 96))
+        optimizer = build_optimizer(OptimizerSpec(name=cast("Any", name), lr=1e-2, weight_decay=0.0), [table])
+        for step in range(4):
+            table.grad = torch.ones(64, 96)
+            table.grad[1::2] = 1e-4 if step == 0 else 0.0
+            optimizer.step()
+        moved[name] = float(table.detach()[1::2].abs().max())
+    assert 0 < moved["adamw8bit"] <= moved["adamw"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cache_store.errors import first_line
 from workers.device import to_device
 from workers.models.causal_lm.errors import refuse
+from workers.models.causal_lm.network.balance import Routing, balance_loss
 from workers.models.causal_lm.network.recording import Recording
 from workers.models.causal_lm.network.skeleton import build_skeleton, master_dtype
 from workers.models.causal_lm.network.structure import structure
@@ -33,11 +34,13 @@ class Context:
     position_ids: int64 (B, T), as given; at padded positions they go on counting.
     layers: one per decoder layer; layers of one kind share their tensors.
     where: int64 (N,), flat positions in B*T that carry a target; None: all of them.
+    routing: collects what the routers of trained layers give; None: the model has no balance loss.
     """
 
     position_ids: Tensor
     layers: tuple[LayerContext, ...]
     where: Tensor | None = None
+    routing: Routing | None = None
 
 
 class Frame:
@@ -58,6 +61,7 @@ class Frame:
         embedding = cast("torch.nn.Embedding", model.get_input_embeddings())
         self._width = embedding.embedding_dim
         self._dtype = master_dtype(spec)
+        self._balance = balance_loss(spec)
 
     @torch.no_grad()
     def __call__(
@@ -79,6 +83,7 @@ class Frame:
         batch, length = hidden_or_ids.shape[:2]
         dtype = hidden_or_ids.dtype if hidden_or_ids.is_floating_point() else self._dtype
         embedded = torch.zeros((), dtype=dtype, device=hidden_or_ids.device).expand(batch, length, self._width)
+        tokens = attention_mask
         if attention_mask is not None and bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all()):
             position_ids = _count_on(position_ids, attention_mask)
             attention_mask = None
@@ -91,7 +96,10 @@ class Frame:
             raise refuse(f"needs a package that is missing: {first_line(e)}", "model.attention") from e
         layers = tuple(LayerContext(call.args, call.kwargs) for call in self._recording.calls)
         self._recording.forget()
-        return Context(position_ids, layers, None if where is None else to_device(where, device))
+        routing = None
+        if self._balance is not None:
+            routing = Routing(self._balance, None if tokens is None else to_device(tokens, device))
+        return Context(position_ids, layers, None if where is None else to_device(where, device), routing)
 
     def _run(self, embedded: Tensor, position_ids: Tensor, attention_mask: Tensor | None) -> None:
         try:

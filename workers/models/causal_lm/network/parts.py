@@ -57,11 +57,27 @@ class Layer(nn.Module):
         self._index = index
         self._path = f"{found.layers}.{index}"
         place(self, self._path, copy.deepcopy(model.get_submodule(self._path)))
+        self._router_logits: list[Tensor] = []
+
+    def watch(self, router: nn.Module, index: int) -> None:
+        """Give the router's logits, which are at `index` of what it returns, to the context's routing in train mode."""
+
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            if module.training:
+                self._router_logits.append(output[index] if isinstance(output, tuple) else output)
+
+        router.register_forward_hook(note)
 
     def forward(self, boundary: Boundary, context: Context) -> Boundary:
         (hidden,) = boundary
         own = context.layers[self._index]
-        output: Any = self.get_submodule(self._path)(hidden, *own.args, **own.kwargs)
+        try:
+            output: Any = self.get_submodule(self._path)(hidden, *own.args, **own.kwargs)
+            if context.routing is not None:
+                context.routing.add(self._router_logits)
+        finally:
+            # Running again in the backward pass ends in the middle of a layer.
+            self._router_logits = []
         return (output[0] if isinstance(output, tuple) else output,)
 
 
@@ -87,7 +103,7 @@ class Head(nn.Module):
         if not torch.is_autocast_enabled(hidden.device.type):
             # Some models keep the residual stream in float32; they, too, give the LM head its own type.
             hidden = hidden.to(cast("Tensor", head.weight).dtype)
-        return Readout(hidden, head, self._link)
+        return Readout(hidden, head, self._link, context.routing)
 
 
 def place(module: nn.Module, path: str, child: nn.Module) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 from torch.utils.checkpoint import checkpoint
 
+from workers.models.causal_lm.network.balance import Routing
 from workers.models.causal_lm.network.linear_loss import linear_cross_entropy, nll_sum
 from workers.models.causal_lm.network.link import Link
 from workers.models.causal_lm.network.pieces import chunk_rows
@@ -22,6 +23,8 @@ class Readout:
     hidden: Tensor
     lm_head: nn.Module
     link: Link
+    #: Router logits of the trained layers on the way here; None: the model has no balance loss.
+    routing: Routing | None = None
 
     def logits(self, rows: slice = slice(None)) -> Tensor:
         """Logits of some rows in the type the LM head computes in; ask for few rows at once."""
@@ -35,7 +38,7 @@ class Readout:
 # FSDP2 looks in what a module returns for tensors whose gradients will come; unregistered, a readout hides its own.
 _pytree.register_pytree_node(
     Readout,
-    lambda readout: ([readout.hidden], (readout.lm_head, readout.link)),
+    lambda readout: ([readout.hidden], (readout.lm_head, readout.link, readout.routing)),
     lambda values, context: Readout(cast("Tensor", next(iter(values))), *context),
     serialized_type_name="workers.models.causal_lm.network.readout.Readout",
 )
@@ -65,6 +68,13 @@ def loss(readout: Readout, targets: Tensor, smoothing: float = 0.0) -> Tensor:
             _piece, readout.hidden[rows], head, readout.link, targets[rows], smoothing, use_reentrant=False
         )
     return total / targets.numel()
+
+
+def with_balance(readout: Readout, loss: Tensor) -> Tensor:
+    """The loss that is trained on: of models of experts `loss` and the balance loss of the routers that train, weighted
+    as the model's configuration says; of others, and where all routers are frozen, `loss` itself. Once a batch."""
+    balance = None if readout.routing is None else readout.routing.loss()
+    return loss if balance is None else loss + balance.to(loss.device)
 
 
 def _piece(hidden: Tensor, head: nn.Module, link: Link, targets: Tensor, smoothing: float) -> Tensor:

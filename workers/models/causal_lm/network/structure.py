@@ -211,10 +211,10 @@ class _Search:
             seen.append(given)
             return scores.clone()
 
-        shallow = _shallow(_shallow(model, owner.split("."), _constant(hidden)), [lm_head], head)
+        bare = shallow(shallow(model, owner.split("."), _constant(hidden)), [lm_head], head)
         try:
             with torch.no_grad():
-                logits = shallow(input_ids=torch.zeros((1, 1), dtype=torch.int64)).logits.double().flatten()
+                logits = bare(input_ids=torch.zeros((1, 1), dtype=torch.int64)).logits.double().flatten()
         except Exception as e:
             raise self.fail(f"its way from hidden states to logits cannot be followed: {first_line(e)}") from e
         if len(seen) != 1:
@@ -292,14 +292,14 @@ def _is(one: Any, other: Any) -> bool:
     return both and one.shape == other.shape and one.data_ptr() == other.data_ptr()
 
 
-def _shallow(module: nn.Module, path: list[str], forward: Callable[..., Any]) -> nn.Module:
+def shallow(module: nn.Module, path: list[str], forward: Callable[..., Any]) -> nn.Module:
     """The module with another forward at `path`; nothing but the modules on the way is copied."""
     bare = copy.copy(module)
     if not path:
         bare.forward = forward
         return bare
     bare._modules = dict(module._modules)
-    bare._modules[path[0]] = _shallow(cast("nn.Module", module._modules[path[0]]), path[1:], forward)
+    bare._modules[path[0]] = shallow(cast("nn.Module", module._modules[path[0]]), path[1:], forward)
     return bare
 
 
