@@ -14,10 +14,10 @@ from workers.distributed.sharded import like, whole_on_host
 from workers.distributed.sync_batch_norm import holds_norms
 from workers.domains.base import Domain
 from workers.domains.sums import Sums
-from workers.eight_bit import adamw8bit
 from workers.specs.experiment import OptimizerSpec, TrainSpec
 from workers.training.batches import MicroBatch
 from workers.training.stage_path import StagePath
+from workers.training.updates.eight_bit import adamw8bit
 from workers.training.updates.low_precision import LOW_PRECISION, Swallowed, share_of
 
 

@@ -37,7 +37,7 @@ ORDER = {
         "domains",
         "models",
         "data distributed",
-        "device eight_bit tensor_files",
+        "device tensor_files",
         "judge",
         "control specs seeds",
     ),

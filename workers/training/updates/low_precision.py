@@ -17,7 +17,6 @@ that was killed and goes on, and any gang of the same size, draws the same ones.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from workers.distributed.sharded import held
 from workers.seeds import derive_seed
 from workers.specs.experiment import OptimizerSpec
+from workers.training.updates.eight_bit import BLOCK, optimizer_class
 
 #: Numbers that are updated at one time: their float32 copies stay in a core's cache; a GPU wants more of them.
 SLICE = {"cpu": 1 << 16, "cuda": 1 << 24}
@@ -253,12 +253,12 @@ def eight_bit_adamw(
 
     The library's own kernel updates float32 copies of one slice of a parameter at a time; its states are the library's.
     """
-    bitsandbytes: Any = importlib.import_module("bitsandbytes.optim")
+    library: Any = optimizer_class()
     device = parameters[0].device
     size = SLICE.get(device.type, SLICE["cuda"])
     draws = Draws(device, size)
 
-    class Faithful(bitsandbytes.AdamW8bit):  # type: ignore[misc]  # an extra without types
+    class Faithful(library):  # type: ignore[misc]  # as above
         swallowed = Swallowed(device)
 
         @torch.no_grad()
@@ -294,13 +294,9 @@ def eight_bit_adamw(
     return made
 
 
-#: Numbers that share a scale in bitsandbytes' 8-bit states; `SLICE` is a multiple of it.
-_BLOCK = 256
-
-
 def _slice_of(state: Mapping[str, Any], part: slice, numbers: int) -> dict[str, Any]:
     """Views of the states of some numbers of a parameter that has so many."""
-    blocks = slice(part.start // _BLOCK, -(-min(part.stop, numbers) // _BLOCK))
+    blocks = slice(part.start // BLOCK, -(-min(part.stop, numbers) // BLOCK))
 
     def cut(key: str, value: Any) -> Any:
         if not isinstance(value, Tensor) or key.startswith("qmap"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,11 +24,20 @@ _AT_ONCE = 4096 * BLOCK
 
 
 def adamw8bit(spec: OptimizerSpec, parameters: Any) -> torch.optim.Optimizer:
-    """bitsandbytes' AdamW8bit over these parameters, which steps as said above those that lie on a CPU."""
+    """Make bitsandbytes' AdamW8bit over these parameters, which steps as said above those that lie on a CPU."""
+    optimizer: torch.optim.Optimizer = optimizer_class()(
+        parameters, lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay
+    )
+    return optimizer
+
+
+@cache
+def optimizer_class() -> Any:
+    """Define bitsandbytes' AdamW8bit with its step on a CPU done here."""
     # An extra, and half annotated; its absence is found early.
     bitsandbytes: Any = importlib.import_module("bitsandbytes.optim")
 
-    class AdamW8bit(bitsandbytes.AdamW8bit):  # type: ignore[misc]
+    class AdamW8bit(bitsandbytes.AdamW8bit):  # type: ignore[misc]  # an extra without types
         @torch.no_grad()
         def update_step(self, group: dict[str, Any], p: Tensor, gindex: int, pindex: int) -> None:
             state = self.state[p]
@@ -40,10 +50,7 @@ def adamw8bit(spec: OptimizerSpec, parameters: Any) -> torch.optim.Optimizer:
             state["step"] += 1
             step_on_cpu(p.data, p.grad, state, self.get_config(gindex, pindex, group))
 
-    optimizer: torch.optim.Optimizer = AdamW8bit(
-        parameters, lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay
-    )
-    return optimizer
+    return AdamW8bit
 
 
 def step_on_cpu(weight: Tensor, grad: Tensor | None, state: dict[str, Any], config: dict[str, Any]) -> None:
