@@ -13,7 +13,7 @@ from workers.specs.model import ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class DataTask:
-    """Decode a data set once into the store. `fingerprint` identifies the source files (names, sizes, times)."""
+    """Decode a data set once into the store. `fingerprint` identifies the source files (names and contents)."""
 
     data: ImageSpec | TextSpec
     fingerprint: str

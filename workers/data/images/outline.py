@@ -12,7 +12,7 @@ class DataOutline:
     """A data set in figures.
 
     `native` is (C, H, W) of the images as stored by `prepare`; `fingerprint` (sha256, hex) changes when a
-    file is added, removed, renamed, resized or rewritten; `mean` and `std` normalise pixels scaled to 0..1.
+    file is added, removed, renamed or gets another content; `mean` and `std` normalise pixels scaled to 0..1.
     """
 
     classes: int

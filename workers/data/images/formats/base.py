@@ -7,7 +7,6 @@ To add a format: write a class of both kinds (one class may be both), and add it
 from __future__ import annotations
 
 import abc
-import hashlib
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from cache_store.errors import DataError
-from workers.data.files import SourceFile
+from workers.data.files import SourceFile, fingerprint_of
 from workers.data.images.facts import SPLITS, ImageFacts, Split
 from workers.specs.experiment import ImageSpec
 
@@ -88,12 +87,8 @@ class ImageFiles:
         return [file.rows for file in self.files[split]]
 
     def fingerprint(self) -> str:
-        """Return the sha256 (hex) over format, file names, sizes and stamps."""
-        digest = hashlib.sha256(self.format.name.encode())
-        for split in SPLITS:
-            for file in self.files[split]:
-                digest.update(f"\x1e{split}\x1f{file.name}\x1f{file.size}\x1f{file.stamp}".encode())
-        return digest.hexdigest()
+        """Return the sha256 (hex) over format, file names and contents; see `fingerprint_of`."""
+        return fingerprint_of(self.format.name, ((split, self.files[split]) for split in SPLITS))
 
 
 class DataFormat(abc.ABC):
