@@ -16,7 +16,9 @@ Json = Mapping[str, Any]
 
 
 def _whole(task: Json) -> Json:
-    return task
+    """Leave out where trusted model code lies: the experiment's digest says which it is."""
+    experiment = task["experiment"]
+    return {**task, "experiment": {**experiment, "model": _without(experiment["model"], "path", "revision")}}
 
 
 def _always(task: Any) -> bool:
@@ -45,18 +47,21 @@ class TaskKind:
 
 
 def _data_identity(task: Json) -> Json:
-    """Leave out where the files lie: the fingerprint says which they are."""
-    model = task["model"] and _without(task["model"], "path", "revision")
+    """Leave out where files and tokenizer lie: fingerprint and digest say which they are."""
+    known = () if task.get("tokenizer") is None else ("tokenizer", "gguf")
+    model = task["model"] and _without(task["model"], "path", "revision", *known)
     return {**task, "data": _without(task["data"], "path", "download"), "model": model}
 
 
 def _model_identity(task: Json) -> Json:
-    """Leave out where the weights lie: the digest says which they are."""
-    return {**task, "model": _without(task["model"], "weights", "path", "revision")}
+    """Leave out where the weights and their companions lie: the digests say which they are."""
+    known = () if task.get("companions") is None else ("tokenizer",)
+    return {**task, "model": _without(task["model"], "weights", "path", "revision", *known)}
 
 
 def _plain_boundary(task: Json) -> Json:
     """Leave out the plain encoding: ids are those from before there were others."""
+    task = _whole(task)
     if (task.get("boundary") or {}).get("encoding") != "plain":
         return task
     return {**task, "boundary": _without(task["boundary"], "encoding")}

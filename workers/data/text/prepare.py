@@ -50,6 +50,7 @@ def prepare_text(
     snapshots: SnapshotStore,
     progress: ReportCount | None = None,
     fingerprint: str | None = None,
+    tokenizer: str | None = None,
 ) -> dict[str, Any]:
     """Tokenize what is not in the store yet; return a JSON value:
 
@@ -66,17 +67,22 @@ def prepare_text(
     `progress(done=, total=, unit="documents")`. ConfigError: the tokenizer does not fit (see `load_tokenizer`), has no
     chat template, or `sequence_length` exceeds the model's positions. DataError: as `inspect_text`; a document that
     cannot be used (file and row); a split in which nothing is left; the files' fingerprint is not `fingerprint`.
+    ConfigError also where the tokenizer's digest is not `tokenizer`.
     """
     _check_length(data, model)
     corpus = TEXT_FORMATS[data.name].open(data)
     if fingerprint not in (None, corpus.fingerprint):
         raise DataError(f"data.path: the files of {data.path} have changed since the run was planned; run again")
-    tokenizer = load_tokenizer(model)
-    encoder = TEXT_FORMATS[data.name].encoder(tokenizer)
+    loaded = load_tokenizer(model)
+    if tokenizer not in (None, loaded.digest):
+        raise ConfigError(
+            f"model.tokenizer: {model.tokenizer or model.path} has changed since the run was planned; run again"
+        )
+    encoder = TEXT_FORMATS[data.name].encoder(loaded)
     parts = split_documents(data, seed, corpus.documents)
     if data.shots:
         corpus.draw_shots(_all_trained(data, seed, corpus), seed)
-    splits = {split: _Split(data, seed, split, corpus, tokenizer, snapshots) for split in SPLITS}
+    splits = {split: _Split(data, seed, split, corpus, loaded, snapshots) for split in SPLITS}
     todo = {split: parts[split] for split in SPLITS if not splits[split].find()}
     with ExitStack() as spools:
         for split in todo:
@@ -94,9 +100,9 @@ def prepare_text(
         "digest": digest_json([results[split]["digest"] for split in SPLITS]),
         "rows": {split: statistics[split]["samples"]["count"] for split in SPLITS},
         "tokens": {split: statistics[split]["tokens"] for split in SPLITS},
-        "pad": tokenizer.pad,
-        "tokenizer": tokenizer.digest,
-        "vocabulary": tokenizer.vocabulary,
+        "pad": loaded.pad,
+        "tokenizer": loaded.digest,
+        "vocabulary": loaded.vocabulary,
         "packed": packed,
         "restarts": packed and data.isolate,
         "statistics": statistics,
