@@ -13,7 +13,18 @@ from pathlib import Path
 
 import psutil
 
-PACKAGES = ("segprop", "torch", "torchvision", "ray", "numpy", "pyarrow", "safetensors")
+PACKAGES = (
+    "segprop",
+    "torch",
+    "torchvision",
+    "transformers",
+    "tokenizers",
+    "ray",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "safetensors",
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,8 @@ class Environment:
     memory_bytes: int | None = None
     gpus: tuple[Gpu, ...] = ()
     git_commit: str | None = None
+    #: Versions whose results count as those of the packages above (`reuse_versions`).
+    reused_versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def describe_environment() -> Environment:

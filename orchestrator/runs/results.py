@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def _write_results(prepared: Prepared, ledger: CommitLog, outcome: Outcome, expo
         prepared.plan,
         ledger.to_json(),
         status=outcome.status,
-        environment=describe_environment(),
+        environment=replace(describe_environment(), reused_versions=prepared.config.reuse_versions),
         reused=outcome.reused,
         failures=outcome.failures,
         exports=exports,

@@ -38,6 +38,8 @@ class TaskKind:
     scores: bool = False
     #: Makes the weights that training starts from.
     initializes: bool = False
+    #: Done by the packages of the model's family; false: by those of the data's domain.
+    computes: bool = True
     #: Its outcome does not depend on the regime: labels do not name one.
     shared: bool = False
     #: The part of the task that decides its outcome, for the node's id: without where files lie or how often to save.
@@ -80,7 +82,7 @@ def _without(section: Json, *keys: str) -> dict[str, Any]:
 
 
 TASKS: dict[str, TaskKind] = {
-    "data": TaskKind(spec=tasks.DataTask, shared=True, identity=_data_identity),
+    "data": TaskKind(spec=tasks.DataTask, computes=False, shared=True, identity=_data_identity),
     "model": TaskKind(spec=tasks.ModelTask, initializes=True, shared=True, identity=_model_identity),
     "measure": TaskKind(spec=tasks.MeasureTask),
     "materialize": TaskKind(spec=tasks.MaterializeTask, makes_set=True, identity=_plain_boundary),
