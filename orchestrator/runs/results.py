@@ -104,7 +104,10 @@ def _write_results(prepared: Prepared, ledger: CommitLog, outcome: Outcome, expo
         prepared.plan,
         ledger.to_json(),
         status=outcome.status,
-        environment=replace(describe_environment(), reused_versions=prepared.config.reuse_versions),
+        environment=replace(
+            describe_environment(),
+            reused_versions={str(name): version for name, version in prepared.config.reuse_versions.items()},
+        ),
         reused=outcome.reused,
         failures=outcome.failures,
         exports=exports,

@@ -18,7 +18,7 @@ from workers.specs.experiment import ImageSpec
 
 
 class Stamped(Protocol):
-    """A file of a data set, as `fingerprint_of` looks at it; see `SourceFile`."""
+    """A file of a data set, as `files_fingerprint` looks at it; see `SourceFile`."""
 
     @property
     def path(self) -> str: ...
@@ -93,7 +93,7 @@ def source_file(filesystem: Any, root: str, info: Mapping[str, Any], rows: int, 
     return SourceFile(path, path.removeprefix(root).lstrip("/"), size, stamp, rows, label)
 
 
-def fingerprint_of(what: str, splits: Iterable[tuple[str, Iterable[Stamped]]]) -> str:
+def files_fingerprint(what: str, splits: Iterable[tuple[str, Iterable[Stamped]]]) -> str:
     """Return the sha256 (hex) of what a data set is: `what` its files are read as, and split, name and content of each.
 
     Local files count by their bytes, wherever and whenever they were written; remote ones by size and stamp, so that

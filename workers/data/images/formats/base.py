@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from cache_store.errors import DataError
-from workers.data.files import SourceFile, fingerprint_of
+from workers.data.files import SourceFile, files_fingerprint
 from workers.data.images.facts import SPLITS, ImageFacts, Split
 from workers.specs.experiment import ImageSpec
 
@@ -87,8 +87,8 @@ class ImageFiles:
         return [file.rows for file in self.files[split]]
 
     def fingerprint(self) -> str:
-        """Return the sha256 (hex) over format, file names and contents; see `fingerprint_of`."""
-        return fingerprint_of(self.format.name, ((split, self.files[split]) for split in SPLITS))
+        """Return the sha256 (hex) over format, file names and contents; see `files_fingerprint`."""
+        return files_fingerprint(self.format.name, ((split, self.files[split]) for split in SPLITS))
 
 
 class DataFormat(abc.ABC):
