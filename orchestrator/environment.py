@@ -49,7 +49,8 @@ class Environment:
     gpus: tuple[Gpu, ...] = ()
     git_commit: str | None = None
     #: Versions whose results count as those of the packages above (`reuse_versions`).
-    reused_versions: Mapping[str, str] = field(default_factory=dict)
+    #: Left out of a summary where there are none (`reports.record_json.OPTIONAL`).
+    reused_versions: Mapping[str, str] | None = field(default=None, metadata={"optional": True})
 
 
 def describe_environment() -> Environment:

@@ -17,7 +17,9 @@ Json = Mapping[str, Any]
 
 def _whole(task: Json) -> Json:
     """Leave out where trusted model code lies: the experiment's digest says which it is."""
-    experiment = task["experiment"]
+    experiment = task.get("experiment")
+    if experiment is None:
+        return task
     return {**task, "experiment": {**experiment, "model": _without(experiment["model"], "path", "revision")}}
 
 
