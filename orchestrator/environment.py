@@ -13,7 +13,18 @@ from pathlib import Path
 
 import psutil
 
-PACKAGES = ("segprop", "torch", "torchvision", "ray", "numpy", "pyarrow", "safetensors")
+PACKAGES = (
+    "segprop",
+    "torch",
+    "torchvision",
+    "transformers",
+    "tokenizers",
+    "ray",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "safetensors",
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,9 @@ class Environment:
     memory_bytes: int | None = None
     gpus: tuple[Gpu, ...] = ()
     git_commit: str | None = None
+    #: Versions whose results count as those of the packages above (`reuse_versions`).
+    #: Left out of a summary where there are none (`reports.record_json.OPTIONAL`).
+    reused_versions: Mapping[str, str] | None = field(default=None, metadata={"optional": True})
 
 
 def describe_environment() -> Environment:

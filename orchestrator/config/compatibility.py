@@ -12,6 +12,7 @@ _FREE = (
     ("run",),
     ("run_dir",),
     ("resources",),
+    ("reuse_versions",),
     ("evaluation",),
     ("data", "download"),
     ("training", "checkpoint_every_s"),

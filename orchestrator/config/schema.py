@@ -303,6 +303,11 @@ class Config(Section):
     run_exit: RunExitConfig = Field(default_factory=RunExitConfig)
     resources: ResourceConfig = Field(default_factory=ResourceConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    reuse_versions: dict[Literal["torch", "transformers", "tokenizers", "numpy", "pillow"], str] = Field(
+        default_factory=dict,
+        description="Package -> version whose results count as those of the installed one, e.g. {torch: 2.8.0}. Other "
+        "versions may give other numbers, so without this an upgrade computes everything again.",
+    )
     sweep: SweepConfig | None = Field(
         default=None, description="Run the file many times with other settings (docs/sweeps.md)."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from workers.domains.planning import AnyOutline, SplitRows
@@ -21,13 +22,17 @@ def experiment_of(config: Config, regime: Regime, classes: int, found: object | 
         data=regime.domain.without_files(config.data),
         classes=classes,
         seed=config.seed,
+        code=config.family.file_digests(config.model, found).code,
     )
 
 
-def data_task(config: Config, data: AnyOutline) -> DataTask:
+def data_task(config: Config, data: AnyOutline, found: object | None) -> DataTask:
     """Prepare the data set. It holds what decides how samples are prepared, so that regimes and runs share the node."""
     tokenizing = config.family.tokenizing(config.model)
-    return config.domain.task(config.data, data.fingerprint, config.seed, tokenizing)
+    task = config.domain.task(config.data, data.fingerprint, config.seed, tokenizing)
+    if task.model is None:
+        return task
+    return replace(task, tokenizer=config.family.file_digests(config.model, found).tokenizer)
 
 
 def model_task(
@@ -35,12 +40,15 @@ def model_task(
 ) -> ModelTask:
     """Write the initial weights. It holds what decides them: how the chain is cut, or computes, later does not."""
     sized = regime.traits.sized_weights
+    files = regime.family.file_digests(regime.model, found)
     return ModelTask(
         model=regime.family.start(regime.model, found),
         classes=classes,
         seed=config.seed,
         weights_digest=weights_digest,
         sample=regime.domain.checked_sample(config.data) if sized else None,
+        companions=files.companions,
+        code=files.code,
     )
 
 

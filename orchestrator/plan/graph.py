@@ -36,6 +36,8 @@ class Node:
     task: dict[str, Any]
     parents: dict[str, str]
     estimate: Estimate
+    #: Package -> version, of those that compute it.
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def trains(self) -> bool:
@@ -71,6 +73,7 @@ class Node:
             "task": self.task,
             "parents": self.parents,
             "estimate": self.estimate.to_json(),
+            "versions": self.versions,
         }
 
 
@@ -221,7 +224,9 @@ class Plan:
         }
 
 
-def node_id(kind: str, task: Mapping[str, Any], parents: Mapping[str, str]) -> str:
+def node_id(
+    kind: str, task: Mapping[str, Any], parents: Mapping[str, str], versions: Mapping[str, str] | None = None
+) -> str:
     """Return the digest of what determines the outcome: the task without what only says where to look or how often to
-    save, and the parents."""
-    return digest_json([FORMAT, kind, TASKS[kind].identity(task), sorted(parents.items())])
+    save, the parents, and the versions of the packages that compute."""
+    return digest_json([FORMAT, kind, TASKS[kind].identity(task), sorted(parents.items()), dict(versions or {})])

@@ -227,7 +227,7 @@ class RegimeBuilder:
 
 def _data_node(state: RegimeState) -> str:
     rows = state.inputs.rows
-    task = data_task(state.inputs.config, state.inputs.data)
+    task = data_task(state.inputs.config, state.inputs.data, state.inputs.found)
     every = rows.train + rows.validation + rows.test
     return state.add("data", "data", to_json(task), {}, formulas.data_estimate(every))
 

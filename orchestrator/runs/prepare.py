@@ -34,6 +34,8 @@ from workers.domains.planning import AnyData, AnyOutline
 from workers.domains.registry import planning_of_data
 from workers.models.base import Finding
 from workers.specs.results import MeasuredCosts, MeasureResult
+from workers.specs.task_kinds import TASKS
+from workers.versions import installed
 
 CONFIG_FILE = "config.yaml"
 
@@ -138,6 +140,7 @@ def _planned(document: Document, basis: PlanBasis) -> Prepared:
             rates=_rates(config),
             on_host=not _on_gpu(config),
             figures=figures,
+            versions=versions_of(config),
         )
 
     try:
@@ -149,6 +152,21 @@ def _planned(document: Document, basis: PlanBasis) -> Prepared:
         raise_problems(document.source, [document.problem(("snapshots", "budget"), error.message)])
         raise
     return Prepared(document.source, config, data, found, plan, replan)
+
+
+def versions_of(config: Config) -> dict[str, dict[str, str]]:
+    """Kind of node -> versions of the packages that compute it: those installed here, but for what `reuse_versions`
+    names. Data are prepared by the packages of their domain, everything else is computed by those of the family."""
+    computing = installed(config.family.libraries) | config.reuse_versions
+    preparing = installed(config.domain.libraries) | config.reuse_versions
+    return {
+        kind: {
+            package: version
+            for package, version in (computing if row.computes else preparing).items()
+            if package in (config.family.libraries if row.computes else config.domain.libraries)
+        }
+        for kind, row in TASKS.items()
+    }
 
 
 def with_figures(prepared: Prepared) -> Prepared:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -97,13 +98,14 @@ def _experiment(prepared: Prepared, regime: str) -> Experiment:
 
 
 def _write_results(prepared: Prepared, ledger: CommitLog, outcome: Outcome, exports: dict[str, str]) -> Summary:
+    reused = {str(package): version for package, version in prepared.config.reuse_versions.items()} or None
     run_dir = prepared.run_dir
     summary = summarize(
         prepared.config.run,
         prepared.plan,
         ledger.to_json(),
         status=outcome.status,
-        environment=describe_environment(),
+        environment=replace(describe_environment(), reused_versions=reused),
         reused=outcome.reused,
         failures=outcome.failures,
         exports=exports,

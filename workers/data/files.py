@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from cache_store.errors import DataError
+from workers.file_digests import contents_digest
 from workers.specs.experiment import ImageSpec
+
+
+class Stamped(Protocol):
+    """A file of a data set, as `files_fingerprint` looks at it; see `SourceFile`."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def stamp(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file. `path` opens it, `name` is relative to the data set's folder, `rows` the samples it holds,
-    `stamp` what its file system changes when the file is rewritten, `label` the class of an image file."""
+    """One file. `path` opens it, `name` is relative to the data set's folder, `rows` the samples it holds, `label` the
+    class of an image file. `stamp`: what a remote file system changes when the file is rewritten (the ETag where there
+    is one); None: a local file, which is identified by its content."""
 
     path: str
     name: str
     size: int
-    stamp: str
+    stamp: str | None
     rows: int
     label: int = -1
 
@@ -92,11 +109,32 @@ def join(folder: str, *names: str) -> str:
 def source_file(filesystem: Any, root: str, info: Mapping[str, Any], rows: int, label: int = -1) -> SourceFile:
     """Describe a file as `infos_of` lists it, with its size and stamp."""
     path = str(info["name"])
+    stamp: str | None = None
     if isinstance(filesystem, LocalFileSystem):
-        status = os.stat(path)
-        size, stamp = status.st_size, str(status.st_mtime_ns)
+        size = os.stat(path).st_size
     else:
         keys = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "updated", "created")
         size = int(info.get("size") or 0)
         stamp = next((str(info[key]) for key in keys if info.get(key) is not None), "")
     return SourceFile(path, path.removeprefix(root).lstrip("/"), size, stamp, rows, label)
+
+
+def files_fingerprint(what: str, splits: Iterable[tuple[str, Iterable[Stamped]]]) -> str:
+    """Return the sha256 (hex) of what a data set is: `what` its files are read as, and split, name and content of each.
+
+    Local files count by their bytes, wherever and whenever they were written; remote ones by size and stamp, so that
+    planning downloads nothing. DataError where one cannot be read."""
+    digest = hashlib.sha256(what.encode())
+    local: list[tuple[str, Path]] = []
+    for split, files in splits:
+        for file in files:
+            if file.stamp is None:
+                local.append((f"{split}/{file.name}", Path(file.path)))
+            else:
+                digest.update(f"\x1e{split}\x1f{file.name}\x1f{file.size}\x1f{file.stamp}".encode())
+    if local:
+        try:
+            digest.update(f"\x1e{contents_digest(local)}".encode())
+        except OSError as error:
+            raise DataError(f"data.path: {error.filename} cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()

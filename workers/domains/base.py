@@ -14,7 +14,9 @@ from cache_store.formats.codec import Field
 from cache_store.snapshots.store import SnapshotStore
 from workers.models.base import Parts
 from workers.models.chain import Boundary, State
-from workers.specs.experiment import Precision, TrainSpec
+from workers.models.registry import family_of
+from workers.specs.experiment import Experiment, Precision, TrainSpec
+from workers.versions import installed
 
 
 class Source(Protocol):
@@ -65,8 +67,9 @@ class Scorer(Protocol):
 class FamilyParts:
     """The first half of every domain: the parts, as the family of the model makes them."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, experiment: Experiment) -> None:
         self._parts = parts
+        self._computing = {"code": experiment.code, "versions": installed(family_of(experiment.model).libraries)}
 
     def part_names(self) -> list[str]:
         return self._parts.names()
@@ -96,7 +99,7 @@ class FamilyParts:
         return tuple(Field(name, dtype, shape) for name, shape in self._parts.boundary(blocks).items())
 
     def model_identity(self) -> Any:
-        return self._parts.identity()
+        return {"model": self._parts.identity(), **self._computing}
 
 
 class Domain(Protocol):
@@ -186,7 +189,7 @@ class Domain(Protocol):
         """JSON that names everything a view depends on."""
 
     def model_identity(self) -> Any:
-        """JSON that names the architecture, where digests of states do not."""
+        """JSON that names the architecture, where digests of states do not, and the code and versions that compute."""
 
     # -- objective ----------------------------------------------------------------------------------------
 

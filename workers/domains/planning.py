@@ -61,6 +61,8 @@ class DomainPlanning(ABC, Generic[DataT, OutlineT]):
     #: Samples that go through frozen blocks together, and samples of an evaluation batch, where nothing is said.
     group_rows: ClassVar[int]
     evaluation_batch: ClassVar[int]
+    #: Packages that prepare the data: another version of one may give other samples.
+    libraries: ClassVar[tuple[str, ...]]
     #: Metrics of an evaluation; the first is the one that trials of a sweep are compared by.
     metrics: ClassVar[tuple[str, ...]]
 

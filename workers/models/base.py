@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from workers.specs.experiment import ImageSpec, TrainSpec
 from workers.specs.language import CausalLMSpec, TextSpec
-from workers.specs.model import ModelSpec
+from workers.specs.model import FileDigests, ModelSpec
 from workers.specs.results import PartRecord
 
 if TYPE_CHECKING:
@@ -180,6 +180,8 @@ class ModelFamily(ABC, Generic[SpecT, FoundT]):
     traits: ClassVar[Traits]
     #: Files that a finished export has. The first is JSON and holds `Export.sources` under "sources".
     export_files: ClassVar[tuple[str, ...]] = ("model.json", "model.safetensors")
+    #: Packages that compute: another version of one may give other numbers, so it is part of every result's identity.
+    libraries: ClassVar[tuple[str, ...]] = ("torch",)
 
     # -- planning: no torch at import ---------------------------------------------------------------------
 
@@ -211,6 +213,10 @@ class ModelFamily(ABC, Generic[SpecT, FoundT]):
     def weights_digest(self, model: SpecT, found: FoundT | None) -> str | None:
         """Identity of the files of initial weights; None for random ones. ConfigError when they cannot be read."""
         return None
+
+    def file_digests(self, model: SpecT, found: FoundT | None) -> FileDigests:
+        """Identities of the files beside the weights: tokenizer, companions of an export, model code."""
+        return FileDigests()
 
     def pretrained(self, model: SpecT) -> bool:
         """Whether a model starts from weights that were trained before."""

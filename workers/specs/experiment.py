@@ -180,3 +180,5 @@ class Experiment:
     #: Classes, or the size of the vocabulary.
     classes: int
     seed: int
+    #: Digest of the model code that comes with a trusted checkpoint.
+    code: str | None = None

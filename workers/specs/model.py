@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, TypeVar
@@ -31,6 +32,18 @@ class ModelSpec:
     def variant(cls, value: Mapping[str, Any]) -> type[ModelSpec]:
         """The spec class that these JSON values are of. ConfigError when no such family is known."""
         return spec_class(str(value["family"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileDigests:
+    """Identities of the files beside a model's weights; None for what is not there."""
+
+    #: The tokenizer, its chat template included.
+    tokenizer: str | None = None
+    #: What an export copies.
+    companions: str | None = None
+    #: Model code that the user trusts.
+    code: str | None = None
 
 
 def family_name(spec: type[ModelSpec]) -> str:

@@ -16,7 +16,11 @@ Json = Mapping[str, Any]
 
 
 def _whole(task: Json) -> Json:
-    return task
+    """Leave out where trusted model code lies: the experiment's digest says which it is."""
+    experiment = task.get("experiment")
+    if experiment is None:
+        return task
+    return {**task, "experiment": {**experiment, "model": _without(experiment["model"], "path", "revision")}}
 
 
 def _always(task: Any) -> bool:
@@ -36,6 +40,8 @@ class TaskKind:
     scores: bool = False
     #: Makes the weights that training starts from.
     initializes: bool = False
+    #: Done by the packages of the model's family; false: by those of the data's domain.
+    computes: bool = True
     #: Its outcome does not depend on the regime: labels do not name one.
     shared: bool = False
     #: The part of the task that decides its outcome, for the node's id: without where files lie or how often to save.
@@ -45,18 +51,21 @@ class TaskKind:
 
 
 def _data_identity(task: Json) -> Json:
-    """Leave out where the files lie: the fingerprint says which they are."""
-    model = task["model"] and _without(task["model"], "path", "revision")
+    """Leave out where files and tokenizer lie: fingerprint and digest say which they are."""
+    known = () if task.get("tokenizer") is None else ("tokenizer", "gguf")
+    model = task["model"] and _without(task["model"], "path", "revision", *known)
     return {**task, "data": _without(task["data"], "path", "download"), "model": model}
 
 
 def _model_identity(task: Json) -> Json:
-    """Leave out where the weights lie: the digest says which they are."""
-    return {**task, "model": _without(task["model"], "weights", "path", "revision")}
+    """Leave out where the weights and their companions lie: the digests say which they are."""
+    known = () if task.get("companions") is None else ("tokenizer",)
+    return {**task, "model": _without(task["model"], "weights", "path", "revision", *known)}
 
 
 def _plain_boundary(task: Json) -> Json:
     """Leave out the plain encoding: ids are those from before there were others."""
+    task = _whole(task)
     if (task.get("boundary") or {}).get("encoding") != "plain":
         return task
     return {**task, "boundary": _without(task["boundary"], "encoding")}
@@ -75,7 +84,7 @@ def _without(section: Json, *keys: str) -> dict[str, Any]:
 
 
 TASKS: dict[str, TaskKind] = {
-    "data": TaskKind(spec=tasks.DataTask, shared=True, identity=_data_identity),
+    "data": TaskKind(spec=tasks.DataTask, computes=False, shared=True, identity=_data_identity),
     "model": TaskKind(spec=tasks.ModelTask, initializes=True, shared=True, identity=_model_identity),
     "measure": TaskKind(spec=tasks.MeasureTask),
     "materialize": TaskKind(spec=tasks.MaterializeTask, makes_set=True, identity=_plain_boundary),

@@ -13,20 +13,23 @@ from workers.specs.model import ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class DataTask:
-    """Decode a data set once into the store. `fingerprint` identifies the source files (names, sizes, times)."""
+    """Decode a data set once into the store. `fingerprint` identifies the source files (names and contents)."""
 
     data: ImageSpec | TextSpec
     fingerprint: str
     #: Text is split and tokenized by this task: its seed, and the model whose tokenizer it takes.
     seed: int = 0
     model: CausalLMSpec | None = None
+    #: Identity of that tokenizer, its chat template included.
+    tokenizer: str | None = None
+    LATER: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTask:
     """Write the initial weights: one safetensors file with the names of the whole network, or one a part."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("sample",)
+    LATER: ClassVar[tuple[str, ...]] = ("sample", "companions", "code")
 
     model: ModelSpec
     classes: int
@@ -35,6 +38,9 @@ class ModelTask:
     weights_digest: str | None = None
     #: Shape of one sample, for families whose weights depend on it; else None.
     sample: tuple[int, ...] | None = None
+    #: Identity of what an export copies beside the weights (tokenizer, chat template), and of trusted model code.
+    companions: str | None = None
+    code: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,30 @@ def test_trusted_code_trains_in_stages_and_goes_along_with_the_export(folder: Pa
     assert apart > 1e-2
     stages = json.loads((folder / "run" / "summary.json").read_text())["regimes"]["segprop"]["stages"]
     assert [stage["name"] for stage in stages] == ["stage1-base", "stage2-layer1"]
+
+
+# In a process of its own, as transformers keeps code that it has loaded: the ids of a plan's nodes by label.
+NODES = """
+import json, sys
+from orchestrator.runs.prepare import prepare
+print(json.dumps({node.label: node.id for node in prepare(sys.argv[1]).plan.nodes}))
+"""
+
+
+def ids(folder: Path, model: Path) -> dict[str, str]:
+    config = write_config(folder, changes(folder, path=str(model), trust_remote_code=True))
+    environment = {**os.environ, "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", NODES, str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
+    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_another_code_is_another_model_and_a_copy_of_it_the_same(folder: Path, tmp_path: Path) -> None:
+    before = ids(folder, folder / "model")
+    copy = Path(shutil.copytree(folder / "model", tmp_path / "copy"))
+    assert ids(folder, copy) == before
+    (copy / "modeling_own.py").write_text(MODELING.replace("0.5", "0.25"))
+    after = ids(folder, copy)
+    assert after.keys() == before.keys()
+    assert [label for label in before if after[label] == before[label]] == ["data"]

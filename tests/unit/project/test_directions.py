@@ -39,7 +39,7 @@ ORDER = {
         "data distributed",
         "device tensor_files",
         "judge",
-        "control specs seeds",
+        "control file_digests specs seeds versions",
     ),
     "cache_store": (
         "audit",

@@ -14,7 +14,7 @@ class DataOutline:
     `train_rows` and `test_rows` count the files' own splits: the last `held_out` rows of train are a validation split,
     and where `test_rows` is 0, a test split is chosen among train's rows. `skipped`: files that are no images, counted
     by suffix. `native` is (C, H, W) of the images as stored by `prepare`; `fingerprint` (sha256, hex) changes when a
-    file is added, removed, renamed, resized or rewritten; `mean` and `std` normalise pixels scaled to 0..1.
+    file is added, removed, renamed or gets another content; `mean` and `std` normalise pixels scaled to 0..1.
     """
 
     classes: int

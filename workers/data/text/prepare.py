@@ -40,6 +40,7 @@ from workers.data.text.splits import split_documents
 from workers.data.text.tokens.encode import Encoded, Encoder
 from workers.data.text.tokens.tokenizers import Tokenizer, load_tokenizer, longest_sample
 from workers.specs.language import CausalLMSpec, TextSpec
+from workers.versions import installed
 
 #: Documents tokenized together: enough to keep a tokenizer's threads busy.
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 512, 4 << 20
@@ -52,6 +53,7 @@ def prepare_text(
     snapshots: SnapshotStore,
     progress: ReportCount | None = None,
     fingerprint: str | None = None,
+    tokenizer: str | None = None,
 ) -> dict[str, Any]:
     """Tokenize what is not in the store yet; return a JSON value:
 
@@ -69,17 +71,22 @@ def prepare_text(
     chat template, or `sequence_length` exceeds the model's positions. DataError: as `inspect_text`; a document that
     cannot be used (file and row); a split in which nothing is left; too many samples that lost their targets (see
     `warnings_of`); the files' fingerprint is not `fingerprint`.
+    ConfigError also where the tokenizer's digest is not `tokenizer`.
     """
     _check_length(data, model)
     corpus = TEXT_FORMATS[data.name].open(data)
     if fingerprint not in (None, fingerprint_of(corpus)):
         raise DataError(f"data.path: the files of {data.path} have changed since the run was planned; run again")
-    tokenizer = load_tokenizer(model)
-    encoder = TEXT_FORMATS[data.name].encoder(tokenizer)
+    loaded = load_tokenizer(model)
+    if tokenizer not in (None, loaded.digest):
+        raise ConfigError(
+            f"model.tokenizer: {model.tokenizer or model.path} has changed since the run was planned; run again"
+        )
+    encoder = TEXT_FORMATS[data.name].encoder(loaded)
     parts = split_documents(data, seed, corpus.documents)
     if data.shots:
         corpus.draw_shots(_all_trained(data, seed, corpus), seed)
-    splits = {split: _Split(data, seed, split, corpus, tokenizer, snapshots) for split in SPLITS}
+    splits = {split: _Split(data, seed, split, corpus, loaded, snapshots) for split in SPLITS}
     todo = {split: parts[split] for split in SPLITS if not splits[split].find()}
     with ExitStack() as spools:
         for split in todo:
@@ -98,9 +105,9 @@ def prepare_text(
         "digest": digest_json([results[split]["digest"] for split in SPLITS]),
         "rows": {split: statistics[split]["samples"]["count"] for split in SPLITS},
         "tokens": {split: statistics[split]["tokens"] for split in SPLITS},
-        "pad": tokenizer.pad,
-        "tokenizer": tokenizer.digest,
-        "vocabulary": tokenizer.vocabulary,
+        "pad": loaded.pad,
+        "tokenizer": loaded.digest,
+        "vocabulary": loaded.vocabulary,
         "packed": packed,
         "restarts": packed and data.isolate,
         "statistics": statistics,
@@ -176,6 +183,7 @@ class _Split:
             "split": split,
             "fingerprint": corpus.fingerprint,
             "tokenizer": tokenizer.digest,
+            "versions": installed(("tokenizers", "transformers")),
             "seed": seed,
             "name": data.name,
             "held_out": [data.validation, data.test],

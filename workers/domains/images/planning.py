@@ -27,6 +27,7 @@ class ImagePlanning(DomainPlanning[ImageSpec, "DataOutline"]):
 
     data = ImageSpec
     raw = "images"
+    libraries = ("numpy", "pillow")
     group_rows = 256
     evaluation_batch = 512
     metrics = ("accuracy", "loss")

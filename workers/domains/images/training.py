@@ -39,7 +39,7 @@ class ImageDomain(FamilyParts):
 
     def __init__(self, experiment: Experiment) -> None:
         model, data = experiment.model, expect(ImageSpec, experiment.data)
-        super().__init__(family_of(model).parts(model, sample_shape(data), experiment.classes))
+        super().__init__(family_of(model).parts(model, sample_shape(data), experiment.classes), experiment)
         self._experiment = experiment
         self._data = data
 

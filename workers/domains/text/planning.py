@@ -21,6 +21,7 @@ class TextPlanning(DomainPlanning[TextSpec, "TextOutline"]):
 
     data = TextSpec
     raw = "text"
+    libraries = ("tokenizers", "transformers")
     group_rows = 16
     evaluation_batch = 16
     metrics = ("loss", "perplexity", "accuracy", "token_accuracy")

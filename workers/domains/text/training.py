@@ -27,7 +27,9 @@ from workers.specs.tasks import DataTask
 def prepare_tokens(task: DataTask, snapshots: SnapshotStore, progress: Callable[..., None]) -> dict[str, Any]:
     """Tokenize the text of a data task into the store; returns what its commit says."""
     data, model = expect(TextSpec, task.data), expect(CausalLMSpec, task.model)
-    return prepare_text(data, model, task.seed, snapshots, progress, fingerprint=task.fingerprint)
+    return prepare_text(
+        data, model, task.seed, snapshots, progress, fingerprint=task.fingerprint, tokenizer=task.tokenizer
+    )
 
 
 class TextDomain(FamilyParts):
@@ -43,7 +45,7 @@ class TextDomain(FamilyParts):
         parts = family_of(model).parts(model, (), experiment.classes)
         if not isinstance(parts, TokenParts):
             raise TypeError(f"models of the family {model.family!r} do not work on tokens: they take no context")
-        super().__init__(parts)
+        super().__init__(parts, experiment)
         self._experiment = experiment
         self._tokens = parts
         self._longest = expect(TextSpec, experiment.data).sequence_length

@@ -27,7 +27,7 @@ from workers.models.causal_lm import memory
 from workers.models.causal_lm.outline import LMOutline, LMPartOutline, lm_chain
 from workers.specs.experiment import ImageSpec, TrainSpec
 from workers.specs.language import CausalLMSpec, TextSpec
-from workers.specs.model import expect
+from workers.specs.model import FileDigests, expect
 from workers.specs.results import PartRecord
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
         ),
     )
     export_files = (FACTS,)
+    libraries = ("torch", "transformers")
 
     def inspect(self, model: CausalLMSpec) -> LMOutline:
         # Loads torch and transformers: only they know every architecture.
@@ -91,6 +92,9 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
 
     def weights_digest(self, model: CausalLMSpec, found: LMOutline | None) -> str | None:
         return expect(LMOutline, found).weights_digest
+
+    def file_digests(self, model: CausalLMSpec, found: LMOutline | None) -> FileDigests:
+        return expect(LMOutline, found).files
 
     def pretrained(self, model: CausalLMSpec) -> bool:
         return model.path is not None

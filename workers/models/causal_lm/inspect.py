@@ -14,6 +14,7 @@ from workers.models.causal_lm.network.structure import structure
 from workers.models.causal_lm.outline import LMOutline, PartFacts
 from workers.models.causal_lm.pretrained.checkpoint import Checkpoint, weights_digest
 from workers.models.causal_lm.pretrained.configs import kept_layers, whole_config
+from workers.models.causal_lm.pretrained.identity import file_digests
 from workers.models.causal_lm.pretrained.locate import Located, locate
 from workers.models.causal_lm.pretrained.numbering import check_numbering
 from workers.models.causal_lm.pretrained.safetensors_files import weight_files
@@ -52,6 +53,7 @@ def inspect(spec: CausalLMSpec) -> LMOutline:
         weights_digest=weights_digest(located) if located is not None and has_weights else None,
         has_weights=has_weights,
         parts={name: _facts(whole, name, hidden, vocabulary) for name in part_names(whole)},
+        files=file_digests(whole, located),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from cache_store.errors import ConfigError
 from workers.models.counting import Shape
 from workers.models.outline import ChainOutline, PartOutline
+from workers.specs.model import FileDigests
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class LMOutline:
 
     config: the whole architecture, for tasks (pruned, untied, dtype of the master weights). positions: the longest
     sequence the model knows positions for, None when it does not say. weights_digest: identity of the stored
-    weights, None for random ones.
+    weights, None for random ones. files: digests of what lies beside them.
     """
 
     config: dict[str, Any]
@@ -93,6 +94,7 @@ class LMOutline:
     has_weights: bool
     #: `embed`, `layer0` …, `head`.
     parts: dict[str, PartFacts]
+    files: FileDigests
 
     @property
     def parameters(self) -> dict[str, int]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_store.errors import ConfigError
+from workers.file_digests import file_digest
 from workers.models.base import (
     Capabilities,
     Export,
@@ -62,8 +62,7 @@ class ResNetFamily(ModelFamily[ResNetSpec, None]):
         if model.weights is None:
             return None
         try:
-            with open(model.weights, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return file_digest(Path(model.weights))
         except OSError as error:
             where = "model.weights"
             raise ConfigError(f"{where}: {model.weights}: {error.strerror or error}", where=where) from error

@@ -260,7 +260,7 @@ def test_every_task_reads_back_and_every_parent_comes_first(tmp_path: Path) -> N
         task = as_json.from_json(TASKS[node.kind].spec, node.task)
         assert as_json.to_json(task) == node.task
         assert set(node.parents.values()) <= seen
-        assert node.id == node_id(node.kind, node.task, node.parents)
+        assert node.id == node_id(node.kind, node.task, node.parents, node.versions)
         assert len(node.id) == 32
         seen.add(node.id)
     assert len(seen) == len(plan.nodes)

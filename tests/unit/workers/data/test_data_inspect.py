@@ -168,17 +168,23 @@ def test_a_folder_has_a_class_a_subfolder(tmp_path: Path, test_name: str) -> Non
     assert outline.mean == (0.485, 0.456, 0.406)
 
 
-def test_the_fingerprint_follows_names_sizes_and_times_alone(tmp_path: Path) -> None:
+def test_the_fingerprint_follows_names_and_contents_not_times(tmp_path: Path) -> None:
     folder_set(tmp_path)
     data = ImageSpec(name="folder", path=str(tmp_path))
     first = inspect(data).fingerprint
     assert inspect(data).fingerprint == first
     image = next((tmp_path / "train" / "digit0").iterdir())
     os.utime(image, ns=(1, 1))
-    touched = inspect(data).fingerprint
-    assert touched != first
+    assert inspect(data).fingerprint == first, "the same bytes, touched"
+    whole, times = image.read_bytes(), image.stat()
+    image.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
+    replaced = inspect(data).fingerprint
+    assert replaced != first, "other bytes, with size and time kept"
+    image.write_bytes(whole)
+    assert inspect(data).fingerprint == first
     image.rename(image.with_name("9999.png"))
-    assert inspect(data).fingerprint not in (first, touched)
+    assert inspect(data).fingerprint not in (first, replaced)
 
 
 @pytest.mark.parametrize(

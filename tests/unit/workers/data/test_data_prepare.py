@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +217,7 @@ def test_a_changed_source_is_another_set(tmp_path: Path, snapshots: SnapshotStor
     parquet_set(tmp_path / "data")
     data = ImageSpec(name="cifar10", path=str(tmp_path))
     first = prepare(data, snapshots)
-    os.utime(tmp_path / "data" / "test-00000-of-00001.parquet", ns=(5, 5))
+    parquet_set(tmp_path / "data", test=9)
     assert prepare(data, snapshots)["test"] != first["test"]
 
 
@@ -237,6 +236,6 @@ def test_files_that_changed_since_the_plan_are_refused(tmp_path: Path, snapshots
     data = ImageSpec(name="cifar10", path=str(tmp_path))
     planned = inspect(data).fingerprint
     prepare(data, snapshots, fingerprint=planned)
-    os.utime(tmp_path / "data" / "test-00000-of-00001.parquet", ns=(5, 5))
+    parquet_set(tmp_path / "data", test=9)
     with pytest.raises(DataError, match="changed since the run was planned"):
         prepare(data, snapshots, fingerprint=planned)

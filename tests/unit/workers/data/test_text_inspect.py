@@ -190,12 +190,18 @@ def test_packed_rows_are_estimated_from_bytes_and_others_counted(tmp_path: Path)
     assert inspect_text(text(path, pack=False, train_limit=9)).rows == {"train": 9, "validation": 1, "test": 1}
 
 
-def test_the_fingerprint_changes_with_the_files_and_with_the_column(tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_contents_names_and_column_not_with_times(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"text": t, "b": t} for t in texts(9)])
-    seen = {inspect_text(text(tmp_path)).fingerprint, inspect_text(text(tmp_path, column="b")).fingerprint}
-    assert inspect_text(text(tmp_path, sequence_length=7)).fingerprint in seen
+    first = inspect_text(text(tmp_path)).fingerprint
+    seen = {first, inspect_text(text(tmp_path, column="b")).fingerprint}
+    assert inspect_text(text(tmp_path, sequence_length=7)).fingerprint == first
+    os.utime(path, ns=(5, 5))
+    assert inspect_text(text(tmp_path)).fingerprint == first
+    content = path.read_text()
+    path.write_text(content[:-4] + "#" + content[-3:])
     os.utime(path, ns=(5, 5))
     seen.add(inspect_text(text(tmp_path)).fingerprint)
+    path.write_text(content)
     path.rename(tmp_path / "b.jsonl")
     seen.add(inspect_text(text(tmp_path)).fingerprint)
     assert len(seen) == 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +129,7 @@ def test_files_that_changed_since_the_plan_are_refused(data: TextSpec, snapshots
     planned = inspect_text(data).fingerprint
     prepare_text(data, BYTES, 0, snapshots, fingerprint=planned)
     assert data.path is not None
-    os.utime(data.path, ns=(5, 5))
+    write_lines(Path(data.path), [{"text": text} for text in texts(61)])
     with pytest.raises(DataError, match="changed since the run was planned"):
         prepare_text(data, BYTES, 0, snapshots, fingerprint=planned)
 

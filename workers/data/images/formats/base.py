@@ -7,7 +7,6 @@ To add a format: write a class of both kinds (one class may be both), and add it
 from __future__ import annotations
 
 import abc
-import hashlib
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from cache_store.errors import DataError
-from workers.data.files import SourceFile
+from workers.data.files import SourceFile, files_fingerprint
 from workers.data.images.facts import SPLITS, ImageFacts, Split
 from workers.specs.experiment import ImageSpec
 
@@ -96,13 +95,9 @@ class ImageFiles:
         return [file.rows for file in self.files[split]]
 
     def fingerprint(self) -> str:
-        """Return the sha256 (hex) over format and its version, file names, sizes and stamps."""
+        """Return the sha256 (hex) over format and its version, file names and contents; see `files_fingerprint`."""
         version = f" {self.format.version}" if self.format.version > 1 else ""
-        digest = hashlib.sha256(f"{self.format.name}{version}".encode())
-        for split in SPLITS:
-            for file in self.files[split]:
-                digest.update(f"\x1e{split}\x1f{file.name}\x1f{file.size}\x1f{file.stamp}".encode())
-        return digest.hexdigest()
+        return files_fingerprint(f"{self.format.name}{version}", ((split, self.files[split]) for split in SPLITS))
 
 
 class DataFormat(abc.ABC):

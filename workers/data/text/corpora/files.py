@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable
@@ -29,12 +28,13 @@ _HIDDEN = (".", "__pycache__")
 
 @dataclass(frozen=True)
 class TextFile:
-    """One file. `path` opens it, `name` is relative to the data's folder, `stamp` changes when it is rewritten."""
+    """One file. `path` opens it, `name` is relative to the data's folder, `stamp` as of
+    `SourceFile`."""
 
     path: str
     name: str
     size: int
-    stamp: str
+    stamp: str | None
     kind: Kind
 
 
@@ -158,12 +158,3 @@ def by_split(files: list[TextFile]) -> dict[str, list[TextFile]]:
             split = next(name for name, group in zip(SPLITS, match.groups(), strict=True) if group)
             named.setdefault(split, []).append(file)
     return named if "train" in named else {"train": files}
-
-
-def stamps(what: str, files: dict[str, list[TextFile]]) -> str:
-    """sha256 (hex) over the names, sizes and stamps of files, and `what` they are read as."""
-    digest = hashlib.sha256(what.encode())
-    for split, members in sorted(files.items()):
-        for file in members:
-            digest.update(f"\x1e{split}\x1f{file.name}\x1f{file.size}\x1f{file.stamp}".encode())
-    return digest.hexdigest()

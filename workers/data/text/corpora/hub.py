@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from cache_store.errors import ConfigError, DataError
 from workers.data.text.corpora.base import SPLITS, Corpus, Record
 from workers.data.text.corpora.columns import missing_column
+from workers.file_digests import contents_digest
 from workers.specs.language import TextSpec
 
 _READ_ROWS = 1024
@@ -51,8 +53,7 @@ class HubCorpus(Corpus):
                 raise missing_column(f"{data.path} [{split}]", self._column, rows.column_names)
             self.documents[split] = len(rows)
             self.bytes[split] = int(rows.data.nbytes)
-            # Its own fingerprint is a hash of the files that it was made of.
-            digest.update(f"\x1e{split}\x1f{rows._fingerprint}\x1f{len(rows)}\x1f{data.revision}".encode())
+            digest.update(f"\x1e{split}\x1f{_contents(rows, local)}\x1f{len(rows)}\x1f{data.revision}".encode())
         if not self.documents.get("train"):
             raise DataError(f"data.path: {data.path} has no rows in a train split (it has {', '.join(self._sets)})")
         self.fingerprint = digest.hexdigest()
@@ -66,6 +67,13 @@ class HubCorpus(Corpus):
             values = column[rows][self._column]
             for row, value in zip(rows.tolist(), values, strict=True):
                 yield row, Record(value, f"{self._name} [{split}]", row)
+
+
+def _contents(rows: Any, local: bool) -> str:
+    """Identify what a split holds. Of a local folder: the Arrow files that `datasets` made of it, since its own
+    fingerprint takes paths and times there. From the hub: its own fingerprint, by revision and files."""
+    files = [Path(file["filename"]) for file in rows.cache_files] if local else []
+    return contents_digest((path.name, path) for path in files) if files else str(rows._fingerprint)
 
 
 def _load(data: TextSpec, local: bool) -> Any:

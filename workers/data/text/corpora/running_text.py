@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from cache_store.errors import DataError
+from workers.data.files import files_fingerprint
 from workers.data.text.corpora.base import Corpus, Record, text_of
 from workers.data.text.corpora.columns import json_records, json_rows, parquet_records, parquet_rows
 from workers.data.text.corpora.conversations import conversation_of
-from workers.data.text.corpora.files import Folder, Kind, TextFile, by_split, open_folder, stamps, text_files
+from workers.data.text.corpora.files import Folder, Kind, TextFile, by_split, open_folder, text_files
 from workers.specs.language import TextSpec
 
 #: Sees a record before anything is planned. DataError when it cannot be used.
@@ -109,7 +110,7 @@ class FileCorpus(Corpus):
                 problems.append(f"data.path: no documents for {split} at {data.path}")
         if problems:
             raise DataError("\n".join(problems), problems=problems)
-        self.fingerprint = stamps(f"{data.name} {self._column}", self._files)
+        self.fingerprint = files_fingerprint(f"{data.name} {self._column}", sorted(self._files.items()))
 
     def _count(self, file: TextFile) -> tuple[int, int]:
         return _READERS[file.kind].count(self._folder, file, self._column, self._check)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import tempfile
@@ -145,6 +146,14 @@ def _digest(tokenizer: Any) -> str:
         with tempfile.TemporaryDirectory() as folder:
             for path in sorted(map(Path, tokenizer.save_vocabulary(folder))):
                 digest.update(path.name.encode() + path.read_bytes())
+        # Settings such as `do_lower_case` are in no file of the vocabulary.
+        settings = {
+            name: value for name, value in tokenizer.init_kwargs.items() if not name.endswith(("_file", "_path"))
+        }
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    if type(tokenizer).__module__.startswith("transformers_modules"):
+        # Code that came with the tokenizer.
+        digest.update(inspect.getsource(inspect.getmodule(type(tokenizer)) or type(tokenizer)).encode())
     special = [tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.special_tokens_map]
     digest.update(json.dumps([special, tokenizer.chat_template, len(tokenizer)], sort_keys=True, default=str).encode())
     return digest.hexdigest()[:32]

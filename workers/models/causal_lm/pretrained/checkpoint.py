@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from workers.file_digests import file_digest
 from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.network.parts import assemble, part_names
 from workers.models.causal_lm.network.skeleton import build_skeleton
@@ -21,9 +21,6 @@ from workers.models.causal_lm.pretrained.safetensors_files import SafetensorsFil
 from workers.specs.language import CausalLMSpec
 
 _SHOWN = 4
-#: Weight files up to this size are hashed whole; of larger ones evenly spread samples, size and time.
-_HASHED_WHOLE = 2**30
-_SAMPLES, _SAMPLE_BYTES = 256, 2**16
 
 
 class Checkpoint:
@@ -132,7 +129,7 @@ class Checkpoint:
 def weights_digest(located: Located) -> str:
     """Identity of a checkpoint's weight files (32 hex characters), without downloading any.
 
-    From the hub: the commit. Local: the files' bytes; of files over 1 GiB size, time and samples of the bytes.
+    From the hub: the commit. Local: the files' bytes, all of them, whenever they were written.
     """
     total = hashlib.sha256()
     if located.commit is not None:
@@ -142,19 +139,7 @@ def weights_digest(located: Located) -> str:
     index = index_file(located.folder) if located.gguf is None else None
     for path in [*files, *([index] if index is not None else [])]:
         try:
-            total.update(f"|{path.name}|{_file_digest(path)}".encode())
+            total.update(f"|{path.name}|{file_digest(path)}".encode())
         except OSError as e:
             raise refuse(f"{path} cannot be read: {e.strerror}", "model.path") from e
     return total.hexdigest()[:32]
-
-
-def _file_digest(path: Path) -> str:
-    status = path.stat()
-    with open(path, "rb") as file:
-        if status.st_size <= _HASHED_WHOLE:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        total = hashlib.sha256(f"{status.st_size}|{status.st_mtime_ns}".encode())
-        for index in range(_SAMPLES):
-            file.seek(index * (status.st_size - _SAMPLE_BYTES) // (_SAMPLES - 1))
-            total.update(file.read(_SAMPLE_BYTES))
-        return total.hexdigest()

@@ -16,7 +16,7 @@ from workers.models.causal_lm.network.random_init import random_state
 from workers.models.causal_lm.network.skeleton import build_skeleton
 from workers.models.causal_lm.pretrained.checkpoint import Checkpoint
 from workers.models.causal_lm.pretrained.configs import config_json
-from workers.models.causal_lm.pretrained.locate import COMPANIONS, locate
+from workers.models.causal_lm.pretrained.locate import COMPANIONS, Located, locate
 from workers.specs.language import CausalLMSpec
 
 
@@ -44,7 +44,12 @@ def companions(spec: CausalLMSpec) -> dict[str, bytes]:
     Of the tokenizer's own folder or hub id where `spec.tokenizer` names one; a byte tokenizer has no files.
     """
     files = {"config.json": config_json(spec, type(build_skeleton(spec)).__name__)}
-    located = locate(spec, weights=False)
+    return files | companion_files(spec, locate(spec, weights=False))
+
+
+def companion_files(spec: CausalLMSpec, located: Located | None) -> dict[str, bytes]:
+    """As `companions`, of a model that was located, without the config.json that is made for it."""
+    files: dict[str, bytes] = {}
     if located is not None:
         files |= _from_gguf(located.gguf) if located.gguf is not None else _from_folder(located.folder)
         if spec.trust_remote_code:
