@@ -39,7 +39,7 @@ ORDER = {
         "data distributed",
         "device tensor_files",
         "judge",
-        "control specs seeds",
+        "control overlap specs seeds",
     ),
     "cache_store": (
         "audit",
