@@ -113,8 +113,7 @@ class _Counted:
         """Count what waits; where there is too much, keep the lower half of all hashes, until it fits."""
         found, counts = np.unique(_joined(self._pending), return_counts=True)
         grams, where = np.unique(np.concatenate([self.grams, found]), return_inverse=True)
-        total = np.zeros(len(grams), np.int64)
-        np.add.at(total, where, np.concatenate([self.counts, counts]))
+        total = np.bincount(where, np.concatenate([self.counts, counts]), len(grams)).astype(np.int64)
         while np.count_nonzero(grams <= np.uint64(self.highest)) > self._most:
             self.highest //= 2
         kept = grams <= np.uint64(self.highest)
