@@ -100,6 +100,14 @@ class CorruptShard(StoreError):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library said, short enough for one of our sentences; its type where it said nothing."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    """Shorten what a library said to fit into one of our sentences.
+
+    Returns the first line, with the next one where the first only announces it ("Validation error for field 'x':"); the
+    error's type where it said nothing. Of a KeyError, whose text is the key alone, type and key.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if isinstance(error, KeyError):
+        return f"{type(error).__name__}: {lines[0]}"
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

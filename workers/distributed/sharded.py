@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -28,7 +29,31 @@ def shard(module: nn.Module, mesh: Any, *, keep_gathered: bool = False) -> None:
         return
     from torch.distributed.fsdp import fully_shard
 
-    fully_shard(module, mesh=mesh, reshard_after_forward=not keep_gathered)
+    for each in [*_apart(module), module]:
+        fully_shard(each, mesh=mesh, reshard_after_forward=not keep_gathered)
+
+
+def _apart(module: nn.Module) -> list[nn.Module]:
+    """Modules to be split before the whole, children first: FSDP2 gathers weights of one type together, and some
+    models keep a few in float32 whatever the others are in."""
+    sizes: dict[torch.dtype, int] = {}
+    for parameter in _whole(module.parameters()):
+        sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
+    if len(sizes) < 2:
+        return []
+    most = max(sizes, key=lambda dtype: sizes[dtype])
+    found: dict[int, nn.Module] = {}
+    for inner in reversed(list(module.modules())[1:]):
+        if any(parameter.dtype != most for parameter in _whole(inner.parameters(recurse=False))):
+            # Its children hold what is of the other type, so each goes first, by itself.
+            children = [child for child in inner.children() if _whole(child.parameters())]
+            found |= {id(each): each for each in (*children, inner) if id(each) not in found}
+    return list(found.values())
+
+
+def _whole(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Those that are not split yet: parts of a chain are split before the chain is."""
+    return [parameter for parameter in parameters if not is_sharded(parameter)]
 
 
 def release(module: nn.Module) -> None:

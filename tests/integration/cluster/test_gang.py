@@ -118,6 +118,20 @@ def assert_same_figures(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
             assert our[key] == pytest.approx(their[key], rel=1e-5), key
 
 
+def test_weights_of_two_types_are_split_over_the_ranks(tmp_path: Path, ranks: Ranks) -> None:
+    """FSDP2 itself takes weights of one type; transformers names norms of this model that stay in float32."""
+    config = {**LLAMA, "model_type": "gpt_oss", "num_local_experts": 4, "head_dim": 8, "pad_token_id": None}
+    changes = {**lm_changes(tmp_path), "model.config": config, "model.master": "bfloat16", "data.isolate": False}
+    lab = Lab.make(tmp_path / "alone", {**changes, "regimes": ["e2e"]})
+    alone = lab.run("e2e/e2e").result["epochs"][-1]
+    lab = Lab.make(tmp_path / "together", {**changes, "regimes": ["e2e"]})
+    first, second = in_gang(lab, ranks, "e2e/e2e", "fsdp2")
+    assert first == second == lab.commit("e2e/e2e")
+    assert first.result["epochs"][-1]["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-2)
+    kinds = {tensor.dtype for tensor in lab.weights("e2e/e2e").values()}
+    assert kinds == {torch.bfloat16, torch.float32}
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """Stages of a ResNet without dropout on one device; micro-batches of 12 samples, so that ranks do share them."""

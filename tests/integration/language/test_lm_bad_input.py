@@ -117,6 +117,11 @@ def pruned_layer_unknown(folder: Path) -> Changes:
     return {"model.prune": [7]}
 
 
+def documents_that_leak(folder: Path) -> Changes:
+    recurrent = {**LLAMA, "model_type": "recurrent_gemma", "num_hidden_layers": 3, "lru_width": 32, "head_dim": 8}
+    return {"model": {"family": "causal_lm", "tokenizer": "bytes", "config": recurrent}}
+
+
 def adapters_nowhere(folder: Path) -> Changes:
     return {"regimes": ["lw"], "training.lora": {"rank": 2}}
 
@@ -145,6 +150,7 @@ CASES: list[tuple[Callable[[Path], Changes], str, str]] = [
     (beyond_what_is_left, "split.head", "with split.base 2 at most 0"),
     (omitted_layer_unknown, "split.omit", "layers 0 to 2"),
     (pruned_layer_unknown, "model.prune", "0-2"),
+    (documents_that_leak, "data.isolate", "recurrent_gemma with model.attention sdpa does not keep packed"),
     (adapters_nowhere, "training.lora", "lm_head"),
     (head_adapter_without_adapters, "training.lm_head", "training.lora"),
 ]

@@ -375,3 +375,49 @@ def test_pruned_layers_are_gone_and_the_rest_keeps_its_weights(tmp_path: Path) -
     assert {name.split(".")[2] for name in kept if ".layers." in name} == {"0", "1"}
     for name, tensor in kept.items():
         assert torch.equal(tensor, whole[name.replace("layers.1.", "layers.3.")]), name
+
+
+def test_new_adapters_begin_without_the_moments_of_merged_ones(tmp_path: Path) -> None:
+    changes = {
+        **lm_changes(tmp_path),
+        "regimes": {"segprop": {"kind": "segprop", "split": {"base": 1, "head": 1, "intermediate": "frozen"}}},
+        "training.lora": {"rank": 2},
+        "training.lm_head": "lora",
+    }
+    carry, reset = (Lab.make(tmp_path, {**changes, "training.head_optimizer": how}) for how in ("carry", "reset"))
+    first, second, *_ = [node.label for node in carry.prepared.plan.nodes if node.kind == "train"]
+    assert carry.node(second).parents["optimizer"] == carry.node(first).id
+    shared = set(carry.node(second).task["trained"]) & set(carry.node(first).task["trained"])
+    assert "head" in shared
+    for label in (first, second):
+        weights = [lab.run(label) and lab.weights(label) for lab in (carry, reset)]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    saved = load_file(Path(carry.store) / carry.commit(first).files["optimizer.safetensors"].path)
+    assert saved == {}
+
+
+def test_a_model_with_two_rotary_tables_trains_and_scores_alike_in_every_batch(tmp_path: Path) -> None:
+    """Phi-3's longrope takes one table or the other by the longest sample of a batch; here by the data set."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0, 4.0, 8.0, 16.0],
+        "original_max_position_embeddings": 24,
+    }
+    phi3 = {"model_type": "phi3", "rope_parameters": rope, "original_max_position_embeddings": 24, "pad_token_id": 0}
+    changes = {
+        **lm_changes(tmp_path),
+        "data.pack": False,
+        "model": {"family": "causal_lm", "tokenizer": "bytes", "config": {**LLAMA, **phi3}},
+        "training.batch_size": 8,
+        "regimes": ["e2e"],
+    }
+    epochs = []
+    for batch in (1, 8):
+        sizes = {"training.micro_batch": batch, "evaluation.batch_size": batch}
+        lab = Lab.make(tmp_path / str(batch), {**changes, **sizes})
+        epochs.append(lab.run("e2e/e2e").result["epochs"][-1])
+    for figure in ("train_loss", "validation_loss"):
+        assert epochs[0][figure] == pytest.approx(epochs[1][figure], rel=1e-5), figure

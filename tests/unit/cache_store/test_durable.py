@@ -40,3 +40,7 @@ def test_a_failure_leaves_the_file_as_it_was_and_nothing_beside_it(
 def test_the_first_line_of_an_error_is_what_it_says_first_or_its_type() -> None:
     assert first_line(ValueError("\n what happened\nand where")) == "what happened"
     assert first_line(ValueError()) == "ValueError"
+    assert first_line(KeyError("rope_type")) == "KeyError: 'rope_type'", "the key alone says nothing"
+    assert first_line(ValueError("Validation error for field 'x':\n  TypeError: no\nmore")) == (
+        "Validation error for field 'x': TypeError: no"
+    ), "an announcement comes with what it announces"

@@ -50,6 +50,17 @@ ORDER = {
         "errors keys crashpoints suggest",
     ),
 }
+#: Inside the language models, whose package says what each is: a line may import what stands in it or below it.
+LANGUAGE_MODELS = (
+    "family survey",
+    "inspect training",
+    "trials",
+    "pretrained",
+    "memory",
+    "network",
+    "counting",
+    "outline errors",
+)
 #: Python files in a folder, `__init__` counted.
 MOST_FILES = 15
 Graph = Mapping[str, frozenset[str]]
@@ -131,6 +142,23 @@ def circles(edges: Graph) -> list[list[str]]:
 @pytest.mark.parametrize("package", list(ORDER))
 def test_folders_import_downwards_only(package: str) -> None:
     assert upward({module: targets for module, targets in graph().items() if module.startswith(package)}) == []
+
+
+def test_language_models_import_downwards_only() -> None:
+    package = "workers.models.causal_lm."
+    place = {name: index for index, line in enumerate(LANGUAGE_MODELS) for name in line.split()}
+    found = [
+        (module, target)
+        for module, targets in graph().items()
+        for target in targets
+        if module.startswith(package) and target.startswith(package)
+    ]
+    assert len(found) > 50
+    assert [
+        f"{module} imports {target}"
+        for module, target in found
+        if place[target.split(".")[3]] < place[module.split(".")[3]]
+    ] == []
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

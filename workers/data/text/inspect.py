@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
-from workers.data.text.corpora.base import SPLITS
+from workers.data.text.corpora.base import FORMAT, SPLITS, Corpus
 from workers.data.text.formats import TEXT_FORMATS, data_is_packed
 from workers.data.text.splits import split_documents
 from workers.specs.language import TextSpec
@@ -19,7 +20,8 @@ class TextOutline:
 
     `documents`: those of each split (of a task: questions); `bytes`: about their text; `rows`: samples of each split,
     exact where a sample is a document that is not dropped, else estimated from the bytes; `fingerprint` (sha256, hex)
-    changes with the documents; `notes`: what the splits are made of where that is not what one expects.
+    changes with the documents, and with how they become tokens (`FORMAT`); `notes`: what the splits are made of where
+    that is not what one expects.
     """
 
     documents: dict[str, int]
@@ -52,6 +54,11 @@ def inspect_text(data: TextSpec, seed: int = 0) -> TextOutline:
         documents={split: documents[split] for split in SPLITS},
         bytes=sum(corpus.bytes.values()),
         rows={split: rows[split] for split in SPLITS},
-        fingerprint=corpus.fingerprint,
+        fingerprint=fingerprint_of(corpus),
         notes=corpus.notes,
     )
+
+
+def fingerprint_of(corpus: Corpus) -> str:
+    """Return the fingerprint of a data set as nodes of a plan hold it."""
+    return hashlib.sha256(f"text {FORMAT} {corpus.fingerprint}".encode()).hexdigest()

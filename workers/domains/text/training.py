@@ -53,6 +53,7 @@ class TextDomain(FamilyParts):
         super().__init__(parts)
         self._experiment = experiment
         self._tokens = parts
+        self._longest = expect(TextSpec, experiment.data).sequence_length
         self._contexts: dict[torch.device, Callable[..., Any]] = {}
 
     # -- rows ---------------------------------------------------------------------------------------------
@@ -98,7 +99,7 @@ class TextDomain(FamilyParts):
 
     def _context(self, device: torch.device) -> Callable[..., Any]:
         if device not in self._contexts:
-            self._contexts[device] = self._tokens.context(device)
+            self._contexts[device] = self._tokens.context(device, self._longest)
         return self._contexts[device]
 
     # -- snapshots ----------------------------------------------------------------------------------------

@@ -20,11 +20,21 @@ class Widths:
     keys: int
 
     @classmethod
-    def of(cls, config: Any, hidden: int) -> Widths:
-        heads = int(getattr(config, "num_attention_heads", None) or 1)
-        head_dim = int(getattr(config, "head_dim", None) or hidden // heads)
-        keys = int(getattr(config, "num_key_value_heads", None) or heads)
+    def of(cls, config: Any, index: int, hidden: int) -> Widths:
+        """Those of the layer `index`."""
+        heads = _of_layer(config, index, "num_attention_heads") or 1
+        head_dim = _of_layer(config, index, "head_dim") or hidden // heads
+        keys = _of_layer(config, index, "num_key_value_heads") or heads
         return cls(hidden, heads, heads * head_dim, keys * head_dim)
+
+
+def _of_layer(config: Any, index: int, name: str) -> int | None:
+    """A setting of one layer: some configurations give every layer its own."""
+    own = config.per_layer_config[index] if getattr(config, "is_heterogeneous", False) else config
+    value = getattr(own, name, None)
+    if isinstance(value, list | tuple):
+        value = value[index] if index < len(value) else None
+    return value if type(value) is int else None
 
 
 def count_parameters(part: nn.Module) -> tuple[int, int]:
@@ -55,8 +65,8 @@ def head_facts(part: nn.Module, hidden: int, vocabulary: int) -> PartFacts:
 def layer_facts(part: nn.Module, config: Any, index: int, hidden: int) -> PartFacts:
     """A decoder layer with attention over `config`'s heads and a feed-forward network, gated or not."""
     parameters, buffers = count_parameters(part)
-    widths = Widths.of(config, hidden)
-    macs = _macs(part, config)
+    widths = Widths.of(config, index, hidden)
+    macs = _macs(part, _of_layer(config, index, "num_experts_per_tok") or 1)
     attention = hidden * (2 * widths.queries + 2 * widths.keys)
     gated = any("gate" in name for name, _ in part.named_parameters())
     inner = max(0, macs - attention) // (hidden * (3 if gated else 2))
@@ -117,9 +127,8 @@ def _normalisations(part: nn.Module, widths: Widths) -> KeptFacts:
     return KeptFacts(rms_inputs=rms, layer_norm_inputs=layer, norm_results=results)
 
 
-def _macs(part: nn.Module, config: Any) -> int:
-    """Multiply-accumulates per token: every matrix once, of stacked experts those that a token visits."""
-    visited = int(getattr(config, "num_experts_per_tok", None) or 1)
+def _macs(part: nn.Module, visited: int) -> int:
+    """Multiply-accumulates per token: every matrix once, of stacked experts the `visited` ones."""
     total = 0
     for parameter in part.parameters():
         if parameter.ndim == 2:
@@ -141,8 +150,8 @@ def _norms(part: nn.Module, hidden: int) -> int:
 
 def _window(config: Any, index: int) -> int | None:
     """How far back a layer's tokens see, when not all the way."""
-    window = getattr(config, "sliding_window", None)
+    window = _of_layer(config, index, "sliding_window")
     kinds = getattr(config, "layer_types", None)
-    if window is None or (kinds is not None and kinds[index] != "sliding_attention"):
+    if kinds is not None and kinds[index] != "sliding_attention":
         return None
-    return int(window)
+    return window

@@ -144,7 +144,7 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
         """One file a part, written as it is read: the model is never held whole."""
         from workers.models.causal_lm.network.parts import part_names
         from workers.models.causal_lm.pretrained.import_parts import companions, import_parts
-        from workers.models.causal_lm.pretrained.verify import verify_chain
+        from workers.models.causal_lm.trials.verify import verify_chain
         from workers.models.chain import write_part
 
         model = expect(CausalLMSpec, start.model)
@@ -191,10 +191,14 @@ def _positions(found: LMOutline, data: TextSpec) -> Iterator[Finding]:
 
 
 def _isolation(model: CausalLMSpec, found: LMOutline, data: TextSpec) -> Iterator[Finding]:
-    """Packed documents are kept apart by the model's own masks, where it has any."""
+    """Check that a model which is to keep packed documents apart does. Tries it only then: it may take seconds."""
     from workers.data.text.formats import data_is_packed
 
-    if data_is_packed(data) and data.isolate and not found.isolates:
+    if not data_is_packed(data) or not data.isolate:
+        return
+    from workers.models.causal_lm.trials.isolation import keeps_documents_apart
+
+    if not keeps_documents_apart(replace(model, config=dict(found.config))):
         yield (
             ("data", "isolate"),
             f"true: {found.config.get('model_type')} with model.attention {model.attention} does not keep packed "

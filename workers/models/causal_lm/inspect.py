@@ -13,9 +13,11 @@ from workers.models.causal_lm.network.skeleton import build_skeleton
 from workers.models.causal_lm.network.structure import structure
 from workers.models.causal_lm.outline import LMOutline, PartFacts
 from workers.models.causal_lm.pretrained.checkpoint import Checkpoint, weights_digest
-from workers.models.causal_lm.pretrained.configs import whole_config
+from workers.models.causal_lm.pretrained.configs import kept_layers, whole_config
 from workers.models.causal_lm.pretrained.locate import Located, locate
+from workers.models.causal_lm.pretrained.numbering import check_numbering
 from workers.models.causal_lm.pretrained.safetensors_files import weight_files
+from workers.models.causal_lm.trials.verify import verify_chain
 from workers.specs.language import CausalLMSpec
 
 __all__ = ["LMOutline", "inspect"]
@@ -30,6 +32,12 @@ def inspect(spec: CausalLMSpec) -> LMOutline:
     located = locate(spec, weights=False)
     whole = replace(spec, config=whole_config(spec, located))
     found, model = structure(whole), build_skeleton(whole)
+    if spec.prune:
+        every = replace(spec, prune=())
+        unpruned = build_skeleton(replace(every, config=whole_config(every, located)))
+        check_numbering(unpruned, model, found.layers, kept_layers(spec, found.count))
+    if found.hands_over:
+        verify_chain(whole)  # the only way to know whether they do without
     has_weights = located is not None and _has_weights(located)
     if located is not None and has_weights and located.commit is None and located.gguf is None:
         Checkpoint(whole, located)  # a GGUF file is checked on import: listing its tensors takes seconds
@@ -43,7 +51,6 @@ def inspect(spec: CausalLMSpec) -> LMOutline:
         positions=_positions(model.config),
         weights_digest=weights_digest(located) if located is not None and has_weights else None,
         has_weights=has_weights,
-        isolates=found.isolates,
         parts={name: _facts(whole, name, hidden, vocabulary) for name in part_names(whole)},
     )
 

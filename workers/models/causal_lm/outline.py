@@ -81,7 +81,7 @@ class LMOutline:
 
     config: the whole architecture, for tasks (pruned, untied, dtype of the master weights). positions: the longest
     sequence the model knows positions for, None when it does not say. weights_digest: identity of the stored
-    weights, None for random ones. isolates: its own masks keep packed documents apart.
+    weights, None for random ones.
     """
 
     config: dict[str, Any]
@@ -91,7 +91,6 @@ class LMOutline:
     positions: int | None
     weights_digest: str | None
     has_weights: bool
-    isolates: bool
     #: `embed`, `layer0` …, `head`.
     parts: dict[str, PartFacts]
 

@@ -68,8 +68,8 @@ class CausalLMParts(TokenParts):
         config = {key: value for key, value in (self._model.config or {}).items() if key != "num_hidden_layers"}
         return {"config": config, "master": self._model.master, "attention": self._model.attention}
 
-    def context(self, device: torch.device) -> Callable[..., Any]:
-        return Frame(self._model, device)
+    def context(self, device: torch.device, longest: int) -> Callable[..., Any]:
+        return Frame(self._model, device, longest)
 
     def stream_dtype(self) -> torch.dtype:
         return master_dtype(self._model)

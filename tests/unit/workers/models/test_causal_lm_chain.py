@@ -27,12 +27,16 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from cache_store.errors import ConfigError
+from workers.models.causal_lm.family import CAUSAL_LM
 from workers.models.causal_lm.network.context import Context, Frame
 from workers.models.causal_lm.network.parts import build_part, part_names, part_state_names
 from workers.models.causal_lm.network.readout import loss
 from workers.models.causal_lm.network.structure import structure
-from workers.models.causal_lm.pretrained.verify import verify_chain
-from workers.specs.language import CausalLMSpec
+from workers.models.causal_lm.trials import isolation
+from workers.models.causal_lm.trials.isolation import keeps_documents_apart
+from workers.models.causal_lm.trials.shrunk import shrunk
+from workers.models.causal_lm.trials.verify import verify_chain
+from workers.specs.language import CausalLMSpec, TextSpec
 
 LENGTH = 3 * WINDOW + 1
 
@@ -111,14 +115,53 @@ def test_packed_documents_are_as_in_the_model_and_as_alone(name: str) -> None:
     positions[0] = torch.cat([torch.arange(4), torch.arange(7), torch.arange(LENGTH - 11)])
     got = chained(spec, model, ids, positions)
     assert torch.equal(got, own(model, ids, positions))
-    if structure(spec).isolates:
+    if keeps_documents_apart(spec):
         alone = chained(spec, model, ids[:1, 4:11], torch.arange(7)[None])
         torch.testing.assert_close(got[:1, 4:11], alone, rtol=1e-4, atol=2e-5)
 
 
 def test_isolation_is_known_of_a_model_whose_masks_do_not_isolate() -> None:
-    assert structure(lm_spec("llama")).isolates
-    assert not structure(lm_spec("opt", ffn_dim=48, word_embed_proj_dim=32)).isolates
+    assert keeps_documents_apart(lm_spec("llama"))
+    assert not keeps_documents_apart(lm_spec("opt", ffn_dim=48, word_embed_proj_dim=32))
+
+
+def test_isolation_is_tried_once_a_process_and_only_where_packed_documents_are_kept_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What cannot be made narrow takes seconds, and a sweep plans many runs of one model."""
+    tried = []
+
+    def trial(spec: CausalLMSpec, narrow: bool) -> CausalLMSpec:
+        tried.append(spec)
+        return shrunk(spec, narrow)
+
+    monkeypatch.setattr(isolation, "shrunk", trial)
+    model = lm_spec("opt", ffn_dim=56, word_embed_proj_dim=32, tokenizer="bytes", vocab_size=260)
+    found = CAUSAL_LM.inspect(model)
+    data = TextSpec(name="stdlib", sequence_length=32)
+
+    def problems(data: TextSpec) -> list[str]:
+        return [message for _, message in CAUSAL_LM.data_problems(model, found, data)]
+
+    assert problems(replace(data, isolate=False)) == problems(replace(data, pack=False)) == []
+    assert tried == []
+    assert len(problems(data)) == 1
+    assert "does not keep packed documents apart" in problems(data)[0]
+    assert len(tried) == 1
+    assert problems(data) == problems(replace(data, sequence_length=16))
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_isolation_is_known_of_a_model_whose_state_leaks_past_its_masks(attention: Any) -> None:
+    """Its attention masks hide the first document; its recurrence carries it on."""
+    spec = lm_spec("recurrent_gemma", num_hidden_layers=3, lru_width=32, attention=attention)
+    assert not keeps_documents_apart(spec)
+    ids, positions = tokens(1, 12), counted(1, 6).repeat(1, 2)
+    other = torch.cat([ids[:, :6].flip(1), ids[:, 6:]], dim=1)
+    model = make_model(spec)
+    one, two = (chained(spec, model, given, positions)[:, 6:] for given in (ids, other))
+    assert not torch.allclose(one, two, rtol=1e-2, atol=1e-2)
 
 
 def test_packed_rows_stay_apart_beside_a_padded_row() -> None:
@@ -167,13 +210,15 @@ def test_both_kernels_of_attention_are_the_models(attention: Any) -> None:
     assert torch.equal(chained(spec, model, tokens(), counted()), own(model, tokens(), counted()))
 
 
-def test_bfloat16_parts_compute_as_a_bfloat16_model(tmp_path: Path) -> None:
-    _, saved = saved_model(tmp_path, "llama")
-    spec = lm_spec("llama", master="bfloat16")
+@pytest.mark.parametrize("name", ["llama", "mamba"])
+def test_bfloat16_parts_compute_as_a_bfloat16_model(name: str, tmp_path: Path) -> None:
+    """Mamba keeps its residual stream in float32, up to the LM head."""
+    _, saved = saved_model(tmp_path, name)
+    spec = lm_spec(name, master="bfloat16")
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     got = chained(spec, model, tokens(), counted())
     assert got.dtype == torch.bfloat16
-    assert torch.equal(got, own(model, tokens(), counted()))
+    assert torch.equal(got.float(), own(model, tokens(), counted()).float())
     assert not torch.equal(got.float(), own(saved, tokens(), counted()))
 
 
@@ -299,3 +344,37 @@ def test_the_self_check_is_cheap_for_a_large_model() -> None:
         rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
     )
     verify_chain(spec)
+
+
+def test_rotary_embeddings_that_switch_by_length_are_the_same_for_every_batch_of_a_data_set() -> None:
+    """Phi-3's longrope: a sample's results must not depend on which samples come together with it."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0, 2.0, 4.0, 8.0],
+        "original_max_position_embeddings": 8,
+    }
+    spec = lm_spec("phi3", rope_parameters=rope, original_max_position_embeddings=8, max_position_embeddings=32)
+    model = make_model(spec)
+    parts = build_chain(spec, model.state_dict())
+    ids = tokens(1, LENGTH)
+
+    def run(frame: Frame, length: int) -> Tensor:
+        with torch.no_grad():
+            out: Tensor = run_chain(parts, ids[:, :length], frame(ids[:, :length], counted(1, length))).logits()
+        return out[:6]
+
+    for longest, own_length in ((32, LENGTH), (8, 6)):
+        short, whole = (run(Frame(spec, longest=longest), length) for length in (6, 8))
+        torch.testing.assert_close(short, whole, rtol=1e-5, atol=1e-5)
+        want = own(model, ids[:, :own_length], counted(1, own_length))[0, :6]
+        torch.testing.assert_close(short, want, rtol=1e-5, atol=1e-5)
+    # The model itself takes one or the other by the batch.
+    assert not torch.allclose(run(Frame(spec), 6), run(Frame(spec), LENGTH), rtol=1e-3, atol=1e-3)
+
+
+def test_a_model_that_looks_ahead_is_refused() -> None:
+    with pytest.raises(ConfigError, match="looks ahead"):
+        verify_chain(lm_spec("gemma3_text", use_bidirectional_attention=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lm_makers import ARCHITECTURES, VOCABULARY, build_chain, lm_spec, logits, saved_model
+from lm_makers import ARCHITECTURES, VOCABULARY, build_chain, lm_spec, logits, make_model, saved_model
 from real_model import gguf_file
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -25,9 +26,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cache_store.errors import ConfigError
 from workers.models.causal_lm.inspect import inspect
 from workers.models.causal_lm.network.parts import part_names, part_state_names
-from workers.models.causal_lm.pretrained.configs import pruned
+from workers.models.causal_lm.network.skeleton import build_skeleton
 from workers.models.causal_lm.pretrained.export import write_folder
 from workers.models.causal_lm.pretrained.import_parts import companions, import_parts
+from workers.models.causal_lm.pretrained.numbering import pruned
+from workers.models.causal_lm.trials.shrunk import shrunk
+from workers.models.causal_lm.trials.verify import verify_chain
 from workers.specs.language import CausalLMSpec
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -119,6 +123,112 @@ def test_the_master_type_is_that_of_the_weights(tmp_path: Path, master: Any, dty
     assert equal(found, {name: tensor.to(dtype) for name, tensor in model.state_dict().items()})
 
 
+def test_what_transformers_keeps_in_float32_is_not_rounded(tmp_path: Path) -> None:
+    """A router's correction bias: rounded to bfloat16 it chooses other experts."""
+    spec, saved = saved_model(tmp_path / "there", "glm4_moe", **_CORRECTED)
+    kept = [name for name in saved.state_dict() if "e_score_correction_bias" in name]
+    with torch.no_grad():
+        for name in kept:
+            saved.get_buffer(name).copy_(1 + torch.arange(4) * 1e-3)  # all alike in bfloat16
+    saved.save_pretrained(tmp_path / "there")  # type: ignore[operator]
+    task = task_of(replace(spec, master="bfloat16"))
+    found = union(dict(import_parts(task, 0)))
+    assert kept
+    assert {name for name, tensor in found.items() if tensor.dtype == torch.float32} == set(kept)
+    assert all(torch.equal(found[name], saved.state_dict()[name]) for name in kept)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "there", dtype=torch.bfloat16).eval()
+    assert equal(found, dict(loaded.state_dict()))
+    got = logits(task, build_chain(task, found), IDS, torch.arange(12).expand(2, 12))
+    assert torch.equal(got, own(loaded, IDS))
+    write_folder(task, import_parts(task, 0), companions(task), tmp_path / "out")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert equal(dict(exported.state_dict()), dict(loaded.state_dict()))
+
+
+_CORRECTED = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "head_dim": 8,
+}
+
+
+def test_random_starts_keep_the_same_weights_in_float32() -> None:
+    found = union(states(lm_spec("glm4_moe", master="bfloat16", **_CORRECTED)))
+    assert {"e_score_correction_bias" in name for name, t in found.items() if t.dtype == torch.float32} == {True}
+    assert {t.dtype for t in found.values()} == {torch.float32, torch.bfloat16}
+
+
+def test_a_single_file_counts_before_an_index_that_is_left_beside_it(tmp_path: Path) -> None:
+    """As in transformers; the index is of an older, sharded save."""
+    spec, _ = saved_model(tmp_path, shard="20KB")
+    digest = inspect(spec).weights_digest
+    newer = make_model(lm_spec("llama"), seed=1)
+    single = {name: tensor.clone() for name, tensor in newer.state_dict().items()}
+    save_file(single, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert (tmp_path / INDEX).is_file()
+    assert equal(union(states(spec)), dict(newer.state_dict()))
+    assert equal(dict(AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()), single)
+    changed = inspect(spec).weights_digest
+    assert changed != digest
+    (tmp_path / INDEX).unlink()
+    assert inspect(spec).weights_digest == changed
+
+
+def test_of_tied_weights_the_head_alone_is_enough(tmp_path: Path) -> None:
+    spec, model = saved_model(tmp_path, tie_word_embeddings=True)
+    change_weights(tmp_path, lambda state: {_HEAD if k == _EMBEDDING else k: v for k, v in state.items()})
+    found = union(states(spec))
+    assert torch.equal(found[_EMBEDDING], model.state_dict()[_EMBEDDING])
+    assert torch.equal(found[_HEAD], model.state_dict()[_EMBEDDING])
+    assert found[_HEAD].data_ptr() != found[_EMBEDDING].data_ptr()
+
+
+def test_an_untied_checkpoint_without_embedding_is_refused(tmp_path: Path) -> None:
+    spec, _ = saved_model(tmp_path)
+    change_weights(tmp_path, lambda state: {k: v for k, v in state.items() if k != _EMBEDDING})
+    assert _EMBEDDING in refused(spec)
+
+
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def test_infinite_numbers_of_a_configuration_pass(tmp_path: Path) -> None:
+    """Mamba-2's time_step_limit ends at infinity, which JSON has no number for."""
+    given = {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "pad_token_id": 0}
+    spec, model = saved_model(tmp_path, "mamba2", **given)
+    assert '"__float__": "Infinity"' in (tmp_path / "config.json").read_text()
+    task = task_of(spec)
+    json.dumps(task.config, allow_nan=False)
+    assert build_skeleton(task).config.time_step_limit[1] == float("inf")
+    assert equal(union(dict(import_parts(task, 0))), dict(model.state_dict()))
+
+
+def test_special_tokens_outside_a_smaller_vocabulary_are_named() -> None:
+    message = refused(lm_spec("phi3", vocab_size=50, pad_token_id=32000))
+    assert "pad_token_id 32000" in message
+    assert "vocabulary of 50" in message
+
+
+def test_the_self_check_shrinks_the_vocabulary_and_keeps_special_tokens_inside() -> None:
+    verify_chain(lm_spec("phi3", pad_token_id=VOCABULARY - 1, eos_token_id=VOCABULARY - 2))
+    verify_chain(lm_spec("cwm", bos_token_id=VOCABULARY - 1))  # which takes no null
+
+
+def test_heads_of_each_layer_are_counted_by_layer() -> None:
+    wider = {"1": {"head_dim": 16}}
+    spec = lm_spec("gemma4_text", layer_types=["full_attention", "sliding_attention", "full_attention"], **_PLAIN_GEMMA)
+    lm = inspect(replace(spec, config={**(spec.config or {}), "per_layer_config": wider}))
+    widths = [lm.parts[f"layer{index}"].attention_width for index in range(3)]
+    assert widths == [4 * 8, 4 * 16, 4 * 8]
+
+
+_PLAIN_GEMMA = {"hidden_size_per_layer_input": 0, "head_dim": 8, "num_kv_shared_layers": 0, "sliding_window": 4}
+
+
 def test_auto_keeps_the_checkpoints_type(tmp_path: Path) -> None:
     spec, model = saved_model(tmp_path / "a")
     model.bfloat16().save_pretrained(tmp_path / "b")  # type: ignore[operator]
@@ -154,6 +264,88 @@ def test_pruned_layers_are_gone_for_good(name: str, tmp_path: Path) -> None:
     for kinds in ("layer_types", "no_rope_layers"):
         if model.config.to_dict().get(kinds):  # type: ignore[union-attr, operator]
             assert loaded.config.to_dict()[kinds] == [model.config.to_dict()[kinds][i] for i in (0, 2)]  # type: ignore[union-attr, operator]
+
+
+def test_pruning_moves_the_numbers_of_layers_along(tmp_path: Path) -> None:
+    """Qwen2-MoE names its dense layers by number: without layer 0, number 1 is number 0."""
+    spec, model = saved_model(tmp_path / "there", "qwen2_moe", mlp_only_layers=[1], num_experts=4, **_NARROW_EXPERTS)
+    cut = replace(spec, prune=(0,))
+    task = task_of(cut)
+    assert (task.config or {})["mlp_only_layers"] == [0]
+    parts = dict(import_parts(task, 0))
+    whole = model.state_dict()
+    assert equal(
+        union(parts),
+        {name: whole[_layer_later(name)] for name in union(parts)},
+    )
+    write_folder(task, parts.items(), companions(task), tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    got = logits(task, build_chain(task, union(parts)), IDS, torch.arange(12).expand(2, 12))
+    assert torch.equal(got, own(loaded, IDS))
+
+
+_NARROW_EXPERTS = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts_per_tok": 2}
+
+
+def _layer_later(name: str) -> str:
+    return re.sub(r"layers\.(\d+)\.", lambda found: f"layers.{int(found[1]) + 1}.", name)
+
+
+@pytest.mark.parametrize(
+    ("config", "prune", "want"),
+    [
+        ({"model_type": "gpt2", "n_layer": 4}, [1], {"n_layer": 3}),
+        ({"model_type": "xglm", "num_layers": 4}, [1], {"num_layers": 3}),
+        ({"num_hidden_layers": 6, "first_k_dense_replace": 2}, [0], {"first_k_dense_replace": 1}),
+        ({"num_hidden_layers": 6, "first_k_dense_replace": 2}, [4, 5], {"first_k_dense_replace": 2}),
+        ({"num_hidden_layers": 6, "num_kv_shared_layers": 2}, [0, 5], {"num_kv_shared_layers": 1}),
+        ({"num_hidden_layers": 6, "full_attn_idxs": [0, 3, 5]}, [1, 3], {"full_attn_idxs": [0, 3]}),
+        ({"num_hidden_layers": 4, "moe_layers": [1, 3]}, [0, 1], {"moe_layers": [1]}),
+        ({"num_hidden_layers": 4, "no_rope_layers": [1, 0, 1, 0]}, [1], {"no_rope_layers": [1, 1, 0]}),
+        ({"num_hidden_layers": 4, "intermediate_size": [1, 2, 3, 4]}, [1], {"intermediate_size": [1, 3, 4]}),
+        (
+            {"num_hidden_layers": 3, "per_layer_config": {"00": {"a": 1}, "02": {"a": 2}}},
+            [0],
+            {"per_layer_config": {"1": {"a": 2}}},
+        ),
+        (
+            {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]},
+            [0],
+            {"decoder_sparse_step": 1, "mlp_only_layers": [1, 2]},
+        ),
+        ({"num_hidden_layers": 5, "block_types": ["r", "r", "a"]}, [0], {"block_types": ["r", "a", "r", "r"]}),
+        (
+            {"model_type": "gpt_neo", "num_layers": 4, "attention_types": [[["global", "local"], 2]]},
+            [0],
+            {"num_layers": 3, "attention_types": [[["local"], 1], [["global"], 1], [["local"], 1]]},
+        ),
+        ({"layers_block_type": ["moe", "mlp", "moe"]}, [1], {"layers_block_type": ["moe", "moe"]}),
+        (
+            {"num_hidden_layers": 3, "eos_token_id": [1, 2, 0], "mlp_multipliers": [1.0, 2.0, 3.0]},
+            [1],
+            {"eos_token_id": [1, 2, 0]},
+        ),
+    ],
+)
+def test_every_way_of_numbering_layers_moves_along(config: Any, prune: list[int], want: dict[str, Any]) -> None:
+    left = pruned(config, prune)
+    assert {key: left[key] for key in want} == want
+
+
+def test_numbers_that_cannot_move_are_refused() -> None:
+    """Every second layer of Jamba has attention, from the first on: without layer 0 the others would change places."""
+    period = {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
+    spec = lm_spec("jamba", num_hidden_layers=4, num_experts=2, mamba_dt_rank=4, **period)
+    assert inspect(spec).layers == 4
+    assert "by its number" in refused(replace(spec, prune=(0,)))
+    assert inspect(replace(spec, prune=(2, 3))).layers == 2
+
+
+@pytest.mark.parametrize("name", ["gpt_neo", "longcat_flash"])
+def test_the_self_check_takes_one_layer_of_a_kind(name: str) -> None:
+    """Whatever word layers have for their own number: else each would be of another kind, and the small model large."""
+    small = shrunk(CausalLMSpec(family="causal_lm", config={"model_type": name}), narrow=True)
+    assert len(part_names(small)) - 2 == 2
 
 
 @settings(max_examples=50, deadline=None)

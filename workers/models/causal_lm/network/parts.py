@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 
 from workers.models.causal_lm.network.context import Context, Frame
 from workers.models.causal_lm.network.readout import Readout
+from workers.models.causal_lm.network.recording import accepts
 from workers.models.causal_lm.network.skeleton import allocate, build_skeleton
-from workers.models.causal_lm.network.structure import Structure, accepts, structure
+from workers.models.causal_lm.network.structure import Structure, structure
 from workers.specs.language import CausalLMSpec
 
 __all__ = ["Boundary", "Context", "Frame", "build_part", "layer_index", "part_names", "part_state_names"]
@@ -33,7 +34,6 @@ class Embed(nn.Module):
         self._plain = found.plain_embedding
         self._path = found.embedding if self._plain else found.owner
         module = model.get_submodule(self._path)
-        # Without layers and norm the owner's own forward returns what enters the first layer.
         place(self, self._path, copy.deepcopy(module) if self._plain else _front(module, found))
 
     def forward(self, boundary: Boundary, context: Context) -> Boundary:
@@ -42,7 +42,11 @@ class Embed(nn.Module):
         if self._plain:
             return (module(ids),)
         given = {"input_ids": ids, "position_ids": context.position_ids, "use_cache": False}
-        return (module(**accepts(module, given))[0],)
+        try:
+            module(**accepts(module, given))
+        except _Reached as reached:
+            return (reached.hidden,)
+        raise RuntimeError(f"the forward of {type(module).__name__} did not reach its first layer")
 
 
 class Layer(nn.Module):
@@ -79,7 +83,11 @@ class Head(nn.Module):
         hidden = hidden.flatten(0, 1)
         if context.where is not None:
             hidden = hidden.index_select(0, context.where)
-        return Readout(self.get_submodule(self._norm)(hidden), self.output_layer(), self._link)
+        hidden, head = self.get_submodule(self._norm)(hidden), self.output_layer()
+        if not torch.is_autocast_enabled(hidden.device.type):
+            # Some models keep the residual stream in float32; they, too, give the LM head its own type.
+            hidden = hidden.to(cast("Tensor", head.weight).dtype)
+        return Readout(hidden, head, self._link)
 
 
 def place(module: nn.Module, path: str, child: nn.Module) -> None:
@@ -92,10 +100,27 @@ def place(module: nn.Module, path: str, child: nn.Module) -> None:
     module.add_module(name, child)
 
 
+class _Reached(Exception):  # noqa: N818  no error
+    """The owner's own forward has come to its first layer."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+def _reach(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    raise _Reached(hidden_states)
+
+
 def _front(owner: nn.Module, found: Structure) -> nn.Module:
+    """The owner with a first layer that ends its forward, and no other; a final norm with weights is the head's."""
     layers, norm = (path.rpartition(".")[2] for path in (found.layers, found.norm))
-    memo: dict[int, Any] = {id(owner.get_submodule(layers)): nn.ModuleList()}
-    memo[id(owner.get_submodule(norm))] = nn.Identity()
+    first = copy.copy(next(iter(cast("nn.ModuleList", owner.get_submodule(layers)))))
+    first._modules, first._parameters, first._buffers = {}, {}, {}
+    first.forward = _reach
+    memo: dict[int, Any] = {id(owner.get_submodule(layers)): nn.ModuleList([first])}
+    if any(True for _ in owner.get_submodule(norm).parameters()):
+        memo[id(owner.get_submodule(norm))] = nn.Identity()
     return copy.deepcopy(owner, memo)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -21,7 +21,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from cache_store.errors import ConfigError, first_line
 from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.network.link import Link
-from workers.models.causal_lm.network.skeleton import allocate, build_skeleton
+from workers.models.causal_lm.network.recording import LayerCall, Recording, has_weights, width
+from workers.models.causal_lm.network.skeleton import build_skeleton, number_of_layers
 from workers.specs.language import CausalLMSpec
 
 
@@ -40,107 +41,25 @@ class Structure:
     plain_embedding: bool
     #: Layers return a tuple that begins with the hidden states.
     tuples: bool
-    #: The model's own masks keep packed documents (restarting positions) apart.
-    isolates: bool
+    #: Layers are given what the one before returned beside hidden states. They may do without: that is tried.
+    hands_over: bool
     link: Link
 
 
-@dataclass
-class LayerCall:
-    """What the model's own code gave one layer beside the hidden states."""
-
-    index: int
-    hidden: Tensor
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+_FOLLOWED = "its forward cannot be followed"
+_SHOWN = 4
+#: Embeddings of so few rows are none of tokens (types, languages).
+_FEW_ROWS = 8
 
 
-class Recording(nn.Module):
-    """The owner's own forward with layers that only take notes and weights that do nothing.
+@dataclass(frozen=True)
+class _Watched:
+    """What one pass of the owner showed; see `Structure`."""
 
-    Holds no parameter with memory; the buffers of rotary modules lie on `device`.
-    """
-
-    def __init__(
-        self, model: PreTrainedModel, owner: str, layers: str, tuples: bool, device: str | torch.device
-    ) -> None:
-        super().__init__()
-        self._tuples = tuples
-        self.calls: list[LayerCall] = []
-        #: Modules with weights, in the order they were called, and what they were given.
-        self.weighted: list[tuple[str, int, Tensor | None]] = []
-        self.owner = _without_layer_weights(model, owner, layers).eval()
-        for name, child in self.owner.named_children():
-            if name == layers.rpartition(".")[2]:
-                for index, layer in enumerate(cast("nn.ModuleList", child)):
-                    layer.forward = self._recorder(index)
-            elif any(True for _ in child.parameters()):
-                child.forward = self._stub(name, isinstance(child, nn.Embedding), _width(child))
-            else:
-                # Children of the meta copy: only those without parameters (rotary and the like) get memory.
-                self.owner.add_module(name, allocate(child, model, device))
-        # Buffers that the owner itself holds.
-        for name, buffer in list(self.owner._buffers.items()):
-            if buffer is not None:
-                self.owner._buffers[name] = torch.empty_like(buffer, device=device)
-        if self.owner._non_persistent_buffers_set:
-            model._init_weights(self.owner)  # type: ignore[no-untyped-call]
-
-    def _recorder(self, index: int) -> Callable[..., Any]:
-        def note(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.calls.append(LayerCall(index, hidden_states, args, kwargs))
-            return (hidden_states, None) if self._tuples else hidden_states
-
-        return note
-
-    def _stub(self, name: str, embeds: bool, width: int) -> Callable[..., Tensor]:
-        def stub(*args: Any, **kwargs: Any) -> Tensor:
-            given = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
-            self.weighted.append((name, len(self.calls), given))
-            if embeds or given is None:
-                device = None if given is None else given.device
-                return torch.zeros(width, device=device, dtype=self._dtype)
-            return given
-
-        return stub
-
-    @torch.no_grad()
-    def run(self, embedded: Tensor, position_ids: Tensor | None, attention_mask: Tensor | None) -> Any:
-        """Run the owner on (B, T, D); returns its output. Notes are in `calls`, in order."""
-        self.calls.clear()
-        self.weighted.clear()
-        self._dtype = embedded.dtype
-        given: dict[str, Any] = {
-            "inputs_embeds": embedded,
-            "position_ids": position_ids,
-            "attention_mask": attention_mask,
-            "use_cache": False,
-        }
-        accepted = accepts(self.owner, given)
-        return self.owner(**accepted)
-
-
-def accepts(module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `given` that the module's forward takes."""
-    parameters = inspect.signature(module.forward).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return given
-    return {name: value for name, value in given.items() if name in parameters}
-
-
-def _width(module: nn.Module) -> int:
-    return next(module.parameters()).shape[-1]
-
-
-def _without_layer_weights(model: PreTrainedModel, owner: str, layers: str) -> nn.Module:
-    """A copy of the owner on the meta device; its layers keep their settings and lose their insides."""
-    source = model.get_submodule(owner)
-    memo: dict[int, Any] = {}
-    for layer in cast("nn.ModuleList", model.get_submodule(layers)):
-        bare = copy.copy(layer)
-        bare._modules, bare._parameters, bare._buffers = {}, {}, {}
-        memo[id(layer)] = bare
-    return copy.deepcopy(source, memo)
+    norm: str
+    plain_embedding: bool
+    tuples: bool
+    hands_over: bool
 
 
 @dataclass
@@ -166,67 +85,101 @@ class _Search:
         config = self.model.config
         if getattr(config, "is_encoder_decoder", False):
             raise self.fail("it is an encoder with a decoder")
-        count = getattr(config, "num_hidden_layers", None)
-        if not isinstance(count, int):
-            raise self.fail(
-                "no number of decoder layers was found; of a multimodal model take the text model's own config"
-            )
-        found = [
-            name
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.ModuleList) and len(module) == count and len({type(m) for m in module}) == 1
-        ]
+        count = number_of_layers(config.to_dict())
+        if count is None:
+            raise self.fail("its configuration gives no number of decoder layers")
+        lists = {name: module for name, module in self.model.named_modules() if isinstance(module, nn.ModuleList)}
+        found = [name for name, module in lists.items() if len(module) == count]
         outer = [name for name in found if not any(name.startswith(other + ".") for other in found)]
         if len(outer) != 1:
-            raise self.fail(f"{len(outer)} lists of {count} decoder layers were found; exactly one is needed")
+            seen = ", ".join(f"{name} of {len(lists[name])}" for name in outer or list(lists)[:_SHOWN]) or "none"
+            raise self.fail(
+                f"{len(outer)} lists of {count} decoder layers were found, exactly one is needed; lists: {seen}"
+            )
         return outer[0], count
 
-    def watch(self, owner: str, layers: str, count: int, embedding: str) -> tuple[str, bool, bool]:
-        """Path of the final norm, whether the embedding goes into the first layer as it is, and whether layers
-        return tuples: both ways are tried."""
-        try:
-            return *self._watch(owner, layers, count, embedding, tuples=False), False
-        except ConfigError as first:
-            try:
-                return *self._watch(owner, layers, count, embedding, tuples=True), True
-            except ConfigError:
-                raise first from None
+    def sharing(self, layers: str) -> None:
+        """Layers that take keys and values from layers before them are no chain."""
+        for index, layer in enumerate(cast("nn.ModuleList", self.model.get_submodule(layers))):
+            if any(getattr(module, "is_kv_shared_layer", False) is True for module in layer.modules()):
+                raise self.fail(
+                    f"from layer {index} on, layers take keys and values from layers before them (num_kv_shared_layers)"
+                )
 
-    def _watch(self, owner: str, layers: str, count: int, embedding: str, tuples: bool) -> tuple[str, bool]:
-        recording = Recording(self.model, owner, layers, tuples, "cpu")
-        width = _width(self.model.get_submodule(embedding))
+    def embeds(self, owner: str, embedding: str) -> None:
+        """The module that runs the layers must be the one that embeds tokens, once."""
+        module = self.model.get_submodule(owner)
+        rows = cast("nn.Embedding", self.model.get_submodule(embedding)).num_embeddings
+        for name, child in module.named_children():
+            other = isinstance(child, nn.Embedding) and f"{owner}.{name}" != embedding
+            if other and "embed" in name and "pos" not in name and child.num_embeddings == rows and rows > _FEW_ROWS:
+                raise self.fail(f"its layers are given more of the tokens than the hidden states, by {name!r}")
+        if not embedding.startswith(f"{owner}.") or "inputs_embeds" not in inspect.signature(module.forward).parameters:
+            raise self.fail(f"what runs its layers ({owner}, a {type(module).__name__}) is not what embeds its tokens")
+
+    def watch(self, owner: str, layers: str, count: int, embedding: str) -> _Watched:
+        """What a pass shows, with layers that return hidden states or tuples: both ways are tried."""
+        failures: list[ConfigError] = []
+        for tuples in (False, True):
+            try:
+                return self._watch(owner, layers, count, embedding, tuples)
+            except ConfigError as failure:
+                failures.append(failure)
+        # The way that came further says more.
+        raise next((failure for failure in failures if _FOLLOWED not in failure.message), failures[0])
+
+    def _watch(self, owner: str, layers: str, count: int, embedding: str, tuples: bool) -> _Watched:
+        recording = self._recording(owner, layers, tuples)
+        columns = width(self.model.get_submodule(embedding))
         inside = {name for name, child in recording.owner.named_children() if embedding in (f"{owner}.{name}", name)}
         notes = []
         for value in (0.0, 1.0):
-            embedded = torch.full((1, 2, width), value)
+            embedded = torch.full((1, 2, columns), value)
             # In train mode dropout between embedding and layers shows; the probe's own random numbers do not matter.
             recording.owner.train()
             with torch.random.fork_rng(devices=[]):
                 try:
                     output = recording.run(embedded, torch.arange(2)[None], None)
                 except Exception as e:
-                    raise self.fail(f"its forward cannot be followed: {first_line(e)}") from e
+                    raise self.fail(f"{_FOLLOWED}: {_followed(e)}") from e
             notes.append((embedded, list(recording.calls), list(recording.weighted), output))
         embedded, calls, weighted, output = notes[-1]
         self._one_after_the_other(calls, count)
         if not _alike(notes[0][1], calls):
             raise self.fail("its layers are given more of the tokens than the hidden states")
-        after = [(name, given) for name, done, given in weighted if done == count]
-        last = calls[-1].hidden
-        if len(after) != 1 or not _is(after[0][1], last) or not _is(_last(output), last):
-            raise self.fail("no single final norm was found after the last layer")
-        before = {name for name, done, _ in weighted if done < count} - inside
-        plain = not before and calls[0].hidden is embedded
-        return f"{owner}.{after[0][0]}".lstrip("."), plain
+        norm = self._norm(recording, calls[-1].hidden, output)
+        before = {name for name, done, *_ in weighted if done < count}
+        if norm in before:
+            raise self.fail(f"its final norm {norm!r} also runs before its layers")
+        plain = not (before - inside) and calls[0].hidden is embedded
+        return _Watched(f"{owner}.{norm}", plain, tuples, any(call.handed for call in calls))
 
-    def isolates(self, owner: str, layers: str, tuples: bool, width: int) -> bool:
-        """Whether the masks of two documents of two tokens in one row hide the first from the second."""
-        recording = Recording(self.model, owner, layers, tuples, "cpu")
+    def _recording(self, owner: str, layers: str, tuples: bool) -> Recording:
         try:
-            recording.run(torch.zeros((1, 4, width)), torch.tensor([[0, 1, 0, 1]]), None)
-        except Exception as e:
-            raise self.fail(f"its forward cannot be followed: {first_line(e)}") from e
-        return all(any(_hides(t) for t in _tensors([call.args, call.kwargs])) for call in recording.calls)
+            return Recording(self.model, owner, layers, tuples, "cpu")
+        except Exception as e:  # whatever the model's own rules for buffers raise
+            raise self.fail(f"{_FOLLOWED}: {first_line(e)}") from e
+
+    def _norm(self, recording: Recording, last: Tensor, output: Any) -> str:
+        """Name of the one child that runs after the layers and makes the owner's output of what they give."""
+        count = len(recording.calls)
+        weighted = [note for note in recording.weighted if note[1] == count]
+        after = weighted or [
+            note
+            for note in recording.weightless
+            if note[1] == count and not isinstance(recording.owner.get_submodule(note[0]), nn.Dropout | nn.Identity)
+        ]
+        if not after:
+            raise self.fail("there is no final norm after the last layer")
+        if len(after) > 1:
+            raise self.fail(f"after the last layer there is more than a norm: {', '.join(note[0] for note in after)}")
+        name, _, given, made = after[0]
+        module = recording.owner.get_submodule(name)
+        if isinstance(module, nn.Linear | nn.Embedding | nn.ModuleList):
+            raise self.fail(f"after the last layer there is no norm but {name!r}, a {type(module).__name__}")
+        if not _is(given, last) or not _is(_last(output), made):
+            raise self.fail("its final norm does not make its output of what the last layer gives")
+        return name
 
     def _one_after_the_other(self, calls: list[LayerCall], count: int) -> None:
         if [call.index for call in calls] != list(range(count)):
@@ -234,10 +187,23 @@ class _Search:
         if not all(_is(call.hidden, calls[0].hidden) for call in calls):
             raise self.fail("something changes the hidden states between its layers")
 
+    def nothing_else(self, parts: tuple[str, ...]) -> None:
+        """All weights must be inside the parts at these paths."""
+        names = self.model.state_dict()
+        left = [name for name in names if not any(name.startswith(f"{path}.") for path in parts)]
+        if left:
+            raise self.fail(f"{len(left)} of its weights belong to none of these, first {left[0]!r}")
+
     def link(self, owner: str, lm_head: str) -> Link:
         """What the model's forward does with hidden states before, and with logits after its LM head."""
         model = self.model
-        hidden = torch.ones((1, 1, _width(model.get_submodule(lm_head))), dtype=torch.float64)
+        root = owner.partition(".")[0]
+        between = [n for n, child in model.named_children() if n not in (root, lm_head) and has_weights(child)]
+        if between:
+            raise self.fail(
+                f"beside its layers and its LM head ({lm_head!r}) there is {between[0]!r}, which has weights"
+            )
+        hidden = torch.ones((1, 1, width(model.get_submodule(lm_head))), dtype=torch.float64)
         scores = torch.tensor([-1e9, -1e-3, 0.0, 1e-3, 1.0, 3.0, 1e9], dtype=torch.float64)[None, None]
         seen: list[Tensor] = []
 
@@ -274,6 +240,12 @@ class _Search:
         raise self.fail("its logits are no scaled or soft-capped output of its LM head")
 
 
+def _followed(error: Exception) -> str:
+    """Why a forward stopped. Weights have no memory: where they are used other than by calling a module, it fails."""
+    text = first_line(error)
+    return "it uses weights of its own beside its layers and its norm" if "device meta" in text else text
+
+
 def _alike(first: list[LayerCall], second: list[LayerCall]) -> bool:
     """Whether two passes over different hidden states gave the layers the same context."""
 
@@ -294,16 +266,10 @@ def _tensors(value: Any) -> list[Tensor]:
     return [t for item in value for t in _tensors(item)] if isinstance(value, list | tuple) else []
 
 
-def _hides(mask: Tensor) -> bool:
-    """Whether this is an attention mask over four tokens in which the third does not see the first two."""
-    if mask.ndim < 3 or mask.shape[-2:] != (4, 4):
-        return False
-    seen = mask if mask.dtype == torch.bool else mask > -1e3
-    return not bool(seen[..., 2, :2].any()) and bool(seen[..., 3, 2].all())
-
-
 def _last(output: Any) -> Any:
-    return output[0] if isinstance(output, tuple) else output.last_hidden_state
+    if isinstance(output, Mapping) and "last_hidden_state" in output:
+        return output["last_hidden_state"]
+    return output[0] if isinstance(output, tuple | list) and output else output
 
 
 class _Output(BaseModelOutputWithPast):
@@ -318,9 +284,12 @@ def _constant(hidden: Tensor) -> Callable[..., _Output]:
     return lambda *args, **kwargs: _Output(last_hidden_state=hidden)
 
 
-def _is(one: Tensor | None, other: Tensor) -> bool:
+def _is(one: Any, other: Any) -> bool:
     """The same tensor, or a view of all of it in the same shape."""
-    return one is other or (one is not None and one.shape == other.shape and one.data_ptr() == other.data_ptr())
+    if one is other:
+        return True
+    both = isinstance(one, Tensor) and isinstance(other, Tensor)
+    return both and one.shape == other.shape and one.data_ptr() == other.data_ptr()
 
 
 def _shallow(module: nn.Module, path: list[str], forward: Callable[..., Any]) -> nn.Module:
@@ -356,7 +325,20 @@ def _find(model: PreTrainedModel) -> Structure:
     lm_head = search.path(head, "LM head")
     if not isinstance(head, nn.Linear) or "." in lm_head or not owner:
         raise search.fail("its LM head is no linear layer beside the layers")
-    norm, plain, tuples = search.watch(owner, layers, count, embedding)
-    isolates = search.isolates(owner, layers, tuples, _width(model.get_input_embeddings()))
+    search.sharing(layers)
+    search.embeds(owner, embedding)
+    seen = search.watch(owner, layers, count, embedding)
+    search.nothing_else((embedding if seen.plain_embedding else owner, layers, seen.norm, lm_head))
     link = search.link(owner, lm_head)
-    return Structure(owner, layers, count, embedding, norm, lm_head, plain, tuples, isolates, link)
+    return Structure(
+        owner,
+        layers,
+        count,
+        embedding,
+        seen.norm,
+        lm_head,
+        seen.plain_embedding,
+        seen.tuples,
+        seen.hands_over,
+        link,
+    )

@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 
 from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.network.parts import assemble, part_names
-from workers.models.causal_lm.network.skeleton import build_skeleton, master_dtype
+from workers.models.causal_lm.network.skeleton import build_skeleton
 from workers.models.causal_lm.network.structure import structure
 from workers.models.causal_lm.pretrained.configs import kept_layers, tied, whole_config
 from workers.models.causal_lm.pretrained.gguf_file import GGUFTensors
-from workers.models.causal_lm.pretrained.locate import INDEX, Located
+from workers.models.causal_lm.pretrained.locate import Located
 from workers.models.causal_lm.pretrained.mapping import Mapping, Recipe, Tensors
-from workers.models.causal_lm.pretrained.safetensors_files import SafetensorsFiles, weight_files
+from workers.models.causal_lm.pretrained.safetensors_files import SafetensorsFiles, index_file, weight_files
 from workers.specs.language import CausalLMSpec
 
 _SHOWN = 4
@@ -44,11 +44,13 @@ class Checkpoint:
             else GGUFTensors(located.gguf, self._unpruned(located))
         )
         self._mapping = Mapping(self._tensors.names(), self._known(), self._model)
-        if self._mapping.recipe(self._head) is None and tied(spec, located):
-            # Untied on entry: the LM head starts as a copy of the embedding.
-            self._head_is_embedding = True
-        else:
-            self._head_is_embedding = False
+        #: Of tied weights a checkpoint may hold one: the name of the missing one, and where it is found.
+        self._twins: dict[str, str] = {}
+        if tied(spec, located):
+            for missing, other in ((self._head, self._embedding), (self._embedding, self._head)):
+                if self._mapping.recipe(missing) is None and self._mapping.recipe(other) is not None:
+                    # Untied on entry: each starts as a copy of what there is.
+                    self._twins[missing] = other
         self._check()
 
     def _unpruned(self, located: Located) -> PreTrainedModel:
@@ -70,8 +72,8 @@ class Checkpoint:
     def _stored(self, name: str) -> str:
         """The name a state tensor has in the unpruned model."""
         layers = f"{self._found.layers}."
-        if name == self._head and self._head_is_embedding:
-            return self._embedding
+        if name in self._twins:
+            return self._twins[name]
         if not name.startswith(layers):
             return name
         index, _, rest = name.removeprefix(layers).partition(".")
@@ -104,9 +106,10 @@ class Checkpoint:
             raise refuse(f"shapes do not fit: {'; '.join(wrong[:_SHOWN])}{more}", "model.path", value=str(self._place))
 
     def state(self, part: str) -> dict[str, Tensor]:
-        """The state of one part on the host in the master type, contiguous, sharing no memory with anything."""
-        dtype = master_dtype(self._spec)
-        names = {self._stored(name): name for name in assemble(self._spec, part).state_dict()}
+        """The state of one part on the host in the types the model holds it in (the master type, but for what stays
+        float32), contiguous, sharing no memory with anything."""
+        held = assemble(self._spec, part).state_dict()
+        names = {self._stored(name): name for name in held}
         state: dict[str, Tensor] = {}
         done: set[int] = set()
         for stored in names:
@@ -114,8 +117,10 @@ class Checkpoint:
             if id(recipe) in done:
                 continue
             done.add(id(recipe))
-            made = recipe.make(self._mapping.first(recipe), self._tensors, self._model, dtype)
-            state.update({names[key]: tensor for key, tensor in made.items() if key in names})
+            for key, tensor in recipe.make(self._mapping.first(recipe), self._tensors, self._model).items():
+                if key in names:
+                    name = names[key]
+                    state[name] = tensor.to(held[name].dtype, copy=True).contiguous()
         return {name: state[name] for name in names.values()}
 
     def _recipe(self, stored: str) -> Recipe:
@@ -134,8 +139,8 @@ def weights_digest(located: Located) -> str:
         total.update(f"hub|{located.commit}|{located.gguf.name if located.gguf else ''}".encode())
         return total.hexdigest()[:32]
     files = [located.gguf] if located.gguf is not None else weight_files(located.folder)
-    index = located.folder / INDEX
-    for path in [*files, *([index] if index.is_file() and located.gguf is None else [])]:
+    index = index_file(located.folder) if located.gguf is None else None
+    for path in [*files, *([index] if index is not None else [])]:
         try:
             total.update(f"|{path.name}|{_file_digest(path)}".encode())
         except OSError as e:

@@ -10,6 +10,7 @@ from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.network.skeleton import DTYPES, build_config, master_dtype
 from workers.models.causal_lm.pretrained.gguf_file import gguf_config
 from workers.models.causal_lm.pretrained.locate import Located
+from workers.models.causal_lm.pretrained.numbering import pruned
 from workers.specs.language import CausalLMSpec
 
 #: Facts about where a config came from and who wrote it, not about the architecture.
@@ -79,34 +80,6 @@ def tied(spec: CausalLMSpec, located: Located | None) -> bool:
     """Whether the checkpoint's LM head is its embedding."""
     stored = stored_config(spec, located)
     return bool(stored) and bool(getattr(build_config(stored, spec), "tie_word_embeddings", False))
-
-
-def pruned(config: dict[str, Any], prune: tuple[int, ...]) -> dict[str, Any]:
-    """The config without some layers: their number, and every list with an entry a layer.
-
-    ConfigError for layers the model does not have, or when none is left.
-    """
-    if not prune:
-        return config
-    count = config.get("num_hidden_layers")
-    if not isinstance(count, int):
-        raise refuse("this model does not say how many layers it has", "model.prune")
-    outside = sorted(index for index in prune if not 0 <= index < count)
-    if outside or len(set(prune)) >= count:
-        raise refuse(
-            f"{list(prune)} cannot be removed from {count} layers; allowed: different numbers of 0-{count - 1}, at "
-            "least one layer left",
-            "model.prune",
-            value=list(prune),
-        )
-    gone = set(prune)
-    result = dict(config)
-    for key, value in config.items():
-        # Lists with an entry a layer: layer_types, no_rope_layers, mlp_layer_types …
-        if "layer" in key and isinstance(value, list) and len(value) == count:
-            result[key] = [entry for index, entry in enumerate(value) if index not in gone]
-    result["num_hidden_layers"] = count - len(gone)
-    return result
 
 
 def kept_layers(spec: CausalLMSpec, count: int) -> list[int]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -37,10 +36,10 @@ class Recipe:
     sources: list[tuple[str, str | None]] = field(default_factory=list)
     converter: Any = None
 
-    def make(self, name: str, tensors: Tensors, model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The tensors under names of the skeleton, fresh memory, in `dtype`."""
+    def make(self, name: str, tensors: Tensors, model: PreTrainedModel) -> dict[str, Tensor]:
+        """The tensors under names of the skeleton. They may be views of a mapped file: copy before writing."""
         if self.converter is None:
-            return {name: tensors.read(self.sources[0][0]).to(dtype, copy=True).contiguous()}
+            return {name: tensors.read(self.sources[0][0])}
         converter = copy.deepcopy(self.converter)
         for source, pattern in self.sources:
             converter.add_tensor(name, source, pattern, tensors.read(source))
@@ -52,8 +51,7 @@ class Recipe:
                 f"{first_line(e)}",
                 "model.path",
             ) from e
-        whole = {key: value[0] if isinstance(value, list) else value for key, value in made.items()}
-        return {key: value.to(dtype, copy=True).contiguous() for key, value in whole.items()}
+        return {key: value[0] if isinstance(value, list) else value for key, value in made.items()}
 
 
 class Mapping:

@@ -13,6 +13,7 @@ from cache_store.errors import first_line
 from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.pretrained.locate import INDEX
 
+SINGLE = "model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
@@ -64,10 +65,20 @@ class SafetensorsFiles:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """All weight files of a folder that could be loaded, in order; empty when there are none."""
-    if (folder / INDEX).is_file():
-        return [folder / name for name in sorted(set(_index(folder).values()))]
-    return [folder / "model.safetensors"] if (folder / "model.safetensors").is_file() else []
+    """All weight files of a folder that could be loaded, in order; empty when there are none.
+
+    Of a single file and an index beside it the single file counts, as in transformers: the index is left of an older,
+    sharded save.
+    """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    return [folder / name for name in sorted(set(_index(folder).values()))]
+
+
+def index_file(folder: Path) -> Path | None:
+    """The index of the folder's shards; None where a single file counts, or there are none."""
+    path = folder / INDEX
+    return path if path.is_file() and not (folder / SINGLE).is_file() else None
 
 
 def _files(folder: Path) -> list[Path]:
@@ -91,8 +102,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _index(folder: Path) -> dict[str, str]:
-    path = folder / INDEX
-    if not path.is_file():
+    path = index_file(folder)
+    if path is None:
         return {}
     try:
         content = json.loads(path.read_text())["weight_map"]
