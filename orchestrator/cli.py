@@ -237,6 +237,9 @@ def judge(
     allow_unisolated: Annotated[
         bool, typer.Option("--allow-unisolated", help="Run it even where the machine has no way to isolate it.")
     ] = False,
+    allow_contaminated: Annotated[
+        bool, typer.Option("--allow-contaminated", help="Judge by questions trained on, too, and mark the score.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
 ) -> None:
     """Score language models by public benchmarks, side by side: the original, E2E, SegProp."""
@@ -255,6 +258,7 @@ def judge(
         seed=seed,
         allow_code_execution=allow_code_execution,
         allow_unisolated=allow_unisolated,
+        allow_contaminated=allow_contaminated,
     )
     judging.table(judging.judge(folders, settings, out=out, quiet=quiet))
 

@@ -26,11 +26,14 @@ from orchestrator.reports.record_json import to_json
 from orchestrator.reports.summary import write_summary
 from orchestrator.units import DASH
 from workers.control import Update
+from workers.judge.contamination import Contamination, contamination, read_trained
 from workers.judge.judges import JUDGES, JudgeSettings
 from workers.judge.model import DTYPES, Dtype, check_folder, load_model
 from workers.judge.scores import Answered, Score
 
 FORMAT = 1
+#: The key of a score's notes that says what the model was trained on of its questions.
+CONTAMINATED = "contaminated"
 #: Wide enough for several models where the output is no terminal.
 FILE_WIDTH = 170
 
@@ -89,6 +92,7 @@ def judge(
                 started = time.monotonic()
                 progress.started(label)
                 score = JUDGES[task].score(judged, task, settings, _reporting(progress, label))
+                score = _marked(folder, task, settings, score)
                 seconds = time.monotonic() - started
                 progress.finished(label, seconds, reused=False)
                 model = model.with_score(task, score, seconds)
@@ -125,9 +129,34 @@ def check(folders: Sequence[Path], settings: JudgeSettings, out: Path | None = N
     for task in settings.tasks:
         if task in JUDGES:
             collect(partial(JUDGES[task].check, task, settings))
+    if not found:
+        # Last, since it reads every question.
+        found += _contaminated(folders, settings)
     if found:
         raise UserError("\n  ".join(dict.fromkeys(found)) if len(found) > 1 else found[0])
     return labels(folders)
+
+
+def _contaminated(folders: Sequence[Path], settings: JudgeSettings) -> list[str]:
+    """Say which models were trained on questions they are to be judged by, unless that is allowed."""
+    known = [(folder, trained) for folder in folders if (trained := read_trained(folder)) is not None]
+    if not known or settings.allow_contaminated:
+        return []
+    asked = {task: JUDGES[task].asked(task, settings) for task in settings.tasks}
+    return [
+        f"{folder}: {task}: {found.words()}, such as {found.example!r}; --allow-contaminated judges it all the same "
+        "and marks the score"
+        for folder, trained in known
+        for task in settings.tasks
+        if (found := contamination(trained, asked[task])) is not None
+    ]
+
+
+def _marked(folder: Path, task: str, settings: JudgeSettings, score: Score) -> Score:
+    """Note beside a score what the model was trained on of its questions."""
+    trained = read_trained(folder)
+    found = None if trained is None else contamination(trained, JUDGES[task].asked(task, settings))
+    return score if found is None else replace(score, notes={**score.notes, CONTAMINATED: found.to_json()})
 
 
 def dtype(name: str) -> Dtype:
@@ -168,6 +197,10 @@ def table(found: Judgement, stream: TextIO | None = None) -> None:
         title = Text("  " * depth + task, style="bold" if depth == 0 else "")
         out.add_row(title, first.metric, str(first.shots), f"{first.n:,}", *cells)
     console.print(out)
+    for model in found.models:
+        for score in model.scores:
+            if (note := score.notes.get(CONTAMINATED)) is not None:
+                console.print(Text(f"{model.name}: {score.task}: {Contamination(**note).words()}", style="yellow"))
 
 
 def _reporting(progress: Progress, label: str) -> Answered:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_store.records.nodes import Commit, NodeStore
 from workers.models.base import COMPANION, Export
 from workers.models.registry import family_of
+from workers.overlap import TRAINED_QUESTIONS, TrainedQuestions
 from workers.specs.experiment import Experiment
 from workers.specs.results import HeldParts, ModelResult
 
@@ -28,6 +31,8 @@ class Trained:
     model_commit: Callable[[], Commit]
     #: JSON facts of the data, as `DomainPlanning.export_facts` gives them.
     data: Mapping[str, Any] = field(default_factory=dict)
+    #: The commit of the data, which may say what questions were trained on.
+    data_commit: Commit | None = None
 
 
 def export(trained: Trained, nodes: NodeStore, target: Path) -> None:
@@ -47,15 +52,25 @@ def export(trained: Trained, nodes: NodeStore, target: Path) -> None:
             model=experiment.model,
             classes=experiment.classes,
             states=_states(trained, nodes),
-            companions={
-                name: nodes.read_file(commit.files[f"{COMPANION}{name}"])
-                for name in commit.read(ModelResult).companions or ()
-            },
+            companions=_companions(commit, trained.data_commit, nodes),
             data=trained.data,
             sources=sources,
         ),
         target,
     )
+
+
+def _companions(model: Commit, data: Commit | None, nodes: NodeStore) -> dict[str, bytes]:
+    """Read the files that go beside the weights. What a model trained further was trained on before stays known."""
+    files = {
+        name: nodes.read_file(model.files[f"{COMPANION}{name}"]) for name in model.read(ModelResult).companions or ()
+    }
+    if data is not None and TRAINED_QUESTIONS in data.files:
+        new = nodes.read_file(data.files[TRAINED_QUESTIONS])
+        found = [new, *([files[TRAINED_QUESTIONS]] if TRAINED_QUESTIONS in files else [])]
+        digests = [TrainedQuestions.from_bytes(content, TRAINED_QUESTIONS) for content in found]
+        files[TRAINED_QUESTIONS] = reduce(or_, digests).to_bytes()
+    return files
 
 
 def sources_of(parts: Mapping[str, Commit]) -> dict[str, list[str]]:

@@ -23,6 +23,7 @@ from orchestrator.runs.prepare import Prepared
 from orchestrator.trackers.table import track
 from workers.export import Trained
 from workers.export import export as write_export
+from workers.overlap import TRAINED_QUESTIONS
 from workers.specs.experiment import Experiment
 
 
@@ -79,8 +80,15 @@ def _export(prepared: Prepared, name: str, parts: dict[str, Commit], nodes: Node
         parts,
         partial(_model_commit, prepared, nodes),
         data=config.domain.export_facts(config.data, prepared.data),
+        data_commit=_questions_commit(prepared, nodes),
     )
     write_export(trained, nodes, folder)
+
+
+def _questions_commit(prepared: Prepared, nodes: NodeStore) -> Commit | None:
+    """Find the commit that says what questions were trained on, where the data are questions."""
+    commits = (nodes.commit_of(node.id) for node in prepared.plan.nodes if not node.parents)
+    return next((commit for commit in commits if commit is not None and TRAINED_QUESTIONS in commit.files), None)
 
 
 def _model_commit(prepared: Prepared, nodes: NodeStore) -> Commit:

@@ -60,4 +60,6 @@ def answer_norm(work: Work) -> Any:
     environment = work.environment
     weights = Weights(environment.nodes, work.order.parents, domain_of(work.task.experiment), environment.device)
     values = [value.double().square().sum() for value in weights.build(work.task.part).state_dict().values()]
-    return work.attempt.commit({"norm": float(torch.stack(values).sum().sqrt()), "where": environment.where()})
+    return work.attempt.commit(
+        {"norm": float(torch.stack(values).sum().sqrt()), "where": environment.where().to_json()}
+    )

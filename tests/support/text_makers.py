@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,43 @@ def samples_of(source: TextSource) -> list[tuple[list[int], list[int], list[int]
         assert (batch.targets == batch.ids[0][batch.where + 1]).all()
         found.append((batch.ids[0].tolist(), batch.position_ids[0].tolist(), (batch.where + 1).tolist()))
     return found
+
+
+def mmlu_folder(
+    root: Path,
+    subjects: Sequence[str] = ("high_school_art", "anatomy"),
+    questions: int = 9,
+    training: int = 12,
+    validation: int = 4,
+) -> str:
+    """Write MMLU as CSV: the first subject with a header and answers 0 to 3, the others as published. `validation`: 0
+    for no val files."""
+    for subject in subjects:
+        for split, count in (("dev", 3), ("val", validation), ("test", questions)):
+            if not count:
+                continue
+            first = subject == subjects[0]
+            header = [["question", "choice0", "choice1", "choice2", "choice3", "answer"]] if first else []
+            rows = [_mmlu_row(f"{subject} {split}", i, i % 4 if first else "ABCD"[i % 4]) for i in range(count)]
+            _write_csv(root / split / f"{subject}_{split}.csv", header + rows)
+    return mmlu_training(root, training)
+
+
+def mmlu_training(root: Path, questions: int = 12) -> str:
+    """Write two files of auxiliary_train, without headers as published, beside whatever lies at `root`."""
+    for name, rows in (("aux_law", range(questions // 2)), ("race", range(questions // 2, questions))):
+        _write_csv(root / "auxiliary_train" / f"{name}.csv", [_mmlu_row("training", i, "ABCD"[i % 4]) for i in rows])
+    return str(root)
+
+
+def _mmlu_row(what: str, number: int, answer: Any) -> list[Any]:
+    return [f' {what} {number},\n"why"? ', *(f"c{number}{k}" for k in range(4)), answer]
+
+
+def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows(rows)
 
 
 def merging_tokenizer(*added: str, merges: Iterable[tuple[str, str]] = (), spaces: bool = False) -> Any:

@@ -22,6 +22,7 @@ from workers.specs.tasks import DataTask
 if TYPE_CHECKING:
     from cache_store.snapshots.store import SnapshotStore
     from workers.domains.base import Domain
+    from workers.overlap import TrainedQuestions
 
 #: A domain's planning half as its table gives it: it takes specs and outlines of its own.
 Planning = DomainPlanning[Any, Any]
@@ -30,10 +31,11 @@ Planning = DomainPlanning[Any, Any]
 @dataclass(frozen=True)
 class Training:
     """The training half of a domain. `domain`: one object for one experiment. `prepare`: execute a data task and return
-    what its commit says."""
+    what its commit says. `questions`: those that it trains on, where its data are questions."""
 
     domain: Callable[[Experiment], Domain]
     prepare: Callable[[DataTask, SnapshotStore, Callable[..., None]], dict[str, Any]]
+    questions: Callable[[DataTask], TrainedQuestions | None] = lambda task: None
 
 
 def _images() -> Training:
@@ -43,9 +45,9 @@ def _images() -> Training:
 
 
 def _text() -> Training:
-    from workers.domains.text.training import TextDomain, prepare_tokens
+    from workers.domains.text.training import TextDomain, prepare_tokens, questions_of
 
-    return Training(TextDomain, prepare_tokens)
+    return Training(TextDomain, prepare_tokens, questions_of)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ def planning_of_data(data: AnyData) -> Planning:
 def prepare_data(task: DataTask, snapshots: SnapshotStore, progress: Callable[..., None]) -> dict[str, Any]:
     """Execute a data task, whatever its domain."""
     return _halves_of_data(task.data).training().prepare(task, snapshots, progress)
+
+
+def trained_questions(task: DataTask) -> TrainedQuestions | None:
+    """Take the digests of the questions that a data task's runs train on; None where its data is no questions."""
+    return _halves_of_data(task.data).training().questions(task)
 
 
 def _halves(owner: Family) -> Halves:

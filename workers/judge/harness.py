@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import importlib
 import io
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ from workers.judge.model import JudgedModel
 from workers.judge.scores import Answered, Score
 
 TASKS = ("mmlu", "winogrande")
+#: Of a sentence with a blank: the columns that its question is made of.
+_BLANK = ("sentence", "option1", "option2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,15 @@ def build_tasks(task: str, spec: HarnessSpec) -> Built:
     `score`."""
     _check(task, spec)
     return _TASKS[task].build(_Definitions(_TASKS[task].folder), spec)
+
+
+def asked(task: str, spec: HarnessSpec) -> list[str]:
+    """List the questions of `task` with their choices, as published; the errors are those of `score`."""
+    return [
+        "\n".join((doc["question"], *doc["choices"]) if "choices" in doc else (doc[key] for key in _BLANK))
+        for one in build_tasks(task, spec).tasks.values()
+        for doc in itertools.islice(one.eval_docs, spec.limit)
+    ]
 
 
 class _Definitions:

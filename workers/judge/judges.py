@@ -29,6 +29,8 @@ class JudgeSettings:
     max_new_tokens: int = 512
     allow_code_execution: bool = False
     allow_unisolated: bool = False
+    #: Judge by questions that a model was trained on, too, and mark its scores.
+    allow_contaminated: bool = False
 
     def harness(self) -> harness.HarnessSpec:
         """Return the part that is for lm-evaluation-harness."""
@@ -56,10 +58,12 @@ class JudgeSettings:
 @dataclass(frozen=True)
 class Judge:
     """How to judge by one task; both are given its name. `check` raises UserError or DataError for what can be known to
-    be wrong before a model is loaded; `score` asks a model."""
+    be wrong before a model is loaded; `score` asks a model; `asked`: its questions as published, where a model may
+    have been trained on them."""
 
     check: Callable[[str, JudgeSettings], None]
     score: Callable[[JudgedModel, str, JudgeSettings, Answered], Score]
+    asked: Callable[[str, JudgeSettings], list[str]] = lambda task, settings: []
 
 
 def _check_questions(task: str, settings: JudgeSettings) -> None:
@@ -71,6 +75,10 @@ def _check_questions(task: str, settings: JudgeSettings) -> None:
 
 def _score_questions(judged: JudgedModel, task: str, settings: JudgeSettings, report: Answered) -> Score:
     return harness.score(judged, task, settings.harness(), report)
+
+
+def _asked(task: str, settings: JudgeSettings) -> list[str]:
+    return harness.asked(task, settings.harness())
 
 
 def _check_code(task: str, settings: JudgeSettings) -> None:
@@ -88,7 +96,7 @@ def _problems(task: str, settings: JudgeSettings) -> tuple[problems.CodeProblem,
     return problems.read_problems(problems.find_file(settings.data, task))
 
 
-QUESTIONS = Judge(_check_questions, _score_questions)
+QUESTIONS = Judge(_check_questions, _score_questions, _asked)
 CODE = Judge(_check_code, _score_code)
 
 JUDGES: Mapping[str, Judge] = {

@@ -63,7 +63,9 @@ class TextSpec:
     #: text: plain files (.txt, .md, .py …), JSON lines or Parquet with a text column, under `path`.
     #: chat: JSON lines or Parquet with a list of {role, content}, through the tokenizer's own template; only the
     #: assistant's tokens count. mmlu, winogrande: their files, in the formats they are evaluated in; only the
-    #: answer counts. hub: a hub data set through `datasets`. stdlib: the source of Python's own standard library.
+    #: answer counts; mmlu trains on auxiliary_train and validates on val, winogrande on train, and test (of winogrande:
+    #: dev) is for the final score alone. hub: a hub data set through `datasets`. stdlib: the source of Python's own
+    #: standard library.
     name: Literal["text", "chat", "mmlu", "winogrande", "hub", "stdlib"]
     #: File, folder or URI; for hub the data set's id.
     path: str | None = None

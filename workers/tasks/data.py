@@ -7,8 +7,9 @@ from typing import Any
 
 from cache_store.records.nodes import Attempt, Commit
 from workers.control import Update
-from workers.domains.registry import prepare_data
+from workers.domains.registry import prepare_data, trained_questions
 from workers.environment import WorkerEnvironment
+from workers.overlap import TRAINED_QUESTIONS
 from workers.specs import as_json, tasks
 
 
@@ -19,6 +20,10 @@ def _prepare_data(task: tasks.DataTask, environment: WorkerEnvironment, attempt:
         environment.control.progress(Update(**update))
 
     result = prepare_data(task, environment.snapshots, progress)
+    # What a judge has to know, beside the sets: those may be dropped.
+    questions = trained_questions(task)
+    if questions is not None:
+        attempt.write(TRAINED_QUESTIONS, questions.to_bytes())
     # Where it all came from, so that a stage can make again what is lost; its own task does not say.
     origin = as_json.to_json(task)
     return attempt.commit(

@@ -39,7 +39,7 @@ ORDER = {
         "data distributed",
         "device tensor_files",
         "judge",
-        "control file_digests specs seeds versions",
+        "control file_digests overlap specs seeds versions",
     ),
     "cache_store": (
         "audit",

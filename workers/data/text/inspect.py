@@ -20,13 +20,15 @@ class TextOutline:
 
     `documents`: those of each split (of a task: questions); `bytes`: about their text; `rows`: samples of each split,
     exact where a sample is a document that is not dropped, else estimated from the bytes; `fingerprint` (sha256, hex)
-    changes with the documents, and with how they become tokens (`FORMAT`).
+    changes with the documents, and with how they become tokens (`FORMAT`); `notes`: what the splits are made of where
+    that is not what one expects.
     """
 
     documents: dict[str, int]
     bytes: int
     rows: dict[str, int]
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
 
 def inspect_text(data: TextSpec, seed: int = 0) -> TextOutline:
@@ -53,6 +55,7 @@ def inspect_text(data: TextSpec, seed: int = 0) -> TextOutline:
         bytes=sum(corpus.bytes.values()),
         rows={split: rows[split] for split in SPLITS},
         fingerprint=fingerprint_of(corpus),
+        notes=corpus.notes,
     )
 
 

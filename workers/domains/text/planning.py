@@ -62,7 +62,7 @@ class TextPlanning(DomainPlanning[TextSpec, "TextOutline"]):
         rows, tokens = self.rows(data, outline), tokens_a_sample(data, outline)
         return (
             f"{data.name}: about {rows.train} + {rows.validation} + {rows.test} samples of {tokens} tokens, "
-            f"{count_text(tokens * rows.train)} tokens to train on"
+            f"{count_text(tokens * rows.train)} tokens to train on" + "".join(f"; {note}" for note in outline.notes)
         )
 
     def train_sets_words(self, views: int) -> str:

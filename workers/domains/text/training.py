@@ -12,12 +12,14 @@ from torch import Tensor
 from cache_store.snapshots.store import SnapshotStore
 from workers.data.text.prepare import prepare_text
 from workers.data.text.source import TextBatch, TextSource
+from workers.data.text.trained import trained_questions
 from workers.device import to_device
 from workers.domains.base import Batch, FamilyParts, Rows, Source
 from workers.models.base import TokenParts
 from workers.models.causal_lm.network import readout
 from workers.models.chain import Boundary
 from workers.models.registry import family_of
+from workers.overlap import TrainedQuestions
 from workers.specs.experiment import Experiment, Precision, TrainSpec
 from workers.specs.language import CausalLMSpec, TextSpec
 from workers.specs.model import expect
@@ -30,6 +32,11 @@ def prepare_tokens(task: DataTask, snapshots: SnapshotStore, progress: Callable[
     return prepare_text(
         data, model, task.seed, snapshots, progress, fingerprint=task.fingerprint, tokenizer=task.tokenizer
     )
+
+
+def questions_of(task: DataTask) -> TrainedQuestions | None:
+    """Take the digests of the questions that a data task's runs train on."""
+    return trained_questions(expect(TextSpec, task.data), task.seed)
 
 
 class TextDomain(FamilyParts):

@@ -25,6 +25,7 @@ from workers.models.base import (
 )
 from workers.models.causal_lm import memory
 from workers.models.causal_lm.outline import LMOutline, LMPartOutline, lm_chain
+from workers.overlap import FACTS, TRAINED_QUESTIONS
 from workers.specs.experiment import ImageSpec, TrainSpec
 from workers.specs.language import CausalLMSpec, TextSpec
 from workers.specs.model import FileDigests, expect
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from workers.control import Control
     from workers.models.counting import Shape
     from workers.models.outline import ChainOutline, PartOutline
-
-FACTS = "segprop.json"
 
 
 class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
@@ -186,7 +185,10 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
 
         from workers.models.causal_lm.pretrained.export import write_folder
 
-        facts = json.dumps({"sources": dict(export.sources)}, indent=2).encode() + b"\n"
+        says: dict[str, object] = {"sources": dict(export.sources)}
+        if TRAINED_QUESTIONS in export.companions:
+            says["questions"] = TRAINED_QUESTIONS
+        facts = json.dumps(says, indent=2).encode() + b"\n"
         # The folder appears whole, with what says whose it is: an export that was killed has left another name behind.
         for outdated in (target, *target.parent.glob(f".{target.name}.*")):
             shutil.rmtree(outdated, ignore_errors=True)

@@ -5,13 +5,24 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from text_makers import BYTES, samples_of, shared, source_of, spec_of, store, word_tokenizer, write_lines
+from text_makers import (
+    BYTES,
+    mmlu_folder,
+    mmlu_training,
+    samples_of,
+    shared,
+    source_of,
+    spec_of,
+    store,
+    word_tokenizer,
+    write_lines,
+)
 
 from cache_store.errors import ConfigError, DataError
 from workers.data.text import prepare
@@ -19,6 +30,7 @@ from workers.data.text.corpora.multiple_choice import MMLU, WinoGrande
 from workers.data.text.inspect import inspect_text
 from workers.data.text.prepare import prepare_text
 from workers.data.text.splits import split_documents
+from workers.domains.text.planning import TEXT
 from workers.specs.language import TextSpec
 
 WINO = [
@@ -26,21 +38,6 @@ WINO = [
     ("_ liked tea, Bob did not.", "Ann", "Bob", "1"),
     ("The wine would ruin the bed and the rug, but the _ was fine.", "rug", "bed ", "2"),
 ]
-
-
-def mmlu_folder(root: Path, subjects: Sequence[str] = ("high_school_art", "anatomy"), questions: int = 9) -> str:
-    for subject in subjects:
-        for split, count in (("dev", 3), ("test", questions)):
-            path = root / split / f"{subject}_{split}.csv"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("w", newline="", encoding="utf-8") as stream:
-                writer = csv.writer(stream)
-                if subject == subjects[0]:
-                    writer.writerow(["question", "choice0", "choice1", "choice2", "choice3", "answer"])
-                for i in range(count):
-                    answer = i % 4 if subject == subjects[0] else "ABCD"[i % 4]
-                    writer.writerow([f' {subject} {split} {i},\n"why"? ', *(f"c{i}{k}" for k in range(4)), answer])
-    return str(root)
 
 
 def wino_folder(root: Path, train: int = 30) -> str:
@@ -88,11 +85,14 @@ def mmlu_rows(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("subject", ["anatomy", "high_school_european_history"])
 @pytest.mark.parametrize("shots", [0, 5])
-def test_mmlu_is_worded_as_lm_evaluation_harness_does(subject: str, shots: int) -> None:
+def test_mmlu_is_worded_as_lm_evaluation_harness_does(tmp_path: Path, subject: str, shots: int) -> None:
     root = shared("mmlu")
+    for split in ("dev", "test"):
+        (tmp_path / split).symlink_to(Path(root) / split)
+    mmlu_training(tmp_path)
     rows = {split: mmlu_rows(Path(root) / split / f"{subject}_{split}.csv") for split in ("dev", "test")}
     task = harness(f"mmlu/default/mmlu_{subject}.yaml", rows)
-    mine = everything(MMLU(TextSpec(name="mmlu", path=root, subset=subject, shots=shots)), "train")
+    mine = everything(MMLU(TextSpec(name="mmlu", path=str(tmp_path), subset=subject, shots=shots)), "test")
     docs = list(task.test_docs())
     assert len(mine) == len(docs) > 90
     for question, doc in zip(mine, docs, strict=True):
@@ -168,19 +168,19 @@ def test_train_holds_the_right_candidate_and_evaluation_all_of_them_in_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare, "_BATCH_DOCUMENTS", 3)
-    data = TextSpec(name="mmlu", path=mmlu_folder(tmp_path), validation=4, test=3, shots=2, sequence_length=900)
-    assert inspect_text(data).documents == {"train": 11, "validation": 4, "test": 3}
-    assert inspect_text(data).rows == {"train": 11, "validation": 16, "test": 12}
+    data = TextSpec(name="mmlu", path=mmlu_folder(tmp_path, validation=2), shots=2, sequence_length=900)
+    assert inspect_text(data).documents == {"train": 12, "validation": 4, "test": 18}
+    assert inspect_text(data).rows == {"train": 12, "validation": 16, "test": 72}
     snapshots = store()
     result = prepare_text(data, BYTES, 0, snapshots)
-    assert result["rows"] == {"train": 11, "validation": 16, "test": 12}
+    assert result["rows"] == {"train": 12, "validation": 16, "test": 72}
     corpus = MMLU(data)
-    questions = everything(corpus, "train")
+    questions = {split: everything(corpus, split) for split in ("train", "validation")}
     parts = split_documents(data, 0, corpus.documents)
     train = source_of(data, BYTES, "train", snapshots, 0, result)
     assert train.groups is None
     for (ids, _, counted), number in zip(samples_of(train), parts["train"][1], strict=True):
-        right = questions[number].candidates[questions[number].correct]
+        right = questions["train"][number].candidates[questions["train"][number].correct]
         assert bytes(ids).decode() == right.context + right.continuation
         assert counted == [len(ids) - 2, len(ids) - 1]
     validation = source_of(data, BYTES, "validation", snapshots, 0, result)
@@ -189,23 +189,31 @@ def test_train_holds_the_right_candidate_and_evaluation_all_of_them_in_groups(
     assert (group.dtype, correct.dtype) == (np.int64, np.bool_)
     assert group.tolist() == [i // 4 for i in range(16)]
     texts = [bytes(ids).decode() for ids, _, _ in samples_of(validation)]
-    expected = [questions[number] for number in parts["validation"][1]]
+    expected = [questions["validation"][number] for number in parts["validation"][1]]
     assert texts == [c.context + c.continuation for question in expected for c in question.candidates]
     assert np.flatnonzero(correct).tolist() == [4 * i + question.correct for i, question in enumerate(expected)]
 
 
 def test_mmlu_has_the_subjects_line_and_its_own_dev_questions_before_every_question(tmp_path: Path) -> None:
-    (first,) = everything(MMLU(TextSpec(name="mmlu", path=mmlu_folder(tmp_path), shots=1)), "train")[9:10]
+    corpus = MMLU(TextSpec(name="mmlu", path=mmlu_folder(tmp_path), shots=1))
+    (first,) = everything(corpus, "test")[9:10]
     assert first.candidates[2] == (
         "The following are multiple choice questions (with answers) about high school art.\n\n"
         'high_school_art dev 0,\n"why"?\nA. c00\nB. c01\nC. c02\nD. c03\nAnswer: A\n\n'
         'high_school_art test 0,\n"why"?\nA. c00\nB. c01\nC. c02\nD. c03\nAnswer:',
         " C",
     )
+    # Questions of auxiliary_train have no subject: none is named, and every subject's examples have their turn.
+    for number, subject in ((0, "anatomy"), (1, "high_school_art"), (2, "anatomy")):
+        assert everything(corpus, "train")[number].candidates[2].context == (
+            "The following are multiple choice questions (with answers).\n\n"
+            f'{subject} dev 0,\n"why"?\nA. c00\nB. c01\nC. c02\nD. c03\nAnswer: A\n\n'
+            f'training {number},\n"why"?\nA. c{number}0\nB. c{number}1\nC. c{number}2\nD. c{number}3\nAnswer:'
+        )
 
 
 def test_a_question_that_is_too_long_loses_its_beginning_and_keeps_its_answer(tmp_path: Path) -> None:
-    data = TextSpec(name="mmlu", path=mmlu_folder(tmp_path), validation=4, test=3, sequence_length=40)
+    data = TextSpec(name="mmlu", path=mmlu_folder(tmp_path, validation=2), sequence_length=40)
     snapshots = store()
     result = prepare_text(data, BYTES, 0, snapshots)
     statistics = result["statistics"]["validation"]
@@ -280,7 +288,7 @@ def test_missing_files_subjects_sizes_and_examples_are_named(tmp_path: Path) -> 
     (tmp_path / "mmlu" / "dev" / "anatomy_dev.csv").unlink()
     with pytest.raises(DataError, match=r"has no dev/anatomy_dev\.csv"):
         inspect_text(TextSpec(name="mmlu", path=root, shots=1))
-    assert inspect_text(TextSpec(name="mmlu", path=root)).documents["train"] == 16
+    assert inspect_text(TextSpec(name="mmlu", path=root)).documents["test"] == 18
     wino = wino_folder(tmp_path / "wino")
     assert inspect_text(TextSpec(name="winogrande", path=wino)).documents == {"train": 28, "validation": 2, "test": 5}
     assert inspect_text(TextSpec(name="winogrande", path=wino, subset="xs")).documents["train"] == 11
@@ -289,3 +297,125 @@ def test_missing_files_subjects_sizes_and_examples_are_named(tmp_path: Path) -> 
     (tmp_path / "wino" / "dev.jsonl").unlink()
     with pytest.raises(DataError, match=r"dev\.jsonl cannot be read"):
         inspect_text(TextSpec(name="winogrande", path=wino))
+
+
+def test_mmlu_is_trained_on_auxiliary_train_alone_in_every_published_split(tmp_path: Path) -> None:
+    data = TextSpec(name="mmlu", path=mmlu_folder(tmp_path), shots=2)
+    corpus = MMLU(data)
+    assert corpus.notes == ()
+    assert corpus.documents == {"train": 12, "validation": 8, "test": 18}
+    for split, own in (("train", "training"), ("validation", "val"), ("test", "test")):
+        for question in everything(corpus, split):
+            assert own in question.asked
+    parts = split_documents(data, 3, corpus.documents)
+    assert {split: own for split, (own, _) in parts.items()} == {split: split for split in parts}
+    subject = MMLU(TextSpec(name="mmlu", path=str(tmp_path), subset="anatomy"))
+    assert subject.documents == {"train": 12, "validation": 4, "test": 9}
+
+
+def test_without_val_validation_is_held_out_of_auxiliary_train_and_said_so(tmp_path: Path) -> None:
+    data = TextSpec(name="mmlu", path=mmlu_folder(tmp_path, validation=0), validation=3)
+    outline = inspect_text(data)
+    assert outline.documents == {"train": 9, "validation": 3, "test": 18}
+    assert outline.notes == ("there is no val: validation is held out of auxiliary_train by the seed",)
+    words = TEXT.words(data, outline, str)
+    assert words.endswith("; there is no val: validation is held out of auxiliary_train by the seed")
+    parts = split_documents(data, 0, MMLU(data).documents)
+    assert {split: own for split, (own, _) in parts.items()} == {
+        "train": "train",
+        "validation": "train",
+        "test": "test",
+    }
+    mmlu_folder(tmp_path, validation=4)
+    (tmp_path / "val" / "anatomy_val.csv").unlink()
+    with pytest.raises(DataError, match=r"has no val/anatomy_val\.csv"):
+        MMLU(data)
+
+
+def test_mmlu_without_auxiliary_train_is_refused_with_where_it_is_to_be_had() -> None:
+    with pytest.raises(DataError) as refused:
+        inspect_text(TextSpec(name="mmlu", path=shared("mmlu")))
+    for words in (
+        "has no auxiliary_train, which MMLU is trained on (its test questions are for judging alone)",
+        "https://people.eecs.berkeley.edu/~hendrycks/data.tar",
+        "cais/mmlu (configuration auxiliary_train)",
+        "auxiliary_train/*.csv",
+        "auxiliary_train/train-*.parquet",
+    ):
+        assert words in refused.value.message
+
+
+@pytest.mark.parametrize("layout", ["by subject", "all"])
+@pytest.mark.parametrize("shots", [0, 2])
+def test_mmlu_reads_the_hubs_parquet_files_as_the_published_ones(tmp_path: Path, layout: str, shots: int) -> None:
+    published = MMLU(TextSpec(name="mmlu", path=mmlu_folder(tmp_path / "csv"), shots=shots))
+    hub_folder(tmp_path / "csv", tmp_path / "hub", layout)
+    hub = MMLU(TextSpec(name="mmlu", path=str(tmp_path / "hub"), shots=shots))
+    assert hub.documents == published.documents
+    for split in ("train", "validation", "test"):
+        assert everything(hub, split) == everything(published, split)
+    assert hub.notes == ()
+
+
+def hub_folder(source: Path, target: Path, layout: str) -> None:
+    """Write the CSV files of `source` as cais/mmlu on the hub has them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def rows(path: Path, subject: str) -> list[dict[str, Any]]:
+        with path.open(newline="", encoding="utf-8") as stream:
+            found = [row for row in csv.reader(stream) if row[0] != "question"]
+        return [
+            {"question": q, "subject": subject, "choices": choices, "answer": "ABCD0123".index(a) % 4}
+            for q, *choices, a in found
+        ]
+
+    def write(path: str, found: list[dict[str, Any]]) -> None:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(found), target / path)
+
+    training = [row for path in sorted((source / "auxiliary_train").iterdir()) for row in rows(path, "")]
+    if layout == "all":
+        write("all/auxiliary_train-00000-of-00001.parquet", training)
+    else:
+        # The hub's own quirk: the columns lie inside one.
+        write("auxiliary_train/train-00000-of-00001.parquet", [{"train": row} for row in training])
+    for name, split in (("dev", "dev"), ("val", "validation"), ("test", "test")):
+        subjects = {path.stem.removesuffix(f"_{name}"): path for path in sorted((source / name).iterdir())}
+        if layout == "all":
+            write(f"all/{split}-00000-of-00001.parquet", [row for s, path in subjects.items() for row in rows(path, s)])
+        else:
+            for subject, path in subjects.items():
+                write(f"{subject}/{split}-00000-of-00001.parquet", rows(path, subject))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"choices": ["a", "b", "c"]}, "row 1 of .*: choices are "),
+        ({"answer": 4}, "row 1 of .*: the answer is 4; allowed: 0 to 3"),
+        ({"question": None}, "row 1 of .*: question is None; allowed: a text"),
+    ],
+)
+def test_a_broken_mmlu_row_of_parquet_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    mmlu_folder(tmp_path)
+    for path in (tmp_path / "auxiliary_train").iterdir():
+        path.unlink()
+    good = {"question": "q", "subject": "", "choices": ["a", "b", "c", "d"], "answer": 1}
+    pq.write_table(pa.Table.from_pylist([good, {**good, **change}]), tmp_path / "auxiliary_train" / "train.parquet")
+    with pytest.raises(DataError, match=message):
+        inspect_text(TextSpec(name="mmlu", path=str(tmp_path)))
+
+
+def test_winogrande_dev_is_for_judging_alone(tmp_path: Path) -> None:
+    data = TextSpec(name="winogrande", path=wino_folder(tmp_path), validation=4)
+    parts = split_documents(data, 0, WinoGrande(data).documents)
+    assert {split: own for split, (own, _) in parts.items()} == {
+        "train": "train",
+        "validation": "train",
+        "test": "test",
+    }
+    assert not set(parts["train"][1]) & set(parts["validation"][1])

@@ -292,7 +292,7 @@ def test_a_damaged_compressed_file_is_named(tmp_path: Path) -> None:
         (TextSpec(name="text", path="/no/such/folder"), "/no/such/folder does not exist; allowed: a file or folder of"),
         (TextSpec(name="chat", path="/no/such/folder"), "does not exist; allowed: a file or folder of JSON lines"),
         (TextSpec(name="text"), "none given for text"),
-        (TextSpec(name="mmlu"), "none given for mmlu; allowed: a folder holding dev/"),
+        (TextSpec(name="mmlu"), "none given for mmlu; allowed: a folder holding auxiliary_train/"),
         (TextSpec(name="winogrande", path="/no/such/folder"), "allowed: a folder holding train_<size>.jsonl"),
         (TextSpec(name="text", path="nosuch://x/y"), "cannot open 'nosuch://x/y'"),
         (TextSpec(name="stdlib", path="/x"), "stdlib takes none"),

@@ -33,6 +33,8 @@ class Corpus(abc.ABC):
     #: Documents and (about) bytes of text of every split that the data itself has.
     documents: dict[str, int]
     bytes: dict[str, int]
+    #: What the splits are made of where that is not what one expects, in words.
+    notes: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def records(self, split: str, wanted: np.ndarray) -> Iterator[tuple[int, Record]]:

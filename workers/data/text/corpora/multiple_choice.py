@@ -6,149 +6,124 @@ continuation has the greatest summed log-probability. Training takes the correct
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
-import re
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from cache_store.errors import ConfigError, DataError
-from cache_store.suggest import did_you_mean
 from workers.data.text.corpora.base import Corpus, Record, broken
 from workers.data.text.corpora.columns import missing_column
 from workers.data.text.corpora.files import Folder, open_folder
+from workers.data.text.corpora.mmlu_files import TRAINING, MMLUFiles
+from workers.data.text.corpora.questions import Candidate, Question, no_subset
 from workers.data.text.corpora.running_text import decoded
 from workers.seeds import derive_seed
 from workers.specs.language import TextSpec
 
-_LETTERS = "ABCD"
 _WINOGRANDE_SIZES = ("xl", "l", "m", "s", "xs")
-
-
-class Candidate(NamedTuple):
-    """Only `continuation` is scored, given `context`."""
-
-    context: str
-    continuation: str
-
-
-class Question(NamedTuple):
-    """Its candidates, and which of them is right. Without the examples before it: see `with_shots`."""
-
-    candidates: tuple[Candidate, ...]
-    correct: int
-
-    def shown(self) -> str:
-        """Word it as an example for another question, with its answer."""
-        right = self.candidates[self.correct]
-        return right.context + right.continuation + "\n\n"
-
-    def with_shots(self, before: str) -> Question:
-        """Return the same question after `before`."""
-        return Question(tuple(Candidate(before + c.context, c.continuation) for c in self.candidates), self.correct)
+_MMLU_FILES = (
+    "a folder holding auxiliary_train/*.csv, dev/<subject>_dev.csv, val/<subject>_val.csv (may be missing) and "
+    "test/<subject>_test.csv, as published, or Parquet as cais/mmlu on the hub has it: auxiliary_train/train-*.parquet "
+    "(or all/auxiliary_train-*.parquet) and all/ or <subject>/ with dev-*, validation-* and test-*.parquet"
+)
+_MMLU_SOURCE = (
+    "it is in https://people.eecs.berkeley.edu/~hendrycks/data.tar (folder auxiliary_train), and on the hub in "
+    "cais/mmlu (configuration auxiliary_train)"
+)
+_MMLU_HELD_OUT = "there is no val: validation is held out of auxiliary_train by the seed"
 
 
 class MMLU(Corpus):
-    """MMLU's test questions, split into train, validation and test by the seed (its files have no training set), each
-    after a line about the subject and the first `shots` of the subject's dev questions, which are never trained on.
+    """MMLU in its published splits: auxiliary_train is trained on, val is validation (held out of auxiliary_train where
+    there is none), and test is for judging alone.
 
-    `subset` takes one subject. Files as published (no header, answers A to D) or with a header and answers 0 to 3.
+    A question comes after a line about its subject and the first `shots` of the subject's dev questions, which are
+    never trained on. Questions of auxiliary_train have no subject: their line names none, and the examples before
+    them are those of the subjects in turn. `subset` takes one subject; auxiliary_train stays whole.
     """
 
     def __init__(self, data: TextSpec) -> None:
-        allowed = "a folder holding dev/<subject>_dev.csv and test/<subject>_test.csv"
-        self._folder = open_folder(data, allowed)
-        self._shots = data.shots
-        digest = hashlib.sha256(b"mmlu")
-        subjects = _subjects(self._folder, "test")
-        if data.subset is not None:
-            if data.subset not in subjects:
-                raise _no_subset(data, subjects)
-            subjects = {data.subset: subjects[data.subset]}
+        folder = open_folder(data, _MMLU_FILES)
+        files = MMLUFiles(folder)
+        subjects = files.subjects("test")
         if not subjects:
-            raise DataError(f"data.path: no questions at {data.path}; allowed: {allowed}")
-        examples = _subjects(self._folder, "dev") if data.shots else {}
-        problems = [
-            f"data.path: {self._folder.root} has no dev/{name}_dev.csv"
-            for name in subjects
-            if data.shots and name not in examples
-        ]
-        if problems:
-            raise DataError("\n".join(problems), problems=problems)
-        self._questions: list[Record] = []
-        self._before: list[str] = []
-        size = 0
-        for subject, path in subjects.items():
-            before = (
-                f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
+            raise DataError(f"data.path: no test questions at {data.path}; allowed: {_MMLU_FILES}")
+        if data.subset is not None and data.subset not in subjects:
+            raise no_subset(data, subjects)
+        subjects = subjects if data.subset is None else [data.subset]
+        training = files.training()
+        if not training:
+            raise DataError(
+                f"data.path: {data.path} has no {TRAINING}, which MMLU is trained on (its test questions are for "
+                f"judging alone); {_MMLU_SOURCE}; allowed: {_MMLU_FILES}"
             )
-            for name in [examples[subject], path] if data.shots else [path]:
-                content = self._folder.read(name)
-                digest.update(f"\x1e{subject}\x1f{len(content)}\x1f".encode())
-                digest.update(content)
-                rows = _mmlu_rows(content, name)
-                if name == path:
-                    self._questions += rows
-                    self._before += [before] * len(rows)
-                    size += len(content) + len(rows) * len(before.encode())
-                elif len(rows) < data.shots:
-                    raise ConfigError(f"data.shots: {data.shots}: {name} has {len(rows)}; allowed: 0 to {len(rows)}")
-                else:
-                    before += "".join(record.value.shown() for record in rows[: data.shots])
-        self.fingerprint = digest.hexdigest()
-        self.documents = {"train": len(self._questions)}
-        self.bytes = {"train": size}
-        if not self._questions:
-            raise DataError(f"data.path: the files of {data.path} hold no questions")
+        parts = {split: files.questions(split, subjects) for split in ("val", "test")}
+        _demand_subjects(folder, parts["val"], subjects, "val")
+        examples = _mmlu_examples(folder, files, subjects, data.shots)
+        self.fingerprint = files.fingerprint
+        self.notes = () if parts["val"] else (_MMLU_HELD_OUT,)
+        #: By split: records with what stands before each.
+        self._questions: dict[str, list[tuple[Record, str]]] = {"train": _in_turn(training, list(examples.values()))}
+        for split, own in (("validation", "val"), ("test", "test")):
+            asked = [
+                (record, _about(subject) + examples[subject])
+                for subject, found in parts[own].items()
+                for record in found
+            ]
+            if asked:
+                self._questions[split] = asked
+        if "test" not in self._questions:
+            raise DataError(f"data.path: the test files of {data.path} hold no questions")
+        self.documents = {split: len(questions) for split, questions in self._questions.items()}
+        self.bytes = {
+            split: sum(len(before) + len(record.value.shown()) for record, before in questions)
+            for split, questions in self._questions.items()
+        }
 
     def records(self, split: str, wanted: np.ndarray) -> Iterator[tuple[int, Record]]:
         """See `Corpus`: values are questions, with the examples before them."""
         for number in np.flatnonzero(wanted).tolist():
-            record = self._questions[number]
-            yield number, record._replace(value=record.value.with_shots(self._before[number]))
+            record, before = self._questions[split][number]
+            yield number, record._replace(value=record.value.with_shots(before))
 
 
-def _subjects(folder: Folder, split: str) -> dict[str, str]:
-    """Path of every subject's file of a split, by subject."""
-    try:
-        paths = sorted(map(str, folder.filesystem.ls(f"{folder.root.rstrip('/')}/{split}", detail=False)))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        raise DataError(f"data.path: cannot list {folder.root}/{split}: {error}") from error
-    matches = ((re.search(rf"([^/]+)_{split}\.csv$", path), path) for path in paths)
-    return {match.group(1): path for match, path in matches if match}
+def _about(subject: str | None) -> str:
+    about = "" if subject is None else f" about {subject.replace('_', ' ')}"
+    return f"The following are multiple choice questions (with answers){about}.\n\n"
 
 
-def _no_subset(data: TextSpec, allowed: Any) -> DataError:
-    hint = did_you_mean(str(data.subset), allowed)
-    return DataError(f"data.subset: {data.path} has no {data.subset!r}{hint} (it has {', '.join(allowed)})")
+def _in_turn(training: list[Record], examples: list[str]) -> list[tuple[Record, str]]:
+    befores = [_about(None) + shown for shown in examples]
+    return [(record, befores[number % len(befores)]) for number, record in enumerate(training)]
 
 
-def _mmlu_rows(content: bytes, path: str) -> list[Record]:
-    try:
-        rows = list(csv.reader(io.StringIO(decoded(content, path), newline=""), strict=True))
-    except csv.Error as error:
-        raise DataError(f"{path} is no CSV file: {error}", file=path) from error
-    if rows and rows[0][:1] == ["question"] and rows[0][-1] == "answer":
-        rows = rows[1:]
-    return [Record(_mmlu_question(row, Record(None, path, number)), path, number) for number, row in enumerate(rows)]
+def _mmlu_examples(folder: Folder, files: MMLUFiles, subjects: list[str], shots: int) -> dict[str, str]:
+    """Word the examples of every subject."""
+    if not shots:
+        return dict.fromkeys(subjects, "")
+    found = files.questions("dev", subjects)
+    _demand_subjects(folder, found, subjects, "dev", needed=True)
+    for records in found.values():
+        if len(records) < shots:
+            where = records[0].file if records else f"{folder.root} (dev)"
+            raise ConfigError(f"data.shots: {shots}: {where} has {len(records)}; allowed: 0 to {len(records)}")
+    return {subject: "".join(record.value.shown() for record in records[:shots]) for subject, records in found.items()}
 
 
-def _mmlu_question(row: list[str], place: Record) -> Question:
-    if len(row) != 6:
-        raise broken(place, f"{len(row)} columns; allowed: question, four choices, answer")
-    question, *choices, answer = row
-    correct = _LETTERS.find(answer) if answer in tuple(_LETTERS) else int(answer) if answer in tuple("0123") else -1
-    if correct < 0:
-        raise broken(place, f"the answer is {answer!r}; allowed: 0 to 3, or A to D")
-    lines = "".join(f"\n{letter}. {choice}" for letter, choice in zip(_LETTERS, choices, strict=True))
-    context = f"{question.strip()}{lines}\nAnswer:"
-    return Question(tuple(Candidate(context, f" {letter}") for letter in _LETTERS), correct)
+def _demand_subjects(
+    folder: Folder, found: Mapping[str, Any], subjects: list[str], split: str, *, needed: bool = False
+) -> None:
+    """Raise DataError, all at once, for subjects without questions in a split that others have (or that is needed)."""
+    problems = [
+        f"data.path: {folder.root} has no {split}/{subject}_{split}.csv (nor the Parquet file of it)"
+        for subject in subjects
+        if subject not in found
+    ]
+    if problems and (found or needed):
+        raise DataError("\n".join(problems), problems=problems)
 
 
 class WinoGrande(Corpus):
@@ -165,7 +140,7 @@ class WinoGrande(Corpus):
         if not present:
             raise DataError(f"data.path: no training file at {data.path}; allowed: {allowed}")
         if data.subset is not None and data.subset not in present:
-            raise _no_subset(data, present)
+            raise no_subset(data, present)
         paths = {"train": f"{folder.root}/train_{data.subset or present[0]}.jsonl", "test": f"{folder.root}/dev.jsonl"}
         digest = hashlib.sha256(b"winogrande")
         self._questions: dict[str, list[Record]] = {}
@@ -234,6 +209,5 @@ def _winogrande_question(line: str, place: Record) -> Question:
     if not blank:
         raise broken(place, "the sentence has no '_' to fill in")
     options = (record["option1"], record["option2"])
-    return Question(
-        tuple(Candidate(before + option, f" {after.strip()}") for option in options), int(record["answer"]) - 1
-    )
+    candidates = tuple(Candidate(before + option, f" {after.strip()}") for option in options)
+    return Question(candidates, int(record["answer"]) - 1, "\n".join((record["sentence"], *options)))

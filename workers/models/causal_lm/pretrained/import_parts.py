@@ -17,6 +17,7 @@ from workers.models.causal_lm.network.skeleton import build_skeleton
 from workers.models.causal_lm.pretrained.checkpoint import Checkpoint
 from workers.models.causal_lm.pretrained.configs import config_json
 from workers.models.causal_lm.pretrained.locate import COMPANIONS, Located, locate
+from workers.overlap import TRAINED_QUESTIONS
 from workers.specs.language import CausalLMSpec
 
 
@@ -65,7 +66,7 @@ def companion_files(spec: CausalLMSpec, located: Located | None) -> dict[str, by
 
 
 def _is_tokenizer(name: str) -> bool:
-    return name not in ("config.json", "generation_config.json") and not name.endswith(".py")
+    return name not in ("config.json", "generation_config.json", TRAINED_QUESTIONS) and not name.endswith(".py")
 
 
 def _from_folder(folder: Path) -> dict[str, bytes]:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from cache_store.errors import first_line
 from workers.models.causal_lm.errors import refuse
+from workers.overlap import TRAINED_QUESTIONS
 from workers.specs.language import CausalLMSpec
 
 #: Small files that make an export complete. Patterns are the hub's (fnmatch).
 COMPANIONS = (
+    TRAINED_QUESTIONS,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
