@@ -97,9 +97,10 @@ class ScheduleSpec:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     name: Literal["cosine", "linear", "constant"] = "constant"
-    #: Linear warm-up over this share of the stage's steps.
+    #: Linear warm-up from 0 over this share of the stage's steps.
     warmup: Annotated[float, Ge(0), Lt(1)] = 0.0
-    #: Final rate as a share of the base rate (cosine, linear).
+    #: What the rate goes down to, as a share of the base rate (cosine, linear): reached one step after the last, as in
+    #: transformers.
     final: Annotated[float, Ge(0), Le(1)] = 0.0
 
 
