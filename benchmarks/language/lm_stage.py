@@ -215,7 +215,7 @@ def measure(case: str, config: str) -> Json:
     train = stage.train
     loaded = micro_batches(
         stage.inputs.by_split["train"],
-        epoch_order(order_seed(task.experiment.seed, task.name), 0, stage.inputs.sources["train"].rows),
+        epoch_order(order_seed(task.experiment.seed, task.ordered_by), 0, stage.inputs.sources["train"].rows),
         batch_size=train.batch_size,
         micro=train.micro,
         view=0,

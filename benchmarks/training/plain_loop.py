@@ -86,7 +86,7 @@ class Plain:
                 adapter = resnet.build_adapter(self.model, self.size, self.classes, index + 1, n, seed)
                 parts.append(adapter.to(memory_format=torch.channels_last))
             path = nn.Sequential(*parts, head)
-            stages.append(self.train(stage, path, rows))
+            stages.append(self.train(stage if index else None, path, rows))
             torch.save({"block": block.state_dict(), "head": head.state_dict()}, self.folder / f"{name}.pt")
             finished.append(block)
             if index + 1 < len(self.blocks):
@@ -98,7 +98,7 @@ class Plain:
         }
         return {"first_step": first_step, "finished": time.time(), "stages": stages, "scores": scores}
 
-    def train(self, stage: str, path: nn.Module, rows: dict[str, Rows]) -> dict[str, Any]:
+    def train(self, stage: str | None, path: nn.Module, rows: dict[str, Rows]) -> dict[str, Any]:
         """Train the path; the best epoch's weights stay in it."""
         settings = self.settings
         optimizer = torch.optim.AdamW(path.parameters(), lr=settings["lr"], weight_decay=0.01, fused=True)

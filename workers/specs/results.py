@@ -225,7 +225,7 @@ class LeftSets(_Record):
 class StageResult(_Record):
     """A stage, or a round of one, that was trained; or left out by the run's exit (`epochs` empty, no `memory`)."""
 
-    OMITTED = ("scaler", "train_spec", "partial", "waited_s")
+    OMITTED = ("scaler", "train_spec", "emulated", "partial", "waited_s")
 
     stage: str
     parts: Mapping[str, PartRecord]
@@ -247,6 +247,8 @@ class StageResult(_Record):
     resumed: int = 0
     #: The settings it was trained with, as JSON values.
     train_spec: Mapping[str, Any] | None = None
+    #: The precision it was trained in, where the device has no instructions for it.
+    emulated: str | None = None
     where: Where
     #: Where others worked on its sets: those that are not whole, and how long it waited for somebody else's shards.
     partial: Mapping[str, PartialSet] | None = None

@@ -20,10 +20,10 @@ from workers.seeds import derive_seed
 Order = npt.NDArray[np.int64]
 
 
-def order_seed(seed: int, stage: str) -> int:
+def order_seed(seed: int, stage: str | None) -> int:
     """Derive the seed of a stage's orders from that of the run: the same in all its rounds, on all its ranks, and in
-    every regime that has a stage of this name."""
-    return derive_seed(seed, "orders of", stage)
+    every regime that has a stage of this name. `stage`: `StageTask.ordered_by`; None has the run's own seed."""
+    return seed if stage is None else derive_seed(seed, "orders of", stage)
 
 
 def epoch_order(seed: int, epoch: int, rows: int) -> Order:

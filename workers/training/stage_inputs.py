@@ -121,7 +121,7 @@ class StageInputs:
 
     def order(self, epoch: int) -> np.ndarray:
         """Give the samples of the train split in the order of an epoch: int64."""
-        seed, source = order_seed(self._task.experiment.seed, self._task.name), self.sources["train"]
+        seed, source = order_seed(self._task.experiment.seed, self._task.ordered_by), self.sources["train"]
         if self._task.window is None:
             return epoch_order(seed, epoch, source.rows)
         sizes = geometry_of(self._domain, self._task.stored_boundary, source).shard_samples

@@ -17,7 +17,7 @@ from workers.data.text.source import TextBatch, TextSource
 from workers.specs import as_json, experiment
 from workers.specs.language import CausalLMSpec
 from workers.specs.tasks import StageTask
-from workers.training.shuffle import epoch_order, order_seed
+from workers.training.shuffle import epoch_order
 
 #: 10 steps an epoch, 20 in all. Adam divides by the root of the second moment: a gradient that is nothing but the
 #: rounding of another order of sums would move a weight by a whole step either way. A larger epsilon keeps such
@@ -93,7 +93,7 @@ def plain_loop(task: StageTask, initial: dict[str, torch.Tensor], texts: TextSou
     total, size = per_epoch * train.epochs, train.batch_size
     for step in range(total):
         epoch, within = divmod(step, per_epoch)
-        rows = epoch_order(order_seed(seed, task.name), epoch, texts.rows)[within * size : (within + 1) * size]
+        rows = epoch_order(seed, epoch, texts.rows)[within * size : (within + 1) * size]
         batches = [texts.batch(rows[first : first + train.micro]) for first in range(0, size, train.micro)]
         targets = sum(len(batch.targets) for batch in batches)
         for batch in batches:

@@ -18,7 +18,7 @@ from workers.models.resnet import parts as resnet
 from workers.seeds import derive_seed
 from workers.specs import as_json, experiment
 from workers.specs.tasks import StageTask
-from workers.training.shuffle import epoch_order, order_seed
+from workers.training.shuffle import epoch_order
 
 #: 10 steps an epoch, 20 in all.
 STEPS = {"data.train_limit": 168, "data.views": 2, "training.commit": "last", "regimes": ["e2e"]}
@@ -86,7 +86,7 @@ def plain_loop(task: StageTask, initial: dict[str, torch.Tensor], images: ImageS
     model.train()
     for step in range(total):
         epoch, within = divmod(step, per_epoch)
-        rows = epoch_order(order_seed(seed, task.name), epoch, images.rows)[within * size : (within + 1) * size]
+        rows = epoch_order(seed, epoch, images.rows)[within * size : (within + 1) * size]
         batch = images.batch(rows, epoch % task.experiment.data.views).to(device=DEVICE, memory_format=layout)
         labels = images.labels[torch.from_numpy(rows)].to(DEVICE)
         for part, targets in zip(batch.chunk(train.accumulate), labels.chunk(train.accumulate), strict=True):
