@@ -12,7 +12,7 @@ from cache_store.records.nodes import Commit, NodeStore
 from workers.models.base import COMPANION, Export
 from workers.models.registry import family_of
 from workers.specs.experiment import Experiment
-from workers.specs.results import ModelResult
+from workers.specs.results import HeldParts, ModelResult
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,11 +33,11 @@ class Trained:
 def export(trained: Trained, nodes: NodeStore, target: Path) -> None:
     """Write the folder `target`, one part in memory at a time where the family allows it.
 
-    Nothing is written, and torch is not imported, when `target` already holds these very commits.
+    Nothing is written, and torch is not imported, when `target` already holds these very weights.
     """
     experiment = trained.experiment
     family = family_of(experiment.model)
-    sources = {name: [commit.node, commit.attempt] for name, commit in trained.parts.items()}
+    sources = sources_of(trained.parts)
     files = [target / name for name in family.export_files]
     if all(file.exists() for file in files) and json.loads(files[0].read_text()).get("sources") == sources:
         return
@@ -56,6 +56,13 @@ def export(trained: Trained, nodes: NodeStore, target: Path) -> None:
         ),
         target,
     )
+
+
+def sources_of(parts: Mapping[str, Commit]) -> dict[str, list[str]]:
+    """Name the node that each part comes from, and the digest of the file that holds it. Not the attempt: that differs
+    between runs that give the same weights."""
+    files = {name: commit.read(HeldParts).file_of(name) for name, commit in parts.items()}
+    return {name: [commit.node, commit.files[files[name]].sha256] for name, commit in parts.items()}
 
 
 def _states(trained: Trained, nodes: NodeStore) -> Iterator[tuple[str, dict[str, Tensor]]]:

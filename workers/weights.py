@@ -14,10 +14,13 @@ from cache_store.records.file_record import FileRecord
 from cache_store.records.nodes import NodeStore
 from workers.domains.base import Domain
 from workers.models.chain import State, state_digest
-from workers.specs.results import HeldParts, Parents
+from workers.specs.orders import Parents
+from workers.specs.results import HeldParts
 
 ADAPTER = "adapter"
 AUX = "aux"
+#: In the name of every parameter of a low-rank adapter, as peft calls them.
+LORA = ".lora_"
 
 
 class Weights:
@@ -56,8 +59,7 @@ class Weights:
         Raises CorruptShard when the file does not match its commit or lacks a tensor of the part.
         """
         commit = self._commits[part]
-        held = commit.read(HeldParts).parts.get(part)
-        file = "state.safetensors" if held is None else held.file
+        file = commit.read(HeldParts).file_of(part)
         return read_tensors(self._nodes, commit.files[file], self._domain.part_state_names(part))
 
     def build(self, part: str) -> nn.Module:

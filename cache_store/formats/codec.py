@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cache_store.errors import CorruptShard
-from cache_store.formats.dtypes import DTYPES
+from cache_store.formats.dtypes import STORED
 
 if TYPE_CHECKING:
     from cache_store.storage.base import Buffer
@@ -42,7 +42,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 @dataclass(frozen=True)
 class Field:
     """One value a row: `shape` without the row dimension (`()` for a scalar), dtype one of
-    those of `DTYPES`. ValueError when it is not storable."""
+    those of `STORED`. ValueError when it is not storable."""
 
     name: str
     dtype: str
@@ -51,8 +51,8 @@ class Field:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"field name {self.name!r}: use letters, digits, '_', '.' and '-'")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"field {self.name}: dtype {self.dtype!r}; allowed: {', '.join(DTYPES)}")
+        if self.dtype not in STORED:
+            raise ValueError(f"field {self.name}: dtype {self.dtype!r}; allowed: {', '.join(STORED)}")
         if not all(type(size) is int and size > 0 for size in self.shape):
             raise ValueError(f"field {self.name}: shape {self.shape} must be of positive ints")
         if self.bytes > _MAX_ROW_BYTES:
@@ -61,7 +61,7 @@ class Field:
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
         """The dtype of its arrays: its own, or unsigned integers for bfloat16 and float8."""
-        return DTYPES[self.dtype]
+        return np.dtype(STORED[self.dtype])
 
     @property
     def bytes(self) -> int:

@@ -1,21 +1,17 @@
-"""The number types that boundaries, weights and shards hold: names, sizes, stand-ins in numpy. Loads no torch."""
+"""The number types that boundaries, weights and shards hold: names, stand-ins in numpy, sizes. Loads no numpy."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
-#: How each dtype is kept in numpy; bfloat16 and float8, which numpy and Arrow lack, as their bits.
-DTYPES: dict[str, np.dtype[Any]] = {
-    "float32": np.dtype("<f4"),
-    "bfloat16": np.dtype("<u2"),
-    "float16": np.dtype("<f2"),
-    "float8_e4m3fn": np.dtype("u1"),
-    "uint8": np.dtype("u1"),
-    "int8": np.dtype("i1"),
-    "int32": np.dtype("<i4"),
-    "int64": np.dtype("<i8"),
+#: How each dtype is kept, as numpy writes types; bfloat16 and float8, which numpy and Arrow lack, as their bits.
+STORED: dict[str, str] = {
+    "float32": "<f4",
+    "bfloat16": "<u2",
+    "float16": "<f2",
+    "float8_e4m3fn": "|u1",
+    "uint8": "|u1",
+    "int8": "|i1",
+    "int32": "<i4",
+    "int64": "<i8",
 }
 #: Bytes of one value.
-ITEM_BYTES: dict[str, int] = {name: kind.itemsize for name, kind in DTYPES.items()}
+ITEM_BYTES: dict[str, int] = {name: int(stored[-1]) for name, stored in STORED.items()}

@@ -14,8 +14,12 @@ from cache_store.errors import CorruptShard, MissingShard
 from cache_store.formats.codec import Array, Field
 from cache_store.formats.torch_dtypes import BITS, TORCH
 from cache_store.snapshots.gather import Copier, Copies, Runs
+from cache_store.snapshots.mapped import ATTEMPTS, ShardArrays
 from cache_store.snapshots.read_ahead import ReadAhead
 from cache_store.snapshots.store import SnapshotSet
+
+#: The bytes of each field of a shard, and the last byte of its file (see `mapped`).
+_Columns = tuple[tuple[Array, ...], memoryview | bytes]
 
 
 class RowReader:
@@ -40,7 +44,7 @@ class RowReader:
         # Where every shard stays in reach, the bytes of those read before: asking the set again for each of a batch's
         # hundreds of shards took longer than small copies out of them.
         self._holds = snapshots.holds_all
-        self._held: dict[int, tuple[Array, ...]] = {}
+        self._held: dict[int, _Columns] = {}
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="gather") if threads > 1 else None
 
@@ -81,17 +85,39 @@ class RowReader:
         targets = [_bits(t).reshape(-1).view(np.uint8) for t in tensors]
         runs = Runs.of(index, spec.locate, spec.rows, None if self._pool is None else -(-len(index) // self._threads))
         copiers = [Copier(runs, field.bytes) for field in spec.fields]
-        hits = 0
-        with Copies(self._pool, self._threads, copiers, targets) as copies:
-            for i, first, last in runs.shards:
-                sources = self._held.get(i)
-                hit = True
-                if sources is None:
-                    sources, hit = self._bytes(i)
-                hits += hit
-                copies.add(first, last, sources)
+        for _ in range(ATTEMPTS):
+            hits, torn = self._copy(runs, copiers, targets)
+            if not torn:
+                break
+            # Reading the file again finds the damage, and `compute` mends it.
+            for i in torn:
+                self._held.pop(i, None)
+                self.snapshots.let_go(i)
+        else:
+            raise self.snapshots.torn(torn[0])
         self.snapshots.count(hits=hits, bytes_read=len(index) * spec.row_bytes)
         return tensors
+
+    def _copy(self, runs: Runs, copiers: Sequence[Copier], targets: Sequence[Array]) -> tuple[int, list[int]]:
+        """Copy all runs; (shards that were there, those whose files were truncated before all was copied)."""
+        hits = 0
+        # Of shards that are not mapped this holds no more than a byte.
+        tails: list[memoryview | bytes] = []
+        with Copies(self._pool, self._threads, copiers, targets) as copies:
+            for i, first, last in runs.shards:
+                held = self._held.get(i)
+                hit = True
+                if held is None:
+                    held, hit = self._bytes(i)
+                sources, tail = held
+                hits += hit
+                copies.add(first, last, sources)
+                tails.append(tail)
+        # After the last copy: whatever was truncated before it shows. Joined, since looking at one after the other
+        # waits for the memory of each.
+        ends = b"".join(tails)
+        torn = [runs.shards[place][0] for place, end in enumerate(ends) if end == 0] if 0 in ends else []
+        return hits, torn
 
     def empty(self, count: int, *, pinned: bool = False) -> tuple[torch.Tensor, ...]:
         """Make uninitialised CPU tensors for `count` rows, (count, *shape) a field: for `gather(out=)`. `pinned`: in
@@ -124,15 +150,15 @@ class RowReader:
             )
         return tensor[:count]
 
-    def _bytes(self, i: int) -> tuple[tuple[Array, ...], bool]:
-        """(the bytes of each field of shard `i`, whether they were there)."""
+    def _bytes(self, i: int) -> tuple[_Columns, bool]:
+        """(the bytes of each field of shard `i` and the last one of its file, whether they were there)."""
         arrays, hit = self._shard(i)
-        found = tuple(array.reshape(-1).view(np.uint8) for array in arrays)
+        found = tuple(array.reshape(-1).view(np.uint8) for array in arrays), arrays.tail
         if self._holds:
             self._held[i] = found
         return found, hit
 
-    def _shard(self, i: int) -> tuple[tuple[Array, ...], bool]:
+    def _shard(self, i: int) -> tuple[ShardArrays, bool]:
         """(the arrays of shard `i`, whether they were there)."""
         try:
             arrays = self.snapshots.touch(i)

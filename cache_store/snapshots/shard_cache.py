@@ -7,9 +7,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from cache_store.formats.codec import Array
-
-Arrays = tuple[Array, ...]
+from cache_store.snapshots.mapped import ShardArrays
 
 #: Without a limit of one's own: how much is kept of what is not simply a mapped file of a folder.
 UNMAPPED_BYTES = 1 << 30
@@ -17,7 +15,7 @@ UNMAPPED_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class _Held:
-    arrays: Arrays
+    arrays: ShardArrays
     bytes: int
 
 
@@ -42,7 +40,7 @@ class ShardCache:
         """Bytes that count against the limit now."""
         return self._bytes
 
-    def get(self, key: Hashable) -> Arrays | None:
+    def get(self, key: Hashable) -> ShardArrays | None:
         """Return the arrays kept under `key`, which counts as a use; None when there are none."""
         with self._lock:
             held = self._held.get(key)
@@ -51,7 +49,7 @@ class ShardCache:
             self._held.move_to_end(key)
             return held.arrays
 
-    def add(self, key: Hashable, arrays: Arrays, *, mapped_folder: bool) -> Arrays:
+    def add(self, key: Hashable, arrays: ShardArrays, *, mapped_folder: bool) -> ShardArrays:
         """Keep these arrays; those kept under `key` already win, and are returned. `mapped_folder`: they lie in a
         mapped file of a local folder."""
         with self._lock:

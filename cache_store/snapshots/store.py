@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, CorruptShard, MissingShard, StoreError
@@ -24,6 +22,7 @@ from cache_store.records.file_record import FileRecord
 from cache_store.records.files import read_aligned, verify_once, write_file
 from cache_store.records.record_io import check_name, new_attempt_id, parse_record, publish, read_bounded
 from cache_store.snapshots.commits import ShardCommit, ShardCommits, committed_shards
+from cache_store.snapshots.mapped import ATTEMPTS, ShardArrays, map_file
 from cache_store.snapshots.shard_cache import ShardCache
 from cache_store.snapshots.spec import SetSpec
 from cache_store.storage.base import Storage
@@ -32,6 +31,8 @@ from cache_store.storage.os_errors import typed_error
 if TYPE_CHECKING:
     # Inside SnapshotStore `list` is a method.
     Infos = list["SetInfo"]
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -212,12 +213,13 @@ class SnapshotSet:
         self.count(bytes_written=file.bytes)
         return file.bytes
 
-    def shard(self, i: int) -> tuple[Array, ...]:
+    def shard(self, i: int) -> ShardArrays:
         """Read the arrays of shard `i`, read-only, (rows of the shard, *shape) each, bfloat16 as uint16 bits.
 
         Local storage: the file is mapped, checked whole (length and xxh3_128) when this object first touches
         it, and kept mapped. MissingShard when there is none. CorruptShard when record or file are damaged,
-        foreign or gone; they are moved to quarantine first, so that `put` can replace the shard.
+        foreign or gone; they are moved to quarantine first, so that `put` can replace the shard. A file truncated
+        later reads as zeros behind its new end: `read` copies out of it safely.
         """
         try:
             arrays = self.touch(i)
@@ -227,7 +229,30 @@ class SnapshotSet:
         self.count(hits=1, bytes_read=len(self.spec.shard_range(i)) * self.spec.row_bytes)
         return arrays
 
-    def touch(self, i: int) -> tuple[Array, ...]:
+    def read(self, i: int, copy: Callable[[ShardArrays], T]) -> T:
+        """Return what `copy` makes of the arrays of shard `i`, sharing no memory with them. `copy` runs again where the
+        file was truncated meanwhile. Errors as `shard`."""
+        for _ in range(ATTEMPTS):
+            arrays = self.shard(i)
+            made = copy(arrays)
+            if arrays.intact:
+                return made
+            self.let_go(i)
+        raise self.torn(i)
+
+    def let_go(self, i: int) -> None:
+        """Drop what is kept of shard `i`: its file is read and checked again at the next use."""
+        self._kept.drop((self.spec.id, i))
+
+    def torn(self, i: int) -> CorruptShard:
+        """Return the error of a shard whose file was truncated whenever it was read."""
+        return CorruptShard(
+            f"{self.storage.uri}: set {self.spec.id}, shard {i} was truncated while it was read, {ATTEMPTS} times",
+            set=self.spec.id,
+            shard=i,
+        )
+
+    def touch(self, i: int) -> ShardArrays:
         """Read as `shard` does, without counting."""
         key = (self.spec.id, i)
         while True:
@@ -294,7 +319,7 @@ class SnapshotSet:
         that says so."""
         return self._records.quarantine(i, raw, shard, reason)
 
-    def _load(self, i: int) -> tuple[tuple[Array, ...], bool]:
+    def _load(self, i: int) -> tuple[ShardArrays, bool]:
         """(the arrays of shard `i`, whether they lie in a mapped file)."""
         known = self._commits.pop(i, None)
         if known is not None:
@@ -312,26 +337,35 @@ class SnapshotSet:
                 raise self._records.absent(i) from error
             raise self._records.quarantine(i, commit.raw, commit.file.path, str(error)) from error
 
-    def _decoded(self, i: int, commit: ShardCommit) -> tuple[tuple[Array, ...], bool]:
-        buffer, mapped = self._verified(commit.file)
-        arrays = self._layout.decode(buffer, self.spec.fields, len(self.spec.shard_range(i)))
-        self._commits[i] = commit
-        return arrays, mapped and self._layout.mapped
+    def _decoded(self, i: int, commit: ShardCommit) -> tuple[ShardArrays, bool]:
+        for _ in range(ATTEMPTS):
+            buffer, tail = self._verified(commit.file)
+            try:
+                arrays = self._layout.decode(buffer, self.spec.fields, len(self.spec.shard_range(i)))
+            except CorruptShard:
+                if tail is None or tail[0]:
+                    raise
+            else:
+                if tail is None or tail[0]:
+                    self._commits[i] = commit
+                    if tail is None or not self._layout.mapped:
+                        return ShardArrays(arrays), False
+                    return ShardArrays(arrays, tail), True
+            # Truncated since it was checked: the check says now what there is, or fetches another copy.
+        raise self.torn(i)
 
-    def _verified(self, file: FileRecord) -> tuple[Any, bool]:
-        """(the checked bytes of a file, whether they are mapped)."""
+    def _verified(self, file: FileRecord) -> tuple[Any, memoryview | bytes | None]:
+        """(the checked bytes of a file, the last one of them where they are mapped)."""
         # Checked with reads, so a failing disk is an error and not a signal; the pages are then there to be
         # mapped.
         path = verify_once(self.storage, file)
         if path is None:
-            return read_aligned(self.storage, file), False
-        # Not the mmap module: it holds a file descriptor for every mapping.
+            return read_aligned(self.storage, file), None
         try:
-            with pa.memory_map(str(path)) as mapped:
-                return mapped.read_buffer(), True
+            return map_file(path, file.bytes)
         except FileNotFoundError:
             if self.storage.remote:
-                return read_aligned(self.storage, file), False  # this machine's copy was evicted just now
+                return read_aligned(self.storage, file), None  # this machine's copy was evicted just now
             raise
         except OSError as error:
             raise typed_error(error, "map", str(path)) from error

@@ -319,6 +319,9 @@ class Driver:
         if not begun:
             self._log("started", node, machine=fields["machine"])
         self._log("committed", node, **fields)
+        for warning in figures.warnings:
+            self._progress.note(f"{node.label}: {warning}")
+            self._log("warned", node, level=logging.WARNING, warning=warning)
         if node.id in self._plan.overlapping:
             self._look_after_sets(node)
 

@@ -6,11 +6,12 @@ records, with the same fields as attributes. Fields of every line:
     time      when, ISO 8601 in UTC, by the driver's clock
     run       the run's name
     level     info, warning, error
-    event     submitted, started, committed, failed, retried, released, stopped; or `message` for anything else
+    event     submitted, started, committed, warned, failed, retried, released, stopped; or `message` for anything else
     message   the same in words
 
 and of events about a task `node`, `stage` (its label), `kind`, `attempt` (from 1), `machine` (once known), with
-`seconds`, `resumed`, `hits`, `misses` (committed), `error` (failed, retried), `after_s` (retried), `bytes` (released).
+`seconds`, `resumed`, `hits`, `misses` (committed), `warning` (warned), `error` (failed, retried), `after_s` (retried),
+`bytes` (released).
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ FIELDS = (
     "hits",
     "misses",
     "bytes",
+    "warning",
     "error",
     "after_s",
 )

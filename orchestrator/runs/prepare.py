@@ -23,7 +23,7 @@ from orchestrator.config.precision import has_gpu, planned_device
 from orchestrator.config.rates import Rates
 from orchestrator.config.rules import ray_jobs
 from orchestrator.config.rules.check import sound
-from orchestrator.config.rules.models import finding_of
+from orchestrator.config.rules.models import finding_of, trainable
 from orchestrator.config.schema import Config
 from orchestrator.config.yaml_loader import Document, KeyPath, Problem, parse_document, raise_problems
 from orchestrator.plan.builder import build_plan
@@ -126,10 +126,14 @@ def _further_problems(config: Config, data: AnyOutline | None) -> Iterator[Findi
 
 
 def _planned(document: Document, basis: PlanBasis) -> Prepared:
-    """The plan of a sound configuration. ConfigError when it insists on snapshots that exceed the budget."""
+    """The plan of a sound configuration. ConfigError when a stage cannot be trained on these data, or
+    when the configuration insists on snapshots that exceed the budget."""
     config, data, found = basis.config, basis.data, basis.found
     regimes = [config.regime(name) for name in config.regimes]
     outlines = {regime.name: outline_of(config, regime, data, found) for regime in regimes}
+    rows = rows_of(config, data).train
+    findings = [finding for regime in regimes for finding in trainable(config, regime, outlines[regime.name], rows)]
+    raise_problems(document.source, document.located(findings))
 
     def replan(figures: Mapping[str, MeasuredCosts]) -> Plan:
         return build_plan(

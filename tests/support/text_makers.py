@@ -56,7 +56,7 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> Path:
     return path
 
 
-def write_parquet(path: Path, columns: Mapping[str, list[Any]], row_group_size: int = 3) -> Path:
+def write_parquet(path: Path, columns: Mapping[str, Any], row_group_size: int = 3) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(dict(columns)), path, row_group_size=row_group_size)
     return path
@@ -121,3 +121,23 @@ def samples_of(source: TextSource) -> list[tuple[list[int], list[int], list[int]
         assert (batch.targets == batch.ids[0][batch.where + 1]).all()
         found.append((batch.ids[0].tolist(), batch.position_ids[0].tolist(), (batch.where + 1).tolist()))
     return found
+
+
+def merging_tokenizer(*added: str, merges: Iterable[tuple[str, str]] = (), spaces: bool = False) -> Any:
+    """A fast tokenizer of bytes, `merges` over any boundary, the added tokens `<s>`, `</s>` and these; with `spaces`
+    it puts one before every stretch of text, as SentencePiece models do."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    pairs = list(merges)
+    for pair in pairs:
+        vocabulary["".join(pair)] = len(vocabulary)
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    if spaces:
+        inner.normalizer = normalizers.Prepend(" ")
+    whole = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", bos_token="<s>")  # type: ignore[no-untyped-call]
+    whole.add_special_tokens({"additional_special_tokens": list(added)})
+    return whole

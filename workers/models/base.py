@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from workers.specs.experiment import ImageSpec, TrainSpec
 from workers.specs.language import CausalLMSpec, TextSpec
@@ -114,6 +114,20 @@ class StageParts:
     on_host: bool = False
 
 
+class TrainedParts(Protocol):
+    """What rules need to know of a stage. `name`: as messages call it; `trained`: the parts whose weights change;
+    `adapter`: the boundaries that its adapter leads from and to; `aux`: the boundary that its local head reads."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def trained(self) -> tuple[str, ...]: ...
+    @property
+    def adapter(self) -> tuple[int, int] | None: ...
+    @property
+    def aux(self) -> int | None: ...
+
+
 @dataclass(frozen=True)
 class Start:
     """What the initial weights of a model are made from. `model` is what `ModelFamily.start` gave."""
@@ -146,7 +160,7 @@ class Export:
     companions: Mapping[str, bytes]
     #: JSON facts of the data: class names, preprocessing.
     data: Mapping[str, Any]
-    #: Part -> node and attempt of the commit that holds it.
+    #: Part -> node that it comes from and digest of the file that holds it.
     sources: Mapping[str, list[str]]
 
 
@@ -214,6 +228,12 @@ class ModelFamily(ABC, Generic[SpecT, FoundT]):
 
     def data_problems(self, model: SpecT, found: FoundT, data: ImageSpec | TextSpec) -> Iterator[Finding]:
         """What is wrong with these data for this model, without looking at them."""
+        yield from ()
+
+    def stage_problems(
+        self, stage: TrainedParts, chain: ChainOutline, train: TrainSpec, rows: int
+    ) -> Iterator[Finding]:
+        """What is wrong with training a stage on `rows` samples. The keys are those of `train`."""
         yield from ()
 
     def missing_weights(self, model: SpecT, found: FoundT | None) -> str | None:

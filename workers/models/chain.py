@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cache_store.records.nodes import Attempt
+from workers import tensor_files
 from workers.distributed.sharded import held, whole_on_host
 from workers.specs.results import PartRecord
 
@@ -114,7 +114,7 @@ def cpu_state(module: nn.Module) -> State:
 def write_part(attempt: Attempt, part: str, state: State) -> PartRecord:
     """Write a part's state as a file of its own, to be published with the attempt's commit."""
     file = f"{part}.safetensors"
-    record = attempt.write(file, save(state))
+    record = attempt.write(file, *tensor_files.pieces(state))
     return PartRecord(file=file, digest=state_digest(state), bytes=record.bytes)
 
 

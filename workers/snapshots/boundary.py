@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache_store.errors import CorruptShard, MissingShard
+from cache_store.errors import ConfigError, CorruptShard, MissingShard, TrainingDiverged
 from cache_store.formats.codec import Field
 from cache_store.formats.encoded_rows import EncodedRows
 from cache_store.formats.encodings import ENCODINGS
@@ -107,15 +108,16 @@ class StoredBoundary:
         """Stored rows of one group as host tensors: from the store if it is there."""
         rows = self.geometry.rows_of_group(group)
         shard = self.geometry.shard_of_group(group)
+        first = rows.start - self.spec.shard_range(shard).start
+
+        def copy(arrays: Sequence[np.ndarray]) -> Boundary:
+            pairs = zip(arrays, self.spec.fields, strict=True)
+            return tuple(_to_tensor(array[first : first + len(rows)], field) for array, field in pairs)
+
         try:
-            arrays = self._stored.shard(shard)
+            return self._stored.read(shard, copy)
         except (MissingShard, CorruptShard):
             return self._compute_group(group)  # released, lost or damaged: its successor needs only these rows
-        first = rows.start - self.spec.shard_range(shard).start
-        return tuple(
-            _to_tensor(array[first : first + len(rows)], field)
-            for array, field in zip(arrays, self.spec.fields, strict=True)
-        )
 
     def _compute_group(self, group: int) -> Boundary:
         """Stored rows of one group, computed from what the stored rows before it decode to."""
@@ -138,9 +140,36 @@ class StoredBoundary:
         with torch.no_grad(), autocast(self._boundary.precision, device):
             batch: Batch = domain.batch(rows, inputs, stored=stored, device=device, precision=self._boundary.precision)
             outputs = domain.to_rows(self._hop(batch.boundary, batch.context), batch)
-        dtype = TORCH[self._boundary.dtype]
-        stored_rows = self.encoding.encode([tensor.to(dtype) for tensor in outputs])
+        stored_rows = self.encoding.encode([self._as_stored(tensor) for tensor in outputs])
         return tuple(tensor.to("cpu").contiguous() for tensor in stored_rows)
+
+    def _as_stored(self, rows: Tensor) -> Tensor:
+        """Cast rows of a boundary to the type that they are kept in.
+
+        ConfigError: that type does not hold a value, which would become infinite. TrainingDiverged: a value is not
+        finite as it comes.
+        """
+        dtype = TORCH[self._boundary.dtype]
+        stored = rows.to(dtype)
+        if math.isfinite(_largest(stored)):
+            return stored
+        block, largest = self._boundary.hops[-1][-1], _largest(rows)
+        if math.isfinite(largest):
+            raise ConfigError(
+                f"snapshots.dtype: {self._boundary.dtype} holds values up to {torch.finfo(dtype).max:,.6g}, but behind "
+                f"{block} there are some of {largest:,.6g}; allowed there: bfloat16, float32 (auto is the type of "
+                "training.precision)",
+                where="snapshots.dtype",
+                value=self._boundary.dtype,
+                allowed=["bfloat16", "float32"],
+                boundary=block,
+                largest=largest,
+            )
+        raise TrainingDiverged(
+            f"the activations behind {block} are not finite, computed in {self._boundary.precision}; no snapshot of "
+            "them is kept. Set training.precision to bf16 or fp32, or look at the weights before it",
+            boundary=block,
+        )
 
     def total_forwards(self) -> Counter[str]:
         """Samples each block was run over, this hop's and (after losses) earlier hops'."""
@@ -203,6 +232,12 @@ def _to_tensor(array: np.ndarray, field: Field) -> Tensor:
     # Mapped shards are read-only; the copy is what makes a tensor over them safe to hand to torch.
     tensor = torch.from_numpy(np.array(array))
     return tensor.view(TORCH[field.dtype])
+
+
+def _largest(rows: Tensor) -> float:
+    """Return the largest absolute value; not finite where one is not."""
+    low, high = (float(end) for end in rows.aminmax())
+    return math.nan if math.isnan(low) else max(-low, high)
 
 
 def snapshot_counters(boundaries: Iterable[StoredBoundary]) -> SnapshotCounters:

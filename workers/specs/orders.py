@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from workers.specs.results import Parents
+from cache_store.records.nodes import Commit
 
+#: The commits of a node's parents, by role (see the tasks for the roles).
+Parents = Mapping[str, Commit]
 #: How the ranks of a gang share a stage: each holds all parameters (`ddp`), or a part of each (`fsdp2`).
 Strategy = Literal["ddp", "fsdp2"]
 

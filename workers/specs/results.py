@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-from cache_store.records.nodes import Commit
 from workers.specs.as_json import read_record, write_record
 
-#: The commits of a node's parents, by role (see the tasks for the roles).
-Parents = Mapping[str, Commit]
+#: The file of a model node that holds every tensor of the network.
+INITIAL_STATE = "state.safetensors"
 
 
 class _Record:
@@ -100,6 +99,8 @@ class NodeFigures(_Record):
     where: Where | None = None
     #: Of a snapshot set.
     bytes: int | None = None
+    #: Sentences for the user, of a text data set.
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,11 @@ class HeldParts(_Record):
     """The parts that a commit holds in files of their own, whichever kind of node made it; read without the rest."""
 
     parts: Mapping[str, PartRecord] = field(default_factory=dict)
+
+    def file_of(self, part: str) -> str:
+        """Name the file of the commit that holds a part: its own, or the one with the whole initial state."""
+        held = self.parts.get(part)
+        return INITIAL_STATE if held is None else held.file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from workers.control import Update
 from workers.domains.registry import domain_of
 from workers.environment import WorkerEnvironment
 from workers.models.chain import State, write_part
-from workers.specs.results import AverageResult, Parents, PartRecord
+from workers.specs.orders import Parents
+from workers.specs.results import AverageResult, PartRecord
 from workers.specs.tasks import AverageTask
 from workers.weights import Weights
 

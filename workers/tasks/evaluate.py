@@ -10,7 +10,8 @@ from cache_store.records.nodes import Attempt, Commit
 from workers.domains.registry import domain_of
 from workers.environment import WorkerEnvironment
 from workers.models.chain import ModulePath
-from workers.specs.results import EvaluateResult, Parents
+from workers.specs.orders import Parents
+from workers.specs.results import EvaluateResult
 from workers.specs.tasks import EvaluateTask
 from workers.training.batches import RawInputs, in_order
 from workers.training.scoring import score

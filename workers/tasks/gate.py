@@ -10,7 +10,8 @@ from cache_store.records.nodes import Attempt, Commit
 from workers.domains.registry import domain_of
 from workers.environment import WorkerEnvironment
 from workers.models.chain import write_part
-from workers.specs.results import EvaluateResult, Parents, StageResult
+from workers.specs.orders import Parents
+from workers.specs.results import EvaluateResult, StageResult
 from workers.specs.tasks import GateSpec, StageTask
 from workers.weights import ADAPTER, AUX, Weights
 

@@ -12,8 +12,8 @@ from workers.domains.registry import domain_of
 from workers.environment import WorkerEnvironment
 from workers.snapshots.boundary import StoredBoundary, snapshot_counters
 from workers.snapshots.production import Made, MadeFigures, SharedSet, whole_set
-from workers.specs.orders import FirstAsked, Production
-from workers.specs.results import MaterializeResult, Parents
+from workers.specs.orders import FirstAsked, Parents, Production
+from workers.specs.results import MaterializeResult
 from workers.specs.tasks import MaterializeTask
 from workers.tasks.gate import reached
 from workers.training.shuffle import order_seed, shard_order

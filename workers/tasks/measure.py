@@ -30,7 +30,8 @@ from workers.domains.registry import domain_of
 from workers.environment import WorkerEnvironment
 from workers.models.chain import Boundary, ModulePath
 from workers.snapshots.boundary import to_numpy
-from workers.specs.results import BlockCosts, LoadCosts, MeasuredCosts, MeasureResult, Parents
+from workers.specs.orders import Parents
+from workers.specs.results import BlockCosts, LoadCosts, MeasuredCosts, MeasureResult
 from workers.specs.tasks import MeasureTask
 from workers.training.batches import gathering_clock
 from workers.weights import Weights

@@ -205,6 +205,13 @@ def steps_per_epoch(rows: int, batch_size: int, drop_last: bool) -> int:
     return max(1, whole) if drop_last else -(-rows // batch_size)
 
 
+def samples_of_steps(steps: int, rows: int, batch_size: int, drop_last: bool) -> int:
+    """Samples that the first `steps` steps of a stage take: the last batch of an epoch may be a smaller one."""
+    epochs, rest = divmod(steps, steps_per_epoch(rows, batch_size, drop_last))
+    whole = steps_per_epoch(rows, batch_size, drop_last) * batch_size
+    return epochs * min(rows, whole) + min(rows, rest * batch_size)
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """One of the micro-batches of a step, or a rank's part of one; `share`: its part of the step's targets, `last`: the

@@ -16,17 +16,18 @@ from typing import Any
 
 import torch
 from safetensors.torch import load as load_bytes
-from safetensors.torch import save as save_bytes
 
 from cache_store.records.nodes import Attempt, Commit, NodeStore
+from workers import tensor_files
 from workers.distributed.gang import ALONE, Gang
 from workers.models.chain import State
 from workers.specs.as_json import read_record, write_record
-from workers.specs.results import EpochFigures, Parents, StageResult
+from workers.specs.orders import Parents
+from workers.specs.results import EpochFigures, StageResult
 from workers.specs.tasks import StageTask
 from workers.training.optimizer import StageStep, optimizer_tensors, restore_optimizer
 from workers.training.stage_path import StagePath
-from workers.weights import ADAPTER, AUX, read_tensors
+from workers.weights import ADAPTER, AUX, LORA, read_tensors
 
 FILE = "state.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -94,7 +95,7 @@ def save(nodes: NodeStore, node_id: str, attempt_id: str, snapshot: Snapshot) ->
     nodes.save_checkpoint(
         node_id,
         attempt_id,
-        files={FILE: save_bytes(tensors)},
+        files={FILE: tensor_files.pieces(tensors)},
         position=position,
         data={"progress": snapshot.progress.to_json(), "scaler": snapshot.scaler},
     )
@@ -165,7 +166,8 @@ class StageState:
         if self._task.train.head_optimizer == "carry" and "optimizer" in parents:
             record = parents["optimizer"].files.get(OPTIMIZER_FILE)
             if record is not None:
-                restore_optimizer(self._step.optimizer, self._path.names, read_tensors(self._nodes, record))
+                carried = _carried(read_tensors(self._nodes, record))
+                restore_optimizer(self._step.optimizer, self._path.names, carried)
         if "continue" in parents:
             self._continue(parents["continue"])
         found = load(self._nodes, self._attempt.node_id, self._gang)
@@ -215,17 +217,24 @@ class StageState:
 
     def write_optimizer(self) -> None:
         """Write the optimizer's state for a later stage that carries it; of sharded parameters all ranks must ask."""
-        # Not of what ends with this stage: the next adapter is another module under the same name.
-        tensors = {
-            name: tensor
-            for name, tensor in optimizer_tensors(self._step.optimizer, self._path.names).items()
-            if not name.startswith((f"{ADAPTER}/", f"{AUX}/"))
-        }
+        tensors = _carried(optimizer_tensors(self._step.optimizer, self._path.names))
         if self._gang.leads:
-            self._attempt.write(OPTIMIZER_FILE, save_bytes(tensors))
+            self._attempt.write(OPTIMIZER_FILE, *tensor_files.pieces(tensors))
 
     def write_continue(self) -> None:
         """Write what the next round of the stage goes on from. Never in a gang."""
         state = self._path.state(uncommitted=True)
         optimizer = optimizer_tensors(self._step.optimizer, self._path.names)
-        self._attempt.write(CONTINUE_FILE, save_bytes(running_state(state, optimizer, [random_state()])))
+        tensors = running_state(state, optimizer, [random_state()])
+        self._attempt.write(CONTINUE_FILE, *tensor_files.pieces(tensors))
+
+
+def _carried(optimizer: State) -> State:
+    """Select what the next stage takes over of an optimizer's state. What belongs to parameters that end with the stage
+    is left out: the next adapter is another module under the same name, and so are low-rank adapters once theirs were
+    merged."""
+    return {
+        name: tensor
+        for name, tensor in optimizer.items()
+        if not name.startswith((f"{ADAPTER}/", f"{AUX}/")) and LORA not in name
+    }

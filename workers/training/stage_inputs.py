@@ -15,10 +15,10 @@ from workers.environment import WorkerEnvironment
 from workers.models.chain import Boundary, ModulePath, module_bytes
 from workers.snapshots.boundary import StoredBoundary, geometry_of, snapshot_counters
 from workers.snapshots.production import Made, SharedSet
-from workers.specs.orders import Production
-from workers.specs.results import Parents, SnapshotCounters
+from workers.specs.orders import Parents, Production
+from workers.specs.results import SnapshotCounters
 from workers.specs.tasks import StageTask, snapshot_role
-from workers.training.batches import Inputs, RawInputs, StoredInputs, steps_per_epoch
+from workers.training.batches import Inputs, RawInputs, StoredInputs, samples_of_steps, steps_per_epoch
 from workers.training.shuffle import epoch_order, order_seed, windowed_order
 from workers.weights import Weights
 
@@ -127,6 +127,11 @@ class StageInputs:
         sizes = geometry_of(self._domain, self._task.stored_boundary, source).shard_samples
         return windowed_order(seed, epoch, sizes, self._task.window)
 
+    def samples(self, steps: int) -> int:
+        """Count the training samples that so many steps take, from the beginning of an epoch."""
+        train = self._task.train
+        return samples_of_steps(steps, self.sources["train"].rows, train.batch_size, train.drop_last)
+
     def let_go(self) -> None:
         """Drop what made missing snapshots: the steps do not need it, and every view has its own."""
         for boundary in self.boundaries.values():
@@ -162,7 +167,7 @@ class StageInputs:
         """Count the samples run through each frozen block in so many steps and epochs. Every rank of a gang must
         ask."""
         if self.prefix is not None:
-            samples = steps * self._task.train.batch_size + epochs * self.sources["validation"].rows
+            samples = self.samples(steps) + epochs * self.sources["validation"].rows
             return dict.fromkeys(self.prefix.parts, samples)
         if self._shared:  # never in a gang
             return self._made.total(self._environment.nodes).forwards

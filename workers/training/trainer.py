@@ -26,8 +26,8 @@ from workers.domains.sums import Sums
 from workers.environment import WorkerEnvironment
 from workers.seeds import derive_seed
 from workers.snapshots.production import Made
-from workers.specs.orders import ALONE, Production
-from workers.specs.results import EpochFigures, Parents
+from workers.specs.orders import ALONE, Parents, Production
+from workers.specs.results import EpochFigures
 from workers.specs.tasks import StageTask
 from workers.training.batches import in_order, micro_batches
 from workers.training.checkpoint import StageState
@@ -154,7 +154,7 @@ class StageTrainer:
             seconds=seconds,
             validation_seconds=epoch.clock.seconds() - seconds,
             unit=self.domain.unit,
-            rate=steps * self.train.batch_size / max(seconds, 1e-9),
+            rate=self.inputs.samples(steps) / max(seconds, 1e-9),
             peak_device_bytes=peak.device,
             peak_device_reserved_bytes=peak.device_reserved,
             peak_host_bytes=peak.host,
@@ -266,7 +266,7 @@ class StageTrainer:
             epochs=self.train.epochs,
             step=progress.step,
             steps=epoch.steps,
-            rate=rate * self.train.batch_size,
+            rate=self.inputs.samples(progress.step) / max(epoch.clock.seconds(), 1e-9),
             unit=self.domain.unit,
             seconds_left=(self.inputs.last_step - done) / max(rate, 1e-9),
             loss=loss,

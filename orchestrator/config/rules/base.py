@@ -232,19 +232,19 @@ def _not_in_rounds(config: Config, regime: Regime, stage: Stage, train: TrainSpe
         value = getattr(train.exit, key)
         if value is not None:
             yield (
-                _stage_key(config, regime, stage, "exit", key),
+                stage_key(config, regime, stage, "exit", key),
                 f"{value}: {where} runs in rounds of a fixed number of epochs (pipeline wavefront); allowed: "
                 "null, and an exit of the final pass alone, in stages.final",
             )
     if train.lora is not None:
         yield (
-            _stage_key(config, regime, stage, "lora"),
+            stage_key(config, regime, stage, "lora"),
             f"not in a round of pipeline wavefront ({where}): low-rank adapters are merged when a piece of "
             "work ends; allowed: null",
         )
 
 
-def _stage_key(config: Config, regime: Regime, stage: Stage, *keys: str) -> KeyPath:
+def stage_key(config: Config, regime: Regime, stage: Stage, *keys: str) -> KeyPath:
     """Where a setting of a stage's training was written."""
     for name in (stage.name, stage.group):
         if keys[0] in config.regimes[regime.name].stages.get(name, {}):

@@ -59,6 +59,16 @@ def chain(config: Config, regime: Regime, found: object) -> Iterator[Finding]:
     yield from base.something_to_train(config, regime, stages, blocks)
 
 
+def trainable(config: Config, regime: Regime, outline: ChainOutline, rows: int) -> Iterator[Finding]:
+    """Check that stages can be trained on `rows` samples; only the first one that cannot is named."""
+    for stage in regime.layout([block.name for block in outline.blocks]):
+        found = list(regime.family.stage_problems(stage, outline, regime.stage_training(stage), rows))
+        for keys, message in found:
+            yield base.stage_key(config, regime, stage, *map(str, keys)), f"{message} (regime {regime.name})"
+        if found:
+            return
+
+
 def _bridges(regime: Regime, outline: ChainOutline, stages: Sequence[Stage]) -> Iterator[Finding]:
     """Adapters and local heads must reach the head's grid."""
     for stage in stages:

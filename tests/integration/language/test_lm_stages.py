@@ -375,3 +375,22 @@ def test_pruned_layers_are_gone_and_the_rest_keeps_its_weights(tmp_path: Path) -
     assert {name.split(".")[2] for name in kept if ".layers." in name} == {"0", "1"}
     for name, tensor in kept.items():
         assert torch.equal(tensor, whole[name.replace("layers.1.", "layers.3.")]), name
+
+
+def test_new_adapters_begin_without_the_moments_of_merged_ones(tmp_path: Path) -> None:
+    changes = {
+        **lm_changes(tmp_path),
+        "regimes": {"segprop": {"kind": "segprop", "split": {"base": 1, "head": 1, "intermediate": "frozen"}}},
+        "training.lora": {"rank": 2},
+        "training.lm_head": "lora",
+    }
+    carry, reset = (Lab.make(tmp_path, {**changes, "training.head_optimizer": how}) for how in ("carry", "reset"))
+    first, second, *_ = [node.label for node in carry.prepared.plan.nodes if node.kind == "train"]
+    assert carry.node(second).parents["optimizer"] == carry.node(first).id
+    shared = set(carry.node(second).task["trained"]) & set(carry.node(first).task["trained"])
+    assert "head" in shared
+    for label in (first, second):
+        weights = [lab.run(label) and lab.weights(label) for lab in (carry, reset)]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    saved = load_file(Path(carry.store) / carry.commit(first).files["optimizer.safetensors"].path)
+    assert saved == {}

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 from running import Lab, checksums, digests
+from safetensors.torch import save_file
 from shard_damage import flip, folder_of, replace, shard_files
 
+from cache_store.errors import ConfigError, TrainingDiverged
 from cache_store.snapshots.store import SnapshotStore
+from workers.models.resnet.parts import initial_state
+from workers.specs.experiment import ResNetSpec
 
 STAGE = "segprop/stage3-seg3"
 READ = "segprop/snapshot seg2 train view 1"
@@ -118,3 +122,44 @@ def test_a_released_set_is_made_again_for_whoever_needs_it(complete: Lab, tmp_pa
     commit = lab.run(READ)
     assert commit == complete.commit(READ), "the first commit stays the one that counts"
     assert checksums(lab.snapshots(READ)) == checksums(complete.snapshots(READ))
+
+
+def scaled_base(folder: Path, scale: float, dtype: str, encoding: str = "plain") -> Lab:
+    """A base taken as it comes, whose first segment gives values about `scale` times the usual ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = initial_state(ResNetSpec(name="resnet18", stem="small", hidden=32), 10, 0)
+    state["layer1.1.bn2.weight"].fill_(scale)
+    save_file(state, folder / "weights.safetensors")
+    changes = {
+        "model.weights": str(folder / "weights.safetensors"),
+        "split": {"train_base": False, "head": 1},
+        "snapshots": {"mode": "always", "dtype": dtype, "encoding": encoding},
+    }
+    return Lab.make(folder, changes)
+
+
+@pytest.mark.parametrize("encoding", ["plain", "lossless", "int8"])
+def test_values_that_float16_does_not_hold_are_refused_and_not_stored(encoding: str, tmp_path: Path) -> None:
+    label = "segprop/snapshot seg1 validation"
+    lab = scaled_base(tmp_path, 1e5, "float16", encoding)
+    with pytest.raises(
+        ConfigError, match=r"float16 holds values up to 65,504, but behind seg1 there are some"
+    ) as error:
+        lab.run(label)
+    assert 65_504 < error.value.details["largest"] < 1e7
+    assert "bfloat16" in error.value.message
+    assert lab.nodes.commit_of(lab.node(label).id) is None
+    (found,) = [info for info in SnapshotStore(lab.storage).list() if info.key.get("kind") == "boundary"]
+    assert found.shards_present == 0
+
+    wider = scaled_base(tmp_path, 1e5, "bfloat16", encoding)
+    wider.run(label)
+    assert wider.snapshots(label).missing() == []
+
+
+def test_activations_that_are_not_finite_are_not_stored(tmp_path: Path) -> None:
+    label = "segprop/snapshot seg1 validation"
+    lab = scaled_base(tmp_path, float("inf"), "float32")
+    with pytest.raises(TrainingDiverged, match="behind seg1 are not finite, computed in fp32"):
+        lab.run(label)
+    assert lab.nodes.commit_of(lab.node(label).id) is None

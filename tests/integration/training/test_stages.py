@@ -12,11 +12,13 @@ import torch
 from running import DEVICE, Lab, digests
 from safetensors.torch import load_file
 
-from cache_store.errors import TrainingDiverged
+from cache_store.errors import ConfigError, TrainingDiverged
 from cache_store.records.nodes import Commit
 from workers import device
+from workers.control import ThreadControl, Update
 from workers.environment import WorkerEnvironment
 from workers.models.chain import State, cpu_state
+from workers.models.resnet import single_samples
 from workers.specs import as_json, experiment
 from workers.specs.capability import Capability
 from workers.specs.tasks import StageTask
@@ -274,3 +276,51 @@ def test_a_precision_that_the_device_emulates_is_named_before_training_and_in_th
     assert commit.result.get("emulated") == emulated
     named = [record for record in caplog.records if "no instructions" in record.getMessage()]
     assert len(named) == (emulated is not None)
+
+
+# -- what is counted ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "trained"), [(None, 192), (5, 176)])
+def test_samples_are_counted_as_they_ran_where_the_last_batch_is_a_smaller_one(
+    steps: int | None, trained: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """96 samples an epoch in batches of 40, 40 and 16; or five of the six batches of two epochs."""
+    changes = {
+        "snapshots.mode": "never",
+        "training": {"epochs": 2, "batch_size": 40, "drop_last": False, "exit": {"steps": steps}},
+    }
+    lab = Lab.make(tmp_path, changes)
+    lab.prepare("segprop/stage2-seg2")
+    rates: list[float | None] = []
+
+    class Watched(ThreadControl):
+        def progress(self, update: Update) -> None:
+            rates.extend([update.rate] if update.phase == "train" else [])
+
+    monkeypatch.setattr(clocks, "REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(clocks.Clock, "seconds", lambda _: 2.0)
+    result = lab.run("segprop/stage2-seg2", Watched()).result
+    assert result["forwards"] == {"seg1": trained + 2 * 48}
+    assert rates == [20.0, 40.0, 48.0, 20.0, 40.0, 48.0][:steps]
+    assert [epoch["images_per_s"] for epoch in result["epochs"]] == [48.0, (trained - 96) / 2]
+
+
+@pytest.mark.parametrize(("size", "works"), [(8, False), (16, True)])
+def test_what_is_refused_of_a_last_batch_of_one_sample_is_what_torch_refuses(
+    size: int, works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {
+        "data.image_size": size,
+        "data.train_limit": 33,
+        "training": {"epochs": 1, "batch_size": 16, "drop_last": False},
+        "regimes": ["e2e"],
+    }
+    if works:
+        assert Lab.make(tmp_path, changes).run("e2e/e2e").result["steps"] == 3
+        return
+    with pytest.raises(ConfigError, match=r"training\.drop_last: false"):
+        Lab.make(tmp_path, changes)
+    monkeypatch.setattr(single_samples, "problems", lambda *_: iter(()))
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        Lab.make(tmp_path, changes).run("e2e/e2e")

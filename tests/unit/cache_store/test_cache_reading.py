@@ -103,10 +103,10 @@ def test_threads_hold_a_few_shards_of_a_gather_over_many(monkeypatch: pytest.Mon
     most = 0
     read = RowReader._bytes
 
-    def counted(self: RowReader, i: int) -> tuple[tuple[Array, ...], bool]:
+    def counted(self: RowReader, i: int) -> tuple[tuple[tuple[Array, ...], memoryview | bytes], bool]:
         nonlocal most
         found, hit = read(self, i)
-        held.append(weakref.ref(found[0]))
+        held.append(weakref.ref(found[0][0]))
         most = max(most, sum(array() is not None for array in held))
         return found, hit
 

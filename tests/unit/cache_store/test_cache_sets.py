@@ -29,7 +29,7 @@ from cache_store.errors import (
 )
 from cache_store.formats import codec
 from cache_store.formats.codec import Array, Field, decode, encode
-from cache_store.formats.dtypes import DTYPES
+from cache_store.formats.dtypes import STORED
 from cache_store.records import files
 from cache_store.records.record_io import parse_record
 from cache_store.snapshots.reader import RowReader
@@ -92,7 +92,7 @@ def commit_file(storage: Storage, snapshots: SnapshotSet, i: int) -> Path:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(1, 5), max_size=3)),
+        st.tuples(st.sampled_from(sorted(STORED)), st.lists(st.integers(1, 5), max_size=3)),
         min_size=1,
         max_size=4,
     ),
@@ -697,7 +697,7 @@ def test_gathering_any_rows_in_any_order_returns_what_was_written(data: st.DataO
     shard_rows = group * data.draw(st.integers(1, 12))
     fields = tuple(
         Field(f"f{i}", dtype, tuple(data.draw(st.lists(st.integers(1, 4), max_size=2))))
-        for i, dtype in enumerate(data.draw(st.permutations(sorted(DTYPES)))[:3])
+        for i, dtype in enumerate(data.draw(st.permutations(sorted(STORED)))[:3])
     )
     spec = SetSpec({"id": data.draw(st.integers(0, 10**9))}, rows, fields, group, shard_rows)
     snapshots = SnapshotStore(open_storage(f"memory://{uuid.uuid4().hex}")).open(spec)

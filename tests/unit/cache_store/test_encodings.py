@@ -19,7 +19,7 @@ from torch import Tensor
 from cache_store.errors import CorruptShard
 from cache_store.formats import codec, packed
 from cache_store.formats.codec import Field
-from cache_store.formats.dtypes import DTYPES
+from cache_store.formats.dtypes import STORED
 from cache_store.formats.encoded_rows import EncodedRows
 from cache_store.formats.encodings import ENCODINGS, Column, Encoding, EncodingName
 from cache_store.snapshots.spec import SetSpec
@@ -224,7 +224,7 @@ def packed_bytes(fields: tuple[Field, ...], arrays: list[np.ndarray]) -> bytes:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(1, 5), max_size=3)), min_size=1, max_size=4
+        st.tuples(st.sampled_from(sorted(STORED)), st.lists(st.integers(1, 5), max_size=3)), min_size=1, max_size=4
     ),
     st.integers(1, 40),
     st.integers(0, 10**6),

@@ -6,9 +6,10 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from cache_store.formats.dtypes import DTYPES, ITEM_BYTES
+from cache_store.formats.dtypes import ITEM_BYTES, STORED
 from cache_store.formats.torch_dtypes import BITS, TORCH
 from workers.device import DTYPES as COMPUTED_DTYPES
 from workers.specs.experiment import COMPUTED
@@ -37,9 +38,9 @@ def test_dtypes_are_in_one_table() -> None:
 def test_dtypes_are_those_of_torch_and_as_wide() -> None:
     assert {name: kind.itemsize for name, kind in TORCH.items()} == ITEM_BYTES
     assert all(stand_in.itemsize == kind.itemsize for kind, stand_in in BITS.items())
-    for name, kind in DTYPES.items():
+    for name, kept in STORED.items():
         stored = BITS.get(TORCH[name], TORCH[name])
-        assert torch.zeros(1, dtype=stored).numpy().dtype == kind
+        assert torch.zeros(1, dtype=stored).numpy().dtype == np.dtype(kept)
     assert {precision: TORCH[name] for precision, name in COMPUTED.items()} == COMPUTED_DTYPES
 
 

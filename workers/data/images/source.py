@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,7 +111,7 @@ class _PreparedSet:
         self.labels = np.empty(spec.rows, dtype=np.int64)
         for shard in range(spec.shards):
             rows = spec.shard_range(shard)
-            self.labels[rows.start : rows.stop] = self._shard(shard)[1]
+            self.labels[rows.start : rows.stop] = self._read(shard, 1)
         self._set.close()
 
     def gather(self, samples: np.ndarray) -> Tensor:
@@ -126,7 +126,7 @@ class _PreparedSet:
         owner, local = np.divmod(samples, self._set.spec.shard_rows)
         for shard in np.unique(owner).tolist():
             members = np.flatnonzero(owner == shard)
-            out[members] = self._shard(shard)[0][local[members]]
+            out[members] = self._read(shard, 0, local[members])
         return torch.from_numpy(out)
 
     def _cached(self, cache_bytes: int) -> Tensor:
@@ -138,7 +138,7 @@ class _PreparedSet:
                 filled = np.empty((spec.rows, *self._shape), dtype=np.uint8)
                 for shard in range(spec.shards):
                     rows = spec.shard_range(shard)
-                    filled[rows.start : rows.stop] = self._shard(shard)[0]
+                    filled[rows.start : rows.stop] = self._read(shard, 0)
                 images = _cache[key] = torch.from_numpy(filled)
             _cache.move_to_end(key)
             while len(_cache) > 1 and sum(held.nbytes for held in _cache.values()) > cache_bytes:
@@ -152,12 +152,17 @@ class _PreparedSet:
             self._restore(error)
             return self._snapshots.load(self._ids[self._name])
 
-    def _shard(self, shard: int) -> tuple[np.ndarray, ...]:
+    def _read(self, shard: int, field: int, rows: np.ndarray | None = None) -> np.ndarray:
+        """A copy of one field of a shard: of these rows, or whole."""
+
+        def copy(arrays: Sequence[np.ndarray]) -> np.ndarray:
+            return arrays[field].copy() if rows is None else arrays[field][rows]
+
         try:
-            return self._set.shard(shard)
+            return self._set.read(shard, copy)
         except (MissingShard, CorruptShard) as error:
             self._restore(error)
-            return self._set.shard(shard)
+            return self._set.read(shard, copy)
 
     def _restore(self, error: Exception) -> None:
         """Decode what is missing from the data set's own files, which must still be those of the plan."""

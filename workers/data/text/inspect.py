@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
-from workers.data.text.corpora.base import SPLITS
+from workers.data.text.corpora.base import FORMAT, SPLITS, Corpus
 from workers.data.text.formats import TEXT_FORMATS, data_is_packed
 from workers.data.text.splits import split_documents
 from workers.specs.language import TextSpec
@@ -19,7 +20,7 @@ class TextOutline:
 
     `documents`: those of each split (of a task: questions); `bytes`: about their text; `rows`: samples of each split,
     exact where a sample is a document that is not dropped, else estimated from the bytes; `fingerprint` (sha256, hex)
-    changes with the documents.
+    changes with the documents, and with how they become tokens (`FORMAT`).
     """
 
     documents: dict[str, int]
@@ -51,5 +52,10 @@ def inspect_text(data: TextSpec, seed: int = 0) -> TextOutline:
         documents={split: documents[split] for split in SPLITS},
         bytes=sum(corpus.bytes.values()),
         rows={split: rows[split] for split in SPLITS},
-        fingerprint=corpus.fingerprint,
+        fingerprint=fingerprint_of(corpus),
     )
+
+
+def fingerprint_of(corpus: Corpus) -> str:
+    """Return the fingerprint of a data set as nodes of a plan hold it."""
+    return hashlib.sha256(f"text {FORMAT} {corpus.fingerprint}".encode()).hexdigest()

@@ -20,8 +20,10 @@ from cache_store.snapshots.store import SnapshotStore
 from workers.data.counting import ProgressCounter, ReportCount
 from workers.data.missing import missing_shards
 from workers.data.splits import permutation
-from workers.data.text.corpora.base import SPLITS, Corpus, Record, broken
+from workers.data.text.corpora.base import FORMAT, SPLITS, Corpus, Record, broken
+from workers.data.text.corpora.findings import Findings
 from workers.data.text.formats import TEXT_FORMATS, data_is_packed
+from workers.data.text.inspect import fingerprint_of
 from workers.data.text.samples.layout import (
     Samples,
     cut_overlong,
@@ -32,7 +34,7 @@ from workers.data.text.samples.layout import (
 )
 from workers.data.text.samples.ragged import offsets_of
 from workers.data.text.samples.spool import Spool
-from workers.data.text.samples.statistics import split_statistics
+from workers.data.text.samples.statistics import split_statistics, warnings_of
 from workers.data.text.samples.stored import Summary, cuts_of, is_complete, open_sets, sample_columns, split_result
 from workers.data.text.splits import split_documents
 from workers.data.text.tokens.encode import Encoded, Encoder
@@ -55,7 +57,7 @@ def prepare_text(
 
     `{"train": {"tokens": set id, "samples": set id, "digest"}, "validation": …, "test": …, "digest", "rows": {split:
     samples}, "tokens": {split: tokens}, "pad": token, "tokenizer": digest, "vocabulary": tokens, "packed", "restarts",
-    "statistics": {split: …}}`; see `workers.data.text.samples.statistics`.
+    "statistics": {split: …}, "warnings": [sentence]}`; see `workers.data.text.samples.statistics`.
 
     Packed: the documents of a split, joined by the end-of-text token, as samples of exactly `sequence_length` tokens
     (the last one shorter). Else a sample a document; longer ones as `overlong` says, cut at their end (a task's
@@ -65,11 +67,12 @@ def prepare_text(
 
     `progress(done=, total=, unit="documents")`. ConfigError: the tokenizer does not fit (see `load_tokenizer`), has no
     chat template, or `sequence_length` exceeds the model's positions. DataError: as `inspect_text`; a document that
-    cannot be used (file and row); a split in which nothing is left; the files' fingerprint is not `fingerprint`.
+    cannot be used (file and row); a split in which nothing is left; too many samples that lost their targets (see
+    `warnings_of`); the files' fingerprint is not `fingerprint`.
     """
     _check_length(data, model)
     corpus = TEXT_FORMATS[data.name].open(data)
-    if fingerprint not in (None, corpus.fingerprint):
+    if fingerprint not in (None, fingerprint_of(corpus)):
         raise DataError(f"data.path: the files of {data.path} have changed since the run was planned; run again")
     tokenizer = load_tokenizer(model)
     encoder = TEXT_FORMATS[data.name].encoder(tokenizer)
@@ -87,6 +90,7 @@ def prepare_text(
         for split in todo:
             splits[split].finish()
     statistics = {split: splits[split].summary["statistics"] for split in SPLITS}
+    warnings = warnings_of(data, statistics)
     results = {split: splits[split].result() for split in SPLITS}
     packed = data_is_packed(data)
     return {
@@ -100,6 +104,7 @@ def prepare_text(
         "packed": packed,
         "restarts": packed and data.isolate,
         "statistics": statistics,
+        "warnings": warnings,
     }
 
 
@@ -167,7 +172,7 @@ class _Split:
         self._limit = {"train": data.train_limit, "validation": data.validation_limit, "test": data.test_limit}[split]
         self._key = {
             "kind": "text",
-            "version": 1,
+            "version": FORMAT,
             "split": split,
             "fingerprint": corpus.fingerprint,
             "tokenizer": tokenizer.digest,
@@ -201,12 +206,14 @@ class _Split:
         self._correct: list[np.ndarray] = []
         self._questions = 0
         self._counts = {"truncated": 0, "dropped": 0, "empty": 0}
+        self._findings = Findings()
 
     def add(self, records: Sequence[Record], encoder: Encoder) -> None:
         """Tokenize some documents and append them."""
         encoded = encoder(records, self._candidates)
         self._documents.append(encoded.lengths[encoded.lengths > 0])
         self._counts["empty"] += int((encoded.lengths == 0).sum())
+        self._findings.merge(encoded.findings)
         if not self._packed:
             encoded = self._fit(encoded, records)
         encoded = without(encoded, encoded.lengths == 0)
@@ -246,12 +253,17 @@ class _Split:
         self._counts["without_targets"] = int((~counted).sum())
         samples = self._chosen(samples.take(np.flatnonzero(counted)))
         if not len(samples.starts):
+            cut = (
+                "; allowed: a larger data.sequence_length"
+                if self._counts["truncated"] + self._counts["dropped"]
+                else ""
+            )
             raise DataError(
                 f"data.{self._name}: no samples are left of {sum(map(len, self._documents))} documents "
-                f"({', '.join(f'{count} {what}' for what, count in self._counts.items())})"
+                f"({', '.join(f'{count} {what}' for what, count in self._counts.items())}){cut}"
             )
         statistics = split_statistics(
-            _joined(self._documents, np.int64), samples.lengths, samples.targets, self._counts
+            _joined(self._documents, np.int64), samples.lengths, samples.targets, self._counts, self._findings
         )
         self.summary = {
             "samples": len(samples.starts),

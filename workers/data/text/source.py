@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -118,7 +118,7 @@ class TextSource:
     def _read_samples(self) -> list[np.ndarray]:
         def read() -> list[np.ndarray]:
             table = self._load("samples")
-            shards = [table.shard(i) for i in range(table.spec.shards)]
+            shards = [table.read(i, _copies) for i in range(table.spec.shards)]
             return [np.concatenate(column) for column in zip(*shards, strict=True)]
 
         return self._restoring(read)
@@ -149,3 +149,7 @@ class TextSource:
                 f"data.path: prepared text is missing or damaged ({error}) and the files at {self._data.path} or the "
                 "tokenizer have changed since it was tokenized; run again to plan anew"
             ) from error
+
+
+def _copies(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [array.copy() for array in arrays]

@@ -6,9 +6,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors.torch import save
-
 from cache_store.storage.durable import write_atomically
+from workers import tensor_files
 from workers.models.base import Export
 from workers.specs.experiment import ResNetSpec
 from workers.specs.model import expect
@@ -41,10 +40,10 @@ _CLASSIFIER = (
 
 
 def write_checkpoint(export: Export, target: Path) -> None:
-    """Write `model.safetensors`, `load_model.py` and, last, `model.json` into `target`."""
+    """Write `model.safetensors`, `load_model.py` and, last, `model.json` into `target`. Equal weights of the
+    same nodes give the same bytes."""
     model = expect(ResNetSpec, export.model)
     state = {name: tensor for _, part in export.states for name, tensor in part.items()}
-    target.mkdir(parents=True, exist_ok=True)
     facts = {
         "model": asdict(model),
         "classes": export.classes,
@@ -60,6 +59,7 @@ def write_checkpoint(export: Export, target: Path) -> None:
         if model.classifier == "mlp"
         else "",
     )
-    write_atomically(target / "model.safetensors", save(state, metadata={"format": "pt", "model": model.name}))
+    pieces = tensor_files.pieces(state, {"format": "pt", "model": model.name})
+    write_atomically(target / "model.safetensors", b"".join(pieces))
     write_atomically(target / "load_model.py", loading.encode())
     write_atomically(target / "model.json", (json.dumps(facts, indent=2) + "\n").encode())

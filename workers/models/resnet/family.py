@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache_store.errors import ConfigError
-from workers.models.base import Capabilities, Export, ModelFamily, Parts, Start, Traits, Written
+from workers.models.base import (
+    Capabilities,
+    Export,
+    Finding,
+    ModelFamily,
+    Parts,
+    Start,
+    TrainedParts,
+    Traits,
+    Written,
+)
 from workers.models.outline import ChainOutline
+from workers.models.resnet import single_samples
 from workers.models.resnet.outline import resnet_outline
-from workers.specs.experiment import ResNetSpec
+from workers.specs.experiment import ResNetSpec, TrainSpec
 from workers.specs.model import expect
+from workers.specs.results import INITIAL_STATE
 
 if TYPE_CHECKING:
     from cache_store.records.nodes import Attempt
@@ -64,6 +76,11 @@ class ResNetFamily(ModelFamily[ResNetSpec, None]):
     def regime_settings(self, model: ResNetSpec) -> Mapping[str, Any]:
         return {"head_convs": model.head_convs}
 
+    def stage_problems(
+        self, stage: TrainedParts, chain: ChainOutline, train: TrainSpec, rows: int
+    ) -> Iterator[Finding]:
+        yield from single_samples.problems(stage, chain, train, rows)
+
     def words(self, model: ResNetSpec, found: None) -> str:
         return model.name
 
@@ -73,13 +90,12 @@ class ResNetFamily(ModelFamily[ResNetSpec, None]):
         return ResNetParts(model, sample[-1], classes)
 
     def write_start(self, start: Start, attempt: Attempt, control: Control) -> Written:
-        from safetensors.torch import save
-
+        from workers import tensor_files
         from workers.models.chain import state_digest
         from workers.models.resnet.parts import initial_state
 
         state = initial_state(expect(ResNetSpec, start.model), start.classes, start.seed)
-        attempt.write("state.safetensors", save(state))
+        attempt.write(INITIAL_STATE, *tensor_files.pieces(state))
         return Written(digest=state_digest(state))
 
     def export(self, export: Export, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -437,6 +438,53 @@ def test_a_missing_weights_file_and_too_large_a_validation_split(tmp_path: Path)
         prepare(write(tmp_path, text), inspect=lambda data, seed: CIFAR)
     assert "model.weights: absent.safetensors: No such file" in caught.value.message
     assert "data.validation: 50000: of 50000 training samples, leaves none to train on" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("training", "rows", "size", "problem"),
+    [
+        ({"batch_size": 16, "drop_last": False}, 97, 8, "training.drop_last: false: of a batch of 1 samples in"),
+        ({"batch_size": 16, "drop_last": False}, 97, 16, None),  # maps of 2 by 2 pixels
+        ({"batch_size": 16, "drop_last": False}, 98, 8, None),
+        ({"batch_size": 16, "drop_last": True}, 97, 8, None),
+        ({"batch_size": 16, "micro_batch": 5}, 96, 8, "training.batch_size: 16: of a batch of 16 samples in"),
+        (
+            {"batch_size": 16, "micro_batch": 4, "drop_last": False},
+            101,
+            8,
+            "training.drop_last: false: of a batch of 5",
+        ),
+        ({"batch_size": 1}, 97, 8, "training.batch_size: 1: of a batch of 1 samples in micro-batches of 1 one sample"),
+        ({"batch_size": 128}, 1, 8, "training.batch_size: 128: of a batch of 1 samples"),
+        ({"batch_size": 16, "drop_last": False, "exit": {"steps": 6}}, 97, 8, None),  # never reaches the last batch
+        ({"batch_size": 16, "drop_last": False, "exit": {"steps": 7}}, 97, 8, "training.drop_last"),
+    ],
+)
+def test_batch_normalization_of_one_pixel_is_refused_a_sample_alone(
+    training: dict[str, Any], rows: int, size: int, problem: str | None, tmp_path: Path
+) -> None:
+    changes = {"training": {"epochs": 1, **training}, "data.image_size": size, "data.validation": 10}
+    path = write(tmp_path, yaml.safe_dump(merged(SMALL, changes), sort_keys=False))
+    data = dataclasses.replace(CIFAR, train_rows=rows + 10)
+    if problem is None:
+        prepare(path, inspect=lambda *_: data)
+        return
+    with pytest.raises(ConfigError) as caught:
+        prepare(path, inspect=lambda *_: data)
+    assert problem in caught.value.message
+
+
+def test_a_sample_alone_is_refused_where_the_stage_says_so(tmp_path: Path) -> None:
+    """Of a regime one stage alone has drop_last: false; its adapter leads to the head's grid of one pixel."""
+    changes = {
+        "training": {"epochs": 1, "batch_size": 16},
+        "data.image_size": 8,
+        "data.validation": 10,
+        "regimes": {"segprop": {"stages": {"stage2-seg2": {"drop_last": False}}}},
+    }
+    path = write(tmp_path, yaml.safe_dump(merged(SMALL, changes), sort_keys=False))
+    with pytest.raises(ConfigError, match=r"regimes\.segprop\.stages\.stage2-seg2\.drop_last: false: .*stage2-seg2"):
+        prepare(path, inspect=lambda *_: dataclasses.replace(CIFAR, train_rows=107))
 
 
 def test_insisting_on_snapshots_beyond_the_budget_names_the_numbers(tmp_path: Path) -> None:

@@ -179,6 +179,22 @@ def test_a_passing_fault_is_retried_and_a_lost_worker_too(tmp_path: Path, plan: 
     assert states[-1]["attempts"] == {stage: 3}
 
 
+def test_what_a_task_warns_of_is_shown_and_logged_once_it_is_committed(tmp_path: Path, plan: Plan) -> None:
+    commits = make_commits(plan)
+    data = next(node for node in plan.nodes if node.kind == "data")
+    said = ["2 of 100 samples (2.0 %) have no targets and are left out", "3 times: empty answer (row 3 of a.jsonl)"]
+    commits[data.id]["result"]["warnings"] = said
+    outcome, lines, _ = drive(tmp_path, plan, FakeRunner(commits))
+    assert outcome.status == "done"
+    warned = [line for line in lines if line["event"] == "warned"]
+    assert [(line["node"], line["level"], line["warning"]) for line in warned] == [
+        (data.id, "warning", text) for text in said
+    ]
+    assert lines.index(warned[0]) > [(line["node"], line["event"]) for line in lines].index((data.id, "committed"))
+    shown = [line for line in (tmp_path / "out.txt").read_text().splitlines() if "samples" in line or "times" in line]
+    assert shown == [f"{data.label}: {text}" for text in said]
+
+
 def test_a_final_failure_is_named_and_what_does_not_depend_on_it_goes_on(tmp_path: Path, plan: Plan) -> None:
     stage = plan.regimes["segprop"].stages[1]
     error = TrainingDiverged("not finite")

@@ -84,11 +84,20 @@ def test_prefixes_and_marks_find_the_same_answers(tmp_path_factory: pytest.TempP
 _MADE: list[Any] = []
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_by_record(tokenizer: Any) -> None:
+def test_answers_are_learned_as_a_template_that_forgets_writes_them(tokenizer: Any) -> None:
     simple = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b/c"}]
-    assert encode(tokenizer, simple, FORGETFUL)[1] == ["b/c"]
+    assert encode(tokenizer, simple, FORGETFUL)[1] == ["b/c<|im_end|>"]
+    assert encode(tokenizer, [*simple, {"role": "user", "content": "d"}], FORGETFUL)[1] == ["c"]
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_by_record(tokenizer: Any) -> None:
+    talk = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "the answer"},
+    ]
     with pytest.raises(DataError, match=r"row 7 of chats\.jsonl: the chat template writes the turns before message 1"):
-        encode(tokenizer, [*simple, {"role": "user", "content": "d"}], FORGETFUL)
+        encode(tokenizer, talk, "{{ messages[-1].content | length }}" + CHATML)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +158,63 @@ def test_an_answer_cut_away_whole_leaves_its_sample_out_and_counted(tmp_path: Pa
     cut = sum(part["without_targets"] for part in statistics.values())
     assert cut == sum(part["truncated"] for part in statistics.values()) == 10
     assert sum(part["samples"]["count"] for part in statistics.values()) == 20
+
+
+def lost_at(path: Path, length: int, questions: list[str], **settings: Any) -> dict[str, Any]:
+    word_tokenizer(path / "tokenizer")
+    talks = [[{"role": "user", "content": question}, TALK[2]] for question in questions]
+    file = write_lines(path / "a.jsonl", [{"messages": talk} for talk in talks])
+    data = TextSpec(name="chat", path=str(file), sequence_length=length, validation=10, test=10, **settings)
+    return prepare_text(data, spec_of(path / "tokenizer"), 0, store())
+
+
+def test_samples_that_lose_targets_are_said_and_above_half_refused(tmp_path: Path) -> None:
+    short, long = "x", "x" * 300
+    assert lost_at(tmp_path, 400, [short] * 90 + [long] * 10)["warnings"] == []
+    assert lost_at(tmp_path, 60, [short] * 99 + [long])["warnings"] == []  # 1 of 100 is not above 1 %
+    assert lost_at(tmp_path, 60, [short] * 98 + [long] * 2)["warnings"] == [
+        "2 of 100 samples (2.0 %) have no targets and are left out",
+        "2 of 100 samples (2.0 %) are longer than data.sequence_length 60 and were cut",
+    ]
+    assert lost_at(tmp_path, 60, [short] * 50 + [long] * 50, overlong="drop")["warnings"] == [
+        "50 of 100 samples (50.0 %) are longer than data.sequence_length 60 and were dropped"
+    ]
+    allowed = r"; allowed: a larger data\.sequence_length \(the longest sample takes \d{3} tokens\)"
+    with pytest.raises(DataError, match=r"60 of 100 samples \(60\.0 %\) have no targets and are left out" + allowed):
+        lost_at(tmp_path, 60, [short] * 40 + [long] * 60)
+    with pytest.raises(
+        DataError, match=r"no samples are left of 80 .*80 without_targets\); allowed: a larger data\.seq"
+    ):
+        lost_at(tmp_path, 60, [long] * 100)
+
+
+def test_chats_of_which_most_lose_their_ends_are_refused(tmp_path: Path) -> None:
+    questions = ["x" * (30 if i % 3 else 1) for i in range(60)]
+    longest = lost_at(tmp_path, 400, questions)["statistics"]["train"]["documents"]["max"]
+    with pytest.raises(DataError, match=r"40 of 60 samples \(66\.7 %\) are longer than data\.sequence_length \d+ and"):
+        lost_at(tmp_path, longest - 2, questions)
+
+
+def test_what_is_odd_in_records_is_counted_by_split_and_said(tmp_path: Path) -> None:
+    word_tokenizer(tmp_path / "tokenizer")
+    talks = [[{"role": "user", "content": f"{i}"}, {**TALK[2], "reasoning_content": "hm"}] for i in range(12)]
+    talks[3][1] = {"role": "assistant", "content": ""}
+    path = write_lines(tmp_path / "a.jsonl", [{"messages": talk} for talk in talks])
+    data = TextSpec(name="chat", path=str(path), sequence_length=100, validation=1, test=1)
+    snapshots = store()
+    result = prepare_text(data, spec_of(tmp_path / "tokenizer"), 0, snapshots)
+    found = [part["findings"] for part in result["statistics"].values()]
+    unwritten = "reasoning_content of assistant that the chat template does not write"
+    assert sum(part.get(unwritten, {"count": 0})["count"] for part in found) == 11
+    assert [part["empty answer"] for part in found if "empty answer" in part] == [
+        {"count": 1, "first": ["row 3 of a.jsonl"]}
+    ]
+    assert result["warnings"][0] == "1 of 12 samples (8.3 %) have no targets and are left out"
+    assert result["warnings"][1] == "1 times: empty answer (row 3 of a.jsonl)"
+    assert result["warnings"][2].startswith(f"11 times: {unwritten} (row ")
+    assert sum(part["samples"]["count"] for part in result["statistics"].values()) == 11
+    # Said again where everything is found in the store.
+    assert prepare_text(data, spec_of(tmp_path / "tokenizer"), 0, snapshots) == result
 
 
 def test_smollm2s_own_template_counts_the_answers() -> None:

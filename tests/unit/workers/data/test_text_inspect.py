@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from text_makers import source_of, texts, write_lines, write_parquet
 
@@ -22,6 +24,7 @@ from workers.data.text.tokens.tokenizers import BYTE_EOS
 from workers.specs.language import TextSpec
 
 ROOT = Path(__file__).resolve().parents[4]
+CHATS = [{"messages": [{"role": "user", "content": t}, {"role": "assistant", "content": "yes"}]} for t in texts(9)]
 
 
 def text(path: object, **settings: Any) -> TextSpec:
@@ -74,6 +77,61 @@ def test_every_format_gives_the_same_documents(tmp_path: Path) -> None:
         outline = inspect_text(data)
         assert outline.documents == {"train": 10, "validation": 1, "test": 1}, name
         assert documents_of(data) == sorted(contents), name
+
+
+@pytest.mark.parametrize("head", ["", "\n "])
+def test_a_byte_order_mark_changes_nothing(tmp_path: Path, head: str) -> None:
+    rows = [{"text": t} for t in texts(9)]
+    (tmp_path / "array.json").write_bytes(b"\xef\xbb\xbf" + (head + json.dumps(rows)).encode())
+    (tmp_path / "lines.jsonl").write_bytes(b"\xef\xbb\xbf" + (head + "\n".join(map(json.dumps, rows))).encode())
+    for name in ("array.json", "lines.jsonl"):
+        assert documents_of(text(tmp_path / name)) == sorted(texts(9))
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_every_type_of_text_that_parquet_knows_is_read(tmp_path: Path, kind: pa.DataType) -> None:
+    write_parquet(tmp_path / "a.parquet", {"text": pa.array(texts(9)).cast(kind)})
+    assert pq.read_schema(tmp_path / "a.parquet").field("text").type == kind
+    assert documents_of(text(tmp_path)) == sorted(texts(9))
+
+
+def test_text_in_parquet_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    raw = pa.array([*[t.encode() for t in texts(8)], b"a\xff"])
+    broken = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+    write_parquet(tmp_path / "a.parquet", {"text": broken})
+    with pytest.raises(DataError, match=r"row 8 of .*a\.parquet: cannot be read: .*can't decode byte 0xff"):
+        inspect_text(text(tmp_path))
+
+
+def test_links_are_followed_and_one_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    for number, content in enumerate(texts(9)):
+        place = tmp_path / ("elsewhere" if number % 2 else "other") / f"{number}.txt"
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(content)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "folder").symlink_to(tmp_path / "elsewhere")
+    for number in range(0, 9, 2):
+        (data / f"{number}.txt").symlink_to(tmp_path / "other" / f"{number}.txt")
+    assert documents_of(text(data)) == sorted(texts(9))
+    before = inspect_text(text(data)).fingerprint
+    os.utime(tmp_path / "elsewhere" / "1.txt", ns=(5, 5))
+    assert inspect_text(text(data)).fingerprint != before
+    # What lies above is not gone into again, and what is not asked for may lead anywhere.
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path / "elsewhere")
+    (data / "all").symlink_to(data)
+    (data / "lost.log").symlink_to(tmp_path / "nowhere")
+    assert documents_of(text(data)) == sorted(texts(9))
+    (data / "lost.txt").symlink_to(tmp_path / "nowhere")
+    (data / "gone.md").symlink_to("no file")
+    with pytest.raises(DataError) as caught:
+        inspect_text(text(data))
+    assert sorted(caught.value.details["problems"]) == [
+        f"data.path: {data}/gone.md is a link to no file, which does not exist",
+        f"data.path: {data}/lost.txt is a link to {tmp_path}/nowhere, which does not exist",
+    ]
 
 
 def test_a_folder_on_any_file_system_is_read() -> None:
@@ -175,6 +233,44 @@ def test_empty_and_unreadable_data_is_named(tmp_path: Path, make: Any, message: 
     make(tmp_path)
     with pytest.raises(DataError, match=message):
         inspect_text(text(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "broken", "message"),
+    [
+        (
+            "text",
+            [{"text": t} for t in texts(9)],
+            '{"text": "cut of',
+            r"row 9 of .*: not JSON in line 11: Unterminated",
+        ),
+        ("text", [{"text": t} for t in texts(9)], '{"txet": "x"}', r"row 9 of .*has no 'text'; did you mean 'txet'\?"),
+        ("text", [{"text": t} for t in texts(9)], '{"text": 7}', r"row 9 of .*: int instead of a text"),
+        ("chat", CHATS, '{"messages": []}', r"row 9 of .*: an empty list instead of a list of messages"),
+        (
+            "chat",
+            CHATS,
+            json.dumps({"messages": CHATS[0]["messages"][:1]}),
+            r"row 9 of .*: no message of the assistant",
+        ),
+    ],
+)
+def test_one_record_among_others_that_is_none_is_named_before_anything_is_planned(
+    tmp_path: Path, name: Any, rows: Any, broken: str, message: str
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    path.write_text(path.read_text() + "\n" + broken)  # a blank line is no row, but a line
+    with pytest.raises(DataError, match=message):
+        inspect_text(TextSpec(name=name, path=str(path), validation=1, test=1))
+
+
+def test_chats_in_parquet_are_looked_at_before_anything_is_planned(tmp_path: Path) -> None:
+    messages = [row["messages"] for row in CHATS]
+    write_parquet(tmp_path / "a.parquet", {"messages": messages})
+    assert inspect_text(TextSpec(name="chat", path=str(tmp_path), validation=1, test=1)).documents["train"] == 7
+    write_parquet(tmp_path / "a.parquet", {"messages": [*messages, messages[0][:1]]})
+    with pytest.raises(DataError, match=r"row 9 of .*a\.parquet: no message of the assistant to learn from"):
+        inspect_text(TextSpec(name="chat", path=str(tmp_path), validation=1, test=1))
 
 
 def test_a_damaged_compressed_file_is_named(tmp_path: Path) -> None:

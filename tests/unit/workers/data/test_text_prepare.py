@@ -14,6 +14,9 @@ from text_makers import BYTES, samples_of, source_of, spec_of, store, texts, wor
 from cache_store.errors import ConfigError, DataError
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.open import open_storage
+from workers.data.text import inspect, prepare
+from workers.data.text.corpora import base as records
+from workers.data.text.corpora.running_text import TEXTS, FileCorpus
 from workers.data.text.inspect import inspect_text
 from workers.data.text.prepare import prepare_text
 from workers.data.text.samples import stored
@@ -170,6 +173,27 @@ def test_a_tokenizer_of_a_folder_puts_its_own_tokens_around_documents(tmp_path: 
         assert all(counted == list(range(1, len(ids))) for ids, _, counted in found)
 
 
+def test_a_text_that_brings_its_own_beginning_gets_no_second_one(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"text": "<s>" * (i % 2) + text} for i, text in enumerate(texts(12))])
+    data = TextSpec(name="text", path=str(path), pack=False, validation=1, test=1)
+    tokenizer = word_tokenizer(tmp_path / "t", bos=True)
+    decoded = [tokenizer.decode(ids) for ids, _, _ in samples_of(source_of(data, spec_of(tmp_path / "t")))]
+    assert {text.removeprefix("<s>").removesuffix("<|im_end|>") for text in decoded} < set(texts(12))
+    assert all(text.count("<s>") == 1 for text in decoded)
+
+
+def test_what_was_tokenized_in_another_way_is_neither_found_nor_taken_for_this(
+    data: TextSpec, snapshots: SnapshotStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, planned = prepare_text(data, BYTES, 0, snapshots), inspect_text(data).fingerprint
+    monkeypatch.setattr(inspect, "FORMAT", records.FORMAT - 1)
+    assert inspect_text(data).fingerprint != planned
+    monkeypatch.setattr(prepare, "FORMAT", records.FORMAT - 1)
+    assert prepare_text(data, BYTES, 0, snapshots)["train"]["tokens"] != first["train"]["tokens"]
+    with pytest.raises(DataError, match="changed since the run was planned"):
+        prepare_text(data, BYTES, 0, snapshots, fingerprint=planned)
+
+
 def test_a_lone_surrogate_is_replaced_whatever_the_tokenizer(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"text": f"a\ud800 {i}"} for i in range(6)])
     data = TextSpec(name="text", path=str(path), pack=False, validation=1, test=1)
@@ -264,11 +288,13 @@ def test_documents_that_are_no_texts_are_named(
         prepare_text(TextSpec(name="text", path=str(path), validation=1, test=1), BYTES, 0, snapshots)
 
 
-def test_a_row_that_is_no_json_is_named_when_it_is_reached(tmp_path: Path, snapshots: SnapshotStore) -> None:
+def test_a_row_that_is_no_json_is_named_when_it_is_reached(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"text": text} for text in texts(9)])
-    path.write_text(path.read_text() + '{"text": "cut of')
-    with pytest.raises(DataError, match=r"row 9 of .*a\.jsonl: not JSON"):
-        prepare_text(TextSpec(name="text", path=str(path), validation=1, test=1), BYTES, 0, snapshots)
+    corpus = FileCorpus(TextSpec(name="text", path=str(path), validation=1, test=1), TEXTS)
+    # Written to since it was counted.
+    path.write_text(path.read_text().replace("#8", "#8\n"))
+    with pytest.raises(DataError, match=r"row 8 of .*a\.jsonl: not JSON in line 9"):
+        list(corpus.records("train", np.ones(9, bool)))
 
 
 def test_a_plain_file_that_is_not_utf8_is_named(tmp_path: Path, snapshots: SnapshotStore) -> None:

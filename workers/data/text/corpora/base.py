@@ -12,6 +12,8 @@ from cache_store.errors import DataError
 
 #: Splits in the order in which they are prepared.
 SPLITS = ("train", "validation", "test")
+#: Goes into the identity of all prepared text. Raised with whatever changes the tokens or targets of the same files.
+FORMAT = 2
 
 
 class Record(NamedTuple):
@@ -40,6 +42,22 @@ class Corpus(abc.ABC):
     def draw_shots(self, trained: np.ndarray, seed: int) -> None:  # noqa: B027  most take none from there
         """Choose the examples shown before questions from these documents of `train` (int64 numbers), where a data set
         takes them from there. ConfigError when there are too few."""
+
+
+def text_of(record: Record) -> str:
+    """Return a document's text; "" for none. DataError when it is something else."""
+    if record.value is not None and not isinstance(record.value, str):
+        raise broken(record, f"{type(record.value).__name__} instead of a text")
+    return record.value or ""
+
+
+def clean(text: str) -> str:
+    """Replace lone surrogates (which JSON can hold and UTF-8 cannot) by '?'."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="replace").decode()
+    return text
 
 
 def broken(record: Record, what: str) -> DataError:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from workers.data.text.corpora.base import Record, broken
 from workers.data.text.corpora.files import Folder, TextFile, readable
 
 _READ_ROWS = 1024
+_MARK = b"\xef\xbb\xbf"
 
 
 def missing_column(where: str, column: str, found: Iterable[str]) -> DataError:
@@ -25,13 +26,12 @@ def missing_column(where: str, column: str, found: Iterable[str]) -> DataError:
     )
 
 
-def json_rows(folder: Folder, file: TextFile, column: str) -> int:
-    """Records in a file of JSON lines (blank lines are none) or in a JSON array. DataError when the first is not an
-    object with `column`."""
+def json_rows(folder: Folder, file: TextFile, column: str, check: Callable[[Record], object]) -> int:
+    """Count records in a file of JSON lines (blank lines are none) or in a JSON array. `check` sees every record.
+    DataError when one is not an object with `column`, naming its line."""
     rows = 0
     for row, line in _json_lines(folder, file):
-        if not rows:
-            _value(line, file, row, column)
+        check(Record(_value(line, file, row, column), file.path, row))
         rows += 1
     return rows
 
@@ -45,8 +45,13 @@ def json_records(folder: Folder, file: TextFile, column: str, wanted: np.ndarray
             yield row, Record(_value(line, file, row, column), file.path, row)
 
 
+class _Line(NamedTuple):
+    text: bytes
+    number: int
+
+
 def _json_lines(folder: Folder, file: TextFile) -> Iterator[tuple[int, Any]]:
-    """(number, line or object) of every record."""
+    """(number, `_Line` or object) of every record."""
     with folder.open(file.path) as stream:
         if _is_array(stream, file):
             try:
@@ -54,27 +59,31 @@ def _json_lines(folder: Folder, file: TextFile) -> Iterator[tuple[int, Any]]:
             except ValueError as error:
                 raise DataError(f"{file.path} is not JSON: {error}", file=file.path) from error
             return
-        row = 0
+        row = number = 0
         lines = iter(stream)
         while (line := readable(file.path, lambda: next(lines, None))) is not None:
-            if line.strip():
-                yield row, line
+            number += 1
+            text = line.removeprefix(_MARK) if number == 1 else line
+            if text.strip():
+                yield row, _Line(text, number)
                 row += 1
 
 
 def _is_array(stream: Any, file: TextFile) -> bool:
     head = readable(file.path, lambda: stream.read(4096))
     readable(file.path, lambda: stream.seek(0))
-    return bool(head.lstrip().startswith(b"["))
+    return bool(head.removeprefix(_MARK).lstrip().startswith(b"["))
 
 
 def _value(line: Any, file: TextFile, row: int, column: str) -> Any:
     record = Record(None, file.path, row)
-    if isinstance(line, bytes):
+    if isinstance(line, _Line):
+        number = line.number
         try:
-            line = json.loads(line)
+            line = json.loads(line.text)
         except (ValueError, RecursionError) as error:
-            raise broken(record, f"not JSON: {error}") from error
+            what = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            raise broken(record, f"not JSON in line {number}: {what}") from error
     if not isinstance(line, dict):
         raise broken(record, f"a {type(line).__name__} instead of a JSON object")
     if column not in line:
@@ -111,10 +120,17 @@ def parquet_records(folder: Folder, file: TextFile, column: str, wanted: np.ndar
             if batch is None:
                 return
             rows = np.flatnonzero(wanted[first : first + batch.num_rows])
-            values = batch.column(0).take(pa.array(rows)).to_pylist()
-            for row, value in zip((rows + first).tolist(), values, strict=True):
-                yield row, Record(value, file.path, row)
+            for row in rows.tolist():
+                yield first + row, _parquet_value(batch.column(0), row, Record(None, file.path, first + row))
             first += batch.num_rows
+
+
+def _parquet_value(column: Any, row: int, record: Record) -> Record:
+    # One by one: `take` does not know every type that a file may hold.
+    try:
+        return record._replace(value=column[row].as_py())
+    except ValueError as error:  # text that is not UTF-8
+        raise broken(record, f"cannot be read: {error}") from error
 
 
 def _parquet(folder: Folder, file: TextFile) -> Any:

@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from typing import Any, Literal
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from cache_store.errors import DataError
 from workers.data.files import base_name, source_file
@@ -77,25 +78,58 @@ def open_folder(data: TextSpec, allowed: str) -> Folder:
 
 
 def text_files(folder: Folder, include: Iterable[str], kinds: Iterable[Kind]) -> list[TextFile]:
-    """The files of these kinds under a folder, by name; hidden ones are left out. `include` holds patterns of file
-    names (with a `/`: of paths); one file given itself needs none."""
+    """Find the files of these kinds under a folder, by name; hidden ones are left out, links are followed. `include`
+    holds patterns of file names (with a `/`: of paths); one file given itself needs none. DataError, all at once: links
+    that lead nowhere."""
     allowed = set(kinds)
     if folder.filesystem.isfile(folder.root):
         file = _describe(folder, folder.filesystem.info(folder.root), folder.root.rsplit("/", 1)[0])
         return [file] if file.kind in allowed else []
     try:
-        infos = folder.filesystem.find(folder.root, detail=True)
+        infos = _listed(folder)
     except OSError as error:
         raise DataError(f"data.path: cannot list {folder.root}: {error}") from error
     patterns = tuple(include)
-    files = []
-    for info in infos.values():
+    files, dangling = [], []
+    for info in infos:
         name = str(info["name"]).removeprefix(folder.root).lstrip("/")
         if any(part.startswith(_HIDDEN) for part in name.split("/")):
             continue
-        if any(fnmatch(name if "/" in pattern else base_name(name), pattern) for pattern in patterns):
+        if not any(fnmatch(name if "/" in pattern else base_name(name), pattern) for pattern in patterns):
+            continue
+        if info.get("type") == "dangling":
+            dangling.append(f"data.path: {info['name']} is a link to {os.readlink(info['name'])}, which does not exist")
+        else:
             files.append(_describe(folder, info, folder.root))
+    if dangling:
+        raise DataError("\n".join(dangling), problems=dangling)
     return sorted((file for file in files if file.kind in allowed), key=lambda file: file.name)
+
+
+def _listed(folder: Folder) -> list[dict[str, Any]]:
+    """List what lies under a folder, as the file system describes it."""
+    if not isinstance(folder.filesystem, LocalFileSystem):
+        return list(folder.filesystem.find(folder.root, detail=True).values())
+    # fsspec does not go into linked folders.
+    found = []
+    for parent, folders, names in os.walk(folder.root, onerror=_raise, followlinks=True):
+        # A link to a folder that it lies in would go on for ever.
+        above = os.path.realpath(parent)
+        folders[:] = [name for name in folders if not _contains(os.path.join(parent, name), above)]
+        for name in names:
+            path = os.path.join(parent, name)
+            found.append(
+                {"name": path, "type": "dangling" if os.path.islink(path) and not os.path.exists(path) else "file"}
+            )
+    return found
+
+
+def _contains(link: str, path: str) -> bool:
+    return os.path.islink(link) and os.path.commonpath([os.path.realpath(link), path]) == os.path.realpath(link)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _describe(folder: Folder, info: Any, root: str) -> TextFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,38 +12,46 @@ from pathlib import Path
 import numpy as np
 
 from cache_store.errors import DataError
-from workers.data.text.corpora.base import Corpus, Record
+from workers.data.text.corpora.base import Corpus, Record, text_of
 from workers.data.text.corpora.columns import json_records, json_rows, parquet_records, parquet_rows
+from workers.data.text.corpora.conversations import conversation_of
 from workers.data.text.corpora.files import Folder, Kind, TextFile, by_split, open_folder, stamps, text_files
 from workers.specs.language import TextSpec
 
+#: Sees a record before anything is planned. DataError when it cannot be used.
+Check = Callable[[Record], object]
+
+#: Rows of a Parquet file that are looked at before anything is planned; of JSON all are.
+_CHECKED_ROWS = 256
 #: Folders of the standard library that are not it, or are the tests of it.
 _NOT_STDLIB = ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__")
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What the files of a data set hold: `kinds` of files, which `words` name, and the column of documents in those
-    that have columns."""
+    """What the files of a data set hold: `kinds` of files, which `words` name, the column of documents in those that
+    have columns, and the `check` of each document."""
 
     kinds: tuple[Kind, ...]
     words: str
     column: str
+    check: Check
 
 
-TEXTS = Contents(("plain", "json", "parquet"), "plain text, JSON lines or Parquet", "text")
-CHATS = Contents(("json", "parquet"), "JSON lines or Parquet", "messages")
+TEXTS = Contents(("plain", "json", "parquet"), "plain text, JSON lines or Parquet", "text", text_of)
+CHATS = Contents(("json", "parquet"), "JSON lines or Parquet", "messages", conversation_of)
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """How files of a kind are read: `count` gives documents and bytes, `records` (number in the file, record)."""
+    """How files of a kind are read: `count` checks records and gives documents and bytes, `records` (number in the
+    file, record)."""
 
-    count: Callable[[Folder, TextFile, str], tuple[int, int]]
+    count: Callable[[Folder, TextFile, str, Check], tuple[int, int]]
     records: Callable[[Folder, TextFile, str, np.ndarray], Iterator[tuple[int, Record]]]
 
 
-def _count_plain(folder: Folder, file: TextFile, column: str) -> tuple[int, int]:
+def _count_plain(folder: Folder, file: TextFile, column: str, check: Check) -> tuple[int, int]:
     return 1, file.size
 
 
@@ -50,22 +59,31 @@ def _plain_record(folder: Folder, file: TextFile, column: str, wanted: np.ndarra
     yield 0, Record(decoded(folder.read(file.path), file.path), file.path, 0)
 
 
-def _count_json(folder: Folder, file: TextFile, column: str) -> tuple[int, int]:
-    return json_rows(folder, file, column), file.size
+def _count_json(folder: Folder, file: TextFile, column: str, check: Check) -> tuple[int, int]:
+    return json_rows(folder, file, column, check), file.size
+
+
+def _count_parquet(folder: Folder, file: TextFile, column: str, check: Check) -> tuple[int, int]:
+    rows, size = parquet_rows(folder, file, column)
+    everything = np.ones(rows, bool)
+    for _, record in itertools.islice(parquet_records(folder, file, column, everything), _CHECKED_ROWS):
+        check(record)
+    return rows, size
 
 
 _READERS: dict[Kind, _Reader] = {
     "plain": _Reader(_count_plain, _plain_record),
     "json": _Reader(_count_json, json_records),
-    "parquet": _Reader(parquet_rows, parquet_records),
+    "parquet": _Reader(_count_parquet, parquet_records),
 }
 
 
 class FileCorpus(Corpus):
     """Documents (or chat records) in files. DataError, all at once: nothing there, empty or unreadable files, no
-    such column."""
+    such column, and the first of each file's records that is none."""
 
     def __init__(self, data: TextSpec, contents: Contents) -> None:
+        self._check = contents.check
         self._column = data.column or contents.column
         self._folder = open_folder(data, f"a file or folder of {contents.words}")
         found = text_files(self._folder, data.include, contents.kinds)
@@ -94,7 +112,7 @@ class FileCorpus(Corpus):
         self.fingerprint = stamps(f"{data.name} {self._column}", self._files)
 
     def _count(self, file: TextFile) -> tuple[int, int]:
-        return _READERS[file.kind].count(self._folder, file, self._column)
+        return _READERS[file.kind].count(self._folder, file, self._column, self._check)
 
     def records(self, split: str, wanted: np.ndarray) -> Iterator[tuple[int, Record]]:
         """See `Corpus`."""

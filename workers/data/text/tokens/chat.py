@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from cache_store.errors import ConfigError
+from cache_store.errors import ConfigError, DataError
+from cache_store.suggest import did_you_mean
 from workers.data.text.corpora.base import Record, broken
-from workers.data.text.tokens.tokenizers import PretrainedTokenizer, Tokenizer, clean
+from workers.data.text.corpora.conversations import ANSWERS, CALLS, Conversation, conversation_of
+from workers.data.text.corpora.findings import Findings
+from workers.data.text.tokens.exact import ExactTokens, Span
+from workers.data.text.tokens.tokenizers import PretrainedTokenizer, Tokenizer
+from workers.data.text.tokens.turns import TurnFinder
 
-#: Templates that mark what the assistant says, so that transformers can tell its tokens from the rest.
+#: Templates that mark what the assistant says.
 _GENERATION = re.compile(r"\{%-?\s*generation\b")
-_ANSWERS = "assistant"
+#: Roles that templates write without naming them; a template may name others.
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+#: Fields that nobody expects to be written: they say which message something belongs to.
+_UNWRITTEN = ("role", "content", "id", "tool_call_id")
 
 #: A token sequence and a flag a token: does it count as a target.
 Flagged = tuple[np.ndarray, np.ndarray]
@@ -36,99 +44,167 @@ class ChatTemplate:
                 "model.tokenizer: chat needs a fast tokenizer (tokenizer.json), which says where tokens lie"
             )
         self._tokenizer = inner
-        marked = template if isinstance(template, str) else template.get("default", "")
-        self._marks = bool(_GENERATION.search(marked))
+        self._template: str = template if isinstance(template, str) else template.get("default", "")
+        self._marks = bool(_GENERATION.search(self._template))
+        self._exact = ExactTokens(inner)
+        added = [token.content for token in inner.added_tokens_decoder.values()]
+        self._turns = TurnFinder(added, inner.bos_token, inner.eos_token)
 
-    def encode(self, records: Sequence[Record]) -> list[Flagged]:
-        """int32 tokens and uint8 flags of each record. DataError, naming the record: it is no list of messages, has
-        no answer, or the template refuses it."""
-        conversations = [_messages(record) for record in records]
-        if self._marks:
-            return [self._marked(record, talk) for record, talk in zip(records, conversations, strict=True)]
+    def encode(self, records: Sequence[Record], findings: Findings | None = None) -> list[Flagged]:
+        """Return the int32 tokens and uint8 flags of each record: flagged are exactly the answers that count and
+        their stop markers.
+
+        `findings` counts answers that are empty (they do not count) and what the template does not write. DataError,
+        naming the record: `conversation_of` refuses it, a role that the template does not know, a tool call that it
+        does not write, an answer that cannot be told from the rest, or the template refuses it.
+        """
+        findings = findings or Findings()
         texts, spans = [], []
-        for record, talk in zip(records, conversations, strict=True):
-            text, answers = self._answers(record, talk)
+        for record in records:
+            text, answers = self._rendered(record, findings)
             texts.append(text)
             spans.append(answers)
-        # The template writes the special tokens itself.
-        encoded = self._tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
-        )
-        result = []
-        for record, tokens, offsets, answers in zip(
-            records, encoded["input_ids"], encoded["offset_mapping"], spans, strict=True
-        ):
-            places = np.array(offsets, np.int64).reshape(-1, 2)
-            starts, stops = np.array(answers, np.int64).T
-            # A token counts when all of it lies in an answer: one that began before it was not the assistant's to say.
-            owner = np.searchsorted(starts, places[:, 0], side="right") - 1
-            inside = (owner >= 0) & (places[:, 1] <= stops[owner]) & (places[:, 1] > places[:, 0])
-            result.append(_flagged(record, tokens, inside))
+        result: list[Flagged] = []
+        for record, answers, (tokens, inside) in zip(records, spans, self._exact.encode(texts, spans), strict=True):
+            if answers and not inside.any():
+                raise broken(record, "the assistant says nothing in it that would count as a target")
+            result.append((tokens, inside.astype(np.uint8)))
         return result
 
-    def _marked(self, record: Record, messages: list[dict[str, Any]]) -> Flagged:
-        encoded = self._render(record, messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-        return _flagged(record, encoded["input_ids"], np.array(encoded["assistant_masks"], bool))
+    def _rendered(self, record: Record, findings: Findings) -> tuple[str, list[Span]]:
+        """Render the whole text and say where the answers that count lie in it."""
+        talk = conversation_of(record)
+        self._check_roles(record, talk)
+        try:
+            text, spans, endless = self._found(record, talk)
+        except DataError:
+            # Some templates want the arguments of a call as text.
+            other = conversation_of(record, arguments_as_text=True)
+            if other == talk:
+                raise
+            talk = other
+            text, spans, endless = self._found(record, talk)
+        for _ in range(endless):
+            findings.add("answer behind which the chat template writes no end", record)
+        for _ in talk.empty:
+            findings.add("empty answer", record)
+        for what in self._unwritten(record, talk, text):
+            findings.add(what, record)
+        return self._one_bos(text, spans)
 
-    def _answers(self, record: Record, messages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
-        """The whole text, and where in it each answer begins and ends (its end-of-turn token included)."""
-        whole = self._render(record, messages, tokenize=False)
-        spans = []
-        for turn, message in enumerate(messages):
-            if message["role"] != _ANSWERS:
-                continue
-            after = self._render(record, messages[: turn + 1], tokenize=False)
-            before = self._before(record, messages[: turn + 1], after)
-            if not (after.startswith(before) and whole.startswith(after)):
+    def _check_roles(self, record: Record, talk: Conversation) -> None:
+        for number, message in enumerate(talk.messages):
+            role = message["role"]
+            if role not in _ROLES and not re.search(rf"['\"]{re.escape(role)}['\"]", self._template):
+                hint = did_you_mean(role, _ROLES)
                 raise broken(
                     record,
-                    f"the chat template writes the turns before message {turn} differently once it follows, so its "
-                    "answer cannot be found; allowed: a template that marks answers with {% generation %}, or one that "
-                    "only ever appends",
+                    f"message {number} has the role {role!r}{hint} (allowed: {', '.join(_ROLES)}, and those that the "
+                    "chat template names)",
                 )
-            # The line break after a turn is the template's, not the assistant's.
-            spans.append((len(before), max(len(before), len(after.rstrip()))))
-        return whole, spans
 
-    def _before(self, record: Record, messages: list[dict[str, Any]], after: str) -> str:
-        """The text up to where the last message, an answer, begins; `after` is the text up to its end."""
-        if len(messages) > 1:
-            whole: str = self._render(record, messages[:-1], tokenize=False, add_generation_prompt=True)
-            return whole
-        # No template renders nothing at all: what asks for an answer is found behind this one, and in front of it.
-        prompt = self._render(record, messages, tokenize=False, add_generation_prompt=True).removeprefix(after)
-        begin, found, _ = after.partition(prompt) if prompt else ("", "", "")
-        if not found:
-            raise broken(
-                record, "it begins with the assistant, and the chat template does not show where its turn does"
+    def _found(self, record: Record, talk: Conversation) -> tuple[str, list[Span], int]:
+        """Return the whole text, where the answers that count lie in it, and how many of them nothing ends."""
+        if self._marks:
+            return *self._marked(record, talk), 0
+
+        def render(messages: list[dict[str, Any]], *, prompt: bool = False) -> str:
+            return self._render(record, messages, prompt=prompt)
+
+        try:
+            return self._turns.find(talk.messages, talk.learned, render)
+        except ValueError as error:
+            raise broken(record, str(error)) from error
+
+    def _marked(self, record: Record, talk: Conversation) -> tuple[str, list[Span]]:
+        """Find answers by the template's own marks. transformers finds the marks; its mask of tokens takes the
+        whole text for an answer of one token at its beginning, and cannot do with an empty one."""
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            rendered: Any = render_jinja_template(
+                conversations=[talk.messages],
+                chat_template=self._tokenizer.get_chat_template(),
+                return_assistant_tokens_mask=True,
+                **self._tokenizer.special_tokens_map,
             )
-        return begin + found
+        except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise _refused(record, error) from error
+        text: str = rendered[0][0]
+        marks: list[Span] = rendered[1][0]
+        answers = [number for number, message in enumerate(talk.messages) if message["role"] == ANSWERS]
+        if len(marks) == len(answers):
+            for number, (start, stop) in zip(answers, marks, strict=True):
+                self._check_mark(record, number, talk.messages[number].get("content", "").strip(), text[start:stop])
+            marks = [span for number, span in zip(answers, marks, strict=True) if number in talk.learned]
+        elif len(talk.learned) + len(talk.empty) < len(answers):
+            raise broken(
+                record,
+                f"the chat template marks {len(marks)} answers of {len(answers)}, so those of weight 0 cannot be told",
+            )
+        spans = [(start, stop) for start, stop in marks if start < stop]
+        if talk.learned and not spans:
+            raise broken(record, "the chat template marks nothing of what the assistant says in it")
+        return text, spans
 
-    def _render(self, record: Record, messages: list[dict[str, Any]], **options: Any) -> Any:
+    def _check_mark(self, record: Record, number: int, content: str, marked: str) -> None:
+        # Inside macros and set blocks the marks' places are counted from another beginning.
+        if content not in marked and marked.strip() not in content:
+            raise broken(
+                record,
+                f"the chat template marks {marked[:40]!r} as what the assistant says in message {number}, which is "
+                "something else; allowed: generation blocks outside macros and set blocks",
+            )
+
+    def _unwritten(self, record: Record, talk: Conversation, text: str) -> Iterator[str]:
+        """Name what of the messages is not in the text: fields without which the same is written, and contents."""
+        whole, never = "", "that the chat template does not write"
+        for number, message in enumerate(talk.messages):
+            for field in message:
+                if field in _UNWRITTEN or not message[field]:
+                    continue
+                whole = whole or self._render(record, talk.messages)
+                if not self._same_without(record, talk, number, field, whole):
+                    continue
+                if field in CALLS and number in talk.learned:
+                    raise broken(
+                        record,
+                        f"the chat template does not write the {field} of message {number}, so they cannot be learned; "
+                        "allowed: a template that writes them, or a weight of 0 for that message",
+                    )
+                yield f"{field} of {message['role']} {never}"
+            if message.get("content", "").strip() not in text:
+                # Escaped, say, or without what was thought.
+                whole = whole or self._render(record, talk.messages)
+                same = self._same_without(record, talk, number, "content", whole)
+                yield f"content of {message['role']} {never if same else 'that the chat template writes otherwise'}"
+
+    def _same_without(self, record: Record, talk: Conversation, number: int, field: str, whole: str) -> bool:
+        message = {key: value for key, value in talk.messages[number].items() if key != field}
+        try:
+            return self._render(record, [*talk.messages[:number], message, *talk.messages[number + 1 :]]) == whole
+        except DataError:
+            return False
+
+    def _one_bos(self, text: str, spans: list[Span]) -> tuple[str, list[Span]]:
+        """Remove a second token for the text's beginning, which the first message brought although the template
+        writes one."""
+        bos = self._tokenizer.bos_token
+        while bos and text.startswith(bos * 2) and all(start >= len(bos) for start, _ in spans):
+            text = text[len(bos) :]
+            spans = [(start - len(bos), stop - len(bos)) for start, stop in spans]
+        return text, spans
+
+    def _render(self, record: Record, messages: list[dict[str, Any]], *, prompt: bool = False) -> str:
         from jinja2 import TemplateError
 
         try:
-            return self._tokenizer.apply_chat_template(messages, **options)
+            text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
         except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise broken(record, f"the tokenizer's chat template refuses it: {error}") from error
+            raise _refused(record, error) from error
+        return text
 
 
-def _flagged(record: Record, tokens: Any, inside: np.ndarray) -> Flagged:
-    if not inside.any():
-        raise broken(record, "the assistant says nothing in it that would count as a target")
-    return np.array(tokens, np.int32), inside.astype(np.uint8)
-
-
-def _messages(record: Record) -> list[dict[str, Any]]:
-    messages = record.value
-    if not isinstance(messages, list) or not messages:
-        raise broken(record, f"{type(messages).__name__} instead of a list of messages {{role, content}}")
-    for number, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise broken(record, f"message {number} has no role; allowed: {{role, content}}")
-        if not isinstance(message.get("content"), str):
-            raise broken(record, f"the content of message {number} is {message.get('content')!r}; allowed: a text")
-    if not any(message["role"] == _ANSWERS for message in messages):
-        roles = ", ".join(sorted({message["role"] for message in messages}))
-        raise broken(record, f"no message of the assistant to learn from (roles: {roles})")
-    return [{**message, "content": clean(message["content"])} for message in messages]
+def _refused(record: Record, error: Exception) -> DataError:
+    return broken(record, f"the tokenizer's chat template refuses it: {error}")

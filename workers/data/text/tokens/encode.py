@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from cache_store.errors import ConfigError
-from workers.data.text.corpora.base import Record, broken
+from workers.data.text.corpora.base import Record, broken, text_of
+from workers.data.text.corpora.findings import Findings
 from workers.data.text.tokens.chat import ChatTemplate
 from workers.data.text.tokens.tokenizers import Tokenizer
 
@@ -17,13 +18,15 @@ from workers.data.text.tokens.tokenizers import Tokenizer
 class Encoded:
     """Token sequences one after the other. `tokens` int32 and `flags` uint8 (this token may be a target), both
     (total,); `lengths` int64, one a sequence (0: an empty document); `owners` int64: which of the batch's records
-    it came from; `correct` uint8: it is the right candidate (of what has no candidates: 1)."""
+    it came from; `correct` uint8: it is the right candidate (of what has no candidates: 1); `findings`: what was odd in
+    the records."""
 
     tokens: np.ndarray
     flags: np.ndarray
     lengths: np.ndarray
     owners: np.ndarray
     correct: np.ndarray
+    findings: Findings = field(default_factory=Findings)
 
 
 #: Records to sequences; the second argument: keep all candidates of a question, or only the correct one.
@@ -33,7 +36,7 @@ Encoder = Callable[[Sequence[Record], bool], Encoded]
 def chat_encoder(tokenizer: Tokenizer) -> Encoder:
     """Make an encoder of chats. ConfigError: the tokenizer has no chat template, or does not say where tokens lie."""
     template = ChatTemplate(tokenizer)
-    return lambda records, candidates: _sequences(template.encode(records))
+    return lambda records, candidates: _chats(records, template)
 
 
 def question_encoder(tokenizer: Tokenizer) -> Encoder:
@@ -46,6 +49,13 @@ def text_encoder(tokenizer: Tokenizer) -> Encoder:
     if tokenizer.eos is None:
         raise ConfigError("model.tokenizer: it has no end-of-text token, which documents are joined with")
     return lambda records, candidates: _texts(records, tokenizer)
+
+
+def _chats(records: Sequence[Record], template: ChatTemplate) -> Encoded:
+    findings = Findings()
+    encoded = _sequences(template.encode(records, findings))
+    encoded.findings = findings
+    return encoded
 
 
 def _sequences(flagged: Sequence[tuple[np.ndarray, np.ndarray]]) -> Encoded:
@@ -61,11 +71,7 @@ def _sequences(flagged: Sequence[tuple[np.ndarray, np.ndarray]]) -> Encoded:
 
 def _texts(records: Sequence[Record], tokenizer: Tokenizer) -> Encoded:
     """Every token is a target but a document's first; a document ends with the end-of-text token."""
-    texts = []
-    for record in records:
-        if record.value is not None and not isinstance(record.value, str):
-            raise broken(record, f"{type(record.value).__name__} instead of a text")
-        texts.append(record.value or "")
+    texts = [text_of(record) for record in records]
     end = np.array([tokenizer.eos], np.int32)
     flagged = []
     for text, tokens in zip(texts, tokenizer.encode(texts), strict=True):

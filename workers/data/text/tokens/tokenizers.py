@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cache_store.errors import ConfigError
+from workers.data.text.corpora.base import clean
 from workers.specs.language import CausalLMSpec
 
 #: Tokens of `bytes`: 0..255 the bytes, then the end of a text.
@@ -33,15 +34,6 @@ class Tokenizer(Protocol):
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the int32 tokens of each text, with those the tokenizer itself puts around one (such as a first
         BOS)."""
-
-
-def clean(text: str) -> str:
-    """Replace lone surrogates (which JSON can hold and UTF-8 cannot) by '?'."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode(errors="replace").decode()
-    return text
 
 
 class ByteTokenizer:
@@ -75,7 +67,12 @@ class PretrainedTokenizer:
         rows = self.tokenizer(
             [clean(text) for text in texts], return_attention_mask=False, return_token_type_ids=False, verbose=False
         )["input_ids"]
-        return [np.array(row, np.int32) for row in rows]
+        return [np.array(self._one_bos(row), np.int32) for row in rows]
+
+    def _one_bos(self, row: list[int]) -> list[int]:
+        """A text may bring the token for its beginning itself; the tokenizer puts one before it all the same."""
+        bos = self.tokenizer.bos_token_id
+        return row[1:] if bos is not None and row[:2] == [bos, bos] else row
 
 
 def load_tokenizer(model: CausalLMSpec) -> Tokenizer:

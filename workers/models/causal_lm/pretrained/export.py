@@ -9,9 +9,9 @@ import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
+from workers import tensor_files
 from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.network.parts import part_names, part_state_names
 from workers.models.causal_lm.network.skeleton import build_skeleton
@@ -114,7 +114,7 @@ class _Shards:
         self._total += size
 
     def _flush(self) -> None:
-        save_file(self._held, self._folder / f"{len(self._written)}.part", metadata={"format": "pt"})
+        tensor_files.write(self._folder / f"{len(self._written)}.part", self._held, {"format": "pt"})
         self._written.append(list(self._held))
         self._held, self._bytes = {}, 0
 
