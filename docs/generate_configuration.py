@@ -95,7 +95,8 @@ MEANINGS = {
     "training.optimizer.weight_decay": "Decoupled for adamw.",
     "training.schedule.name": "Learning rate over the steps of one stage.",
     "training.exit.min_delta": "See `training.exit.plateau`.",
-    "training.precision": "bf16 and fp16 run under autocast; fp16 with a gradient scaler.",
+    "training.precision": "bf16 and fp16 run under autocast; fp16 with a gradient scaler. auto: bf16 where the device "
+    "has instructions for it, else fp16 on a GPU and fp32 on a CPU (docs/language-models.md).",
     "training.label_smoothing": "Of the training loss.",
     "training.activation_checkpointing": "Recompute activations in the backward pass to save memory.",
     "training.channels_last": "Memory format of images and weights.",

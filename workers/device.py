@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cache_store.formats.torch_dtypes import TORCH
+from workers.specs.capability import Capability, cpu_capability
 from workers.specs.experiment import COMPUTED, Precision
+
+_log = logging.getLogger("segprop.worker")
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
@@ -28,6 +33,21 @@ def to_device(tensor: Tensor, device: torch.device, *, memory_format: torch.memo
 
 #: What autocast computes in.
 DTYPES: dict[str, torch.dtype] = {precision: TORCH[name] for precision, name in COMPUTED.items()}
+
+
+def capability_of(device: torch.device) -> Capability:
+    """Say what a device that is here computes in."""
+    if device.type == "cuda":
+        return Capability("cuda", version=torch.cuda.get_device_capability(device))
+    return cpu_capability()
+
+
+@cache
+def name_emulated(device: torch.device, precision: Precision) -> None:
+    """Log, once a process, that a device only emulates the precision it is about to train in."""
+    warning = capability_of(device).warning(precision)
+    if warning is not None:
+        _log.warning("%s", warning)
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:

@@ -202,7 +202,7 @@ def measure(case: str, config: str) -> Json:
     from workers.domains.sums import Sums
     from workers.environment import WorkerEnvironment, prepare_process
     from workers.training.batches import micro_batches
-    from workers.training.shuffle import epoch_order
+    from workers.training.shuffle import epoch_order, order_seed
     from workers.training.trainer import StageTrainer
 
     _, order = order_of(config, *STAGES[case])
@@ -215,7 +215,7 @@ def measure(case: str, config: str) -> Json:
     train = stage.train
     loaded = micro_batches(
         stage.inputs.by_split["train"],
-        epoch_order(task.experiment.seed, 0, stage.inputs.sources["train"].rows),
+        epoch_order(order_seed(task.experiment.seed, task.ordered_by), 0, stage.inputs.sources["train"].rows),
         batch_size=train.batch_size,
         micro=train.micro,
         view=0,

@@ -32,7 +32,7 @@ from workers.models.resnet import parts as resnet
 from workers.seeds import derive_seed
 from workers.specs.as_json import from_json
 from workers.specs.experiment import Experiment, ImageSpec, ResNetSpec
-from workers.training.shuffle import epoch_order
+from workers.training.shuffle import epoch_order, order_seed
 
 Tensors = tuple[Tensor, ...]
 
@@ -86,7 +86,7 @@ class Plain:
                 adapter = resnet.build_adapter(self.model, self.size, self.classes, index + 1, n, seed)
                 parts.append(adapter.to(memory_format=torch.channels_last))
             path = nn.Sequential(*parts, head)
-            stages.append(self.train(path, rows))
+            stages.append(self.train(stage if index else None, path, rows))
             torch.save({"block": block.state_dict(), "head": head.state_dict()}, self.folder / f"{name}.pt")
             finished.append(block)
             if index + 1 < len(self.blocks):
@@ -98,7 +98,7 @@ class Plain:
         }
         return {"first_step": first_step, "finished": time.time(), "stages": stages, "scores": scores}
 
-    def train(self, path: nn.Module, rows: dict[str, Rows]) -> dict[str, Any]:
+    def train(self, stage: str | None, path: nn.Module, rows: dict[str, Rows]) -> dict[str, Any]:
         """Train the path; the best epoch's weights stay in it."""
         settings = self.settings
         optimizer = torch.optim.AdamW(path.parameters(), lr=settings["lr"], weight_decay=0.01, fused=True)
@@ -111,11 +111,11 @@ class Plain:
         began = time.monotonic()
         for epoch in range(epochs):
             path.train()
-            order = epoch_order(self.experiment.seed, epoch, count)
+            order = epoch_order(order_seed(self.experiment.seed, stage), epoch, count)
             total = torch.zeros(())
             for step in range(steps):
                 index = order[step * batch : (step + 1) * batch]
-                done = (epoch * steps + step) / max(1, epochs * steps - 1)
+                done = (epoch * steps + step) / (epochs * steps)
                 for group in optimizer.param_groups:
                     group["lr"] = settings["lr"] * 0.5 * (1 + math.cos(math.pi * done))
                 inputs = _channels_last(train.load(index, epoch % settings["views"]))

@@ -417,9 +417,22 @@ def config_class(name: str) -> type[Config]:
 
 def config_of(raw: Mapping[str, Any]) -> type[Config]:
     """The class of a configuration file, by `model.family`: then only what it may say is offered."""
+    return config_class(_family_name(raw))
+
+
+def _family_name(raw: Mapping[str, Any]) -> str:
     model = raw.get("model")
     name = model.get("family", DEFAULT) if isinstance(model, Mapping) else DEFAULT
-    return config_class(name if isinstance(name, str) else DEFAULT)
+    return name if isinstance(name, str) else DEFAULT
+
+
+def fill_in(raw: dict[str, Any]) -> None:
+    """Put what a raw configuration leaves out of `training`, and its kind of data has a default of its own for, into
+    it. What is no section is left for the checks that follow. ConfigError when the family is not known."""
+    training = raw.setdefault("training", {})
+    if isinstance(training, dict):
+        for key, value in planning_of_family(_family_name(raw)).training.items():
+            training.setdefault(key, value)
 
 
 #: The sections that a regime may override.

@@ -270,7 +270,7 @@ class Driver:
             production=Production(
                 shared=self._runner.slots > 1,
                 helper=helper,
-                first_epoch=schedule.first_epoch(self._plan, node),
+                first_asked=schedule.first_asked(self._plan, node),
                 unfinished={
                     role: parent
                     for role, parent in node.parents.items()

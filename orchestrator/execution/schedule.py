@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
 from orchestrator.plan.graph import Node, Plan
+from workers.specs.orders import FirstAsked
 
 Ids = AbstractSet[str]
 NONE: frozenset[str] = frozenset()
@@ -108,14 +109,16 @@ def spare(
     return chosen
 
 
-def first_epoch(plan: Plan, node: Node) -> int | None:
-    """Of a set: the epoch in which a stage first asks for its shards in an order of that epoch; None where it asks
-    for all at once, or in the order of the data set."""
+def first_asked(plan: Plan, node: Node) -> FirstAsked | None:
+    """Of a set: the stage, and its epoch, that first asks for its shards in an order of that epoch; None where all are
+    asked for at once, or in the order of the data set. Of several stages, the first of the plan."""
     view = node.task.get("view")
     if not node.makes_set or view is None:
         return None
-    readers = (plan.node(reader).task for reader in plan.readers(node.id))
-    return int(view) if any(task.get("window") is not None for task in readers) else None
+    for reader in plan.in_order(plan.readers(node.id)):
+        if reader.task.get("window") is not None:
+            return FirstAsked(reader.task["name"], int(view))
+    return None
 
 
 def superfluous(plan: Plan, node: Node, *, committed: Ids) -> bool:

@@ -151,6 +151,7 @@ def _notes(prepared: Prepared) -> Iterator[str]:
             "Not measured yet (snapshots.costs: measured): what is stored is decided by counted work here, and for "
             "good once the run has measured one of its slots."
         )
+    yield from (f"Warning: {warning}." for warning in prepared.warnings)
     basis = "measured (resources.gflops)" if config.resources.gflops != "auto" else "nominal speeds"
     yield (
         f"Predicted: {human_seconds(everything.seconds)} of work in one slot (slots: {slots}), "

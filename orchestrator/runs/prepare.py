@@ -6,7 +6,6 @@ set, the file of initial weights, the run directory and the space for snapshots.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from cache_store.records.nodes import NodeStore
 from cache_store.storage.durable import write_atomically
 from cache_store.storage.open import existing_storage
 from orchestrator.config import load as configuration
+from orchestrator.config.precision import has_gpu, planned_device
 from orchestrator.config.rates import Rates
 from orchestrator.config.rules import ray_jobs
 from orchestrator.config.rules.check import sound
@@ -56,6 +56,13 @@ class Prepared:
     @property
     def run_dir(self) -> Path:
         return Path(self.config.run_dir)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know before anything is trained, in sentences."""
+        device = planned_device(self.config.resources.model_dump())
+        trained = {node.task["train"]["precision"]: None for node in self.plan.nodes if node.trains}
+        return tuple(warning for precision in trained if (warning := device.warning(precision)) is not None)
 
 
 def prepare(
@@ -204,17 +211,12 @@ def _data_problems(error: UserError, document: Document, known: Sequence[Problem
 
 def _rates(config: Config) -> Rates:
     """As `Config.rates`, with a look at this machine where the configuration leaves the device open."""
-    return config.rates("cuda" if config.resources.device == "auto" and _has_gpu() else "cpu")
+    return config.rates("cuda" if config.resources.device == "auto" and has_gpu() else "cpu")
 
 
 def _on_gpu(config: Config) -> bool:
     device = config.resources.device
-    return device == "cuda" or (device == "auto" and _has_gpu())
-
-
-def _has_gpu() -> bool:
-    # Asking torch would take seconds; a wrong guess changes nothing but predicted times.
-    return os.path.exists("/dev/nvidia0") and os.environ.get("CUDA_VISIBLE_DEVICES", "0") != ""
+    return device == "cuda" or (device == "auto" and has_gpu())
 
 
 def claim_run_dir(prepared: Prepared) -> None:

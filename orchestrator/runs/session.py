@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ from orchestrator.runners.factory import make_runner
 from orchestrator.runners.gang_size import runs_together
 from orchestrator.runs.prepare import Prepared, check_space, with_figures
 from orchestrator.runs.results import _export_finished, _write_results
+
+_log = logging.getLogger("segprop.plan")
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
@@ -88,6 +91,8 @@ def leased(prepared: Prepared, plan: Plan, storage: Storage, take_over: bool) ->
     digest = write_plan(storage, config.run, plan)
     write_run(storage, digest, RunRecord.of(config.run, plan))
     with journal(run_dir, config.run):
+        for warning in prepared.warnings:
+            _log.warning("%s", warning)
         claim = Claim(digest, config.run, str(run_dir.absolute()), take_over, before=read_pointer(run_dir))
         lease = RunLease.acquire(
             storage,

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from workers.models.base import Finding
@@ -65,6 +66,8 @@ class DomainPlanning(ABC, Generic[DataT, OutlineT]):
     libraries: ClassVar[tuple[str, ...]]
     #: Metrics of an evaluation; the first is the one that trials of a sweep are compared by.
     metrics: ClassVar[tuple[str, ...]]
+    #: Settings of `training` that are other than `TrainSpec` says where nothing is said.
+    training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     @abstractmethod
     def inspect(self, data: DataT, seed: int) -> OutlineT:

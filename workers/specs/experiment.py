@@ -19,7 +19,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from workers.specs.language import LoraSpec, TextSpec
 from workers.specs.model import ModelSpec
 
-Precision = Literal["fp32", "bf16", "fp16"]
+#: `auto` is for configurations alone: `orchestrator.config.precision` settles it before a plan is made.
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 #: Precision -> the dtype that is computed in, by its name in `cache_store.formats.dtypes`.
 COMPUTED: dict[str, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SnapshotDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -106,9 +107,10 @@ class ScheduleSpec:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     name: Literal["cosine", "linear", "constant"] = "constant"
-    #: Linear warm-up over this share of the stage's steps.
+    #: Linear warm-up from 0 over this share of the stage's steps.
     warmup: Annotated[float, Ge(0), Lt(1)] = 0.0
-    #: Final rate as a share of the base rate (cosine, linear).
+    #: What the rate goes down to, as a share of the base rate (cosine, linear): reached one step after the last, as in
+    #: transformers.
     final: Annotated[float, Ge(0), Le(1)] = 0.0
 
 
@@ -145,7 +147,8 @@ class TrainSpec:
     #: Max gradient norm (after unscaling); None: no clipping.
     clip: Annotated[float, Gt(0)] | None = None
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
-    #: Drop the last short batch of a training epoch (kept anyway when it is the only one).
+    #: Drop the last short batch of a training epoch (kept anyway when it is the only one). Language models: false where
+    #: nothing is said.
     drop_last: bool = True
     #: Commit the weights of the best validation epoch or of the last.
     commit: Literal["best", "last"] = "best"

@@ -15,6 +15,14 @@ Strategy = Literal["ddp", "fsdp2"]
 
 
 @dataclass(frozen=True)
+class FirstAsked:
+    """Which order of shards a set is first read in: that of this epoch of this stage."""
+
+    stage: str
+    epoch: int
+
+
+@dataclass(frozen=True)
 class Production:
     """How the shards of snapshot sets are shared among those who make them. Nothing here changes a result."""
 
@@ -22,8 +30,9 @@ class Production:
     shared: bool = False
     #: Of a materialize node: 0 finishes and commits it, others take shards as long as there are free ones and leave.
     helper: int = 0
-    #: Of a materialize node: the epoch in whose order of shards the set will first be asked for; None: in no order.
-    first_epoch: int | None = None
+    #: Of a materialize node: the stage and the epoch in whose order of shards the set will first be asked for; None: in
+    #: no order.
+    first_asked: FirstAsked | None = None
     #: Of a stage: role -> materialize node of the sets it reads that are not finished. It makes what it finds missing
     #: itself, unless somebody is at it, and commits the nodes of those that are whole in the end.
     unfinished: Mapping[str, str] = field(default_factory=dict)

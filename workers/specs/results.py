@@ -231,7 +231,7 @@ class LeftSets(_Record):
 class StageResult(_Record):
     """A stage, or a round of one, that was trained; or left out by the run's exit (`epochs` empty, no `memory`)."""
 
-    OMITTED = ("scaler", "train_spec", "swallowed", "warnings", "partial", "waited_s")
+    OMITTED = ("scaler", "train_spec", "swallowed", "warnings", "emulated", "partial", "waited_s")
 
     stage: str
     parts: Mapping[str, PartRecord]
@@ -257,6 +257,8 @@ class StageResult(_Record):
     swallowed: float | None = None
     #: What the user should know, in sentences.
     warnings: tuple[str, ...] | None = None
+    #: The precision it was trained in, where the device has no instructions for it.
+    emulated: str | None = None
     where: Where
     #: Where others worked on its sets: those that are not whole, and how long it waited for somebody else's shards.
     partial: Mapping[str, PartialSet] | None = None

@@ -164,6 +164,12 @@ class StageTask:
         return range(self.train.epochs) if self.round is None else range(self.round.first, self.round.end)
 
     @property
+    def ordered_by(self) -> str | None:
+        """The name that its orders of samples go by. None for a stage that starts at the raw inputs: every regime has
+        one such stage, the first, and their orders are the same, so that regimes are compared on equal terms."""
+        return None if self.boundary is None else self.name
+
+    @property
     def goes_on(self) -> bool:
         """Tell whether a later round continues this one."""
         return self.epochs.stop < self.train.epochs

@@ -12,11 +12,11 @@ from workers.domains.registry import domain_of
 from workers.environment import WorkerEnvironment
 from workers.snapshots.boundary import StoredBoundary, snapshot_counters
 from workers.snapshots.production import Made, MadeFigures, SharedSet, whole_set
-from workers.specs.orders import Parents, Production
+from workers.specs.orders import FirstAsked, Parents, Production
 from workers.specs.results import MaterializeResult
 from workers.specs.tasks import MaterializeTask
 from workers.tasks.gate import reached
-from workers.training.shuffle import shard_order
+from workers.training.shuffle import order_seed, shard_order
 from workers.weights import Weights
 
 
@@ -47,7 +47,7 @@ def materialize(
         )
         return attempt.commit(nothing.to_json())
     watch = _Watch(boundary, environment, domain.row_unit)
-    work = _Work(boundary, task.experiment.seed, production.first_epoch)
+    work = _Work(boundary, task.experiment.seed, production.first_asked)
     if not production.shared:
         watch.over(work.alone())
         seconds = time.monotonic() - started
@@ -69,10 +69,13 @@ def materialize(
 class _Work:
     """Fill a set, in one of three ways; each yields the shards it has made."""
 
-    def __init__(self, boundary: StoredBoundary, seed: int, first_epoch: int | None) -> None:
+    def __init__(self, boundary: StoredBoundary, seed: int, first: FirstAsked | None) -> None:
         self._boundary = boundary
         shards = boundary.spec.shards
-        order = range(shards) if first_epoch is None else shard_order(seed, first_epoch, shards).tolist()
+        if first is None:
+            order = list(range(shards))
+        else:
+            order = shard_order(order_seed(seed, first.stage), first.epoch, shards).tolist()
         self._place = {index: place for place, index in enumerate(order)}
 
     def missing(self) -> list[int]:

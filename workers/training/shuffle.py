@@ -1,4 +1,7 @@
-"""Order the samples of an epoch: a function of the seed, the epoch and where samples lie, alone.
+"""Order the samples of an epoch: a function of the seed, the stage, the epoch and where samples lie, alone.
+
+The seed of every order is `order_seed`, which the name of the stage is part of: what the last step of an epoch leaves
+out (training.drop_last), or what comes late in it, is not the same in every stage.
 
 *global*: every order of all samples is equally likely; any batch may need any shard. *window*: the shards are
 visited in a shuffled order, a few of them open at a time, and samples are drawn from the open ones. No torch here:
@@ -17,8 +20,14 @@ from workers.seeds import derive_seed
 Order = npt.NDArray[np.int64]
 
 
+def order_seed(seed: int, stage: str | None) -> int:
+    """Derive the seed of a stage's orders from that of the run: the same in all its rounds, on all its ranks, and in
+    every regime that has a stage of this name. `stage`: `StageTask.ordered_by`; None has the run's own seed."""
+    return seed if stage is None else derive_seed(seed, "orders of", stage)
+
+
 def epoch_order(seed: int, epoch: int, rows: int) -> Order:
-    """Permute 0..rows-1 (int64): a function of (seed, epoch, rows) alone, the same in every regime."""
+    """Permute 0..rows-1 (int64): a function of (seed, epoch, rows) alone. `seed`: an `order_seed`, as below."""
     return _generator(seed, "order", epoch).permutation(rows)
 
 

@@ -19,7 +19,7 @@ from workers.specs.orders import Parents, Production
 from workers.specs.results import SnapshotCounters
 from workers.specs.tasks import StageTask, snapshot_role
 from workers.training.batches import Inputs, RawInputs, StoredInputs, samples_of_steps, steps_per_epoch
-from workers.training.shuffle import epoch_order, windowed_order
+from workers.training.shuffle import epoch_order, order_seed, windowed_order
 from workers.weights import Weights
 
 SPLITS = ("train", "validation")
@@ -121,7 +121,7 @@ class StageInputs:
 
     def order(self, epoch: int) -> np.ndarray:
         """Give the samples of the train split in the order of an epoch: int64."""
-        seed, source = self._task.experiment.seed, self.sources["train"]
+        seed, source = order_seed(self._task.experiment.seed, self._task.ordered_by), self.sources["train"]
         if self._task.window is None:
             return epoch_order(seed, epoch, source.rows)
         sizes = geometry_of(self._domain, self._task.stored_boundary, source).shard_samples

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from cache_store.records.nodes import Attempt, Commit
+from workers.device import capability_of
 from workers.environment import WorkerEnvironment
 from workers.models.chain import write_part
 from workers.snapshots.production import commit_made_along
@@ -69,7 +70,7 @@ class Finished:
 
     def _result(self, parts: dict[str, PartRecord]) -> StageResult:
         """Sum up the stage. Every rank of a gang must take part."""
-        progress, task = self.state.progress, self.task
+        progress, task, precision = self.state.progress, self.task, self.task.train.precision
         own = [epoch for epoch in progress.history if epoch.epoch in task.epochs]
         steps = progress.global_step - task.epochs.start * self.inputs.per_epoch
         forwards = self.inputs.forwards(steps, len(own))
@@ -96,6 +97,7 @@ class Finished:
             train_spec=asdict(task.train),
             swallowed=swallowed,
             warnings=rounding_warnings(swallowed, task.train.optimizer.rounding),
+            emulated=None if capability_of(self.environment.device).computes(precision) else precision,
             where=where,
         )
 

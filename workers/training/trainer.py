@@ -20,6 +20,7 @@ from cache_store.crashpoints import reach
 from cache_store.errors import Interrupted, TrainingDiverged
 from cache_store.records.nodes import Attempt, Commit
 from workers.control import Update
+from workers.device import name_emulated
 from workers.domains.registry import domain_of
 from workers.domains.sums import Sums
 from workers.environment import WorkerEnvironment
@@ -104,6 +105,8 @@ class StageTrainer:
         Raises TrainingDiverged when a loss is not finite (the last good checkpoint stays) and Interrupted, after
         a checkpoint, when asked to stop.
         """
+        if self.gang.leads:
+            name_emulated(self.device, self.train.precision)
         self.state.restore(self._parents)
         # What lies before it is hand-over.
         first_step = time.time()

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from cache_store.errors import ConfigError, UserError
 from orchestrator.config.messages import validated
+from orchestrator.config.precision import settle
 from orchestrator.config.rules import base, gangs, models
 from orchestrator.config.schema import (
     OVERRIDES,
@@ -22,6 +23,7 @@ from orchestrator.config.schema import (
     Regime,
     config_class,
     config_of,
+    fill_in,
     merge,
     plain,
     validate,
@@ -66,10 +68,12 @@ def check(document: Document) -> Checked:
     """Find every problem that can be found without looking at the data."""
     findings: list[Finding] = []
     raw = copy.deepcopy(document.data)
+    settle(raw)
     try:
         kind = config_of(document.data)
     except ConfigError as error:
         return _unknown_family(document, raw, error)
+    fill_in(raw)
     config = validated(kind, raw, (), findings)
     found: object | None = None
     inspected = False

@@ -64,8 +64,8 @@ def rate(train: experiment.TrainSpec, step: int, total: int) -> float:
     base, schedule = train.optimizer.lr, train.schedule
     warm = round(schedule.warmup * total)
     if step < warm:
-        return base * (step + 1) / warm
-    return base if schedule.name == "constant" else base * (1 - (step - warm) / (total - warm - 1))
+        return base * step / warm
+    return base if schedule.name == "constant" else base * (1 - (step - warm) / (total - warm))
 
 
 def labelled(batch: TextBatch) -> torch.Tensor:

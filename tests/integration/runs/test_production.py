@@ -18,7 +18,7 @@ from cache_store.records.leases import Leases
 from cache_store.snapshots.store import SnapshotSet
 from orchestrator.runs.prepare import prepare
 from workers.control import ThreadControl, Update
-from workers.specs.orders import Production, WorkOrder
+from workers.specs.orders import FirstAsked, Production, WorkOrder
 from workers.tasks.execute import execute
 
 CHANGES: dict[str, Any] = {
@@ -80,7 +80,9 @@ def test_production_changes_no_bit_and_runs_each_frozen_block_once_a_sample_and_
     if (production, slots) == ("overlap", 1):
         assert made == [], "one slot: the stages make their own sets"
     elif production == "overlap":
-        assert {order.production.first_epoch for order in made} == {0, None, 1}, "the order of need"
+        asked = {order.production.first_asked for order in made}
+        first = {FirstAsked(stage, epoch) for stage in ("stage2-seg3", "stage3-seg4") for epoch in (0, 1)}
+        assert asked == {*first, None}, "the order of need"
         stages = [order.key for order in runner.submitted if order.kind in ("train", "materialize")]
         assert stages.index(lab.node(READER).id) < stages.index(lab.node(VIEW0).id), "the stage starts first"
     else:

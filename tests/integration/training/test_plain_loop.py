@@ -52,8 +52,8 @@ def rate(train: experiment.TrainSpec, step: int, total: int) -> float:
     base, schedule = train.optimizer.lr, train.schedule
     warm = round(schedule.warmup * total)
     if step < warm:
-        return base * (step + 1) / warm
-    share = (step - warm) / (total - warm - 1)
+        return base * step / warm
+    share = (step - warm) / (total - warm)
     decay = {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[schedule.name]
     return base * (schedule.final + (1 - schedule.final) * decay) if schedule.name != "constant" else base
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from safetensors.torch import load_file
 
 from cache_store.errors import ConfigError, TrainingDiverged
 from cache_store.records.nodes import Commit
+from workers import device
 from workers.control import ThreadControl, Update
 from workers.environment import WorkerEnvironment
 from workers.models.chain import State, cpu_state
 from workers.models.resnet import single_samples
 from workers.specs import as_json, experiment
+from workers.specs.capability import Capability
 from workers.specs.tasks import StageTask
 from workers.tasks import execute
 from workers.training import clocks, trainer
@@ -153,10 +156,13 @@ def test_the_schedule_starts_again_at_its_base_rate_with_every_stage(folder: Pat
     )
     rates = []
     for label in (STAGE, "segprop/stage2-seg2"):
-        rates.append([epoch["lr"] for epoch in lab.run(label).result["epochs"]])
+        result = lab.run(label).result
+        rates.append([epoch["lr"] for epoch in result["epochs"]])
     assert rates[0] == rates[1]
     assert rates[0][0] > 0.75 * 2e-3
-    assert rates[0][-1] == pytest.approx(2e-5)
+    steps = result["steps"]
+    left = 0.5 * (1 + math.cos(math.pi * (steps - 1) / steps))
+    assert rates[0][-1] == pytest.approx(2e-5 + 0.99 * 2e-3 * left), "one step before the final rate is reached"
 
 
 def test_carried_optimizer_state_is_the_global_heads_alone(folder: Path) -> None:
@@ -226,6 +232,51 @@ def test_snapshots_are_what_later_stages_read(seen: dict[str, Seen]) -> None:
         hits = item.commit.result["snapshot"]["hits"]
         assert (hits > 0) == (item.task.source == "snapshots"), label
         assert item.commit.result["snapshot"]["misses"] == 0
+
+
+# -- orders of samples, and the device ----------------------------------------------------------------------------
+
+
+def test_every_stage_of_a_regime_leaves_other_samples_out_and_first_stages_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_out: dict[str, frozenset[int]] = {}
+
+    class Watched(StageTrainer):
+        def run(self) -> Commit | None:
+            order = self.inputs.order(0)
+            assert sorted(order) == list(range(len(order)))
+            left_out[self.task.name] = frozenset(order[self.inputs.per_epoch * self.train.batch_size :].tolist())
+            return super().run()
+
+    monkeypatch.setattr(execute, "StageTrainer", Watched)
+    changes = {"regimes": ["e2e", "segprop"], "training.epochs": 1, "data.train_limit": 44, "seed": 11}
+    lab = Lab.make(folder, changes)
+    for regime in lab.prepared.plan.regimes.values():
+        for node in regime.stages:
+            lab.run(lab.prepared.plan.node(node).label)
+    assert all(len(samples) == 12 for samples in left_out.values())
+    assert left_out.pop("e2e") == left_out["stage1-base"]
+    assert len(set(left_out.values())) == len(left_out) > 2
+
+
+@pytest.mark.parametrize(("flags", "emulated"), [({"avx512_bf16"}, None), ({"avx2"}, "bf16")])
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="what this machine's CPU can do is replaced")
+def test_a_precision_that_the_device_emulates_is_named_before_training_and_in_the_commit(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    flags: set[str],
+    emulated: str | None,
+) -> None:
+    monkeypatch.setattr(device, "cpu_capability", lambda: Capability("cpu", frozenset(flags)))
+    device.name_emulated.cache_clear()
+    lab = Lab.make(tmp_path, {"training.precision": "bf16", "training.epochs": 1, "data.train_limit": 32})
+    commit = lab.run(STAGE)
+    device.name_emulated.cache_clear()
+    assert commit.result.get("emulated") == emulated
+    named = [record for record in caplog.records if "no instructions" in record.getMessage()]
+    assert len(named) == (emulated is not None)
 
 
 # -- what is counted ----------------------------------------------------------------------------------------------

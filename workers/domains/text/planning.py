@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from workers.domains.planning import DomainPlanning, SplitRows
@@ -25,6 +26,8 @@ class TextPlanning(DomainPlanning[TextSpec, "TextOutline"]):
     group_rows = 16
     evaluation_batch = 16
     metrics = ("loss", "perplexity", "accuracy", "token_accuracy")
+    # Fine-tuning is often one epoch of large batches: what the last one would leave out is seen by no epoch.
+    training = MappingProxyType({"drop_last": False})
 
     def inspect(self, data: TextSpec, seed: int) -> TextOutline:
         from workers.data.text.inspect import inspect_text

@@ -14,6 +14,7 @@ from orchestrator.costs.formulas import Estimate
 from orchestrator.execution import schedule
 from orchestrator.execution.ready_queue import ReadyQueue
 from orchestrator.plan.graph import Node, Plan
+from workers.specs.orders import FirstAsked
 
 
 class World:
@@ -366,12 +367,20 @@ def test_overlapping_stages_come_to_an_end_whatever_makes_their_sets(plan: Plan,
     assert partial <= plan.kept
 
 
-def test_a_set_is_made_in_the_order_of_the_epoch_that_first_asks_for_it_where_shards_have_one() -> None:
+def test_a_set_is_made_in_the_order_of_the_stage_and_epoch_that_first_ask_for_it_where_shards_have_one() -> None:
     def plan_with(window: int | None) -> Plan:
-        stage = Node("t", "train", "t", ("r",), {"window": window}, {"a": "v1", "b": "val"}, Estimate())
+        reads = {"a": "v1", "b": "val"}
+        stages = [
+            Node(name, "train", name, ("r",), {"window": window, "name": name}, reads, Estimate())
+            for name in ("stage2-seg2", "final")
+        ]
         view = Node("v1", "materialize", "v1", ("r",), {"view": 1}, {}, Estimate())
         validation = Node("val", "materialize", "val", ("r",), {"view": None}, {}, Estimate())
-        return make_plan([view, validation, stage], ["t"])
+        return make_plan([view, validation, *stages], ["stage2-seg2", "final"])
 
-    assert [schedule.first_epoch(plan_with(4), node) for node in plan_with(4).nodes] == [1, None, None]
-    assert [schedule.first_epoch(plan_with(None), node) for node in plan_with(None).nodes] == [None] * 3
+    def asked(window: int | None) -> list[FirstAsked | None]:
+        plan = plan_with(window)
+        return [schedule.first_asked(plan, node) for node in plan.nodes]
+
+    assert asked(4) == [FirstAsked("stage2-seg2", 1), None, None, None]
+    assert asked(None) == [None] * 4

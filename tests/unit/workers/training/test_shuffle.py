@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.training.shuffle import Order, epoch_order, shard_order, windowed_order
+from workers.training.shuffle import Order, epoch_order, order_seed, shard_order, windowed_order
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=30)
 
@@ -71,3 +71,11 @@ def test_batches_mix_samples_of_about_as_many_shards_as_the_window_holds() -> No
 def test_impossible_windows_are_refused(sizes: list[int], window: int) -> None:
     with pytest.raises(ValueError, match="window"):
         windowed_order(0, 0, sizes, window)
+
+
+def test_every_stage_orders_its_epochs_in_its_own_way_and_leaves_other_samples_out() -> None:
+    orders = [epoch_order(order_seed(3, stage), 0, 100) for stage in ("stage1-base", "stage2-seg2", "stage3-seg3")]
+    left_out = [frozenset(order[96:].tolist()) for order in orders]
+    assert len(set(left_out)) == 3
+    assert np.array_equal(orders[0], epoch_order(order_seed(3, "stage1-base"), 0, 100))
+    assert order_seed(3, "stage1-base") != order_seed(4, "stage1-base")
