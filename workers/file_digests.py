@@ -15,11 +15,13 @@ import logging
 import os
 import threading
 import time
-import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from cache_store.errors import SegpropError
+from cache_store.storage.durable import write_atomically
 
 _log = logging.getLogger("segprop.files")
 
@@ -161,15 +163,10 @@ class _Memory:
             return
         kept = {state: digest for state, digest in self._load().items() if state not in self._used} | self._used
         body = {"format": _FORMAT, "digests": dict(list(kept.items())[-_ENTRIES:])}
-        temporary = self._path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex}")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(body))
-            os.replace(temporary, self._path)
-        except OSError as error:
+            write_atomically(self._path, json.dumps(body).encode())
+        except (OSError, SegpropError) as error:
             _log.debug("digests of files are not remembered: %s", error)
-            with contextlib.suppress(OSError):
-                temporary.unlink()
 
     def _load(self) -> dict[str, str]:
         try:
