@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from cache_store.records.nodes import Commit, NodeStore
 from workers.models.base import COMPANION, Export
 from workers.models.registry import family_of
-from workers.overlap import TRAINED_QUESTIONS, TrainedQuestions
+from workers.overlap import TrainedQuestions
 from workers.specs.experiment import Experiment
+from workers.specs.export_files import TRAINED_QUESTIONS
 from workers.specs.results import HeldParts, ModelResult
 
 if TYPE_CHECKING:

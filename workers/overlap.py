@@ -21,10 +21,6 @@ import numpy as np
 
 from cache_store.errors import DataError
 
-#: What an exported folder says of itself; its key `questions` names the file of digests.
-FACTS = "segprop.json"
-#: The file in an exported folder, and in the commit of a data node.
-TRAINED_QUESTIONS = "segprop_questions.npz"
 FORMAT = 1
 #: Words in a row that make two questions near-duplicates.
 WORDS = 13

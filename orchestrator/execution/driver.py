@@ -77,7 +77,8 @@ class DriverSettings:
 
 
 class Driver:
-    """Carries a plan out on a runner."""
+    """Carry a plan out on a runner. One class, because every step of the loop reads and changes the same few things:
+    what runs, what waits, what is committed."""
 
     def __init__(
         self,

@@ -23,8 +23,8 @@ from orchestrator.runs.prepare import Prepared
 from orchestrator.trackers.table import track
 from workers.export import Trained
 from workers.export import export as write_export
-from workers.overlap import TRAINED_QUESTIONS
 from workers.specs.experiment import Experiment
+from workers.specs.export_files import TRAINED_QUESTIONS
 
 
 def report(prepared: Prepared) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cache_store.errors import DataError
-from workers.overlap import FACTS, TrainedQuestions
+from workers.overlap import TrainedQuestions
+from workers.specs.export_files import FACTS
 
 
 @dataclass(frozen=True)

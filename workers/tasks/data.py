@@ -9,8 +9,8 @@ from cache_store.records.nodes import Attempt, Commit
 from workers.control import Update
 from workers.domains.registry import prepare_data, trained_questions
 from workers.environment import WorkerEnvironment
-from workers.overlap import TRAINED_QUESTIONS
 from workers.specs import as_json, tasks
+from workers.specs.export_files import TRAINED_QUESTIONS
 
 
 def _prepare_data(task: tasks.DataTask, environment: WorkerEnvironment, attempt: Attempt) -> Commit:

@@ -16,7 +16,7 @@ from text_makers import mmlu_folder
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install segprop[eval]")
 
 from orchestrator.cli import main
-from workers.overlap import TRAINED_QUESTIONS
+from workers.specs.export_files import TRAINED_QUESTIONS
 
 STORY = "After the long walk home the tired man sat down by the old stone well and asked for some water"
 SAME = [f"{STORY} from whom", "his wife", "a child", "the smith", "nobody"]

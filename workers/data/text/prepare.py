@@ -96,6 +96,11 @@ def prepare_text(
         _tokenize(corpus, encoder, splits, todo, counter)
         for split in todo:
             splits[split].finish()
+    return _result(data, loaded, splits)
+
+
+def _result(data: TextSpec, loaded: Tokenizer, splits: Mapping[str, _Split]) -> dict[str, Any]:
+    """Sum up the prepared splits as the data node commits them."""
     statistics = {split: splits[split].summary["statistics"] for split in SPLITS}
     warnings = warnings_of(data, statistics)
     results = {split: splits[split].result() for split in SPLITS}

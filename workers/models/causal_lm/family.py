@@ -25,8 +25,8 @@ from workers.models.base import (
 )
 from workers.models.causal_lm import memory
 from workers.models.causal_lm.outline import LMOutline, LMPartOutline, lm_chain
-from workers.overlap import FACTS, TRAINED_QUESTIONS
 from workers.specs.experiment import ImageSpec, TrainSpec
+from workers.specs.export_files import FACTS, TRAINED_QUESTIONS
 from workers.specs.language import CausalLMSpec, TextSpec
 from workers.specs.model import FileDigests, expect
 from workers.specs.results import PartRecord

@@ -180,7 +180,8 @@ def test_event_files_have_rate_and_perplexity(tmp_path: Path, summary: dict[str,
 def test_a_plan_for_text_speaks_of_text(tmp_path: Path) -> None:
     stream = io.StringIO()
     prepared = prepare(
-        ROOT / "configs" / "lm_quickstart.yaml", [f"run_dir={tmp_path}", "split.base=4", "snapshots.mode=always"]
+        ROOT / "configs" / "lm_quickstart.yaml",
+        [f"run_dir={tmp_path}", "split.base=4", "snapshots.mode=always", "training.precision=fp32"],
     )
     print_plan(prepared, stream)
     text = stream.getvalue()

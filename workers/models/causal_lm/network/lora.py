@@ -30,7 +30,8 @@ def add_lora(part: nn.Module, lora: LoraSpec, seed: int, lm_head: bool = False) 
     targets = _targets(part, lora, lm_head)
     part.requires_grad_(False)
     # peft wants to be told; its layers look at what they are put on.
-    part.is_loaded_in_8bit = part.is_loaded_in_4bit = True  # type: ignore[assignment]
+    for mark in ("is_loaded_in_8bit", "is_loaded_in_4bit"):
+        setattr(part, mark, True)
     if not targets:
         return part
     config = LoraConfig(

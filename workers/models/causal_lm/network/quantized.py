@@ -89,7 +89,7 @@ def _matrix(module: nn.Module) -> Tensor | None:
     if type(module) is nn.Linear:
         return module.weight.detach()
     if type(module).__name__ == "Conv1D":  # GPT-2: the other way round
-        return module.weight.detach().t().contiguous()  # type: ignore[operator]
+        return cast("Tensor", module.weight).detach().t().contiguous()
     return None
 
 
@@ -105,7 +105,7 @@ def _int8(matrix: Tensor) -> nn.Module:
     # Rounded on the way to the device, which only happens to matrices that come from the host.
     layer.weight = bnb.Int8Params(matrix.cpu(), requires_grad=False).to(matrix.device)
     _count(layer, layer.weight.SCB)
-    return layer  # type: ignore[no-any-return]
+    return cast("nn.Module", layer)
 
 
 def _nf4(matrix: Tensor, dtype: torch.dtype) -> nn.Module:
@@ -118,7 +118,7 @@ def _nf4(matrix: Tensor, dtype: torch.dtype) -> nn.Module:
     # On some CPUs the first pass without gradients would repack the matrix into a form that has no backward pass.
     layer.support_avx512bf16_for_cpu = False
     _count(layer, layer.weight.quant_state.absmax)
-    return layer  # type: ignore[no-any-return]
+    return cast("nn.Module", layer)
 
 
 def _bitsandbytes() -> Any:

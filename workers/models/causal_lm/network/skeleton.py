@@ -25,6 +25,10 @@ _LAYER_COUNTS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "n
 
 #: Lists of the kind of every layer, which give the number where nothing else does.
 _LAYER_LISTS = ("layers_block_type", "layer_types")
+#: transformers' factory, whose functions are not annotated.
+UNTYPED_AUTO: Any = AutoModelForCausalLM
+#: transformers' mark on a parameter that its `_init_weights` should leave alone.
+_LEAVE_ALONE = "_is_hf_initialized"
 
 DTYPES = {name: TORCH[name] for name in COMPUTED.values()}
 
@@ -120,7 +124,7 @@ def _on_meta(config: PretrainedConfig, dtype: torch.dtype, attention: str, trust
     for kernel in [attention, "eager"] if attention == "sdpa" else [attention]:
         try:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                model = UNTYPED_AUTO.from_config(
                     config, dtype=dtype, attn_implementation=kernel, trust_remote_code=trust
                 )
         except Exception as e:  # whatever a model's constructor raises
@@ -200,7 +204,8 @@ def number_of_layers(values: Mapping[str, Any]) -> int | None:
 
 def initialize(model: PreTrainedModel, module: nn.Module) -> None:
     """Let the model's own code set what it sets in `module` itself; models inside models have rules of their own."""
-    (module if isinstance(module, PreTrainedModel) else model)._init_weights(module)  # type: ignore[no-untyped-call]
+    owner: Any = module if isinstance(module, PreTrainedModel) else model
+    owner._init_weights(module)
 
 
 def allocate(module: nn.Module, model: PreTrainedModel, device: str | torch.device) -> nn.Module:
@@ -211,7 +216,7 @@ def allocate(module: nn.Module, model: PreTrainedModel, device: str | torch.devi
     """
     module = module.to_empty(device=device)
     for parameter in module.parameters():
-        parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' mark for: leave alone
+        setattr(parameter, _LEAVE_ALONE, True)
     with torch.no_grad():
         for buffer in _computed(module).values():
             buffer.fill_(torch.nan)
@@ -221,7 +226,7 @@ def allocate(module: nn.Module, model: PreTrainedModel, device: str | torch.devi
         if _unset(module):
             _initialize_by_parents(module, model)
     for parameter in module.parameters():
-        del parameter._is_hf_initialized  # type: ignore[attr-defined]
+        delattr(parameter, _LEAVE_ALONE)
     if _unset(module):
         raise refuse(f"{model.config.model_type!r} has no rule for the values of its buffer {_unset(module)[0]!r}")
     return module

@@ -321,7 +321,8 @@ def _find(model: PreTrainedModel) -> Structure:
     layers, count = search.layers()
     owner = layers.rpartition(".")[0]
     embedding = search.path(model.get_input_embeddings(), "token embedding")
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    untyped: Any = model
+    head = untyped.get_output_embeddings()
     lm_head = search.path(head, "LM head")
     if not isinstance(head, nn.Linear) or "." in lm_head or not owner:
         raise search.fail("its LM head is no linear layer beside the layers")

@@ -83,15 +83,8 @@ class Checkpoint:
                 recipe = self._mapping.recipe(self._stored(name))
                 if recipe is None:
                     missing.append(name)
-                elif recipe.converter is None:
-                    source = recipe.sources[0][0]
-                    shape = self._tensors.shape(source)
-                    if shape != tuple(tensor.shape):
-                        wrong.append(
-                            f"{source!r} in {self._tensors.file(source)} is {shape}, not {tuple(tensor.shape)}"
-                        )
-                        if name in (self._embedding, self._head):
-                            wrong[-1] += f" (the vocabulary is {tensor.shape[0]} in the configuration)"
+                else:
+                    wrong += self._other_shape(name, tuple(tensor.shape), recipe)
         if missing:
             raise refuse(
                 f"{self._place} lacks {len(missing)} tensors of the model, first {', '.join(missing[:_SHOWN])}",
@@ -101,6 +94,19 @@ class Checkpoint:
         if wrong:
             more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
             raise refuse(f"shapes do not fit: {'; '.join(wrong[:_SHOWN])}{more}", "model.path", value=str(self._place))
+
+    def _other_shape(self, name: str, shape: tuple[int, ...], recipe: Recipe) -> list[str]:
+        """Say so where the checkpoint has another shape than `shape` for a tensor that is taken as it is."""
+        if recipe.converter is not None:
+            return []
+        source = recipe.sources[0][0]
+        stored = self._tensors.shape(source)
+        if stored == shape:
+            return []
+        text = f"{source!r} in {self._tensors.file(source)} is {stored}, not {shape}"
+        if name in (self._embedding, self._head):
+            text += f" (the vocabulary is {shape[0]} in the configuration)"
+        return [text]
 
     def state(self, part: str) -> dict[str, Tensor]:
         """The state of one part on the host in the types the model holds it in (the master type, but for what stays
@@ -122,7 +128,8 @@ class Checkpoint:
 
     def _recipe(self, stored: str) -> Recipe:
         recipe = self._mapping.recipe(stored)
-        assert recipe is not None, "checked at construction"
+        if recipe is None:
+            raise LookupError(f"{stored}: not in the checkpoint, which was checked at construction")
         return recipe
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import struct
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
     """The architecture a GGUF file describes, as in a config.json. ConfigError when it cannot be read."""
     for package in _PACKAGES:
         require(package, "loading GGUF files", "model.gguf")
-    return json.loads(_config(str(path), path.stat().st_mtime_ns))  # type: ignore[no-any-return]
+    return cast("dict[str, Any]", json.loads(_config(str(path), path.stat().st_mtime_ns)))
 
 
 @lru_cache(maxsize=4)
@@ -59,20 +60,17 @@ class GGUFTensors:
         for package in _PACKAGES:
             require(package, "loading GGUF files", "model.gguf")
         from gguf import GGUFReader
-        from transformers.modeling_gguf_pytorch_utils import (
-            TENSOR_PROCESSORS,
-            TensorProcessor,
-            get_gguf_hf_weights_map,
-            read_field,
-        )
+
+        # Without annotations.
+        library: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
 
         self._path = path
         try:
             reader = GGUFReader(path)
-            architecture = read_field(reader, "general.architecture")[0]  # type: ignore[no-untyped-call]
-            processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
-            self._processor: Any = processor(config=model.config.to_dict())  # type: ignore[no-untyped-call]
-            mapping = get_gguf_hf_weights_map(_Flat(model), self._processor)
+            architecture = library.read_field(reader, "general.architecture")[0]
+            processor = library.TENSOR_PROCESSORS.get(architecture, library.TensorProcessor)
+            self._processor: Any = processor(config=model.config.to_dict())
+            mapping = library.get_gguf_hf_weights_map(_Flat(model), self._processor)
         except _UNREADABLE as e:
             raise refuse(f"{path} is no readable GGUF file: {first_line(e)}", "model.gguf") from e
         # The reader maps the file: nothing is read before it is asked for.

@@ -17,7 +17,7 @@ from workers.models.causal_lm.network.skeleton import build_skeleton
 from workers.models.causal_lm.pretrained.checkpoint import Checkpoint
 from workers.models.causal_lm.pretrained.configs import config_json
 from workers.models.causal_lm.pretrained.locate import COMPANIONS, Located, locate
-from workers.overlap import TRAINED_QUESTIONS
+from workers.specs.export_files import TRAINED_QUESTIONS
 from workers.specs.language import CausalLMSpec
 
 

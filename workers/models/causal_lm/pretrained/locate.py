@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cache_store.errors import first_line
 from workers.models.causal_lm.errors import refuse
-from workers.overlap import TRAINED_QUESTIONS
+from workers.specs.export_files import TRAINED_QUESTIONS
 from workers.specs.language import CausalLMSpec
 
 #: Small files that make an export complete. Patterns are the hub's (fnmatch).
