@@ -164,7 +164,7 @@ def measure(settings: Settings) -> Json:
         targets = labels.to(device, non_blocking=True)
         with autocast(precision, device):
             logits = path(inputs)
-        scaler.scale(F.cross_entropy(logits.float(), targets)).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(scaler.scale(F.cross_entropy(logits.float(), targets)))
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_([p for p in path.parameters() if p.requires_grad], 1.0)
         scaler.step(optimizer)

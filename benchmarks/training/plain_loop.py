@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ class Plain:
         self.folder = folder
         torch.set_num_threads(settings["threads"])
         torch.use_deterministic_algorithms(True)  # the default of a stage: the same work, bit for bit
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        cast("Any", torch.utils.deterministic).fill_uninitialized_memory = False
         snapshots = SnapshotStore(open_storage(str(folder / "data")))
         data = prepare(from_json(ImageSpec, settings["data"]), snapshots)
         self.images = {
@@ -122,7 +122,7 @@ class Plain:
                 with torch.autocast("cpu", torch.bfloat16):
                     logits = path(inputs)
                 loss = F.cross_entropy(logits.float(), train.labels[torch.from_numpy(index)])
-                loss.backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 total += loss.detach()

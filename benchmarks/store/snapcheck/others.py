@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def measure(reading: Reading, folder: Path, rounds: int) -> Json:
             missing[name] = f"cannot be imported: {error}"
             continue
         epoch()
-        cases[name] = lambda epoch=epoch: timed(epoch)  # type: ignore[misc]
+        cases[name] = partial(timed, epoch)
     found = compare(cases, reading.spec.bytes, rounds)
     for name in MAKERS:
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -97,32 +98,33 @@ def _check(reading: Reading, seen: int) -> None:
         raise SystemExit(f"{seen} of {reading.activations.samples} samples were read")
 
 
-def _litdata(reading: Reading, place: Path) -> Callable[[], None]:
-    from litdata import StreamingDataset  # type: ignore[import-not-found]
-    from litdata.streaming.writer import BinaryWriter  # type: ignore[import-not-found]
+def _library(name: str) -> Any:
+    """Import what may not be installed, without types."""
+    return importlib.import_module(name)
 
-    writer = BinaryWriter(str(place), chunk_bytes=SHARD_BYTES)
+
+def _litdata(reading: Reading, place: Path) -> Callable[[], None]:
+    library, writers = _library("litdata"), _library("litdata.streaming.writer")
+    writer = writers.BinaryWriter(str(place), chunk_bytes=SHARD_BYTES)
     for index, sample in enumerate(_samples(reading)):
         writer.add_item(index, sample)
     writer.done()
     writer.merge()
-    data = StreamingDataset(str(place), shuffle=True)
+    data = library.StreamingDataset(str(place), shuffle=True)
     return lambda: _check(reading, _batches(reading, iter(data)))
 
 
 def _streaming(reading: Reading, place: Path) -> Callable[[], None]:
-    from streaming import MDSWriter, StreamingDataset  # type: ignore[import-not-found]
-
-    with MDSWriter(out=str(place), columns={"x": "bytes"}, size_limit=SHARD_BYTES) as writer:
+    library = _library("streaming")
+    with library.MDSWriter(out=str(place), columns={"x": "bytes"}, size_limit=SHARD_BYTES) as writer:
         for sample in _samples(reading):
             writer.write({"x": sample})
-    data = StreamingDataset(local=str(place), shuffle=True, batch_size=reading.batch)
+    data = library.StreamingDataset(local=str(place), shuffle=True, batch_size=reading.batch)
     return lambda: _check(reading, _batches(reading, (sample["x"] for sample in data)))
 
 
 def _datasets(reading: Reading, place: Path) -> Callable[[], None]:
-    import datasets  # type: ignore[import-untyped]
-
+    datasets = _library("datasets")
     made = datasets.Dataset.from_generator(
         lambda: ({"x": sample} for sample in _samples(reading)),
         features=datasets.Features({"x": datasets.Value("large_binary")}),
@@ -133,8 +135,7 @@ def _datasets(reading: Reading, place: Path) -> Callable[[], None]:
 
 
 def _webdataset(reading: Reading, place: Path) -> Callable[[], None]:
-    import webdataset  # type: ignore[import-not-found]
-
+    webdataset = _library("webdataset")
     place.mkdir()
     pattern = str(place / "%06d.tar")
     with contextlib.redirect_stdout(io.StringIO()), webdataset.ShardWriter(pattern, maxsize=SHARD_BYTES) as writer:
