@@ -97,7 +97,7 @@ def test_a_diagnosis_after_each_stage_is_a_task_a_question_and_a_section(
     expected = {}
     for stage in regime.stages:
         commit: Any = nodes.commit_of(stage)
-        state = load_file(tmp_path / "run" / "store" / commit["files"]["head.safetensors"]["path"])
+        state = load_file(tmp_path / "run" / "store" / commit.files["head.safetensors"].path)
         norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in state.values()))
         expected[plan.node(stage).task["name"]] = pytest.approx(norm, rel=1e-9)
     assert found == {"head_norm": expected}
