@@ -160,6 +160,22 @@ def test_the_weights_do_not_depend_on_how_large_a_slice_is(name: Any, monkeypatc
         assert torch.equal(one, other)
 
 
+def test_second_moments_decay_as_in_float32_though_a_step_is_less_than_their_precision() -> None:
+    """A step takes a thousandth off; the nearest bfloat16 to what is left is the number itself."""
+    decayed = {}
+    for rounding in ("stochastic", "nearest"):
+        held = [nn.Parameter(torch.zeros(4096, dtype=torch.bfloat16))]
+        optimizer = make(held, "adamw", rounding)
+        for step in range(501):
+            held[0].grad = torch.full_like(held[0], 1.0 if step == 0 else 0.0)
+            optimizer.step()
+            if step == 0:
+                first = optimizer.state[held[0]]["exp_avg_sq"].float().mean()
+        decayed[rounding] = float(optimizer.state[held[0]]["exp_avg_sq"].float().mean() / first)
+    assert decayed["stochastic"] == pytest.approx(0.999**500, rel=0.02)
+    assert decayed["nearest"] > 0.99
+
+
 def test_stochastic_rounding_keeps_two_bytes_a_number() -> None:
     held = parameters(torch.bfloat16)
     optimizer = make(held, "adamw", "stochastic")
