@@ -60,7 +60,8 @@ def run(
     Finished work is never done again: run the same command after an interruption, or with more regimes.
     Paths in the configuration are relative to the current directory."""
     from orchestrator.config.load import read_document
-    from orchestrator.runs.prepare import claim_run_dir, prepare_document
+    from orchestrator.runs.prepare import prepare_document
+    from orchestrator.runs.run_dir import check_run_dir
     from orchestrator.sweeps.prepare import is_sweep
 
     document = read_document(config, overrides or ())
@@ -72,7 +73,7 @@ def run(
 
         print_plan(prepared)
         return
-    claim_run_dir(prepared)
+    check_run_dir(prepared)
     from orchestrator.runs import session
 
     raise typer.Exit(session.execute(prepared, quiet=quiet, take_over=take_over))
@@ -100,7 +101,7 @@ def sweep(
 
 def _run_sweep(document: Document, *, dry_run: bool, quiet: bool, take_over: bool) -> None:
     """Run or print a sweep, and end the command."""
-    from orchestrator.sweeps.prepare import claim_sweep_dir, prepare_sweep_document
+    from orchestrator.sweeps.prepare import check_sweep_dir, prepare_sweep_document
 
     prepared = prepare_sweep_document(document)
     if dry_run:
@@ -108,7 +109,7 @@ def _run_sweep(document: Document, *, dry_run: bool, quiet: bool, take_over: boo
 
         print_sweep(prepared)
         raise typer.Exit
-    claim_sweep_dir(prepared)
+    check_sweep_dir(prepared)
     from orchestrator.sweeps import session
 
     raise typer.Exit(session.execute(prepared, quiet=quiet, take_over=take_over))
@@ -271,7 +272,7 @@ def _names(text: str) -> tuple[str, ...]:
 def _document(run_dir: Path) -> Document:
     """Read the resolved configuration that a run directory holds."""
     from orchestrator.config.load import read_document
-    from orchestrator.runs.prepare import CONFIG_FILE
+    from orchestrator.runs.run_dir import CONFIG_FILE
 
     source = run_dir / CONFIG_FILE
     if not source.is_file():

@@ -182,7 +182,8 @@ def maps(config: str) -> Json:
     """Figures of every boundary of a trained run."""
     from cache_store.records.nodes import NodeStore
     from cache_store.storage.open import open_storage
-    from orchestrator.runs.prepare import claim_run_dir, prepare
+    from orchestrator.runs.prepare import prepare
+    from orchestrator.runs.run_dir import claim_run_dir
     from orchestrator.runs.session import execute
 
     prepared = prepare(config)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
+from io import TextIOWrapper
 from pathlib import Path
 
 from cache_store.errors import StorageUnavailable
@@ -67,6 +70,23 @@ def write_atomically(path: Path, data: bytes) -> None:
     with temporary_file(path, path.parent, [memoryview(data)]) as (temporary, _):
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+
+
+def open_appending(path: Path) -> TextIOWrapper:
+    """Open a text file beside a store to append to; missing folders are made. OSError as it comes, and for what is no
+    regular file: a symbolic link may lead anywhere, a pipe would wait for a reader."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise OSError(errno.EINVAL, "not a regular file", str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return open(descriptor, "a", encoding="utf-8")
 
 
 def sync_folder(folder: Path) -> None:

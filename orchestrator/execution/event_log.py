@@ -22,9 +22,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from cache_store.storage.durable import open_appending
 from orchestrator.plan.graph import Node
 from workers.specs.results import NodeFigures
 
@@ -95,6 +97,9 @@ class _Handler(logging.FileHandler):
 
     _said = False
 
+    def _open(self) -> TextIOWrapper:
+        return open_appending(Path(self.baseFilename))
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             super().emit(record)
@@ -122,7 +127,7 @@ class _ToPeople(logging.Handler):
 def journal(run_dir: Path, run: str) -> Iterator[None]:
     """Append what happens meanwhile to the run directory's log."""
     logger = logging.getLogger(ROOT)
-    handler = _Handler(run_dir / FILE, encoding="utf-8", delay=True)
+    handler = _Handler(run_dir / FILE, delay=True)
     handler.setFormatter(JsonLines(run))
     before = logger.level, logger.propagate
     people = _ToPeople()

@@ -21,7 +21,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -228,8 +228,11 @@ class RunLease:
         driver of which this machine cannot tell whether it lives is listened to for at most `timing.stale_s`.
         """
         digest = claim.digest
-        if claim.before is not None and claim.before != digest and not claim.take_over:
-            _check_neighbour(storage, claim.before, timing.stale_s)
+        if not claim.take_over:
+            check_neighbour(storage, claim, timing.stale_s)
+        elif _neighbour(storage, claim, timing.stale_s) is not None:
+            # It finds out as one whose own plan is taken over does.
+            cls.acquire(storage, replace(claim, digest=str(claim.before), before=None), timing).release("stopped")
         identity = Identity.own()
         while True:
             # Listed before anybody is looked at: whoever comes after that has this number, and creating it fails here.
@@ -352,6 +355,19 @@ def _wait_gone(
         held = latest
 
 
+def _neighbour(storage: Storage, claim: Claim, stale_s: float) -> Held | None:
+    """Return the living driver of another plan on the same run directory; None where there is none."""
+    if claim.before is None or claim.before == claim.digest:
+        return None
+    held = read_held(storage, claim.before)
+    if held is None or held.ended:
+        return None
+    alive = held.identity.is_alive()
+    if alive is None:
+        alive = storage.now() - held.seen < stale_s
+    return held if alive else None
+
+
 def _taken(held: Held, why: str) -> str:
     return (
         f"{held.run}: {held.words()} works on this run. {why} `segprop status` shows what it does. "
@@ -360,16 +376,11 @@ def _taken(held: Held, why: str) -> str:
     )
 
 
-def _check_neighbour(storage: Storage, digest: str, stale_s: float) -> None:
+def check_neighbour(storage: Storage, claim: Claim, stale_s: float = STALE_S) -> None:
     """Refuse a run directory on which a driver works with other settings, such as more regimes: another plan."""
-    held = read_held(storage, digest)
-    if held is None or held.ended:
-        return
-    alive = held.identity.is_alive()
-    if alive is None:
-        alive = storage.now() - held.seen < stale_s
-    if alive:
+    held = _neighbour(storage, claim, stale_s)
+    if held is not None:
         raise RunTaken(
             f"{held.run}: {held.words()} works on this run directory with other settings. Let it end, or stop it, and "
-            "run the same command again. Nothing was started"
+            "run the same command again, or add --take-over, and it stops by itself. Nothing was started"
         )

@@ -1,22 +1,18 @@
 """From a configuration file to something that can run: the edge where files are looked at.
 
 Everything that can be wrong with the input is found here, before anything starts: the configuration, the data
-set, the file of initial weights, the run directory and the space for snapshots.
+set and the file of initial weights. `run_dir.py` looks at the run directory and the space for snapshots.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import yaml
-
 from cache_store.errors import ConfigError, UserError
 from cache_store.records.nodes import NodeStore
-from cache_store.storage.durable import write_atomically
 from cache_store.storage.open import existing_storage
 from orchestrator.config import load as configuration
 from orchestrator.config.precision import has_gpu, planned_device
@@ -25,19 +21,16 @@ from orchestrator.config.rules import ray_jobs
 from orchestrator.config.rules.check import sound
 from orchestrator.config.rules.models import finding_of, trainable
 from orchestrator.config.schema import Config
-from orchestrator.config.yaml_loader import Document, KeyPath, Problem, parse_document, raise_problems
+from orchestrator.config.yaml_loader import Document, KeyPath, Problem, raise_problems
 from orchestrator.plan.builder import build_plan
 from orchestrator.plan.experiment import outline_of, rows_of
 from orchestrator.plan.graph import Plan
-from orchestrator.units import human_bytes
 from workers.domains.planning import AnyData, AnyOutline
 from workers.domains.registry import planning_of_data
 from workers.models.base import Finding
 from workers.specs.results import MeasuredCosts, MeasureResult
 from workers.specs.task_kinds import TASKS
 from workers.versions import installed
-
-CONFIG_FILE = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -217,67 +210,3 @@ def _rates(config: Config) -> Rates:
 def _on_gpu(config: Config) -> bool:
     device = config.resources.device
     return device == "cuda" or (device == "auto" and has_gpu())
-
-
-def claim_run_dir(prepared: Prepared) -> None:
-    """Make the run directory and write the resolved configuration into it.
-
-    Raises ConfigError, leaving everything as it was, when there are no weights to start from, when the directory holds
-    another configuration or cannot be written, or when the disk has no room for the snapshots."""
-    _check_weights(prepared)
-    run_dir, resolved = prepared.run_dir, prepared.config.resolved()
-    target = run_dir / CONFIG_FILE
-    try:
-        existing = target.read_text() if target.exists() else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"run_dir: {target} cannot be read: {error}") from error
-    if existing is not None:
-        held = parse_document(existing, str(target))
-        conflicts = configuration.compatible(held.data, resolved)
-        if held.problems or conflicts:
-            listing = "\n".join(f"  {key}" for key in conflicts or [str(problem) for problem in held.problems])
-            raise ConfigError(
-                f"run_dir: {run_dir} holds another configuration; nothing was started. "
-                f"It differs in:\n{listing}\n"
-                f"Choose another directory with run_dir=...; with store={prepared.config.store} "
-                "it still reuses what is unchanged.",
-                conflicts=conflicts,
-            )
-    check_space(prepared)
-    text = f"# Resolved from {prepared.source}: every setting, defaults included.\n"
-    text += yaml.safe_dump(resolved, sort_keys=False, width=110)
-    if text == existing:
-        return
-    try:
-        write_atomically(target, text.encode())
-    except OSError as error:
-        raise ConfigError(f"run_dir: {run_dir} cannot be written: {error.strerror or error}") from error
-
-
-def _check_weights(prepared: Prepared) -> None:
-    """A checkpoint's configuration is enough to plan with, not to train."""
-    config = prepared.config
-    problem = config.family.missing_weights(config.model, prepared.found)
-    if problem is not None:
-        raise ConfigError(problem)
-
-
-def check_space(prepared: Prepared) -> None:
-    """ConfigError when the disk has no room for the snapshots of the plan."""
-    needed = prepared.plan.peak_snapshot_bytes
-    store = prepared.config.store.removeprefix("file://")
-    if not needed or "://" in store:
-        return
-    folder = Path(store).absolute()
-    # What is there already is part of what is needed.
-    held = sum(file.stat().st_size for file in folder.glob("sets/*/shards/*") if file.is_file())
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if needed > free + held:
-        raise ConfigError(
-            f"snapshots need about {human_bytes(needed)} at one time, {folder} has {human_bytes(free)} free; "
-            "set snapshots.budget, lower data.views, or choose another store",
-            needed=needed,
-            free=free,
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -18,9 +18,9 @@ from orchestrator.execution import schedule
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Driver, DriverSettings, Outcome
 from orchestrator.execution.event_log import journal
-from orchestrator.execution.plan_record import write_plan
+from orchestrator.execution.plan_record import plan_digest, write_plan
 from orchestrator.execution.retry import NodeRetries
-from orchestrator.execution.run_lease import Claim, RunLease
+from orchestrator.execution.run_lease import Claim, RunLease, check_neighbour
 from orchestrator.execution.run_record import RunRecord, read_pointer, write_pointer, write_run
 from orchestrator.execution.signals import stop_on_signals
 from orchestrator.plan.graph import Plan
@@ -30,8 +30,9 @@ from orchestrator.reports.result_table import print_table
 from orchestrator.runners.base import RunnerRequest
 from orchestrator.runners.factory import make_runner
 from orchestrator.runners.gang_size import runs_together
-from orchestrator.runs.prepare import Prepared, check_space, with_figures
+from orchestrator.runs.prepare import Prepared, with_figures
 from orchestrator.runs.results import _export_finished, _write_results
+from orchestrator.runs.run_dir import check_space, claim_run_dir
 
 _log = logging.getLogger("segprop.plan")
 
@@ -48,16 +49,19 @@ def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False)
     ledger = CommitLog.read(storage, prepared.plan)
     outcome = Outcome("done", reused=set(ledger.commits))
     planned = prepared.plan
+    claim = partial(claim_run_dir, prepared)
+    if all(target in ledger.commits for target in planned.targets):
+        claim_idle(prepared, storage, planned, claim, take_over)
     if planned.unmeasured:
         # What is measured decides what the plan is; it is then made for good.
-        outcome = carry_out(prepared, planned.measuring(), ledger, quiet, take_over)
+        outcome = carry_out(prepared, planned.measuring(), ledger, claim, quiet, take_over)
         if outcome.status == "done":
             prepared = with_figures(prepared)
             check_space(prepared)
             ledger = CommitLog.read(storage, prepared.plan)
     if outcome.status == "done" and any(target not in ledger.commits for target in prepared.plan.targets):
         earlier, measured = outcome.reused, prepared.plan is not planned
-        outcome = carry_out(prepared, prepared.plan, ledger, quiet, take_over)
+        outcome = carry_out(prepared, prepared.plan, ledger, claim, quiet, take_over)
         if measured:
             outcome.reused &= earlier  # what was measured just now was not there before
     exports = _export_finished(prepared, ledger, list(prepared.plan.regimes))
@@ -72,9 +76,16 @@ def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False)
     return EXIT_BAD_INPUT if bad_input else EXIT_FAILED
 
 
-def carry_out(prepared: Prepared, plan: Plan, ledger: CommitLog, quiet: bool, take_over: bool) -> Outcome:
-    """Drive a plan of this run under its lease; `ledger` then knows what is done."""
-    with leased(prepared, plan, ledger.storage, take_over) as lease:
+def carry_out(
+    prepared: Prepared,
+    plan: Plan,
+    ledger: CommitLog,
+    claim_directory: Callable[[], None],
+    quiet: bool,
+    take_over: bool,
+) -> Outcome:
+    """Drive a plan of this run under its lease, as `leased`; `ledger` then knows what is done."""
+    with leased(prepared, plan, ledger.storage, claim_directory, take_over) as lease:
         # What others have done while this waited for the lease is done.
         ledger.look_up(plan.nodes)
         outcome = _drive(prepared, plan, ledger, quiet, lease)
@@ -85,27 +96,46 @@ def carry_out(prepared: Prepared, plan: Plan, ledger: CommitLog, quiet: bool, ta
 
 
 @contextmanager
-def leased(prepared: Prepared, plan: Plan, storage: Storage, take_over: bool) -> Iterator[RunLease]:
-    """Hold the run for this process; leave its plan in the store for those who look at it from outside."""
+def leased(
+    prepared: Prepared, plan: Plan, storage: Storage, claim_directory: Callable[[], None], take_over: bool
+) -> Iterator[RunLease]:
+    """Hold the run for this process; leave its plan in the store for those who look at it from outside.
+
+    `claim_directory` writes what the run directory says of the run, once it is held and before anything starts."""
     config, run_dir = prepared.config, prepared.run_dir
     digest = write_plan(storage, config.run, plan)
     write_run(storage, digest, RunRecord.of(config.run, plan))
     with journal(run_dir, config.run):
-        for warning in prepared.warnings:
-            _log.warning("%s", warning)
-        claim = Claim(digest, config.run, str(run_dir.absolute()), take_over, before=read_pointer(run_dir))
         lease = RunLease.acquire(
             storage,
-            claim,
+            _claim(prepared, digest, take_over),
             say=lambda message: print(f"segprop: {message}", file=sys.stderr),
         )
         state = "failed"
         try:
+            claim_directory()
+            for warning in prepared.warnings:
+                _log.warning("%s", warning)
             write_pointer(run_dir, digest)
             yield lease
             state = lease.outcome
         finally:
             lease.release(state)
+
+
+def claim_idle(
+    prepared: Prepared, storage: Storage, plan: Plan, claim_directory: Callable[[], None], take_over: bool
+) -> None:
+    """Claim the run directory where nothing is left to do: needs no lease, so that a store that cannot be written will
+    do. RunTaken when a driver works on the directory with other settings."""
+    if not take_over:
+        check_neighbour(storage, _claim(prepared, plan_digest(prepared.config.run, plan), take_over))
+    claim_directory()
+
+
+def _claim(prepared: Prepared, digest: str, take_over: bool) -> Claim:
+    run_dir = prepared.run_dir
+    return Claim(digest, prepared.config.run, str(run_dir.absolute()), take_over, before=read_pointer(run_dir))
 
 
 def _drive(prepared: Prepared, plan: Plan, ledger: CommitLog, quiet: bool, lease: RunLease) -> Outcome:

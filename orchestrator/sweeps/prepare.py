@@ -22,7 +22,8 @@ from orchestrator.config.sweep_schema import SweepConfig
 from orchestrator.config.values import default_store
 from orchestrator.config.yaml_loader import Document, KeyPath, Problem, raise_problems
 from orchestrator.plan.graph import Plan
-from orchestrator.runs.prepare import CONFIG_FILE, Prepared, claim_run_dir, look_at_data, prepare_document
+from orchestrator.runs.prepare import Prepared, look_at_data, prepare_document
+from orchestrator.runs.run_dir import CONFIG_FILE, check_run_dir, check_start, claim_run_dir
 from orchestrator.sweeps import metric as sweep_metric
 from orchestrator.sweeps import plan as sweep_plan
 from orchestrator.sweeps import space
@@ -263,6 +264,14 @@ def renew(prepared: Prepared) -> None:
     """Claim a trial's folder whatever configuration it holds: pbt changes it on the way."""
     (prepared.run_dir / CONFIG_FILE).unlink(missing_ok=True)
     claim_run_dir(prepared)
+
+
+def check_sweep_dir(sweep: PreparedSweep) -> None:
+    """Look whether every trial can use its directory; as `check_run_dir`, writes nothing."""
+    for trial in sweep.trials:
+        # pbt changes what a trial's directory holds on the way.
+        check = check_start if sweep.section.scheduler.name == "pbt" else check_run_dir
+        check(trial.prepared)
 
 
 def claim_sweep_dir(sweep: PreparedSweep) -> None:

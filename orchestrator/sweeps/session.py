@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from cache_store.errors import SegpropError, UserError
 from cache_store.storage.base import Storage
@@ -27,7 +28,7 @@ from orchestrator.sweeps import plan as sweep_plan
 from orchestrator.sweeps.event_log import SweepLog
 from orchestrator.sweeps.metric import Metric
 from orchestrator.sweeps.page import print_trials, write_sweep_report
-from orchestrator.sweeps.prepare import PreparedSweep, renew
+from orchestrator.sweeps.prepare import PreparedSweep, claim_sweep_dir, renew
 from orchestrator.sweeps.records import SweepSummary, TrialSummary
 from orchestrator.sweeps.space import point_text
 from orchestrator.sweeps.steering import Begun, Course, Decider, Everything, SweepSteering, TrialHooks, unfinished
@@ -43,16 +44,18 @@ def execute(sweep: PreparedSweep, *, quiet: bool = False, take_over: bool = Fals
     driver is at work on the sweep; `take_over` stops that one instead."""
     started = time.monotonic()
     storage = open_storage(sweep.config.store)
-    sweep = _measured(sweep, storage, quiet, take_over)
+    claim = partial(claim_sweep_dir, sweep)
+    sweep = _measured(sweep, storage, claim, quiet, take_over)
     ledger = CommitLog.read(storage, sweep.plan)
     before = set(ledger.commits)
     run = _Run(sweep, ledger, before, started)
     if sweep.section.scheduler.name == "all" and all(target in ledger.commits for target in sweep.plan.targets):
+        session.claim_idle(_as_run(sweep), storage, sweep.plan, claim, take_over)
         for course in run.courses.values():
             course.status, course.judged = "done", len(course.plan.regimes[sweep.metric.regime].stages)
         outcome = Outcome("done", reused=before)
     else:
-        with session.leased(_as_run(sweep), sweep.plan, storage, take_over) as lease:
+        with session.leased(_as_run(sweep), sweep.plan, storage, claim, take_over) as lease:
             ledger.look_up(sweep.plan.nodes)
             outcome = _drive(run, quiet, lease)
             if lease.superseded:
@@ -67,13 +70,15 @@ def execute(sweep: PreparedSweep, *, quiet: bool = False, take_over: bool = Fals
     return session.EXIT_BAD_INPUT if bad_input else session.EXIT_FAILED
 
 
-def _measured(sweep: PreparedSweep, storage: Storage, quiet: bool, take_over: bool) -> PreparedSweep:
+def _measured(
+    sweep: PreparedSweep, storage: Storage, claim: Callable[[], None], quiet: bool, take_over: bool
+) -> PreparedSweep:
     """Return the sweep with plans made for good: what decides them (snapshots.costs: measured) is measured first."""
     plans = {trial.name: trial.prepared.plan for trial in sweep.trials if trial.prepared.plan.unmeasured}
     if not plans:
         return sweep
     first = sweep_plan.union({name: plan.measuring() for name, plan in plans.items()})
-    outcome = session.carry_out(_as_run(sweep), first, CommitLog.read(storage, first), quiet, take_over)
+    outcome = session.carry_out(_as_run(sweep), first, CommitLog.read(storage, first), claim, quiet, take_over)
     if outcome.status == "stopped":
         raise SegpropError("stopped; finished work and checkpoints are kept: run the same command to go on")
     if outcome.failures:

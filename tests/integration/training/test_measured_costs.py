@@ -13,7 +13,8 @@ from running import final_digests, write_config
 from cache_store.records.nodes import Commit, NodeStore
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.open import existing_storage
-from orchestrator.runs.prepare import Prepared, claim_run_dir, prepare
+from orchestrator.runs.prepare import Prepared, prepare
+from orchestrator.runs.run_dir import claim_run_dir
 from orchestrator.runs.session import execute
 
 

@@ -17,7 +17,8 @@ from orchestrator.config.load import load
 from orchestrator.config.rates import Rates
 from orchestrator.config.values import parse_size
 from orchestrator.config.yaml_loader import MAX_BYTES, parse_document
-from orchestrator.runs.prepare import claim_run_dir, prepare
+from orchestrator.runs.prepare import prepare
+from orchestrator.runs.run_dir import claim_run_dir
 from workers.specs.as_json import to_json
 from workers.specs.experiment import TrainSpec
 

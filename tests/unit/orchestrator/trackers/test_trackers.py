@@ -13,7 +13,8 @@ import pytest
 from fake_run import make_summary
 from summaries import read
 
-from orchestrator.runs.prepare import claim_run_dir, prepare
+from orchestrator.runs.prepare import prepare
+from orchestrator.runs.run_dir import claim_run_dir
 from orchestrator.runs.session import execute
 from orchestrator.trackers.base import LoggedPoint, Tracker
 from orchestrator.trackers.table import TRACKERS, track

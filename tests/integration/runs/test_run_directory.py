@@ -1,0 +1,91 @@
+"""What a run directory holds: only the driver that has the run writes there, whatever lies in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from running import TINY, tree, write_config
+
+from cache_store.storage.open import open_storage
+from orchestrator.cli import main
+from orchestrator.execution.run_lease import RunLease
+from orchestrator.runs import session
+from orchestrator.runs.prepare import prepare
+from orchestrator.runs.run_dir import claim_run_dir
+
+MORE: dict[str, Any] = {"regimes": {"segprop": {}, "e2e": {}}}
+
+
+def run(config: Path, *arguments: str) -> int:
+    return main(["run", str(config), "--quiet", "run=story", *arguments])
+
+
+@contextmanager
+def at_work(config: Path) -> Iterator[RunLease]:
+    """Stand for a driver of this process that has claimed its run and works on it."""
+    prepared = prepare(config, ["run=story"])
+    storage = open_storage(prepared.config.store)
+    with session.leased(prepared, prepared.plan, storage, partial(claim_run_dir, prepared), False) as lease:
+        yield lease
+
+
+def without_store(run_dir: Path) -> dict[str, tuple[int, int]]:
+    return {name: found for name, found in tree(run_dir).items() if not name.startswith("store/")}
+
+
+def test_a_refused_command_leaves_the_directory_to_the_run_at_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = write_config(tmp_path), write_config(tmp_path, MORE, "more")
+    run_dir = tmp_path / "run"
+    with at_work(first):
+        before = without_store(run_dir)
+        assert run(second) == 1
+        assert "works on this run directory with other settings" in capsys.readouterr().err
+        assert without_store(run_dir) == before
+    # The first goes on as if nobody had asked; the second grows the directory once the first is gone.
+    claim_run_dir(prepare(first, ["run=story"]))
+    with at_work(second):
+        assert set(yaml.safe_load((run_dir / "config.yaml").read_text())["regimes"]) == {"segprop", "e2e"}
+
+
+def test_a_refused_sweep_leaves_the_directory_to_the_sweep_at_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from orchestrator.sweeps.prepare import claim_sweep_dir, prepare_sweep
+
+    section = {"parameters": {"split.base": {"grid": [1, 2]}}, "metric": "segprop.validation.accuracy"}
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "run_dir": str(tmp_path / "run"), "sweep": section}))
+    sweep = prepare_sweep(path)
+    storage = open_storage(sweep.config.store)
+    as_run = sweep.trials[0].prepared
+    config = as_run.config.model_copy(update={"run": sweep.run, "run_dir": str(sweep.run_dir)})
+    held = session.leased(
+        prepared=type(as_run)(as_run.source, config, as_run.data, as_run.found, sweep.plan, as_run.replan),
+        plan=sweep.plan,
+        storage=storage,
+        claim_directory=partial(claim_sweep_dir, sweep),
+        take_over=False,
+    )
+    with held:
+        before = without_store(tmp_path / "run")
+        assert main(["sweep", str(path), "--quiet", "sweep.parameters.split.base.grid=[1, 2, 3]"]) == 1
+        assert "works on this run directory with other settings" in capsys.readouterr().err
+        assert without_store(tmp_path / "run") == before
+
+
+def test_a_run_with_other_settings_can_be_taken_over_and_its_driver_stops(tmp_path: Path) -> None:
+    first, second = write_config(tmp_path), prepare(write_config(tmp_path, MORE, "more"), ["run=story"])
+    with at_work(first) as lease:
+        storage = open_storage(second.config.store)
+        with session.leased(second, second.plan, storage, partial(claim_run_dir, second), True) as other:
+            lease._thread.join(timeout=60)
+            assert lease.superseded
+            assert not other.superseded
