@@ -20,6 +20,7 @@ from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.open import open_storage
 from workers.data.text.prepare import prepare_text
 from workers.data.text.source import TextSource
+from workers.specs.data_results import TextDataResult
 from workers.specs.experiment import Experiment
 from workers.specs.language import CausalLMSpec, TextSpec
 
@@ -106,7 +107,7 @@ def source_of(
     split: str = "train",
     snapshots: SnapshotStore | None = None,
     seed: int = 0,
-    result: dict[str, Any] | None = None,
+    result: TextDataResult | None = None,
 ) -> TextSource:
     snapshots = snapshots or store()
     result = result or prepare_text(data, model, seed, snapshots)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cache_store.formats.codec import Field
+from cache_store.records.nodes import Commit
 from cache_store.snapshots.store import SnapshotStore
 from workers.models.base import Parts
 from workers.models.chain import Boundary, State
@@ -141,8 +141,9 @@ class Domain(Protocol):
 
     # -- rows ---------------------------------------------------------------------------------------------
 
-    def source(self, data_result: Mapping[str, Any], snapshots: SnapshotStore, split: str) -> Source:
-        """A split of the prepared data."""
+    def source(self, data: Commit, snapshots: SnapshotStore, split: str) -> Source:
+        """Open a split of the prepared data, by the commit of the data node. DataError when its sets can neither be
+        read nor restored."""
 
     def views(self, source: Source) -> int:
         """Augmentation views: epoch e uses view e mod views."""

@@ -15,6 +15,7 @@ from workers.domains.images.planning import IMAGES
 from workers.domains.planning import AnyData, DomainPlanning
 from workers.domains.text.planning import TEXT
 from workers.models.registry import Family, family, family_of
+from workers.specs.data_results import DataResult
 from workers.specs.experiment import Experiment
 from workers.specs.model import ModelSpec
 from workers.specs.tasks import DataTask
@@ -30,11 +31,11 @@ Planning = DomainPlanning[Any, Any]
 
 @dataclass(frozen=True)
 class Training:
-    """The training half of a domain. `domain`: one object for one experiment. `prepare`: execute a data task and return
-    what its commit says. `questions`: those that it trains on, where its data are questions."""
+    """The training half of a domain. `domain`: one object for one experiment. `prepare`: put the data of a data
+    task into the store. `questions`: those that it trains on, where its data are questions."""
 
     domain: Callable[[Experiment], Domain]
-    prepare: Callable[[DataTask, SnapshotStore, Callable[..., None]], dict[str, Any]]
+    prepare: Callable[[DataTask, SnapshotStore, Callable[..., None]], DataResult]
     questions: Callable[[DataTask], TrainedQuestions | None] = lambda task: None
 
 
@@ -84,8 +85,8 @@ def planning_of_data(data: AnyData) -> Planning:
     return _halves_of_data(data).planning
 
 
-def prepare_data(task: DataTask, snapshots: SnapshotStore, progress: Callable[..., None]) -> dict[str, Any]:
-    """Execute a data task, whatever its domain."""
+def prepare_data(task: DataTask, snapshots: SnapshotStore, progress: Callable[..., None]) -> DataResult:
+    """Put the data of a data task into the store, whatever its domain."""
     return _halves_of_data(task.data).training().prepare(task, snapshots, progress)
 
 

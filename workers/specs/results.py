@@ -1,4 +1,5 @@
-"""Define what nodes of a plan commit, one dataclass a kind: made to and read from JSON here alone. Loads no torch.
+"""Define what nodes of a plan commit, one dataclass a kind (those of data are in `data_results`): made to and read from
+JSON here alone. Loads no torch.
 
 A store outlives the version that filled it: fields that came later have a default, and keys that are not known are
 passed over (`as_json.read_record`). Names and order of the keys stay as they are. All times are unix seconds, all
@@ -17,7 +18,7 @@ from workers.specs.as_json import read_record, write_record
 INITIAL_STATE = "state.safetensors"
 
 
-class _Record:
+class Record:
     """Write and read a record whose fields are its keys."""
 
     #: Fields that are left out of the JSON where they are None.
@@ -34,7 +35,7 @@ class _Record:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rank(_Record):
+class Rank(Record):
     """One process of a gang."""
 
     host: str
@@ -43,7 +44,7 @@ class Rank(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Where(_Record):
+class Where(Record):
     """Where and when a node was run."""
 
     OMITTED = ("strategy", "ranks", "first_step")
@@ -63,7 +64,7 @@ class Where(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartRecord(_Record):
+class PartRecord(Record):
     """One part's weights: the file of the commit that holds them, the digest of the state and the file's length."""
 
     file: str
@@ -72,7 +73,7 @@ class PartRecord(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SnapshotCounters(_Record):
+class SnapshotCounters(Record):
     """Shards of snapshot sets that were found and that were not, and the bytes that were read and written."""
 
     hits: int = 0
@@ -90,7 +91,7 @@ class SnapshotCounters(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodeFigures(_Record):
+class NodeFigures(Record):
     """What results of several kinds have in common, read without the rest: for progress and logs."""
 
     seconds: float | None = None
@@ -104,7 +105,7 @@ class NodeFigures(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldParts(_Record):
+class HeldParts(Record):
     """The parts that a commit holds in files of their own, whichever kind of node made it; read without the rest."""
 
     parts: Mapping[str, PartRecord] = field(default_factory=dict)
@@ -116,44 +117,7 @@ class HeldParts(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageDataResult(_Record):
-    """A prepared image data set: the sets of its two files, and how many rows each has. See `prepare` of images."""
-
-    train: str
-    test: str
-    digest: str
-    rows: Mapping[str, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextSplit(_Record):
-    """One split of a prepared text data set: the sets of its tokens and of its samples."""
-
-    tokens: str
-    samples: str
-    digest: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextDataResult(_Record):
-    """A prepared text data set."""
-
-    train: TextSplit
-    validation: TextSplit
-    test: TextSplit
-    #: The token that pads.
-    pad: int
-    #: Whether positions restart inside samples, where documents do.
-    restarts: bool
-    #: The task that made it, as JSON values: a stage needs it only to make again what was lost.
-    origin: Mapping[str, Any] | None = None
-
-    def split(self, name: str) -> TextSplit:
-        return {"train": self.train, "validation": self.validation, "test": self.test}[name]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelResult(_Record):
+class ModelResult(Record):
     """Initial weights: one file with every tensor (`digest`), or an imported checkpoint's `parts`, with the names of
     the files that go beside them."""
 
@@ -167,7 +131,7 @@ class ModelResult(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpochFigures(_Record):
+class EpochFigures(Record):
     """What one epoch of a stage came to. Accuracies 0..1; `epoch` counts from 0."""
 
     epoch: int
@@ -200,7 +164,7 @@ class EpochFigures(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuredMemory(_Record):
+class MeasuredMemory(Record):
     """What a stage held. Peaks are the largest of its epochs but the first, where there are more; None: not known."""
 
     trainable_parameters: int
@@ -213,7 +177,7 @@ class MeasuredMemory(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartialSet(_Record):
+class PartialSet(Record):
     """A set of which only some shards are in the store, and how many samples these are."""
 
     set: str
@@ -221,14 +185,14 @@ class PartialSet(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeftSets(_Record):
+class LeftSets(Record):
     """Role -> set that a stage made along but not whole: the part of a `StageResult` that says so, without the rest."""
 
     partial: Mapping[str, PartialSet] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageResult(_Record):
+class StageResult(Record):
     """A stage, or a round of one, that was trained; or left out by the run's exit (`epochs` empty, no `memory`)."""
 
     OMITTED = ("scaler", "train_spec", "swallowed", "warnings", "emulated", "partial", "waited_s")
@@ -277,7 +241,7 @@ class StageResult(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaterializeResult(_Record):
+class MaterializeResult(Record):
     """A snapshot set that is whole; or empty, where the run's exit left its reader out."""
 
     set: str
@@ -290,7 +254,7 @@ class MaterializeResult(_Record):
 
 
 @dataclass(frozen=True)
-class BlockCosts(_Record):
+class BlockCosts(Record):
     """Of one block and of the boundary behind it, in seconds a sample (`build`: in seconds)."""
 
     #: Loading the block's weights.
@@ -307,7 +271,7 @@ class BlockCosts(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadCosts(_Record):
+class LoadCosts(Record):
     """Seconds a sample to load raw inputs, in groups of a shard and in batches."""
 
     group: float
@@ -315,7 +279,7 @@ class LoadCosts(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuredCosts(_Record):
+class MeasuredCosts(Record):
     """What snapshots of a chain cost on a slot."""
 
     load: LoadCosts
@@ -323,7 +287,7 @@ class MeasuredCosts(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureResult(_Record):
+class MeasureResult(Record):
     """Costs that were measured on a slot of the run."""
 
     figures: MeasuredCosts
@@ -332,7 +296,7 @@ class MeasureResult(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AverageResult(_Record):
+class AverageResult(Record):
     """Parts averaged over replicas."""
 
     parts: Mapping[str, PartRecord]
@@ -342,7 +306,7 @@ class AverageResult(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateResult(_Record):
+class EvaluateResult(Record):
     """Scores of an assembled chain: at least mean cross-entropy (`loss`) and `accuracy` (0..1)."""
 
     metrics: Mapping[str, float]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from cache_store.records.nodes import Attempt, Commit
@@ -25,7 +26,7 @@ def _prepare_data(task: tasks.DataTask, environment: WorkerEnvironment, attempt:
     if questions is not None:
         attempt.write(TRAINED_QUESTIONS, questions.to_bytes())
     # Where it all came from, so that a stage can make again what is lost; its own task does not say.
-    origin = as_json.to_json(task)
-    return attempt.commit(
-        {**result, "origin": origin, "seconds": time.monotonic() - started, "where": environment.where().to_json()}
+    result = replace(
+        result, origin=as_json.to_json(task), seconds=time.monotonic() - started, where=environment.where()
     )
+    return attempt.commit(result.to_json())

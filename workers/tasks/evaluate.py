@@ -28,7 +28,7 @@ def evaluate(
     started = time.monotonic()
     device = environment.device
     domain = domain_of(task.experiment)
-    source = domain.source(parents["data"].result, environment.snapshots, task.split)
+    source = domain.source(parents["data"], environment.snapshots, task.split)
     weights = Weights(environment.nodes, parents, domain, device)
     path = ModulePath({name: weights.build(name) for name in task.path}, trained=())
     if task.channels_last:

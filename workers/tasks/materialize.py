@@ -34,7 +34,7 @@ def materialize(
     """
     started = time.monotonic()
     domain = domain_of(task.experiment)
-    source = domain.source(parents["data"].result, environment.snapshots, task.split)
+    source = domain.source(parents["data"], environment.snapshots, task.split)
     weights = Weights(environment.nodes, parents, domain, environment.device)
     boundary = StoredBoundary(environment, domain, task.boundary, source, weights, task.view)
     if reached(task.gate, parents):

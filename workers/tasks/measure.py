@@ -59,7 +59,7 @@ class _Bench:
         self.task, self.environment, self.attempt = task, environment, attempt
         self.device = environment.device
         self.domain = domain_of(task.experiment)
-        self.source = self.domain.source(parents["data"].result, environment.snapshots, "train")
+        self.source = self.domain.source(parents["data"], environment.snapshots, "train")
         self.weights = Weights(environment.nodes, parents, self.domain, self.device)
         self.group = np.arange(min(task.group_rows, self.source.rows))
         self.batch = np.arange(min(task.batch_rows, self.source.rows))

@@ -44,7 +44,7 @@ class StageInputs:
         self._made, self._production = made, production
         train = task.train
         self.sources: dict[str, Source] = {
-            split: domain.source(parents["data"].result, environment.snapshots, split) for split in SPLITS
+            split: domain.source(parents["data"], environment.snapshots, split) for split in SPLITS
         }
         self.views = domain.views(self.sources["train"])
         self.per_epoch = steps_per_epoch(self.sources["train"].rows, train.batch_size, train.drop_last)

@@ -12,6 +12,7 @@ from lm_running import LLAMA, TEMPLATE, lm_changes, write_chat, write_checkpoint
 from running import Lab
 
 from cache_store.errors import ConfigError
+from workers.specs.data_results import TextDataResult
 
 
 def swapped(folder: Path) -> Path:
@@ -35,7 +36,7 @@ def ids(found: Lab) -> dict[str, str]:
 
 def digest_of_tokens(found: Lab) -> str:
     found.run("data")
-    return str(found.commit("data").result["train"]["digest"])
+    return str(found.commit("data").read(TextDataResult).train.digest)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from cache_store.snapshots.store import SnapshotStore
 from workers.data.text.source import TextBatch, TextSource
 from workers.specs import as_json, experiment
+from workers.specs.data_results import TextDataResult
 from workers.specs.language import CausalLMSpec
 from workers.specs.tasks import StageTask
 from workers.training.shuffle import epoch_order
@@ -125,7 +126,7 @@ def test_the_e2e_regime_equals_a_plain_transformers_loop_over_20_steps(folder: P
     commit = lab.run("e2e/e2e")
     assert commit.result["steps"] == 20
     task = as_json.from_json(StageTask, lab.node("e2e/e2e").task)
-    texts = TextSource(task.experiment, lab.commit("data").result, SnapshotStore(lab.storage), "train")
+    texts = TextSource(task.experiment, lab.commit("data").read(TextDataResult), SnapshotStore(lab.storage), "train")
     if "micro" in case:
         counts = texts.targets
         assert len(set(counts.tolist())) > 1, "the micro-batches of a step differ in targets"
@@ -148,7 +149,7 @@ def test_the_loss_it_reports_is_that_of_the_plain_loop(folder: Path) -> None:
     lab = Lab.make(folder, {**changes(folder, case), "training.batch_size": 80, "training.epochs": 1})
     reported = lab.run("e2e/e2e").result["epochs"][0]["train_loss"]
     task = as_json.from_json(StageTask, lab.node("e2e/e2e").task)
-    texts = TextSource(task.experiment, lab.commit("data").result, SnapshotStore(lab.storage), "train")
+    texts = TextSource(task.experiment, lab.commit("data").read(TextDataResult), SnapshotStore(lab.storage), "train")
     _, (loss,) = plain_loop(task, imported(lab), texts)
     assert math.isclose(reported, loss, rel_tol=1e-6)
 

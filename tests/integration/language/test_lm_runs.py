@@ -25,6 +25,7 @@ from orchestrator.runs import session
 from orchestrator.runs.prepare import Prepared, prepare
 from workers.data.text.source import TextSource
 from workers.specs import as_json
+from workers.specs.data_results import TextDataResult
 from workers.specs.tasks import EvaluateTask
 
 REGIMES: dict[str, Any] = {
@@ -59,7 +60,7 @@ def texts(prepared: Prepared, split: str) -> tuple[EvaluateTask, TextSource]:
     task = as_json.from_json(EvaluateTask, node.task)
     commit = NodeStore(storage).commit_of(node.parents["data"])
     assert commit is not None
-    return task, TextSource(task.experiment, commit.result, SnapshotStore(storage), split)
+    return task, TextSource(task.experiment, commit.read(TextDataResult), SnapshotStore(storage), split)
 
 
 def mean_loss(model: Any, source: TextSource) -> float:

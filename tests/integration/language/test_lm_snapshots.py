@@ -12,6 +12,7 @@ from running import Lab, checksums, digests
 from shard_damage import flip, folder_of, replace, shard_files
 
 from cache_store.snapshots.store import SnapshotStore
+from workers.specs.data_results import TextDataResult
 
 STAGE = "segprop/stage3-layer2"
 READ = "segprop/snapshot layer1 train view 0"
@@ -72,9 +73,9 @@ def swap_with_the_one_before(lab: Lab) -> None:
 
 def lose_the_tokens(lab: Lab) -> None:
     """What the samples themselves are, too: made again from the files of the data set."""
-    result = lab.commit("data").result
+    result = lab.commit("data").read(TextDataResult)
     for split in ("train", "validation"):
-        SnapshotStore(lab.storage).drop(result[split]["tokens"])
+        SnapshotStore(lab.storage).drop(result.split(split).tokens)
     drop(lab, READ)
 
 

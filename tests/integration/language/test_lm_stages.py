@@ -22,6 +22,7 @@ from workers.models.causal_lm.network.lora import merged_state
 from workers.models.chain import ModulePath as ChainPath
 from workers.models.chain import State, cpu_state
 from workers.specs import as_json
+from workers.specs.data_results import TextDataResult
 from workers.specs.tasks import StageTask
 from workers.tasks import execute
 from workers.training.trainer import StageTrainer
@@ -315,7 +316,7 @@ def test_a_snapshot_is_what_the_frozen_prefix_gives_for_the_sample_alone(story: 
 
 def _source(lab: Lab, split: str) -> TextSource:
     task = as_json.from_json(StageTask, lab.node("e2e/e2e").task)
-    return TextSource(task.experiment, lab.commit("data").result, SnapshotStore(lab.storage), split)
+    return TextSource(task.experiment, lab.commit("data").read(TextDataResult), SnapshotStore(lab.storage), split)
 
 
 def _parents(lab: Lab, node: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from segprop_mlp.network import MLPParts
 from workers.data.images.source import ImageSource
 from workers.specs.as_json import from_json
+from workers.specs.data_results import ImageDataResult
 from workers.specs.tasks import EvaluateTask
 
 prepared, regime = prepare(sys.argv[1]), sys.argv[2]
@@ -30,7 +31,7 @@ node = prepared.plan.node(prepared.plan.regimes[regime].test)
 experiment = from_json(EvaluateTask, node.task).experiment
 storage = open_storage(prepared.config.store)
 data = NodeStore(storage).commit_of(node.parents["data"])
-source = ImageSource(experiment, data.result, SnapshotStore(storage), "test")
+source = ImageSource(experiment, data.read(ImageDataResult), SnapshotStore(storage), "test")
 state = load_file(prepared.run_dir / "model" / regime / "model.safetensors")
 parts = MLPParts(experiment.model.widths, (3, 8, 8), experiment.classes)
 value = (source.batch(torch.arange(source.rows), None),)

@@ -18,6 +18,7 @@ from cache_store.records.leases import Leases
 from cache_store.snapshots.store import SnapshotSet
 from orchestrator.runs.prepare import prepare
 from workers.control import ThreadControl, Update
+from workers.specs.data_results import ImageDataResult
 from workers.specs.orders import FirstAsked, Production, WorkOrder
 from workers.tasks.execute import execute
 
@@ -113,9 +114,9 @@ def test_views_that_a_stage_does_not_reach_are_not_made_nor_left(
         assert forwards(lab)["seg3"] < forwards(plain)["seg3"]
         assert len(lab.commit("segprop/stage2-seg4").result["partial"]) == 1
     for each in (plain, lab):
-        data = each.commit("data").result
+        data = each.commit("data").read(ImageDataResult)
         sets = {path.name for path in (Path(each.store) / "sets").iterdir()}
-        assert sets == {data["train"], data["test"]}, "what was made is released, whole or in part"
+        assert sets == {data.train, data.test}, "what was made is released, whole or in part"
 
 
 def test_a_producer_that_is_lost_again_and_again_is_done_without(reference: Lab, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from workers.data.images.source import ImageSource
 from workers.domains.registry import domain_of
 from workers.models.chain import ModulePath as ChainPath
 from workers.specs import as_json
+from workers.specs.data_results import ImageDataResult
 from workers.specs.tasks import EvaluateTask
 from workers.weights import Weights
 
@@ -175,7 +176,7 @@ def test_an_exported_model_loads_with_torchvision_alone_and_gives_the_same_logit
     storage = open_storage(str(story.run_dir / "store"))
     nodes = NodeStore(storage)
     parents: dict[str, Any] = {role: nodes.commit_of(parent) for role, parent in node.parents.items()}
-    images = ImageSource(task.experiment, parents["data"].result, SnapshotStore(storage), "test")
+    images = ImageSource(task.experiment, parents["data"].read(ImageDataResult), SnapshotStore(storage), "test")
     weights = Weights(nodes, parents, domain_of(task.experiment), torch.device("cpu"))
     chain = ChainPath({name: weights.build(name) for name in task.path}, trained=())
     batch = images.batch(np.arange(images.rows), None)

@@ -37,7 +37,7 @@ def test_real_cifar10_is_described_decoded_once_and_augmented(tmp_path: Path) ->
     assert prepare(data, snapshots) == result
     assert time.perf_counter() - started < 2
 
-    train = snapshots.load(result["train"])
+    train = snapshots.load(result.train)
     labels = np.concatenate([train.shard(i)[1] for i in range(train.spec.shards)])
     assert np.bincount(labels).tolist() == [5000] * 10
     pixels = train.shard(0)[0] / 255

@@ -85,7 +85,7 @@ def test_the_next_hop_is_computed_from_decoded_rows(tmp_path: Path) -> None:
     environment = WorkerEnvironment(lab.storage, DEVICE, 1, ThreadControl(), 0.0)
     domain = domain_of(task.experiment)
     parents = {role: lab.nodes.commit_of(parent) for role, parent in node.parents.items()}
-    source = domain.source(parents["data"].result, environment.snapshots, "train")  # type: ignore[index]
+    source = domain.source(parents["data"], environment.snapshots, "train")  # type: ignore[index]
     weights = Weights(environment.nodes, parents, domain, environment.device)  # type: ignore[arg-type]
     boundary = StoredBoundary(environment, domain, task.boundary, source, weights, 0)
     before = boundary._previous

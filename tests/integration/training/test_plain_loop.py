@@ -17,6 +17,7 @@ from workers.data.images.source import ImageSource
 from workers.models.resnet import parts as resnet
 from workers.seeds import derive_seed
 from workers.specs import as_json, experiment
+from workers.specs.data_results import ImageDataResult
 from workers.specs.tasks import StageTask
 from workers.training.shuffle import epoch_order
 
@@ -110,7 +111,7 @@ def test_the_e2e_regime_equals_a_plain_loop_bit_for_bit_over_20_steps(folder: Pa
     assert commit.result["steps"] == 20
     task = as_json.from_json(StageTask, lab.node("e2e/e2e").task)
     initial = load_file(Path(lab.store) / lab.commit("model").files["state.safetensors"].path)
-    data = lab.commit("data").result
+    data = lab.commit("data").read(ImageDataResult)
     images = ImageSource(task.experiment, data, SnapshotStore(lab.storage), "train")
     expected = plain_loop(task, initial, images)
     trained = {name.partition("/")[2]: tensor for name, tensor in lab.weights("e2e/e2e").items()}

@@ -26,6 +26,7 @@ from workers.data.images.formats.table import IMAGE_FORMATS
 from workers.data.images.inspect import locate, outline_of
 from workers.data.images.outline import DataOutline
 from workers.data.missing import missing_shards
+from workers.specs.data_results import ImageDataResult
 from workers.specs.experiment import ImageSpec
 from workers.specs.tasks import rows_per_shard
 
@@ -37,11 +38,10 @@ def prepare(
     snapshots: SnapshotStore,
     progress: ReportCount | None = None,
     fingerprint: str | None = None,
-) -> dict[str, Any]:
-    """Decode what is not in the store yet; return `{"train", "test", "digest", "rows", "classes"}`.
+) -> ImageDataResult:
+    """Decode what is not in the store yet.
 
-    `train` and `test` are set ids, the same one where the files have no test split. `rows` also has `held_out` where
-    the last rows of train are a validation split. Rows are image uint8 (3, H, W) and label int64 (), in the order of
+    Rows are image uint8 (3, H, W) and label int64 (), in the order of
     the files. Images of `folder` are turned as their EXIF data say, have their short side resized to `resize`
     (antialiased bilinear, torchvision's v2 on Pillow images) and the centre square cut out. `progress(done=, total=,
     unit="images")` counts both splits. Raises DataError: a corrupt image (file and row), an image of the wrong size, a
@@ -65,13 +65,13 @@ def prepare(
             sets[split] = target.spec.id
             digests.append(target.digest())
     held_out = {"held_out": outline.held_out} if outline.held_out else {}
-    return {
-        "train": sets["train"],
-        "test": sets.get("test", sets["train"]),
-        "digest": digest_json(digests),
-        "rows": {"train": outline.train_rows, "test": outline.test_rows, **held_out},
-        "classes": outline.classes,
-    }
+    return ImageDataResult(
+        train=sets["train"],
+        test=sets.get("test", sets["train"]),
+        digest=digest_json(digests),
+        rows={"train": outline.train_rows, "test": outline.test_rows, **held_out},
+        classes=outline.classes,
+    )
 
 
 def _fill(target: SnapshotSet, split: Split, decoder: Decoder, counter: ProgressCounter, before: int) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,9 +20,9 @@ from workers.data.images.formats.table import IMAGE_FORMATS
 from workers.data.images.inspect import resize_of
 from workers.data.images.prepare import prepare
 from workers.seeds import derive_seed
+from workers.specs.data_results import ImageDataResult
 from workers.specs.experiment import Experiment, ImageSpec
 from workers.specs.model import expect
-from workers.specs.results import ImageDataResult
 
 #: Which prepared set holds a split; without a test set, train's holds them all.
 SET_OF = {"train": "train", "validation": "train", "test": "test"}
@@ -40,14 +39,13 @@ class ImageSource:
     def __init__(
         self,
         experiment: Experiment,
-        data_result: Mapping[str, Any],
+        prepared: ImageDataResult,
         snapshots: SnapshotStore,
         split: str,
         cache_bytes: int = 2 << 30,
     ) -> None:
-        """`data_result`: what `prepare` returned. DataError when the set can neither be read nor restored."""
+        """DataError when the set can neither be read nor restored."""
         data = expect(ImageSpec, experiment.data)
-        prepared = ImageDataResult.from_json(data_result)
         counts = prepared.rows
         chosen = splits.rows(data, experiment.seed, counts["train"], counts["test"], counts.get("held_out", 0))
         self._samples = chosen[split]
@@ -167,7 +165,7 @@ class _PreparedSet:
     def _restore(self, error: Exception) -> None:
         """Decode what is missing from the data set's own files, which must still be those of the plan."""
         again = prepare(self._data, self._snapshots)
-        if any(again[key] != value for key, value in self._ids.items()):
+        if {"train": again.train, "test": again.test} != self._ids:
             raise DataError(
                 f"data.path: prepared images are missing or damaged ({error}) and the files at "
                 f"{self._data.path} have changed since they were decoded; run again to plan anew"

@@ -16,7 +16,7 @@ import numpy as np
 
 from cache_store.errors import ConfigError, DataError
 from cache_store.keys import digest_json
-from cache_store.snapshots.store import SnapshotStore
+from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from workers.data.counting import ProgressCounter, ReportCount
 from workers.data.missing import missing_shards
 from workers.data.splits import permutation
@@ -35,10 +35,19 @@ from workers.data.text.samples.layout import (
 from workers.data.text.samples.ragged import offsets_of
 from workers.data.text.samples.spool import Spool
 from workers.data.text.samples.statistics import split_statistics, warnings_of
-from workers.data.text.samples.stored import Summary, cuts_of, is_complete, open_sets, sample_columns, split_result
+from workers.data.text.samples.stored import (
+    StoredSplit,
+    Summary,
+    cuts_of,
+    is_complete,
+    open_sets,
+    sample_columns,
+    split_result,
+)
 from workers.data.text.splits import split_documents
 from workers.data.text.tokens.encode import Encoded, Encoder
 from workers.data.text.tokens.tokenizers import Tokenizer, load_tokenizer, longest_sample
+from workers.specs.data_results import TextDataResult, TextSplit
 from workers.specs.language import CausalLMSpec, TextSpec
 from workers.versions import installed
 
@@ -54,12 +63,8 @@ def prepare_text(
     progress: ReportCount | None = None,
     fingerprint: str | None = None,
     tokenizer: str | None = None,
-) -> dict[str, Any]:
-    """Tokenize what is not in the store yet; return a JSON value:
-
-    `{"train": {"tokens": set id, "samples": set id, "digest"}, "validation": …, "test": …, "digest", "rows": {split:
-    samples}, "tokens": {split: tokens}, "pad": token, "tokenizer": digest, "vocabulary": tokens, "packed", "restarts",
-    "statistics": {split: …}, "warnings": [sentence]}`; see `workers.data.text.samples.statistics`.
+) -> TextDataResult:
+    """Tokenize what is not in the store yet.
 
     Packed: the documents of a split, joined by the end-of-text token, as samples of exactly `sequence_length` tokens
     (the last one shorter). Else a sample a document; longer ones as `overlong` says, cut at their end (a task's
@@ -99,25 +104,27 @@ def prepare_text(
     return _result(data, loaded, splits)
 
 
-def _result(data: TextSpec, loaded: Tokenizer, splits: Mapping[str, _Split]) -> dict[str, Any]:
-    """Sum up the prepared splits as the data node commits them."""
-    statistics = {split: splits[split].summary["statistics"] for split in SPLITS}
+def _result(data: TextSpec, loaded: Tokenizer, splits: Mapping[str, _Split]) -> TextDataResult:
+    """Sum up the prepared splits."""
+    statistics = {split: splits[split].known.statistics for split in SPLITS}
     warnings = warnings_of(data, statistics)
     results = {split: splits[split].result() for split in SPLITS}
     packed = data_is_packed(data)
-    return {
-        **results,
-        "digest": digest_json([results[split]["digest"] for split in SPLITS]),
-        "rows": {split: statistics[split]["samples"]["count"] for split in SPLITS},
-        "tokens": {split: statistics[split]["tokens"] for split in SPLITS},
-        "pad": loaded.pad,
-        "tokenizer": loaded.digest,
-        "vocabulary": loaded.vocabulary,
-        "packed": packed,
-        "restarts": packed and data.isolate,
-        "statistics": statistics,
-        "warnings": warnings,
-    }
+    return TextDataResult(
+        train=results["train"],
+        validation=results["validation"],
+        test=results["test"],
+        digest=digest_json([results[split].digest for split in SPLITS]),
+        rows={split: statistics[split].samples.count for split in SPLITS},
+        tokens={split: statistics[split].tokens for split in SPLITS},
+        pad=loaded.pad,
+        tokenizer=loaded.digest,
+        vocabulary=loaded.vocabulary,
+        packed=packed,
+        restarts=packed and data.isolate,
+        statistics=statistics,
+        warnings=tuple(warnings),
+    )
 
 
 def _check_length(data: TextSpec, model: CausalLMSpec) -> None:
@@ -200,15 +207,19 @@ class _Split:
             "limit": self._limit,
         }
         self._summary = Summary(snapshots, self._key)
-        self.summary: dict[str, Any] = {}
+        self._known: StoredSplit | None = None
+
+    @property
+    def known(self) -> StoredSplit:
+        """What is known of the split; RuntimeError before it is found or finished."""
+        if self._known is None:
+            raise RuntimeError(f"the split {self._name} is not prepared yet")
+        return self._known
 
     def find(self) -> bool:
         """Return whether the split is complete in the store."""
-        summary = self._summary.read()
-        if summary is None:
-            return False
-        self.summary = summary
-        return is_complete(*self._sets())
+        self._known = self._summary.read()
+        return self._known is not None and is_complete(*self._sets(self._known))
 
     def begin(self, spool: Spool) -> None:
         """Get ready to take documents."""
@@ -278,13 +289,13 @@ class _Split:
         statistics = split_statistics(
             _joined(self._documents, np.int64), samples.lengths, samples.targets, self._counts, self._findings
         )
-        self.summary = {
-            "samples": len(samples.starts),
-            "cuts": cuts_of(samples.lengths),
-            "candidates": self._candidates,
-            "statistics": statistics,
-        }
-        tokens, table = self._sets()
+        self._known = known = StoredSplit(
+            samples=len(samples.starts),
+            cuts=tuple(cuts_of(samples.lengths)),
+            candidates=self._candidates,
+            statistics=statistics,
+        )
+        tokens, table = self._sets(known)
         columns = sample_columns(samples, self._candidates)
         while missing := missing_shards(table):
             for shard in missing:
@@ -295,7 +306,7 @@ class _Split:
                 rows = tokens.spec.shard_range(shard)
                 inside = np.arange(*np.searchsorted(columns[0], (rows.start, rows.stop)))
                 tokens.put(shard, token_fields(samples.take(inside), self._spool, documents))
-        self._summary.write(self.summary)
+        self._summary.write(known)
 
     def _samples(self, lengths: np.ndarray) -> Samples:
         if self._packed:
@@ -310,13 +321,12 @@ class _Split:
         samples.group = np.unique(samples.group, return_inverse=True)[1].astype(np.int64)
         return samples
 
-    def _sets(self) -> Any:
-        summary = self.summary
-        return open_sets(self._snapshots, self._key, summary["cuts"], summary["samples"], summary["candidates"])
+    def _sets(self, known: StoredSplit) -> tuple[SnapshotSet, SnapshotSet]:
+        return open_sets(self._snapshots, self._key, known)
 
-    def result(self) -> dict[str, str]:
+    def result(self) -> TextSplit:
         """Say where the split lies."""
-        return split_result(*self._sets())
+        return split_result(*self._sets(self.known))
 
 
 def _joined(pieces: Sequence[np.ndarray], dtype: Any) -> np.ndarray:

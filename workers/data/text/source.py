@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +18,10 @@ from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from workers.data.text.prepare import prepare_text
 from workers.data.text.samples.ragged import flat_rows, offsets_of
 from workers.specs.as_json import from_json
+from workers.specs.data_results import TextDataResult
 from workers.specs.experiment import Experiment
 from workers.specs.language import CausalLMSpec, TextSpec
 from workers.specs.model import ModelSpec, expect
-from workers.specs.results import TextDataResult
 from workers.specs.tasks import DataTask
 
 T = TypeVar("T")
@@ -55,14 +55,11 @@ class TextSource:
     the data set's files. Not for use by two threads at once.
     """
 
-    def __init__(
-        self, experiment: Experiment, data_result: Mapping[str, Any], snapshots: SnapshotStore, split: str
-    ) -> None:
-        """`data_result`: what `prepare_text` returned. DataError when the sets can neither be read nor restored."""
+    def __init__(self, experiment: Experiment, prepared: TextDataResult, snapshots: SnapshotStore, split: str) -> None:
+        """DataError when the sets can neither be read nor restored."""
         self._data, self._seed = expect(TextSpec, experiment.data), experiment.seed
         #: Whose tokenizer made the tokens.
         self._model: ModelSpec | None = experiment.model
-        prepared = TextDataResult.from_json(data_result)
         if prepared.origin is not None:
             # An experiment names no files: a stage needs them only to make again what was lost.
             task = from_json(DataTask, prepared.origin)
@@ -144,7 +141,7 @@ class TextSource:
                     with suppress(MissingShard, CorruptShard):
                         found.touch(shard)
         again = prepare_text(self._data, expect(CausalLMSpec, self._model), self._seed, self._snapshots)
-        if TextDataResult.from_json(again).split(self._split) != self._prepared:
+        if again.split(self._split) != self._prepared:
             raise DataError(
                 f"data.path: prepared text is missing or damaged ({error}) and the files at {self._data.path} or the "
                 "tokenizer have changed since it was tokenized; run again to plan anew"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cache_store.records.nodes import Commit
 from cache_store.snapshots.store import SnapshotStore
 from workers.data.images.augment.augment import view_identity
 from workers.data.images.prepare import prepare
@@ -20,13 +21,14 @@ from workers.domains.images.planning import sample_shape
 from workers.domains.sums import Sums
 from workers.models.chain import Boundary
 from workers.models.registry import family_of
+from workers.specs.data_results import ImageDataResult
 from workers.specs.experiment import Experiment, ImageSpec, Precision, TrainSpec
 from workers.specs.model import expect
 from workers.specs.tasks import DataTask
 
 
-def prepare_images(task: DataTask, snapshots: SnapshotStore, progress: Callable[..., None]) -> dict[str, Any]:
-    """Decode the images of a data task into the store; returns what its commit says."""
+def prepare_images(task: DataTask, snapshots: SnapshotStore, progress: Callable[..., None]) -> ImageDataResult:
+    """Decode the images of a data task into the store."""
     return prepare(expect(ImageSpec, task.data), snapshots, progress, fingerprint=task.fingerprint)
 
 
@@ -43,8 +45,8 @@ class ImageDomain(FamilyParts):
         self._experiment = experiment
         self._data = data
 
-    def source(self, data_result: Mapping[str, Any], snapshots: SnapshotStore, split: str) -> Source:
-        return ImageSource(self._experiment, data_result, snapshots, split)
+    def source(self, data: Commit, snapshots: SnapshotStore, split: str) -> Source:
+        return ImageSource(self._experiment, data.read(ImageDataResult), snapshots, split)
 
     def views(self, source: Source) -> int:
         return self._data.views

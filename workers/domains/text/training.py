@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cache_store.records.nodes import Commit
 from cache_store.snapshots.store import SnapshotStore
 from workers.data.text.prepare import prepare_text
 from workers.data.text.source import TextBatch, TextSource
@@ -20,14 +21,15 @@ from workers.models.causal_lm.network import readout
 from workers.models.chain import Boundary
 from workers.models.registry import family_of
 from workers.overlap import TrainedQuestions
+from workers.specs.data_results import TextDataResult
 from workers.specs.experiment import Experiment, Precision, TrainSpec
 from workers.specs.language import CausalLMSpec, TextSpec
 from workers.specs.model import expect
 from workers.specs.tasks import DataTask
 
 
-def prepare_tokens(task: DataTask, snapshots: SnapshotStore, progress: Callable[..., None]) -> dict[str, Any]:
-    """Tokenize the text of a data task into the store; returns what its commit says."""
+def prepare_tokens(task: DataTask, snapshots: SnapshotStore, progress: Callable[..., None]) -> TextDataResult:
+    """Tokenize the text of a data task into the store."""
     data, model = expect(TextSpec, task.data), expect(CausalLMSpec, task.model)
     return prepare_text(
         data, model, task.seed, snapshots, progress, fingerprint=task.fingerprint, tokenizer=task.tokenizer
@@ -60,8 +62,8 @@ class TextDomain(FamilyParts):
 
     # -- rows ---------------------------------------------------------------------------------------------
 
-    def source(self, data_result: Mapping[str, Any], snapshots: SnapshotStore, split: str) -> Source:
-        return TextSource(self._experiment, data_result, snapshots, split)
+    def source(self, data: Commit, snapshots: SnapshotStore, split: str) -> Source:
+        return TextSource(self._experiment, data.read(TextDataResult), snapshots, split)
 
     def views(self, source: Source) -> int:
         return 1

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from workers.data.images import prepare as prepare_module
 from workers.data.images import source as module
 from workers.data.images.prepare import prepare
 from workers.data.images.source import ImageSource
+from workers.specs.data_results import ImageDataResult
 from workers.specs.experiment import Experiment, ImageSpec, ResNetSpec
 
 DIGITS = ImageSpec(name="digits", image_size=16, flip=False, views=2)
@@ -32,11 +32,13 @@ def snapshots(tmp_path: Path) -> SnapshotStore:
 
 
 @pytest.fixture
-def result(snapshots: SnapshotStore) -> dict[str, Any]:
+def result(snapshots: SnapshotStore) -> ImageDataResult:
     return prepare(DIGITS, snapshots)
 
 
-def test_a_batch_is_normalised_float32_of_the_configured_size(snapshots: SnapshotStore, result: dict[str, Any]) -> None:
+def test_a_batch_is_normalised_float32_of_the_configured_size(
+    snapshots: SnapshotStore, result: ImageDataResult
+) -> None:
     source = ImageSource(experiment(DIGITS), result, snapshots, "train")
     batch = source.batch(torch.arange(source.rows), None)
     assert batch.shape == (source.rows, 3, 16, 16)
@@ -49,15 +51,15 @@ def test_a_batch_is_normalised_float32_of_the_configured_size(snapshots: Snapsho
     assert 0.8 < batch.std().item() < 1.2
 
 
-def test_labels_belong_to_the_rows_of_the_split(snapshots: SnapshotStore, result: dict[str, Any]) -> None:
-    _, labels = snapshots.load(result["train"]).shard(0)
+def test_labels_belong_to_the_rows_of_the_split(snapshots: SnapshotStore, result: ImageDataResult) -> None:
+    _, labels = snapshots.load(result.train).shard(0)
     chosen = splits.rows(DIGITS, 5, 1437, 360)
     for split in ("train", "validation"):
         source = ImageSource(experiment(DIGITS), result, snapshots, split)
         assert (source.labels.numpy() == labels[chosen[split]]).all()
 
 
-def test_rows_may_be_numpy_or_torch_in_any_order_and_twice(snapshots: SnapshotStore, result: dict[str, Any]) -> None:
+def test_rows_may_be_numpy_or_torch_in_any_order_and_twice(snapshots: SnapshotStore, result: ImageDataResult) -> None:
     source = ImageSource(experiment(DIGITS), result, snapshots, "train")
     rows = np.array([9, 2, 9, 1200])
     assert torch.equal(source.batch(rows, 1), source.batch(torch.from_numpy(rows), 1))
@@ -68,7 +70,7 @@ def test_rows_may_be_numpy_or_torch_in_any_order_and_twice(snapshots: SnapshotSt
             source.batch(np.array([outside]), None)
 
 
-def test_a_change_of_the_split_changes_no_view(snapshots: SnapshotStore, result: dict[str, Any]) -> None:
+def test_a_change_of_the_split_changes_no_view(snapshots: SnapshotStore, result: ImageDataResult) -> None:
     sources = {}
     for validation in (0.1, 0.3):
         data = replace(DIGITS, validation=validation)
@@ -82,7 +84,7 @@ def test_a_change_of_the_split_changes_no_view(snapshots: SnapshotStore, result:
 
 
 def test_views_and_seeds_differ_and_the_evaluation_transform_does_not(
-    snapshots: SnapshotStore, result: dict[str, Any]
+    snapshots: SnapshotStore, result: ImageDataResult
 ) -> None:
     source = ImageSource(experiment(DIGITS), result, snapshots, "test")
     other = ImageSource(experiment(DIGITS, seed=6), result, snapshots, "test")
@@ -107,7 +109,7 @@ def test_mapped_and_held_sets_give_the_same_batches(
 
 
 def test_a_small_set_is_held_once_in_a_process_within_the_limit(
-    snapshots: SnapshotStore, result: dict[str, Any]
+    snapshots: SnapshotStore, result: ImageDataResult
 ) -> None:
     module._cache.clear()
     first = ImageSource(experiment(DIGITS), result, snapshots, "train")
@@ -120,7 +122,7 @@ def test_a_small_set_is_held_once_in_a_process_within_the_limit(
 
 
 def test_a_source_that_is_asked_for_labels_alone_holds_no_images(
-    snapshots: SnapshotStore, result: dict[str, Any]
+    snapshots: SnapshotStore, result: ImageDataResult
 ) -> None:
     module._cache.clear()
     source = ImageSource(experiment(DIGITS), result, snapshots, "train")
@@ -130,11 +132,11 @@ def test_a_source_that_is_asked_for_labels_alone_holds_no_images(
 
 @pytest.mark.parametrize("damage", ["corrupt", "missing", "dropped"])
 def test_damaged_and_missing_shards_are_decoded_again(
-    tmp_path: Path, snapshots: SnapshotStore, result: dict[str, Any], damage: str
+    tmp_path: Path, snapshots: SnapshotStore, result: ImageDataResult, damage: str
 ) -> None:
     whole = ImageSource(experiment(DIGITS), result, snapshots, "test").batch(np.arange(50), 0)
     module._cache.clear()
-    root = tmp_path / "store" / "sets" / result["test"]
+    root = tmp_path / "store" / "sets" / result.test
     if damage == "corrupt":
         shard = next((root / "shards").iterdir())
         shard.chmod(0o644)
@@ -144,7 +146,7 @@ def test_damaged_and_missing_shards_are_decoded_again(
     elif damage == "missing":
         next((root / "commits").iterdir()).unlink()
     else:
-        snapshots.drop(result["test"])
+        snapshots.drop(result.test)
     source = ImageSource(experiment(DIGITS), result, snapshots, "test")
     assert torch.equal(source.batch(np.arange(50), 0), whole)
 
@@ -153,7 +155,7 @@ def test_a_lost_shard_whose_source_has_changed_is_a_data_error(tmp_path: Path, s
     parquet_set(tmp_path / "data")
     data = ImageSpec(name="cifar10", path=str(tmp_path), image_size=16, validation=4)
     result = prepare(data, snapshots)
-    snapshots.drop(result["train"])
+    snapshots.drop(result.train)
     parquet_set(tmp_path / "data", train=39)
     with pytest.raises(DataError, match="have changed since they were decoded"):
         ImageSource(experiment(data), result, snapshots, "train")

@@ -18,6 +18,7 @@ from workers.data.images.formats import parquet
 from workers.data.images.formats.digits import digits
 from workers.data.images.inspect import inspect
 from workers.data.images.prepare import prepare
+from workers.specs.data_results import ImageDataResult
 from workers.specs.experiment import ImageSpec
 
 
@@ -26,16 +27,16 @@ def snapshots(tmp_path: Path) -> SnapshotStore:
     return SnapshotStore(open_storage(str(tmp_path / "store")))
 
 
-def content(snapshots: SnapshotStore, result: dict[str, Any], split: str) -> tuple[np.ndarray, np.ndarray]:
-    stored = snapshots.load(result[split])
+def content(snapshots: SnapshotStore, result: ImageDataResult, split: str) -> tuple[np.ndarray, np.ndarray]:
+    stored = snapshots.load({"train": result.train, "test": result.test}[split])
     shards = [stored.shard(i) for i in range(stored.spec.shards)]
     return np.concatenate([s[0] for s in shards]), np.concatenate([s[1] for s in shards])
 
 
 def test_digits_are_scaled_to_bytes_and_repeated_over_three_channels(snapshots: SnapshotStore) -> None:
     result = prepare(ImageSpec(name="digits"), snapshots)
-    assert result["rows"] == {"train": 1437, "test": 360}
-    assert result["classes"] == 10
+    assert result.rows == {"train": 1437, "test": 360}
+    assert result.classes == 10
     images, labels = content(snapshots, result, "test")
     source, targets = digits()["test"]
     assert images.shape == (360, 3, 8, 8)
@@ -56,7 +57,7 @@ def test_parquet_rows_keep_order_and_pixels_over_row_groups_files_and_shards(
     write_parquet(source / "train-00001-of-00002.parquet", encoded[33:60], labels[33:60].tolist())
     write_parquet(source / "test-00000-of-00001.parquet", encoded[60:], labels[60:].tolist())
     result = prepare(ImageSpec(name="cifar10", path=str(tmp_path)), snapshots)
-    assert snapshots.load(result["train"]).spec.shards == 7
+    assert snapshots.load(result.train).spec.shards == 7
     for split, part in (("train", slice(0, 60)), ("test", slice(60, 70))):
         stored, targets = content(snapshots, result, split)
         assert (stored == images[part].transpose(0, 3, 1, 2)).all()
@@ -90,8 +91,8 @@ def test_another_resize_of_a_folder_is_another_set(tmp_path: Path, snapshots: Sn
         prepare(ImageSpec(name="folder", path=str(tmp_path / "digits"), image_size=8, resize=side), snapshots)
         for side in (8, 9)
     ]
-    assert results[0]["train"] != results[1]["train"]
-    assert results[0]["digest"] != results[1]["digest"]
+    assert results[0].train != results[1].train
+    assert results[0].digest != results[1].digest
 
 
 def test_grey_palette_and_jpeg_images_become_rgb(tmp_path: Path, snapshots: SnapshotStore) -> None:
@@ -129,7 +130,7 @@ def test_only_the_missing_shards_are_decoded(
     parquet_set(tmp_path / "data")
     data = ImageSpec(name="cifar10", path=str(tmp_path))
     whole = prepare(data, snapshots)
-    commits = tmp_path / "store" / "sets" / whole["train"] / "commits"
+    commits = tmp_path / "store" / "sets" / whole.train / "commits"
     next(path for path in commits.iterdir() if path.name.endswith("2.json")).unlink()
     decoded: list[int] = []
     original = parquet.ParquetFiles.image
@@ -145,7 +146,7 @@ def test_damaged_commit_records_are_replaced(
     parquet_set(tmp_path / "data")
     data = ImageSpec(name="cifar10", path=str(tmp_path))
     whole = prepare(data, snapshots)
-    for record in (tmp_path / "store" / "sets" / whole["train"] / "commits").iterdir():
+    for record in (tmp_path / "store" / "sets" / whole.train / "commits").iterdir():
         record.chmod(0o644)
         record.write_bytes(b"{}")
     assert prepare(data, snapshots) == whole
@@ -218,7 +219,7 @@ def test_a_changed_source_is_another_set(tmp_path: Path, snapshots: SnapshotStor
     data = ImageSpec(name="cifar10", path=str(tmp_path))
     first = prepare(data, snapshots)
     parquet_set(tmp_path / "data", test=9)
-    assert prepare(data, snapshots)["test"] != first["test"]
+    assert prepare(data, snapshots).test != first.test
 
 
 def test_cifar100_labels_reach_up_to_99(tmp_path: Path, snapshots: SnapshotStore) -> None:
@@ -227,7 +228,7 @@ def test_cifar100_labels_reach_up_to_99(tmp_path: Path, snapshots: SnapshotStore
         encoded = [encode(image) for image in images]
         write_parquet(tmp_path / f"{split}-0.parquet", encoded, [0, 57, 99], label_column="fine_label")
     result = prepare(ImageSpec(name="cifar100", path=str(tmp_path)), snapshots)
-    assert result["classes"] == 100
+    assert result.classes == 100
     assert content(snapshots, result, "train")[1].tolist() == [0, 57, 99]
 
 

@@ -50,9 +50,9 @@ def test_a_set_is_prepared_and_read_in_a_format_that_was_only_entered_as_a_row(
     assert (outline.native, outline.train_rows, outline.test_rows, outline.classes) == ((3, 12, 12), 50, 9, 4)
     snapshots = SnapshotStore(open_storage(str(tmp_path / "store")))
     result = prepare(data, snapshots, fingerprint=outline.fingerprint)
-    assert snapshots.load(result["train"]).spec.key["decoder"] == {"format": "npz", "version": 1}
+    assert snapshots.load(result.train).spec.key["decoder"] == {"format": "npz", "version": 1}
     for split, (images, labels) in arrays.items():
-        stored = snapshots.load(result[split]).shard(0)
+        stored = snapshots.load({"train": result.train, "test": result.test}[split]).shard(0)
         assert (stored[0] == images).all()
         assert (stored[1] == labels).all()
     experiment = Experiment(model=ResNetSpec(name="resnet18", stem="small"), data=data, classes=4, seed=3)

@@ -173,7 +173,7 @@ def test_train_holds_the_right_candidate_and_evaluation_all_of_them_in_groups(
     assert inspect_text(data).rows == {"train": 12, "validation": 16, "test": 72}
     snapshots = store()
     result = prepare_text(data, BYTES, 0, snapshots)
-    assert result["rows"] == {"train": 12, "validation": 16, "test": 72}
+    assert result.rows == {"train": 12, "validation": 16, "test": 72}
     corpus = MMLU(data)
     questions = {split: everything(corpus, split) for split in ("train", "validation")}
     parts = split_documents(data, 0, corpus.documents)
@@ -216,9 +216,9 @@ def test_a_question_that_is_too_long_loses_its_beginning_and_keeps_its_answer(tm
     data = TextSpec(name="mmlu", path=mmlu_folder(tmp_path, validation=2), sequence_length=40)
     snapshots = store()
     result = prepare_text(data, BYTES, 0, snapshots)
-    statistics = result["statistics"]["validation"]
-    assert (statistics["truncated"], statistics["samples"]["max"]) == (16, 40)
-    assert statistics["documents"]["min"] > 100
+    statistics = result.statistics["validation"]
+    assert (statistics.truncated, statistics.samples.max) == (16, 40)
+    assert statistics.documents.min > 100
     for ids, positions, counted in samples_of(source_of(data, BYTES, "validation", snapshots, 0, result)):
         assert bytes(ids).decode()[:-1].endswith("\nAnswer: ")
         assert (positions, counted) == (list(range(40)), [38, 39])
@@ -234,7 +234,7 @@ def test_a_question_with_one_candidate_too_long_is_dropped_whole(tmp_path: Path)
     data = TextSpec(name="winogrande", path=str(tmp_path), validation=2, sequence_length=20, overlong="drop")
     snapshots = store()
     result = prepare_text(data, BYTES, 0, snapshots)
-    assert result["statistics"]["test"]["dropped"] == 8
+    assert result.statistics["test"].dropped == 8
     source = source_of(data, BYTES, "test", snapshots, 0, result)
     assert source.groups is not None
     assert source.groups[0].tolist() == [i // 2 for i in range(32)]

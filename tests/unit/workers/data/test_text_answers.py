@@ -14,6 +14,7 @@ from workers.data.text.corpora.base import Record
 from workers.data.text.corpora.findings import Findings
 from workers.data.text.tokens.chat import ChatTemplate
 from workers.data.text.tokens.tokenizers import PretrainedTokenizer
+from workers.specs.data_results import Finding
 
 #: A turn ends only where the next role begins.
 NEXT_ROLE = (
@@ -104,7 +105,7 @@ def test_a_word_that_merges_with_what_is_before_it_is_learned_alone() -> None:
     talk = [user("?"), answer("y"), user("!"), answer("y")]
     findings = Findings()
     assert learned(tokenizer, GLUED, talk, findings) == ("Q:?A:yQ:!A:y</s>", ["y", "y</s>"])
-    assert list(findings.to_json()) == ["answer behind which the chat template writes no end"]
+    assert list(findings.found()) == ["answer behind which the chat template writes no end"]
     # What the model is given before it answers is what it was trained behind.
     ((tokens, flags),) = ChatTemplate(PretrainedTokenizer(tokenizer)).encode([Record(talk[:2], "a", 0)])
     prompt = tokenizer.apply_chat_template(talk[:1], add_generation_prompt=True)["input_ids"]
@@ -152,7 +153,7 @@ def test_an_empty_mark_is_no_error() -> None:
     template = MARKED.replace("{{ eos_token }}", "")
     talk = [answer(""), user("a"), answer("b")]
     assert learned(merging_tokenizer(), template, talk, findings) == ("ab", ["b"])
-    assert findings.to_json() == {"empty answer": {"count": 1, "first": ["row 7 of chats.jsonl"]}}
+    assert findings.found() == {"empty answer": Finding(count=1, first=("row 7 of chats.jsonl",))}
 
 
 def test_marks_are_those_of_transformers_where_it_can_tell() -> None:
@@ -223,11 +224,10 @@ def test_thoughts_and_calls_are_learned_where_the_template_writes_them() -> None
         '<think>add</think><call>{"name": "add", "arguments": {"a": 1}}</call><|call|>',
         "<think></think>d<|end|>",
     ]
-    assert findings.to_json() == {
-        "reasoning_content of assistant that the chat template does not write": {
-            "count": 1,
-            "first": ["row 7 of chats.jsonl"],
-        }
+    assert findings.found() == {
+        "reasoning_content of assistant that the chat template does not write": Finding(
+            count=1, first=("row 7 of chats.jsonl",)
+        )
     }
 
 
@@ -252,7 +252,7 @@ def test_a_call_that_the_template_does_not_write_is_refused_unless_it_is_context
     findings = Findings()
     talk[1]["weight"] = 0
     assert learned(merging_tokenizer(*ROLES), NEXT_ROLE, talk, findings)[1] == ["d<|user|>"]
-    assert list(findings.to_json()) == ["tool_calls of assistant that the chat template does not write"]
+    assert list(findings.found()) == ["tool_calls of assistant that the chat template does not write"]
 
 
 def test_contents_that_the_template_leaves_out_are_counted() -> None:
@@ -260,11 +260,11 @@ def test_contents_that_the_template_leaves_out_are_counted() -> None:
     findings = Findings()
     talk = [{"role": "system", "content": "be brief"}, user("a"), answer("b")]
     assert learned(merging_tokenizer(*ROLES), template, talk, findings)[1] == ["b<|user|>"]
-    assert list(findings.to_json()) == ["content of system that the chat template does not write"]
+    assert list(findings.found()) == ["content of system that the chat template does not write"]
     findings = Findings()
     template = NEXT_ROLE.replace("m.content", "m.content | tojson")
     assert learned(merging_tokenizer(*ROLES), template, [user('"a"'), answer("b")], findings)[1] == ['"b"']
-    assert list(findings.to_json()) == ["content of user that the chat template writes otherwise"]
+    assert list(findings.found()) == ["content of user that the chat template writes otherwise"]
 
 
 @pytest.mark.parametrize("template", [NEXT_ROLE, MARKED])
@@ -283,7 +283,7 @@ def test_an_empty_answer_is_no_target_and_counted(template: str) -> None:
     runs = learned(tokenizer, template, [user("a"), answer(" "), user("c"), answer("d")], findings)[1]
     assert [run[0] for run in runs] == ["d"]
     assert learned(tokenizer, template, [user("a"), answer("")], findings)[1] == []
-    assert findings.to_json() == {"empty answer": {"count": 2, "first": ["row 7 of chats.jsonl"] * 2}}
+    assert findings.found() == {"empty answer": Finding(count=2, first=("row 7 of chats.jsonl",) * 2)}
 
 
 def test_a_role_that_the_template_does_not_name_is_refused() -> None:

@@ -16,6 +16,7 @@ from workers.data.text.inspect import inspect_text
 from workers.data.text.prepare import prepare_text
 from workers.data.text.tokens.chat import ChatTemplate
 from workers.data.text.tokens.tokenizers import ByteTokenizer, PretrainedTokenizer
+from workers.specs.data_results import Finding, TextDataResult
 from workers.specs.language import CausalLMSpec, TextSpec
 
 MARKED = (
@@ -154,13 +155,13 @@ def test_an_answer_cut_away_whole_leaves_its_sample_out_and_counted(tmp_path: Pa
     talks = [TALK[1:3] if i % 3 else [{"role": "user", "content": "x" * 300}, TALK[2]] for i in range(30)]
     path = write_lines(tmp_path / "a.jsonl", [{"messages": talk} for talk in talks])
     data = TextSpec(name="chat", path=str(path), sequence_length=60, validation=6, test=6)
-    statistics = prepare_text(data, spec_of(tmp_path / "tokenizer"), 0, store())["statistics"]
-    cut = sum(part["without_targets"] for part in statistics.values())
-    assert cut == sum(part["truncated"] for part in statistics.values()) == 10
-    assert sum(part["samples"]["count"] for part in statistics.values()) == 20
+    statistics = prepare_text(data, spec_of(tmp_path / "tokenizer"), 0, store()).statistics
+    cut = sum(part.without_targets for part in statistics.values())
+    assert cut == sum(part.truncated for part in statistics.values()) == 10
+    assert sum(part.samples.count for part in statistics.values()) == 20
 
 
-def lost_at(path: Path, length: int, questions: list[str], **settings: Any) -> dict[str, Any]:
+def lost_at(path: Path, length: int, questions: list[str], **settings: Any) -> TextDataResult:
     word_tokenizer(path / "tokenizer")
     talks = [[{"role": "user", "content": question}, TALK[2]] for question in questions]
     file = write_lines(path / "a.jsonl", [{"messages": talk} for talk in talks])
@@ -170,15 +171,15 @@ def lost_at(path: Path, length: int, questions: list[str], **settings: Any) -> d
 
 def test_samples_that_lose_targets_are_said_and_above_half_refused(tmp_path: Path) -> None:
     short, long = "x", "x" * 300
-    assert lost_at(tmp_path, 400, [short] * 90 + [long] * 10)["warnings"] == []
-    assert lost_at(tmp_path, 60, [short] * 99 + [long])["warnings"] == []  # 1 of 100 is not above 1 %
-    assert lost_at(tmp_path, 60, [short] * 98 + [long] * 2)["warnings"] == [
+    assert lost_at(tmp_path, 400, [short] * 90 + [long] * 10).warnings == ()
+    assert lost_at(tmp_path, 60, [short] * 99 + [long]).warnings == ()  # 1 of 100 is not above 1 %
+    assert lost_at(tmp_path, 60, [short] * 98 + [long] * 2).warnings == (
         "2 of 100 samples (2.0 %) have no targets and are left out",
         "2 of 100 samples (2.0 %) are longer than data.sequence_length 60 and were cut",
-    ]
-    assert lost_at(tmp_path, 60, [short] * 50 + [long] * 50, overlong="drop")["warnings"] == [
-        "50 of 100 samples (50.0 %) are longer than data.sequence_length 60 and were dropped"
-    ]
+    )
+    assert lost_at(tmp_path, 60, [short] * 50 + [long] * 50, overlong="drop").warnings == (
+        "50 of 100 samples (50.0 %) are longer than data.sequence_length 60 and were dropped",
+    )
     allowed = r"; allowed: a larger data\.sequence_length \(the longest sample takes \d{3} tokens\)"
     with pytest.raises(DataError, match=r"60 of 100 samples \(60\.0 %\) have no targets and are left out" + allowed):
         lost_at(tmp_path, 60, [short] * 40 + [long] * 60)
@@ -190,7 +191,7 @@ def test_samples_that_lose_targets_are_said_and_above_half_refused(tmp_path: Pat
 
 def test_chats_of_which_most_lose_their_ends_are_refused(tmp_path: Path) -> None:
     questions = ["x" * (30 if i % 3 else 1) for i in range(60)]
-    longest = lost_at(tmp_path, 400, questions)["statistics"]["train"]["documents"]["max"]
+    longest = lost_at(tmp_path, 400, questions).statistics["train"].documents.max
     with pytest.raises(DataError, match=r"40 of 60 samples \(66\.7 %\) are longer than data\.sequence_length \d+ and"):
         lost_at(tmp_path, longest - 2, questions)
 
@@ -203,16 +204,16 @@ def test_what_is_odd_in_records_is_counted_by_split_and_said(tmp_path: Path) -> 
     data = TextSpec(name="chat", path=str(path), sequence_length=100, validation=1, test=1)
     snapshots = store()
     result = prepare_text(data, spec_of(tmp_path / "tokenizer"), 0, snapshots)
-    found = [part["findings"] for part in result["statistics"].values()]
+    found = [part.findings or {} for part in result.statistics.values()]
     unwritten = "reasoning_content of assistant that the chat template does not write"
-    assert sum(part.get(unwritten, {"count": 0})["count"] for part in found) == 11
+    assert sum(part[unwritten].count for part in found if unwritten in part) == 11
     assert [part["empty answer"] for part in found if "empty answer" in part] == [
-        {"count": 1, "first": ["row 3 of a.jsonl"]}
+        Finding(count=1, first=("row 3 of a.jsonl",))
     ]
-    assert result["warnings"][0] == "1 of 12 samples (8.3 %) have no targets and are left out"
-    assert result["warnings"][1] == "1 times: empty answer (row 3 of a.jsonl)"
-    assert result["warnings"][2].startswith(f"11 times: {unwritten} (row ")
-    assert sum(part["samples"]["count"] for part in result["statistics"].values()) == 11
+    assert result.warnings[0] == "1 of 12 samples (8.3 %) have no targets and are left out"
+    assert result.warnings[1] == "1 times: empty answer (row 3 of a.jsonl)"
+    assert result.warnings[2].startswith(f"11 times: {unwritten} (row ")
+    assert sum(part.samples.count for part in result.statistics.values()) == 11
     # Said again where everything is found in the store.
     assert prepare_text(data, spec_of(tmp_path / "tokenizer"), 0, snapshots) == result
 

@@ -67,8 +67,8 @@ def test_text_is_prepared_and_read_in_a_format_that_was_only_entered_as_a_row(
     assert outline.documents == {"train": 26, "validation": 2, "test": 2}
     snapshots = store()
     result = prepare_text(data, BYTES, 0, snapshots, fingerprint=outline.fingerprint)
-    assert result["packed"] == running
-    assert result["rows"]["train"] == (6 if running else 26)
+    assert result.packed == running
+    assert result.rows["train"] == (6 if running else 26)
     source = source_of(data, snapshots=snapshots, result=result)
     ids = source.batch(np.arange(source.rows)).ids
     read = bytes(token for token in ids.flatten().tolist() if token < 256).decode()

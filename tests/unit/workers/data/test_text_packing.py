@@ -100,7 +100,7 @@ def test_samples_and_batches_are_those_of_a_token_by_token_oracle(
         for split, samples in expected.items():
             source = source_of(spec, BYTES, split, snapshots, seed, result)
             assert samples_of(source) == samples
-            assert source.rows == result["rows"][split] == len(samples)
+            assert source.rows == result.rows[split] == len(samples)
             assert source.offsets.tolist() == np.cumsum([0, *(len(sample[0]) for sample in samples)]).tolist()
             assert source.targets.tolist() == [len(sample[2]) for sample in samples]
             rows = data.draw(st.lists(st.integers(0, len(samples) - 1), min_size=1, max_size=6))
@@ -207,8 +207,8 @@ def test_a_limit_of_packed_data_takes_samples_and_of_padded_data_documents(tmp_p
         some = TextSpec(name="text", path=jsonl(tmp_path), sequence_length=16, pack=pack, train_limit=7)
         snapshots = store()
         whole, limited = (prepare_text(data, BYTES, 0, snapshots) for data in (every, some))
-        assert limited["rows"]["train"] == 7
-        assert limited["validation"] == whole["validation"]
+        assert limited.rows["train"] == 7
+        assert limited.validation == whole.validation
         chosen = samples_of(source_of(some, BYTES, "train", snapshots, 0, limited))
         everything = samples_of(source_of(every, BYTES, "train", snapshots, 0, whole))
         assert all(sample in everything for sample in chosen)

@@ -21,6 +21,7 @@ from workers.data.text.prepare import prepare_text
 from workers.data.text.samples import stored
 from workers.data.text.samples.statistics import lengths_of
 from workers.data.text.tokens.tokenizers import ByteTokenizer
+from workers.specs.data_results import LengthFigures, TextDataResult
 from workers.specs.language import CausalLMSpec, TextSpec
 
 
@@ -42,17 +43,17 @@ def many_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_result_is_json_and_its_figures_agree(data: TextSpec, snapshots: SnapshotStore) -> None:
     result = prepare_text(data, BYTES, 0, snapshots)
-    assert json.loads(json.dumps(result)) == result
-    assert (result["pad"], result["vocabulary"], result["packed"], result["restarts"]) == (256, 257, True, True)
+    assert TextDataResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+    assert (result.pad, result.vocabulary, result.packed, result.restarts) == (256, 257, True, True)
     for split in ("train", "validation", "test"):
         source = source_of(data, BYTES, split, snapshots, 0, result)
-        statistics = result["statistics"][split]
-        assert source.rows == result["rows"][split] == statistics["samples"]["count"]
-        assert source.tokens == result["tokens"][split] == statistics["tokens"]
-        assert source.targets.sum() == statistics["targets"]
-        assert statistics["documents"]["count"] == inspect_text(data).documents[split]
+        statistics = result.statistics[split]
+        assert source.rows == result.rows[split] == statistics.samples.count
+        assert source.tokens == result.tokens[split] == statistics.tokens
+        assert source.targets.sum() == statistics.targets
+        assert statistics.documents.count == inspect_text(data).documents[split]
         # Nothing is lost: every byte of every document, and an end for each.
-        assert statistics["tokens"] == round(statistics["documents"]["mean"] * statistics["documents"]["count"])
+        assert statistics.tokens == round(statistics.documents.mean * statistics.documents.count)
 
 
 def test_progress_counts_documents_up_to_their_number(data: TextSpec, snapshots: SnapshotStore) -> None:
@@ -75,7 +76,7 @@ def test_only_the_split_that_misses_a_shard_is_tokenized_and_only_that_shard_wri
     data: TextSpec, snapshots: SnapshotStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = prepare_text(data, BYTES, 0, snapshots)
-    folder = tmp_path / "store" / "sets" / first["train"]["tokens"]
+    folder = tmp_path / "store" / "sets" / first.train.tokens
     assert len(list((folder / "commits").iterdir())) > 3
     (folder / "commits" / "000002.json").unlink()
     before = {path.name for path in (folder / "shards").iterdir()}
@@ -98,7 +99,7 @@ def test_damaged_and_missing_shards_are_made_again_from_the_files(
     result = prepare_text(data, BYTES, 0, snapshots)
     good = samples_of(source_of(data, BYTES, "train", snapshots, 0, result))
     sets = tmp_path / "store" / "sets"
-    tokens, table = sets / result["train"]["tokens"], sets / result["train"]["samples"]
+    tokens, table = sets / result.train.tokens, sets / result.train.samples
     if damage == "dropped set":
         snapshots.drop(tokens.name)
     else:
@@ -119,7 +120,7 @@ def test_text_that_changed_cannot_restore_what_was_lost(
     data: TextSpec, snapshots: SnapshotStore, tmp_path: Path
 ) -> None:
     result = prepare_text(data, BYTES, 0, snapshots)
-    snapshots.drop(result["train"]["tokens"])
+    snapshots.drop(result.train.tokens)
     write_lines(tmp_path / "data" / "a.jsonl", [{"text": text} for text in texts(61)])
     with pytest.raises(DataError, match="have changed since it was tokenized; run again to plan anew"):
         source_of(data, BYTES, "train", snapshots, 0, result).batch(np.array([0]))
@@ -188,7 +189,7 @@ def test_what_was_tokenized_in_another_way_is_neither_found_nor_taken_for_this(
     monkeypatch.setattr(inspect, "FORMAT", records.FORMAT - 1)
     assert inspect_text(data).fingerprint != planned
     monkeypatch.setattr(prepare, "FORMAT", records.FORMAT - 1)
-    assert prepare_text(data, BYTES, 0, snapshots)["train"]["tokens"] != first["train"]["tokens"]
+    assert prepare_text(data, BYTES, 0, snapshots).train.tokens != first.train.tokens
     with pytest.raises(DataError, match="changed since the run was planned"):
         prepare_text(data, BYTES, 0, snapshots, fingerprint=planned)
 
@@ -204,43 +205,33 @@ def test_a_lone_surrogate_is_replaced_whatever_the_tokenizer(tmp_path: Path) -> 
 def test_empty_documents_are_counted_and_left_out(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", {"text": [*texts(10), "", None]})
     data = TextSpec(name="text", path=str(path), pack=False, validation=2, test=2)
-    statistics = prepare_text(data, BYTES, 0, store())["statistics"]
-    assert sum(part["empty"] for part in statistics.values()) == 2
-    assert sum(part["samples"]["count"] for part in statistics.values()) == 10
+    statistics = prepare_text(data, BYTES, 0, store()).statistics
+    assert sum(part.empty for part in statistics.values()) == 2
+    assert sum(part.samples.count for part in statistics.values()) == 10
 
 
 def test_overlong_documents_are_cut_dropped_or_refused_and_counted(tmp_path: Path) -> None:
     contents = ["x" * (10 + i) for i in range(40)]
     path = write_lines(tmp_path / "a.jsonl", [{"text": text} for text in contents])
     base = {"name": "text", "path": str(path), "pack": False, "sequence_length": 30, "validation": 10, "test": 10}
-    cut = prepare_text(TextSpec(**base), BYTES, 0, store())["statistics"]
-    assert sum(part["truncated"] for part in cut.values()) == 20
-    assert max(part["samples"]["max"] for part in cut.values()) == 30
-    assert max(part["documents"]["max"] for part in cut.values()) == 50
-    dropped = prepare_text(TextSpec(**base, overlong="drop"), BYTES, 0, store())["statistics"]
-    assert sum(part["dropped"] for part in dropped.values()) == 20
-    assert sum(part["samples"]["count"] for part in dropped.values()) == 20
+    cut = prepare_text(TextSpec(**base), BYTES, 0, store()).statistics
+    assert sum(part.truncated for part in cut.values()) == 20
+    assert max(part.samples.max for part in cut.values()) == 30
+    assert max(part.documents.max for part in cut.values()) == 50
+    dropped = prepare_text(TextSpec(**base, overlong="drop"), BYTES, 0, store()).statistics
+    assert sum(part.dropped for part in dropped.values()) == 20
+    assert sum(part.samples.count for part in dropped.values()) == 20
     with pytest.raises(DataError, match=r"row \d+ of .*a\.jsonl: it takes \d+ tokens; data\.sequence_length allows 30"):
         prepare_text(TextSpec(**base, overlong="refuse"), BYTES, 0, store())
-    packed = prepare_text(TextSpec(**{**base, "pack": True}, overlong="refuse"), BYTES, 0, store())["statistics"]
-    assert all(part["truncated"] == part["dropped"] == 0 for part in packed.values())
+    packed = prepare_text(TextSpec(**{**base, "pack": True}, overlong="refuse"), BYTES, 0, store()).statistics
+    assert all(part.truncated == part.dropped == 0 for part in packed.values())
 
 
 def test_length_statistics_are_of_real_lengths() -> None:
-    assert lengths_of(np.arange(1, 101)) == {
-        "count": 100, "min": 1, "max": 100, "mean": 50.5, "p5": 5, "p50": 50, "p95": 95, "p99": 99,
-    }  # fmt: skip
-    assert lengths_of(np.array([7])) == {
-        "count": 1,
-        "min": 7,
-        "max": 7,
-        "mean": 7.0,
-        "p5": 7,
-        "p50": 7,
-        "p95": 7,
-        "p99": 7,
-    }
-    assert lengths_of(np.array([], np.int64)) == {"count": 0}
+    hundred = LengthFigures(count=100, min=1, max=100, mean=50.5, p5=5, p50=50, p95=95, p99=99)
+    assert lengths_of(np.arange(1, 101)) == hundred
+    assert lengths_of(np.array([7])) == LengthFigures(count=1, min=7, max=7, mean=7.0, p5=7, p50=7, p95=7, p99=7)
+    assert lengths_of(np.array([], np.int64)).to_json() == {"count": 0}
 
 
 @pytest.mark.parametrize(

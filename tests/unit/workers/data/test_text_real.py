@@ -49,7 +49,7 @@ def test_packed_modules_decode_to_what_their_files_say(model: CausalLMSpec, toke
     outline = inspect_text(data)
     snapshots = store()
     result = prepare_text(data, model, 0, snapshots, fingerprint=outline.fingerprint)
-    assert 0.5 < outline.rows["train"] / result["rows"]["train"] < 2
+    assert 0.5 < outline.rows["train"] / result.rows["train"] < 2
     modules = {path.read_text(encoding="utf-8") for path in package.glob("*.py")}
     found = []
     for split in ("train", "validation", "test"):
@@ -83,7 +83,7 @@ def test_real_questions_end_in_their_answers(model: CausalLMSpec, tokenizer: Any
     snapshots = store()
     result = prepare_text(data, model, 0, snapshots)
     candidates = {"mmlu": 4, "winogrande": 2}[name]
-    assert result["rows"]["validation"] == result["rows"]["test"] == 10 * candidates
+    assert result.rows["validation"] == result.rows["test"] == 10 * candidates
     source = source_of(data, model, "test", snapshots, 0, result)
     assert source.groups is not None
     group, correct = source.groups

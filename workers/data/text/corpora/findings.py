@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from workers.data.text.corpora.base import Record
+from workers.specs.data_results import Finding
 
 #: Records named of each kind of finding.
 NAMED = 3
@@ -37,6 +36,8 @@ class Findings:
         first = self._first.setdefault(what, [])
         first += rows[: NAMED - len(first)]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return `{what: {"count", "first": places of some}}`."""
-        return {what: {"count": count, "first": self._first[what]} for what, count in sorted(self._counts.items())}
+    def found(self) -> dict[str, Finding]:
+        """Return what was found, by kind in alphabetical order."""
+        return {
+            what: Finding(count=count, first=tuple(self._first[what])) for what, count in sorted(self._counts.items())
+        }

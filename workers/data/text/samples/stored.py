@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from workers.data.missing import missing_shards
 from workers.data.text.samples.layout import Samples, chunks
 from workers.data.text.samples.ragged import offsets_of
+from workers.specs.data_results import SplitStatistics, TextSplit
+from workers.specs.results import Record
 from workers.specs.tasks import rows_per_shard
 
 SHARD_BYTES = 64 << 20
@@ -28,14 +31,23 @@ CANDIDATE_FIELDS = (Field("group", "int64", ()), Field("correct", "uint8", ()))
 _SUMMARY = Field("json", "uint8", (1 << 16,))
 
 
-def open_sets(
-    snapshots: SnapshotStore, key: Mapping[str, Any], cuts: list[int], samples: int, candidates: bool
-) -> tuple[SnapshotSet, SnapshotSet]:
+@dataclass(frozen=True, kw_only=True)
+class StoredSplit(Record):
+    """What is known of a prepared split before it is opened: how many samples it has, where its token shards begin and
+    end (`cuts`), and whether samples say which question they answer."""
+
+    samples: int
+    cuts: tuple[int, ...]
+    candidates: bool
+    statistics: SplitStatistics
+
+
+def open_sets(snapshots: SnapshotStore, key: Mapping[str, Any], split: StoredSplit) -> tuple[SnapshotSet, SnapshotSet]:
     """Open the token set and the sample set of the split `key` stands for, making them if absent."""
-    tokens = SetSpec.ragged({**key, "what": "tokens"}, TOKEN_FIELDS, 1, cuts)
-    fields = SAMPLE_FIELDS + (CANDIDATE_FIELDS if candidates else ())
+    tokens = SetSpec.ragged({**key, "what": "tokens"}, TOKEN_FIELDS, 1, split.cuts)
+    fields = SAMPLE_FIELDS + (CANDIDATE_FIELDS if split.candidates else ())
     rows = rows_per_shard(sum(field.bytes for field in fields), SHARD_BYTES, 1)
-    table = SetSpec({**key, "what": "samples"}, samples, fields, 1, min(samples, rows))
+    table = SetSpec({**key, "what": "samples"}, split.samples, fields, 1, min(split.samples, rows))
     return snapshots.open(tokens), snapshots.open(table)
 
 
@@ -54,31 +66,28 @@ class Summary:
     def __init__(self, snapshots: SnapshotStore, key: Mapping[str, Any]) -> None:
         self._set = snapshots.open(SetSpec({**key, "what": "summary"}, 1, (_SUMMARY,), 1, 1))
 
-    def read(self) -> dict[str, Any] | None:
-        """Return `{"samples", "cuts", "candidates", "statistics"}`; None when there is none, or none intact."""
+    def read(self) -> StoredSplit | None:
+        """Return what was written; None when there is nothing, or nothing intact."""
         try:
             text = self._set.read(0, lambda arrays: arrays[0].tobytes())
         except (MissingShard, CorruptShard):
             return None
-        found: dict[str, Any] = json.loads(text)
-        return found
+        return StoredSplit.from_json(json.loads(text))
 
-    def write(self, summary: Mapping[str, Any]) -> None:
-        """Publish it; JSON, at most 64 KiB."""
-        text = json.dumps(summary, sort_keys=True).encode()
+    def write(self, split: StoredSplit) -> None:
+        """Publish it; at most 64 KiB of JSON."""
+        text = json.dumps(split.to_json(), sort_keys=True).encode()
         row = np.full((1, *_SUMMARY.shape), ord(" "), np.uint8)
         row[0, : len(text)] = np.frombuffer(text, np.uint8)
         self._set.put(0, (row,))
 
 
-def split_result(tokens: SnapshotSet, table: SnapshotSet) -> dict[str, str]:
+def split_result(tokens: SnapshotSet, table: SnapshotSet) -> TextSplit:
     """Return the addresses of a complete split, and the digest of what it holds. MissingShard when it is not
     complete."""
-    return {
-        "tokens": tokens.spec.id,
-        "samples": table.spec.id,
-        "digest": digest_json([tokens.digest(), table.digest()]),
-    }
+    return TextSplit(
+        tokens=tokens.spec.id, samples=table.spec.id, digest=digest_json([tokens.digest(), table.digest()])
+    )
 
 
 def is_complete(*sets: SnapshotSet) -> bool:
