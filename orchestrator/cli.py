@@ -183,6 +183,30 @@ def status(
 
 
 @app.command()
+def why(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or a configuration file.")],
+    stage: Annotated[
+        str,
+        typer.Argument(metavar="STAGE", help="As `segprop status` shows it, such as segprop/stage2-seg2; or data."),
+    ],
+    overrides: OverridesArgument = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What the identity of a stage (or another node) is made of, and for one that will run again, what differs from the
+    nearest finished one in the store."""
+    from orchestrator.config.load import read_document
+    from orchestrator.runs.why import look_at, why_text
+
+    if run.is_file():
+        document = read_document(run, overrides or ())
+        place = Path(str(document.data.get("run_dir") or "RUN_DIR"))
+    else:
+        document, place = _document(run, overrides or ()), run
+    found = look_at(_single(document, place), stage)
+    print(json.dumps(found.to_json(), indent=1) if as_json else why_text(found))
+
+
+@app.command()
 def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")],
 ) -> None:
@@ -269,7 +293,7 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
-def _document(run_dir: Path) -> Document:
+def _document(run_dir: Path, overrides: Sequence[str] = ()) -> Document:
     """Read the resolved configuration that a run directory holds."""
     from orchestrator.config.load import read_document
     from orchestrator.runs.run_dir import CONFIG_FILE
@@ -277,16 +301,20 @@ def _document(run_dir: Path) -> Document:
     source = run_dir / CONFIG_FILE
     if not source.is_file():
         raise UserError(f"{run_dir}: not a run directory, it has no {CONFIG_FILE}")
-    return read_document(source, [f"run_dir={json.dumps(str(run_dir))}"])
+    return read_document(source, [f"run_dir={json.dumps(str(run_dir))}", *overrides])
 
 
 def _prepared(run_dir: Path) -> Prepared:
+    return _single(_document(run_dir), run_dir)
+
+
+def _single(document: Document, place: Path) -> Prepared:
+    """Prepare a run that is no sweep. `place`: where its trials are."""
     from orchestrator.runs.prepare import prepare_document
     from orchestrator.sweeps.prepare import is_sweep
 
-    document = _document(run_dir)
     if is_sweep(document):
-        raise UserError(f"{run_dir}: a sweep; name one of its trials, such as {run_dir / 'trials' / '...'}")
+        raise UserError(f"{place}: a sweep; name one of its trials, such as {place / 'trials' / '...'}")
     return prepare_document(document)
 
 

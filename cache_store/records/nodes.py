@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from cache_store.storage.base import Buffer
 
 FORMAT = 1
+#: Key of a commit record under which lies what the node's id is made of.
+IDENTITY = "identity"
 
 
 class FromJson(Protocol):
@@ -77,8 +79,9 @@ class Commit:
     def from_json(cls, record: Mapping[str, Any], node_id: str) -> Commit | None:
         """Inverse of `to_json`; None when `record` is not a commit of this node."""
         attempt, result = record.get("attempt"), record.get("result")
+        # What the node's id is made of was not always recorded; it is read apart (`NodeStore.identity_of`).
         if (
-            not has_keys(record, "format node attempt files result")
+            not has_keys({**record, IDENTITY: None}, f"format node attempt files result {IDENTITY}")
             or record["format"] != FORMAT
             or record["node"] != node_id
             or not isinstance(attempt, str)
@@ -93,11 +96,18 @@ class Commit:
 class Attempt:
     """One try at a node. Its files are private until `commit`. Use from one thread."""
 
-    def __init__(self, store: NodeStore, node_id: str, attempt_id: str | None = None) -> None:
+    def __init__(
+        self,
+        store: NodeStore,
+        node_id: str,
+        attempt_id: str | None = None,
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
         self.node_id = check_name(node_id)
         self.id = check_name(attempt_id or new_attempt_id())
         self.files: dict[str, FileRecord] = {}
         self._store = store
+        self._identity = identity
 
     @property
     def _folder(self) -> str:
@@ -121,7 +131,8 @@ class Attempt:
         """
         path = self._store.commit_path(self.node_id)
         own = Commit(self.node_id, self.id, self.files, result)
-        data = dump_record(own.to_json(), f"the result of node {self.node_id}")
+        identity = {} if self._identity is None else {IDENTITY: dict(self._identity)}
+        data = dump_record({**own.to_json(), **identity}, f"the result of node {self.node_id}")
         reach("node.written")
 
         def winner() -> str | None:
@@ -169,10 +180,9 @@ class NodeStore(CheckpointStore):
         in place. Files are not read.
         """
         path = self.commit_path(node_id)
-        data = read_bounded(self.storage, path)
-        if data is None:
+        record = self._record(path)
+        if record is None:
             return None
-        record = parse_record(data, path)
         if record.get("format") != FORMAT:
             raise CorruptRecord(
                 f"{self.storage.uri}: {path} has format {record.get('format')!r}, expected {FORMAT}",
@@ -186,9 +196,21 @@ class NodeStore(CheckpointStore):
             )
         return commit
 
-    def attempt(self, node_id: str) -> Attempt:
-        """Begin an attempt at a node; nothing is written yet."""
-        return Attempt(self, node_id)
+    def identity_of(self, node_id: str) -> Mapping[str, Any] | None:
+        """Read what a committed node's id is made of, as JSON values; {} where its commit does not record it, None
+        without a commit. Not part of `Commit`, which drivers keep of every node. CorruptRecord when it is no JSON."""
+        record = self._record(self.commit_path(node_id))
+        found = None if record is None else record.get(IDENTITY, {})
+        return {} if found is not None and not isinstance(found, dict) else found
+
+    def _record(self, path: str) -> dict[str, Any] | None:
+        data = read_bounded(self.storage, path)
+        return None if data is None else parse_record(data, path)
+
+    def attempt(self, node_id: str, identity: Mapping[str, Any] | None = None) -> Attempt:
+        """Begin an attempt at a node; nothing is written yet. `identity`: what the node's id is made of, as JSON
+        values, for the commit to record."""
+        return Attempt(self, node_id, identity=identity)
 
     def notes(self, node_id: str, name: str) -> list[dict[str, Any]]:
         """Read what the attempts at a node, finished or not, have noted under `name`; damaged notes are passed over."""

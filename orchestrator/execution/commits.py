@@ -16,6 +16,7 @@ from workers.specs.results import LeftSets, MaterializeResult
 
 #: Requests at one time to a store over a network, where each takes tens of milliseconds.
 READERS = 16
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -45,7 +46,7 @@ class CommitLog:
                 return node.id, commit, False
             return node.id, commit, snapshots.find(commit.read(MaterializeResult).set) is None
 
-        for node_id, commit, gone in _mapped(look, nodes, threads=READERS if self.storage.remote else 1):
+        for node_id, commit, gone in mapped(look, nodes, threads=READERS if self.storage.remote else 1):
             if commit is None:
                 continue
             self.commits[node_id] = commit
@@ -91,9 +92,10 @@ class CommitLog:
             self.released.add(node_id)
 
 
-def _mapped(look: Callable[[Node], T], nodes: Iterable[Node], threads: int) -> Iterator[T]:
+def mapped(look: Callable[[K], T], items: Iterable[K], threads: int) -> Iterator[T]:
+    """Yield `look` of each item, in order; with several threads, so many at a time."""
     if threads == 1:
-        yield from map(look, nodes)
+        yield from map(look, items)
         return
     with ThreadPoolExecutor(threads, thread_name_prefix="segprop-ledger") as pool:
-        yield from pool.map(look, nodes)
+        yield from pool.map(look, items)

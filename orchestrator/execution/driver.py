@@ -24,6 +24,7 @@ from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.queues import Queues
 from orchestrator.execution.retry import GiveUp, NodeRetries, Retry
 from orchestrator.plan.graph import Node, Plan
+from orchestrator.plan.identity import identity_of
 from orchestrator.progress import Progress
 from orchestrator.runners.base import Event, Failed, Runner, Succeeded
 from workers.control import NOTHING, Update
@@ -259,6 +260,13 @@ class Driver:
 
     def _order(self, node: Node, helper: int = 0) -> WorkOrder:
         commits = self._ledger.commits
+        unfinished = {
+            role: parent
+            for role, parent in node.parents.items()
+            if node.id in self._plan.overlapping
+            and self._is_set(parent)
+            and (parent not in commits or parent in self._ledger.released)
+        }
         return WorkOrder(
             node_id=node.id,
             kind=node.kind,
@@ -272,16 +280,12 @@ class Driver:
                 shared=self._runner.slots > 1,
                 helper=helper,
                 first_asked=schedule.first_asked(self._plan, node),
-                unfinished={
-                    role: parent
-                    for role, parent in node.parents.items()
-                    if node.id in self._plan.overlapping
-                    and self._is_set(parent)
-                    and (parent not in commits or parent in self._ledger.released)
-                },
+                unfinished=unfinished,
+                identities={parent: identity_of(self._nodes[parent]).to_json() for parent in unfinished.values()},
             ),
             strategy=self._settings.strategy if self._in_gang(node) else None,
             snapshot_memory=self._settings.snapshot_memory,
+            identity=identity_of(node).to_json(),
         )
 
     def _handle(self, event: Event, stopping: bool) -> None:

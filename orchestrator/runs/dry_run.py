@@ -17,6 +17,7 @@ from orchestrator.plan import makespan
 from orchestrator.plan.graph import Node, Plan, RegimePlan
 from orchestrator.reports.part_names import abbreviated
 from orchestrator.runs.prepare import Prepared
+from orchestrator.runs.why import reuse_line
 from orchestrator.units import human_bytes, human_count, human_flops, human_seconds, seconds_text
 from workers.domains.registry import Planning
 
@@ -126,7 +127,7 @@ def render(prepared: Prepared) -> RenderableType:
             parts.append(_boundaries(regime))
     shared = [node for node in plan.nodes if node.shared]
     parts += [Text(), _summary(plan, shared, optimizer)]
-    parts += [Text(sentence) for sentence in _notes(prepared)]
+    parts += [Text(sentence) for sentence in (*_notes(prepared), reuse_line(prepared))]
     return Group(*parts)
 
 

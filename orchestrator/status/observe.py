@@ -21,6 +21,7 @@ from cache_store.storage.base import Storage
 from cache_store.storage.open import existing_storage
 from orchestrator.execution.run_lease import STALE_S, Held, read_held
 from orchestrator.execution.run_record import NodeRecord, RegimeRecord, RunRecord, read_pointer, read_run
+from orchestrator.plan.identity import name_of
 from orchestrator.reports.records import EpochSummary, Metrics
 from orchestrator.status.records import Beat, RunningTask, StageProgress
 
@@ -236,7 +237,7 @@ class _View:
         made = (saved.resumed if saved else 0) + 1 if saved or state == FAILED else 0
         saved = saved or StageProgress()
         return StageStatus(
-            name=_name(node),
+            name=name_of(node.label),
             state=state,
             epochs=len(saved.epochs),
             epochs_planned=node.epochs,
@@ -257,7 +258,7 @@ class _View:
             rate for epoch in stage.epochs for key, rate in epoch.others.items() if key.endswith("_per_s") and rate
         ]
         return StageStatus(
-            name=_name(node),
+            name=name_of(node.label),
             state=DONE,
             epochs=len(stage.epochs),
             epochs_planned=node.epochs,
@@ -289,7 +290,7 @@ class _View:
 def _running(node: NodeRecord, task: RunningTask, saved: StageProgress, assembled: Mapping[str, float]) -> StageStatus:
     progress = task.progress
     return StageStatus(
-        name=_name(node),
+        name=name_of(node.label),
         state=RUNNING,
         epochs=max(len(saved.epochs), int(progress.get("epoch") or 1) - 1),
         epochs_planned=node.epochs,
@@ -302,10 +303,6 @@ def _running(node: NodeRecord, task: RunningTask, saved: StageProgress, assemble
         attempts=task.attempt,
         machine=task.machine,
     )
-
-
-def _name(node: NodeRecord) -> str:
-    return node.label.rpartition("/")[2]
 
 
 def _validation(epoch: EpochSummary) -> Mapping[str, float]:

@@ -20,6 +20,7 @@ from cache_store.records.nodes import Attempt, NodeStore
 from workers.control import Control, Update
 from workers.snapshots.boundary import StoredBoundary, snapshot_counters
 from workers.specs.as_json import read_record, write_record
+from workers.specs.orders import Production
 from workers.specs.results import MaterializeResult, PartialSet, SnapshotCounters, Where
 
 #: Between two looks at a shard that somebody else makes; the second after a while.
@@ -183,18 +184,18 @@ def samples_there(boundary: StoredBoundary) -> int:
 
 
 def commit_made_along(
-    nodes: NodeStore, unfinished: Mapping[str, str], boundaries: Mapping[str, StoredBoundary], where: Where
+    nodes: NodeStore, production: Production, boundaries: Mapping[str, StoredBoundary], where: Where
 ) -> dict[str, PartialSet]:
     """Commit the nodes of the sets that are whole by now; returns role -> set and samples of those that are not.
 
     What the stage made is part of its own figures; these nodes get what others have noted for them.
     """
     partial: dict[str, PartialSet] = {}
-    for role, node_id in unfinished.items():
+    for role, node_id in production.unfinished.items():
         boundary = boundaries[role]
         if boundary.snapshots.missing():
             partial[role] = PartialSet(set=boundary.spec.id, rows=samples_there(boundary))
         elif nodes.commit_of(node_id) is None:
-            attempt = nodes.attempt(node_id)
+            attempt = nodes.attempt(node_id, production.identities.get(node_id))
             attempt.commit(whole_set(boundary, Made(attempt).total(nodes), where).to_json())
     return partial

@@ -36,6 +36,8 @@ class Production:
     #: Of a stage: role -> materialize node of the sets it reads that are not finished. It makes what it finds missing
     #: itself, unless somebody is at it, and commits the nodes of those that are whole in the end.
     unfinished: Mapping[str, str] = field(default_factory=dict)
+    #: Those nodes -> what their ids are made of, for their commits.
+    identities: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 #: Nobody else is at work on any set, and all that is read are finished.
@@ -58,6 +60,8 @@ class WorkOrder:
     #: Most bytes of snapshot shards held at a time; None: what `cache_store.snapshots.shard_cache` says.
     snapshot_memory: int | None = None
     production: Production = ALONE
+    #: What the node's id is made of, as JSON values: its commit records it, the work does not look at it.
+    identity: Mapping[str, Any] | None = None
 
     @property
     def key(self) -> str:

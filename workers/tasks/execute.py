@@ -69,7 +69,8 @@ def _execute(order: WorkOrder, control: Control) -> Commit | None:
         return commit
     task = as_json.from_json(kind.spec, order.task)
     prepare_process(device, order.threads, deterministic=kind.deterministic(task))
-    return HANDLERS[order.kind](Work(task, order, environment, environment.nodes.attempt(order.node_id)))
+    attempt = environment.nodes.attempt(order.node_id, order.identity)
+    return HANDLERS[order.kind](Work(task, order, environment, attempt))
 
 
 @dataclass(frozen=True)

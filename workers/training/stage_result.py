@@ -60,7 +60,7 @@ class Finished:
             result = replace(result, scaler=self.step.scaler_state())
         waited_s = self.inputs.waited_s()
         partial = commit_made_along(
-            self.environment.nodes, self.production.unfinished, self.inputs.by_role, self.environment.where()
+            self.environment.nodes, self.production, self.inputs.by_role, self.environment.where()
         )
         if waited_s is not None:
             result = replace(result, partial=partial, waited_s=waited_s)

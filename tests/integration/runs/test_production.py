@@ -16,6 +16,7 @@ from cache_store.errors import Interrupted, StorageFull
 from cache_store.records import leases
 from cache_store.records.leases import Leases
 from cache_store.snapshots.store import SnapshotSet
+from orchestrator.plan.identity import identity_of
 from orchestrator.runs.prepare import prepare
 from workers.control import ThreadControl, Update
 from workers.specs.data_results import ImageDataResult
@@ -88,6 +89,9 @@ def test_production_changes_no_bit_and_runs_each_frozen_block_once_a_sample_and_
         assert stages.index(lab.node(READER).id) < stages.index(lab.node(VIEW0).id), "the stage starts first"
     else:
         assert any(order.production.helper for order in made), "free slots help"
+    # Whoever commits a node records what it is made of.
+    recorded = {node.id: lab.nodes.identity_of(node.id) for node in lab.prepared.plan.nodes}
+    assert recorded == {node.id: identity_of(node).to_json() for node in lab.prepared.plan.nodes}
     # The same command again finds nothing to do.
     assert drive(lab, again := ThreadRunner(slots))[0].status == "done"
     assert again.submitted == []

@@ -122,6 +122,16 @@ def test_a_result_that_is_not_small_json_is_refused_and_nothing_committed(nodes:
     assert nodes.commit_of(NODE) is None
 
 
+def test_a_commit_records_what_the_node_is_made_of_and_is_read_with_and_without_it(nodes: NodeStore) -> None:
+    identity = {"kind": "train", "task": {"lr": 0.1}}
+    assert nodes.identity_of(NODE) is None
+    commit = nodes.attempt(NODE, identity).commit({"a": 1})
+    assert nodes.identity_of(NODE) == identity
+    assert nodes.commit_of(NODE) == commit
+    nodes.attempt("older").commit({})
+    assert nodes.identity_of("older") == {}
+
+
 def damaged(commit: dict[str, Any]) -> list[bytes]:
     (name,) = commit["files"]
     record = commit["files"][name]
