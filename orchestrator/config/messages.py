@@ -23,6 +23,52 @@ from workers.specs.experiment import TrainSpec
 
 T = TypeVar("T")
 
+# What Hugging Face's Trainer, Lightning, Axolotl and LLaMA-Factory call a setting, and where it stands here.
+WORDS_ELSEWHERE = {
+    "learning_rate": "training.optimizer.lr",
+    "optim": "training.optimizer.name",
+    "adam_beta1": "training.optimizer.betas",
+    "adam_beta2": "training.optimizer.betas",
+    "adam_epsilon": "training.optimizer.eps",
+    "lr_scheduler": "training.schedule.name",
+    "lr_scheduler_type": "training.schedule.name",
+    "warmup_steps": "training.schedule.warmup, a share of the steps",
+    "warmup_ratio": "training.schedule.warmup",
+    "num_epochs": "training.epochs",
+    "num_train_epochs": "training.epochs",
+    "max_epochs": "training.epochs",
+    "max_steps": "training.exit.steps, the most steps of a stage",
+    "train_batch_size": "training.batch_size",
+    "per_device_train_batch_size": "training.micro_batch, and training.batch_size for the samples of an optimizer step",
+    "micro_batch_size": "training.micro_batch",
+    "per_device_eval_batch_size": "evaluation.batch_size",
+    "eval_batch_size": "evaluation.batch_size",
+    "gradient_accumulation_steps": "training.accumulate",
+    "accumulate_grad_batches": "training.accumulate",
+    "max_grad_norm": "training.clip",
+    "gradient_clip_val": "training.clip",
+    "gradient_checkpointing": "training.activation_checkpointing",
+    "label_smoothing_factor": "training.label_smoothing",
+    "torch_compile": "training.compile",
+    "bf16": "training.precision",
+    "fp16": "training.precision",
+    "save_steps": "training.checkpoint_every_s, in seconds",
+    "lora_r": "training.lora.rank",
+    "lora_alpha": "training.lora.alpha",
+    "lora_target_modules": "training.lora.targets",
+    "model_name_or_path": "model.path",
+    "base_model": "model.path",
+    "output_dir": "run_dir",
+    "max_length": "data.sequence_length",
+    "max_seq_length": "data.sequence_length",
+    "sequence_len": "data.sequence_length",
+    "cutoff_len": "data.sequence_length",
+    "val_set_size": "data.validation",
+}
+# Texts that YAML would have read as the number that is wanted, had they not been quoted.
+_UNQUOTED = {"int": re.compile(r"[-+]?[0-9]+"), "float": re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")}
+_NOTHING = re.compile(r"(?!)")
+
 
 def validated(kind: type[T], raw: Any, prefix: KeyPath, findings: list[Finding]) -> T | None:
     """Read `raw`, which stands at `prefix`, as `kind`. What is wrong is appended to `findings` and taken out of `raw`,
@@ -34,8 +80,9 @@ def validated(kind: type[T], raw: Any, prefix: KeyPath, findings: list[Finding])
             return value
         except ValidationError as error:
             found = list(_explain(error, raw, kind, prefix))
-            # What was taken out in an earlier round is not missing from the file.
-            findings += [((*prefix, *path), message) for path, message in found if path not in pruned]
+            # What was taken out in an earlier round is not missing from the file, and what held it is not too short.
+            held = {known[:depth] for known in pruned for depth in range(1, len(known) + 1)}
+            findings += [((*prefix, *path), message) for path, message in found if path not in held]
             # Where something needed is missing, the section around it goes: a regime without a kind.
             doomed = [path if _has(raw, path) else path[:-1] for path, _ in found]
             pruned.update((*doomed, *(path for path, _ in found)))
@@ -57,7 +104,7 @@ def _explain(error: ValidationError, raw: Any, kind: type[Any], prefix: KeyPath)
         elif first["type"] in ("missing", "missing_argument"):
             message = "is required" + _allowed_values(kind, path)
         elif first["type"] in ("dataclass_type", "model_type", "dict_type", "model_attributes_type"):
-            message = f"{show(value)}: must be a section with keys of its own"
+            message = f"{show(value)}: must be a section with keys of its own{_as_section(kind, path, value)}"
         else:
             message = f"{show(value)}: {' or '.join(dict.fromkeys(_wording(item, value) for item in items))}"
         yield path, message
@@ -82,6 +129,10 @@ def _wording(item: Any, value: Any) -> str:
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
     message: str = item["msg"].replace("Input should be", "must be")
+    if item["type"].startswith("bool"):
+        return "must be true or false"
+    if isinstance(value, str) and _UNQUOTED.get(item["type"].split("_")[0], _NOTHING).fullmatch(value):
+        return f"{message[:1].lower()}{message[1:]}; write {value} without quotes"
     if item["type"] == "string_pattern_mismatch":
         return "must start with a letter or digit and hold only letters, digits, '.', '-' and '_'"
     if item["type"] == "literal_error" and isinstance(value, str):
@@ -90,14 +141,34 @@ def _wording(item: Any, value: Any) -> str:
     return message[:1].lower() + message[1:]
 
 
+def _as_section(kind: type[Any], path: KeyPath, value: Any) -> str:
+    """How a plain value is written as the section that should stand there: `; write {name: cosine}`."""
+    fields = fields_of(_kind_at(kind, path))
+    if not fields or not isinstance(value, str):
+        return ""
+    if "name" not in fields:
+        return f": {', '.join(fields)}"
+    names = [str(name) for name in typing.get_args(fields["name"])]
+    name = value if value in names else nearest(value, names)
+    return f"; write {{name: {name}}}" if name else f"; write {{name: …}}, one of {', '.join(names)}"
+
+
 def _suggest_key(kind: type[Any], path: KeyPath, prefix: KeyPath) -> str:
+    """Where an unknown key belongs: under the same name further down, close by in spelling, as another program's word
+    for one of ours, or anywhere in a file."""
     wrong = str(path[-1])
-    siblings = list(fields_of(_kind_at(kind, path[:-1])))
+    here = _kind_at(kind, path[:-1])
+    siblings = list(fields_of(here))
+    below = [key for key in _all_keys(here) if key[-1] == wrong]
+    if below:
+        return f"; did you mean {key_text((*prefix, *path[:-1], *below[0]))}?"
+    if wrong in WORDS_ELSEWHERE:
+        return f"; here it is {WORDS_ELSEWHERE[wrong]}"
     close = nearest(wrong, siblings)
     if close is not None:
         return f"; did you mean {close}?"
     everywhere = [key for key in _all_keys(Config) if key[-1] == wrong]
-    if everywhere and not prefix:
+    if everywhere:
         return f"; did you mean {key_text(everywhere[0])}?"
     return f"; allowed here: {', '.join(siblings)}" if siblings else ""
 
@@ -106,7 +177,9 @@ def _allowed_values(kind: type[Any], path: KeyPath) -> str:
     section, name = _kind_at(kind, path[:-1]), str(path[-1])
     hint = fields_of(section).get(name)
     choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else _table_names(section, name)
-    return f"; one of {', '.join(map(str, choices))}" if choices else ""
+    # A regime of a misspelt name has no kind.
+    close = did_you_mean(str(path[-2]), map(str, choices)) if len(path) > 1 else ""
+    return f"; one of {', '.join(map(str, choices))}{close}" if choices else ""
 
 
 def _table_names(section: Any, name: str) -> tuple[str, ...]:
@@ -138,16 +211,21 @@ def _kind_at(kind: Any, path: KeyPath) -> Any:
         if typing.get_origin(kind) is dict:
             kind = typing.get_args(kind)[1]
             continue
-        kind = fields_of(kind).get(str(part))
-        if isinstance(kind, types.UnionType):
-            kind = next((member for member in typing.get_args(kind) if fields_of(member)), None)
+        kind = _section_of(fields_of(kind).get(str(part)))
     return kind
+
+
+def _section_of(hint: Any) -> Any:
+    """The section among the alternatives of a field that may also be left out or say it in a word."""
+    if isinstance(hint, types.UnionType):
+        return next((member for member in typing.get_args(hint) if fields_of(member)), None)
+    return hint
 
 
 def _all_keys(kind: Any, prefix: KeyPath = ()) -> Iterator[KeyPath]:
     for name, hint in fields_of(kind).items():
         yield (*prefix, name)
-        yield from _all_keys(hint, (*prefix, name))
+        yield from _all_keys(_section_of(hint), (*prefix, name))
 
 
 def _at(raw: Any, path: KeyPath) -> Any:

@@ -68,11 +68,14 @@ def _move(document: Document, old: KeyPath, new: KeyPath) -> None:
 
 
 def _name_regimes(document: Document) -> None:
-    """`[e2e, lw]` -> `{e2e: {kind: e2e}, lw: {kind: lw}}`; `kind` is by default the regime's name."""
+    """`[e2e, lw]` -> `{e2e: {kind: e2e}, lw: {kind: lw}}`, and `e2e` alone likewise; `kind` is by default the regime's
+    name."""
     regimes = document.data.get("regimes")
     if regimes is None:
         document.data["regimes"] = {kind: {"kind": kind} for kind, row in REGIMES.items() if row.by_default}
         return
+    if isinstance(regimes, str):
+        document.data["regimes"] = regimes = {regimes: {}}
     if isinstance(regimes, list):
         mapping: dict[str, Any] = {}
         for index, name in enumerate(regimes):

@@ -14,7 +14,9 @@ from planning import CIFAR, SMALL, merged, small_config
 from cache_store.errors import ConfigError, DataError
 from orchestrator.config.compatibility import compatible
 from orchestrator.config.load import load
+from orchestrator.config.messages import WORDS_ELSEWHERE, _all_keys
 from orchestrator.config.rates import Rates
+from orchestrator.config.schema import Config
 from orchestrator.config.values import parse_size
 from orchestrator.config.yaml_loader import MAX_BYTES, parse_document
 from orchestrator.runs.prepare import prepare
@@ -285,11 +287,11 @@ resources: {slots: many}
         "line 2: model.name: reset18: must be 'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', "
         "'wide_resnet50_2' or 'resnext50_32x4d'; did you mean 'resnet18'?",
         "line 6: data.image_sizes: unknown key; did you mean image_size?",
-        "line 8: training.epochs: 5: must be a valid integer",
+        "line 8: training.epochs: 5: must be a valid integer; write 5 without quotes",
         "line 9: training.batch_size: 0: must be greater than or equal to 1",
         "line 10: training.optimizer.lr: yes: must be a valid number",
         "line 10: training.optimizer.beta: unknown key; did you mean betas?",
-        "line 11: training.deterministic: 1: must be a valid boolean",
+        "line 11: training.deterministic: 1: must be true or false",
         "line 12: epochs: unknown key; did you mean training.epochs?",
         "line 14: split.base: true: must be a valid integer",
         "line 15: split: duplicate key, first set on line 13",
@@ -309,6 +311,56 @@ def test_missing_sections_and_wrong_shapes(tmp_path: Path) -> None:
         "line 1: model.name: is required; one of resnet18, resnet34, resnet50, resnet101, resnet152, "
         "wide_resnet50_2, resnext50_32x4d"
     ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.lr=1e-3", "training.lr: unknown key; did you mean training.optimizer.lr?"),
+        (
+            "regimes.e2e.training.lr=1e-3",
+            "regimes.e2e.training.lr: unknown key; did you mean regimes.e2e.training.optimizer.lr?",
+        ),
+        ("training.rank=4", "training.rank: unknown key; did you mean training.lora.rank?"),
+        ("training.num_epochs=3", "training.num_epochs: unknown key; here it is training.epochs"),
+        ("learning_rate=1", "learning_rate: unknown key; here it is training.optimizer.lr"),
+        (
+            'training.optimizer.lr="1e-3"',
+            "training.optimizer.lr: 1e-3: must be a valid number; write 1e-3 without quotes",
+        ),
+        (
+            "training.schedule=cosine",
+            "training.schedule: cosine: must be a section with keys of its own; write {name: cosine}",
+        ),
+        (
+            "training.optimizer=adam",
+            "training.optimizer: adam: must be a section with keys of its own; write {name: adamw}",
+        ),
+        (
+            "training.optimizer=rmsprop",
+            "training.optimizer: rmsprop: must be a section with keys of its own; write {name: …}, one of adamw, sgd, "
+            "adamw8bit",
+        ),
+        ("data.flip=no", "data.flip: no: must be true or false"),
+        ("regimes=segprob", "regimes.segprob.kind: is required; one of e2e, lw, segprop; did you mean 'segprop'?"),
+    ],
+)
+def test_a_habit_from_elsewhere_is_told_how_it_is_said_here(tmp_path: Path, override: str, message: str) -> None:
+    assert problems_of(tmp_path, BASE, override) == [f"override {override}: {message}"]
+
+
+def test_words_of_other_programs_name_keys_that_exist() -> None:
+    known = {".".join(map(str, key)) for key in _all_keys(Config)} | {
+        "model.path",
+        "data.sequence_length",
+        "data.validation",
+    }
+    assert {text.split(",")[0] for text in WORDS_ELSEWHERE.values()} <= known
+
+
+def test_one_regime_needs_no_list(tmp_path: Path) -> None:
+    alone, listed = (load(write(tmp_path, BASE), [f"regimes={text}"]).regimes for text in ("lw", "[lw]"))
+    assert alone == listed
 
 
 def test_overrides_with_problems_name_themselves(tmp_path: Path) -> None:
