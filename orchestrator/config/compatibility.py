@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from orchestrator.config.yaml_loader import KeyPath, key_text
@@ -16,13 +16,11 @@ _FREE = (
     ("evaluation",),
     ("data", "download"),
     ("training", "checkpoint_every_s"),
-    ("snapshots", "mode"),
-    ("snapshots", "costs"),
-    ("snapshots", "budget"),
     ("snapshots", "shard_bytes"),
-    ("snapshots", "retention"),
     ("snapshots", "production"),
 )
+#: What may differ, too, unless it decides how many views stages see (`data.views: auto`).
+_FREE_OF_VIEWS = tuple(("snapshots", key) for key in ("mode", "costs", "budget", "retention"))
 #: Settings that older run directories do not name, and what they meant there.
 _LATER = {("snapshots", "encoding"): "plain", ("variant",): "mapped"}
 #: Compared regime by regime, where they are resolved.
@@ -32,28 +30,33 @@ _BY_REGIME = ("training", "split", "snapshots", "regimes")
 def compatible(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Keys in which two resolved configurations conflict: a run directory may grow (more regimes) and move to
     other resources, but what it holds never changes meaning. Empty: go on."""
+    data = old.get("data")
+    by_views = isinstance(data, Mapping) and data.get("views") == "auto"
+    free = _FREE if by_views else (*_FREE, *_FREE_OF_VIEWS)
     conflicts = [
         key_text(path)
         for name in sorted({*old, *new} - set(_BY_REGIME))
-        for path in _differences(old.get(name), new.get(name), (name,))
+        for path in _differences(old.get(name), new.get(name), (name,), free)
     ]
     new_regimes = new.get("regimes", {})
     for name, settings in old.get("regimes", {}).items():
         if name not in new_regimes:
             conflicts.append(f"regimes.{name} (left out)")
             continue
-        conflicts += [key_text(("regimes", name, *path)) for path in _differences(settings, new_regimes[name], ())]
+        conflicts += [
+            key_text(("regimes", name, *path)) for path in _differences(settings, new_regimes[name], (), free)
+        ]
     return conflicts
 
 
-def _differences(old: Any, new: Any, path: KeyPath) -> Iterator[KeyPath]:
-    if path in _FREE:
+def _differences(old: Any, new: Any, path: KeyPath, free: Collection[KeyPath]) -> Iterator[KeyPath]:
+    if path in free:
         return
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in dict.fromkeys((*old, *new)):
             if path[:1] == ("stages",) and len(path) == 2 and key == "checkpoint_every_s":
                 continue
             here = (*path, key)
-            yield from _differences(old.get(key, _LATER.get(here)), new.get(key, _LATER.get(here)), here)
+            yield from _differences(old.get(key, _LATER.get(here)), new.get(key, _LATER.get(here)), here, free)
     elif old != new:
         yield path

@@ -109,6 +109,8 @@ class Prediction:
     make_seconds: float
     read_seconds: float
     recompute_seconds: float
+    #: Of every sample, in its sets or, where it is computed again, over the epochs; None where samples have no views.
+    views: int | None
     #: Materialize nodes of its sets, and the train nodes that start from it.
     sets: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ Counts alone, no nodes: the plan decides and builds with them.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,15 +43,24 @@ class Boundaries:
         self._regime, self._outline, self._rows, self._wave = regime, outline, rows, wave
         self._stages = stages
         self._epochs = {stage.name: formulas.epochs_to_run(training[stage.name], rows.train) for stage in stages}
-        self._views = {
-            name: 1 if views is None else formulas.views_used(views, epochs) for name, epochs in self._epochs.items()
-        }
+        self._views = self._views_by_stage(views)
         self._trained = {part for stage in stages for part in stage.trained}
         self.order: list[Hops] = list(dict.fromkeys(stage.hops for stage in stages if stage.hops))
         self.specs = {hops: self._spec(hops) for hops in self.order}
 
     def __len__(self) -> int:
         return len(self.order)
+
+    def with_views(self, views: int) -> Boundaries:
+        """Return the same boundaries stored in other views."""
+        other = copy.copy(self)
+        other._views = self._views_by_stage(views)
+        return other
+
+    def _views_by_stage(self, views: int | None) -> dict[str, int]:
+        if views is None:
+            return dict.fromkeys(self._epochs, 1)
+        return {name: formulas.views_used(views, epochs) for name, epochs in self._epochs.items()}
 
     # -- what one is ----------------------------------------------------------------------------------------
 
@@ -89,6 +99,15 @@ class Boundaries:
 
     # -- how often it is made and read ----------------------------------------------------------------------
 
+    def epochs(self, stage: Stage) -> int:
+        """Return the epochs that a stage reaches."""
+        return self._epochs[stage.name]
+
+    @property
+    def most_epochs(self) -> int:
+        """The most epochs of a stage that starts from a boundary; 0 where none does."""
+        return max((self._epochs[stage.name] for stage in self._stages if stage.hops), default=0)
+
     def views_read(self, stage: Stage, epochs: tuple[int, int] | None) -> Sequence[int]:
         """Return the views that a stage, or these epochs of it, reads, in the order in which it asks for them."""
         views = self._views[stage.name]
@@ -114,6 +133,10 @@ class Boundaries:
             return self.rows_made(hops)
         return 2 * (max(self._views_by_round(hops)) * self._rows.train + self._rows.validation)
 
+    def set_bytes(self, hops: Hops) -> int:
+        """Count the bytes of its sets that are stored at one time, at most."""
+        return self.rows_alive(hops) * self.row_bytes(hops)
+
     def passes(self, hops: Hops) -> int:
         """Count the epochs of all stages that start from this boundary."""
         return sum(self._epochs[stage.name] for stage in self._stages if stage.hops == hops)
@@ -135,7 +158,7 @@ class Boundaries:
     def facts(self, hops: Hops, costs: Costs) -> snapshot_policy.BoundaryPrice:
         """Return what deciding between snapshots and recomputing needs: in seconds where they were measured, else in
         operations."""
-        label, set_bytes = hops[-1][-1], self.rows_alive(hops) * self.row_bytes(hops)
+        label, set_bytes = hops[-1][-1], self.set_bytes(hops)
         if costs.basis == "measured":
             measured = self.costs(hops, costs)
             return snapshot_policy.BoundaryPrice(

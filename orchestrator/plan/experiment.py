@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 def experiment_of(config: Config, regime: Regime, classes: int, found: object | None) -> Experiment:
     """What all tasks of a regime hold. `found`: what the family's `inspect` gave. The store holds prepared data and
     initial weights, so a stage needs neither's path."""
+    data, asked = regime.domain.without_files(config.data), regime.domain.views(config.data)
+    if asked is not None:
+        # Stages are given their own number; what else is done does not depend on it.
+        data = regime.domain.with_views(data, 1 if asked == "auto" else asked)
     return Experiment(
         model=regime.family.architecture(regime.model, found),
-        data=regime.domain.without_files(config.data),
+        data=data,
         classes=classes,
         seed=config.seed,
         code=config.family.file_digests(config.model, found).code,

@@ -16,6 +16,7 @@ from cache_store.keys import digest_json
 from orchestrator.costs.boundary_costs import Prediction
 from orchestrator.costs.formulas import Estimate
 from orchestrator.costs.snapshot_policy import Decision
+from orchestrator.plan.views import ViewsSeen
 from workers.specs.task_kinds import TASKS
 
 #: Part of every id. Raise it when the meaning of a task changes: no old commit is then taken for a new one.
@@ -118,6 +119,9 @@ class RegimePlan:
     production: str = "before"
     #: Question of `after_stage.QUESTIONS` beyond `assembled` and `truncated` -> train node -> node that answers it.
     diagnoses: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+
+    #: Train node -> the views of every sample that the stage sees; none where samples have no views.
+    views: dict[str, ViewsSeen] = dataclasses.field(default_factory=dict)
 
     def work_of(self, stage: str) -> tuple[str, ...]:
         """Return all train nodes of a stage, in order, given the one in `stages`."""

@@ -74,6 +74,7 @@ class RegimeBuilder:
             boundaries=self._snapshots.predictions(ended),
             rounds=ended.rounds,
             averages=tuple(ended.averages),
+            views={node: ended.views[node] for node in ended.stages if node in ended.views},
             run_exit={}
             if state.gate_spec is None
             else {key: value for key, value in to_json(state.gate_spec).items() if value is not None},
@@ -168,7 +169,7 @@ class RegimeBuilder:
         if train.head_optimizer == "carry" and previous is not None and state.regime.row.has_base:
             parents["optimizer"] = previous
         task = StageTask(
-            experiment=state.experiment,
+            experiment=state.experiment_of_stage(stage, decision.source),
             name=stage.name,
             path=stage.path,
             trained=stage.trained,
@@ -185,6 +186,9 @@ class RegimeBuilder:
         label = stage.name if epochs is None or step is None else f"{stage.name} round {step.index + 1}"
         node = state.add("train", label, to_json(task), parents, predicted)
         self._ended.decisions[node], self._ended.reads[node] = decision, tuple(sets.values())
+        seen = state.views_seen(stage, decision.source)
+        if seen is not None:
+            self._ended.views[node] = seen
         return node
 
     def _weights_read(self, stage: Stage) -> dict[str, str]:

@@ -15,8 +15,11 @@ from orchestrator.costs.snapshot_policy import Decision
 from orchestrator.plan.boundaries import Boundaries
 from orchestrator.plan.experiment import experiment_of, outputs_of, rows_of
 from orchestrator.plan.node_table import NodeTable
+from orchestrator.plan.views import LEAST, ViewsSeen, views_to_give
 from orchestrator.regimes import wavefront
+from orchestrator.regimes.stages import Stage
 from workers.domains.planning import SplitRows
+from workers.specs.experiment import Experiment
 from workers.specs.results import MeasuredCosts
 from workers.specs.task_kinds import TASKS
 
@@ -77,6 +80,8 @@ class RegimeState:
         self.stages = regime.layout(self.blocks)
         self.training_blocks = regime.in_training(self.blocks)
         self.training = {stage.name: regime.stage_training(stage) for stage in self.stages}
+        #: What is asked for; stored boundaries have those of `boundaries`.
+        self.views = config.domain.views(config.data)
         self.experiment = experiment_of(config, regime, inputs.classes, inputs.found)
         #: The wave's steps; none where the stages run one after the other.
         self.wave = self._wave()
@@ -86,9 +91,11 @@ class RegimeState:
             self.stages,
             self.training,
             inputs.rows,
-            views=config.domain.views(config.data),
+            views=LEAST if self.views == "auto" else self.views,
             wave=self.wave,
         )
+        #: Views of stored boundaries; settled together with what is stored.
+        self.stored_views = LEAST
         #: Part -> the node that holds it now: moves on from stage to stage, in a wave from round to round.
         self.weights: dict[str, str] = {}
         #: Version of the blocks that move while a wave goes on.
@@ -115,6 +122,22 @@ class RegimeState:
         """Blocks before the global head, of those that stages see."""
         return len(self.training_blocks) - self.regime.split.head
 
+    def experiment_of_stage(self, stage: Stage, source: str) -> Experiment:
+        """The experiment with the number of views that a stage with this source of inputs sees."""
+        views = views_to_give(self.views, self.stored_views, source, self.training[stage.name].epochs)
+        if views is None:
+            return self.experiment
+        data = self.inputs.config.domain.with_views(self.experiment.data, views)
+        return dataclasses.replace(self.experiment, data=data)
+
+    def views_seen(self, stage: Stage, source: str) -> ViewsSeen | None:
+        """What a stage sees of its samples; None where they have no views."""
+        if self.views is None:
+            return None
+        epochs = self.boundaries.epochs(stage)
+        most = self.stored_views if source == "snapshots" else epochs
+        return ViewsSeen(min(most if self.views == "auto" else self.views, epochs), epochs)
+
     def gate_parent(self) -> dict[str, str]:
         return {} if self.gate is None else {"gate": self.gate}
 
@@ -135,6 +158,7 @@ class Ended:
     decisions: dict[str, Decision] = dataclasses.field(default_factory=dict)
     reads: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     rounds: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    views: dict[str, ViewsSeen] = dataclasses.field(default_factory=dict)
     averages: list[str] = dataclasses.field(default_factory=list)
 
     def answered(self, question: str) -> dict[str, str]:

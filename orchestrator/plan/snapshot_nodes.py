@@ -10,8 +10,9 @@ from orchestrator.costs import snapshot_policy
 from orchestrator.costs.boundary_costs import Prediction, make_seconds
 from orchestrator.costs.formulas import Estimate
 from orchestrator.costs.snapshot_policy import Decision
-from orchestrator.plan.boundaries import Hops
+from orchestrator.plan.boundaries import Boundaries, Hops
 from orchestrator.plan.regime_state import Ended, RegimeState
+from orchestrator.plan.views import stored_views
 from orchestrator.regimes.stages import Stage
 from workers.specs.as_json import to_json
 from workers.specs.tasks import MaterializeTask, snapshot_role
@@ -24,23 +25,42 @@ class SnapshotNodes:
         """The state's costs are settled. Raises ConfigError when a regime insists on snapshots that exceed the
         budget."""
         self._state = state
-        snapshots, boundaries = state.regime.snapshots, state.boundaries
-        prices = [boundaries.facts(hops, state.costs) for hops in boundaries.order]
-        share = None if snapshots.budget is None else snapshots.budget // state.inputs.sharing
+        budget = state.regime.snapshots.budget
+        self._share = None if budget is None else budget // state.inputs.sharing
         # In a wave all boundaries are alive at one time, as where nothing is released.
-        together = snapshots.retention == "keep" or bool(state.wave)
-        decided = snapshot_policy.decide(prices, snapshots.mode, share, keep=together)
-        self._decisions: dict[Hops, Decision] = dict(zip(boundaries.order, decided, strict=True))
-        stored = [
-            price.set_bytes if decision.source == "snapshots" else 0
-            for price, decision in zip(prices, decided, strict=True)
-        ]
+        self._together = state.regime.snapshots.retention == "keep" or bool(state.wave)
+        if state.views == "auto":
+            self._settle_views()
+        self._decisions = self._decide(state.boundaries)
         #: Most snapshot bytes alive at one time.
-        self.peak_bytes = snapshot_policy.peak_bytes(stored, keep=together)
+        self.peak_bytes = self._peak_bytes(state.boundaries, self._decisions)
         #: Version of the blocks before it, boundary, split, view -> materialize node.
         self._sets: dict[tuple[int, int, str, int | None], str] = {}
         #: Boundary -> what its tasks share; made once, since there may be thousands of views.
         self._tasks: dict[int, dict[str, Any]] = {}
+
+    def _settle_views(self) -> None:
+        """Give stored boundaries the views that the budget allows."""
+        state = self._state
+        least = self._decide(state.boundaries)
+        state.stored_views = stored_views(
+            state.boundaries.most_epochs,
+            lambda views: self._peak_bytes(state.boundaries.with_views(views), least),
+            self._share,
+        )
+        state.boundaries = state.boundaries.with_views(state.stored_views)
+
+    def _decide(self, boundaries: Boundaries) -> dict[Hops, Decision]:
+        prices = [boundaries.facts(hops, self._state.costs) for hops in boundaries.order]
+        decided = snapshot_policy.decide(prices, self._state.regime.snapshots.mode, self._share, keep=self._together)
+        return dict(zip(boundaries.order, decided, strict=True))
+
+    def _peak_bytes(self, boundaries: Boundaries, decisions: Mapping[Hops, Decision]) -> int:
+        """Count the most bytes alive at one time of those boundaries that are stored."""
+        stored = [
+            boundaries.set_bytes(hops) if decision.source == "snapshots" else 0 for hops, decision in decisions.items()
+        ]
+        return snapshot_policy.peak_bytes(stored, keep=self._together)
 
     def decision(self, stage: Stage) -> Decision:
         """Where a stage's input comes from."""
@@ -131,12 +151,14 @@ class SnapshotNodes:
         state, boundaries = self._state, self._state.boundaries
         hops = boundaries.order[index]
         costs, decision = boundaries.costs(hops, state.costs), self._decisions[hops]
+        read_by = [state.views_seen(stage, decision.source) for stage in state.stages if stage.hops == hops]
         return Prediction(
             label=hops[-1][-1],
             source=decision.source,
             reason=decision.reason,
             basis=state.costs.basis,
             bytes=boundaries.rows_made(hops) * boundaries.row_bytes(hops),
+            views=max((seen.views for seen in read_by if seen is not None), default=None),
             make_seconds=costs.make_from_previous if self._rolled(index) else costs.make_from_start,
             read_seconds=costs.read,
             recompute_seconds=costs.recompute,

@@ -316,6 +316,7 @@ def _boundary_rows(page: _Page) -> list[dict[str, str]]:
                 "source": item.source,
                 "reason": item.reason,
                 "basis": item.basis,
+                "views": DASH if item.views is None else str(item.views),
             }
             for suffix, figures in (("predicted", item.predicted), ("measured", item.measured)):
                 row[f"bytes_{suffix}"] = bytes_text(figures.bytes)

@@ -207,6 +207,8 @@ class BoundarySummary:
     basis: str
     predicted: BoundaryFigures
     measured: BoundaryFigures
+    #: Of every sample; None where samples have none.
+    views: int | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

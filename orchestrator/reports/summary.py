@@ -161,6 +161,7 @@ def _boundary(view: CommitView, prediction: Prediction) -> BoundarySummary:
         source=prediction.source,
         reason=prediction.reason,
         basis=prediction.basis,
+        views=prediction.views,
         predicted=BoundaryFigures(
             prediction.bytes, prediction.make_seconds, prediction.read_seconds, prediction.recompute_seconds
         ),

@@ -69,7 +69,7 @@ def regime_rows(plan: Plan, regime: RegimePlan, domain: Planning) -> list[Row]:
         decision = regime.decisions[stage_id]
         label = stage.task["name"] + (f" ({len(rounds)} rounds)" if len(rounds) > 1 else "")
         source = domain.raw if decision.source == "images" else decision.source
-        rows.append(Row(label, rounds, f"{source}: {decision.reason}"))
+        rows.append(Row(label, rounds, f"{source}: {decision.reason}{_seen_words(regime, stage_id)}"))
     if regime.averages:
         nodes = tuple(plan.node(node_id) for node_id in regime.averages)
         rows.append(Row("averages", nodes, f"{len(nodes)} of the head's replicas"))
@@ -77,6 +77,14 @@ def regime_rows(plan: Plan, regime: RegimePlan, domain: Planning) -> list[Row]:
     nodes = tuple(plan.node(node_id) for node_id in evaluations)
     rows.append(Row("evaluations", nodes, f"{len(nodes)} of the whole chain"))
     return rows
+
+
+def _seen_words(regime: RegimePlan, stage: str) -> str:
+    """The views of a stage that reads no stored ones, whose line has them."""
+    seen = regime.views.get(stage)
+    if seen is None or regime.decisions[stage].source == "snapshots":
+        return ""
+    return f", {seen.views} view{'s' if seen.views != 1 else ''} in {seen.epochs} epochs"
 
 
 def _with_previous(plan: Plan, set_ids: Sequence[str]) -> list[str]:
@@ -229,12 +237,14 @@ def _boundaries(regime: RegimePlan) -> Table:
     title = f"{regime.name}: snapshots or recompute, {basis} speeds"
     table = Table(title=title, title_justify="left", title_style="dim", show_edge=False, pad_edge=False)
     table.add_column("after", no_wrap=True)
-    for name in ("snapshots", "to make", "to read", "to recompute"):
+    by_view = any(each.views is not None for each in regime.boundaries)
+    for name in (*(("views",) if by_view else ()), "snapshots", "to make", "to read", "to recompute"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("decided", no_wrap=True)
     for each in regime.boundaries:
         table.add_row(
             each.label,
+            *((str(each.views),) if by_view else ()),
             human_bytes(each.bytes),
             seconds_text(each.make_seconds),
             seconds_text(each.read_seconds),

@@ -25,6 +25,7 @@ from orchestrator.config.yaml_loader import Document, KeyPath, Problem, raise_pr
 from orchestrator.plan.builder import build_plan
 from orchestrator.plan.experiment import outline_of, rows_of
 from orchestrator.plan.graph import Plan
+from orchestrator.plan.views import unequal_views
 from workers.domains.planning import AnyData, AnyOutline
 from workers.domains.registry import planning_of_data
 from workers.models.base import Finding
@@ -55,7 +56,9 @@ class Prepared:
         """What a user should know before anything is trained, in sentences."""
         device = planned_device(self.config.resources.model_dump())
         trained = {node.task["train"]["precision"]: None for node in self.plan.nodes if node.trains}
-        return tuple(warning for precision in trained if (warning := device.warning(precision)) is not None)
+        emulated = (warning for precision in trained if (warning := device.warning(precision)) is not None)
+        seen = {name: regime.views.values() for name, regime in self.plan.regimes.items()}
+        return (*emulated, *unequal_views(seen))
 
 
 def prepare(

@@ -40,6 +40,7 @@ TINY: dict[str, Any] = {
         "image_size": 8,
         "augment": "light",
         "flip": False,
+        "views": 1,
         "validation": 48,
         "train_limit": 96,
         "test_limit": 64,

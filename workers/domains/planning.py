@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from workers.models.base import Finding
 from workers.models.counting import Shape
@@ -90,8 +90,12 @@ class DomainPlanning(ABC, Generic[DataT, OutlineT]):
         """Classes of the data set; None where targets are tokens."""
 
     @abstractmethod
-    def views(self, data: DataT) -> int | None:
-        """Augmentation views; None where samples have none."""
+    def views(self, data: DataT) -> int | Literal["auto"] | None:
+        """Augmentation views that are asked for: `auto` leaves them to the plan; None where samples have none."""
+
+    def with_views(self, data: DataT, views: int) -> DataT:
+        """The spec with a number of views."""
+        return data
 
     @abstractmethod
     def sample(self, data: DataT, outline: OutlineT) -> Shape:

@@ -68,8 +68,10 @@ class ImageSpec:
     augment: Literal["paper", "light", "none"] = "paper"
     #: Horizontal flips (off for digits, where a mirrored image is another symbol).
     flip: bool = True
-    #: Epoch e uses augmentation view e mod views.
-    views: Annotated[int, Ge(1)] = 1
+    #: Epoch e uses augmentation view e mod views. auto: a fresh view an epoch where a stage computes from the images;
+    #: of stored boundaries as many as snapshots.budget allows (without one: 16 GiB), at least 4, at most one an epoch;
+    #: one where augment is none. The plan says how many.
+    views: Literal["auto"] | Annotated[int, Ge(1)] = "auto"
     #: Held out of train for choosing epochs, where the data has no validation split of its own: a fraction (< 1) or a
     #: count.
     validation: Annotated[float, Gt(0)] = 0.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from workers.domains.planning import DomainPlanning, LoadSeconds, SplitRows
 from workers.models.base import Finding
@@ -61,8 +61,12 @@ class ImagePlanning(DomainPlanning[ImageSpec, "DataOutline"]):
     def classes(self, outline: DataOutline) -> int:
         return outline.classes
 
-    def views(self, data: ImageSpec) -> int:
-        return data.views
+    def views(self, data: ImageSpec) -> int | Literal["auto"]:
+        # Without augmentation all views are the same pixels.
+        return 1 if data.views == "auto" and data.augment == "none" else data.views
+
+    def with_views(self, data: ImageSpec, views: int) -> ImageSpec:
+        return replace(data, views=views)
 
     def sample(self, data: ImageSpec, outline: DataOutline) -> Shape:
         return sample_shape(data)
@@ -79,13 +83,19 @@ class ImagePlanning(DomainPlanning[ImageSpec, "DataOutline"]):
     def task(self, data: ImageSpec, fingerprint: str, seed: int, tokenizing: CausalLMSpec | None) -> DataTask:
         # Data are decoded once for all the ways they are augmented, split and limited.
         decoded = ImageSpec(
-            name=data.name, path=data.path, download=data.download, image_size=data.image_size, resize=data.resize
+            name=data.name,
+            path=data.path,
+            download=data.download,
+            image_size=data.image_size,
+            resize=data.resize,
+            views=1,
         )
         return DataTask(data=decoded, fingerprint=fingerprint)
 
     def words(self, data: ImageSpec, outline: DataOutline, count_text: Callable[[int], str]) -> str:
         rows, size = self.rows(data, outline), data.image_size
-        words = f"{data.name}: {rows.train} + {rows.validation} + {rows.test} images, {size}x{size}, views {data.views}"
+        words = f"{data.name}: {rows.train} + {rows.validation} + {rows.test} images, {size}x{size}"
+        words += f", views {self.views(data)}"
         if not outline.skipped:
             return words
         found = ", ".join(f"{count} {suffix}" for suffix, count in outline.skipped)

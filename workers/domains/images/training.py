@@ -49,6 +49,8 @@ class ImageDomain(FamilyParts):
         return ImageSource(self._experiment, data.read(ImageDataResult), snapshots, split)
 
     def views(self, source: Source) -> int:
+        if self._data.views == "auto":
+            raise ValueError("data.views: auto is for configurations; a plan gives tasks a number")
         return self._data.views
 
     def rows(self, source: Source, index: np.ndarray) -> Rows:

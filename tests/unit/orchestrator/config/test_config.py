@@ -625,6 +625,15 @@ def test_a_run_directory_may_grow_but_not_change(tmp_path: Path, changes: dict[s
     assert compatible(old, small_config(tmp_path, changes).resolved()) == conflicts
 
 
+def test_what_decides_the_views_that_stages_see_may_not_change(tmp_path: Path) -> None:
+    old = small_config(tmp_path, {"data.views": "auto"}).resolved()
+    for key, value in (("mode", "never"), ("costs", "measured"), ("budget", "1GB"), ("retention", "keep")):
+        new = small_config(tmp_path, {"data.views": "auto", f"snapshots.{key}": value}).resolved()
+        assert compatible(old, new) == [f"regimes.{name}.snapshots.{key}" for name in ("e2e", "lw", "segprop")]
+    new = small_config(tmp_path, {"data.views": "auto", "snapshots.shard_bytes": 1 << 20}).resolved()
+    assert compatible(old, new) == []
+
+
 def test_run_directories_of_before_encodings_hold_plain_snapshots(tmp_path: Path) -> None:
     old = small_config(tmp_path).resolved()
     for section in (old, *old["regimes"].values()):

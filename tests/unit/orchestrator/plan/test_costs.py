@@ -146,7 +146,7 @@ def test_every_boundary_is_shown_with_its_seconds(tmp_path: Path) -> None:
     regime = measured_plan(tmp_path, figures(scale=5.0)).regimes["segprop"]
     table = _boundaries(regime)
     assert "measured" in str(table.title)
-    for column, key in ((2, "make_seconds"), (3, "read_seconds"), (4, "recompute_seconds")):
+    for column, key in ((3, "make_seconds"), (4, "read_seconds"), (5, "recompute_seconds")):
         shown = list(table.columns[column].cells)
         assert shown == [seconds_text(getattr(each, key)) for each in regime.boundaries]
 
