@@ -105,7 +105,7 @@ def resnet(size: int, folder: Path, options: argparse.Namespace, *, quick: bool)
     images = {"name": "digits", "flip": False} if quick else harness.image_data(options, folder)
     config = {
         "model": {"name": "resnet18", "stem": "small"},
-        "data": {**images, "image_size": 32, "train_limit": 256 if quick else 1024, "test_limit": 64},
+        "data": {**images, "image_size": 32, "views": 1, "train_limit": 256 if quick else 1024, "test_limit": 64},
         "split": {"base": 1, "train_base": False},
     }
     part, shape = _computed(config, folder / "resnet")
