@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load as load_bytes
 from torch import nn
 
 from cache_store.errors import CorruptShard
 from cache_store.records.file_record import FileRecord
 from cache_store.records.nodes import NodeStore
+from workers import tensor_files
 from workers.domains.base import Domain
 from workers.models.chain import State, state_digest
 from workers.specs.orders import Parents
@@ -73,7 +73,7 @@ def read_tensors(nodes: NodeStore, record: FileRecord, names: Iterable[str] | No
     """Tensors of one committed safetensors file, verified; only `names` are read when given."""
     path = nodes.verified_path(record)
     if path is None:
-        state = load_bytes(nodes.read_file(record))
+        state = tensor_files.parse(nodes.read_aligned(record))
         names = list(state) if names is None else list(names)
         _require(state.keys(), names, record)
         return {name: state[name] for name in names}

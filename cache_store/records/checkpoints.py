@@ -22,7 +22,7 @@ from cache_store.records.record_io import (
 from cache_store.storage.base import Storage
 
 if TYPE_CHECKING:
-    from cache_store.storage.base import Buffer
+    from cache_store.storage.base import Content
 
 FORMAT = 1
 
@@ -85,11 +85,11 @@ class CheckpointStore:
         node_id: str,
         attempt_id: str,
         *,
-        files: Mapping[str, Buffer | Sequence[Buffer]],
+        files: Mapping[str, Content | Sequence[Content]],
         position: Sequence[int],
         data: Mapping[str, Any] | None = None,
     ) -> Checkpoint:
-        """Write a mid-stage checkpoint: `files` (one buffer or a list of buffers each), then the manifest
+        """Write a mid-stage checkpoint: `files` (one content or a list of contents each), then the manifest
         that makes it count. `position`, ints such as (epoch, step), orders checkpoints over all attempts of
         the node; `data` is JSON of at most 16 MiB. One writer an attempt.
 
@@ -98,10 +98,10 @@ class CheckpointStore:
         root = f"nodes/{check_name(node_id)}/checkpoints/{check_name(attempt_id)}"
         sequence = 1 + max((int(name) for name in self.storage.list(root) if name.isdecimal()), default=0)
         checkpoint = Checkpoint(node_id, attempt_id, sequence, tuple(int(p) for p in position), dict(data or {}), {})
-        for name, buffers in files.items():
-            pieces = buffers if isinstance(buffers, (list, tuple)) else (buffers,)
+        for name, content in files.items():
+            contents = content if isinstance(content, (list, tuple)) else (content,)
             path = f"{checkpoint.folder}/{check_name(name)}"
-            checkpoint.files[name] = write_file(self.storage, path, *pieces)
+            checkpoint.files[name] = write_file(self.storage, path, *contents)
         raw = dump_record(checkpoint.to_json(), f"a checkpoint of node {node_id}")
         reach("checkpoint.written")
         path = f"{checkpoint.folder}/manifest.json"

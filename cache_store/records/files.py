@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -18,38 +19,57 @@ from cache_store.formats.codec import ALIGNMENT, Array
 from cache_store.keys import Digests
 from cache_store.records.file_record import FileRecord
 from cache_store.records.local_cache import LocalCache
-from cache_store.storage.base import Storage, pieces_of, views_of
+from cache_store.storage.base import Storage, Stream, length_of, pieces_of
 from cache_store.storage.local import LocalStorage
 from cache_store.storage.os_errors import typed_error
 
 if TYPE_CHECKING:
-    from cache_store.storage.base import Buffer
+    from cache_store.storage.base import Content
 
 T = TypeVar("T")
 
 #: A file of fewer bytes is hashed sooner than a thread starts.
 _BESIDE_BYTES = 1 << 20
+#: Pieces that are written and not hashed yet: each is held until it is.
+_MOST_BEHIND = 2
 
 
-def write_file(storage: Storage, path: str, *buffers: Buffer) -> FileRecord:
-    """Write a file private to an attempt, and compute both checksums meanwhile. StoreErrors as `Storage.write`."""
-    if sum(view.nbytes for view in views_of(buffers)) < _BESIDE_BYTES:
-        digests = _digests(buffers)
-        storage.write(path, *buffers)
-    else:
-        # SHA-256 takes about as long as a disk: neither waits for the other.
-        with ThreadPoolExecutor(1, thread_name_prefix="digests") as pool:
-            hashing = pool.submit(_digests, buffers)
-            storage.write(path, *buffers)
-            digests = hashing.result()
+def write_file(storage: Storage, path: str, *contents: Content) -> FileRecord:
+    """Write a file private to an attempt, and compute both checksums meanwhile, of the very bytes that are written.
+    StoreErrors as `Storage.write`, and for a stream of another length than it says."""
+    hashed = _Hashed(contents)
+    storage.write(path, hashed)
+    digests = hashed.digests
+    if digests.bytes != hashed.nbytes:
+        raise StoreError(f"{path}: {digests.bytes} bytes were made of {hashed.nbytes}", path=path)
     return FileRecord(path, digests.bytes, digests.xxh3, digests.sha256)
 
 
-def _digests(buffers: tuple[Buffer, ...]) -> Digests:
-    digests = Digests()
-    for piece in pieces_of(buffers):
-        digests.update(piece)
-    return digests
+class _Hashed(Stream):
+    """Some contents, hashed while they are written. `digests`: of the last pass over them."""
+
+    def __init__(self, contents: tuple[Content, ...]) -> None:
+        self.nbytes = length_of(contents)
+        self.digests = Digests()
+        self._contents = contents
+
+    def pieces(self) -> Iterator[memoryview]:
+        digests = self.digests = Digests()
+        if self.nbytes < _BESIDE_BYTES:
+            for piece in pieces_of(self._contents):
+                digests.update(piece)
+                yield piece
+            return
+        # SHA-256 takes about as long as a disk: neither waits for the other.
+        with ThreadPoolExecutor(1, thread_name_prefix="digests") as pool:
+            behind: deque[Future[None]] = deque()
+            for piece in pieces_of(self._contents):
+                behind.append(pool.submit(digests.update, piece))
+                yield piece
+                if len(behind) > _MOST_BEHIND:
+                    behind.popleft().result()
+            for hashing in behind:
+                hashing.result()
 
 
 def _mismatch(storage: Storage, record: FileRecord, why: str) -> CorruptShard:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from cache_store.crashpoints import reach
 from cache_store.errors import CorruptRecord, StoreError
+from cache_store.formats.codec import Array
 from cache_store.records.checkpoints import Checkpoint, CheckpointStore
 from cache_store.records.file_record import FileRecord, files_to_json, read_files
-from cache_store.records.files import read_file, verify, verify_once, write_file
+from cache_store.records.files import read_aligned, read_file, verify, verify_once, write_file
 from cache_store.records.record_io import (
     check_name,
     dump_record,
@@ -29,7 +30,7 @@ from cache_store.records.record_io import (
 )
 
 if TYPE_CHECKING:
-    from cache_store.storage.base import Buffer
+    from cache_store.storage.base import Content
 
 FORMAT = 1
 #: Key of a commit record under which lies what the node's id is made of.
@@ -113,12 +114,12 @@ class Attempt:
     def _folder(self) -> str:
         return f"nodes/{self.node_id}/attempts/{self.id}"
 
-    def write(self, name: str, *buffers: Buffer) -> FileRecord:
+    def write(self, name: str, *contents: Content) -> FileRecord:
         """Write file `name` (one path component), durable on return, to be published by `commit`.
 
         Buffers are C-contiguous. StoreError for bad names; storage errors as `Storage.write`.
         """
-        record = write_file(self._store.storage, f"{self._folder}/{check_name(name)}", *buffers)
+        record = write_file(self._store.storage, f"{self._folder}/{check_name(name)}", *contents)
         self.files[name] = record
         return record
 
@@ -157,7 +158,7 @@ class Attempt:
 
     def checkpoint(
         self,
-        files: Mapping[str, Buffer | Sequence[Buffer]],
+        files: Mapping[str, Content | Sequence[Content]],
         position: Sequence[int],
         data: Mapping[str, Any] | None = None,
     ) -> Checkpoint:
@@ -227,6 +228,11 @@ class NodeStore(CheckpointStore):
     def read_file(self, record: FileRecord) -> bytes:
         """Read and verify the bytes of a published file. CorruptShard when they differ or the file is gone."""
         return read_file(self.storage, record)
+
+    def read_aligned(self, record: FileRecord) -> Array:
+        """As `read_file`, of one byte at least: (bytes,) uint8 that may be changed and begins at a multiple of 64
+        bytes; checked while it arrives, so that it is held once."""
+        return read_aligned(self.storage, record)
 
     def verify(self, record: FileRecord) -> None:
         """Check a published file without keeping it. CorruptShard when it differs or is gone."""

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cache_store.errors import StorageUnavailable, StoreError, UserError
 from cache_store.storage.durable import TEMPORARY
@@ -29,12 +29,15 @@ if TYPE_CHECKING:
 
     #: What holds bytes: bytes, bytearray, memoryview, Arrow's buffers; of an array its `data`.
     Buffer = typing_extensions.Buffer
+    #: What can be written.
+    Content: TypeAlias = "Buffer | Stream"
     # Inside the class `list` is a method.
     Names = list[str]
 
 FORMAT = 1
 MARKER = "store.json"
-_CHUNK = 4 << 20
+#: Most bytes that a write takes at one time.
+PIECE_BYTES = 4 << 20
 _READ_CHUNK = 1 << 20
 
 
@@ -57,19 +60,41 @@ def _check(path: str, *, root_allowed: bool = False) -> str:
     return path
 
 
-def views_of(buffers: tuple[Buffer, ...]) -> Iterator[memoryview]:
-    """Yield each buffer that is not empty, as bytes, without a copy."""
-    for buffer in buffers:
-        view = memoryview(buffer)
+class Stream(abc.ABC):
+    """Bytes that are made while they are written, so that they need not all be in memory. `nbytes`: how many."""
+
+    nbytes: int
+
+    @abc.abstractmethod
+    def pieces(self) -> Iterator[memoryview]:
+        """Make the bytes, from the first one on, in pieces of at most `PIECE_BYTES`.
+
+        Nobody changes a piece after it was yielded. Asked for again when a write is repeated: StoreError where the
+        bytes can no longer be made.
+        """
+
+
+def views_of(contents: tuple[Content, ...]) -> Iterator[memoryview]:
+    """Yield the bytes of each content that is not empty, without a copy."""
+    for content in contents:
+        if isinstance(content, Stream):
+            yield from content.pieces()
+            continue
+        view = memoryview(content)
         if view.nbytes:
             yield view.cast("B")
 
 
-def pieces_of(buffers: tuple[Buffer, ...]) -> Iterator[memoryview]:
-    """Yield the bytes of `buffers` in pieces of at most 4 MiB."""
-    for view in views_of(buffers):
-        for start in range(0, view.nbytes, _CHUNK):
-            yield view[start : start + _CHUNK]
+def pieces_of(contents: tuple[Content, ...]) -> Iterator[memoryview]:
+    """Yield the bytes of `contents` in pieces of at most `PIECE_BYTES`."""
+    for view in views_of(contents):
+        for start in range(0, view.nbytes, PIECE_BYTES):
+            yield view[start : start + PIECE_BYTES]
+
+
+def length_of(contents: tuple[Content, ...]) -> int:
+    """Count the bytes of `contents` without making any."""
+    return sum(content.nbytes if isinstance(content, Stream) else memoryview(content).nbytes for content in contents)
 
 
 class Storage(abc.ABC):
@@ -98,14 +123,14 @@ class Storage(abc.ABC):
         with self._errors("read", path):
             return self._open(_check(path))
 
-    def write(self, path: str, *buffers: Buffer) -> int:
-        """Write the concatenation of `buffers` to `path`, whole or not at all; returns the number of bytes.
+    def write(self, path: str, *contents: Content) -> int:
+        """Write the concatenation of `contents` to `path`, whole or not at all; returns the number of bytes.
 
         Replaces what was there, so only for names private to one attempt. Buffers are C-contiguous
-        and are not copied on local storage.
+        and are not copied on local storage; streams are made piece by piece.
         """
         with self._errors("write", path, absent_is_normal=False):
-            return self._write(_check(path), buffers)
+            return self._write(_check(path), contents)
 
     def create(self, path: str, data: bytes) -> bool:
         """Create `path` with `data`, exclusively, atomically and durably. False: somebody was first.
@@ -252,7 +277,7 @@ class Storage(abc.ABC):
     @abc.abstractmethod
     def _open(self, path: str) -> io.BufferedIOBase: ...
     @abc.abstractmethod
-    def _write(self, path: str, buffers: tuple[Buffer, ...]) -> int: ...
+    def _write(self, path: str, contents: tuple[Content, ...]) -> int: ...
     @abc.abstractmethod
     def _create(self, path: str, data: bytes) -> bool: ...
     @abc.abstractmethod

@@ -63,11 +63,12 @@ def temporary_file(target: Path, root: Path, pieces: Iterable[memoryview]) -> It
             os.unlink(temporary)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | Iterable[memoryview]) -> None:
     """Write a file beside a store (a run directory's, an export's) whole or not at all; readers see the old one or the
-    new one. Missing folders are made. OSError as it comes."""
+    new one. `data`: at once or in pieces. Missing folders are made. OSError as it comes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_file(path, path.parent, [memoryview(data)]) as (temporary, _):
+    pieces = [memoryview(data)] if isinstance(data, bytes) else data
+    with temporary_file(path, path.parent, pieces) as (temporary, _):
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
 

@@ -17,7 +17,7 @@ from cache_store.storage.base import FileInfo, Storage, pieces_of
 from cache_store.storage.durable import TEMPORARY, make_folders, sync_folder, temporary_file
 
 if TYPE_CHECKING:
-    from cache_store.storage.base import Buffer, Names
+    from cache_store.storage.base import Content, Names
 
 
 class LocalStorage(Storage):
@@ -34,9 +34,9 @@ class LocalStorage(Storage):
             raise UserError(f"{self.uri} is a file; the store needs a folder")
         make_folders(self.root, Path(self.root.anchor))
 
-    def _write(self, path: str, buffers: tuple[Buffer, ...]) -> int:
+    def _write(self, path: str, contents: tuple[Content, ...]) -> int:
         target = self.root / path
-        with temporary_file(target, self.root, pieces_of(buffers)) as (temporary, total):
+        with temporary_file(target, self.root, pieces_of(contents)) as (temporary, total):
             reach("storage.before-rename")
             os.replace(temporary, target)
         sync_folder(target.parent)

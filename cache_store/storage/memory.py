@@ -11,7 +11,7 @@ from cache_store.storage.addresses import Address
 from cache_store.storage.base import FileInfo, Storage, views_of
 
 if TYPE_CHECKING:
-    from cache_store.storage.base import Buffer, Names
+    from cache_store.storage.base import Content, Names
 
 # fsspec's memory file system is one dictionary a process, whatever the root.
 _MEMORY_LOCK = threading.RLock()
@@ -38,8 +38,8 @@ class MemoryStorage(Storage):
         with _MEMORY_LOCK:
             return io.BytesIO(self._files.cat_file(self._at(path)))
 
-    def _write(self, path: str, buffers: tuple[Buffer, ...]) -> int:
-        data = b"".join(views_of(buffers))
+    def _write(self, path: str, contents: tuple[Content, ...]) -> int:
+        data = b"".join(views_of(contents))
         with _MEMORY_LOCK:
             self._files.pipe_file(self._at(path), data)
         return len(data)

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 from cache_store.crashpoints import reach
 from cache_store.errors import StorageDenied, StorageUnavailable
 from cache_store.storage.addresses import Address
-from cache_store.storage.base import FileInfo, Storage, pieces_of, views_of
+from cache_store.storage.base import FileInfo, Storage, length_of, pieces_of, views_of
 from cache_store.storage.object_reading import PART_BYTES, PARTS_AHEAD, ObjectReader
 from cache_store.storage.object_requests import ObjectRequests, WrongLength
 from cache_store.storage.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from cache_store.storage.base import Buffer, Names
+    from cache_store.storage.base import Content, Names
 
 _BATCH = 1000
 
@@ -67,11 +67,11 @@ class ObjectStorage(Storage):
     def _open(self, path: str) -> io.BufferedIOBase:
         return self._reader.open(path)
 
-    def _write(self, path: str, buffers: tuple[Buffer, ...]) -> int:
-        total = sum(view.nbytes for view in views_of(buffers))
+    def _write(self, path: str, contents: tuple[Content, ...]) -> int:
+        total = length_of(contents)
         reach("storage.before-rename")
         # Multipart uploads become visible when they are completed, so in either way whole or not at all.
-        data = b"".join(views_of(buffers)) if total <= PART_BYTES else None
+        data = b"".join(views_of(contents)) if total <= PART_BYTES else None
 
         def put() -> None:
             if data is not None:
@@ -80,7 +80,7 @@ class ObjectStorage(Storage):
                 self._requests.api.put(
                     self._requests.uploads,
                     path,
-                    pieces_of(buffers),
+                    pieces_of(contents),
                     use_multipart=True,
                     chunk_size=PART_BYTES,
                     max_concurrency=PARTS_AHEAD,

@@ -14,7 +14,7 @@ from cache_store.storage.base import FileInfo, Storage, views_of
 from cache_store.storage.open import Backend
 
 if TYPE_CHECKING:
-    from cache_store.storage.base import Buffer, Names
+    from cache_store.storage.base import Content, Names
 
 _STORES: dict[str, dict[str, tuple[bytes, float]]] = {}
 _LOCK = threading.RLock()
@@ -39,8 +39,8 @@ class DictionaryStorage(Storage):
     def _open(self, path: str) -> io.BufferedIOBase:
         return io.BytesIO(self._found(path)[0])
 
-    def _write(self, path: str, buffers: tuple[Buffer, ...]) -> int:
-        data = b"".join(views_of(buffers))
+    def _write(self, path: str, contents: tuple[Content, ...]) -> int:
+        data = b"".join(views_of(contents))
         self._files[path] = (data, time.time())
         return len(data)
 

@@ -200,6 +200,11 @@ class StopAfter(ThreadControl):
         return self.left <= 0
 
 
+def copied(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The module's state as it is now."""
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
 # -- whole runs as the user starts them ---------------------------------------------------------------------
 
 

@@ -78,11 +78,11 @@ def on_host(tensor: Tensor) -> Tensor:
     return held(tensor.detach()).to("cpu", copy=True).contiguous()
 
 
-def whole_on_host(tensor: Tensor) -> Tensor:
-    """A contiguous copy on the host of the whole tensor. Of a sharded one all ranks must ask, and only the first gets
-    it: the others have an empty tensor."""
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole tensor: itself where it is not sharded. Of a sharded one all ranks must ask, and only the first gets a
+    contiguous copy on the host: the others have an empty tensor."""
     if not is_sharded(tensor):
-        return tensor.detach().to("cpu", copy=True).contiguous()
+        return tensor.detach()
     full = cast("Any", tensor.detach()).full_tensor()
     if torch.distributed.get_rank() != 0:
         return torch.empty(0, dtype=tensor.dtype)

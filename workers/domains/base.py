@@ -137,7 +137,7 @@ class Domain(Protocol):
         alone) ready for it: fewer bits, where that is asked for. The part has its weights and is on its device."""
 
     def final_state(self, module: nn.Module) -> State:
-        """A trained part's own tensors on the host, named as `part_state_names` does."""
+        """A trained part's own tensors, named as `part_state_names` does, to be written before they change."""
 
     # -- rows ---------------------------------------------------------------------------------------------
 

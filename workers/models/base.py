@@ -326,10 +326,10 @@ class Parts(ABC):
         """Make a part of a path whose matrices stay as they are ready for it. It has its weights, on its device."""
 
     def final_state(self, module: nn.Module) -> dict[str, Tensor]:
-        """A trained part's own tensors on the host, named as `state_names` does."""
-        from workers.models.chain import cpu_state
+        """A trained part's own tensors, named as `state_names` does, to be written before they change."""
+        from workers.models.chain import whole_state
 
-        return cpu_state(module)
+        return whole_state(module)
 
     @abstractmethod
     def identity(self) -> Any:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cache_store.records.nodes import Attempt
 from workers import tensor_files
-from workers.distributed.sharded import held, whole_on_host
+from workers.distributed.sharded import gathered, held
 from workers.specs.results import PartRecord
 
 Boundary = tuple[Tensor, ...]
@@ -100,21 +100,22 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     """sha256 (32 hex characters) over names, dtypes, shapes and bytes: equal exactly when the state is equal."""
     total = hashlib.sha256()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+        tensor = state[name].detach()
         total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        for piece in tensor_files.pieces_of(tensor):
+            total.update(piece)
     return total.hexdigest()[:32]
 
 
-def cpu_state(module: nn.Module) -> State:
-    """A copy of the module's state on the host, contiguous (safetensors wants neither views nor channels_last)."""
-    return {name: whole_on_host(tensor) for name, tensor in module.state_dict().items()}
+def whole_state(module: nn.Module) -> State:
+    """The module's state as it is, to be written before it changes; of sharded parameters as `gathered` gives it."""
+    return {name: gathered(tensor) for name, tensor in module.state_dict().items()}
 
 
 def write_part(attempt: Attempt, part: str, state: State) -> PartRecord:
     """Write a part's state as a file of its own, to be published with the attempt's commit."""
     file = f"{part}.safetensors"
-    record = attempt.write(file, *tensor_files.pieces(state))
+    record = attempt.write(file, tensor_files.TensorStream(state))
     return PartRecord(file=file, digest=state_digest(state), bytes=record.bytes)
 
 

@@ -18,6 +18,9 @@ from workers.specs.results import AverageResult, PartRecord
 from workers.specs.tasks import AverageTask
 from workers.weights import Weights
 
+#: Numbers that are averaged at one time.
+_AT_ONCE = 1 << 20
+
 
 def average(
     task: AverageTask,
@@ -57,8 +60,13 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
     first = tensors[0]
     if not first.is_floating_point():
         return torch.stack(list(tensors)).amax(0)
-    # In float64, so that a mean of float32 is rounded once.
-    total = torch.zeros_like(first, dtype=torch.float64)
-    for tensor in tensors:
-        total += tensor
-    return (total / len(tensors)).to(first.dtype)
+    result = torch.empty_like(first, memory_format=torch.contiguous_format)
+    flat, replicas = result.view(-1), [tensor.reshape(-1) for tensor in tensors]
+    # In float64, so that a mean of float32 is rounded once; some at a time, so that the sums take little.
+    for start in range(0, flat.numel(), _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        total = torch.zeros_like(flat[some], dtype=torch.float64)
+        for replica in replicas:
+            total += replica[some]
+        flat[some] = total / len(tensors)
+    return result

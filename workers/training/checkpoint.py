@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_bytes
 
 from cache_store.records.nodes import Attempt, Commit, NodeStore
 from workers import tensor_files
 from workers.distributed.gang import ALONE, Gang
+from workers.distributed.sharded import on_host
 from workers.models.chain import State
 from workers.specs.as_json import read_record, write_record
 from workers.specs.orders import Parents
@@ -66,7 +66,7 @@ class StageProgress:
 
 @dataclass
 class Snapshot:
-    """Hold one checkpoint in memory: tensors on the host."""
+    """Hold what one checkpoint is made of: the stage's own tensors when it is saved, those of a file when loaded."""
 
     progress: StageProgress
     model: State
@@ -95,7 +95,7 @@ def save(nodes: NodeStore, node_id: str, attempt_id: str, snapshot: Snapshot) ->
     nodes.save_checkpoint(
         node_id,
         attempt_id,
-        files={FILE: tensor_files.pieces(tensors)},
+        files={FILE: tensor_files.TensorStream(tensors)},
         position=position,
         data={"progress": snapshot.progress.to_json(), "scaler": snapshot.scaler},
     )
@@ -108,7 +108,7 @@ def load(nodes: NodeStore, node_id: str, gang: Gang = ALONE) -> Snapshot | None:
     found = gang.agree(nodes.latest_checkpoint(node_id) if gang.leads else None)
     if found is None:
         return None
-    tensors = load_bytes(nodes.read_file(found.files[FILE]))
+    tensors = read_tensors(nodes, found.files[FILE])
     model, optimizer = resume_running_state(tensors, gang.rank)
     progress = StageProgress.from_json(found.data["progress"])
     progress.resumed += 1
@@ -173,7 +173,8 @@ class StageState:
         found = load(self._nodes, self._attempt.node_id, self._gang)
         if found is None:
             return
-        self.progress, self.best = found.progress, self._path.own(found.best)
+        # Copies: nothing that goes on may hang on a file that will be pruned.
+        self.progress, self.best = found.progress, {n: on_host(t) for n, t in self._path.own(found.best).items()}
         self._path.load(self._path.own(found.model))
         restore_optimizer(self._step.optimizer, self._path.names, found.optimizer)
         self._step.load_scaler(found.scaler)
@@ -206,7 +207,7 @@ class StageState:
             return
         snapshot = Snapshot(
             progress=self.progress,
-            model=self._path.whole(self._path.state()),
+            model=self._path.whole(self._path.changing()),
             best=self._path.whole(self.best),
             optimizer=optimizer_tensors(self._step.optimizer, self._path.names),
             scaler=self._step.scaler_state(),
@@ -219,14 +220,14 @@ class StageState:
         """Write the optimizer's state for a later stage that carries it; of sharded parameters all ranks must ask."""
         tensors = _carried(optimizer_tensors(self._step.optimizer, self._path.names))
         if self._gang.leads:
-            self._attempt.write(OPTIMIZER_FILE, *tensor_files.pieces(tensors))
+            self._attempt.write(OPTIMIZER_FILE, tensor_files.TensorStream(tensors))
 
     def write_continue(self) -> None:
         """Write what the next round of the stage goes on from. Never in a gang."""
-        state = self._path.state(uncommitted=True)
+        state = self._path.changing(uncommitted=True)
         optimizer = optimizer_tensors(self._step.optimizer, self._path.names)
         tensors = running_state(state, optimizer, [random_state()])
-        self._attempt.write(CONTINUE_FILE, *tensor_files.pieces(tensors))
+        self._attempt.write(CONTINUE_FILE, tensor_files.TensorStream(tensors))
 
 
 def _carried(optimizer: State) -> State:

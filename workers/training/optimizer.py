@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from workers.device import autocast
 from workers.distributed.gang import Gang, GradientSum
-from workers.distributed.sharded import like, whole_on_host
+from workers.distributed.sharded import gathered, like
 from workers.distributed.sync_batch_norm import holds_norms
 from workers.domains.base import Domain
 from workers.domains.sums import Sums
@@ -143,12 +143,12 @@ class StageStep:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Copy the optimizer's state to host tensors named `<parameter>//<key>`, for safetensors. Of sharded parameters
-    all ranks must ask, and the first gets it."""
+    """Name the optimizer's own tensors `<parameter>//<key>`, for safetensors. Of sharded parameters all ranks must ask,
+    and the first gets them, as copies on the host."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
         # bitsandbytes counts steps in a plain int: int64, where torch's own count is a float32.
-        f"{name}//{key}": whole_on_host(torch.as_tensor(value))
+        f"{name}//{key}": gathered(torch.as_tensor(value))
         for name, parameter in zip(names, parameters, strict=True)
         # All ranks in the same order: a state that was read from a file has that of the file's index, any order.
         for key, value in sorted(optimizer.state.get(parameter, {}).items())
@@ -172,10 +172,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], te
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     # Files hold contiguous tensors. Fused steps walk parameter and state side by side in memory order, so a
     # channels_last parameter must get its state back in its own layout: the CPU kernel would silently mix elements.
+    # What is shaped otherwise is copied too: nothing that goes on may hang on a file that will be pruned.
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            if isinstance(value, torch.Tensor):
+                alike = value.shape == parameter.shape
+                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value) if alike else value.clone()
 
 
 def _plain(value: torch.Tensor) -> torch.Tensor | int:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from workers.distributed.gang import ALONE, Gang
-from workers.distributed.sharded import like, mesh_of, on_host, rejoined, release, shard, whole_on_host
+from workers.distributed.sharded import gathered, held, like, mesh_of, on_host, rejoined, release, shard
 from workers.distributed.sync_batch_norm import synchronize
 from workers.domains.base import Domain
 from workers.models.chain import ModulePath, State, module_bytes
@@ -62,21 +62,25 @@ class StagePath:
             return domain.build_aux(source, seed, self._device, head)
         return domain.build_adapter(source, blocks.index(task.path[index + 1]), seed, self._device)
 
-    def state(self, *, uncommitted: bool = False) -> State:
-        """Copy everything that changes while the stage trains to the host, named `<part>/<tensor>`; or only what of it
-        no commit holds, the parts that live as long as the stage."""
+    def changing(self, *, uncommitted: bool = False) -> State:
+        """Name everything that changes while the stage trains `<part>/<tensor>`, not copied; or only what of it no
+        commit holds, the parts that live as long as the stage."""
         return {
-            f"{part}/{name}": on_host(tensor)
+            f"{part}/{name}": held(tensor.detach())
             for part, module in self._trained(uncommitted)
             for name, tensor in _changing(module).items()
         }
 
+    def state(self) -> State:
+        """Copy everything that changes while the stage trains to the host, named as `changing` does."""
+        return {name: on_host(tensor) for name, tensor in self.changing().items()}
+
     def whole(self, state: State) -> State:
-        """Put what `state()` gave together from all ranks: on the first one only."""
+        """Put what `changing()` or `state()` gave together from all ranks: on the first one only."""
         if not self._gang.shards or not state:
             return state
         return {
-            f"{part}/{name}": whole_on_host(rejoined(tensor, state[f"{part}/{name}"]))
+            f"{part}/{name}": gathered(rejoined(tensor, state[f"{part}/{name}"]))
             for part, module in self._trained()
             for name, tensor in _changing(module).items()
         }
@@ -104,7 +108,7 @@ class StagePath:
             )
 
     def final(self, part: str) -> State:
-        """Copy the part's own tensors to the host, as they are committed."""
+        """Give the part's own tensors as they are committed, to be written before they change."""
         return self._domain.final_state(self.module.parts[part])
 
     def resident_bytes(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lm_running import LLAMA, lm_changes
-from running import DEVICE, Lab, digests
+from running import DEVICE, Lab, copied, digests
 from safetensors.torch import load_file
 
 from cache_store.records.nodes import Commit
@@ -20,7 +20,7 @@ from workers.data.text.source import TextSource
 from workers.domains.registry import domain_of
 from workers.models.causal_lm.network.lora import merged_state
 from workers.models.chain import ModulePath as ChainPath
-from workers.models.chain import State, cpu_state
+from workers.models.chain import State
 from workers.specs import as_json
 from workers.specs.data_results import TextDataResult
 from workers.specs.tasks import StageTask
@@ -128,9 +128,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     found: dict[str, Seen] = {}
 
     def states(stage: StageTrainer) -> dict[str, State]:
-        parts = {name: cpu_state(part) for name, part in stage.path.module.parts.items()}
+        parts = {name: copied(part) for name, part in stage.path.module.parts.items()}
         if stage.inputs.prefix is not None:
-            parts |= {f"prefix {name}": cpu_state(part) for name, part in stage.inputs.prefix.parts.items()}
+            parts |= {f"prefix {name}": copied(part) for name, part in stage.inputs.prefix.parts.items()}
         return parts
 
     class Watched(StageTrainer):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from cache_store.records.files import read_aligned, write_file
 from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
-from cache_store.storage.base import Storage
+from cache_store.storage.base import PIECE_BYTES, Storage, Stream
 from cache_store.storage.object_reading import PART_BYTES
 from cache_store.storage.object_store import ObjectStorage
 from cache_store.storage.open import open_storage, parse_address
@@ -98,6 +100,50 @@ def test_large_files_come_back_whole_and_in_part(storage: Storage, size: int) ->
     with storage.open_read("f") as file:
         assert file.read(5) == data[:5]
         assert file.read() == data[5:]
+
+
+class Counted(Stream):
+    """Bytes made while they are written. `fails_after`: pieces after which no more can be made."""
+
+    def __init__(self, data: bytes, fails_after: int | None = None) -> None:
+        self.nbytes, self.data, self.fails_after = len(data), data, fails_after
+        self.alive = self.most = 0
+
+    def pieces(self) -> Iterator[memoryview]:
+        for count, start in enumerate(range(0, self.nbytes, PIECE_BYTES)):
+            if count == self.fails_after:
+                raise StoreError("the stream is over")
+            piece = np.frombuffer(self.data[start : start + PIECE_BYTES], np.uint8)
+            self.alive += 1
+            self.most = max(self.most, self.alive)
+            weakref.finalize(piece, self._gone)
+            yield piece.data
+            del piece
+
+    def _gone(self) -> None:
+        self.alive -= 1
+
+
+@pytest.mark.parametrize("size", [1, PART_BYTES + 1, 8 * PART_BYTES + 7])
+def test_a_stream_is_written_as_its_bytes_and_few_of_them_are_held(storage: Storage, size: int) -> None:
+    stream = Counted(np.random.default_rng(0).bytes(size))
+    record = write_file(storage, "f", stream)
+    assert storage.read("f") == stream.data
+    assert (record.bytes, record.sha256) == (size, hashlib.sha256(stream.data).hexdigest())
+    # Memory itself holds all of a file; on their way to others, parts wait for each other.
+    assert storage.uri.startswith("memory:") or stream.most * PIECE_BYTES <= 48 << 20
+
+
+@pytest.mark.parametrize("pieces", [1, 5])
+def test_of_a_stream_that_ends_in_the_middle_nothing_is_written(storage: Storage, pieces: int) -> None:
+    data = np.random.default_rng(0).bytes(8 * PART_BYTES)
+    with pytest.raises(StoreError):
+        write_file(storage, "f", Counted(data, fails_after=pieces))
+    assert not storage.exists("f")
+    stream = Counted(data)
+    stream.nbytes -= 1
+    with pytest.raises(StoreError):
+        write_file(storage, "g", stream)
 
 
 @pytest.mark.parametrize("size", [1, PART_BYTES, 2 * PART_BYTES + 7])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import DEVICE, Lab, digests
+from running import DEVICE, Lab, copied, digests
 from safetensors.torch import load_file
 
 from cache_store.errors import ConfigError, TrainingDiverged
@@ -17,7 +17,7 @@ from cache_store.records.nodes import Commit
 from workers import device
 from workers.control import ThreadControl, Update
 from workers.environment import WorkerEnvironment
-from workers.models.chain import State, cpu_state
+from workers.models.chain import State
 from workers.models.resnet import single_samples
 from workers.specs import as_json, experiment
 from workers.specs.capability import Capability
@@ -57,9 +57,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
     found: list[Seen] = []
 
     def states(stage: StageTrainer) -> dict[str, State]:
-        parts = {name: cpu_state(part) for name, part in stage.path.module.parts.items()}
+        parts = {name: copied(part) for name, part in stage.path.module.parts.items()}
         if stage.inputs.prefix is not None:
-            parts |= {f"prefix {name}": cpu_state(part) for name, part in stage.inputs.prefix.parts.items()}
+            parts |= {f"prefix {name}": copied(part) for name, part in stage.inputs.prefix.parts.items()}
         return parts
 
     class Watched(StageTrainer):

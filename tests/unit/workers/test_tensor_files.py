@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
@@ -29,9 +30,16 @@ def given() -> dict[str, torch.Tensor]:
     }
 
 
+def written(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    stream = tensor_files.TensorStream(tensors, metadata)
+    data = b"".join(stream.pieces())
+    assert stream.nbytes == len(data)
+    return data
+
+
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
 def test_the_bytes_are_those_of_the_library(metadata: dict[str, str] | None) -> None:
-    assert b"".join(tensor_files.pieces(given(), metadata)) == save(given(), metadata)
+    assert written(given(), metadata) == save(given(), metadata)
 
 
 def test_tensors_of_any_layout_come_back() -> None:
@@ -39,15 +47,58 @@ def test_tensors_of_any_layout_come_back() -> None:
         "turned": torch.arange(6.0).view(2, 3).t(),
         "last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
     }
-    found = load(b"".join(tensor_files.pieces(tensors)))
+    found = load(written(tensors))
     assert {name: tensor.tolist() for name, tensor in found.items()} == {
         name: tensor.tolist() for name, tensor in tensors.items()
     }
 
 
+def test_a_file_is_the_same_however_its_tensors_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {
+        **given(),
+        "turned": torch.randn(70, 30).t(),
+        "last": torch.randn(12, 8, 3, 3).to(memory_format=torch.channels_last),
+        "one row": torch.randn(1, 40, 9).transpose(1, 2),
+        "every other": torch.arange(100.0)[::2],
+    }
+    expected = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    assert written(tensors) == expected
+    for size in (8, 100, 1000):
+        monkeypatch.setattr(tensor_files, "PIECE_BYTES", size)
+        assert written(tensors) == expected
+        # A row of what is not contiguous is never cut.
+        assert max(len(piece) for piece in list(tensor_files.TensorStream(tensors).pieces())[1:]) <= max(size, 40 * 36)
+
+
+def test_contiguous_tensors_are_written_without_a_copy() -> None:
+    tensor = torch.zeros(1000)
+    _, piece = tensor_files.TensorStream({"a": tensor}).pieces()
+    tensor.fill_(1.0)
+    assert bytes(piece) == torch.ones(1000).numpy().tobytes()
+
+
+def test_what_was_written_is_read_from_memory() -> None:
+    data = np.frombuffer(bytearray(written(given(), {"format": "pt"})), np.uint8)
+    found, expected = tensor_files.parse(data), given()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
+        assert written({"a": found[name]}) == written({"a": tensor}), name
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    tensor_files.write(path, given())
+    broken = given() | {"b": torch.zeros(2, 3, device="meta")}
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        tensor_files.write(path, broken)
+    assert path.read_bytes() == save(given())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"]
+
+
 def test_what_the_format_does_not_know_is_named() -> None:
     with pytest.raises(ValueError, match=r"odd: torch\.complex128"):
-        tensor_files.pieces({"odd": torch.zeros(2, dtype=torch.complex128)})
+        tensor_files.TensorStream({"odd": torch.zeros(2, dtype=torch.complex128)})
 
 
 EXPORT = """
@@ -67,7 +118,7 @@ experiment = Experiment(model=model, data=ImageSpec(name="digits", image_size=16
 nodes = NodeStore(open_storage(str(folder / "store")))
 state = initial_state(model, 10, 0)
 attempt = nodes.attempt("0" * 32)
-attempt.write("state.safetensors", *tensor_files.pieces(state))
+attempt.write("state.safetensors", tensor_files.TensorStream(state))
 where = {"host": "", "pid": 0, "device": "cpu", "threads": 1, "started": 0.0, "finished": 0.0}
 commit = attempt.commit({"digest": state_digest(state), "seconds": 0.0, "where": where})
 parts = {name: commit for name in part_names(model, 16, 10)}

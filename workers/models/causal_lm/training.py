@@ -17,7 +17,7 @@ from workers.models.causal_lm.network.context import Frame
 from workers.models.causal_lm.network.lora import add_lora, merged_state
 from workers.models.causal_lm.network.quantized import quantize
 from workers.models.causal_lm.network.skeleton import build_skeleton, master_dtype
-from workers.models.chain import State, cpu_state
+from workers.models.chain import State, whole_state
 from workers.models.counting import Shape
 from workers.specs.experiment import TrainSpec
 from workers.specs.language import CausalLMSpec
@@ -64,7 +64,7 @@ class CausalLMParts(TokenParts):
 
     def final_state(self, module: nn.Module) -> State:
         adapted = any("lora_" in name for name, _ in module.named_parameters())
-        return merged_state(module) if adapted else cpu_state(module)
+        return merged_state(module) if adapted else whole_state(module)
 
     def boundary(self, blocks: int) -> Mapping[str, Shape]:
         return {"x": (self._hidden,)}

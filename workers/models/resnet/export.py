@@ -59,7 +59,6 @@ def write_checkpoint(export: Export, target: Path) -> None:
         if model.classifier == "mlp"
         else "",
     )
-    pieces = tensor_files.pieces(state, {"format": "pt", "model": model.name})
-    write_atomically(target / "model.safetensors", b"".join(pieces))
+    tensor_files.write(target / "model.safetensors", state, {"format": "pt", "model": model.name})
     write_atomically(target / "load_model.py", loading.encode())
     write_atomically(target / "model.json", (json.dumps(facts, indent=2) + "\n").encode())

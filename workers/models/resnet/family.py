@@ -98,7 +98,7 @@ class ResNetFamily(ModelFamily[ResNetSpec, None]):
         from workers.models.resnet.parts import initial_state
 
         state = initial_state(expect(ResNetSpec, start.model), start.classes, start.seed)
-        attempt.write(INITIAL_STATE, *tensor_files.pieces(state))
+        attempt.write(INITIAL_STATE, tensor_files.TensorStream(state))
         return Written(digest=state_digest(state))
 
     def export(self, export: Export, target: Path) -> None:

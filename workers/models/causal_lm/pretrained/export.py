@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from cache_store.storage.durable import sync_folder
 from workers import tensor_files
 from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.network.parts import part_names, part_state_names
@@ -47,9 +48,11 @@ def write_folder(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    sync_folder(folder)
     if target.exists():
         target.rmdir()
     os.replace(folder, target)
+    sync_folder(target.parent)
     return target
 
 
@@ -109,7 +112,7 @@ class _Shards:
         size = tensor.numel() * tensor.element_size()
         if self._held and self._bytes + size > self._limit:
             self._flush()
-        self._held[name] = tensor.detach().cpu().contiguous()
+        self._held[name] = tensor.detach()
         self._bytes += size
         self._total += size
 
