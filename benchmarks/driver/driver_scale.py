@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks import harness
 from benchmarks.harness import Json, Report, Table
 from cache_store.records.nodes import Commit
+from orchestrator.execution.beat import Beat
 from workers.control import Update
 
 TARGET_A_SECOND, TARGET_PLAN_S = 200.0, 2.0
@@ -227,7 +228,7 @@ def dispatch(plan: Any, folder: Path, devices: int) -> Json:
     # lookup tables are.
     for node in plan.nodes:
         plan.readers(node.id)
-    states: list[Mapping[str, Any]] = []
+    beats: list[Beat] = []
     before = resident_bytes()
     with (folder / "progress.txt").open("w") as stream, Progress(len(plan.nodes), 0, stream=stream) as progress:
         driver = Driver(
@@ -236,7 +237,7 @@ def dispatch(plan: Any, folder: Path, devices: int) -> Json:
             FakeDevices(devices, plan),
             progress,
             DriverSettings(str(folder / "store"), NodeRetries(max_attempts=3)),
-            report=lambda **state: states.__setitem__(slice(None), [state]),
+            report=lambda beat: beats.__setitem__(slice(None), [beat]),
         )
         started = time.monotonic()
         with journal(folder, "scale"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
 
+from orchestrator.execution.beat import Beat, RunningTask
 from workers.control import NOTHING, Update
 
 
@@ -65,15 +65,13 @@ class Attempts:
         """Return the nodes that are not to be tried yet."""
         return {node_id for node_id, moment in self._not_before.items() if moment > now}
 
-    def state(self, latest: Mapping[str, Update], machine: Callable[[str], str | None]) -> dict[str, dict[str, Any]]:
-        """Return `running`: node -> attempt, machine, since, progress; and `attempts`: node -> how many, if several."""
+    def beat(
+        self, latest: Mapping[str, Update], machine: Callable[[str], str | None], failed: Mapping[str, str]
+    ) -> Beat:
+        """Return what the driver is doing: `latest` is what its workers told last, `failed` why nodes failed for
+        good."""
         running = {
-            node_id: {
-                "attempt": self._count[node_id],
-                "machine": machine(node_id),
-                "since": since,
-                "progress": latest.get(node_id, NOTHING).to_json(),
-            }
+            node_id: RunningTask(self._count[node_id], machine(node_id), since, latest.get(node_id, NOTHING))
             for node_id, since in self.running.items()
         }
-        return {"running": running, "attempts": {node_id: self._count[node_id] for node_id in self._retried}}
+        return Beat(running, dict(failed), {node_id: self._count[node_id] for node_id in self._retried})

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cache_store.records.nodes import Commit, NodeStore
 from cache_store.snapshots.store import SnapshotStore
@@ -56,10 +56,6 @@ class CommitLog:
                 self.released.discard(node_id)
         for node in nodes:
             self.note_partial(node)
-
-    def to_json(self) -> dict[str, dict[str, Any]]:
-        """Node id -> commit as its record in the store has it."""
-        return {node_id: commit.to_json() for node_id, commit in self.commits.items()}
 
     def add(self, node_id: str, commit: Commit) -> None:
         self.commits[node_id] = commit

@@ -20,6 +20,7 @@ from cache_store.errors import Interrupted, StoreError
 from cache_store.records.nodes import Commit
 from orchestrator.execution import event_log, schedule
 from orchestrator.execution.attempts import Attempts
+from orchestrator.execution.beat import Beat
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.queues import Queues
 from orchestrator.execution.retry import GiveUp, NodeRetries, Retry
@@ -90,10 +91,10 @@ class Driver:
         settings: DriverSettings,
         *,
         stop_requested: Callable[[], bool] = lambda: False,
-        report: Callable[..., None] = lambda **state: None,
+        report: Callable[[Beat], None] = lambda beat: None,
         steering: Steering | None = None,
     ) -> None:
-        """`report` is told now and then what the driver is doing (see `_state`), for those who look from outside.
+        """`report` is told now and then what the driver is doing, for those who look from outside.
         `steering` changes the plan while it is carried out (sweeps, whose trials come and go)."""
         self._plan = plan
         self._nodes = {node.id: node for node in plan.nodes}
@@ -139,7 +140,7 @@ class Driver:
             for event in self._runner.wait(WAIT_S):
                 self._handle(event, stopping is not None)
             self._look()
-        self._report(**self._state({}))
+        self._report(self._beat({}))
         if stopping is not None:
             self._outcome.status = "stopped"
         elif self._outcome.failures:
@@ -240,13 +241,10 @@ class Driver:
             self._progress.update(node.label, update)
             if update != NOTHING and self._attempts.begin(node_id):
                 self._log("started", node)
-        self._report(**self._state(latest))
+        self._report(self._beat(latest))
 
-    def _state(self, latest: Mapping[str, Update]) -> dict[str, Any]:
-        """Return what the driver is doing. `running`: node -> attempt, machine, since, progress; `failed`: node ->
-        reason; `attempts`: node -> how many this driver has made, where it is more than one."""
-        state = self._attempts.state(latest, self._runner.machine)
-        return {"running": state["running"], "failed": dict(self._outcome.failures), "attempts": state["attempts"]}
+    def _beat(self, latest: Mapping[str, Update]) -> Beat:
+        return self._attempts.beat(latest, self._runner.machine, self._outcome.failures)
 
     def _log(self, name: str, node: Node, *, level: int = logging.INFO, **fields: Any) -> None:
         machine = fields.pop("machine", None)

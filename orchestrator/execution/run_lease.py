@@ -21,7 +21,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from typing import Any
 from cache_store.errors import CorruptRecord, RunTaken, StoreError
 from cache_store.records.record_io import dump_record, new_attempt_id, parse_record, read_bounded
 from cache_store.storage.base import Storage
+from orchestrator.execution.beat import NOTHING_DONE, Beat
 from orchestrator.units import seconds_text
 
 FOLDER = "runs"
@@ -100,14 +101,12 @@ class Held:
     identity: Identity
     #: When it took the run, by its own clock (unix seconds).
     since: float
-    #: The latest beat: `state` (running, done, failed, stopped), and what `RunLease.report` was told.
-    beat: Mapping[str, Any] = field(default_factory=dict)
+    #: running, done, failed or stopped.
+    state: str = "running"
+    #: What it was doing by its latest sign of life.
+    beat: Beat = NOTHING_DONE
     #: When the newest of its records was written, by the store's clock.
     seen: float = 0.0
-
-    @property
-    def state(self) -> str:
-        return str(self.beat.get("state", "running"))
 
     @property
     def ended(self) -> bool:
@@ -140,7 +139,7 @@ def _paths(digest: str, number: int) -> tuple[str, str]:
 def _read(storage: Storage, digest: str, number: int) -> Held | None:
     """Read one driver's records. None when they are gone or damaged: a run must not be blocked by them."""
     holder, beat = _paths(digest, number)
-    record = _record(storage, holder)
+    record, told = _record(storage, holder), _record(storage, beat)
     try:
         identity = Identity(**record["identity"])
         seen = [info.modified for info in storage.files(f"{FOLDER}/{digest}") if info.path in (holder, beat)]
@@ -150,11 +149,20 @@ def _read(storage: Storage, digest: str, number: int) -> Held | None:
             str(record["run_dir"]),
             identity,
             float(record["since"]),
-            _record(storage, beat),
+            str(told.get("state", "running")),
+            _beat_of(told),
             max(seen, default=0.0),
         )
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _beat_of(told: Mapping[str, Any]) -> Beat:
+    """Read what a driver does; nothing where its record has another shape."""
+    try:
+        return Beat.from_json(told)
+    except (AttributeError, TypeError, ValueError):
+        return NOTHING_DONE
 
 
 def _record(storage: Storage, path: str) -> dict[str, Any]:
@@ -208,7 +216,7 @@ class RunLease:
         self._digest = digest
         self._number = number
         self._beat_s = beat_s
-        self._latest: Mapping[str, Any] = {}
+        self._latest = NOTHING_DONE
         self._done = threading.Event()
         self._lost = threading.Event()
         self._silent = False
@@ -269,9 +277,9 @@ class RunLease:
         """Tell whether another driver has taken the run over: stop then."""
         return self._lost.is_set()
 
-    def report(self, **state: Any) -> None:
-        """Note what the driver is doing, as JSON values; it goes out with the next beat."""
-        self._latest = state
+    def report(self, beat: Beat) -> None:
+        """Note what the driver is doing; it goes out with the next sign of life."""
+        self._latest = beat
 
     def release(self, state: str) -> None:
         """End the lease with `done`, `failed` or `stopped`. What was reported last stays readable."""
@@ -295,7 +303,7 @@ class RunLease:
         """Leave a sign of life. A store that does not take it stops nobody: those who commit find out."""
         _, beat = _paths(self._digest, self._number)
         try:
-            self._storage.write(beat, dump_record({"state": state, **self._latest}, "a beat"))
+            self._storage.write(beat, dump_record({"state": state, **self._latest.to_json()}, "a beat"))
             self._silent = False
         except StoreError as error:
             if not self._silent:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from orchestrator.reports.record_json import from_json
+from cache_store.records.nodes import Commit
+from orchestrator.reports.record_json import REST, finite, from_json
 from orchestrator.reports.records import EpochSummary, Metrics, ShardCounts, WorkPlace
 
 if TYPE_CHECKING:
@@ -16,65 +17,94 @@ Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
+class PartOfSet:
+    """How much of a set a stage made along that was not whole when it ended."""
+
+    rows: int = 0
+    others: Mapping[str, Any] = field(default_factory=dict, metadata=REST)
+
+
+@dataclass(frozen=True)
+class CommitFigures:
+    """What summaries take of a commit, whichever kind of node made it and whichever version: None, or empty, where the
+    kind has no such figure. `others`: what no summary asks for. Epochs count from 0; times are seconds."""
+
+    seconds: float | None = None
+    where: WorkPlace | None = None
+    #: Of scores: by name, and how many rows they are of. `rows` and `bytes` also of snapshot sets.
+    metrics: Metrics = field(default_factory=dict)
+    rows: int | None = None
+    bytes: int | None = None
+    set: str | None = None
+    #: Of what reads snapshots or runs frozen blocks; `snapshot` by the names of `ShardCounts`.
+    snapshot: Mapping[str, int] = field(default_factory=dict)
+    forwards: Mapping[str, int] = field(default_factory=dict)
+    partial: Mapping[str, PartOfSet] | None = None
+    #: Of stages; `epochs` also hold those of earlier rounds.
+    epochs: tuple[EpochSummary, ...] = ()
+    best_epoch: int | None = None
+    committed_epoch: int | None = None
+    exit: str | None = None
+    steps: int | None = None
+    resumed: int | None = None
+    path_is_auxiliary: bool | None = None
+    input_seconds: float | None = None
+    trainable_parameters: int | None = None
+    resident_bytes: int | None = None
+    peak_device_bytes: int | None = None
+    peak_device_reserved_bytes: int | None = None
+    peak_host_bytes: int | None = None
+    host_baseline_bytes: int | None = None
+    others: Mapping[str, Any] = field(default_factory=dict, metadata=REST)
+
+    @classmethod
+    def of(cls, commit: Commit) -> CommitFigures:
+        """Read a commit's result; figures that are not finite become None. CorruptRecord when it has another shape."""
+        return from_json(cls, finite(commit.result), f"the result of node {commit.node}")
+
+    @property
+    def at_commit(self) -> EpochSummary:
+        """Return the epoch whose weights were committed; one without figures where there is none."""
+        return next((epoch for epoch in self.epochs if epoch.epoch == self.committed_epoch), EpochSummary())
+
+    @property
+    def host_growth(self) -> int | None:
+        """Return by how much the host's memory grew above the idle level; None where that was not measured."""
+        if self.peak_host_bytes is None or self.host_baseline_bytes is None:
+            return None
+        return max(0, self.peak_host_bytes - self.host_baseline_bytes)
+
+
+#: What a node that has committed nothing (yet) has come to.
+NO_FIGURES = CommitFigures()
+
+
+@dataclass(frozen=True)
 class CommitView:
-    """The commits of a plan's nodes. `results`: node -> the result it committed; `failures`: node -> message."""
+    """The commits of a plan's nodes. `commits` and `figures`: by node; `failures`: node -> message."""
 
     nodes: Mapping[str, Node]
-    results: Mapping[str, Mapping[str, Any]]
+    commits: Mapping[str, Commit]
+    figures: Mapping[str, CommitFigures]
     reused: frozenset[str]
     failures: Mapping[str, str]
 
     def status(self, node_id: str) -> str:
         """Return reused, done, failed or pending."""
-        if node_id in self.results:
+        if node_id in self.figures:
             return "reused" if node_id in self.reused else "done"
         return "failed" if node_id in self.failures else "pending"
 
-    def result(self, node_id: str) -> Mapping[str, Any]:
-        """Return what a node committed; {} before it has."""
-        return self.results.get(node_id, {})
-
-    def metrics(self, node_id: str) -> Metrics:
-        """Return the metrics of an evaluation; {} before it is committed."""
-        return dict(self.result(node_id).get("metrics", {}))
-
-    def place(self, node_id: str) -> WorkPlace | None:
-        """Return where and when a node ran; None before it is committed."""
-        return place_of(self.result(node_id))
-
-    def shard_counts(self, node_ids: Iterable[str]) -> ShardCounts:
-        """Return the reads and writes of snapshot shards of some nodes together."""
-        return shard_counts(self.result(node_id) for node_id in node_ids)
+    def of(self, node_id: str) -> CommitFigures:
+        """Return the figures of a node; none before it has committed."""
+        return self.figures.get(node_id, NO_FIGURES)
 
 
-def place_of(result: Mapping[str, Any]) -> WorkPlace | None:
-    """Return where and when the work of a result was done."""
-    where = result.get("where")
-    return from_json(WorkPlace, where, "where") if where else None
-
-
-def epochs_of(result: Mapping[str, Any]) -> tuple[EpochSummary, ...]:
-    """Return the epochs of a stage's result, of earlier rounds too."""
-    return tuple(from_json(EpochSummary, epoch, "an epoch") for epoch in result.get("epochs", ()))
-
-
-def epoch_at_commit(result: Mapping[str, Any], epochs: Iterable[EpochSummary]) -> EpochSummary:
-    """Return the epoch whose weights were committed; one without figures where there is none."""
-    committed = result.get("committed_epoch")
-    return next((epoch for epoch in epochs if epoch.epoch == committed), EpochSummary())
-
-
-def shard_counts(results: Iterable[Mapping[str, Any]]) -> ShardCounts:
-    """Return the reads and writes of snapshot shards of some results together."""
-    counted = [result.get("snapshot", {}) for result in results]
-    keys = ("hits", "misses", "bytes_read", "bytes_written")
-    return ShardCounts(**{key: sum(int(counts.get(key, 0) or 0) for counts in counted) for key in keys})
-
-
-def host_growth(result: Mapping[str, Any]) -> int | None:
-    """Return by how much the host's memory grew above the idle level; None where that was not measured."""
-    peak, baseline = result.get("peak_host_bytes"), result.get("host_baseline_bytes")
-    return None if peak is None or baseline is None else max(0, peak - baseline)
+def shard_counts(figures: Iterable[CommitFigures]) -> ShardCounts:
+    """Return the reads and writes of snapshot shards of some commits together."""
+    counted = [each.snapshot for each in figures]
+    names = [each.name for each in fields(ShardCounts)]
+    return ShardCounts(**{name: sum(counts.get(name, 0) for counts in counted) for name in names})
 
 
 def sum_known(values: Iterable[Number | None]) -> Number | None:

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from orchestrator.reports.commit_view import (
-    CommitView,
-    epoch_at_commit,
-    epochs_of,
-    host_growth,
-    maximum,
-    place_of,
-    shard_counts,
-    sum_known,
-)
+from orchestrator.reports.commit_view import NO_FIGURES, CommitFigures, CommitView, maximum, shard_counts, sum_known
 from orchestrator.reports.records import EpochSummary, Metrics, StageEstimate, StageMeasured, StageSummary, WorkPlace
 
 if TYPE_CHECKING:
@@ -32,11 +22,11 @@ def summarize_stage(view: CommitView, node_id: str, regime: RegimePlan) -> Stage
     """Sum up the stage whose last round is `node_id`; its rounds, if it has several, as one piece of work."""
     node, rounds = view.nodes[node_id], regime.work_of(node_id)
     task, decision = node.task, regime.decisions.get(node_id)
-    work = _Work([view.results[part] for part in rounds if part in view.results])
-    result, sampled = work.newest, work.sampled
+    work = _Work([view.figures[part] for part in rounds if part in view.figures])
+    newest, sampled = work.newest, work.sampled
     path, trained = (tuple(str(part) for part in task.get(key, [])) for key in ("path", "trained"))
-    assembled = view.metrics(regime.assembled.get(node_id, ""))
-    full, truncated = _by_layer(view, node_id, regime, work.at_commit)
+    assembled = view.of(regime.assembled.get(node_id, "")).metrics
+    full, truncated = _by_layer(view, node_id, regime, newest.at_commit)
     return StageSummary(
         name=task.get("name", node.label),
         node=node_id,
@@ -49,35 +39,35 @@ def summarize_stage(view: CommitView, node_id: str, regime: RegimePlan) -> Stage
         path=path,
         source=task.get("source"),
         source_reason=decision.reason if decision else None,
-        auxiliary=bool(result.get("path_is_auxiliary", any(part in path for part in _LOCAL_HEADS))),
-        seconds=sum_known(part.get("seconds") for part in work.done),
-        epochs=len(work.epochs),
+        auxiliary=_is_auxiliary(newest, path),
+        seconds=sum_known(part.seconds for part in work.done),
+        epochs=len(newest.epochs),
         planned_epochs=task.get("train", {}).get("epochs"),
-        steps=result.get("steps"),
-        exit=result.get("exit"),
-        best_epoch=result.get("best_epoch"),
-        committed_epoch=result.get("committed_epoch"),
-        resumed=sum_known(part.get("resumed") for part in work.done),
-        trainable_parameters=result.get("trainable_parameters"),
-        resident_bytes=result.get("resident_bytes"),
-        train_loss=work.at_commit.train_loss,
-        metrics=_own_metrics(work.at_commit, assembled),
+        steps=newest.steps,
+        exit=newest.exit,
+        best_epoch=newest.best_epoch,
+        committed_epoch=newest.committed_epoch,
+        resumed=sum_known(part.resumed for part in work.done),
+        trainable_parameters=newest.trainable_parameters,
+        resident_bytes=newest.resident_bytes,
+        train_loss=newest.at_commit.train_loss,
+        metrics=_own_metrics(newest.at_commit, assembled),
         assembled=assembled,
         full=full,
         truncated=truncated,
         layer=regime.layers.get(node_id),
-        peak_device_bytes=work.largest("peak_device_bytes"),
-        peak_device_reserved_bytes=work.largest("peak_device_reserved_bytes"),
-        peak_host_bytes=sampled.get("peak_host_bytes"),
-        host_baseline_bytes=sampled.get("host_baseline_bytes"),
-        host_growth_bytes=host_growth(sampled),
+        peak_device_bytes=work.peak_device_bytes,
+        peak_device_reserved_bytes=maximum(part.peak_device_reserved_bytes for part in work.done),
+        peak_host_bytes=sampled.peak_host_bytes,
+        host_baseline_bytes=sampled.host_baseline_bytes,
+        host_growth_bytes=sampled.host_growth,
         snapshot=shard_counts(work.done),
         forwards=work.forwards(),
         reused=view.status(node_id) == "reused",
-        world_size=(result.get("where") or {}).get("world_size", 1),
+        world_size=1 if newest.where is None else newest.where.world_size or 1,
         where=work.place(),
         estimate=StageEstimate(_predicted(view, node_id, rounds), work.measured()),
-        curve=work.epochs,
+        curve=newest.epochs,
     )
 
 
@@ -85,41 +75,34 @@ def summarize_stage(view: CommitView, node_id: str, regime: RegimePlan) -> Stage
 class _Work:
     """The results of a stage's rounds that are done, in order."""
 
-    done: list[Mapping[str, Any]]
+    done: list[CommitFigures]
 
     @property
-    def newest(self) -> Mapping[str, Any]:
-        """The last round's result: it holds the epochs of all before it, and says how far the stage is."""
-        return self.done[-1] if self.done else {}
+    def newest(self) -> CommitFigures:
+        """The last round's figures: it holds the epochs of all before it, and says how far the stage is."""
+        return self.done[-1] if self.done else NO_FIGURES
 
     @cached_property
-    def sampled(self) -> Mapping[str, Any]:
+    def sampled(self) -> CommitFigures:
         """The round that measured the host's memory, which is looked at in the first epochs alone."""
-        return max(self.done, key=lambda part: host_growth(part) or 0, default={})
+        return max(self.done, key=lambda part: part.host_growth or 0, default=NO_FIGURES)
 
-    @cached_property
-    def epochs(self) -> tuple[EpochSummary, ...]:
-        return epochs_of(self.newest)
-
-    @cached_property
-    def at_commit(self) -> EpochSummary:
-        return epoch_at_commit(self.newest, self.epochs)
-
-    def largest(self, key: str) -> int | None:
-        return maximum(part.get(key) for part in self.done)
+    @property
+    def peak_device_bytes(self) -> int | None:
+        return maximum(part.peak_device_bytes for part in self.done)
 
     def forwards(self) -> dict[str, int]:
         """Count the samples that ran forward, by frozen block."""
         counted: dict[str, int] = {}
         for part in self.done:
-            for block, count in part.get("forwards", {}).items():
-                counted[block] = counted.get(block, 0) + int(count)
+            for block, count in part.forwards.items():
+                counted[block] = counted.get(block, 0) + count
         return counted
 
     def place(self) -> WorkPlace | None:
         """Return where the newest round ran, and when the first began."""
-        newest = place_of(self.newest)
-        first = place_of(self.done[0]) if self.done else None
+        newest = self.newest.where
+        first = self.done[0].where if self.done else None
         if newest is None or first is None:
             return newest
         # Rounds of old runs may not say when they made their first step.
@@ -128,13 +111,19 @@ class _Work:
 
     def measured(self) -> StageMeasured:
         """Return what came of what was estimated."""
-        device = self.largest("peak_device_bytes")
+        device = self.peak_device_bytes
         return StageMeasured(
-            trainable=self.newest.get("trainable_parameters"),
-            peak_bytes=device or host_growth(self.sampled),
+            trainable=self.newest.trainable_parameters,
+            peak_bytes=device or self.sampled.host_growth,
             peak_kind="device" if device else "host",
-            seconds=sum_known(part.get("seconds") for part in self.done),
+            seconds=sum_known(part.seconds for part in self.done),
         )
+
+
+def _is_auxiliary(figures: CommitFigures, path: tuple[str, ...]) -> bool:
+    """Say whether a local head stands in for the network's own; of a stage that is not done, by its path."""
+    known = figures.path_is_auxiliary
+    return any(part in path for part in _LOCAL_HEADS) if known is None else known
 
 
 def _own_metrics(epoch: EpochSummary, assembled: Metrics) -> Metrics:
@@ -157,8 +146,8 @@ def _by_layer(view: CommitView, node_id: str, regime: RegimePlan, at_commit: Epo
     covers = set(task.get("path", [])) | {b for hop in (task.get("boundary") or {}).get("hops", []) for b in hop}
     # A stage whose path reaches through the whole chain has judged the whole chain itself.
     whole = own if covers >= set(regime.weights) else {}
-    full = whole or view.metrics(regime.assembled.get(node_id, ""))
-    return dict(full), dict(view.metrics(regime.truncated.get(node_id, "")) or own)
+    full = whole or view.of(regime.assembled.get(node_id, "")).metrics
+    return dict(full), dict(view.of(regime.truncated.get(node_id, "")).metrics or own)
 
 
 def _predicted(view: CommitView, node_id: str, rounds: tuple[str, ...]) -> Estimate:

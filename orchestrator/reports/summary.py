@@ -20,10 +20,11 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cache_store.records.nodes import Commit
 from cache_store.storage.durable import write_atomically
 from orchestrator.environment import Environment
-from orchestrator.reports.commit_view import CommitView, host_growth, maximum, sum_known
-from orchestrator.reports.record_json import finite, to_json
+from orchestrator.reports.commit_view import CommitFigures, CommitView, maximum, shard_counts, sum_known
+from orchestrator.reports.record_json import to_json
 from orchestrator.reports.records import (
     BoundaryFigures,
     BoundarySummary,
@@ -54,7 +55,7 @@ _TRAINING = ("train", "materialize", "average")
 def summarize(
     run: str,
     plan: Plan,
-    commits: Mapping[str, Mapping[str, Any]],
+    commits: Mapping[str, Commit],
     *,
     status: str,
     environment: Environment,
@@ -70,8 +71,9 @@ def summarize(
     """
     failures, exports = failures or {}, exports or {}
     nodes: dict[str, Node] = {node.id: node for node in plan.nodes}
-    results = {key: finite(commit.get("result", {})) for key, commit in commits.items() if key in nodes}
-    view = CommitView(nodes=nodes, results=results, reused=frozenset(reused), failures=failures)
+    own = {key: commit for key, commit in commits.items() if key in nodes}
+    figures = {key: CommitFigures.of(commit) for key, commit in own.items()}
+    view = CommitView(nodes=nodes, commits=own, figures=figures, reused=frozenset(reused), failures=failures)
     return Summary(
         run=run,
         status=status,
@@ -79,12 +81,12 @@ def summarize(
         regimes={name: _regime(view, name, regime, exports.get(name)) for name, regime in plan.regimes.items()},
         nodes=NodeCounts(
             total=len(nodes),
-            done=len(results),
-            reused=len(view.reused & results.keys()),
+            done=len(own),
+            reused=len(view.reused & own.keys()),
             failed=len([key for key in failures if key in nodes]),
         ),
         work=tuple(_work(view, node) for node in nodes.values()),
-        original={split: view.metrics(node) for split, node in plan.original.items()},
+        original={split: view.of(node).metrics for split, node in plan.original.items()},
         failures=tuple(
             Failure(key, nodes[key].label if key in nodes else key, message) for key, message in failures.items()
         ),
@@ -102,10 +104,10 @@ def _regime(view: CommitView, name: str, regime: RegimePlan, export: str | None)
     done = [stage for stage in stages if stage.done]
     by_kind: dict[str, float] = {}
     for node in mine:
-        seconds = view.result(node.id).get("seconds")
+        seconds = view.of(node.id).seconds
         if seconds is not None:
             by_kind[node.kind] = by_kind.get(node.kind, 0.0) + float(seconds)
-    found = diagnoses(regime, lambda node_id: str(view.nodes[node_id].task["name"]), view.results)
+    found = diagnoses(regime, lambda node_id: str(view.nodes[node_id].task["name"]), view.commits)
     return RegimeSummary(
         kind=regime.kind,
         pipeline="wavefront" if regime.rounds else "sequential",
@@ -113,21 +115,21 @@ def _regime(view: CommitView, name: str, regime: RegimePlan, export: str | None)
         ended_early=_ended_early(stages, regime),
         stages=stages,
         final=FinalSummary(
-            metrics=view.metrics(regime.test),
+            metrics=view.of(regime.test).metrics,
             split="test",
-            rows=view.result(regime.test).get("rows"),
-            validation=view.metrics(regime.validation),
+            rows=view.of(regime.test).rows,
+            validation=view.of(regime.validation).metrics,
             status=view.status(regime.test),
         ),
         seconds=sum(by_kind.get(kind, 0.0) for kind in _TRAINING),
         seconds_by_kind=by_kind,
-        wall_seconds=_covered(view.place(node.id) for node in mine),
+        wall_seconds=_covered(view.of(node.id).where for node in mine),
         export=export,
         peak_device_bytes=maximum(stage.peak_device_bytes for stage in done),
         peak_host_bytes=maximum(stage.peak_host_bytes for stage in done),
         host_growth_bytes=maximum(stage.host_growth_bytes for stage in done),
         trainable_parameters=maximum(stage.trainable_parameters for stage in done),
-        snapshot=view.shard_counts(node.id for node in mine if node.trains or node.makes_set),
+        snapshot=shard_counts(view.of(node.id) for node in mine if node.trains or node.makes_set),
         snapshots=tuple(_set(view, node) for node in mine if node.makes_set),
         boundaries=tuple(_boundary(view, prediction) for prediction in regime.boundaries),
         forwards=_forwards(view, mine),
@@ -150,11 +152,11 @@ def _ended_early(stages: tuple[StageSummary, ...], regime: RegimePlan) -> EndedE
 
 def _boundary(view: CommitView, prediction: Prediction) -> BoundarySummary:
     """Put what one boundary was predicted to cost beside what came of it, once all of its nodes are committed."""
-    made = [view.result(node) for node in prediction.sets]
-    stages = [view.result(node) for node in prediction.stages]
+    made = [view.of(node) for node in prediction.sets]
+    stages = [view.of(node) for node in prediction.stages]
     # A resumed stage tells of its last attempt alone.
-    whole = all("input_seconds" in stage and not stage.get("resumed") for stage in stages)
-    inputs = sum_known(stage.get("input_seconds") for stage in stages) if whole else None
+    whole = not any(stage.resumed for stage in stages)
+    inputs = sum_known(stage.input_seconds for stage in stages) if whole else None
     stored = prediction.source == "snapshots"
     return BoundarySummary(
         label=prediction.label,
@@ -166,8 +168,8 @@ def _boundary(view: CommitView, prediction: Prediction) -> BoundarySummary:
             prediction.bytes, prediction.make_seconds, prediction.read_seconds, prediction.recompute_seconds
         ),
         measured=BoundaryFigures(
-            bytes=sum_known(result.get("bytes") for result in made) if stored else None,
-            make_seconds=sum_known(result.get("seconds") for result in made) if stored else None,
+            bytes=sum_known(result.bytes for result in made) if stored else None,
+            make_seconds=sum_known(result.seconds for result in made) if stored else None,
             read_seconds=inputs if stored else None,
             recompute_seconds=None if stored else inputs,
         ),
@@ -185,7 +187,7 @@ def _regime_status(view: CommitView, nodes: list[Node], regime: RegimePlan) -> s
 
 
 def _set(view: CommitView, node: Node) -> SetSummary:
-    result = view.result(node.id)
+    made = view.of(node.id)
     return SetSummary(
         label=node.label,
         node=node.id,
@@ -193,10 +195,10 @@ def _set(view: CommitView, node: Node) -> SetSummary:
         split=node.task.get("split"),
         view=node.task.get("view"),
         boundary=tuple(str(part) for hop in _hops(node) for part in hop),
-        set=result.get("set"),
-        rows=result.get("rows"),
-        bytes=result.get("bytes"),
-        seconds=result.get("seconds"),
+        set=made.set,
+        rows=made.rows,
+        bytes=made.bytes,
+        seconds=made.seconds,
         shared=len(node.regimes) > 1,
     )
 
@@ -212,8 +214,8 @@ def _forwards(view: CommitView, nodes: list[Node]) -> dict[str, ForwardCount]:
     samples: dict[str, int] = {}
     wanted: dict[str, dict[tuple[str, Any], int]] = {}
     for node in nodes:
-        for block, count in view.result(node.id).get("forwards", {}).items():
-            samples[str(block)] = samples.get(str(block), 0) + int(count)
+        for block, count in view.of(node.id).forwards.items():
+            samples[block] = samples.get(block, 0) + count
         for origin, rows in _rows_made(view, node):
             key = (str(origin.task.get("split")), origin.task.get("view"))
             for block in itertools.chain.from_iterable(_hops(origin)):
@@ -228,28 +230,28 @@ def _forwards(view: CommitView, nodes: list[Node]) -> dict[str, ForwardCount]:
 
 def _rows_made(view: CommitView, node: Node) -> Iterable[tuple[Node, int]]:
     """Yield the set nodes whose rows a node made, each with its number of rows, where there are any."""
-    result = view.result(node.id)
-    made = [(node, result)] if node.makes_set else []
+    figures = view.of(node.id)
+    made = [(node, figures.rows or 0)] if node.makes_set else []
     # Of a stage that made its own sets and ended before they were whole.
-    made += [(view.nodes[node.parents[role]], part) for role, part in result.get("partial", {}).items()]
-    return [(origin, int(part["rows"])) for origin, part in made if part.get("rows")]
+    made += [(view.nodes[node.parents[role]], part.rows) for role, part in (figures.partial or {}).items()]
+    return [(origin, rows) for origin, rows in made if rows]
 
 
 def _work(view: CommitView, node: Node) -> WorkSummary:
     """Sum up one node for the timeline."""
-    result, predicted = view.result(node.id), node.estimate
+    figures, predicted = view.of(node.id), node.estimate
     return WorkSummary(
         node=node.id,
         label=node.label,
         kind=node.kind,
         regimes=node.regimes,
         status=view.status(node.id),
-        where=view.place(node.id),
+        where=figures.where,
         predicted=WorkFigures(predicted.peak_bytes, predicted.snapshot_bytes, round(predicted.seconds, 3)),
         measured=WorkFigures(
-            peak_bytes=result.get("peak_device_bytes") or host_growth(result),
-            snapshot_bytes=result.get("bytes") if node.makes_set else None,
-            seconds=result.get("seconds"),
+            peak_bytes=figures.peak_device_bytes or figures.host_growth,
+            snapshot_bytes=figures.bytes if node.makes_set else None,
+            seconds=figures.seconds,
         ),
     )
 

@@ -111,7 +111,7 @@ def _write_results(prepared: Prepared, ledger: CommitLog, outcome: Outcome, expo
     summary = summarize(
         prepared.config.run,
         prepared.plan,
-        ledger.to_json(),
+        ledger.commits,
         status=outcome.status,
         environment=replace(describe_environment(), reused_versions=reused),
         reused=outcome.reused,

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -19,11 +18,14 @@ from cache_store.errors import StorageDenied, UserError
 from cache_store.records.nodes import NodeStore
 from cache_store.storage.base import Storage
 from cache_store.storage.open import existing_storage
+from orchestrator.execution.beat import NOTHING_DONE, RunningTask
 from orchestrator.execution.run_lease import STALE_S, Held, read_held
 from orchestrator.execution.run_record import NodeRecord, RegimeRecord, RunRecord, read_pointer, read_run
 from orchestrator.plan.identity import name_of
+from orchestrator.reports.commit_view import CommitFigures
 from orchestrator.reports.records import EpochSummary, Metrics
-from orchestrator.status.records import Beat, RunningTask, StageProgress
+from orchestrator.status.records import StageProgress
+from workers.control import Update
 
 DONE, RUNNING, WAITING, FAILED, STOPPED = "done", "running", "waiting", "failed", "stopped"
 
@@ -68,7 +70,7 @@ class TaskStatus:
     kind: str
     machine: str | None
     attempt: int
-    progress: Mapping[str, Any]
+    progress: Update
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Observer:
     record: RunRecord
     digest: str
     stale_s: float = STALE_S
-    _results: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    _figures: dict[str, CommitFigures] = field(default_factory=dict)
     #: The storage's clock less this machine's.
     _offset: float | None = None
 
@@ -111,10 +113,10 @@ class Observer:
         present = set(self.storage.list("nodes"))
         nodes = NodeStore(self.storage)
         for node_id in self.record.nodes:
-            if node_id in present and node_id not in self._results:
+            if node_id in present and node_id not in self._figures:
                 commit = nodes.commit_of(node_id)
                 if commit is not None:
-                    self._results[node_id] = commit.result
+                    self._figures[node_id] = CommitFigures.of(commit)
         return self._status(held, self._is_alive(held), present)
 
     def _now(self) -> float:
@@ -132,19 +134,21 @@ class Observer:
         return alive if alive is not None else self._now() - held.seen < self.stale_s
 
     def _status(self, held: Held | None, alive: bool, present: set[str]) -> RunStatus:
-        beat = Beat.of(held, alive=alive)
-        running = {node_id: task for node_id, task in beat.running.items() if node_id not in self._results}
+        beat = NOTHING_DONE if held is None else held.beat
+        # Of a driver that is gone nothing is running.
+        told = beat.running if alive else {}
+        running = {node_id: task for node_id, task in told.items() if node_id not in self._figures}
         failed = {
             node_id: reason
             for node_id, reason in beat.failed.items()
-            if node_id in self.record.nodes and node_id not in self._results
+            if node_id in self.record.nodes and node_id not in self._figures
         }
         view = _View(self, running, failed, beat.attempts, present)
         regimes = {name: view.regime(regime) for name, regime in self.record.regimes.items()}
         state = self._state(held, alive, regimes.values())
         counts = {
             "total": len(self.record.nodes),
-            DONE: len(self._results),
+            DONE: len(self._figures),
             RUNNING: len(running),
             FAILED: len(failed),
         }
@@ -165,7 +169,7 @@ class Observer:
     def _state(self, held: Held | None, alive: bool, regimes: Iterable[RegimeStatus]) -> str:
         if alive:
             return RUNNING
-        if all(target in self._results for target in self.record.targets):
+        if all(target in self._figures for target in self.record.targets):
             return DONE
         if held is not None:
             return held.state if held.ended else "killed"
@@ -178,7 +182,7 @@ class Observer:
                 (
                     info.modified
                     for node_id, node in self.record.nodes.items()
-                    if node.trains and node_id in self._results
+                    if node.trains and node_id in self._figures
                     for info in self.storage.files(f"nodes/{node_id}")
                 ),
                 default=0.0,
@@ -191,12 +195,12 @@ class Observer:
         for node_id, node in self.record.nodes.items():
             if not node.makes_set:
                 continue
-            result = self._results.get(node_id)
-            if result is not None:
-                total += int(result["bytes"]) if result["set"] in sets else 0
+            figures = self._figures.get(node_id)
+            if figures is not None:
+                total += figures.bytes or 0 if figures.set in sets else 0
             elif node_id in running:
                 progress = running[node_id].progress
-                total += int(node.snapshot_bytes * progress.get("done", 0) / max(1, progress.get("total") or 1))
+                total += int(node.snapshot_bytes * (progress.done or 0) / max(1, progress.total or 1))
         return total
 
 
@@ -225,9 +229,9 @@ class _View:
     def stage(self, node_id: str, regime: RegimeRecord) -> StageStatus:
         node = self.observer.record.nodes[node_id]
         assembled = self.metrics(regime.assembled.get(node_id, ""))
-        result = self.observer._results.get(node_id)
-        if result is not None:
-            return self._done(node, node_id, result, assembled)
+        figures = self.observer._figures.get(node_id)
+        if figures is not None:
+            return self._done(node, node_id, figures, assembled)
         # What lies in the store of a stage nobody has touched needs no look.
         saved = self._saved(node_id) if node_id in self.present else None
         task = self.running.get(node_id)
@@ -249,11 +253,11 @@ class _View:
         )
 
     def _done(
-        self, node: NodeRecord, node_id: str, result: Mapping[str, Any], assembled: Mapping[str, float]
+        self, node: NodeRecord, node_id: str, figures: CommitFigures, assembled: Mapping[str, float]
     ) -> StageStatus:
-        stage = StageProgress.of_result(result)
+        stage = StageProgress.of_commit(figures)
         last = len(stage.epochs) - 1
-        chosen = stage.epochs[min(int(result.get("committed_epoch") or 0), last)] if stage.epochs else EpochSummary()
+        chosen = stage.epochs[min(figures.committed_epoch or 0, last)] if stage.epochs else EpochSummary()
         rates = [
             rate for epoch in stage.epochs for key, rate in epoch.others.items() if key.endswith("_per_s") and rate
         ]
@@ -266,9 +270,9 @@ class _View:
             assembled=assembled,
             loss=chosen.train_loss,
             rate=rates[-1] if rates else None,
-            seconds=result.get("seconds"),
+            seconds=figures.seconds,
             attempts=max(self.attempts.get(node_id, 1), 1 + stage.resumed),
-            machine=(result.get("where") or {}).get("host"),
+            machine=None if figures.where is None else figures.where.host,
         )
 
     def _saved(self, node_id: str) -> StageProgress | None:
@@ -278,7 +282,8 @@ class _View:
 
     def metrics(self, node_id: str) -> Mapping[str, float]:
         """Return the metrics of an evaluation; {} before it is committed."""
-        return _numbers(self.observer._results.get(node_id, {}).get("metrics") or {})
+        figures = self.observer._figures.get(node_id)
+        return {} if figures is None else _numbers(figures.metrics)
 
     def tasks(self) -> Iterable[TaskStatus]:
         for node_id, task in self.running.items():
@@ -292,14 +297,14 @@ def _running(node: NodeRecord, task: RunningTask, saved: StageProgress, assemble
     return StageStatus(
         name=name_of(node.label),
         state=RUNNING,
-        epochs=max(len(saved.epochs), int(progress.get("epoch") or 1) - 1),
+        epochs=max(len(saved.epochs), (progress.epoch or 1) - 1),
         epochs_planned=node.epochs,
         metrics=_validation(saved.latest),
         assembled=assembled,
-        loss=progress.get("loss", saved.latest.train_loss),
-        rate=progress.get("rate"),
+        loss=saved.latest.train_loss if progress.loss is None else progress.loss,
+        rate=progress.rate,
         seconds=max(0.0, time.time() - task.since) if task.since else None,
-        seconds_left=progress.get("seconds_left"),
+        seconds_left=progress.seconds_left,
         attempts=task.attempt,
         machine=task.machine,
     )

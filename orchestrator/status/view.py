@@ -16,7 +16,6 @@ from orchestrator.progress import describe
 from orchestrator.reports.words import STATE_WORDS
 from orchestrator.status.observe import FAILED, RUNNING, STOPPED, Observer, RegimeStatus, RunStatus, StageStatus
 from orchestrator.units import DASH, bytes_text, percent_text, seconds_text
-from workers.control import Update
 
 COLOURS = {"done": "green", RUNNING: "cyan", FAILED: "red", STOPPED: "yellow", "killed": "yellow"}
 #: Columns of a table that is written to a file.
@@ -75,7 +74,7 @@ def render(status: RunStatus) -> RenderableType:
         parts += [Text(), Text("beside the stages", style="bold")]
         for task in status.tasks:
             machine = f" on {task.machine}" if task.machine else ""
-            parts.append(Text(f"  {task.label}{machine}: {describe(Update.from_json(task.progress))}"))
+            parts.append(Text(f"  {task.label}{machine}: {describe(task.progress)}"))
     for label, reason in status.failures.items():
         parts.append(Text(f"{label}: failed: {reason}", style="red"))
     return Group(*parts)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from cache_store.records.nodes import Commit
 from cache_store.suggest import did_you_mean
-from orchestrator.reports.commit_view import epoch_at_commit, epochs_of
+from orchestrator.reports.commit_view import CommitFigures
 from orchestrator.reports.records import Summary
 from orchestrator.reports.words import of_kind
 from orchestrator.units import DASH, bytes_text, count_text, percent_text, seconds_text
@@ -54,9 +55,9 @@ class Metric:
             value = (regime.final.metrics if self.split == "test" else regime.final.validation).get(self.name)
         return None if value is None else float(value)
 
-    def of_stage(self, result: Mapping[str, Any]) -> float | None:
-        """Return the validation figure of a stage's result at the epoch it kept: how a trial stands on its way."""
-        epoch = epoch_at_commit(result, epochs_of(result))
+    def of_stage(self, commit: Commit) -> float | None:
+        """Return the validation figure of a stage's commit at the epoch it kept: how a trial stands on its way."""
+        epoch = CommitFigures.of(commit).at_commit
         value = (epoch.validation or {}).get(self.name, epoch.figure(f"validation_{self.name}"))
         return None if value is None else float(value)
 

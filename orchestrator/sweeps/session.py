@@ -137,7 +137,7 @@ class _Run:
     def score(self, course: Course) -> float | None:
         """Return the metric of a trial that is through."""
         return self.metric.of(
-            summarize(course.name, course.plan, self.ledger.to_json(), status="done", environment=Environment())
+            summarize(course.name, course.plan, self.ledger.commits, status="done", environment=Environment())
         )
 
     def change(self, course: Course, begun: Begun) -> Plan:
@@ -168,7 +168,7 @@ class _Run:
             sweep.section,
             sweep.metric,
             list(self.courses.values()),
-            self.ledger.to_json(),
+            self.ledger.commits,
             Invocation(
                 status=outcome.status,
                 environment=describe_environment(),

@@ -247,7 +247,7 @@ class SweepSteering:
         # On the way a stage's own commit says how it stands; its evaluations may come later.
         if not all(node in ledger.commits for node in (targets if last else (stage,))) or not self._turn(course):
             return
-        value = self._trials.score(course) if last else self.metric.of_stage(ledger.commits[stage].result)
+        value = self._trials.score(course) if last else self.metric.of_stage(ledger.commits[stage])
         course.judged, course.asked = course.level, True
         course.rungs.append((course.level, value))
         self._heard = self._clock()

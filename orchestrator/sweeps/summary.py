@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from cache_store.records.nodes import Commit
 from orchestrator.config.sweep_schema import SweepConfig
 from orchestrator.environment import Environment
 from orchestrator.plan.graph import Node
@@ -35,8 +35,9 @@ from orchestrator.sweeps.records import (
 )
 from orchestrator.sweeps.space import short_keys
 from orchestrator.sweeps.steering import Course
+from workers.specs.results import NodeFigures
 
-Commits = Mapping[str, Mapping[str, Any]]
+Commits = Mapping[str, Commit]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,15 +108,15 @@ def _sharing(
     courses: Sequence[Course], asked: Mapping[str, Sequence[Node]], commits: Commits, before: Collection[str]
 ) -> Sharing:
     done = {name: [node for node in nodes if node.id in commits] for name, nodes in asked.items()}
-    kinds = sweep_plan.sharing(done, lambda node: commits[node.id]["result"].get("seconds"))
+    kinds = sweep_plan.sharing(done, lambda node: commits[node.id].read(NodeFigures).seconds)
     ran = {node.id for nodes in done.values() for node in nodes}
     planned = {node.id for course in courses for node in course.plan.nodes}
-    left = [commit["result"] for node_id, commit in commits.items() if node_id not in planned]
+    left = [commit.read(NodeFigures) for node_id, commit in commits.items() if node_id not in planned]
     return Sharing(
         kinds=kinds,
         total=sweep_plan.total(kinds.values()),
         before=len(ran & set(before)),
-        abandoned=Abandoned(len(left), sum(result.get("seconds", 0.0) for result in left)),
+        abandoned=Abandoned(len(left), sum(figures.seconds or 0.0 for figures in left)),
     )
 
 

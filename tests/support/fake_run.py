@@ -55,11 +55,11 @@ def make_plan(folder: Path, *, regimes: str = "[e2e, lw, segprop]", epochs: int 
     return build_plan(config, outlines, data)
 
 
-def make_commits(plan: Plan, *, cuda: bool = False, slots: int = 2) -> dict[str, dict[str, Any]]:
-    """One commit for every node, run on `slots` workers as early as its parents allow."""
+def make_commits(plan: Plan, *, cuda: bool = False, slots: int = 2) -> dict[str, Commit]:
+    """One commit for every node, run on `slots` workers as early as its parents allow. Tests change its `result`."""
     ends: dict[str, float] = {}
     free = [START] * slots
-    commits: dict[str, dict[str, Any]] = {}
+    commits: dict[str, Commit] = {}
     for node in plan.nodes:
         seconds = 2.0 + 40.0 * node.estimate.flops / 3e12 if node.kind == "train" else 1.5
         earliest = max([START, *(ends[parent] for parent in node.parents.values())])
@@ -75,13 +75,8 @@ def make_commits(plan: Plan, *, cuda: bool = False, slots: int = 2) -> dict[str,
             "finished": start + seconds,
         }
         result = {"seconds": seconds, "where": where, **_result(plan, node, seconds, cuda)}
-        commits[node.id] = {"format": 1, "node": node.id, "attempt": "a1", "files": {}, "result": result}
+        commits[node.id] = Commit(node.id, "a1", {}, result)
     return commits
-
-
-def committed(record: dict[str, Any]) -> Commit:
-    """One of these commits as a store would give it."""
-    return Commit(record["node"], record["attempt"], {}, record["result"])
 
 
 def make_summary(folder: Path, **options: Any) -> dict[str, Any]:

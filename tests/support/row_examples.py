@@ -15,6 +15,7 @@ from orchestrator.runners.base import RunnerRequest
 from workers.domains.registry import domain_of
 from workers.specs.as_json import to_json
 from workers.specs.experiment import Experiment
+from workers.specs.results import Record, Where
 from workers.tasks.execute import Work
 from workers.weights import Weights
 
@@ -48,6 +49,14 @@ class NormTask:
     part: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class NormResult(Record):
+    """The answer."""
+
+    norm: float
+    where: Where
+
+
 def ask_norm(state: RegimeState, stage: Stage) -> str:
     """Add a node that measures the head after a stage."""
     task = to_json(NormTask(experiment=state.experiment, part="head"))
@@ -60,6 +69,5 @@ def answer_norm(work: Work) -> Any:
     environment = work.environment
     weights = Weights(environment.nodes, work.order.parents, domain_of(work.task.experiment), environment.device)
     values = [value.double().square().sum() for value in weights.build(work.task.part).state_dict().values()]
-    return work.attempt.commit(
-        {"norm": float(torch.stack(values).sum().sqrt()), "where": environment.where().to_json()}
-    )
+    result = NormResult(norm=float(torch.stack(values).sum().sqrt()), where=environment.where())
+    return work.attempt.commit(result.to_json())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import row_examples
-from row_examples import CountingThreads, NormTask, answer_norm, ask_norm, head_alone
+from row_examples import CountingThreads, NormResult, NormTask, answer_norm, ask_norm, head_alone
 from running import final_digests, summary_of, write_config
 from safetensors.torch import load_file
 
@@ -86,7 +86,7 @@ def test_a_diagnosis_after_each_stage_is_a_task_a_question_and_a_section(
     monkeypatch.setitem(TASKS, "norm", TaskKind(spec=NormTask, scores=True))
     monkeypatch.setitem(HANDLERS, "norm", answer_norm)
     monkeypatch.setitem(QUESTIONS, "head_norm", ask_norm)
-    monkeypatch.setitem(SECTIONS, "head_norm", lambda result: result["norm"])
+    monkeypatch.setitem(SECTIONS, "head_norm", lambda commit: commit.read(NormResult).norm)
     plan = prepare(config).plan
     # It adds a node a stage and changes none that was there.
     assert {node.id for node in plan.nodes if node.kind != "norm"} == {node.id for node in before.nodes}

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import committed, make_commits, make_plan
+from fake_run import make_commits, make_plan
 
 from cache_store.errors import StorageUnavailable, TrainingDiverged
 from cache_store.storage.open import open_storage
+from orchestrator.execution.beat import Beat
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Driver, DriverSettings, Outcome
 from orchestrator.execution.event_log import FIELDS, journal
@@ -58,7 +59,7 @@ class FakeRunner:
         error = self.outcome(order, self.submitted.count(order.node_id))
         if error is not None:
             return [Failed(order.key, error, lost=isinstance(error, ConnectionError))]
-        return [Succeeded(order.key, committed(self.commits[order.node_id]))]
+        return [Succeeded(order.key, self.commits[order.node_id])]
 
     def progress(self) -> dict[str, Update]:
         return {order.key: Update(phase="train", epoch=1) for order in self.running}
@@ -80,10 +81,10 @@ class NoSets(CommitLog):
 
 def drive(
     folder: Path, plan: Plan, runner: FakeRunner, **options: Any
-) -> tuple[Outcome, list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[Outcome, list[dict[str, Any]], list[Beat]]:
     """Outcome, lines of the log, and what was reported."""
     ledger = NoSets(open_storage(str(folder / "store")))
-    states: list[dict[str, Any]] = []
+    beats: list[Beat] = []
     with Progress(len(plan.nodes), stream=(folder / "out.txt").open("w")) as progress, journal(folder, "fake"):
         driver = Driver(
             plan,
@@ -91,12 +92,12 @@ def drive(
             runner,
             progress,
             DriverSettings(str(folder / "store"), NodeRetries(max_attempts=3, first_wait_s=0.0)),
-            report=lambda **state: states.append(state),
+            report=beats.append,
             **options,
         )
         outcome = driver.run()
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return outcome, lines, states
+    return outcome, lines, beats
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def plan(tmp_path: Path) -> Plan:
 
 def test_every_node_runs_once_on_as_many_slots_as_there_are(tmp_path: Path, plan: Plan) -> None:
     runner = FakeRunner(make_commits(plan), slots=3)
-    outcome, lines, states = drive(tmp_path, plan, runner)
+    outcome, lines, beats = drive(tmp_path, plan, runner)
     assert outcome.status == "done"
     assert sorted(runner.submitted) == sorted(node.id for node in plan.nodes)
     assert runner.most == 3
@@ -115,7 +116,7 @@ def test_every_node_runs_once_on_as_many_slots_as_there_are(tmp_path: Path, plan
         mine = [event for node_id, event in events if node_id == node.id]
         assert mine[:3] == ["submitted", "started", "committed"]
         assert mine[3:] == (["released"] if node.kind == "materialize" else [])
-    assert states[-1] == {"running": {}, "failed": {}, "attempts": {}}
+    assert beats[-1] == Beat()
 
 
 def test_free_slots_help_at_sets_and_what_becomes_of_a_helper_is_only_a_note(tmp_path: Path, plan: Plan) -> None:
@@ -162,7 +163,7 @@ def test_a_passing_fault_is_retried_and_a_lost_worker_too(tmp_path: Path, plan: 
     faults = {1: StorageUnavailable("busy"), 2: ConnectionError("gone")}
     stage = plan.regimes["segprop"].stages[0]
     runner = FakeRunner(make_commits(plan), outcome=lambda o, n: faults.get(n) if o.node_id == stage else None)
-    outcome, lines, states = drive(tmp_path, plan, runner)
+    outcome, lines, beats = drive(tmp_path, plan, runner)
     assert outcome.status == "done"
     mine = [line for line in lines if line["node"] == stage]
     assert [(line["event"], line["attempt"]) for line in mine if line["event"] != "started"] == [
@@ -176,14 +177,14 @@ def test_a_passing_fault_is_retried_and_a_lost_worker_too(tmp_path: Path, plan: 
     retried = [line for line in mine if line["event"] == "retried"]
     assert [line["error"] for line in retried] == ["busy", "gone"]
     assert all(line["level"] == "warning" and line["after_s"] == 0 for line in retried)
-    assert states[-1]["attempts"] == {stage: 3}
+    assert beats[-1].attempts == {stage: 3}
 
 
 def test_what_a_task_warns_of_is_shown_and_logged_once_it_is_committed(tmp_path: Path, plan: Plan) -> None:
     commits = make_commits(plan)
     data = next(node for node in plan.nodes if node.kind == "data")
     said = ["2 of 100 samples (2.0 %) have no targets and are left out", "3 times: empty answer (row 3 of a.jsonl)"]
-    commits[data.id]["result"]["warnings"] = said
+    commits[data.id].result["warnings"] = said
     outcome, lines, _ = drive(tmp_path, plan, FakeRunner(commits))
     assert outcome.status == "done"
     warned = [line for line in lines if line["event"] == "warned"]
@@ -199,10 +200,10 @@ def test_a_final_failure_is_named_and_what_does_not_depend_on_it_goes_on(tmp_pat
     stage = plan.regimes["segprop"].stages[1]
     error = TrainingDiverged("not finite")
     runner = FakeRunner(make_commits(plan), outcome=lambda o, n: error if o.node_id == stage else None)
-    outcome, lines, states = drive(tmp_path, plan, runner)
+    outcome, lines, beats = drive(tmp_path, plan, runner)
     assert outcome.status == "failed"
     assert outcome.failures == {stage: "not finite"}
-    assert states[-1]["failed"] == {stage: "not finite"}
+    assert beats[-1].failed == {stage: "not finite"}
     (failed,) = [line for line in lines if line["event"] == "failed"]
     assert (failed["level"], failed["error"], failed["node"]) == ("error", "not finite", stage)
     assert plan.regimes["e2e"].test in runner.submitted

@@ -16,7 +16,9 @@ from cache_store.errors import RunTaken, StorageFull
 from cache_store.storage.base import Storage
 from cache_store.storage.open import open_storage
 from orchestrator.execution import run_lease as module
+from orchestrator.execution.beat import Beat, RunningTask
 from orchestrator.execution.run_lease import Claim, Held, Identity, LeaseTiming, RunLease, read_held
+from workers.control import Update
 
 TIMES = ("stale_s", "beat_s", "sleep")
 PLAN = "0123456789abcdef"
@@ -157,12 +159,13 @@ def test_of_many_that_want_a_run_at_once_one_gets_it(storage: Storage) -> None:
 
 def test_what_a_driver_reports_is_there_for_everybody_and_after_its_end(storage: Storage) -> None:
     lease = acquire(storage)
-    lease.report(running={"n1": {"attempt": 2}}, failed={})
+    beat = Beat(running={"n1": RunningTask(2, "node-b", 5.0, Update(epoch=1))}, failed={"n2": "full"})
+    lease.report(beat)
     lease._beat("running")
-    assert held(storage).beat["running"] == {"n1": {"attempt": 2}}
+    assert held(storage).beat == beat
     lease.release("stopped")
     assert held(storage).ended
-    assert held(storage).beat["running"] == {"n1": {"attempt": 2}}
+    assert held(storage).beat == beat
 
 
 def test_a_run_directory_in_use_with_other_settings_is_refused(storage: Storage) -> None:

@@ -15,11 +15,13 @@ from fake_run import make_commits, make_plan
 from cache_store.records.nodes import NodeStore
 from cache_store.storage.open import open_storage
 from orchestrator.cli import main
+from orchestrator.execution.beat import Beat, RunningTask
 from orchestrator.execution.run_lease import Claim, Identity, LeaseTiming, RunLease
 from orchestrator.execution.run_record import RunRecord, read_pointer, read_run, write_pointer, write_run
 from orchestrator.plan.graph import Plan
 from orchestrator.status import view
 from orchestrator.status.observe import Observer, RunStatus, StageStatus, observe
+from workers.control import Update
 
 DIGEST = "d" * 32
 
@@ -43,7 +45,7 @@ class World:
     def commit(self, *labels: str) -> None:
         for label in labels:
             node_id = self.id(label)
-            result = self.commits[node_id]["result"]
+            result = self.commits[node_id].result
             self.nodes.attempt(node_id).commit(result)
             if self.plan.node(node_id).kind == "materialize":
                 self.storage.write(f"sets/{result['set']}/set.json", b"{}")
@@ -77,25 +79,14 @@ def test_a_running_stage_shows_its_epochs_rate_time_left_machine_and_attempt(wor
     world.commit("data", "model", "segprop/stage1-base", "segprop/snapshot seg1 train view 0")
     lease = world.lease()
     stage, other = world.id("segprop/stage2-seg2"), world.id("segprop/snapshot seg1 validation")
+    update = Update(phase="train", epoch=4, epochs=8, rate=120.0, seconds_left=75.0, loss=0.5)
     lease.report(
-        running={
-            stage: {
-                "attempt": 2,
-                "machine": "node-b",
-                "since": time.time() - 30,
-                "progress": {
-                    "phase": "train",
-                    "epoch": 4,
-                    "epochs": 8,
-                    "rate": 120.0,
-                    "seconds_left": 75.0,
-                    "loss": 0.5,
-                },
-            },
-            other: {"attempt": 1, "machine": "node-c", "since": time.time(), "progress": {"done": 50, "total": 100}},
-        },
-        failed={},
-        attempts={},
+        Beat(
+            running={
+                stage: RunningTask(2, "node-b", time.time() - 30, update),
+                other: RunningTask(1, "node-c", time.time(), Update(done=50, total=100)),
+            }
+        )
     )
     lease._beat("running")
     found = world.stage("stage2-seg2")
@@ -123,7 +114,7 @@ def test_a_checkpoint_tells_of_a_stage_whose_driver_is_gone(world: World) -> Non
     progress = {"epoch": 1, "step": 3, "history": history, "resumed": 1}
     world.nodes.save_checkpoint(node_id, "a1", files={"f": b"x"}, position=(1, 3), data={"progress": progress})
     lease = world.lease()
-    lease.report(running={node_id: {"attempt": 1, "progress": {}}}, failed={}, attempts={})
+    lease.report(Beat(running={node_id: RunningTask(1)}))
     lease._beat("running")
     assert world.stage("stage1-base").state == "running"
     assert world.stage("stage1-base").metrics == {"loss": 1.25, "accuracy": 0.5}
@@ -156,7 +147,7 @@ def test_a_finished_run_has_its_metrics_and_nothing_left_to_do(world: World) -> 
     assert regime.state == "done"
     assert regime.test["accuracy"] > 0.9
     found = world.stage("stage2-seg2")
-    result = world.commits[world.id("segprop/stage2-seg2")]["result"]
+    result = world.commits[world.id("segprop/stage2-seg2")].result
     best = result["epochs"][result["committed_epoch"]]
     assert found.metrics == {"loss": best["validation_loss"], "accuracy": best["validation_accuracy"]}
     assert found.assembled["accuracy"] > 0.9
@@ -169,14 +160,14 @@ def test_a_released_set_takes_no_bytes(world: World) -> None:
     label = "segprop/snapshot seg1 train view 0"
     world.commit(label)
     assert world.look().snapshot_bytes > 0
-    world.storage.delete_tree(f"sets/{world.commits[world.id(label)]['result']['set']}")
+    world.storage.delete_tree(f"sets/{world.commits[world.id(label)].result['set']}")
     assert world.look().snapshot_bytes == 0
 
 
 def test_failures_are_named_with_their_reason_and_attempts(world: World) -> None:
     lease = world.lease()
     node_id = world.id("segprop/stage1-base")
-    lease.report(running={}, failed={node_id: "the loss is not finite"}, attempts={node_id: 3})
+    lease.report(Beat(failed={node_id: "the loss is not finite"}, attempts={node_id: 3}))
     lease.release("failed")
     status = world.look()
     assert status.state == "failed"

@@ -90,8 +90,8 @@ def ended_after_two(plan: Plan) -> Summary:
     commits = make_commits(plan)
     regime = plan.regimes["segprop"]
     for node in regime.stages[2:]:
-        commits[node]["result"] |= {"exit": "run target", "epochs": [], "best_epoch": None, "committed_epoch": None}
-    commits[regime.assembled[regime.stages[1]]]["result"]["metrics"] = {"accuracy": 0.93, "loss": 0.2}
+        commits[node].result.update({"exit": "run target", "epochs": [], "best_epoch": None, "committed_epoch": None})
+    commits[regime.assembled[regime.stages[1]]].result["metrics"] = {"accuracy": 0.93, "loss": 0.2}
     return summarize("fake", plan, commits, status="done", environment=ENVIRONMENT)
 
 

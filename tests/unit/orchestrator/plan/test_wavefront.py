@@ -394,13 +394,13 @@ def test_a_stage_in_rounds_is_summarized_and_reported_as_one(tmp_path: Path) -> 
         "final",
     ]
     stage = regime["stages"][1]
-    rounds = [commits[node]["result"] for node in plan.regimes["segprop"].work_of(stage["node"])]
+    rounds = [commits[node].result for node in plan.regimes["segprop"].work_of(stage["node"])]
     assert (stage["rounds"], stage["rounds_done"], stage["epochs"]) == (4, 4, 8)
     assert [epoch["epoch"] for epoch in stage["curve"]] == list(range(8))
     assert stage["seconds"] == sum(result["seconds"] for result in rounds)
     assert stage["snapshot"]["hits"] == sum(result["snapshot"]["hits"] for result in rounds)
     assert regime["pipeline"] == "wavefront"
-    averaged = sum(commits[node]["result"]["seconds"] for node in plan.regimes["segprop"].averages)
+    averaged = sum(commits[node].result["seconds"] for node in plan.regimes["segprop"].averages)
     kinds = regime["seconds_by_kind"]
     assert regime["seconds"] == pytest.approx(kinds["train"] + kinds["materialize"] + averaged)
     page = render(summary)

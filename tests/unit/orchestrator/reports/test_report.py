@@ -227,8 +227,8 @@ def test_a_long_pause_is_cut_out_of_the_timeline(tmp_path: Path) -> None:
     commits = make_commits(plan)
     for node in plan.nodes:
         if "segprop" in node.regimes and len(node.regimes) == 1:
-            commits[node.id]["result"]["where"]["started"] += 7200
-            commits[node.id]["result"]["where"]["finished"] += 7200
+            commits[node.id].result["where"]["started"] += 7200
+            commits[node.id].result["where"]["finished"] += 7200
     page = render(summarize("fake", plan, commits, status="done", environment=ENVIRONMENT))
     assert "pauses cut out" in page
     assert re.search(r"pause (2 h|1 h 5\d min)", page)

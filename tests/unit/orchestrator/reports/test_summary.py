@@ -56,7 +56,7 @@ def test_every_key_of_the_design_is_there(plan: Plan) -> None:
 def test_a_stage_reports_the_committed_epoch_not_the_last(plan: Plan) -> None:
     commits = make_commits(plan)
     node_id = plan.regimes["e2e"].stages[0]
-    result = commits[node_id]["result"]
+    result = commits[node_id].result
     result["best_epoch"] = result["committed_epoch"] = 2
     stage = summary_of(plan, commits)["regimes"]["e2e"]["stages"][0]
     assert stage["train_loss"] == result["epochs"][2]["train_loss"]
@@ -104,7 +104,7 @@ def test_training_time_is_stages_and_materialization_only(plan: Plan) -> None:
     commits = make_commits(plan)
     regime = summary_of(plan, commits)["regimes"]["segprop"]
     mine = [node for node in plan.nodes if "segprop" in node.regimes]
-    expected = sum(commits[n.id]["result"]["seconds"] for n in mine if n.kind in ("train", "materialize"))
+    expected = sum(commits[n.id].result["seconds"] for n in mine if n.kind in ("train", "materialize"))
     assert regime["seconds"] == pytest.approx(expected)
     assert regime["seconds_by_kind"]["evaluate"] > 0
 
@@ -114,7 +114,7 @@ def test_time_on_the_clock_leaves_out_the_pause_between_two_invocations(plan: Pl
     before = summary_of(plan, commits)["regimes"]["segprop"]["wall_seconds"]
     late = plan.regimes["segprop"].stages[-1]
     for node_id in (late, plan.regimes["segprop"].test, plan.regimes["segprop"].validation):
-        where = commits[node_id]["result"]["where"]
+        where = commits[node_id].result["where"]
         where["started"] += 86400
         where["finished"] += 86400
     after = summary_of(plan, commits)["regimes"]["segprop"]["wall_seconds"]
@@ -133,7 +133,7 @@ def test_a_frozen_block_is_counted_once_per_sample_and_view(tmp_path: Path) -> N
 def test_a_recomputed_sample_shows_in_the_count(tmp_path: Path) -> None:
     plan = make_plan(tmp_path)
     commits = make_commits(plan)
-    commits[plan.regimes["segprop"].stages[1]]["result"]["forwards"] = {"seg1": 1437}
+    commits[plan.regimes["segprop"].stages[1]].result["forwards"] = {"seg1": 1437}
     forwards = summary_of(plan, commits)["regimes"]["segprop"]["forwards"]
     assert forwards["seg1"]["per_sample_view"] == 2.0
 
@@ -141,7 +141,7 @@ def test_a_recomputed_sample_shows_in_the_count(tmp_path: Path) -> None:
 def test_figures_that_are_not_finite_become_null(plan: Plan) -> None:
     commits = make_commits(plan)
     stage = plan.regimes["e2e"].stages[0]
-    commits[stage]["result"]["epochs"][0]["validation_loss"] = float("nan")
+    commits[stage].result["epochs"][0]["validation_loss"] = float("nan")
     summary = summary_of(plan, commits)
     assert summary["regimes"]["e2e"]["stages"][0]["curve"][0]["validation_loss"] is None
 

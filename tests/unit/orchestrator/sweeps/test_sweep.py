@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fake_run import committed, make_commits
+from fake_run import make_commits
 
 from cache_store.errors import ConfigError
 from cache_store.storage.open import open_storage
@@ -375,7 +375,7 @@ class World:
                     continue
                 self.ran.append(node.id)
                 self.order.append(node.label)
-                self.ledger.add(node.id, committed(self.made[node.id]))
+                self.ledger.add(node.id, self.made[node.id])
             if not ready and not self.steering.open:
                 return
         raise AssertionError("never ended")
@@ -406,7 +406,7 @@ def test_a_stopped_trial_runs_no_further_stage_and_no_other_regime(tmp_path: Pat
     # What it is judged by on the way is validation, as the stage's commit has it.
     first = world.judge.heard[0]
     node = world.courses[0].plan.regimes["segprop"].stages[0]
-    epochs = world.made[node]["result"]
+    epochs = world.made[node].result
     kept = next(e for e in epochs["epochs"] if e["epoch"] == epochs["committed_epoch"])
     assert first[2] == kept["validation_accuracy"]
 
