@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.units import percent_text, seconds_text
+from orchestrator.units import percent_text, rate_text, seconds_text
 from workers.control import NOTHING, Update
 
 #: Seconds between two plain lines about the same task.
@@ -93,8 +93,8 @@ class Progress:
         if due and self._live is None:
             self._say(Text(f"{label}: {describe(task.latest)}"))
 
-    def finished(self, label: str, seconds: float | None, reused: bool) -> None:
-        """`seconds` is None when it was made along with another task."""
+    def finished(self, label: str, seconds: float | None, reused: bool, score: str = "") -> None:
+        """Say that a task is done, and its `score`; `seconds` is None when it was made along with another task."""
         with self._lock:
             self._running.pop(label, None)
             self._done += 1
@@ -102,7 +102,7 @@ class Progress:
             count = f"{self._done}/{self._total}"
         words = "reused" if reused else "made along" if seconds is None else f"done in {seconds_text(seconds)}"
         mark = Text.assemble(("✓ ", "green")) if self._live else Text()
-        self._say(mark.append(f"{label}: {words} ({count})"))
+        self._say(mark.append(f"{label}: {words}{score and f', {score}'} ({count})"))
 
     def dropped(self, label: str) -> None:
         """A task that nobody needs any more will not be run."""
@@ -192,8 +192,10 @@ def describe(update: Update) -> str:
         parts.append(f"loss {update.loss:.4f}")
     if update.accuracy is not None:
         parts.append(f"accuracy {percent_text(update.accuracy)}")
-    if update.rate:
-        parts.append(f"{update.rate:,.0f}/s")
+    if update.tokens_rate:
+        parts.append(f"{rate_text(update.tokens_rate)} tokens/s")
+    elif update.rate:
+        parts.append(f"{rate_text(update.rate)}/s")
     if update.hits or update.misses:
         parts.append(f"cache {update.hits or 0:,} hits, {update.misses or 0:,} misses")
     if update.seconds_left is not None:

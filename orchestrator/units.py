@@ -6,6 +6,8 @@ have fixed digits and `human_*` names.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 DASH = "–"
 
 
@@ -55,6 +57,21 @@ def seconds_text(value: float | None) -> str:
 def percent_text(value: float | None, digits: int = 1) -> str:
     """Write a share of one: 97.3 %."""
     return DASH if value is None else f"{100 * value:.{digits}f} %"
+
+
+def rate_text(value: float) -> str:
+    """Write how many a second: 1,234, and below ten with two digits: 0.42."""
+    return f"{value:,.0f}" if value >= 9.95 else f"{value:.2g}"
+
+
+def score_text(metrics: Mapping[str, float], *, named: bool = False) -> str:
+    """Write what a network was scored: its accuracy, of language its loss; empty without either.
+
+    `named` puts the word before it, for where no heading has it."""
+    accuracy, loss = metrics.get("accuracy"), metrics.get("loss")
+    if accuracy is not None and "perplexity" not in metrics:
+        return f"{'accuracy ' if named else ''}{percent_text(accuracy, 2)}"
+    return f"{'loss ' if named else ''}{loss:.4f}" if loss is not None else ""
 
 
 def source_words(source: str | None, *, text: bool) -> str:

@@ -28,6 +28,7 @@ from orchestrator.plan.graph import Node, Plan
 from orchestrator.plan.identity import identity_of
 from orchestrator.progress import Progress
 from orchestrator.runners.base import Event, Failed, Runner, Succeeded
+from orchestrator.units import score_text
 from workers.control import NOTHING, Update
 from workers.specs.orders import Production, Strategy, WorkOrder, node_of, order_key
 from workers.specs.results import NodeFigures
@@ -317,7 +318,8 @@ class Driver:
         reach("driver.committed")
         self._outcome.reused.discard(node.id)
         figures = commit.read(NodeFigures)
-        self._progress.finished(node.label, figures.seconds or 0.0, reused=False)
+        score = score_text(figures.score(), named=True)
+        self._progress.finished(node.label, figures.seconds or 0.0, reused=False, score=score)
         fields = event_log.committed_fields(figures)
         if not begun:
             self._log("started", node, machine=fields["machine"])

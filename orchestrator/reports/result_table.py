@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,9 +19,43 @@ from orchestrator.units import DASH, bytes_text, count_text, percent_text, ratio
 
 
 def print_table(summary: Summary, stream: TextIO | None = None) -> None:
-    """Print the regimes side by side: a table in a terminal, aligned plain text in a file or pipe."""
+    """Print the regimes one below another, in a terminal too narrow for that side by side; aligned plain text in a file
+    or pipe."""
     console = Console(file=stream or sys.stdout, highlight=False)
-    print_rows(console, _result_rows(summary))
+    rows = _result_rows(summary)
+    if not console.is_terminal or _widest(rows) <= console.width:
+        print_rows(console, rows)
+        return
+    header, *body = rows
+    while body:
+        # As many regimes as fit beside their figures' names, and at least one.
+        count = max(
+            (n for n in range(1, len(body) + 1) if _widest(_turned(header, body[:n])) <= console.width), default=1
+        )
+        print_rows(console, _turned(header, body[:count]))
+        body = body[count:]
+
+
+def print_places(run_dir: Path, summary: Summary) -> None:
+    """Print where the report and the exported models of a run lie."""
+    places = [
+        run_dir / "report.html",
+        *(run_dir / regime.export for regime in summary.regimes.values() if regime.export),
+    ]
+    for title, place in zip(("report", *("model" for _ in places[1:])), places, strict=True):
+        sys.stdout.write(f"{title}  {place}\n")
+    sys.stdout.flush()
+
+
+def _turned(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Make columns of rows: the names of the figures are the first."""
+    return [list(column) for column in zip(header, *body, strict=True)]
+
+
+def _widest(rows: Sequence[Sequence[str]]) -> int:
+    """Count the characters across of a table that rich draws of these rows."""
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return sum(widths) + 3 * len(widths) + 1
 
 
 def print_rows(console: Console, rows: Sequence[Sequence[str]]) -> None:

@@ -17,7 +17,7 @@ from orchestrator.plan.experiment import experiment_of, outputs_of
 from orchestrator.plan.graph import RegimePlan
 from orchestrator.reports.page import write_report
 from orchestrator.reports.records import Summary
-from orchestrator.reports.result_table import print_table
+from orchestrator.reports.result_table import print_places, print_table
 from orchestrator.reports.summary import summarize, write_summary
 from orchestrator.runs.prepare import Prepared
 from orchestrator.trackers.table import track
@@ -37,7 +37,9 @@ def report(prepared: Prepared) -> None:
         for name in prepared.plan.regimes
         if (path := _export_folder(prepared, name)).exists()
     }
-    print_table(_write_results(prepared, ledger, outcome, exports))
+    summary = _write_results(prepared, ledger, outcome, exports)
+    print_table(summary)
+    print_places(prepared.run_dir, summary)
 
 
 def export(prepared: Prepared, regimes: Sequence[str]) -> None:

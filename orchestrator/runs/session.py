@@ -26,7 +26,7 @@ from orchestrator.execution.signals import stop_on_signals
 from orchestrator.plan.graph import Plan
 from orchestrator.progress import Progress
 from orchestrator.reports.records import Summary
-from orchestrator.reports.result_table import print_table
+from orchestrator.reports.result_table import print_places, print_table
 from orchestrator.runners.base import RunnerRequest
 from orchestrator.runners.factory import make_runner
 from orchestrator.runners.gang_size import runs_together
@@ -68,6 +68,7 @@ def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False)
     reach("driver.exported")
     summary = _write_results(prepared, ledger, outcome, exports)
     print_table(summary)
+    print_places(prepared.run_dir, summary)
     if outcome.status == "stopped":
         raise SegpropError("stopped; finished work and checkpoints are kept: run the same command to go on")
     if outcome.status == "done":

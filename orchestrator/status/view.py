@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -15,7 +15,7 @@ from rich.text import Text
 from orchestrator.progress import describe
 from orchestrator.reports.words import STATE_WORDS
 from orchestrator.status.observe import FAILED, RUNNING, STOPPED, Observer, RegimeStatus, RunStatus, StageStatus
-from orchestrator.units import DASH, bytes_text, percent_text, seconds_text
+from orchestrator.units import DASH, bytes_text, rate_text, score_text, seconds_text
 
 COLOURS = {"done": "green", RUNNING: "cyan", FAILED: "red", STOPPED: "yellow", "killed": "yellow"}
 #: Columns of a table that is written to a file.
@@ -104,7 +104,7 @@ def _regime_line(name: str, regime: RegimeStatus) -> Text:
     line = Text.assemble((name, "bold"), ": ", (regime.state, COLOURS.get(regime.state, "")))
     for split, metrics in (("validation", regime.validation), ("test", regime.test)):
         if metrics:
-            line.append(f" · {split} {_metrics(metrics)}")
+            line.append(f" · {split} {score_text(metrics)}")
     return line
 
 
@@ -127,20 +127,12 @@ def _row(stage: StageStatus) -> tuple[str, ...]:
         f"  {stage.name}",
         stage.state,
         str(stage.epochs) if stage.epochs_planned is None else f"{stage.epochs}/{stage.epochs_planned}",
-        _metrics(stage.metrics),
-        _metrics(stage.assembled),
+        score_text(stage.metrics) or DASH,
+        score_text(stage.assembled) or DASH,
         DASH if stage.loss is None else f"{stage.loss:.4f}",
-        DASH if stage.rate is None else f"{stage.rate:,.0f}/s",
+        DASH if stage.rate is None else f"{rate_text(stage.rate)}/s",
         seconds_text(stage.seconds),
         seconds_text(stage.seconds_left),
         str(stage.attempts) if stage.attempts else DASH,
         stage.machine or DASH,
     )
-
-
-def _metrics(metrics: Mapping[str, float]) -> str:
-    if metrics.get("accuracy") is not None and "perplexity" not in metrics:
-        return percent_text(metrics["accuracy"], 2)
-    if metrics.get("loss") is not None:
-        return f"{metrics['loss']:.4f}"
-    return DASH

@@ -91,46 +91,6 @@ class SnapshotCounters(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodeFigures(Record):
-    """What results of several kinds have in common, read without the rest: for progress and logs."""
-
-    seconds: float | None = None
-    resumed: int | None = None
-    snapshot: SnapshotCounters | None = None
-    where: Where | None = None
-    #: Of a snapshot set.
-    bytes: int | None = None
-    #: Sentences for the user, of a text data set.
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldParts(Record):
-    """The parts that a commit holds in files of their own, whichever kind of node made it; read without the rest."""
-
-    parts: Mapping[str, PartRecord] = field(default_factory=dict)
-
-    def file_of(self, part: str) -> str:
-        """Name the file of the commit that holds a part: its own, or the one with the whole initial state."""
-        held = self.parts.get(part)
-        return INITIAL_STATE if held is None else held.file
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelResult(Record):
-    """Initial weights: one file with every tensor (`digest`), or an imported checkpoint's `parts`, with the names of
-    the files that go beside them."""
-
-    OMITTED = ("digest", "parts", "companions")
-
-    digest: str | None = None
-    parts: Mapping[str, PartRecord] | None = None
-    companions: tuple[str, ...] | None = None
-    seconds: float
-    where: Where
-
-
-@dataclass(frozen=True, kw_only=True)
 class EpochFigures(Record):
     """What one epoch of a stage came to. Accuracies 0..1; `epoch` counts from 0."""
 
@@ -161,6 +121,58 @@ class EpochFigures(Record):
         key = next((key for key in data if key.endswith("_per_s")), None)
         rate = {} if key is None else {"unit": key.removesuffix("_per_s"), "rate": data[key]}
         return read_record(cls, {**data, **rate})
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeFigures(Record):
+    """What results of several kinds have in common, read without the rest: for progress and logs."""
+
+    seconds: float | None = None
+    resumed: int | None = None
+    snapshot: SnapshotCounters | None = None
+    where: Where | None = None
+    #: Of a snapshot set.
+    bytes: int | None = None
+    #: Sentences for the user, of a text data set.
+    warnings: tuple[str, ...] = ()
+    #: Of an evaluation.
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    #: Of a stage: its epochs, and the one whose weights it committed.
+    epochs: tuple[EpochFigures, ...] = ()
+    committed_epoch: int | None = None
+
+    def score(self) -> Mapping[str, float]:
+        """Return `loss` and `accuracy` of an evaluation, or of a stage's weights on the validation split; else {}."""
+        if self.metrics or not self.epochs:
+            return self.metrics
+        committed = self.epochs[min(self.committed_epoch or 0, len(self.epochs) - 1)]
+        return committed.validation or {"loss": committed.validation_loss, "accuracy": committed.validation_accuracy}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldParts(Record):
+    """The parts that a commit holds in files of their own, whichever kind of node made it; read without the rest."""
+
+    parts: Mapping[str, PartRecord] = field(default_factory=dict)
+
+    def file_of(self, part: str) -> str:
+        """Name the file of the commit that holds a part: its own, or the one with the whole initial state."""
+        held = self.parts.get(part)
+        return INITIAL_STATE if held is None else held.file
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelResult(Record):
+    """Initial weights: one file with every tensor (`digest`), or an imported checkpoint's `parts`, with the names of
+    the files that go beside them."""
+
+    OMITTED = ("digest", "parts", "companions")
+
+    digest: str | None = None
+    parts: Mapping[str, PartRecord] | None = None
+    companions: tuple[str, ...] | None = None
+    seconds: float
+    where: Where
 
 
 @dataclass(frozen=True, kw_only=True)

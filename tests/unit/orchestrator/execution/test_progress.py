@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fake_run import make_summary
 from summaries import read
 
@@ -130,6 +132,38 @@ def test_the_final_table_is_boxed_in_a_terminal(tmp_path: Path) -> None:
     stream = Terminal()
     print_table(read(make_summary(tmp_path, epochs=2)), stream)
     assert "│" in stream.getvalue()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_the_final_table_is_whole_in_a_narrow_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream, plain = Terminal(), io.StringIO()
+    print_table(read(make_summary(tmp_path, epochs=2)), stream)
+    print_table(read(make_summary(tmp_path, epochs=2)), plain)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+    assert max(map(len, shown.splitlines())) <= columns
+    assert "…" not in shown
+    cells = {cell for line in plain.getvalue().splitlines() for cell in re.split(r"  +", line.strip())}
+    boxed = {cell.strip() for cell in re.split(r"[│┃]", shown.replace("\n", "│"))}
+    assert cells <= boxed
+
+
+def test_a_done_line_says_what_it_came_to() -> None:
+    stream = io.StringIO()
+    with Progress(3, stream=stream) as progress:
+        progress.finished("e2e/e2e", 3.0, reused=False, score="accuracy 81.25 %")
+        progress.finished("data", 3.0, reused=False)
+    assert stream.getvalue().splitlines() == [
+        "e2e/e2e: done in 3.0 s, accuracy 81.25 % (1/3)",
+        "data: done in 3.0 s (2/3)",
+    ]
+
+
+def test_a_language_model_reports_tokens_and_slow_samples_are_no_zero() -> None:
+    assert describe(Update(rate=0.42, tokens_rate=53.7)) == "54 tokens/s"
+    assert describe(Update(rate=0.42)) == "0.42/s"
 
 
 def test_environment_holds_versions_and_hardware_but_no_paths() -> None:

@@ -123,3 +123,12 @@ def test_a_part_of_a_result_is_read_without_the_rest() -> None:
 def test_counters_add_up() -> None:
     one = SnapshotCounters(hits=1, misses=2, bytes_read=3, bytes_written=4)
     assert sum([one, one], SnapshotCounters()) == SnapshotCounters(hits=2, misses=4, bytes_read=6, bytes_written=8)
+
+
+def test_a_node_is_scored_by_the_epoch_it_committed() -> None:
+    trained = COMMITTED["train images"]
+    figures = commit_of("train images").read(NodeFigures)
+    committed = trained["epochs"][trained["committed_epoch"]]
+    assert figures.score()["accuracy"] == committed["validation_accuracy"]
+    assert commit_of("evaluate images").read(NodeFigures).score() == COMMITTED["evaluate images"]["metrics"]
+    assert commit_of("materialize images").read(NodeFigures).score() == {}
