@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
@@ -10,16 +9,22 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cache_store.errors import CorruptRecord
 from cache_store.records.nodes import Commit, NodeStore
+from cache_store.records.record_io import dump_record, read_local
+from cache_store.storage.durable import typed_errors, write_atomically
+from workers.file_digests import file_digest
 from workers.models.base import COMPANION, Export
 from workers.models.registry import family_of
 from workers.overlap import TrainedQuestions
 from workers.specs.experiment import Experiment
-from workers.specs.export_files import TRAINED_QUESTIONS
+from workers.specs.export_files import EXPORTED, TRAINED_QUESTIONS
 from workers.specs.results import HeldParts, ModelResult
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -36,29 +41,53 @@ class Trained:
     data_commit: Commit | None = None
 
 
-def export(trained: Trained, nodes: NodeStore, target: Path) -> None:
+def export(trained: Trained, nodes: NodeStore, target: Path, *, anew: bool = False) -> None:
     """Write the folder `target`, one part in memory at a time where the family allows it.
 
-    Nothing is written, and torch is not imported, when `target` already holds these very weights.
+    Nothing is written, and torch is not imported, when `target` already holds these very weights, every file as it was
+    written; with `anew` it is written all the same. StoreErrors as `Storage.write`.
     """
     experiment = trained.experiment
-    family = family_of(experiment.model)
     sources = sources_of(trained.parts)
-    files = [target / name for name in family.export_files]
-    if all(file.exists() for file in files) and json.loads(files[0].read_text()).get("sources") == sources:
+    if not anew and _is_whole(target, sources):
         return
     commit = trained.model_commit()
-    family.export(
-        Export(
-            model=experiment.model,
-            classes=experiment.classes,
-            states=_states(trained, nodes),
-            companions=_companions(commit, trained.data_commit, nodes),
-            data=trained.data,
-            sources=sources,
-        ),
-        target,
-    )
+    with typed_errors("write", target):
+        family_of(experiment.model).export(
+            Export(
+                model=experiment.model,
+                classes=experiment.classes,
+                states=_states(trained, nodes),
+                companions=_companions(commit, trained.data_commit, nodes),
+                data=trained.data,
+                sources=sources,
+            ),
+            target,
+        )
+        files = {name: [path.stat().st_size, file_digest(path)] for name, path in sorted(_files(target).items())}
+    record = {"format": FORMAT, "sources": sources, "files": files}
+    write_atomically(target / EXPORTED, dump_record(record, f"the files of {target}"))
+
+
+def _is_whole(target: Path, sources: Mapping[str, list[str]]) -> bool:
+    """Tell whether every file of an export of these sources is there, by length and digest."""
+    try:
+        record = read_local(target / EXPORTED)
+        if record is None or record.get("format") != FORMAT or record.get("sources") != sources:
+            return False
+        files = _files(target)
+        return all(
+            name in files and files[name].stat().st_size == size and file_digest(files[name]) == digest
+            for name, (size, digest) in record["files"].items()
+        )
+    except (OSError, CorruptRecord, KeyError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def _files(target: Path) -> dict[str, Path]:
+    """Return the regular files of an exported folder by name, without the record of them."""
+    found = {path.relative_to(target).as_posix(): path for path in target.rglob("*")}
+    return {name: path for name, path in found.items() if name != EXPORTED and path.is_file() and not path.is_symlink()}
 
 
 def _companions(model: Commit, data: Commit | None, nodes: NodeStore) -> dict[str, bytes]:

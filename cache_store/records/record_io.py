@@ -7,12 +7,14 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from cache_store.errors import CorruptRecord, StoreError
 from cache_store.storage.base import Storage
+from cache_store.storage.durable import read_regular
 
 MAX_RECORD_BYTES = 16 << 20
 _SEAL = re.compile(rb',"check":"([0-9a-f]{32})"}')
@@ -92,6 +94,21 @@ def read_bounded(storage: Storage, path: str) -> bytes | None:
         return storage.read(path, limit=MAX_RECORD_BYTES + 1)
     except FileNotFoundError:
         return None
+
+
+def read_local(path: Path) -> dict[str, Any] | None:
+    """Read the record at a path beside a store, such as a run directory's; None when absent.
+
+    CorruptRecord for anything but a regular file with a JSON object of at most 16 MiB, as `parse_record`. Every record
+    that a folder of the user's holds is read here: whatever lies there, nothing hangs and nothing grows.
+    """
+    try:
+        data = read_regular(path, MAX_RECORD_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        raise CorruptRecord(f"{path} cannot be read: {error}", path=str(path)) from error
+    return parse_record(data, str(path))
 
 
 def publish(storage: Storage, path: str, data: bytes, attempt: str, read: Callable[[], str | None]) -> bool:

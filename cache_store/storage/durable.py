@@ -1,4 +1,4 @@
-"""Writes to a local folder that are on disk when they return: files, new folders and folder entries."""
+"""Read and write files of a local folder: writes are on disk when they return, and only regular files are read."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from cache_store.errors import StorageUnavailable
+from cache_store.storage.os_errors import typed_error
 
 #: How names of files begin that are being written, or were when a process died.
 TEMPORARY = ".tmp-"
@@ -65,28 +66,54 @@ def temporary_file(target: Path, root: Path, pieces: Iterable[memoryview]) -> It
 
 def write_atomically(path: Path, data: bytes | Iterable[memoryview]) -> None:
     """Write a file beside a store (a run directory's, an export's) whole or not at all; readers see the old one or the
-    new one. `data`: at once or in pieces. Missing folders are made. OSError as it comes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pieces = [memoryview(data)] if isinstance(data, bytes) else data
-    with temporary_file(path, path.parent, pieces) as (temporary, _):
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+    new one. `data`: at once or in pieces. Missing folders are made; who may read it is the user's umask to say.
+    StoreErrors as `Storage.write`."""
+    with typed_errors("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pieces = [memoryview(data)] if isinstance(data, bytes) else data
+        with temporary_file(path, path.parent, pieces) as (temporary, _):
+            os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def typed_errors(doing: str, path: Path) -> Iterator[None]:
+    """Turn what the system says against `doing` something to a file beside a store into a StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise typed_error(error, doing, str(path)) from error
+
+
+def open_regular(path: Path, *, flags: int = os.O_RDONLY) -> int:
+    """Open a regular file, itself or behind a symbolic link; returns the descriptor. OSError, also for anything else:
+    nothing is waited for and no device read."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Read a regular file, or the first `limit` bytes of it. OSError as `open_regular`."""
+    with open(open_regular(path), "rb") as file:
+        return file.read(limit)
 
 
 def open_appending(path: Path) -> TextIOWrapper:
     """Open a text file beside a store to append to; missing folders are made. OSError as it comes, and for what is no
     regular file: a symbolic link may lead anywhere, a pipe would wait for a reader."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
     try:
-        descriptor = os.open(path, flags, 0o666)
+        descriptor = open_regular(path, flags=flags)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a pipe that nobody reads
             raise OSError(errno.EINVAL, "not a regular file", str(path)) from error
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
     return open(descriptor, "a", encoding="utf-8")
 
 

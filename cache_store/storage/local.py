@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cache_store.crashpoints import reach
 from cache_store.errors import StoreError, UserError
 from cache_store.storage.base import FileInfo, Storage, pieces_of
-from cache_store.storage.durable import TEMPORARY, make_folders, sync_folder, temporary_file
+from cache_store.storage.durable import TEMPORARY, make_folders, open_regular, sync_folder, temporary_file
 
 if TYPE_CHECKING:
     from cache_store.storage.base import Content, Names
@@ -68,7 +68,7 @@ class LocalStorage(Storage):
 
     def _open(self, path: str) -> io.BufferedIOBase:
         try:
-            return open(self.root / path, "rb")
+            return open(open_regular(self.root / path), "rb")
         except NotADirectoryError as error:
             raise FileNotFoundError(errno.ENOENT, "not in the store", path) from error
 

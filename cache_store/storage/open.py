@@ -26,6 +26,8 @@ class Backend:
     form: str
     address: AddressRule
     make: Callable[[Address], Storage]
+    #: Whether no other process sees it.
+    private: bool = False
 
 
 def _local(address: Address) -> Storage:
@@ -49,7 +51,7 @@ def _object_store(address: Address) -> Storage:
 #: By scheme. The environment variables of an object store begin as its address rule says.
 BACKENDS = {
     "file": Backend("file:///folder", folder_address, _local),
-    "memory": Backend("memory://name", name_address, _memory),
+    "memory": Backend("memory://name", name_address, _memory, private=True),
     "s3": Backend("s3://bucket/prefix", partial(bucket_address, variables="AWS_"), _object_store),
     "gs": Backend("gs://bucket/prefix", partial(bucket_address, variables="GOOGLE_"), _object_store),
     "az": Backend("az://container/prefix", partial(bucket_address, variables="AZURE_"), _object_store),
@@ -74,6 +76,11 @@ def parse_address(uri: str) -> Address:
 
 def _allowed() -> str:
     return ", ".join(["a folder path", *(backend.form for backend in BACKENDS.values())])
+
+
+def is_private(uri: str) -> bool:
+    """Tell whether the storage at an address is this process's alone. UserError as `parse_address`."""
+    return BACKENDS[parse_address(uri).scheme].private
 
 
 def open_storage(uri: str) -> Storage:

@@ -36,7 +36,7 @@ def typed_error(error: OSError, doing: str, where: str) -> StoreError:
     if code in _FULL:
         return StorageFull(f"{text}; free some space and run again", path=where, errno=code)
     if code in _DENIED:
-        return StorageDenied(f"{text}; the store must be writable by this user", path=where, errno=code)
+        return StorageDenied(f"{text}; it must be writable by this user", path=where, errno=code)
     if code in _PASSING or isinstance(error, TimeoutError):
         return StorageUnavailable(text, path=where, errno=code)
     return StoreError(text, path=where, errno=code)

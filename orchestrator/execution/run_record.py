@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_store.errors import CorruptRecord
-from cache_store.records.record_io import dump_record, is_name, parse_record, read_bounded
+from cache_store.records.record_io import dump_record, is_name, parse_record, read_bounded, read_local
 from cache_store.storage.base import Storage
 from cache_store.storage.durable import write_atomically
 from orchestrator.execution.run_lease import FOLDER
@@ -165,7 +165,7 @@ def write_pointer(run_dir: Path, digest: str) -> None:
 def read_pointer(run_dir: Path) -> str | None:
     """Read which plan a run directory was last used for; None where nothing says so."""
     try:
-        digest = json.loads((run_dir / POINTER).read_text())["plan"]
-    except (OSError, ValueError, KeyError, TypeError):
+        digest = (read_local(run_dir / POINTER) or {}).get("plan")
+    except CorruptRecord:
         return None
     return digest if isinstance(digest, str) and is_name(digest) else None

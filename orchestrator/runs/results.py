@@ -48,7 +48,7 @@ def export(prepared: Prepared, regimes: Sequence[str]) -> None:
     for name in regimes:
         if not _is_finished(prepared.plan.regimes[name], ledger):
             raise UserError(f"{name}: not finished, there are no final weights to export yet; run it first")
-    for path in _export_finished(prepared, ledger, regimes).values():
+    for path in _export_finished(prepared, ledger, regimes, anew=True).values():
         print(prepared.run_dir / path)
 
 
@@ -60,8 +60,11 @@ def _export_folder(prepared: Prepared, regime: str) -> Path:
     return prepared.run_dir / "model" / regime
 
 
-def _export_finished(prepared: Prepared, ledger: CommitLog, regimes: Sequence[str]) -> dict[str, str]:
-    """Regime -> folder of its checkpoint, relative to the run directory, for those that are finished."""
+def _export_finished(
+    prepared: Prepared, ledger: CommitLog, regimes: Sequence[str], *, anew: bool = False
+) -> dict[str, str]:
+    """Regime -> folder of its checkpoint, relative to the run directory, for those that are finished. Folders that are
+    whole are left alone unless `anew`."""
     nodes = NodeStore(ledger.storage)
     written: dict[str, str] = {}
     for name in regimes:
@@ -70,21 +73,20 @@ def _export_finished(prepared: Prepared, ledger: CommitLog, regimes: Sequence[st
             continue
         folder = _export_folder(prepared, name)
         parts = {part: ledger.commits[node] for part, node in regime.weights.items()}
-        _export(prepared, name, parts, nodes, folder)
+        write_export(_trained(prepared, name, parts, nodes), nodes, folder, anew=anew)
         written[name] = str(folder.relative_to(prepared.run_dir))
     return written
 
 
-def _export(prepared: Prepared, name: str, parts: dict[str, Commit], nodes: NodeStore, folder: Path) -> None:
+def _trained(prepared: Prepared, name: str, parts: dict[str, Commit], nodes: NodeStore) -> Trained:
     config = prepared.config
-    trained = Trained(
+    return Trained(
         _experiment(prepared, name),
         parts,
         partial(_model_commit, prepared, nodes),
         data=config.domain.export_facts(config.data, prepared.data),
         data_commit=_questions_commit(prepared, nodes),
     )
-    write_export(trained, nodes, folder)
 
 
 def _questions_commit(prepared: Prepared, nodes: NodeStore) -> Commit | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from cache_store.errors import ConfigError
+from cache_store.errors import ConfigError, StoreError
 from cache_store.storage.durable import write_atomically
 from orchestrator.config import load as configuration
 from orchestrator.config.yaml_loader import parse_document
@@ -33,11 +33,10 @@ def check_start(prepared: Prepared) -> None:
 
 
 def claim_run_dir(prepared: Prepared) -> None:
-    """Make the run directory and write the resolved configuration into it; looks as `check_run_dir` before.
+    """Make the run directory and write the resolved configuration into it.
 
     Only the driver that holds the run may do so: what a refused command wrote would shut out the one at work. Raises
-    ConfigError, leaving everything as it was, also when the directory cannot be written."""
-    check_start(prepared)
+    ConfigError, leaving everything as it was, when the directory holds another configuration or cannot be written."""
     existing = _held_text(prepared)
     _check_held(prepared, existing)
     text = f"# Resolved from {prepared.source}: every setting, defaults included.\n"
@@ -46,8 +45,8 @@ def claim_run_dir(prepared: Prepared) -> None:
         return
     try:
         write_atomically(prepared.run_dir / CONFIG_FILE, text.encode())
-    except OSError as error:
-        raise ConfigError(f"run_dir: {prepared.run_dir} cannot be written: {error.strerror or error}") from error
+    except StoreError as error:
+        raise ConfigError(f"run_dir: {error.message}") from error
 
 
 def _held_text(prepared: Prepared) -> str | None:

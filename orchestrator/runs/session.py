@@ -32,7 +32,7 @@ from orchestrator.runners.factory import make_runner
 from orchestrator.runners.gang_size import runs_together
 from orchestrator.runs.prepare import Prepared, with_figures
 from orchestrator.runs.results import _export_finished, _write_results
-from orchestrator.runs.run_dir import check_space, claim_run_dir
+from orchestrator.runs.run_dir import CONFIG_FILE, check_space, claim_run_dir
 
 _log = logging.getLogger("segprop.plan")
 
@@ -119,6 +119,10 @@ def leased(
                 _log.warning("%s", warning)
             write_pointer(run_dir, digest)
             yield lease
+            if not lease.superseded and not (run_dir / CONFIG_FILE).exists():
+                # Somebody removed the directory meanwhile: what is written now is still known by its configuration.
+                claim_directory()
+                write_pointer(run_dir, digest)
             state = lease.outcome
         finally:
             lease.release(state)

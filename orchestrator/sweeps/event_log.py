@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from cache_store.storage.durable import open_appending, write_atomically
+from cache_store.storage.durable import open_appending, typed_errors, write_atomically
 
 Entry = tuple[str, int]
 
@@ -40,7 +40,7 @@ class SweepLog:
         if self._expected and self._expected[0] == entry:
             self._expected.pop(0)
         elif self._path is not None:
-            with open_appending(self._path) as file:
+            with typed_errors("write", self._path), open_appending(self._path) as file:
                 file.write(json.dumps(entry) + "\n")
 
     def forget(self) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from cache_store.errors import ConfigError, UserError
+from cache_store.errors import ConfigError, StoreError, UserError
 from cache_store.storage.durable import write_atomically
 from orchestrator.config import load as configuration
 from orchestrator.config.messages import validated
@@ -288,5 +288,5 @@ def claim_sweep_dir(sweep: PreparedSweep) -> None:
     text += yaml.safe_dump(resolved, sort_keys=False, width=110)
     try:
         write_atomically(sweep.run_dir / CONFIG_FILE, text.encode())
-    except OSError as error:
-        raise ConfigError(f"run_dir: {sweep.run_dir} cannot be written: {error.strerror or error}") from error
+    except StoreError as error:
+        raise ConfigError(f"run_dir: {error.message}") from error

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from cache_store.errors import SegpropError, UserError
+from cache_store.errors import CorruptRecord, SegpropError, UserError
+from cache_store.records.record_io import read_local
 from cache_store.storage.base import Storage
 from cache_store.storage.open import open_storage
 from orchestrator.environment import Environment, describe_environment
@@ -108,10 +108,10 @@ def _told(sweep: PreparedSweep) -> SweepSummary | None:
     """Return what `sweep.json` says; None where there is none that can be read."""
     path = sweep.run_dir / SUMMARY_FILE
     try:
-        told = json.loads(path.read_text())
-    except (OSError, ValueError):
+        told = read_local(path)
+    except CorruptRecord:
         return None
-    return from_json(SweepSummary, told, str(path))
+    return None if told is None else from_json(SweepSummary, told, str(path))
 
 
 class _Run:

@@ -178,8 +178,6 @@ class ModelFamily(ABC, Generic[SpecT, FoundT]):
     #: The domain its models work on, by its name in `workers.domains.registry`.
     domain: ClassVar[str]
     traits: ClassVar[Traits]
-    #: Files that a finished export has. The first is JSON and holds `Export.sources` under "sources".
-    export_files: ClassVar[tuple[str, ...]] = ("model.json", "model.safetensors")
     #: Packages that compute: another version of one may give other numbers, so it is part of every result's identity.
     libraries: ClassVar[tuple[str, ...]] = ("torch",)
 
@@ -283,7 +281,7 @@ class ModelFamily(ABC, Generic[SpecT, FoundT]):
 
     @abstractmethod
     def export(self, export: Export, target: Path) -> None:
-        """Write the folder `target`, with `export_files`, so that the family's own library loads it."""
+        """Write the folder `target`, in place of what it holds, so that the family's own library loads it."""
 
 
 class Parts(ABC):

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cache_store.storage.open import is_private
 from cache_store.suggest import did_you_mean
 from orchestrator.config.rules import gangs
 from orchestrator.config.schema import Config, Regime, validate
@@ -92,6 +93,16 @@ def training(config: Config, train: TrainSpec) -> Iterator[tuple[tuple[str, ...]
     if train.precision == "fp16" and config.resources.device == "cpu":
         yield ("precision",), "fp16: not available on resources.device cpu; allowed there: fp32, bf16"
     yield from gangs.training_problems(config.resources.gang, train)
+
+
+def stores(config: Config) -> Iterator[Finding]:
+    """A store that one process has is of no use to workers on Ray, which are others."""
+    if config.resources.on_ray and is_private(config.store):
+        yield (
+            ("store",),
+            f"{config.store}: is the memory of one process, which workers on Ray do not see; "
+            "allowed with it: resources.runner local",
+        )
 
 
 def pipelines(config: Config) -> Iterator[Finding]:

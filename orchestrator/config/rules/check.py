@@ -119,6 +119,7 @@ def _rules(
 ) -> Iterator[Finding]:
     """All rules. Those about the chain are left out where `wrong` says why there is none."""
     yield from config.domain.problems(config.data)
+    yield from base.stores(config)
     yield from base.pipelines(config)
     yield from base.variants(config)
     if wrong is not None:

@@ -95,18 +95,6 @@ def test_what_no_machine_has_is_refused_with_what_there_is(machines: tuple[Machi
     assert "resources.accelerator: no machine of the cluster has H100; there is: none" in output.read_text()
 
 
-def test_a_store_that_one_process_alone_has_is_no_shared_storage(
-    machines: tuple[Machines, RayHome], tmp_path: Path
-) -> None:
-    cluster, home = machines
-    config = write_config(tmp_path, {**LONG, **on(cluster, 1), "store": "memory://alone"})
-    output = tmp_path / "output.txt"
-    assert home.start(str(config), output=output).wait(timeout=300) == 2
-    text = output.read_text()
-    assert "no shared storage between the machines of this cluster" in text
-    assert text.count("Ray node ") == cluster.left()["nodes"], "each is named"
-
-
 @pytest.mark.long
 def test_a_removed_node_and_a_killed_raylet_cost_attempts_but_nothing_else(
     machines: tuple[Machines, RayHome], tmp_path: Path

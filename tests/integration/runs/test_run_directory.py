@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,8 +16,10 @@ import pytest
 import yaml
 from running import TINY, tree, write_config
 
+from cache_store.records.nodes import Commit
 from cache_store.storage.open import open_storage
 from orchestrator.cli import main
+from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.run_lease import RunLease
 from orchestrator.runs import session
 from orchestrator.runs.prepare import prepare
@@ -89,3 +95,95 @@ def test_a_run_with_other_settings_can_be_taken_over_and_its_driver_stops(tmp_pa
             lease._thread.join(timeout=60)
             assert lease.superseded
             assert not other.superseded
+
+
+SHORT: dict[str, Any] = {
+    "regimes": ["e2e"],
+    "training.epochs": 1,
+    "data.train_limit": 32,
+    "data.test_limit": 16,
+    "data.validation": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Configuration of a small finished run whose store lies beside its directory."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = write_config(folder, {**SHORT, "store": str(folder / "store")})
+    assert run(config) == 0
+    return config
+
+
+@contextmanager
+def without_room(folder: Path) -> Iterator[None]:
+    """Let nothing be written below `folder`, as on a full disk."""
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_relative_to(folder):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        yield
+
+
+@pytest.mark.parametrize("command", ["run", "export", "report"])
+def test_a_full_run_directory_is_an_error_in_a_sentence(
+    finished: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = finished.parent / "run"
+    (run_dir / "model" / "e2e" / "model.safetensors").unlink()
+    with without_room(run_dir):
+        code = run(finished) if command == "run" else main([command, str(run_dir)])
+    assert code == 1
+    assert "No space left on device; free some space and run again" in capsys.readouterr().err
+    assert run(finished) == 0
+    assert (run_dir / "model" / "e2e" / "model.safetensors").exists()
+
+
+def test_a_removed_run_directory_is_made_again_with_its_configuration(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    config = write_config(tmp_path, {**SHORT, "store": str(tmp_path / "store")})
+
+    class Removing(CommitLog):
+        def add(self, node_id: str, commit: Commit) -> None:
+            super().add(node_id, commit)
+            shutil.rmtree(run_dir, ignore_errors=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "CommitLog", Removing)
+        assert run(config) == 0
+    assert sorted(path.name for path in run_dir.iterdir()) == [
+        "config.yaml",
+        "driver.json",
+        "model",
+        "report.html",
+        "summary.json",
+        "tb",
+    ]
+    assert main(["report", str(run_dir)]) == 0
+
+
+def test_records_of_the_directory_may_be_anything(finished: Path, tmp_path: Path) -> None:
+    """What a run leaves there for itself decides nothing: it is written again, and nothing waits."""
+    run_dir = finished.parent / "run"
+    for name in ("driver.json", "log.jsonl", "summary.json"):
+        for kind in ("pipe", "link", "bytes"):
+            path = run_dir / name
+            path.unlink(missing_ok=True)
+            elsewhere = tmp_path / f"{name}-{kind}"
+            elsewhere.write_text("of somebody else")
+            if kind == "pipe":
+                os.mkfifo(path)
+            elif kind == "link":
+                path.symlink_to(elsewhere)
+            else:
+                path.write_bytes(b"\xff\xfe\0[" * 99)
+            with at_work(finished):
+                logging.getLogger("segprop").info("something happened")
+            assert run(finished) == 0
+            assert elsewhere.read_text() == "of somebody else"
+            path.unlink(missing_ok=True)

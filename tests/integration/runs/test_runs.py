@@ -103,6 +103,20 @@ def test_a_finished_run_again_reuses_everything_and_starts_no_runner(
     assert (tree(story.run_dir / "store"), tree(story.run_dir / "model")) == before
 
 
+def test_a_damaged_export_is_written_again_by_run_and_export(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = story.run_dir / "model" / "segprop"
+    weights = folder / "model.safetensors"
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    weights.write_bytes(whole["model.safetensors"][:-4] + b"\0\0\0\1")
+    assert run(story.config, "run=story") == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    before = weights.stat().st_mtime_ns
+    assert main(["export", str(story.run_dir), "--regime", "segprop"]) == 0
+    assert str(folder) in capsys.readouterr().out
+    assert weights.stat().st_mtime_ns > before
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
 @pytest.mark.parametrize(
     "override",
     ["training.epochs=3", "regimes=[segprop]", "seed=1"],

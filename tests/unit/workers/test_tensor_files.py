@@ -136,5 +136,5 @@ def test_two_processes_export_the_same_bytes(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", EXPORT, str(folder)], check=True, env=environment, timeout=120)
         for turn in range(6):
             found.append({path.name: path.read_bytes() for path in (folder / str(turn)).iterdir()})
-    assert set(found[0]) == {"model.safetensors", "model.json", "load_model.py"}
+    assert set(found[0]) == {"model.safetensors", "model.json", "load_model.py", "segprop_export.json"}
     assert all(files == found[0] for files in found)

@@ -65,7 +65,6 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
             variant="is for ResNets; a decoder's local heads are copies of its own",
         ),
     )
-    export_files = (FACTS,)
     libraries = ("torch", "transformers")
 
     def inspect(self, model: CausalLMSpec) -> LMOutline:

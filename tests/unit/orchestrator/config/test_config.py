@@ -20,7 +20,7 @@ from orchestrator.config.schema import Config
 from orchestrator.config.values import parse_size
 from orchestrator.config.yaml_loader import MAX_BYTES, parse_document
 from orchestrator.runs.prepare import prepare
-from orchestrator.runs.run_dir import claim_run_dir
+from orchestrator.runs.run_dir import check_run_dir, claim_run_dir
 from workers.specs.as_json import to_json
 from workers.specs.experiment import TrainSpec
 
@@ -663,6 +663,14 @@ def test_images_have_no_fp8_and_encodings_no_other_name(tmp_path: Path) -> None:
     assert problem.startswith("line 7: snapshots.costs: guessed: must be 'counted' or 'measured'")
 
 
+def test_a_store_in_memory_is_for_one_process(tmp_path: Path) -> None:
+    assert problems_of(tmp_path, BASE, "store=memory://x") == [
+        "override store=memory://x: store: memory://x: is the memory of one process, which workers on Ray do not see; "
+        "allowed with it: resources.runner local"
+    ]
+    load(write(tmp_path, BASE), ["store=memory://x", "resources.runner=local"])
+
+
 def test_claiming_a_run_directory(tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "x"
     path = write(tmp_path, BASE + f"run_dir: {run_dir}\n")
@@ -688,7 +696,7 @@ def test_a_run_directory_that_is_a_file_or_has_no_room_is_bad_input(
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
     path = write(tmp_path, BASE + f"run_dir: {tmp_path / 'new'}\ntraining: {{epochs: 9}}\n")
     with pytest.raises(ConfigError, match=r"need about .* 1.0 kB free"):
-        claim_run_dir(prepare(path, inspect=lambda data, seed: CIFAR))
+        check_run_dir(prepare(path, inspect=lambda data, seed: CIFAR))
     assert not (tmp_path / "new").exists()
 
 
