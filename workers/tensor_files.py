@@ -106,7 +106,8 @@ def cut(tensor: Tensor, start: int, stop: int) -> Tensor:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a file whole or not at all, on disk when it returns. ValueError as `TensorStream`; OSError."""
+    """Write a file whole or not at all, on disk when it returns. ValueError as `TensorStream`, StoreErrors as
+    `Storage.write`."""
     write_atomically(path, TensorStream(tensors, metadata).pieces())
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cache_store.errors import first_line
+from cache_store.errors import StorageFull, first_line
 from cache_store.storage.durable import write_atomically
 
 
@@ -31,7 +31,7 @@ def test_a_failure_leaves_the_file_as_it_was_and_nothing_beside_it(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageFull, match="No space left"):
         write_atomically(target, b"after")
     assert target.read_bytes() == b"before"
     assert os.listdir(tmp_path) == ["summary.json"]

@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     nodes = NodeStore(open_storage(str(folder / "store")))
     state = initial_state(model, 10, 0)
     attempt = nodes.attempt("0" * 32)
-    attempt.write("state.safetensors", *tensor_files.pieces(state))
+    attempt.write("state.safetensors", tensor_files.TensorStream(state))
     where = {"host": "", "pid": 0, "device": "cpu", "threads": 1, "started": 0.0, "finished": 0.0}
     commit = attempt.commit({"digest": state_digest(state), "seconds": 0.0, "where": where})
     trained = Trained(experiment, dict.fromkeys(part_names(model, 16, 10), commit), lambda: commit)
@@ -54,7 +54,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def foreign(path: Path) -> None:
     path.unlink()
-    path.write_bytes(tensor_files.pieces({})[1])
+    path.write_bytes(b"of another model")
 
 
 def flipped(path: Path) -> None:
