@@ -55,6 +55,8 @@ class CommitFigures:
     peak_device_reserved_bytes: int | None = None
     peak_host_bytes: int | None = None
     host_baseline_bytes: int | None = None
+    #: The share of a stage's updates that rounding to bfloat16 took.
+    swallowed: float | None = None
     others: Mapping[str, Any] = field(default_factory=dict, metadata=REST)
 
     @classmethod

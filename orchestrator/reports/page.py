@@ -40,6 +40,7 @@ from orchestrator.reports.records import (
 from orchestrator.reports.verdict import gain_text, verdict
 from orchestrator.reports.words import STATUS_WORDS, MemoryBasis, baseline_of, is_baseline, of_kind, titles
 from orchestrator.units import DASH, bytes_text, count_text, percent_text, ratio_text, seconds_text, source_words
+from workers.specs.experiment import MOST_SWALLOWED
 
 #: What the template is given: texts, flags and rows of texts.
 PageRow = dict[str, Any]
@@ -74,6 +75,7 @@ def render(summary: Summary) -> str:
         original=_original_row(summary, page.quality),
         cards=[_card(page, name) for name in regimes],
         stages=_stage_rows(page),
+        rounded=any(stage.swallowed is not None for regime in regimes.values() for stage in regime.stages),
         forwards=_forward_rows(page),
         boundaries=_boundary_rows(page),
         work=[_work_row(item) for item in summary.work],
@@ -222,6 +224,8 @@ def _stage_row(stage: StageSummary, quality: Quality) -> PageRow:
         "source_reason": stage.source_reason or "",
         "epochs": _epochs(stage),
         "exit": stage.exit or DASH,
+        "swallowed": percent_text(stage.swallowed),
+        "too_much": (stage.swallowed or 0.0) > MOST_SWALLOWED,
         "reached": quality.written(stage.metrics.get(f"validation_{quality.metric}")),
         "assembled": quality.written(quality.value(stage.assembled)),
         "seconds": seconds_text(stage.seconds),

@@ -143,6 +143,9 @@ class StageSummary:
     where: WorkPlace | None
     estimate: StageEstimate
     curve: tuple[EpochSummary, ...]
+    #: The share of the updates (by size) that rounding to bfloat16 took, of rounds the largest; None where no weights
+    #: are in bfloat16.
+    swallowed: float | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def done(self) -> bool:

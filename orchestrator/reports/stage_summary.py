@@ -68,6 +68,7 @@ def summarize_stage(view: CommitView, node_id: str, regime: RegimePlan) -> Stage
         where=work.place(),
         estimate=StageEstimate(_predicted(view, node_id, rounds), work.measured()),
         curve=newest.epochs,
+        swallowed=maximum(part.swallowed for part in work.done),
     )
 
 

@@ -17,6 +17,7 @@ from orchestrator.reports.quality import (
 from orchestrator.reports.records import Metrics, RegimeSummary, Summary
 from orchestrator.reports.words import MemoryBasis, baseline_of, titles
 from orchestrator.units import bytes_text, percent_text, ratio_text, seconds_text
+from workers.specs.experiment import MOST_SWALLOWED
 
 
 def verdict(summary: Summary) -> list[str]:
@@ -31,7 +32,8 @@ def verdict(summary: Summary) -> list[str]:
     ranked = quality.ranked(values)
     sentences = _incomplete(summary, [names[name] for name in regimes if name not in values])
     if not ranked:
-        return [*sentences, "No regime has a final test result yet, so there is nothing to compare."]
+        nothing = "No regime has a final test result yet, so there is nothing to compare."
+        return [*sentences, nothing, *_rounding(regimes, names)]
     best = ranked[0]
     scores = {name: _score(quality, regimes[name].final.metrics) for name in ranked}
     if len(regimes) == 1:
@@ -46,6 +48,7 @@ def verdict(summary: Summary) -> list[str]:
             *_against_original(summary, quality, names),
             *_overlaps(regimes, names),
             *_ended_early(regimes, names),
+            *_rounding(regimes, names),
         ]
     if len(ranked) > 1:
         sentences += _ranking(values, ranked, names, regimes, quality)
@@ -57,6 +60,7 @@ def verdict(summary: Summary) -> list[str]:
         *_costs(summary, names, memory),
         *_overlaps(regimes, names),
         *_ended_early(regimes, names),
+        *_rounding(regimes, names),
     ]
 
 
@@ -220,6 +224,20 @@ def _ended_early(regimes: Mapping[str, RegimeSummary], names: Mapping[str, str])
             sentences.append(
                 f"{names[name]} ended early: after {ended.after} the whole network had reached validation {had} "
                 f"(asked for: {asked}), so {left} left out."
+            )
+    return sentences
+
+
+def _rounding(regimes: Mapping[str, RegimeSummary], names: Mapping[str, str]) -> list[str]:
+    """Warn of stages whose weights, in bfloat16, did not move as the optimizer meant them to."""
+    sentences = []
+    for name, regime in regimes.items():
+        lost = {stage.name: stage.swallowed for stage in regime.stages if (stage.swallowed or 0.0) > MOST_SWALLOWED}
+        if lost:
+            told = listed([f"{percent_text(share, 0)} in {stage}" for stage, share in lost.items()])
+            sentences.append(
+                f"Warning: rounding to bfloat16 took more than {percent_text(MOST_SWALLOWED, 0)} of {names[name]}'s "
+                f"updates: {told}; training.optimizer.rounding stochastic or compensated loses none."
             )
     return sentences
 

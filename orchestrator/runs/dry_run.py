@@ -20,6 +20,9 @@ from orchestrator.runs.prepare import Prepared
 from orchestrator.runs.why import reuse_line
 from orchestrator.units import human_bytes, human_count, human_flops, human_seconds, seconds_text
 from workers.domains.registry import Planning
+from workers.models.base import StageTraining
+from workers.specs.as_json import from_json
+from workers.specs.experiment import TrainSpec
 
 #: Wide enough for the whole table where the output is no terminal.
 FILE_WIDTH = 170
@@ -151,9 +154,12 @@ def _notes(prepared: Prepared) -> Iterator[str]:
         if regime.run_exit:
             asked = ", ".join(f"{key} {value:g}" for key, value in regime.run_exit.items())
             yield f"{regime.name} leaves out the stages after the network has reached run_exit ({asked})."
-    for name in plan.regimes:
-        settings = config.regime(name)
-        for note in config.family.notes(settings.model, prepared.found, settings.training):
+    for name, regime in plan.regimes.items():
+        stages = [
+            StageTraining(tuple(node.task["trained"]), from_json(TrainSpec, node.task["train"]))
+            for node in map(plan.node, regime.stages)
+        ]
+        for note in config.family.notes(config.regime(name).model, prepared.found, stages):
             yield f"{name}: {note}"
     if plan.unmeasured:
         yield (

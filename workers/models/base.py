@@ -116,6 +116,14 @@ class StageParts:
     on_host: bool = False
 
 
+@dataclass(frozen=True)
+class StageTraining:
+    """What a stage of a plan trains, and how."""
+
+    trained: tuple[str, ...]
+    train: TrainSpec
+
+
 class TrainedParts(Protocol):
     """What rules need to know of a stage. `name`: as messages call it; `trained`: the parts whose weights change;
     `adapter`: the boundaries that its adapter leads from and to; `aux`: the boundary that its local head reads."""
@@ -255,8 +263,8 @@ class ModelFamily(ABC, Generic[SpecT, FoundT]):
     def words(self, model: SpecT, found: FoundT | None) -> str:
         """The model in a few words, to be followed by ` on ` and the data."""
 
-    def notes(self, model: SpecT, found: FoundT | None, train: TrainSpec) -> Iterator[str]:
-        """Yield what a user should know before training so, in sentences."""
+    def notes(self, model: SpecT, found: FoundT | None, stages: Sequence[StageTraining]) -> Iterator[str]:
+        """Yield what a user should know before a regime trains these stages, in sentences."""
         yield from ()
 
     def stage_memory(self, model: SpecT, found: FoundT | None, stage: StageParts) -> StageMemory | None:

@@ -23,6 +23,8 @@ from workers.specs.model import ModelSpec
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 #: Precision -> the dtype that is computed in, by its name in `cache_store.formats.dtypes`.
 COMPUTED: dict[str, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+#: Share of the updates that rounding to bfloat16 may take before plan, log and report warn.
+MOST_SWALLOWED = 0.1
 SnapshotDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "resnext50_32x4d"]
 

@@ -53,6 +53,10 @@ class LoraSpec:
     #: Names of linear layers that get one; `all-linear`: every linear layer of the decoder layers.
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 
+    def adapts(self, linear: str) -> bool:
+        """Tell whether a linear layer of a decoder layer, by its name there, gets an adapter."""
+        return self.targets == "all-linear" or any(f".{linear}".endswith(f".{target}") for target in self.targets)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextSpec:

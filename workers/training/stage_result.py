@@ -10,6 +10,7 @@ from workers.device import capability_of
 from workers.environment import WorkerEnvironment
 from workers.models.chain import write_part
 from workers.snapshots.production import commit_made_along
+from workers.specs.experiment import MOST_SWALLOWED
 from workers.specs.orders import Production
 from workers.specs.results import EpochFigures, MeasuredMemory, PartRecord, Rank, SnapshotCounters, StageResult, Where
 from workers.specs.tasks import StageTask
@@ -18,9 +19,6 @@ from workers.training.optimizer import StageStep
 from workers.training.stage_inputs import StageInputs
 from workers.training.stage_path import StagePath
 from workers.weights import ADAPTER, AUX
-
-#: Share of the updates that rounding may take before the user is told.
-MOST_SWALLOWED = 0.1
 
 
 @dataclass(frozen=True)

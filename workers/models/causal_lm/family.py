@@ -19,13 +19,14 @@ from workers.models.base import (
     Parts,
     StageMemory,
     StageParts,
+    StageTraining,
     Start,
     Traits,
     Written,
 )
 from workers.models.causal_lm import memory
 from workers.models.causal_lm.outline import LMOutline, LMPartOutline, lm_chain
-from workers.specs.experiment import ImageSpec, TrainSpec
+from workers.specs.experiment import MOST_SWALLOWED, ImageSpec
 from workers.specs.export_files import FACTS, TRAINED_QUESTIONS
 from workers.specs.language import CausalLMSpec, TextSpec
 from workers.specs.model import FileDigests, expect
@@ -122,14 +123,21 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
             weights += " (no weights there: it can be planned, not run)"
         return f"{language.config.get('model_type')}, {language.layers} layers, {weights},"
 
-    def notes(self, model: CausalLMSpec, found: LMOutline | None, train: TrainSpec) -> Iterator[str]:
-        if _master(model, found) != "bfloat16" or train.optimizer.rounding != "nearest":
-            return
-        share = swallowed_share(train.optimizer.lr, expect(LMOutline, found).config)
-        if share > _WORTH_SAYING:
+    def notes(self, model: CausalLMSpec, found: LMOutline | None, stages: Sequence[StageTraining]) -> Iterator[str]:
+        language = expect(LMOutline, found)
+        rounded = [stage.train.optimizer.lr for stage in stages if stage.train.optimizer.rounding == "nearest"]
+        if _master(model, found) == "bfloat16" and rounded:
+            share = swallowed_share(min(rounded), language.config)
+            if share > MOST_SWALLOWED:
+                yield (
+                    f"Rounding to bfloat16 will take about {share:.0%} of the updates (model.master bfloat16, "
+                    f"training.optimizer.rounding nearest, lr {min(rounded):g}); stochastic or compensated lose none."
+                )
+        coefficient, routed = language.balance_coefficient, any(facts.routers for facts in language.parts.values())
+        if coefficient and routed and not any(trains_router(language, stage) for stage in stages):
             yield (
-                f"Rounding to bfloat16 will take about {share:.0%} of the updates (model.master bfloat16, "
-                f"training.optimizer.rounding nearest, lr {train.optimizer.lr:g}); stochastic or compensated lose none."
+                "All routers of experts are frozen: they go on choosing as they do, so their balance loss "
+                f"(router_aux_loss_coef {coefficient:g}) is not counted, and none is needed."
             )
 
     def stage_memory(self, model: CausalLMSpec, found: LMOutline | None, stage: StageParts) -> StageMemory:
@@ -194,8 +202,15 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
         write_folder(expect(CausalLMSpec, export.model), export.states, {**export.companions, FACTS: facts}, target)
 
 
-#: Share of lost updates above which a plan speaks of them.
-_WORTH_SAYING = 0.1
+def trains_router(language: LMOutline, stage: StageTraining) -> bool:
+    """Tell whether a stage trains what chooses experts: the router, or an adapter on it."""
+    lora = stage.train.lora
+    for facts in (language.parts[part] for part in stage.trained if part in language.parts):
+        for router in facts.routers:
+            inside = [linear.name for linear in facts.linears if f"{linear.name}.".startswith(f"{router}.")]
+            if lora is None or any(lora.adapts(name) for name in inside):
+                return True
+    return False
 
 
 def swallowed_share(lr: float, config: Mapping[str, Any]) -> float:

@@ -8,6 +8,7 @@ from typing import cast
 from torch import nn
 
 from workers.models.causal_lm.counting import embed_facts, head_facts, layer_facts
+from workers.models.causal_lm.network.balance import routers
 from workers.models.causal_lm.network.parts import assemble, part_names
 from workers.models.causal_lm.network.skeleton import build_skeleton
 from workers.models.causal_lm.network.structure import structure
@@ -71,7 +72,8 @@ def _facts(spec: CausalLMSpec, name: str, hidden: int, vocabulary: int) -> PartF
         return embed_facts(part)
     if name == "head":
         return head_facts(part, hidden, vocabulary)
-    return layer_facts(part, build_skeleton(spec).config, int(name.removeprefix("layer")), hidden)
+    facts = layer_facts(part, build_skeleton(spec).config, int(name.removeprefix("layer")), hidden)
+    return replace(facts, routers=tuple(router for router, _, _ in routers(spec, part)))
 
 
 def _positions(config: object) -> int | None:

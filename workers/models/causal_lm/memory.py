@@ -161,10 +161,8 @@ def _adapter_parameters(outline: LMPartOutline, lora: LoraSpec, lm_head: bool) -
     linears = outline.facts.linears
     if _is_head(outline):
         linears = linears if lm_head else ()
-    elif lora.targets != "all-linear":
-        linears = tuple(
-            linear for linear in linears if any(f".{linear.name}".endswith(f".{target}") for target in lora.targets)
-        )
+    else:
+        linears = tuple(linear for linear in linears if lora.adapts(linear.name))
     return sum(lora.rank * (linear.inputs + linear.outputs) for linear in linears)
 
 

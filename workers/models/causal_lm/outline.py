@@ -66,6 +66,8 @@ class PartFacts:
     #: What low-rank adapters can be put on.
     linears: tuple[LinearFacts, ...] = ()
     kept: KeptFacts = KeptFacts()
+    #: Names of modules that choose experts and have a balance loss.
+    routers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,12 @@ class LMOutline:
     #: `embed`, `layer0` …, `head`.
     parts: dict[str, PartFacts]
     files: FileDigests
+
+    @property
+    def balance_coefficient(self) -> float:
+        """What the balance loss of routers is multiplied with; 0 for models that have none."""
+        own = self.config.get("text_config") or self.config
+        return float(own.get("router_aux_loss_coef") or 0.0)
 
     @property
     def parameters(self) -> dict[str, int]:

@@ -53,7 +53,7 @@ class CausalLMParts(TokenParts):
         if isinstance(module, parts.Head) and train.lm_head != "lora":
             module.output_layer().requires_grad_(train.lm_head == "train" and train.lora is None)
         if isinstance(module, parts.Layer):
-            for router, index in routers(self._model, module):
+            for _, router, index in routers(self._model, module):
                 # A frozen router keeps its balance: nothing of the loss could change how it routes.
                 if any(parameter.requires_grad for parameter in router.parameters()):
                     module.watch(router, index)

@@ -16,6 +16,7 @@ from summaries import read
 from orchestrator.reports.page import render, write_report
 from orchestrator.reports.summary import summarize
 from orchestrator.reports.verdict import verdict
+from workers.specs.experiment import MOST_SWALLOWED
 
 LOADING = {"src", "href", "xlink:href", "srcset", "data", "action", "poster"}
 HOSTILE = "<script>alert('x')</script>$\\frac{1}{2}$&\"'"
@@ -201,6 +202,23 @@ def test_the_verdict_follows_the_figures(summary: dict[str, Any]) -> None:
     assert "SegProp is within noise of the best" in text
     assert "SegProp 63 %" in text
     assert "SegProp 1.25×" in text
+
+
+def test_updates_that_rounding_took_are_shown_and_above_the_limit_warned_of(summary: dict[str, Any]) -> None:
+    figures = copy.deepcopy(summary)
+    assert "Updates lost" not in render(read(figures))
+    first, second, *_ = figures["regimes"]["segprop"]["stages"]
+    first["swallowed"], second["swallowed"] = MOST_SWALLOWED, MOST_SWALLOWED / 2
+    page = render(read(figures))
+    assert "Updates lost<br>to rounding" in page
+    assert "<td>10.0 %</td>" in page
+    assert "rounding to bfloat16" not in " ".join(verdict(read(figures)))
+    second["swallowed"] = 0.982
+    told = "Warning: rounding to bfloat16 took more than 10 % of SegProp's updates: 98 % in " + second["name"]
+    assert told in " ".join(verdict(read(figures)))
+    page = render(read(figures))
+    assert told in page.replace("&#39;", "'")
+    assert '<td><span class="chip failed">98.2 %</span></td>' in page
 
 
 def test_equal_accuracies_share_the_first_place(summary: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,15 @@ def test_a_stage_reports_the_committed_epoch_not_the_last(plan: Plan) -> None:
     assert stage["train_loss"] == result["epochs"][2]["train_loss"]
     assert stage["metrics"]["validation_accuracy"] == result["epochs"][2]["validation_accuracy"]
     assert stage["epochs"] == len(stage["curve"]) == 8
+
+
+def test_a_stage_says_what_rounding_took_and_others_say_nothing(plan: Plan) -> None:
+    commits = make_commits(plan)
+    first = plan.regimes["e2e"].stages[0]
+    commits[first] = replace(commits[first], result={**commits[first].result, "swallowed": 0.25})
+    regimes = summary_of(plan, commits)["regimes"]
+    assert regimes["e2e"]["stages"][0]["swallowed"] == 0.25
+    assert all("swallowed" not in stage for stage in regimes["segprop"]["stages"])
 
 
 def test_a_plan_without_any_commit_is_summarized_as_pending(plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,11 +10,14 @@ import torch
 from lm_makers import VOCABULARY, build_chain, lm_spec, make_model
 from torch import Tensor, nn
 
+from workers.models.base import StageTraining
+from workers.models.causal_lm.family import CAUSAL_LM
+from workers.models.causal_lm.inspect import inspect
 from workers.models.causal_lm.network.context import Frame
 from workers.models.causal_lm.network.readout import loss, with_balance
 from workers.models.causal_lm.training import CausalLMParts
 from workers.models.chain import ModulePath
-from workers.specs.experiment import TrainSpec
+from workers.specs.experiment import OptimizerSpec, TrainSpec
 from workers.specs.language import CausalLMSpec, LoraSpec
 
 LENGTH = 9
@@ -119,3 +123,39 @@ def test_what_is_validated_is_the_loss_of_the_tokens_alone() -> None:
     path.train(False)
     plain, scored = losses(spec, path)
     assert torch.equal(plain, scored)
+
+
+def told(spec: CausalLMSpec, *stages: StageTraining) -> list[str]:
+    return list(CAUSAL_LM.notes(spec, inspect(spec), stages))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_plan_says_where_all_routers_are_frozen_and_none_where_one_trains(name: str) -> None:
+    spec, _ = moe(name)
+    (note,) = told(spec, StageTraining(("head",), TrainSpec()))
+    assert note.startswith("All routers of experts are frozen")
+    assert "(router_aux_loss_coef 0.5) is not counted, and none is needed." in note
+    assert told(spec, StageTraining(("layer1", "head"), TrainSpec(lora=LoraSpec(rank=2)))) == [note]
+    frozen, trained = StageTraining(("head",), TrainSpec()), StageTraining(("layer1", "head"), TrainSpec())
+    assert told(spec, frozen, trained) == []
+
+
+def test_models_without_experts_or_without_a_coefficient_have_nothing_to_say_of_routers() -> None:
+    head = StageTraining(("head",), TrainSpec())
+    assert told(lm_spec("llama"), head) == []
+    assert told(lm_spec("mixtral", num_local_experts=4, router_aux_loss_coef=0.0), head) == []
+    # A dense model may carry the coefficient of its family.
+    assert told(lm_spec("llama", router_aux_loss_coef=0.1), head) == []
+
+
+def test_the_plan_warns_of_the_stage_whose_rate_is_the_smallest() -> None:
+    spec = replace(lm_spec("llama"), master="bfloat16")
+    stages = [
+        StageTraining((part,), TrainSpec(optimizer=OptimizerSpec(lr=lr, rounding="nearest")))
+        for part, lr in (("layer0", 1.0), ("layer1", 1e-6))
+    ]
+    assert told(spec, stages[0]) == []
+    (note,) = told(spec, *stages)
+    assert "rounding nearest, lr 1e-06" in note
+    exact = [StageTraining(stage.trained, TrainSpec(optimizer=OptimizerSpec(lr=1e-6))) for stage in stages]
+    assert told(spec, *exact) == []

@@ -85,14 +85,14 @@ def balance_loss(spec: CausalLMSpec) -> BalanceLoss | None:
     return BalanceLoss(model, found.owner, found.lm_head, coefficient)
 
 
-def routers(spec: CausalLMSpec, part: nn.Module) -> Iterator[tuple[nn.Module, int]]:
-    """Modules of a built part that give router logits, and at which place of their output."""
+def routers(spec: CausalLMSpec, part: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
+    """Modules of a built part that give router logits: name, module, and at which place of its output."""
     found = structure(spec)
     for recorder in _recorders(build_skeleton(spec), found.owner):
         for name, module in part.named_modules():
             inside = recorder.layer_name is None or f".{recorder.layer_name.strip('.')}." in f".{name}."
             if inside and isinstance(module, recorder.target_class):
-                yield module, recorder.index
+                yield name, module, recorder.index
 
 
 def _recorders(model: PreTrainedModel, owner: str) -> list[Any]:

@@ -57,10 +57,8 @@ def _targets(part: nn.Module, lora: LoraSpec, lm_head: bool) -> list[str]:
     linear = [name for name, module in part.named_modules() if _is_linear(module)]
     if isinstance(part, Head):
         return linear if lm_head else []
-    if lora.targets == "all-linear":
-        return linear
-    chosen = [name for name in linear if any(name == t or name.endswith(f".{t}") for t in lora.targets)]
-    if not chosen:
+    chosen = [name for name in linear if lora.adapts(name)]
+    if not chosen and lora.targets != "all-linear":
         short = sorted({name.rpartition(".")[2] for name in linear})
         raise refuse(
             f"no linear layer is called {', '.join(lora.targets)}; allowed: all-linear, or some of {', '.join(short)}",
