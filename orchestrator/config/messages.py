@@ -159,17 +159,17 @@ def _suggest_key(kind: type[Any], path: KeyPath, prefix: KeyPath) -> str:
     wrong = str(path[-1])
     here = _kind_at(kind, path[:-1])
     siblings = list(fields_of(here))
-    below = [key for key in _all_keys(here) if key[-1] == wrong]
-    if below:
-        return f"; did you mean {key_text((*prefix, *path[:-1], *below[0]))}?"
+    below = _first_keys(here).get(wrong)
+    if below is not None:
+        return f"; did you mean {key_text((*prefix, *path[:-1], *below))}?"
     if wrong in WORDS_ELSEWHERE:
         return f"; here it is {WORDS_ELSEWHERE[wrong]}"
     close = nearest(wrong, siblings)
     if close is not None:
         return f"; did you mean {close}?"
-    everywhere = [key for key in _all_keys(Config) if key[-1] == wrong]
-    if everywhere:
-        return f"; did you mean {key_text(everywhere[0])}?"
+    elsewhere = _first_keys(Config).get(wrong)
+    if elsewhere is not None:
+        return f"; did you mean {key_text(elsewhere)}?"
     return f"; allowed here: {', '.join(siblings)}" if siblings else ""
 
 
@@ -222,6 +222,15 @@ def _section_of(hint: Any) -> Any:
     return hint
 
 
+@cache
+def _first_keys(kind: Any) -> dict[str, KeyPath]:
+    """Last word of a key -> the first key of a section that ends in it."""
+    found: dict[str, KeyPath] = {}
+    for key in _all_keys(kind):
+        found.setdefault(str(key[-1]), key)
+    return found
+
+
 def _all_keys(kind: Any, prefix: KeyPath = ()) -> Iterator[KeyPath]:
     for name, hint in fields_of(kind).items():
         yield (*prefix, name)
@@ -256,4 +265,6 @@ def _prune(raw: Any, path: KeyPath) -> None:
 def show(value: Any) -> str:
     """A value as a message quotes it, without credentials where it is an address that holds some."""
     text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else redacted(value)
+    if not text.strip() or not text.isprintable():
+        text = json.dumps(text)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.config.values import Bytes, OneOf, Section
+from orchestrator.config.values import Bytes, NonBlank, OneOf, Section
 from workers.specs.orders import Strategy
 
 #: Most CPU threads of a slot with a GPU that nobody gave a number: they load and augment beside the device's steps.
 GPU_THREADS = 8
+#: Bounds that no cluster reaches: what is beyond them is a slip, and more than Ray and clocks can count.
+MOST_DEVICES, MOST_THREADS, LONGEST_S = 100_000, 4096, 1e7
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ RUNNERS: dict[str, RunnerKind] = {
 class GangConfig(Section):
     """Stages over several devices at once, one process (rank) each: a Ray Train gang. See docs/cluster.md."""
 
-    size: Literal["auto"] | Annotated[int, Field(ge=2)] | None = Field(
+    size: Literal["auto"] | Annotated[int, Field(ge=2, le=MOST_DEVICES)] | None = Field(
         default=None,
         description="Devices of a stage. None: one, no gang. auto: every device that is there. On CPUs a device is "
         "resources.threads cores.",
@@ -51,6 +53,7 @@ class GangConfig(Section):
     timeout_s: float = Field(
         default=600.0,
         ge=1,
+        le=LONGEST_S,
         description="A rank that keeps the others waiting longer than this (seconds) counts as lost.",
     )
 
@@ -62,12 +65,14 @@ class ResourceConfig(Section):
     runner: Annotated[str, OneOf(RUNNERS)] = Field(
         default="ray", description="local: in this process, one task at a time."
     )
-    address: str | None = Field(default=None, description="Address of a running Ray cluster; None: start one here.")
-    slots: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+    address: NonBlank | None = Field(
+        default=None, description="Address of a running Ray cluster; None: start one here."
+    )
+    slots: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST_DEVICES)] = Field(
         default="auto",
         description="Tasks at one time; auto: one per GPU, or one per CPU core where there is none.",
     )
-    threads: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST_THREADS)] = Field(
         default="auto",
         description="CPU threads of a task; auto: the cores divided by the slots, at most 8 beside a GPU.",
     )
@@ -76,12 +81,13 @@ class ResourceConfig(Section):
     labels: dict[str, str] = Field(
         default_factory=dict, description="Only machines of the cluster with these labels (`ray start --labels`)."
     )
-    accelerator: str | None = Field(
+    accelerator: NonBlank | None = Field(
         default=None, description="Only machines with this kind of accelerator, as Ray names it: H100, A100, L4."
     )
     worker_deadline_s: float = Field(
         default=180.0,
         gt=0,
+        le=LONGEST_S,
         description="When no worker has come, or come back, for so many seconds, the run ends with the reason. "
         "SEGPROP_WAIT_FOR_WORKERS_S goes before it.",
     )
@@ -90,8 +96,8 @@ class ResourceConfig(Section):
         description="Most bytes of snapshot shards a task holds at a time, mapped or in memory. None: all that lie in "
         "a local folder, mapped; 1 GiB of others.",
     )
-    max_attempts: int = Field(default=3, ge=1, description="Attempts of a task before it counts as failed.")
-    gflops: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+    max_attempts: int = Field(default=3, ge=1, le=1000, description="Attempts of a task before it counts as failed.")
+    gflops: Literal["auto"] | Annotated[float, Field(ge=1e-3, le=1e9)] = Field(
         default="auto",
         description="Measured speed of one slot in GFLOP/s, for predicted times; auto: nominal figures.",
     )

@@ -18,7 +18,7 @@ from cache_store.formats.encodings import EncodingName
 from orchestrator.config.rates import Rates
 from orchestrator.config.resources import GPU_THREADS, ResourceConfig
 from orchestrator.config.sweep_schema import SweepConfig
-from orchestrator.config.values import Bytes, OneOf, Section, StoreAddress, default_store
+from orchestrator.config.values import Bytes, NonBlank, OneOf, Section, StoreAddress, default_store
 from orchestrator.regimes.stages import Cut, Stage
 from orchestrator.regimes.table import REGIMES, RegimeKind, layout
 from orchestrator.regimes.wavefront import FINAL, final_stage
@@ -83,6 +83,7 @@ class SnapshotConfig(Section):
     group_rows: int | None = Field(
         default=None,
         ge=1,
+        le=1 << 24,
         description="Samples that go through the frozen prefix together. None: 256 images, 16 samples of text.",
     )
     shard_bytes: Bytes = Field(default=32 << 20, description="Size of a shard, rounded down to whole groups.")
@@ -104,7 +105,7 @@ class SnapshotConfig(Section):
         description="Order of an epoch over snapshots. global: any sample may follow any other. window: shards are "
         "opened in a shuffled order and samples drawn from those open, for sets larger than memory (docs/storage.md).",
     )
-    window: int = Field(default=16, ge=1, description="Shards open at one time with shuffle: window.")
+    window: int = Field(default=16, ge=1, le=1 << 24, description="Shards open at one time with shuffle: window.")
 
 
 Pipeline = Literal["sequential", "wavefront"]
@@ -125,6 +126,7 @@ class WavefrontConfig(Section):
     final_epochs: int = Field(
         default=1,
         ge=0,
+        le=1_000_000,
         description="Epochs of the last stage alone, at the end, on the finished prefix. 0: its last round, which "
         "reads the finished prefix too, is the end.",
     )
@@ -146,7 +148,10 @@ class RunExitConfig(Section):
 
 class EvaluationConfig(Section):
     batch_size: int | None = Field(
-        default=None, ge=1, description="Samples of one evaluation batch. None: 512 images, 16 samples of text."
+        default=None,
+        ge=1,
+        le=1 << 24,
+        description="Samples of one evaluation batch. None: 512 images, 16 samples of text.",
     )
     stages: bool = Field(
         default=True,
@@ -280,10 +285,12 @@ class Config(Section):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name; default: the file's name.")
-    run_dir: str = Field(min_length=1, description="Folder of the results; default: runs/<run>.")
+    run: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200, description="Name; default: the file's name."
+    )
+    run_dir: NonBlank = Field(description="Folder of the results; default: runs/<run>.")
     store: StoreAddress = Field(
-        min_length=1, description="Storage root, a folder or URI (docs/storage.md); default: <run_dir>/store."
+        description="Storage root, a folder or URI (docs/storage.md); default: <run_dir>/store."
     )
     seed: int = Field(default=0, ge=0, lt=1 << 63, description="Every random choice derives from it.")
     model: ModelSpec

@@ -78,7 +78,9 @@ class SweepConfig(_Section):
     parameters: dict[str, Draw] = Field(
         min_length=1, description="Any configuration key, dotted -> its values: `split.base: {grid: [1, 2]}`."
     )
-    samples: int = Field(default=1, ge=1, description="Draws of what is drawn, each with every point of the grid.")
+    samples: int = Field(
+        default=1, ge=1, le=100_000, description="Draws of what is drawn, each with every point of the grid."
+    )
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig)
     metric: str | None = Field(
         default=None,
@@ -89,7 +91,7 @@ class SweepConfig(_Section):
     mode: Literal["max", "min"] | None = Field(
         default=None, description="Whether more is better. null: of accuracies it is, of everything else less is."
     )
-    concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+    concurrency: Literal["auto"] | Annotated[int, Field(ge=1, le=100_000)] = Field(
         default="auto", description="Trials at one time; auto: as many as there are slots, of pbt all."
     )
     seed: int = Field(default=0, ge=0, lt=1 << 63, description="Decides what is drawn; not the trials' own seed.")

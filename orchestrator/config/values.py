@@ -15,6 +15,8 @@ from cache_store.errors import UserError
 from cache_store.storage.open import parse_address
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?)B", re.IGNORECASE)
+#: No store holds as much.
+MOST_BYTES = 1 << 63
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -27,7 +29,18 @@ def parse_size(value: Any) -> Any:
         raise ValueError("must be bytes as a whole number, or text such as 20GB or 32MiB")
     number, unit = match.groups()
     base = 1024 if unit.lower().endswith("i") else 1000
-    return int(float(number) * base ** _UNITS[unit.lower().rstrip("i")])
+    size = float(number) * base ** _UNITS[unit.lower().rstrip("i")]
+    # As bounded as every number of a file; what is beyond a float is infinite here.
+    if size >= MOST_BYTES:
+        raise ValueError(f"must be less than {MOST_BYTES >> 60} EiB")
+    return int(size)
+
+
+def not_blank(value: str) -> str:
+    """`value`; ValueError where it is empty or blank, and so names nothing."""
+    if not value.strip():
+        raise ValueError("must not be blank")
+    return value
 
 
 def _known_store(value: str) -> str:
@@ -38,7 +51,9 @@ def _known_store(value: str) -> str:
     return value
 
 
-StoreAddress = Annotated[str, AfterValidator(_known_store)]
+#: A path, id or address: what names something is not blank.
+NonBlank = Annotated[str, AfterValidator(not_blank)]
+StoreAddress = Annotated[NonBlank, AfterValidator(_known_store)]
 Bytes = Annotated[int, BeforeValidator(parse_size), Field(ge=1)]
 
 

@@ -1,7 +1,8 @@
 """YAML as plain data that remembers the line of every key.
 
 A deliberate subset, so that what a file seems to say is what it says: `1e-3` is a number, `on` and `yes` are
-text, dates are text, keys are text and unique, no tags, no merge keys, bounded size and depth.
+text, dates are text, keys are text and unique, no tags, no merge keys, no control characters, bounded size, depth and
+numbers.
 """
 
 from __future__ import annotations
@@ -24,6 +25,13 @@ KeyPath = tuple[str | int, ...]
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
 MAX_DEPTH = 32
+#: Whole numbers lie between minus this and this, as in every format that they are written to.
+MAX_NUMBER = 1 << 63
+#: Problems that a message lists; the others are counted.
+MAX_LISTED = 50
+#: Longer keys and overrides are cut in messages.
+_LONG_KEY = 200
+_WORDS_OF_NUMBERS = "must be a finite number, a whole one below 2^63"
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Problem:
 
     def __str__(self) -> str:
         where = self.origin if self.origin is not None else f"line {self.line}" if self.line else None
-        return ": ".join(text for text in (where, key_text(self.path), self.message) if text)
+        return ": ".join(text for text in (where, _cut(key_text(self.path), _LONG_KEY), self.message) if text)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -91,7 +99,9 @@ def raise_problems(source: str, problems: Iterable[Problem], kind: type[UserErro
         return
     unique.sort(key=lambda problem: (problem.line is None, problem.line or 0))
     count = f"{len(unique)} problem{'s' if len(unique) > 1 else ''}"
-    listing = "\n".join(f"  {problem}" for problem in unique)
+    listing = "\n".join(f"  {problem}" for problem in unique[:MAX_LISTED])
+    if len(unique) > MAX_LISTED:
+        listing += f"\n  … and {len(unique) - MAX_LISTED} more"
     raise kind(f"{source}: {count}\n{listing}", problems=[problem.to_json() for problem in unique])
 
 
@@ -133,7 +143,7 @@ def apply_overrides(document: Document, overrides: Sequence[str], word: str = "o
     """Set `a.b.c=value` in place; sections on the way are created. Bad ones are collected as problems, which begin
     with `word`."""
     for override in overrides:
-        origin = f"{word} {redacted(override)}"
+        origin = f"{word} {_cut(redacted(override), _LONG_KEY)}"
         key, separator, text = override.partition("=")
         parts: KeyPath = tuple(part.strip() for part in key.split("."))
         if not separator or not all(parts):
@@ -181,6 +191,10 @@ _FLOAT = re.compile(
 _SPECIAL = re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$")
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)$")
 _NULL = re.compile(r"(?:~|null|Null|NULL|)$")
+#: Longer ones are out of range whatever they say, leading zeros aside.
+_LONG_NUMBER = 60
+#: Control characters but for tab and new line, and halves of surrogate pairs, which no encoding can write.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 for _tag, _pattern, _first in (
     ("bool", _BOOL, list("tTfF")),
     ("null", _NULL, ["~", "n", "N", ""]),
@@ -240,6 +254,9 @@ class _Builder:
             if key_node.tag != "tag:yaml.org,2002:str":
                 self._complain((*path, key), line, f"{key!r} is not text; keys must be text (quote it)")
                 continue
+            if _UNPRINTABLE.search(key):
+                self._complain(path, line, f"{_short(key)}: a key holds a control character; allowed: printable text")
+                continue
             if key == "<<":
                 self._complain((*path, key), line, "merge keys are not supported; write the keys out")
                 continue
@@ -256,6 +273,9 @@ class _Builder:
         text: str = node.value
         kind = node.tag.rpartition(":")[2]
         if kind == "str" or node.tag == "!":
+            if _UNPRINTABLE.search(text):
+                self._complain(path, line, f"{_short(text)}: holds a control character; allowed: printable text")
+                return None
             return text
         if kind == "null" and _NULL.match(text):
             return None
@@ -263,13 +283,16 @@ class _Builder:
             return text.lower() == "true"
         if kind == "int" and _INT.match(text):
             plain = text.replace("_", "")
-            return int(plain, 16) if "x" in plain else int(plain) if len(plain) < 40 else float(plain)
-        if kind in ("int", "float") and _FLOAT.match(text):
-            number = float(text.replace("_", ""))
-            if math.isfinite(number):
-                return number
+            if len(plain) < _LONG_NUMBER:
+                number = int(plain, 16 if "x" in plain else 10)
+                if -MAX_NUMBER < number < MAX_NUMBER:
+                    return number
+        elif kind in ("int", "float") and _FLOAT.match(text):
+            value = float(text.replace("_", ""))
+            if math.isfinite(value):
+                return value
         if kind in ("int", "float", "special"):
-            self._complain(path, line, f"{text}: must be a finite number")
+            self._complain(path, line, f"{_cut(text, _LONG_NUMBER)}: {_WORDS_OF_NUMBERS}")
         else:
             self._complain(path, line, f"tag {node.tag} is not supported")
         return None
@@ -279,5 +302,8 @@ class _Builder:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return _cut(repr(value), 60)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -26,6 +26,8 @@ from workers.specs.experiment import TrainSpec
 
 #: Wide enough for the whole table where the output is no terminal.
 FILE_WIDTH = 170
+#: Regimes that a row names as sharing its work.
+_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ def _table(plan: Plan, regime: RegimePlan, domain: Planning, optimizer: bool) ->
     rows = regime_rows(plan, regime, domain)
     for row in rows:
         others = {name for node in row.nodes for name in node.regimes if name != regime.name}
-        detail = row.detail + (f" (shared with {', '.join(sorted(others))})" if others else "")
+        detail = row.detail + (f" (shared with {_named(sorted(others))})" if others else "")
         style = "dim" if not row.nodes[0].trains else ""
         table.add_row(row.label, *_figures(row.estimate, optimizer), detail, style=style)
     table.add_section()
@@ -235,6 +237,12 @@ def _table(plan: Plan, regime: RegimePlan, domain: Planning, optimizer: bool) ->
     peak = f"at most {human_bytes(regime.peak_snapshot_bytes)} of snapshots at one time"
     table.add_row("total", *_figures(whole, optimizer), peak if regime.peak_snapshot_bytes else "", style="bold")
     return table
+
+
+def _named(regimes: Sequence[str]) -> str:
+    """The first few by name, the others by their number: of thousands the tables would be as long as their square."""
+    named = ", ".join(regimes[:_NAMED])
+    return named if len(regimes) <= _NAMED else f"{named} and {len(regimes) - _NAMED} more"
 
 
 def _boundaries(regime: RegimePlan) -> Table:
@@ -264,7 +272,7 @@ def _boundaries(regime: RegimePlan) -> Table:
 def _summary(plan: Plan, shared: Sequence[Node], optimizer: bool) -> Table:
     table = _columns("shared", optimizer)
     for node in shared:
-        used = "" if len(node.regimes) == len(plan.regimes) else ", ".join(node.regimes)
+        used = "" if len(node.regimes) == len(plan.regimes) else _named(node.regimes)
         table.add_row(node.label, *_figures(node.estimate, optimizer), used)
     return table
 

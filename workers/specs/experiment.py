@@ -40,7 +40,7 @@ class ResNetSpec(ModelSpec):
     #: imagenet: 7x7 stride 2 + max-pool. small: 3x3 stride 1, no pool, for images of 16 to 64 pixels.
     stem: Literal["imagenet", "small"] = "imagenet"
     classifier: Literal["mlp", "linear"] = "mlp"
-    hidden: Annotated[int, Ge(1)] = 512
+    hidden: Annotated[int, Ge(1), Le(1 << 20)] = 512
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.3
     #: How many of the last residual block's convolutions belong to the head (1..2 basic, 1..3 bottleneck).
     head_convs: Annotated[int, Ge(1), Le(3)] = 1  # 0 in tasks of a regime whose head is pooling and classifier alone
@@ -64,7 +64,7 @@ class ImageSpec:
     download: bool = False
     image_size: Annotated[int, Ge(4), Le(4096)] = 224
     #: Side to which images are resized before cropping; None: image_size * 256 / 224, rounded.
-    resize: Annotated[int, Ge(4)] | None = None
+    resize: Annotated[int, Ge(4), Le(1 << 16)] | None = None
     #: paper: RandomResizedCrop(0.6, 1) + flip + RandAugment(2, 9) + RandomErasing(0.25).
     #: light: pad-free random crop scale (0.6, 1) + flip. none: the test transform.
     augment: Literal["paper", "light", "none"] = "paper"
@@ -73,7 +73,7 @@ class ImageSpec:
     #: Epoch e uses augmentation view e mod views. auto: a fresh view an epoch where a stage computes from the images;
     #: of stored boundaries as many as snapshots.budget allows (without one: 16 GiB), at least 4, at most one an epoch;
     #: one where augment is none. The plan says how many.
-    views: Literal["auto"] | Annotated[int, Ge(1)] = "auto"
+    views: Literal["auto"] | Annotated[int, Ge(1), Le(10_000)] = "auto"
     #: Held out of train for choosing epochs, where the data has no validation split of its own: a fraction (< 1) or a
     #: count.
     validation: Annotated[float, Gt(0)] = 0.1
@@ -96,7 +96,7 @@ class OptimizerSpec:
     #: down by chance, right on average. compensated: the error is kept and added to the next update (6 more bytes a
     #: parameter). nearest: small updates are lost.
     rounding: Literal["stochastic", "compensated", "nearest"] = "stochastic"
-    lr: Annotated[float, Gt(0)] = 3e-4
+    lr: Annotated[float, Gt(0), Le(1e6)] = 3e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: Annotated[float, Gt(0)] = 1e-8
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
@@ -137,13 +137,13 @@ class ExitSpec:
 class TrainSpec:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
-    epochs: Annotated[int, Ge(1)] = 400
-    batch_size: Annotated[int, Ge(1)] = 256
+    epochs: Annotated[int, Ge(1), Le(1_000_000)] = 400
+    batch_size: Annotated[int, Ge(1), Le(1 << 24)] = 256
     #: Micro-batches per optimizer step; batch_size must be a multiple.
-    accumulate: Annotated[int, Ge(1)] = 1
+    accumulate: Annotated[int, Ge(1), Le(1 << 24)] = 1
     #: Most samples that go through the path at once; None: batch_size / accumulate. With it the batch stays what it
     #: is wherever the stage runs, and the micro-batches per step follow.
-    micro_batch: Annotated[int, Ge(1)] | None = None
+    micro_batch: Annotated[int, Ge(1), Le(1 << 24)] | None = None
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
     exit: ExitSpec = field(default_factory=ExitSpec)

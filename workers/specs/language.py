@@ -47,7 +47,7 @@ class LoraSpec:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
-    rank: Annotated[int, Ge(1)] = 16
+    rank: Annotated[int, Ge(1), Le(1 << 16)] = 16
     alpha: Annotated[float, Gt(0)] = 32.0
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     #: Names of linear layers that get one; `all-linear`: every linear layer of the decoder layers.
@@ -81,7 +81,7 @@ class TextSpec:
     #: File name patterns taken from a folder of plain text.
     include: tuple[str, ...] = ("*.txt", "*.md", "*.py", "*.rst", "*.jsonl", "*.json", "*.parquet")
     #: Longest sample in tokens.
-    sequence_length: Annotated[int, Ge(2)] = 1024
+    sequence_length: Annotated[int, Ge(2), Le(1 << 24)] = 1024
     #: Join documents into samples of exactly `sequence_length` tokens (text, hub, stdlib). false: a sample a document.
     pack: bool = True
     #: Attention does not cross documents inside a packed sample, and positions restart.

@@ -85,8 +85,14 @@ def check(document: Document) -> Checked:
         found, wrong = _inspect(config)
         inspected = wrong is None
         findings += [*_rules(config, resolved, found, wrong), *gangs.problems(config)]
-    problems = (*document.problems, *document.located(findings))
-    return Checked(document, tuple(dict.fromkeys(problems)), config, data, found, inspected)
+    return Checked(document, _all_problems(document, findings), config, data, found, inspected)
+
+
+def _all_problems(document: Document, findings: Sequence[Finding]) -> tuple[Problem, ...]:
+    """What reading the file found, then `findings`: of a key that could not be read nothing more is said."""
+    unread = {problem.path for problem in document.problems if problem.path}
+    further = document.located(finding for finding in findings if finding[0] not in unread)
+    return tuple(dict.fromkeys((*document.problems, *further)))
 
 
 def _unknown_family(document: Document, raw: Any, error: ConfigError) -> Checked:
@@ -94,8 +100,8 @@ def _unknown_family(document: Document, raw: Any, error: ConfigError) -> Checked
     findings: list[Finding] = []
     validated(config_class(DEFAULT), raw, (), findings)
     others = [finding for finding in findings if finding[0][:1] not in (("model",), ("data",))]
-    problems = (*document.problems, *document.located([models.finding_of(error), *others]))
-    return Checked(document, tuple(dict.fromkeys(problems)), None, None, None, inspected=False)
+    problems = _all_problems(document, [models.finding_of(error), *others])
+    return Checked(document, problems, None, None, None, inspected=False)
 
 
 def _section(kind: Any, document: Document, key: str) -> Any:

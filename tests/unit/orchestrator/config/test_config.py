@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ from orchestrator.config.compatibility import compatible
 from orchestrator.config.load import load
 from orchestrator.config.messages import WORDS_ELSEWHERE, _all_keys
 from orchestrator.config.rates import Rates
-from orchestrator.config.schema import Config
+from orchestrator.config.schema import Config, config_class
 from orchestrator.config.values import parse_size
-from orchestrator.config.yaml_loader import MAX_BYTES, parse_document
+from orchestrator.config.yaml_loader import MAX_BYTES, key_text, parse_document
+from orchestrator.runs.dry_run import print_plan
 from orchestrator.runs.prepare import prepare
 from orchestrator.runs.run_dir import check_run_dir, claim_run_dir
 from workers.specs.as_json import to_json
 from workers.specs.experiment import TrainSpec
 
+FINITE = "must be a finite number, a whole one below 2^63"
 BASE = """\
 model:
   name: resnet18
@@ -112,8 +115,14 @@ def test_every_key_and_item_knows_its_line() -> None:
         ("a: 1\na: 2\n", "line 2: a: duplicate key, first set on line 1"),
         ("x:\n  a: 1\n  b: 2\n  a: 3\n", "line 4: x.a: duplicate key, first set on line 2"),
         ("1: a\n", "line 1: 1: '1' is not text; keys must be text (quote it)"),
-        ("a: .inf\n", "line 1: a: .inf: must be a finite number"),
-        ("a: 1e999\n", "line 1: a: 1e999: must be a finite number"),
+        ("a: .inf\n", f"line 1: a: .inf: {FINITE}"),
+        ("a: 1e999\n", f"line 1: a: 1e999: {FINITE}"),
+        (f"a: 0x{'f' * 300}\n", f"line 1: a: 0x{'f' * 55}...: {FINITE}"),
+        (f"a: {1 << 63}\n", f"line 1: a: {1 << 63}: {FINITE}"),
+        (f"a: 1{'0' * 30}\n", f"line 1: a: 1{'0' * 30}: {FINITE}"),
+        ('a: "x\\0"\n', "line 1: a: 'x\\x00': holds a control character; allowed: printable text"),
+        ('a: "\\ud800"\n', "line 1: a: '\\ud800': holds a control character; allowed: printable text"),
+        ('"a\\e": 1\n', "line 1: 'a\\x1b': a key holds a control character; allowed: printable text"),
         ("a: !!python/object/apply:os.system [x]\n", None),
         ("a: !!binary aGk=\n", "line 1: a: tag tag:yaml.org,2002:binary is not supported"),
         ("<<: {a: 1}\n", "line 1: <<: merge keys are not supported; write the keys out"),
@@ -139,6 +148,67 @@ def test_multiplying_aliases_and_deep_nesting_stop_early() -> None:
     assert [problem.message.split(":")[0] for problem in parse_document(endless).problems] == ["too large"]
     with pytest.raises(ConfigError, match="nested too deeply"):
         parse_document("[" * 50_000)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("training: {epochs: 0x" + "f" * 300 + "}", f"line 7: training.epochs: 0x{'f' * 55}...: {FINITE}"),
+        ("training: {epochs: 1" + "0" * 18 + "}", "line 7: training.epochs: 1000000000000000000: must be less than"),
+        ("snapshots: {budget: 1" + "0" * 400 + "TB}", "line 7: snapshots.budget: 1" + "0" * 76 + "...: must be less"),
+        ('run: ""', 'line 7: run: "": must start with a letter or digit'),
+        ('run: "a\\n"', 'line 7: run: "a\\n": must start with a letter or digit'),
+        ("run: " + "a" * 201, f"line 7: run: {'a' * 77}...: string should have at most 200 characters"),
+        ('run_dir: " "', 'line 7: run_dir: " ": must not be blank'),
+        ('store: "\\t"', 'line 7: store: "\\t": must not be blank'),
+        ('resources: {address: ""}', 'line 7: resources.address: "": must not be blank'),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_once(tmp_path: Path, settings: str, message: str) -> None:
+    (problem,) = problems_of(tmp_path, BASE + settings + "\n")
+    assert problem.startswith(message)
+
+
+def test_every_key_takes_an_extreme_value_or_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, BASE)
+    taken, unnamed = 0, []
+    for key in _all_keys(config_class("resnet")):
+        for value in ("1e300", str((1 << 63) - 1), "1e-300", "-1", "0", '""', "[1e300, 1e300]", "{a: {b: 1}}"):
+            override = f"{key_text(key)}={value}"
+            try:
+                prepared = prepare(path, [override], inspect=lambda *_: CIFAR)
+            except ConfigError as error:
+                unnamed += [override] if f" {key[0]}" not in error.message else []
+                continue
+            taken += 1
+            print_plan(prepared, io.StringIO())
+    assert unnamed == []
+    assert taken > 30
+
+
+def test_of_many_problems_the_first_are_listed(tmp_path: Path) -> None:
+    keys = "".join(f"k{index}: 1\n" for index in range(20_000))
+    path = write(tmp_path, BASE + keys)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    first, *lines, last = caught.value.message.splitlines()
+    assert (first, len(lines), last) == (f"{path}: 20000 problems", 50, "  … and 19950 more")
+    assert len(caught.value.message) < 20_000
+    long = "x" * 100_000
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, BASE), [f"{long}=1", f"data.name={long}"])
+    assert len(caught.value.message) < 2_000
+
+
+def test_the_plan_of_many_regimes_that_share_their_work_stays_short(tmp_path: Path) -> None:
+    def printed(count: int) -> int:
+        regimes = "".join(f"  r{index}: {{kind: segprop}}\n" for index in range(count))
+        path = write(tmp_path, f"{BASE}regimes:\n{regimes}")
+        stream = io.StringIO()
+        print_plan(prepare(path, inspect=lambda *_: CIFAR), stream)
+        return len(stream.getvalue())
+
+    assert printed(80) < 2.2 * printed(40)
 
 
 @pytest.mark.parametrize("text", ["a: [1\n", "a: 1\n b: 2\n", "\tx: 1\n", "a: 1\n---\nb: 2\n", "a: *x\n"])
