@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from orchestrator.config.rates import Rates
 from orchestrator.plan.graph import Plan
 from orchestrator.plan.node_table import NodeTable
 from orchestrator.plan.regime_builder import add_regime
-from orchestrator.plan.regime_state import Collected, PlanInputs
+from orchestrator.plan.regime_state import Collected, PlanInputs, Speeds
 
 if TYPE_CHECKING:
     from orchestrator.config.schema import Config
@@ -29,17 +28,16 @@ def build_plan(
     *,
     found: object | None = None,
     weights_digest: str | None = None,
-    rates: Rates | None = None,
-    on_host: bool = False,
+    speeds: Speeds | None = None,
     figures: Mapping[str, MeasuredCosts] | None = None,
     versions: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Plan:
     """Build the graph of all regimes. `outlines`: regime name -> its chain. `found`: what the model's family found when
-    it looked at the model. `weights_digest`: identity of the initial weights' files. `rates` only change predicted
-    seconds, `on_host` (workers train on the CPU) predicted memory. `figures`: what measure nodes found, by node id; a
+    it looked at the model. `weights_digest`: identity of the initial weights' files. `speeds`: of the
+    workers. `figures`: what measure nodes found, by node id; a
     plan without them decides by counting and names the nodes as `unmeasured`. `versions`: kind of node -> package ->
     version, part of the ids. Raises ConfigError when a regime insists on snapshots that exceed the budget."""
-    inputs = PlanInputs(config, data, found, weights_digest, rates or config.rates(), on_host, figures or {})
+    inputs = PlanInputs(config, data, found, weights_digest, speeds or Speeds(), figures or {})
     collected = Collected(NodeTable(versions))
     regimes = {name: add_regime(inputs, collected, config.regime(name), outlines[name]) for name in config.regimes}
     return Plan(

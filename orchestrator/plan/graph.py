@@ -119,7 +119,8 @@ class RegimePlan:
     production: str = "before"
     #: Question of `after_stage.QUESTIONS` beyond `assembled` and `truncated` -> train node -> node that answers it.
     diagnoses: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
-
+    #: Which of its kind's variants it is; None where the kind, or the model's family, has none.
+    variant: str | None = None
     #: Train node -> the views of every sample that the stage sees; none where samples have no views.
     views: dict[str, ViewsSeen] = dataclasses.field(default_factory=dict)
 
@@ -131,6 +132,8 @@ class RegimePlan:
         written = dataclasses.asdict(self)
         if not self.diagnoses:
             del written["diagnoses"]
+        if self.variant is None:
+            del written["variant"]
         return written
 
 

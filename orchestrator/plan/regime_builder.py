@@ -59,6 +59,7 @@ class RegimeBuilder:
         return RegimePlan(
             name=regime.name,
             kind=regime.kind,
+            variant=regime.variant,
             stages=tuple(ended.stages),
             weights=dict(state.weights),
             assembled=ended.answered("assembled"),

@@ -30,6 +30,15 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
+class Speeds:
+    """How fast and where the workers compute, which changes predictions alone. `rates`: seconds; None: those that the
+    configuration names. `on_host`: workers train on the CPU, so that predicted memory is the host's."""
+
+    rates: Rates | None = None
+    on_host: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class PlanInputs:
     """What all regimes of a plan share. `found`: what the model's family found when it looked at the
     model; `weights_digest`: identity of the initial weights' files; `figures`: what measure nodes found, by node id."""
@@ -38,9 +47,16 @@ class PlanInputs:
     data: AnyOutline
     found: object | None
     weights_digest: str | None
-    rates: Rates
-    on_host: bool
+    speeds: Speeds
     figures: Mapping[str, MeasuredCosts]
+
+    @cached_property
+    def rates(self) -> Rates:
+        return self.speeds.rates or self.config.rates()
+
+    @property
+    def on_host(self) -> bool:
+        return self.speeds.on_host
 
     @cached_property
     def classes(self) -> int:

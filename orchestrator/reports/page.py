@@ -149,7 +149,8 @@ def _card(page: _Page, name: str) -> PageRow:
 def _kind_words(regime: RegimeSummary, quality: Quality) -> str:
     row = of_kind(regime.kind)
     words = (row.text_words if quality.text else "") or row.words
-    return words + ("; in rounds that overlap" if regime.pipeline == "wavefront" else "")
+    variant = "" if regime.variant is None else f"; variant: {regime.variant}"
+    return words + variant + ("; in rounds that overlap" if regime.pipeline == "wavefront" else "")
 
 
 def _compared(page: _Page, name: str) -> tuple[float | None, float | None]:

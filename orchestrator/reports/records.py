@@ -247,6 +247,8 @@ class RegimeSummary:
     forwards: Mapping[str, ForwardCount]
     #: Question that is asked after each stage -> stage -> what the answer says; None where none is asked.
     diagnoses: Mapping[str, Mapping[str, Any]] | None = field(default=None, metadata=OPTIONAL)
+    #: Which variant of its kind it is, where there are several.
+    variant: str | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def done(self) -> bool:

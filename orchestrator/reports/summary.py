@@ -134,6 +134,7 @@ def _regime(view: CommitView, name: str, regime: RegimePlan, export: str | None)
         boundaries=tuple(_boundary(view, prediction) for prediction in regime.boundaries),
         forwards=_forwards(view, mine),
         diagnoses=found or None,
+        variant=regime.variant,
     )
 
 

@@ -25,6 +25,7 @@ from orchestrator.config.yaml_loader import Document, KeyPath, Problem, raise_pr
 from orchestrator.plan.builder import build_plan
 from orchestrator.plan.experiment import outline_of, rows_of
 from orchestrator.plan.graph import Plan
+from orchestrator.plan.regime_state import Speeds
 from orchestrator.plan.views import unequal_views
 from workers.domains.planning import AnyData, AnyOutline
 from workers.domains.registry import planning_of_data
@@ -140,8 +141,7 @@ def _planned(document: Document, basis: PlanBasis) -> Prepared:
             data,
             found=found,
             weights_digest=basis.weights_digest,
-            rates=_rates(config),
-            on_host=not _on_gpu(config),
+            speeds=Speeds(_rates(config), on_host=not _on_gpu(config)),
             figures=figures,
             versions=versions_of(config),
         )

@@ -139,6 +139,16 @@ def test_hostile_names_are_escaped_in_html_and_in_figures(summary: dict[str, Any
     assert HOSTILE in words
 
 
+def test_a_regime_of_a_kind_with_variants_says_which_it_is(tmp_path: Path) -> None:
+    regimes = "{lw: {}, mapped: {kind: lw, variant: mapped}, segprop: {}}"
+    summary = make_summary(tmp_path, regimes=regimes, epochs=2)
+    assert [regime.get("variant") for regime in summary["regimes"].values()] == ["published", "mapped", None]
+    page = render(read(summary))
+    assert page.count("block after block, each with a local classifier; variant: published") == 1
+    assert page.count("block after block, each with a local classifier; variant: mapped") == 1
+    assert page.count("; variant: ") == 2
+
+
 def test_every_prefix_of_a_run_renders(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, epochs=2)
     commits = make_commits(plan)
