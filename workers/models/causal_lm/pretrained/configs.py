@@ -8,6 +8,7 @@ from typing import Any
 from cache_store.errors import first_line
 from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.network.skeleton import DTYPES, build_config, master_dtype
+from workers.models.causal_lm.pretrained.description import check_description
 from workers.models.causal_lm.pretrained.gguf_file import gguf_config
 from workers.models.causal_lm.pretrained.locate import Located
 from workers.models.causal_lm.pretrained.numbering import pruned
@@ -64,6 +65,7 @@ def whole_config(spec: CausalLMSpec, located: Located | None) -> dict[str, Any]:
             "cannot be trained; take the original checkpoint or a GGUF file",
             "model.path",
         )
+    check_description(values, spec)
     config = build_config(values, spec)
     whole: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     named = values.get("dtype") or values.get("torch_dtype")
