@@ -338,7 +338,7 @@ def case(settings: Json) -> Json:
         for parameter in part.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
         if bits != "full":
-            quantize(part, bits, torch.bfloat16)  # type: ignore[arg-type]
+            quantize(part, bits, torch.bfloat16)  # type: ignore[arg-type]  # a choice of the command line
         parts[name] = part
     path = Chain(parts, names, activation_checkpointing=kind != "stage2")
     for part in parts.values():

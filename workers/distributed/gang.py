@@ -1,4 +1,4 @@
-"""A stage over several devices: one process (rank) a device, together one gang. No Ray here.
+"""Train a stage over several devices: one process (rank) a device, together one gang. No Ray here.
 
 Whoever starts the processes also makes torch's default process group: Ray Train in a run, plain spawned processes with
 gloo in tests. Everything in this module is a no-op for `ALONE`, the gang of one that every other task runs in.
@@ -26,8 +26,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Part:
-    """What a rank computes of some rows. `copies`: how many ranks compute these very rows; `counts`: whether this is
-    the one whose figures go into sums."""
+    """Say what a rank computes of some rows. `copies`: how many ranks compute these very rows; `counts`: whether this
+    is the one whose figures go into sums."""
 
     rows: slice
     copies: int = 1
@@ -36,8 +36,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Gang:
-    """This process among the `size` that run a task together. Methods that talk must be called by all ranks, in the
-    same order; a rank that does not come is an error of the process group when its time is up."""
+    """Stand for this process among the `size` that run a task together. All ranks must call the methods that talk, in
+    the same order; a rank that does not come is an error of the process group when its time is up."""
 
     rank: int = 0
     size: int = 1
@@ -45,29 +45,29 @@ class Gang:
 
     @classmethod
     def joined(cls, strategy: Strategy) -> Gang:
-        """This process in torch's default process group. SegpropError when there is none."""
+        """Take this process's place in torch's default process group. SegpropError when there is none."""
         if not dist.is_initialized():
             raise SegpropError("a task for a gang reached a process that belongs to none")
         return cls(dist.get_rank(), dist.get_world_size(), strategy)
 
     @property
     def leads(self) -> bool:
-        """Whether this rank is the one that writes, reports and decides."""
+        """Return whether this rank is the one that writes, reports and decides."""
         return self.rank == 0
 
     @property
     def shards(self) -> bool:
-        """Whether each rank holds a part of every parameter only."""
+        """Return whether each rank holds only a part of every parameter."""
         return self.strategy == "fsdp2" and self.size > 1
 
     @property
     def loss_scale(self) -> int:
-        """FSDP2 averages gradients over ranks, where weighted losses want their sum."""
+        """Return the factor of the loss: FSDP2 averages gradients over ranks, and weighted losses need their sum."""
         return self.size if self.shards else 1
 
     def part(self, start: int, stop: int) -> Part:
-        """This rank's rows of start..stop-1, in order and as equal as can be. Where there are fewer rows than ranks,
-        every rank takes them all: none may stay away from what the others do together."""
+        """Choose this rank's rows of start..stop-1, in order and as equal as can be. Where there are fewer rows than
+        ranks, every rank takes them all, because every rank must enter every collective."""
         rows = stop - start
         if self.size == 1:
             return Part(slice(start, stop))
@@ -79,11 +79,11 @@ class Gang:
     # -- talking ------------------------------------------------------------------------------------------
 
     def total(self, tensor: Tensor) -> Tensor:
-        """The sum over ranks, the same bits on all of them; the rank's own tensor is left alone."""
+        """Sum over ranks, with the same bits on all of them; the rank's own tensor is not changed."""
         return self._reduced(tensor, dist.ReduceOp.SUM)
 
     def least(self, tensor: Tensor) -> Tensor:
-        """The smallest over ranks."""
+        """Return the smallest value over ranks."""
         return self._reduced(tensor, dist.ReduceOp.MIN)
 
     def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
@@ -94,7 +94,7 @@ class Gang:
         return result
 
     def agree(self, value: T) -> T:
-        """The first rank's value, on every rank."""
+        """Return the first rank's value on every rank."""
         if self.size == 1:
             return value
         box: list[Any] = [value if self.leads else None]
@@ -103,7 +103,7 @@ class Gang:
         return agreed
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, by rank, on every rank."""
+        """Return every rank's value, by rank, on every rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -115,7 +115,7 @@ ALONE = Gang()
 
 
 def add_counts(counts: list[dict[str, int]]) -> dict[str, int]:
-    """Sums by key, keys in the order in which they first appear."""
+    """Add up counts by key; keys stay in the order in which they first appear."""
     total: dict[str, int] = {}
     for each in counts:
         for key, value in each.items():
@@ -124,7 +124,8 @@ def add_counts(counts: list[dict[str, int]]) -> dict[str, int]:
 
 
 def lost_contact(error: BaseException) -> bool:
-    """Whether an error says that another rank went away or did not come in time, nothing about the work itself."""
+    """Return whether an error says that another rank went away or did not come in time; it says nothing
+    about the work itself."""
     if isinstance(error, dist.DistError):
         return True
     text = str(error)
@@ -138,7 +139,7 @@ BUCKET_BYTES = 25 << 20
 
 
 class GradientSum:
-    """Adds the gradients of all ranks up while the backward pass still runs.
+    """Add up the gradients of all ranks while the backward pass still runs.
 
     What torch's DistributedDataParallel does, except that its buckets never change: DDP regroups them after its first
     step, so a stage that goes on from a checkpoint would add three or more ranks in another order, and end with other
@@ -155,7 +156,7 @@ class GradientSum:
         ]
 
     def begin(self) -> None:
-        """The next backward pass is the last of its step: send what it completes."""
+        """Send what the next backward pass completes: it is the last of its step."""
         self._missing = [len(bucket) for bucket in self._buckets]
         self._sent = []
 
@@ -188,7 +189,7 @@ class GradientSum:
 
 
 def _buckets(parameters: list[torch.nn.Parameter], limit: int) -> list[list[torch.nn.Parameter]]:
-    """Parameters in the order in which their gradients come, roughly: last first; one type a bucket."""
+    """Group parameters in the order in which their gradients come, roughly: last first; one type a bucket."""
     buckets: list[list[torch.nn.Parameter]] = []
     held = 0
     for parameter in reversed(parameters):
@@ -202,7 +203,7 @@ def _buckets(parameters: list[torch.nn.Parameter], limit: int) -> list[list[torc
 
 
 def _gradient(parameter: Tensor) -> Tensor:
-    """The gradient, zeros where this rank's rows gave none."""
+    """Return the gradient; zeros where this rank's rows gave none."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad

@@ -1,4 +1,4 @@
-"""Parameters split over the ranks of a gang by FSDP2: made, held, gathered and put back. Plain tensors pass through."""
+"""Split parameters over the ranks of a gang by FSDP2, gather them and put them back. Plain tensors pass through."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workers.distributed.gang import Gang
 
 
 def mesh_of(gang: Gang, device: torch.device) -> Any:
-    """The ranks as torch's device mesh; None where nothing is shared."""
+    """Return the ranks as torch's device mesh; None where nothing is shared."""
     if not gang.shards:
         return None
     # Imported here and below: seconds that a single device need not spend.
@@ -34,7 +34,7 @@ def shard(module: nn.Module, mesh: Any, *, keep_gathered: bool = False) -> None:
 
 
 def _apart(module: nn.Module) -> list[nn.Module]:
-    """Modules to be split before the whole, children first: FSDP2 gathers weights of one type together, and some
+    """List modules to be split before the whole, children first: FSDP2 gathers weights of one type together, and some
     models keep a few in float32 whatever the others are in."""
     sizes: dict[torch.dtype, int] = {}
     for parameter in _whole(module.parameters()):
@@ -52,7 +52,7 @@ def _apart(module: nn.Module) -> list[nn.Module]:
 
 
 def _whole(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Those that are not split yet: parts of a chain are split before the chain is."""
+    """Return those that are not split yet: parts of a chain are split before the chain is."""
     return [parameter for parameter in parameters if not is_sharded(parameter)]
 
 
@@ -69,18 +69,18 @@ def is_sharded(tensor: Any) -> bool:
 
 
 def held(tensor: Tensor) -> Tensor:
-    """What this rank has of a tensor."""
+    """Return what this rank has of a tensor."""
     return cast("Tensor", cast("Any", tensor).to_local()) if is_sharded(tensor) else tensor
 
 
 def on_host(tensor: Tensor) -> Tensor:
-    """A contiguous copy on the host of what this rank has of a tensor."""
+    """Copy to the host, contiguously, what this rank has of a tensor."""
     return held(tensor.detach()).to("cpu", copy=True).contiguous()
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """The whole tensor: itself where it is not sharded. Of a sharded one all ranks must ask, and only the first gets a
-    contiguous copy on the host: the others have an empty tensor."""
+    """Return the whole tensor: itself where it is not sharded. Of a sharded one all ranks must ask, and only the
+    first gets a contiguous copy on the host: the others have an empty tensor."""
     if not is_sharded(tensor):
         return tensor.detach()
     full = cast("Any", tensor.detach()).full_tensor()
@@ -90,7 +90,7 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 def like(parameter: Tensor, value: Tensor) -> Tensor:
-    """A whole value, the same on all ranks, split as `parameter` is."""
+    """Split a whole value, the same on all ranks, as `parameter` is."""
     if not is_sharded(parameter) or value.shape != parameter.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -102,7 +102,7 @@ def like(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 def rejoined(parameter: Tensor, local: Tensor) -> Tensor:
-    """What `held` gave of a parameter, as the sharded tensor again."""
+    """Return what `held` gave of a parameter as the sharded tensor again."""
     if not is_sharded(parameter):
         return local
     from torch.distributed.tensor import DTensor

@@ -1,4 +1,4 @@
-"""Batch normalization over the whole micro-batch of a gang: each rank has a part of it only.
+"""Normalize over the whole micro-batch of a gang, of which each rank has only a part.
 
 torch's own SyncBatchNorm runs on CUDA alone and averages over what each process calls its batch; this one runs
 wherever collectives do, and sums over ranks in rank order, so that all have the same statistics, bit for bit.
@@ -19,7 +19,7 @@ _KINDS = nn.modules.batchnorm._BatchNorm
 
 
 class GangBatchNorm(_KINDS):
-    """A BatchNorm that sees the micro-batch of all ranks while it trains; in eval mode, and in its state, as ever."""
+    """Normalize by the micro-batch of all ranks while training; the same as BatchNorm in eval mode and in its state."""
 
     gang: Gang
 
@@ -44,7 +44,7 @@ class GangBatchNorm(_KINDS):
         return cast("Tensor", output)
 
     def _share(self) -> float:
-        """What a batch counts for in the running statistics."""
+        """Return the weight of a batch in the running statistics."""
         if self.momentum is None:
             raise ValueError("a BatchNorm with momentum None averages over all batches: no gang supports that")
         return self.momentum
@@ -61,12 +61,12 @@ def synchronize(module: nn.Module, gang: Gang) -> None:
 
 
 def holds_norms(module: nn.Module) -> bool:
-    """Whether what a sample becomes depends on the others in its micro-batch."""
+    """Return whether what a sample becomes depends on the others in its micro-batch."""
     return any(isinstance(each, _KINDS) for each in module.modules())
 
 
 class _Normalize(torch.autograd.Function):
-    """Statistics in float32, by Chan's way of joining parts: no difference of large sums."""
+    """Compute statistics in float32 by Chan's way of joining parts, which takes no difference of large sums."""
 
     @staticmethod
     def forward(

@@ -41,7 +41,7 @@ LEAST, MOST_S = 3, 0.5
 
 
 def measure(task: MeasureTask, parents: Parents, environment: WorkerEnvironment, attempt: Attempt) -> Commit:
-    """Measure and commit. Nothing but the commit stays in the store."""
+    """Measure, and commit the figures. Nothing but the commit stays in the store."""
     started = time.monotonic()
     figures = _Bench(task, parents, environment, attempt).run()
     result = MeasureResult(figures=figures, seconds=time.monotonic() - started, where=environment.where())
@@ -79,15 +79,16 @@ class _Bench:
         return MeasuredCosts(load=load, blocks=blocks)
 
     def _loading(self, index: np.ndarray) -> float:
-        """Seconds a sample."""
+        """Time loading; seconds a sample."""
         return self._seconds(lambda: self._load(index)) / len(index)
 
     def _load(self, index: np.ndarray) -> Boundary:
         return self.domain.load(self.source, self.domain.rows(self.source, index), 0)
 
     def _block(self, name: str, before: int, rows: Boundary) -> tuple[BlockCosts, Boundary]:
-        """Figures of one block, and what is behind it of the first samples. `rows`: what the block measured before it
-        gave, which is as wide as this one's input: blocks between the two do the same work as one that was measured."""
+        """Measure one block; return its figures and what is behind it of the first samples. `rows`: what the block
+        measured before it gave, which is as wide as this one's input: blocks between the two do the same work as one
+        that was measured."""
         task, domain = self.task, self.domain
         started = time.perf_counter()
         module = ModulePath({name: self.weights.build(name)}, trained=())
@@ -124,11 +125,11 @@ class _Bench:
         return figures, encoding.decode(kept(longest, of(longest)))
 
     def _count(self, index: np.ndarray) -> int:
-        """Rows of a set that these samples are."""
+        """Count the rows of a set that these samples are."""
         return len(self.domain.set_rows(self.source, index))
 
     def _store(self, name: str, encoding: EncodedRows, rows: Sequence[Tensor]) -> tuple[float, float, float]:
-        """Seconds a sample to write rows of one full shard, to read them the first time, and again."""
+        """Return the seconds a sample to write rows of one full shard, to read them the first time, and again."""
         arrays = [to_numpy(tensor) for tensor in rows]
         size = sum(array.nbytes for array in arrays)
         wanted = min(self.task.shard_bytes, size * -(-self.source.rows // len(self.group)))
@@ -151,7 +152,7 @@ class _Bench:
     def _scratch(
         self, key: Mapping[str, Any], encoding: EncodedRows, arrays: Sequence[Array]
     ) -> Iterator[tuple[SnapshotSet, float]]:
-        """A set of one shard and the seconds it took to write; gone afterwards."""
+        """Yield a set of one shard and the seconds it took to write; the set is deleted afterwards."""
         rows = len(arrays[0])
         spec = SetSpec(key, rows, encoding.fields, rows, rows, codec_version=encoding.codec_version)
         target = self.environment.snapshots.open(spec)
@@ -163,7 +164,7 @@ class _Bench:
             self.environment.snapshots.drop(spec.id)
 
     def _seconds(self, work: Callable[[], object]) -> float:
-        """Median over calls, the first left out."""
+        """Return the median seconds of calls, without the first."""
         work()
         self._wait()
         taken: list[float] = []
@@ -180,7 +181,7 @@ class _Bench:
 
 
 class _Gathering:
-    """All samples of a measured set, shuffled, in training batches, decoded on the device: a pass of a stage."""
+    """Gather all samples of a measured set, shuffled, in training batches, decoded on the device: a pass of a stage."""
 
     def __init__(self, bench: _Bench, target: SnapshotSet, encoding: EncodedRows) -> None:
         self._device, self._decode = bench.device, encoding.decode
@@ -195,7 +196,7 @@ class _Gathering:
         self._buffer = self._reader.empty(max(map(len, self._batches)))
 
     def seconds(self) -> float:
-        """One pass, by the clocks of `StoredInputs`."""
+        """Time one pass by the clocks of `StoredInputs`."""
         clock = gathering_clock(self._device)
         total = 0.0
         for rows in self._batches:

@@ -74,7 +74,7 @@ def memory(folder: Path, limit: int) -> Json:
         shard_rows = limit // (1 << 16) // 8
         snapshots = _filled(folder / "memory", shard_rows * 80, shard_rows, 1 << 16)
         if name == "unmapped":
-            snapshots.storage.local_path = lambda path: None  # type: ignore[method-assign]
+            snapshots.storage.local_path = lambda path: None  # type: ignore[method-assign]  # a storage that cannot be mapped
         source = SnapshotSet(snapshots.storage, snapshots.spec, kept)
         order = windowed_order(0, 0, [shard_rows] * 80, 4)
         reader = RowReader(source)

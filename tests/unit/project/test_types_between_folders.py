@@ -21,6 +21,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "cache_store.records.record_io.dump_record",
         "cache_store.records.record_io.has_keys",
         "cache_store.records.record_io.parse_record",
+        "cache_store.records.record_io.read_local",
         "workers.specs.as_json",
         "orchestrator.reports.record_json.to_json",
     ),

@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Family:
-    """What came of trying one architecture."""
+    """Say what came of trying one architecture."""
 
     model_type: str
     #: Settings that differ from the default ones.
@@ -77,7 +77,7 @@ def examine(model_type: str, variant: bool = False) -> Family:
 
 
 def _examine(spec: CausalLMSpec, folder: Path) -> bool:
-    """Compare one architecture in all ways; whether it keeps packed documents apart."""
+    """Compare one architecture in all ways; return whether it keeps packed documents apart."""
     kernels: tuple[Literal["sdpa", "eager"], ...] = ("sdpa", "eager")
     for attention in kernels:
         task = _task(replace(spec, attention=attention))
@@ -119,7 +119,7 @@ def _own(model: PreTrainedModel, ids: Tensor, positions: Tensor, mask: Tensor | 
 def chain_logits(
     spec: CausalLMSpec, state: dict[str, Tensor], ids: Tensor, positions: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """Logits (B, T, V) of a task's spec, part by part."""
+    """Compute the logits (B, T, V) of a task's spec, part by part."""
     value: Any = (ids,)
     context = Frame(spec)(ids, positions, mask)
     for part in _parts(spec, state):
@@ -166,7 +166,7 @@ def _same(got: Tensor | None, want: Tensor, what: str) -> None:
 
 
 def _round_trip(model: PreTrainedModel, folder: Path) -> None:
-    """Saved by transformers, imported, exported, loaded by transformers: the same model."""
+    """Check that a model saved by transformers, imported, exported and loaded by transformers again is the same."""
     model.save_pretrained(folder / "there")
     task = _task(CausalLMSpec(family="causal_lm", path=str(folder / "there")))
     parts = dict(import_parts(task, 0))

@@ -1,4 +1,4 @@
-"""A model's own forward, watched: its layers are replaced by recorders that only note what they are given."""
+"""Watch a model's own forward: its layers are replaced by recorders that only note what they are given."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.models.causal_lm.network.skeleton import allocate, initialize
 
 
 class _Handed:
-    """Stands for what a layer returns beside hidden states (attention, caches, routers' logits)."""
+    """Stand for what a layer returns beside hidden states (attention, caches, routers' logits)."""
 
 
 _HANDED = _Handed()
@@ -24,7 +24,7 @@ _HANDED = _Handed()
 
 @dataclass
 class LayerCall:
-    """What the model's own code gave one layer beside the hidden states."""
+    """Hold what the model's own code gave one layer beside the hidden states."""
 
     index: int
     hidden: Tensor
@@ -35,7 +35,7 @@ class LayerCall:
 
 
 class Recording(nn.Module):
-    """The owner's own forward with layers that only take notes and weights that do nothing.
+    """Run the owner's own forward with layers that only take notes and weights that do nothing.
 
     Holds no parameter with memory; the buffers of rotary modules lie on `device`.
     """
@@ -84,7 +84,7 @@ class Recording(nn.Module):
         return note
 
     def _stub(self, name: str, child: nn.Module) -> Callable[..., Tensor]:
-        """Instead of a child with weights: what it is given, or zeros as wide as what it would make."""
+        """Return, instead of calling a child with weights, what it is given, or zeros as wide as what it would make."""
         embeds, columns = isinstance(child, nn.Embedding), width(child)
         makes = child.out_features if isinstance(child, nn.Linear) else None
 
@@ -99,7 +99,7 @@ class Recording(nn.Module):
         return stub
 
     def _watched(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """A child without weights runs as it is. Some norms have none."""
+        """Run a child without weights as it is. Some norms have none."""
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
@@ -130,7 +130,7 @@ class Recording(nn.Module):
 
 
 def accepts(module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `given` that the module's forward takes."""
+    """Return the arguments of `given` that the module's forward takes."""
     parameters = inspect.signature(module.forward).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return given
@@ -142,17 +142,17 @@ def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | Non
 
 
 def has_weights(module: nn.Module) -> bool:
-    """Whether a module or anything in it has parameters."""
+    """Return whether a module or anything in it has parameters."""
     return any(True for _ in module.parameters())
 
 
 def width(module: nn.Module) -> int:
-    """Columns of the first weight."""
+    """Return the columns of the first weight."""
     return next(module.parameters()).shape[-1]
 
 
 def _without_layer_weights(model: PreTrainedModel, owner: str, layers: str) -> nn.Module:
-    """A copy of the owner on the meta device; its layers keep their settings and lose their insides."""
+    """Copy the owner to the meta device; its layers keep their settings and lose their submodules."""
     source = model.get_submodule(owner)
     memo: dict[int, Any] = {}
     for layer in cast("nn.ModuleList", model.get_submodule(layers)):

@@ -1,4 +1,4 @@
-"""The whole model on the meta device: its modules and shapes without a byte of weights."""
+"""Build the whole model on the meta device: its modules and shapes without a byte of weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DTYPES = {name: TORCH[name] for name in COMPUTED.values()}
 
 
 def architecture(spec: CausalLMSpec) -> dict[str, Any]:
-    """`config` of a task's spec, which holds the whole architecture; ConfigError when it does not."""
+    """Return `config` of a task's spec, which holds the whole architecture; ConfigError when it does not."""
     config = spec.config
     if config is None or "model_type" not in config:
         raise refuse(
@@ -46,7 +46,7 @@ def architecture(spec: CausalLMSpec) -> dict[str, Any]:
 
 
 def master_dtype(spec: CausalLMSpec) -> torch.dtype:
-    """The type weights are kept and updated in; `auto` means the one the architecture names, or float32."""
+    """Return the type weights are kept and updated in; `auto` means the one the architecture names, or float32."""
     if spec.master != "auto":
         return DTYPES[spec.master]
     config = spec.config or {}
@@ -62,7 +62,7 @@ def master_dtype(spec: CausalLMSpec) -> torch.dtype:
 
 
 def build_config(values: dict[str, Any], spec: CausalLMSpec) -> PretrainedConfig:
-    """transformers' config object for an architecture; ConfigError for an unknown model_type or a wrong value."""
+    """Make transformers' config object for an architecture; ConfigError for an unknown model_type or a wrong value."""
     given = {key: value for key, value in values.items() if key != "model_type"}
     if values.get("auto_map") and not spec.trust_remote_code and values["model_type"] not in CONFIG_MAPPING:
         raise refuse(
@@ -84,8 +84,8 @@ def build_config(values: dict[str, Any], spec: CausalLMSpec) -> PretrainedConfig
 
 
 def _fresh(given: dict[str, Any]) -> dict[str, Any]:
-    """A copy, since configurations keep and change the containers they are given. JSON has no infinite numbers:
-    transformers writes them as `{"__float__": "Infinity"}`, and only its loader of files reads that."""
+    """Copy the values, since configurations keep and change the containers they are given. JSON has no infinite
+    numbers: transformers writes them as `{"__float__": "Infinity"}`, and only its loader of files reads that."""
     copied: dict[str, Any] = PretrainedConfig._decode_special_floats(json.loads(json.dumps(given)))
     return copied
 
@@ -99,7 +99,7 @@ def _remote_config(values: dict[str, Any], given: dict[str, Any], spec: CausalLM
 
 
 def build_skeleton(spec: CausalLMSpec) -> PreTrainedModel:
-    """The model of a task's spec on the meta device, in the master type; shared, so copy before changing it."""
+    """Build the model of a task's spec on the meta device, in the master type; shared, so copy before changing it."""
     return _cached(skeleton_key(spec))
 
 
@@ -139,7 +139,7 @@ def _on_meta(config: PretrainedConfig, dtype: torch.dtype, attention: str, trust
 
 
 def _of_text_alone(config: PretrainedConfig) -> None:
-    """ConfigError for a configuration of several models, one of which is the text's."""
+    """Raise ConfigError for a configuration of several models, one of which is the text's."""
     try:
         text = config.get_text_config()
     except ValueError as e:
@@ -154,7 +154,8 @@ def _of_text_alone(config: PretrainedConfig) -> None:
 
 
 def _outside(config: PretrainedConfig) -> str | None:
-    """The special tokens that are none of the vocabulary: an embedding with such a padding token cannot be built."""
+    """Name the special tokens outside the vocabulary, None without one: an embedding with such a padding token cannot
+    be built."""
     vocabulary = getattr(config, "vocab_size", None)
     if not isinstance(vocabulary, int):
         return None
@@ -184,7 +185,7 @@ def _in_float32(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def layer_count_key(values: Mapping[str, Any]) -> str | None:
-    """The key under which an architecture says how many decoder layers it has (GPT-2: `n_layer`); None: nowhere.
+    """Return the key under which an architecture says how many decoder layers it has (GPT-2: `n_layer`); None: nowhere.
 
     Configurations of transformers name their own word; of unknown code the usual ones are looked for.
     """
@@ -195,7 +196,8 @@ def layer_count_key(values: Mapping[str, Any]) -> str | None:
 
 
 def number_of_layers(values: Mapping[str, Any]) -> int | None:
-    """Decoder layers of an architecture, by its number or by a list with an entry a layer; None: it does not say."""
+    """Count the decoder layers of an architecture, by its number or by a list with an entry a layer; None: it does
+    not say."""
     key = layer_count_key(values)
     if key is not None:
         return cast("int", values[key])
@@ -233,7 +235,7 @@ def allocate(module: nn.Module, model: PreTrainedModel, device: str | torch.devi
 
 
 def _computed(module: nn.Module) -> dict[str, Tensor]:
-    """Buffers of numbers that no checkpoint holds."""
+    """Return the buffers of numbers that no checkpoint holds."""
     kept = set(module.state_dict())
     return {name: buffer for name, buffer in module.named_buffers() if name not in kept and buffer.is_floating_point()}
 
@@ -243,7 +245,8 @@ def _unset(module: nn.Module) -> list[str]:
 
 
 def _initialize_by_parents(module: nn.Module, model: PreTrainedModel) -> None:
-    """Some models set buffers of their layers by a rule for what holds the layers: run it over those in `module`."""
+    """Run the rule that some models have, for what holds their layers, to set buffers of layers: over those in
+    `module`."""
     for parent in model.modules():
         for name, child in parent.named_children():
             kinds = {type(layer) for layer in child} if isinstance(child, nn.ModuleList) else set()

@@ -1,4 +1,5 @@
-"""A small model of an architecture: few layers, but one of every kind; a small vocabulary; narrow where it can be."""
+"""Make a small model of an architecture: few layers, but one of every kind; a small vocabulary; narrow where it can
+be."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ _SPARE = 8
 
 
 def shrunk(spec: CausalLMSpec, narrow: bool) -> CausalLMSpec:
-    """The spec of a small model of the same kind, in float32. ConfigError where the architecture cannot be built.
+    """Return the spec of a small model of the same kind, in float32. ConfigError where the architecture cannot be
+    built.
 
     narrow: also fewer experts, and fewer heads of the same size; that does not go together with every other width.
     """
@@ -50,14 +52,14 @@ def shrunk(spec: CausalLMSpec, narrow: bool) -> CausalLMSpec:
 
 
 def _inside(value: Any, vocabulary: int) -> Any:
-    """A special token, or several, as some of a smaller vocabulary: not every configuration does without."""
+    """Map a special token, or several, into a smaller vocabulary: not every configuration does without."""
     if isinstance(value, list):
         return [_inside(one, vocabulary) for one in value]
     return min(value, vocabulary - 1) if type(value) is int else value
 
 
 def _few_layers(spec: CausalLMSpec) -> dict[str, Any]:
-    """The first layer of every kind; where their numbers cannot be moved, the first few."""
+    """Keep the first layer of every kind; where their numbers cannot be moved, the first few."""
     config = dict(architecture(spec))
     count = layer_count(config)
     kept = sorted({*_firsts(spec), *range(_FEWEST)} & set(range(count)))
@@ -82,7 +84,7 @@ def _kinds(spec: CausalLMSpec) -> set[str]:
 
 
 def _signatures(spec: CausalLMSpec) -> list[str]:
-    """What each layer is; nothing where no list of layers is found."""
+    """Describe each layer; return nothing where no list of layers is found."""
     model = build_skeleton(spec)
     count = layer_count(architecture(spec))
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
@@ -92,7 +94,7 @@ def _signatures(spec: CausalLMSpec) -> list[str]:
 
 
 def _fewer_experts(config: dict[str, Any]) -> dict[str, Any]:
-    """As many experts as a token visits, and some more, in as many groups as before."""
+    """Keep as many experts as a token visits, and some more, in as many groups as before."""
     visited = max((value for key, value in config.items() if key in _VISITED and type(value) is int), default=1)
     groups = max((value for key, value in config.items() if key in _GROUPS and type(value) is int), default=1)
     few = groups * -(-(visited + _SPARE) // groups)
@@ -100,7 +102,7 @@ def _fewer_experts(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _narrowed(config: dict[str, Any]) -> dict[str, Any]:
-    """As many query heads a key head as before, of the same size, but one or two key heads."""
+    """Keep as many query heads a key head as before, of the same size, but only one or two key heads."""
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
     if type(hidden) is not int or type(heads) is not int or not heads:
         return config

@@ -1,4 +1,4 @@
-"""Tiny configurations of whatever transformers builds as a causal LM: the defaults of its classes, made small."""
+"""Make tiny configurations of whatever transformers builds as a causal LM: the defaults of its classes, made small."""
 
 from __future__ import annotations
 
@@ -136,7 +136,8 @@ _SPECIAL: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(model_type: str) -> dict[str, Any]:
-    """A config.json of a tiny model: the default of its class with few layers, one of every kind, and small widths.
+    """Return a config.json of a tiny model: the default of its class with few layers, one of every kind, and small
+    widths.
 
     Of models of several (multimodal ones) little more than the model_type.
     """
@@ -164,7 +165,7 @@ def tiny_config(model_type: str) -> dict[str, Any]:
 
 
 def _few_layers(config: dict[str, Any]) -> dict[str, Any]:
-    """One layer of every kind that the configuration tells apart, and at least a few."""
+    """Keep one layer of every kind that the configuration tells apart, and at least a few."""
     kinds = layer_kinds(config)
     kept = {index for index, kind in enumerate(kinds) if kind not in kinds[:index]}
     for index in range(len(kinds)):

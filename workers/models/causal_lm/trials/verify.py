@@ -1,4 +1,4 @@
-"""A cheap proof for one model: a small model of the same architecture, run as a chain and by its own forward."""
+"""Check one model cheaply: run a small model of its architecture as a chain and by its own forward, and compare."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _MOST_WEIGHTS = 2 * 10**9
 
 
 def verify_chain(spec: CausalLMSpec) -> None:
-    """ConfigError when the chain of a task's spec gives other logits than the model's own forward, or when that one
-    looks ahead.
+    """Raise ConfigError when the chain of a task's spec gives other logits than the model's own forward, or when
+    that one looks ahead.
 
     Both run in float32 on random weights of a shrunk config: every kind of layer, few of them, a small vocabulary,
     narrow where the config can be narrowed. Takes about a second.
@@ -55,8 +55,8 @@ def verify_chain(spec: CausalLMSpec) -> None:
 
 
 def random_model(spec: CausalLMSpec, larger: float = LARGER) -> PreTrainedModel:
-    """transformers' own model of a spec on the host, in float32 and eval mode, with random weights, matrices `larger`
-    times as large as a training starts with: what one token takes from others shows then."""
+    """Make transformers' own model of a spec on the host, in float32 and eval mode, with random weights, matrices
+    `larger` times as large as a training starts with: what one token takes from others shows then."""
     skeleton = build_skeleton(spec)
     kernel = skeleton.config._attn_implementation
     if sum(parameter.numel() for parameter in skeleton.parameters()) > _MOST_WEIGHTS:
@@ -81,7 +81,7 @@ def random_model(spec: CausalLMSpec, larger: float = LARGER) -> PreTrainedModel:
 
 @torch.no_grad()
 def own_logits(model: PreTrainedModel, ids: Tensor, positions: Tensor) -> Tensor:
-    """Logits by the model's own forward; ConfigError where it fails."""
+    """Compute logits by the model's own forward; ConfigError where it fails."""
     try:
         given = accepts(model, {"input_ids": ids, "position_ids": positions, "use_cache": False})
         logits: Tensor = model(**given).logits
@@ -93,7 +93,7 @@ def own_logits(model: PreTrainedModel, ids: Tensor, positions: Tensor) -> Tensor
 
 
 def split_state(spec: CausalLMSpec, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """A whole model's state by part; ConfigError for weights that belong to no part."""
+    """Split a whole model's state by part; ConfigError for weights that belong to no part."""
     names = {part: part_state_names(spec, part) for part in part_names(spec)}
     placed = {name for part in names.values() for name in part}
     left = sorted(set(state) - placed)
@@ -112,7 +112,7 @@ def _sample(spec: CausalLMSpec) -> tuple[Tensor, Tensor]:
 
 
 def _looks_back(model: PreTrainedModel, ids: Tensor, positions: Tensor, want: Tensor) -> None:
-    """Another last token must not change what comes before it."""
+    """Check that another last token does not change what comes before it."""
     changed = ids.clone()
     changed[:, -1] = (ids[:, -1] + 1) % int(model.config.vocab_size)
     other = own_logits(model, changed, positions)
