@@ -32,9 +32,15 @@ def add_regime(inputs: PlanInputs, collected: Collected, regime: Regime, outline
     """Add the nodes and targets of one regime; return where its outcome is found."""
     state = RegimeState(inputs, collected, regime, outline)
     state.data_node = _data_node(state)
-    state.weights = dict.fromkeys((*state.blocks, "head"), _model_node(state))
+    model = _model_node(state)
+    state.weights = dict.fromkeys((*state.blocks, "head"), model)
     _settle_costs(state)
-    return RegimeBuilder(state).build()
+    regime_plan = RegimeBuilder(state).build()
+    # What an export copies beside trained weights is made again where it was lost, though every stage has its commit.
+    collected.targets[model] = None
+    if inputs.config.domain.export_reads_data(inputs.config.data):
+        collected.targets[state.data_node] = None
+    return regime_plan
 
 
 class RegimeBuilder:

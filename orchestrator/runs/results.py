@@ -7,14 +7,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from cache_store.errors import UserError
+from cache_store.errors import CorruptShard, UserError
 from cache_store.records.nodes import Commit, NodeStore
 from cache_store.storage.open import open_storage
 from orchestrator.environment import describe_environment
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Outcome
 from orchestrator.plan.experiment import experiment_of, outputs_of
-from orchestrator.plan.graph import RegimePlan
 from orchestrator.reports.page import write_report
 from orchestrator.reports.records import Summary
 from orchestrator.reports.result_table import print_places, print_table
@@ -46,14 +45,16 @@ def export(prepared: Prepared, regimes: Sequence[str]) -> None:
     """Write the final weights of these regimes again. UserError when one of them is not finished."""
     ledger = CommitLog.read(open_storage(prepared.config.store), prepared.plan)
     for name in regimes:
-        if not _is_finished(prepared.plan.regimes[name], ledger):
+        if not _is_finished(prepared, name, ledger):
             raise UserError(f"{name}: not finished, there are no final weights to export yet; run it first")
     for path in _export_finished(prepared, ledger, regimes, anew=True).values():
         print(prepared.run_dir / path)
 
 
-def _is_finished(regime: RegimePlan, ledger: CommitLog) -> bool:
-    return all(node in ledger.commits for node in regime.weights.values())
+def _is_finished(prepared: Prepared, regime: str, ledger: CommitLog) -> bool:
+    """Tell whether all that an export of the regime is made of is committed."""
+    needed = (*prepared.plan.regimes[regime].weights.values(), *_beside(prepared))
+    return all(node in ledger.commits for node in needed)
 
 
 def _export_folder(prepared: Prepared, regime: str) -> Path:
@@ -68,40 +69,49 @@ def _export_finished(
     nodes = NodeStore(ledger.storage)
     written: dict[str, str] = {}
     for name in regimes:
-        regime = prepared.plan.regimes[name]
-        if not _is_finished(regime, ledger):
+        if not _is_finished(prepared, name, ledger):
             continue
         folder = _export_folder(prepared, name)
-        parts = {part: ledger.commits[node] for part, node in regime.weights.items()}
-        write_export(_trained(prepared, name, parts, nodes), nodes, folder, anew=anew)
+        try:
+            write_export(_trained(prepared, name, ledger), nodes, folder, anew=anew)
+        except CorruptShard as error:
+            raise CorruptShard(
+                f"{error.message}, so {name} cannot be exported; `segprop cache verify {prepared.run_dir} --repair` "
+                "moves what is damaged away, and `segprop run` then makes it again",
+                **error.details,
+            ) from error
         written[name] = str(folder.relative_to(prepared.run_dir))
     return written
 
 
-def _trained(prepared: Prepared, name: str, parts: dict[str, Commit], nodes: NodeStore) -> Trained:
+def _trained(prepared: Prepared, name: str, ledger: CommitLog) -> Trained:
     config = prepared.config
+    parts = {part: ledger.commits[node] for part, node in prepared.plan.regimes[name].weights.items()}
     return Trained(
         _experiment(prepared, name),
         parts,
-        partial(_model_commit, prepared, nodes),
+        partial(_model_commit, prepared, ledger),
         data=config.domain.export_facts(config.data, prepared.data),
-        data_commit=_questions_commit(prepared, nodes),
+        data_commit=_questions_commit(prepared, ledger),
     )
 
 
-def _questions_commit(prepared: Prepared, nodes: NodeStore) -> Commit | None:
+def _beside(prepared: Prepared) -> list[str]:
+    """Name the nodes whose commits hold what an export copies beside the weights. They are targets of the plan."""
+    config = prepared.config
+    reads_data = config.domain.export_reads_data(config.data)
+    return [node.id for node in prepared.plan.nodes if not node.parents and (node.initializes or reads_data)]
+
+
+def _questions_commit(prepared: Prepared, ledger: CommitLog) -> Commit | None:
     """Find the commit that says what questions were trained on, where the data are questions."""
-    commits = (nodes.commit_of(node.id) for node in prepared.plan.nodes if not node.parents)
-    return next((commit for commit in commits if commit is not None and TRAINED_QUESTIONS in commit.files), None)
+    commits = (ledger.commits[node] for node in _beside(prepared))
+    return next((commit for commit in commits if TRAINED_QUESTIONS in commit.files), None)
 
 
-def _model_commit(prepared: Prepared, nodes: NodeStore) -> Commit:
+def _model_commit(prepared: Prepared, ledger: CommitLog) -> Commit:
     """The commit of the initial weights, which holds what goes beside them."""
-    node = next(node for node in prepared.plan.nodes if node.initializes)
-    commit = nodes.commit_of(node.id)
-    if commit is None:
-        raise UserError(f"{node.label}: not finished, nothing can be exported yet; run it first")
-    return commit
+    return ledger.commits[next(node.id for node in prepared.plan.nodes if node.initializes)]
 
 
 def _experiment(prepared: Prepared, regime: str) -> Experiment:

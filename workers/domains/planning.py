@@ -125,6 +125,10 @@ class DomainPlanning(ABC, Generic[DataT, OutlineT]):
     def train_sets_words(self, views: int) -> str:
         """Snapshot sets of the training split in a few words; `views` of them."""
 
+    def export_reads_data(self, data: DataT) -> bool:
+        """Tell whether an export copies files that preparing the data has left beside its sets."""
+        return False
+
     def export_facts(self, data: DataT, outline: OutlineT) -> dict[str, Any]:
         """JSON facts of the data that belong beside exported weights."""
         return {}

@@ -16,6 +16,7 @@ from text_makers import mmlu_folder
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install segprop[eval]")
 
 from orchestrator.cli import main
+from orchestrator.runs.prepare import prepare
 from workers.specs.export_files import TRAINED_QUESTIONS
 
 STORY = "After the long walk home the tired man sat down by the old stone well and asked for some water"
@@ -67,6 +68,31 @@ def append(path: Path, rows: list[list[Any]]) -> None:
 def test_an_export_says_what_it_was_trained_on(world: World) -> None:
     assert json.loads((world.model / "segprop.json").read_text())["questions"] == TRAINED_QUESTIONS
     assert (world.model / TRAINED_QUESTIONS).stat().st_size < 20_000
+
+
+def test_what_an_export_copies_is_made_again_where_it_was_lost(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    """The import's companions and the digests of the questions are in commits that no unfinished stage reads."""
+    run_dir = world.config.parent / "run"
+    whole = {path.name: path.read_bytes() for path in world.model.iterdir()}
+    # Damaged: said with what to do, which brings it back.
+    (damaged,) = (run_dir / "store" / "nodes").glob("*/attempts/*/companion-config.json")
+    damaged.write_bytes(damaged.read_bytes() + b" ")
+    (world.model / "config.json").unlink()
+    assert main(["export", str(run_dir)]) == 1
+    said = capfd.readouterr().err
+    assert f"segprop cache verify {run_dir} --repair" in said
+    assert main(["cache", "verify", str(run_dir), "--repair"]) in (0, 1)
+    assert main(["export", str(run_dir)]) == 2
+    assert "run it first" in capfd.readouterr().err
+    assert main(["run", str(world.config), "--quiet"]) == 0
+    assert {path.name: path.read_bytes() for path in world.model.iterdir()} == whole
+    # Lost: the commits of data and import, whichever they are.
+    for node in prepare(world.config).plan.nodes:
+        if not node.parents:
+            (run_dir / "store" / "nodes" / node.id / "commit.json").unlink()
+    (world.model / TRAINED_QUESTIONS).unlink()
+    assert main(["run", str(world.config), "--quiet"]) == 0
+    assert {path.name: path.read_bytes() for path in world.model.iterdir()} == whole
 
 
 def test_a_model_is_not_judged_by_what_it_was_trained_on(world: World, capfd: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,11 @@ class TextPlanning(DomainPlanning[TextSpec, "TextOutline"]):
     def classes(self, outline: TextOutline) -> None:
         return None
 
+    def export_reads_data(self, data: TextSpec) -> bool:
+        from workers.data.text.formats import TEXT_FORMATS
+
+        return TEXT_FORMATS[data.name].candidates > 1  # digests of the questions that were trained on
+
     def views(self, data: TextSpec) -> None:
         return None
 
