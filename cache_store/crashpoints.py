@@ -21,6 +21,8 @@ POINTS = (
     "shard.committed",
     "node.written",
     "node.committed",
+    "checkpoint.piece",
+    "checkpoint.copied",
     "checkpoint.written",
     "checkpoint.committed",
     "stage.step",

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +43,7 @@ _NAMES: dict[torch.dtype, str] = {
 }
 _PLACES = {dtype: place for place, dtype in enumerate(_NAMES)}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ALIGNMENT = 8
 
 
@@ -102,7 +104,11 @@ def cut(tensor: Tensor, start: int, stop: int) -> Tensor:
     if tensor.is_contiguous():
         return tensor.view(-1).view(torch.uint8)[start:stop]
     row = tensor.nbytes // len(tensor)
-    return tensor[start // row : stop // row].contiguous().view(-1).view(torch.uint8)
+    rows = tensor[start // row : stop // row]
+    if rows.device.type == "cpu":
+        # In this thread: torch would start others for it, beside those that train.
+        rows = torch.from_numpy(np.ascontiguousarray(rows.view(_INTEGERS[rows.element_size()]).numpy()))
+    return rows.contiguous().view(-1).view(torch.uint8)
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -4,7 +4,8 @@ Tensors are named by what they are: `model/<part>/<name>`, `best/<part>/<name>`,
 `rng/cpu`, `rng/cuda` (`rng/cpu/<rank>` of a gang). Everything else (position, scaler, history, running
 sums) is the manifest's JSON.
 
-`StageState` is what of a stage changes while it trains; `save` and `load` are its form in the store.
+`StageState` is what of a stage changes while it trains. It is written beside the steps (`checkpoints/`), and read back
+by `load`.
 """
 
 from __future__ import annotations
@@ -25,14 +26,18 @@ from workers.specs.as_json import read_record, write_record
 from workers.specs.orders import Parents
 from workers.specs.results import EpochFigures, StageResult
 from workers.specs.tasks import StageTask
+from workers.training.checkpoints.live import LiveTensors
+from workers.training.checkpoints.writer import FILE, CheckpointWriter
 from workers.training.optimizer import StageStep, optimizer_tensors, restore_optimizer
 from workers.training.stage_path import StagePath
 from workers.weights import ADAPTER, AUX, LORA, read_tensors
 
-FILE = "state.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 #: What the next round of a stage needs beside the parts: adapter, optimizer and random state.
 CONTINUE_FILE = "continue.safetensors"
+#: Bytes of tensors that are copied for an update that comes before they are written; beyond that it waits. With the
+#: pieces under way, a checkpoint takes less than 64 MB beside the state.
+COPIED_BYTES = 16 << 20
 
 
 @dataclass
@@ -64,17 +69,15 @@ class StageProgress:
         return progress
 
 
-@dataclass
-class Snapshot:
-    """Hold what one checkpoint is made of: the stage's own tensors when it is saved, those of a file when loaded."""
+@dataclass(frozen=True)
+class Loaded:
+    """Hold what a checkpoint says. Tensors are those of its file, which will be pruned."""
 
     progress: StageProgress
     model: State
     best: State
     optimizer: State
     scaler: dict[str, Any]
-    #: `random_state()` of every rank.
-    random: list[State]
 
 
 def random_state() -> State:
@@ -85,24 +88,7 @@ def random_state() -> State:
     return state
 
 
-def save(nodes: NodeStore, node_id: str, attempt_id: str, snapshot: Snapshot) -> None:
-    """Write and publish a checkpoint; older ones of the node are pruned afterwards (two are kept)."""
-    tensors: State = {
-        **running_state(snapshot.model, snapshot.optimizer, snapshot.random),
-        **{f"best/{name}": tensor for name, tensor in snapshot.best.items()},
-    }
-    position = [snapshot.progress.global_step, snapshot.progress.epoch, snapshot.progress.step]
-    nodes.save_checkpoint(
-        node_id,
-        attempt_id,
-        files={FILE: tensor_files.TensorStream(tensors)},
-        position=position,
-        data={"progress": snapshot.progress.to_json(), "scaler": snapshot.scaler},
-    )
-    nodes.prune_checkpoints(node_id, keep=2)
-
-
-def load(nodes: NodeStore, node_id: str, gang: Gang = ALONE) -> Snapshot | None:
+def load(nodes: NodeStore, node_id: str, gang: Gang = ALONE) -> Loaded | None:
     """Load the newest intact checkpoint of any attempt and put its random state back; None when there is none. All
     ranks load the same one. A rank that it has no random state for (there were fewer) keeps its own."""
     found = gang.agree(nodes.latest_checkpoint(node_id) if gang.leads else None)
@@ -112,13 +98,12 @@ def load(nodes: NodeStore, node_id: str, gang: Gang = ALONE) -> Snapshot | None:
     model, optimizer = resume_running_state(tensors, gang.rank)
     progress = StageProgress.from_json(found.data["progress"])
     progress.resumed += 1
-    return Snapshot(
+    return Loaded(
         progress=progress,
         model=model,
         best=_under("best/", tensors),
         optimizer=optimizer,
         scaler=found.data["scaler"],
-        random=[],
     )
 
 
@@ -160,6 +145,7 @@ class StageState:
         self.progress = StageProgress()
         self.best: State = {}
         self._saved = time.monotonic()
+        self._writer = CheckpointWriter(nodes, attempt.node_id, attempt.id)
 
     def restore(self, parents: Parents) -> None:
         """Put back what the stage goes on from: an optimizer that is carried, the round before, its own checkpoint."""
@@ -197,24 +183,65 @@ class StageState:
     def due(self) -> bool:
         """Say whether a checkpoint is due, by this rank's clock; always after an epoch where no interval is set."""
         every_s = self._task.train.checkpoint_every_s
+        if self._writer.failed:
+            return True
         return every_s is None or time.monotonic() - self._saved >= every_s
 
-    def save(self) -> None:
-        """Write a checkpoint of the whole state. Every rank of a gang must take part."""
+    def save(self, *, at_once: bool = False) -> None:
+        """Begin a checkpoint of the whole state, which is written while the stage trains on; with `at_once`, and when
+        the one before failed, it is in the store on return. Every rank of a gang must take part."""
         self._saved = time.monotonic()
         random = self._gang.gather(random_state())
         if not self._gang.leads and not self._gang.shards:
             return
-        snapshot = Snapshot(
-            progress=self.progress,
-            model=self._path.whole(self._path.changing()),
-            best=self._path.whole(self.best),
-            optimizer=optimizer_tensors(self._step.optimizer, self._path.names),
-            scaler=self._step.scaler_state(),
-            random=random,
+        tensors, live = self._tensors(random)
+        if not self._gang.leads:
+            return
+        at_once |= self._writer.failed
+        self._writer.begin(
+            LiveTensors(tensors, live, COPIED_BYTES),
+            position=[self.progress.global_step, self.progress.epoch, self.progress.step],
+            data={"progress": self.progress.to_json(), "scaler": self._step.scaler_state()},
         )
-        if self._gang.leads:
-            save(self._nodes, self._attempt.node_id, self._attempt.id, snapshot)
+        if at_once:
+            self._writer.finish()
+
+    def _tensors(self, random: Sequence[State]) -> tuple[State, set[str]]:
+        """Name the tensors of a checkpoint, and those among them that updates change. Of sharded parameters all ranks
+        must ask, and the first gets copies."""
+        model, best = self._path.changing(), self._path.whole(self.best)
+        optimizer = optimizer_tensors(self._step.optimizer, self._path.names)
+        live: set[str] = set()
+        if self._gang.shards:
+            model = self._path.whole(model)
+        else:
+            # Forward passes change buffers, so those are copied now.
+            buffers = self._path.buffers()
+            model = {name: on_host(tensor) if name in buffers else tensor for name, tensor in model.items()}
+            live = {*(f"model/{name}" for name in model.keys() - buffers), *(f"optimizer/{name}" for name in optimizer)}
+        tensors = running_state(model, optimizer, random)
+        return tensors | {f"best/{name}": tensor for name, tensor in best.items()}, live
+
+    def before_update(self) -> None:
+        """Return as soon as an update may change what a checkpoint is being written of. Call it before each update."""
+        self._writer.before_update()
+
+    def keep_best(self) -> None:
+        """Keep the state as it is now as the best so far, in place of the one before."""
+        if not self.best:
+            self.best = self._path.state()
+            return
+        self._writer.wait()
+        for name, tensor in self._path.changing().items():
+            self.best[name].copy_(tensor)
+
+    def close(self) -> None:
+        """Finish the checkpoint that is being written, for whoever goes on from it; give it up when the stage is over,
+        whose commit is to come."""
+        if self.progress.exit is None:
+            self._writer.wait()
+        else:
+            self._writer.give_up()
 
     def write_optimizer(self) -> None:
         """Write the optimizer's state for a later stage that carries it; of sharded parameters all ranks must ask."""

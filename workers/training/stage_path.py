@@ -71,6 +71,10 @@ class StagePath:
             for name, tensor in _changing(module).items()
         }
 
+    def buffers(self) -> set[str]:
+        """Name those of `changing` that forward passes change, and updates do not."""
+        return {f"{part}/{name}" for part, module in self._trained() for name, _ in module.named_buffers()}
+
     def state(self) -> State:
         """Copy everything that changes while the stage trains to the host, named as `changing` does."""
         return {name: on_host(tensor) for name, tensor in self.changing().items()}

@@ -116,6 +116,7 @@ class StageTrainer:
                 self._run_epoch()
         finally:
             self.step.close()
+            self.state.close()
         finished = Finished(
             task=self.task,
             environment=self.environment,
@@ -185,6 +186,7 @@ class StageTrainer:
                 epoch.bad_step = torch.where(loss.isfinite(), epoch.bad_step, at)
                 if not micro.last:
                     continue
+                self.state.before_update()
                 self.step.update(self._rate(progress.global_step))
                 progress.step, progress.global_step = micro.step + 1, progress.global_step + 1
                 reach("stage.step")
@@ -202,13 +204,13 @@ class StageTrainer:
             reached = epoch.sums.read()
             between = all(parameter.grad is None for parameter in self.path.parameters)
             if stop.details.get("waiting") and between and math.isfinite(reached[0]):
-                self._save(reached, epoch.clock)
+                self._save(reached, epoch.clock, at_once=True)
             raise
 
-    def _save(self, sums: list[float], clock: Clock) -> None:
+    def _save(self, sums: list[float], clock: Clock, *, at_once: bool) -> None:
         """Save a checkpoint in the middle of an epoch."""
         self.state.progress.sums, self.state.progress.epoch_seconds = sums, clock.seconds()
-        self.state.save()
+        self.state.save(at_once=at_once)
 
     def _end_epoch(self) -> None:
         progress, monitor = self.state.progress, self.domain.monitor
@@ -216,7 +218,7 @@ class StageTrainer:
         if is_better(progress.history, progress.best_epoch, monitor):
             progress.best_epoch = progress.epoch
             if self.train.commit == "best":
-                self.state.best = self.path.state()
+                self.state.keep_best()
         progress.epoch, progress.step = progress.epoch + 1, 0
         progress.sums, progress.epoch_seconds = [0.0, 0.0, 0.0], 0.0
         total = self.inputs.total_steps
@@ -246,7 +248,7 @@ class StageTrainer:
         due = self.train.checkpoint_every_s is not None and self.state.due()
         stop, due = self.gang.agree((self.environment.control.should_stop(), due))
         if stop or due:
-            self._save(epoch.sums.read(), epoch.clock)
+            self._save(epoch.sums.read(), epoch.clock, at_once=stop)
         if stop:
             progress = self.state.progress
             raise Interrupted(

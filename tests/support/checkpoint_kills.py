@@ -1,0 +1,95 @@
+"""Run as a program: trains a small stage with a checkpoint begun after every step, and kills it inside checkpoints that
+are being written beside the steps, at one point after another, until it gets through.
+
+    python checkpoint_kills.py FOLDER
+
+Every run of the stage is a fork of this process, which itself trains nothing, so that nothing is imported more than
+once. Prints JSON: the points at which it was killed, and the digests of the stage's parts: killed, and not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from running import Lab, digests
+
+from cache_store import crashpoints
+from workers import tensor_files
+from workers.training import checkpoint, clocks
+
+STAGE = "segprop/stage1-base"
+CHANGES = {"training.epochs": 2, "data.views": 2, "training.precision": "bf16", "training.channels_last": True}
+#: (point, visit, bytes that may be copied for an update). Visits are counted by each run anew.
+KILLS = (
+    ("checkpoint.piece", 1, 1 << 30),
+    ("checkpoint.piece", 30, 1 << 30),
+    ("checkpoint.copied", 2, 1 << 30),
+    ("checkpoint.piece", 200, 1 << 30),
+    ("stage.step", 3, 1 << 30),
+    ("storage.before-rename", 2, 1 << 30),
+    ("checkpoint.written", 2, 1 << 30),
+    ("storage.after-link", 1, 0),
+    ("checkpoint.piece", 150, 0),
+    ("checkpoint.copied", 2, 200_000),
+    ("checkpoint.committed", 2, 200_000),
+)
+
+
+def run_to_its_end(folder: Path, label: str, changes: dict[str, object]) -> None:
+    torch.set_num_threads(1)
+    Lab.make(folder, {**CHANGES, **changes}).run(label)
+
+
+def forked(folder: Path, label: str, kill: tuple[str, int, int] | None, changes: dict[str, object]) -> int:
+    """Run a node in a fork; the signal that ended it, or 0."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            clocks.REPORT_EVERY_S = 0.0
+            tensor_files.PIECE_BYTES = 16 << 10
+            if kill is not None:
+                point, visit, checkpoint.COPIED_BYTES = kill
+                marker = folder / f"killed-{point}-{visit}-{checkpoint.COPIED_BYTES}"
+                crashpoints._plans, crashpoints._armed = crashpoints._parse(f"{point}:{visit}:{marker}"), True
+            run_to_its_end(folder, label, changes)
+            code = 0
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        return os.WTERMSIG(status)
+    assert os.WEXITSTATUS(status) == 0, "the stage failed by itself"
+    return 0
+
+
+def main(folder: Path) -> None:
+    reference, killed = folder / "reference", folder / "killed"
+    forked(reference, STAGE, None, {})
+    lab = Lab.make(reference, CHANGES)
+    lab.linked_copy(killed).forget(STAGE)
+    often = {"training.checkpoint_every_s": 1e-6}
+    points = [f"{kill[0]}:{kill[1]}" for kill in KILLS if forked(killed, STAGE, kill, often) == signal.SIGKILL]
+    forked(killed, STAGE, None, often)
+    resumed = Lab.make(killed, {**CHANGES, **often})
+    print(
+        json.dumps(
+            {
+                "points": points,
+                "killed": digests(resumed.commit(STAGE)),
+                "reference": digests(lab.commit(STAGE)),
+                "resumed": resumed.commit(STAGE).result["resumed"],
+                "left": [str(each.position) for each in resumed.nodes.checkpoints(resumed.node(STAGE).id)],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
