@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from orchestrator.config.schema import RegimeConfig, config_class  # noqa: E402
 from orchestrator.config.sweep_schema import Draw, SweepConfig  # noqa: E402
-from orchestrator.config.values import Bytes, OneOf  # noqa: E402
+from orchestrator.config.values import Bytes, OneOf, Seconds  # noqa: E402
 
 TARGET = ROOT / "docs" / "configuration.md"
 INTRO = """\
@@ -231,6 +231,8 @@ def _default(value: Any) -> str:
 
 def _field_type(kind: type[BaseModel], name: str, field: FieldInfo) -> str:
     hint = typing.get_type_hints(kind, include_extras=True)[name]
+    if hint is Seconds:
+        return "seconds, or text such as 12h"
     if hint is Bytes:
         return "bytes, or text such as 20GB"
     if Bytes in typing.get_args(hint):

@@ -6,9 +6,20 @@ have fixed digits and `human_*` names.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 DASH = "–"
+#: How times may be written.
+TIMES = "90s, 12h or 7d"
+_TIME = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*([smhdw])")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+def seconds_of(text: str) -> float | None:
+    """Read a time such as 90m or 7d as seconds; None when it is none."""
+    match = _TIME.fullmatch(text)
+    return None if match is None else float(match.group(1)) * _SECONDS[match.group(2)]
 
 
 def bytes_text(value: float | None) -> str:

@@ -16,6 +16,7 @@ from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
 from workers.control import Control
 from workers.distributed.gang import ALONE, Gang
+from workers.specs.orders import INTERRUPTIONS_EVERY_S
 from workers.specs.results import Where
 
 
@@ -29,6 +30,8 @@ class WorkerEnvironment:
     gang: Gang = ALONE
     #: Most bytes of snapshot shards this task holds at a time; None: what `cache_store.snapshots.shard_cache` says.
     snapshot_memory: int | None = None
+    #: Seconds between two interruptions of this slot, on average.
+    interruptions_every_s: float = INTERRUPTIONS_EVERY_S
 
     def __post_init__(self) -> None:
         self.kept = ShardCache(self.snapshot_memory)

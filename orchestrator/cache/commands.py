@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from cache_store.errors import UserError
+from orchestrator.units import seconds_of
 
 app = typer.Typer(help="Look at, check and clear the snapshots of a store.", no_args_is_help=True)
 
@@ -22,7 +22,6 @@ StoreArgument = Annotated[
     str, typer.Argument(metavar="STORE", help="A run directory, a configuration, or a store: a folder or URI.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
 @app.command()
@@ -160,10 +159,10 @@ def rm(
 
 def age(text: str) -> float:
     """Read an age such as 90m or 7d as seconds. UserError when it is none."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)\s*([smhdw])", text)
-    if match is None:
+    seconds = seconds_of(text)
+    if seconds is None:
         raise UserError(f"--older-than: {text!r}: write a number and s, m, h, d or w, such as 12h or 7d")
-    return float(match.group(1)) * _UNITS[match.group(2)]
+    return seconds
 
 
 def _count(items: Iterable[object], what: str) -> str:

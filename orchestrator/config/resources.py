@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.config.values import Bytes, NonBlank, OneOf, Section
-from workers.specs.orders import Strategy
+from orchestrator.config.values import Bytes, NonBlank, OneOf, Seconds, Section
+from workers.specs.orders import INTERRUPTIONS_EVERY_S, Strategy
 
 #: Most CPU threads of a slot with a GPU that nobody gave a number: they load and augment beside the device's steps.
 GPU_THREADS = 8
@@ -95,6 +95,11 @@ class ResourceConfig(Section):
         default=None,
         description="Most bytes of snapshot shards a task holds at a time, mapped or in memory. None: all that lie in "
         "a local folder, mapped; 1 GiB of others.",
+    )
+    interruptions_every: Seconds = Field(
+        default=INTERRUPTIONS_EVERY_S,
+        description="How often a slot is interrupted, on average (spot machines: 2h). What "
+        "`training.checkpoint_every_s: auto` weighs against the cost of a checkpoint.",
     )
     max_attempts: int = Field(default=3, ge=1, le=1000, description="Attempts of a task before it counts as failed.")
     gflops: Literal["auto"] | Annotated[float, Field(ge=1e-3, le=1e9)] = Field(

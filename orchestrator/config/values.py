@@ -1,5 +1,5 @@
-"""Value types that several sections share: byte sizes, store addresses, names out of a table, the base class of a
-section."""
+"""Value types that several sections share: byte sizes, times, store addresses, names out of a table; and their base
+class."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pydantic_core import PydanticKnownError, core_schema
 
 from cache_store.errors import UserError
 from cache_store.storage.open import parse_address
+from orchestrator.units import TIMES, seconds_of
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?i?)B", re.IGNORECASE)
 #: No store holds as much.
@@ -54,6 +55,19 @@ def _known_store(value: str) -> str:
 #: A path, id or address: what names something is not blank.
 NonBlank = Annotated[str, AfterValidator(not_blank)]
 StoreAddress = Annotated[NonBlank, AfterValidator(_known_store)]
+
+
+def parse_seconds(value: Any) -> Any:
+    """Seconds as a number, or text such as `90s`, `12h`, `7d`."""
+    if not isinstance(value, str):
+        return value
+    seconds = seconds_of(value.strip())
+    if seconds is None:
+        raise ValueError(f"must be seconds as a number, or text such as {TIMES}")
+    return seconds
+
+
+Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0, allow_inf_nan=False)]
 Bytes = Annotated[int, BeforeValidator(parse_size), Field(ge=1)]
 
 

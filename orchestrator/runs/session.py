@@ -171,7 +171,12 @@ def _drive(prepared: Prepared, plan: Plan, ledger: CommitLog, quiet: bool, lease
 def driver_settings(config: Config) -> DriverSettings:
     """Return what a driver is told of a configuration."""
     resources = config.resources
-    settings = DriverSettings(config.store, NodeRetries(resources.max_attempts), resources.snapshot_memory)
+    settings = DriverSettings(
+        config.store,
+        NodeRetries(resources.max_attempts),
+        resources.snapshot_memory,
+        resources.interruptions_every,
+    )
     if resources.gang.size is None:
         return settings
     together = partial(runs_together, gang=resources.gang)

@@ -169,8 +169,9 @@ class TrainSpec:
     #: Linear layers of the decoder layers of a path whose matrices are frozen, on the device (bitsandbytes): 8 or 4
     #: bits, or as they are. With lora also those under adapters (QLoRA).
     frozen_weights: Literal["full", "int8", "nf4"] = "full"
-    #: Mid-stage checkpoint about this often (seconds), between steps; None: after every epoch.
-    checkpoint_every_s: Annotated[float, Gt(0)] | None = 60.0
+    #: Mid-stage checkpoint about this often (seconds), between steps; auto: as often as it pays, by what one costs and
+    #: `resources.interruptions_every`, for at most 1% of the time; None: after every epoch.
+    checkpoint_every_s: Literal["auto"] | Annotated[float, Gt(0)] | None = "auto"
 
     @property
     def micro(self) -> int:

@@ -10,6 +10,8 @@ from cache_store.records.nodes import Commit
 
 #: The commits of a node's parents, by role (see the tasks for the roles).
 Parents = Mapping[str, Commit]
+#: Seconds between two interruptions of a slot, where nobody says: a day.
+INTERRUPTIONS_EVERY_S = 86400.0
 #: How the ranks of a gang share a stage: each holds all parameters (`ddp`), or a part of each (`fsdp2`).
 Strategy = Literal["ddp", "fsdp2"]
 
@@ -59,6 +61,8 @@ class WorkOrder:
     strategy: Strategy | None = None
     #: Most bytes of snapshot shards held at a time; None: what `cache_store.snapshots.shard_cache` says.
     snapshot_memory: int | None = None
+    #: Seconds between two interruptions of a slot, on average.
+    interruptions_every_s: float = INTERRUPTIONS_EVERY_S
     production: Production = ALONE
     #: What the node's id is made of, as JSON values: its commit records it, the work does not look at it.
     identity: Mapping[str, Any] | None = None

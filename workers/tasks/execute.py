@@ -60,7 +60,14 @@ def _execute(order: WorkOrder, control: Control) -> Commit | None:
     device = torch.device(order.device)
     gang = ALONE if order.strategy is None else Gang.joined(order.strategy)
     environment = WorkerEnvironment(
-        storage, device, order.threads, control, started, gang, snapshot_memory=order.snapshot_memory
+        storage,
+        device,
+        order.threads,
+        control,
+        started,
+        gang,
+        snapshot_memory=order.snapshot_memory,
+        interruptions_every_s=order.interruptions_every_s,
     )
     commit = gang.agree(environment.nodes.commit_of(order.node_id))
     kind = TASKS[order.kind]

@@ -20,12 +20,14 @@ import torch
 from cache_store.records.nodes import Attempt, Commit, NodeStore
 from workers import tensor_files
 from workers.distributed.gang import ALONE, Gang
-from workers.distributed.sharded import on_host
+from workers.distributed.sharded import held, on_host
+from workers.environment import WorkerEnvironment
 from workers.models.chain import State
 from workers.specs.as_json import read_record, write_record
 from workers.specs.orders import Parents
 from workers.specs.results import EpochFigures, StageResult
 from workers.specs.tasks import StageTask
+from workers.training.checkpoints.interval import ASSUMED_SPEED, cost_s, interval_s
 from workers.training.checkpoints.live import LiveTensors
 from workers.training.checkpoints.writer import FILE, CheckpointWriter
 from workers.training.optimizer import StageStep, optimizer_tensors, restore_optimizer
@@ -138,14 +140,15 @@ class StageState:
     and the scaler's own. Saves it as checkpoints, hands it on to the next round, puts it back."""
 
     def __init__(
-        self, task: StageTask, path: StagePath, step: StageStep, *, nodes: NodeStore, attempt: Attempt, gang: Gang
+        self, task: StageTask, path: StagePath, step: StageStep, environment: WorkerEnvironment, attempt: Attempt
     ) -> None:
         self._task, self._path, self._step = task, path, step
-        self._nodes, self._attempt, self._gang = nodes, attempt, gang
+        self._environment, self._attempt = environment, attempt
+        self._nodes, self._gang = environment.nodes, environment.gang
         self.progress = StageProgress()
         self.best: State = {}
         self._saved = time.monotonic()
-        self._writer = CheckpointWriter(nodes, attempt.node_id, attempt.id)
+        self._writer = CheckpointWriter(self._nodes, attempt.node_id, attempt.id)
 
     def restore(self, parents: Parents) -> None:
         """Put back what the stage goes on from: an optimizer that is carried, the round before, its own checkpoint."""
@@ -182,10 +185,20 @@ class StageState:
 
     def due(self) -> bool:
         """Say whether a checkpoint is due, by this rank's clock; always after an epoch where no interval is set."""
-        every_s = self._task.train.checkpoint_every_s
         if self._writer.failed:
             return True
+        every_s = self._task.train.checkpoint_every_s
+        if every_s == "auto":
+            every_s = interval_s(self._cost_s(), self._environment.interruptions_every_s)
         return every_s is None or time.monotonic() - self._saved >= every_s
+
+    def _cost_s(self) -> float:
+        """Tell what a checkpoint takes from training, in seconds: as the last one did, before that by its size."""
+        timing = self._writer.timing
+        if timing is not None:
+            return cost_s(timing.waited, timing.beside, self._environment.threads)
+        # The parameters, the best ones so far and two moments.
+        return 4 * sum(held(parameter).nbytes for parameter in self._path.parameters) / ASSUMED_SPEED
 
     def save(self, *, at_once: bool = False) -> None:
         """Begin a checkpoint of the whole state, which is written while the stage trains on; with `at_once`, and when

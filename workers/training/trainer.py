@@ -96,7 +96,7 @@ class StageTrainer:
         self.inputs = StageInputs(
             task, parents, environment, self.domain, self.weights, made=Made(attempt), production=production
         )
-        self.state = StageState(task, self.path, self.step, nodes=environment.nodes, attempt=attempt, gang=self.gang)
+        self.state = StageState(task, self.path, self.step, environment, attempt)
         self._looks = Looks(self.gang)
 
     def run(self) -> Commit | None:

@@ -494,6 +494,19 @@ def test_an_unknown_family_is_one_problem_among_all(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("said", "seconds"), [("2h", 7200.0), ("1.5d", 129600.0), ("90", 90.0), ("90s", 90.0)])
+def test_how_often_a_slot_is_interrupted_is_a_time(tmp_path: Path, said: str, seconds: float) -> None:
+    config = load(write(tmp_path, BASE), [f"resources.interruptions_every={said}"])
+    assert config.resources.interruptions_every == seconds
+    assert load(write(tmp_path, BASE)).training.checkpoint_every_s == "auto"
+
+
+@pytest.mark.parametrize("said", ["often", "0", "-2h", "0s", ".inf"])
+def test_other_times_between_interruptions_are_refused(tmp_path: Path, said: str) -> None:
+    (problem,) = problems_of(tmp_path, BASE, f"resources.interruptions_every={said}")
+    assert "resources.interruptions_every: " in problem
+
+
 def test_an_unknown_stage_lists_those_there_are(tmp_path: Path) -> None:
     text = BASE + "regimes:\n  segprop:\n    stages:\n      stage2-seg9: {epochs: 2}\n"
     assert problems_of(tmp_path, text) == [
