@@ -29,11 +29,15 @@ from workers.specs.results import EpochFigures, StageResult
 from workers.specs.tasks import StageTask
 from workers.training.checkpoints.interval import ASSUMED_SPEED, cost_s, interval_s
 from workers.training.checkpoints.live import LiveTensors
-from workers.training.checkpoints.writer import FILE, CheckpointWriter
+from workers.training.checkpoints.writer import CheckpointWriter
 from workers.training.optimizer import StageStep, optimizer_tensors, restore_optimizer
 from workers.training.stage_path import StagePath
 from workers.weights import ADAPTER, AUX, LORA, read_tensors
 
+#: The one file of a checkpoint.
+FILE = "state.safetensors"
+#: Checkpoints of a node that are kept: the newest may turn out to be damaged.
+KEPT = 2
 OPTIMIZER_FILE = "optimizer.safetensors"
 #: What the next round of a stage needs beside the parts: adapter, optimizer and random state.
 CONTINUE_FILE = "continue.safetensors"
@@ -148,7 +152,7 @@ class StageState:
         self.progress = StageProgress()
         self.best: State = {}
         self._saved = time.monotonic()
-        self._writer = CheckpointWriter(self._nodes, attempt.node_id, attempt.id)
+        self._writer = CheckpointWriter()
 
     def restore(self, parents: Parents) -> None:
         """Put back what the stage goes on from: an optimizer that is carried, the round before, its own checkpoint."""
@@ -211,11 +215,16 @@ class StageState:
         if not self._gang.leads:
             return
         at_once |= self._writer.failed
-        self._writer.begin(
-            LiveTensors(tensors, live, COPIED_BYTES),
-            position=[self.progress.global_step, self.progress.epoch, self.progress.step],
-            data={"progress": self.progress.to_json(), "scaler": self._step.scaler_state()},
-        )
+        stream = LiveTensors(tensors, live, COPIED_BYTES)
+        position = [self.progress.global_step, self.progress.epoch, self.progress.step]
+        data = {"progress": self.progress.to_json(), "scaler": self._step.scaler_state()}
+
+        def publish() -> None:
+            node, attempt = self._attempt.node_id, self._attempt.id
+            self._nodes.save_checkpoint(node, attempt, files={FILE: stream}, position=position, data=data)
+            self._nodes.prune_checkpoints(node, keep=KEPT)
+
+        self._writer.begin(stream, publish)
         if at_once:
             self._writer.finish()
 

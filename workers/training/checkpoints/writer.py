@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from cache_store.records.nodes import NodeStore
 from workers.training.checkpoints.live import LiveTensors
-
-#: The one file of a checkpoint.
-FILE = "state.safetensors"
-#: Checkpoints of a node that are kept: the newest may turn out to be damaged.
-KEPT = 2
 
 
 @dataclass
@@ -26,10 +19,9 @@ class Timing:
 
 
 class CheckpointWriter:
-    """Writes checkpoints of one attempt. All methods belong to the thread that trains."""
+    """Writes checkpoints. All methods belong to the thread that trains."""
 
-    def __init__(self, nodes: NodeStore, node_id: str, attempt_id: str) -> None:
-        self._nodes, self._node_id, self._attempt_id = nodes, node_id, attempt_id
+    def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._stream: LiveTensors | None = None
         self._failure: Exception | None = None
@@ -43,23 +35,21 @@ class CheckpointWriter:
         """Whether the last checkpoint could not be written."""
         return self._thread is None and self._failure is not None
 
-    def begin(self, stream: LiveTensors, position: Sequence[int], data: Mapping[str, Any]) -> None:
-        """Begin a checkpoint, after the one that is being written. `data`: JSON, which nobody changes any more."""
+    def begin(self, stream: LiveTensors, publish: Callable[[], None]) -> None:
+        """Begin a checkpoint, after the one that is being written. `publish` writes the stream and makes it count, in a
+        thread of its own."""
         before = time.monotonic()
         self.wait()
         self._failure, self._stream = None, stream
         self._begun, self._waited = time.monotonic(), time.monotonic() - before
         self._thread = threading.Thread(
-            target=self._write, args=(stream, position, data), name="segprop-checkpoint", daemon=True
+            target=self._write, args=(stream, publish), name="segprop-checkpoint", daemon=True
         )
         self._thread.start()
 
-    def _write(self, stream: LiveTensors, position: Sequence[int], data: Mapping[str, Any]) -> None:
+    def _write(self, stream: LiveTensors, publish: Callable[[], None]) -> None:
         try:
-            self._nodes.save_checkpoint(
-                self._node_id, self._attempt_id, files={FILE: stream}, position=position, data=data
-            )
-            self._nodes.prune_checkpoints(self._node_id, keep=KEPT)
+            publish()
         except Exception as error:  # noqa: BLE001  the thread that trains raises it, where it must
             self._failure = error
         finally:

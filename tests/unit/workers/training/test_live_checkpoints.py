@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +19,15 @@ from cache_store.records.nodes import NodeStore
 from cache_store.storage.base import Stream
 from cache_store.storage.local import LocalStorage
 from workers import tensor_files
+from workers.training.checkpoint import FILE
 from workers.training.checkpoints.live import LiveTensors
-from workers.training.checkpoints.writer import FILE, CheckpointWriter
+from workers.training.checkpoints.writer import CheckpointWriter
 
 if TYPE_CHECKING:
     from cache_store.storage.base import Content
 
 PIECE = 1000
+NODE = "abc123"
 
 
 @pytest.fixture(autouse=True)
@@ -140,54 +142,66 @@ def slow(tmp_path: Path) -> Slow:
     return storage
 
 
-def begin(writer: CheckpointWriter, tensors: dict[str, torch.Tensor], step: int, allowed: int = 1 << 30) -> None:
-    writer.begin(LiveTensors(tensors, live_names(tensors), allowed), [step], {"step": step})
+@dataclass
+class Lab:
+    """A node of a slow store, whose checkpoints are written beside updates."""
+
+    nodes: NodeStore
+    writer: CheckpointWriter = field(default_factory=CheckpointWriter)
+    tensors: dict[str, torch.Tensor] = field(default_factory=state)
+
+    def begin(self, step: int, allowed: int = 1 << 30) -> None:
+        stream = LiveTensors(self.tensors, live_names(self.tensors), allowed)
+
+        def publish() -> None:
+            self.nodes.save_checkpoint(NODE, "a1", files={FILE: stream}, position=[step])
+            self.nodes.prune_checkpoints(NODE, keep=2)
+
+        self.writer.begin(stream, publish)
+
+    def positions(self) -> list[tuple[int, ...]]:
+        return [checkpoint.position for checkpoint in self.nodes.checkpoints(NODE)]
 
 
 def test_checkpoints_written_beside_updates_are_those_of_their_moments(slow: Slow) -> None:
-    nodes, node = NodeStore(slow), uuid.uuid4().hex
-    writer, tensors = CheckpointWriter(nodes, node, "a1"), state()
-    expected = {}
+    lab, expected = Lab(NodeStore(slow)), {}
     for step in range(6):
-        expected[step] = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        begin(writer, tensors, step, allowed=(0, 9000, 1 << 30)[step % 3])
+        expected[step] = save({name: tensor.contiguous() for name, tensor in lab.tensors.items()})
+        lab.begin(step, allowed=(0, 9000, 1 << 30)[step % 3])
         for _ in range(3):
-            writer.before_update()
-            for name in live_names(tensors):
-                tensors[name].add_(1.0)
-    writer.finish()
-    found = nodes.checkpoints(node)
-    assert [checkpoint.position for checkpoint in found] == [(5,), (4,)]
-    for checkpoint in found:
-        assert nodes.read_file(checkpoint.files[FILE]) == expected[checkpoint.position[0]]
-    assert writer.timing is not None
-    assert writer.timing.waited > 0
+            lab.writer.before_update()
+            for name in live_names(lab.tensors):
+                lab.tensors[name].add_(1.0)
+    lab.writer.finish()
+    assert lab.positions() == [(5,), (4,)]
+    for checkpoint in lab.nodes.checkpoints(NODE):
+        assert lab.nodes.read_file(checkpoint.files[FILE]) == expected[checkpoint.position[0]]
+    assert lab.writer.timing is not None
+    assert lab.writer.timing.waited > 0
 
 
 def test_a_failure_is_told_when_asked_and_the_next_checkpoint_is_a_new_one(slow: Slow) -> None:
-    nodes, node = NodeStore(slow), uuid.uuid4().hex
-    writer, tensors = CheckpointWriter(nodes, node, "a1"), state()
+    lab = Lab(NodeStore(slow))
     slow.broken = True
-    begin(writer, tensors, 1, allowed=0)
-    writer.before_update()  # does not wait for a writer that is gone
-    writer.wait()
-    assert writer.failed
+    lab.begin(1, allowed=0)
+    lab.writer.before_update()  # does not wait for a writer that is gone
+    lab.writer.wait()
+    assert lab.writer.failed
     with pytest.raises(StorageFull, match="No space left"):
-        writer.finish()
+        lab.writer.finish()
     slow.broken = False
-    begin(writer, tensors, 2)
-    writer.finish()
-    assert not writer.failed
-    assert [checkpoint.position for checkpoint in nodes.checkpoints(node)] == [(2,)]
+    lab.begin(2)
+    lab.writer.finish()
+    assert not lab.writer.failed
+    assert lab.positions() == [(2,)]
 
 
 def test_a_checkpoint_is_given_up_in_the_middle(slow: Slow) -> None:
-    nodes, node = NodeStore(slow), uuid.uuid4().hex
-    writer, tensors = CheckpointWriter(nodes, node, "a1"), state()
+    lab = Lab(NodeStore(slow))
     slow.pause_s = 0.05
-    begin(writer, tensors, 1)
+    lab.begin(1)
     before = time.monotonic()
-    writer.give_up()
+    lab.writer.give_up()
     assert time.monotonic() - before < 0.05 * pieces_in_all() / 2
-    assert not writer.failed
-    assert nodes.checkpoints(node) == []
+    assert not lab.writer.failed
+    assert lab.positions() == []
