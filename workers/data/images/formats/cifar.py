@@ -5,8 +5,6 @@ Nothing in a pickle is run: only plain containers and numpy arrays are read.
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +17,11 @@ from workers.data.files import SourceFile, base_name, infos_of, join, open_root,
 from workers.data.images.facts import SPLITS, ImageFacts, Split
 from workers.data.images.formats import parquet
 from workers.data.images.formats.base import DataFormat, FileFormat, ImageFiles, ImagePiece, fail, overlaps
+from workers.data.images.formats.plain_pickle import PickledArray, read_plain_pickle
 from workers.specs.experiment import ImageSpec
+
+#: CIFAR-100's largest file has 155 MB.
+_MOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -113,23 +115,6 @@ class Cifar(DataFormat):
             raise DataError(f"data.download: cannot download {data.name} to {root}: {error}") from error
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads containers, strings, numbers and numpy arrays and refuses the rest, so no code of a file runs."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return np.empty(0).__reduce__()[0]  # wherever this version of numpy keeps it
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a data file")
-
-
-def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    return text.encode("latin1")
-
-
 def read_pickle(filesystem: Any, path: str, label_key: str) -> tuple[np.ndarray, list[Any]]:
     """Read one batch of torchvision's CIFAR folder: images uint8 (N, 3, 32, 32) and its N labels as they stand.
 
@@ -137,20 +122,20 @@ def read_pickle(filesystem: Any, path: str, label_key: str) -> tuple[np.ndarray,
     """
     try:
         with filesystem.open(path, "rb") as stream:
-            content = _ArrayUnpickler(io.BytesIO(stream.read()), encoding="latin1").load()
-        images = np.asarray(content["data"]).reshape(-1, 3, 32, 32)
-        labels = list(content[label_key])
-    except KeyError as error:
-        raise DataError(f"data.path: {path} has no entry {error}; needed: data and {label_key}") from error
-    except (
-        OSError,
-        EOFError,
-        pickle.UnpicklingError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        IndexError,
-    ) as error:
+            raw = stream.read(_MOST_BYTES + 1)
+        if len(raw) > _MOST_BYTES:
+            raise ValueError(f"larger than {_MOST_BYTES} bytes")
+        content = read_plain_pickle(raw)
+        if not isinstance(content, dict):
+            raise ValueError("it holds no dictionary")
+        missing = [key for key in ("data", label_key) if key not in content]
+        if missing:
+            raise DataError(f"data.path: {path} has no entry {missing[0]!r}; needed: data and {label_key}")
+        data, labels = content["data"], content[label_key]
+        if not isinstance(data, PickledArray) or not isinstance(labels, list):
+            raise ValueError("its data are no array, or its labels no list")
+        images = data.array().reshape(-1, 3, 32, 32)
+    except (OSError, ValueError) as error:
         raise DataError(f"data.path: {path} is not a CIFAR batch: {error}") from error
     if images.dtype != np.uint8 or len(images) != len(labels):
         raise DataError(
