@@ -44,7 +44,7 @@ class PickledArray:
         if self.dtype is None or self.dtype.kind.lstrip("|<>=") not in _WHOLE:
             raise ValueError("an array is not of whole numbers")
         order = self.dtype.order if self.dtype.order in ("<", ">") else "="
-        dtype = np.dtype(self.dtype.kind.lstrip("|<>=")).newbyteorder(order)
+        dtype = np.dtype(order + self.dtype.kind.lstrip("|<>="))
         if len(self.raw) != math.prod(self.shape) * dtype.itemsize:
             raise ValueError(f"an array of shape {self.shape} has {len(self.raw)} bytes")
         return np.frombuffer(self.raw, dtype).reshape(self.shape, order="F" if self.fortran else "C")
