@@ -153,6 +153,12 @@ class EvaluationConfig(Section):
         le=1 << 24,
         description="Samples of one evaluation batch. None: 512 images, 16 samples of text.",
     )
+    every: Literal["epoch"] | None = Field(
+        default=None,
+        description="epoch: score the test split after every epoch of every stage, the whole chain as it stands and, "
+        "where it is another one, the stage's own path (as published; for curves: nothing is chosen by it). null: the "
+        "test split is scored once, at the end.",
+    )
     stages: bool = Field(
         default=True,
         description="Score the whole chain on validation after every stage; of a language model also the truncated "

@@ -18,7 +18,7 @@ from orchestrator.plan.snapshot_nodes import SnapshotNodes
 from orchestrator.regimes import wavefront
 from orchestrator.regimes.stages import Stage
 from workers.specs.as_json import to_json
-from workers.specs.tasks import AverageTask, MeasureTask, RoundSpec, StageTask
+from workers.specs.tasks import AverageTask, EpochTestSpec, MeasureTask, RoundSpec, StageTask
 
 if TYPE_CHECKING:
     from orchestrator.config.schema import Regime
@@ -186,10 +186,14 @@ class RegimeBuilder:
             window=self._window(stage),
             round=None if epochs is None else RoundSpec(first=epochs[0], end=epochs[1]),
             gate=None if state.gate is None else state.gate_spec,
+            test=self._epoch_test(),
         )
         parents |= state.gate_parent()
         part = train if epochs is None else dataclasses.replace(train, epochs=epochs[1] - epochs[0])
         predicted = state.estimator.stage(stage, part, boundary, decision.source)
+        if task.test is not None:
+            parents |= {f"weights/{part}": state.weights[part] for part in task.test.path}
+            predicted = state.with_tests(predicted, formulas.epochs_to_run(part, state.inputs.rows.train))
         label = stage.name if epochs is None or step is None else f"{stage.name} round {step.index + 1}"
         node = state.add("train", label, to_json(task), parents, predicted)
         self._ended.decisions[node], self._ended.reads[node] = decision, tuple(sets.values())
@@ -205,6 +209,12 @@ class RegimeBuilder:
         if "aux" in stage.path and self._state.regime.traits.copies_head:
             parts.append("head")  # a language model's local head starts as a copy of its own
         return {f"weights/{part}": self._state.weights[part] for part in (*hop_parts, *parts)}
+
+    def _epoch_test(self) -> EpochTestSpec | None:
+        config = self._state.inputs.config
+        if config.evaluation.every is None:
+            return None
+        return EpochTestSpec(path=(*self._state.blocks, "head"), batch_size=config.evaluation_batch)
 
     def _average_node(self, step: wavefront.Average, replicas: Sequence[str]) -> str:
         state = self._state

@@ -154,6 +154,18 @@ class RegimeState:
         most = self.stored_views if source == "snapshots" else epochs
         return ViewsSeen(min(most if self.views == "auto" else self.views, epochs), epochs)
 
+    def with_tests(self, predicted: Estimate, epochs: int) -> Estimate:
+        """A stage's prediction with the test split scored after each of its epochs."""
+        rows, training = self.inputs.rows.test, self.regime.training
+        each = self.estimator.frozen(
+            [*self.outline.blocks, self.outline.head],
+            min(self.inputs.config.evaluation_batch, rows),
+            rows=rows,
+            precision=training.precision,
+            load_row_seconds=self.estimator.load.evaluate,
+        )
+        return dataclasses.replace(predicted, seconds=predicted.seconds + epochs * each.seconds)
+
     def gate_parent(self) -> dict[str, str]:
         return {} if self.gate is None else {"gate": self.gate}
 

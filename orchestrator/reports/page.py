@@ -81,6 +81,7 @@ def render(summary: Summary) -> str:
         work=[_work_row(item) for item in summary.work],
         legend=[{"title": page.names[name], "colour": page.palette[name]} for name in regimes],
         layer_legend=_layer_legend(curve, page.names, page.palette),
+        tested=any(epoch.test for each in regimes.values() for stage in each.stages for epoch in stage.curve),
         reference_line=len(regimes) > 1 and any(each.done and is_baseline(each) for each in regimes.values()),
         failures=summary.failures,
         exports=_exports(page),

@@ -63,6 +63,10 @@ class EpochSummary:
     lr: float | None = None
     seconds: float | None = None
     validation_seconds: float | None = field(default=None, metadata=OPTIONAL)
+    #: Of the test split: the whole network as it stood, and the stage's own path.
+    test: Metrics | None = field(default=None, metadata=OPTIONAL)
+    test_auxiliary: Metrics | None = field(default=None, metadata=OPTIONAL)
+    test_seconds: float | None = field(default=None, metadata=OPTIONAL)
     others: Mapping[str, float | None] = field(default_factory=dict, metadata=REST)
     peak_device_bytes: int | None = None
     peak_device_reserved_bytes: int | None = None
@@ -74,7 +78,7 @@ class EpochSummary:
         return value
 
 
-_OF_EPOCHS = frozenset(EpochSummary.__dataclass_fields__) - {"validation", "others"}
+_OF_EPOCHS = frozenset(EpochSummary.__dataclass_fields__) - {"validation", "test", "test_auxiliary", "others"}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.reports.records import RegimeSummary, StageSummary
+from orchestrator.reports.records import Metrics, RegimeSummary, StageSummary
 
 #: Field of an epoch -> name of the figure.
 EPOCH_FIGURES = {
@@ -30,6 +30,11 @@ EPOCH_FIGURES = {
 }
 #: Metric of an epoch's own validation -> name of the figure.
 VALIDATION_FIGURES = {"perplexity": "perplexity/validation", "token_accuracy": "token_accuracy/validation"}
+#: Metrics of the test split after an epoch -> names of the figures.
+TEST_FIGURES = {
+    "test": {"accuracy": "accuracy/test", "loss": "loss/test"},
+    "test_auxiliary": {"accuracy": "accuracy/test_auxiliary", "loss": "loss/test_auxiliary"},
+}
 #: Metric of the assembled network after a stage -> name of the figure.
 ASSEMBLED_FIGURES = {"accuracy": "accuracy/assembled", "loss": "loss/assembled", "perplexity": "perplexity/assembled"}
 
@@ -69,6 +74,9 @@ def points_of(regime: RegimeSummary) -> Iterator[LoggedPoint]:
             figures = {name: epoch.figure(key) for key, name in EPOCH_FIGURES.items()}
             validation = epoch.validation or {}
             figures |= {name: validation.get(key) for key, name in VALIDATION_FIGURES.items()}
+            for path, names in TEST_FIGURES.items():
+                tested: Metrics = getattr(epoch, path) or {}
+                figures |= {name: tested.get(key) for key, name in names.items()}
             yield LoggedPoint(step, when, _known(figures))
         whole = _known({name: stage.assembled.get(key) for key, name in ASSEMBLED_FIGURES.items()})
         if whole and stage.curve:

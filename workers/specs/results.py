@@ -94,6 +94,8 @@ class SnapshotCounters(Record):
 class EpochFigures(Record):
     """What one epoch of a stage came to. Accuracies 0..1; `epoch` counts from 0."""
 
+    OMITTED = ("test", "test_auxiliary", "test_seconds")
+
     epoch: int
     train_loss: float
     #: None where the domain does not count it.
@@ -105,6 +107,11 @@ class EpochFigures(Record):
     lr: float
     seconds: float
     validation_seconds: float = 0.0
+    #: Of the test split, where it is scored after every epoch: the whole network as it stands, and the stage's own path
+    #: where that is another one; and what scoring took, which is in no other time.
+    test: Mapping[str, float] | None = None
+    test_auxiliary: Mapping[str, float] | None = None
+    test_seconds: float | None = None
     #: Samples a second, and what they are called: the key is `<unit>_per_s`.
     unit: str = "images"
     rate: float = 0.0

@@ -123,6 +123,14 @@ class MeasureTask:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EpochTestSpec:
+    """Score the test split after every epoch of a stage. `path`: the whole network, in forward order."""
+
+    path: tuple[str, ...]
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageTask:
     """One training stage. Parents: data, weights/<part> for every part of `path` and of `boundary.hops`
     (the node whose commit holds that part: a model node or an earlier stage), snapshot/<split>/<view> for each
@@ -132,7 +140,7 @@ class StageTask:
 
     experiment: Experiment
     #: Fields that came later: left out where they are None, so that tasks without them keep their ids.
-    LATER: ClassVar[tuple[str, ...]] = ("window", "round", "gate")
+    LATER: ClassVar[tuple[str, ...]] = ("window", "round", "gate", "test")
 
     #: Unique inside a regime, e.g. `stage2-seg2`.
     name: str
@@ -150,6 +158,8 @@ class StageTask:
     #: The part of the stage's epochs that is trained here; None: all.
     round: RoundSpec | None = None
     gate: GateSpec | None = None
+    #: With it, weights/<part> of all parts of the network are parents.
+    test: EpochTestSpec | None = None
 
     @property
     def stored_boundary(self) -> BoundarySpec:

@@ -72,7 +72,7 @@ class StageInputs:
             device,
             train.precision,
             channels_last=train.channels_last,
-            prefix=None if self.prefix is None else self._through(self.prefix),
+            prefix=None if self.prefix is None else self.through(self.prefix),
         )
 
     def _stored(self, split: str) -> Inputs:
@@ -106,7 +106,7 @@ class StageInputs:
         self._shared.append(shared)
         return boundary.reader(shared.obtain)
 
-    def _through(self, prefix: ModulePath) -> Callable[[Batch], Batch]:
+    def through(self, prefix: ModulePath) -> Callable[[Batch], Batch]:
         """Make the frozen blocks a step of loading: their output takes the place of the batch's boundary."""
         precision = self._task.train.precision
 

@@ -42,7 +42,7 @@ from workers.training.memory import (
 )
 from workers.training.optimizer import StageStep
 from workers.training.schedules import learning_rate
-from workers.training.scoring import score
+from workers.training.scoring import EpochTests, score
 from workers.training.stage_inputs import StageInputs
 from workers.training.stage_path import StagePath
 from workers.training.stage_result import Finished
@@ -96,6 +96,7 @@ class StageTrainer:
         self.inputs = StageInputs(
             task, parents, environment, self.domain, self.weights, made=Made(attempt), production=production
         )
+        self._tests = self._epoch_tests()
         self.state = StageState(task, self.path, self.step, environment, attempt)
         self._looks = Looks(self.gang)
 
@@ -131,6 +132,19 @@ class StageTrainer:
         )
         return finished.commit()
 
+    def _epoch_tests(self) -> EpochTests | None:
+        if self.task.test is None:
+            return None
+        return EpochTests(
+            self.task,
+            self.task.test,
+            self._parents,
+            self.environment,
+            self.domain,
+            self.weights,
+            through=self.inputs.through,
+        )
+
     # -- one epoch ------------------------------------------------------------------------------------------
 
     def _run_epoch(self) -> None:
@@ -145,6 +159,8 @@ class StageTrainer:
         if not math.isfinite(validation["loss"]):
             # The last step's own loss was finite, but not what it made of the weights.
             self._check_finite(epoch.bad_step.clamp(max=progress.global_step - 1))
+        validated = epoch.clock.seconds()
+        tested = None if self._tests is None else self._tests.score(self.path)
         figures = EpochFigures(
             epoch=progress.epoch,
             train_loss=train_loss,
@@ -154,7 +170,10 @@ class StageTrainer:
             validation=validation,
             lr=self._rate(progress.global_step - 1),
             seconds=seconds,
-            validation_seconds=epoch.clock.seconds() - seconds,
+            validation_seconds=validated - seconds,
+            test=None if tested is None else tested.real,
+            test_auxiliary=None if tested is None else tested.auxiliary,
+            test_seconds=None if tested is None else tested.seconds,
             unit=self.domain.unit,
             rate=self.inputs.samples(steps) / max(seconds, 1e-9),
             peak_device_bytes=peak.device,

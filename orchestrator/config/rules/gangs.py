@@ -28,6 +28,11 @@ def problems(config: Config) -> Iterator[Finding]:
             )
         if regime.snapshots.production == "overlap":
             yield (*at, "size"), f"{gang.size}: not with snapshots.production overlap ({name}); allowed: before"
+    if gang.strategy == "fsdp2" and config.evaluation.every is not None:
+        yield (
+            ("evaluation", "every"),
+            f"{config.evaluation.every}: not with resources.gang.strategy fsdp2; allowed: null",
+        )
     refusal = config.family.traits.can.fsdp2
     if gang.strategy == "fsdp2" and refusal is not None:
         yield (*at, "strategy"), refusal

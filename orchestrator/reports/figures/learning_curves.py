@@ -115,6 +115,20 @@ class _Row:
             ms=3,
             gid=f"{self.key}-{index}-validation-{metric}",
         )
+        for path, tested, style in (
+            ("test", [epoch.test for epoch in curve], "solid"),
+            ("test_auxiliary", [epoch.test_auxiliary for epoch in curve], (0, (3, 1.6))),
+        ):
+            if any(tested):
+                axes.plot(
+                    xs,
+                    [_number((metrics or {}).get(metric)) for metrics in tested],
+                    color=INK,
+                    lw=1.0,
+                    ls=style,
+                    marker="." if len(curve) == 1 else None,
+                    gid=f"{self.key}-{index}-{path}-{metric}",
+                )
         if start:
             axes.axvline(start + 0.5, color="#b8c2cc", lw=1)
         best = _best(stage)
@@ -241,6 +255,7 @@ def _values(regimes: Mapping[str, RegimeSummary], metric: str) -> list[float]:
         for value in (
             *(epoch.figure(f"validation_{metric}") for epoch in stage.curve),
             *(epoch.figure(f"train_{metric}") for epoch in stage.curve),
+            *((epoch.test or {}).get(metric) for epoch in stage.curve),
             stage.assembled.get(metric),
         )
         if value is not None

@@ -466,3 +466,17 @@ def test_published_settings_are_to_the_letter(name: str) -> None:
     convs = {regime: config.regime(regime).model.head_convs for regime in config.regimes}
     assert convs.pop("lw", 0) == 0, "layer-wise, the last stage trains the classifier alone"
     assert set(convs.values()) == {"resnet18_cifar10": {1}, "resnet50_cifar10": {3}}.get(name, {1, 2, 3})
+    assert config.evaluation.every == "epoch", "Test (real) and Test (aux) are reported for each epoch"
+
+
+@pytest.mark.parametrize(
+    ("name", "bases"), [("llama_sweep", [1, 18, 21, 24]), ("nemo_sweep", [1, 18, 25, 32])], ids=["llama", "nemo"]
+)
+def test_sweeps_have_the_base_depths_of_the_published_table(name: str, bases: list[int]) -> None:
+    path = next(path for path in CONFIGS if path.stem == name)
+    folder = Path(__file__).parents[3] / "data" / ARCHITECTURES[name]
+    sweep = load(path, [f"model.path={folder}", "data.name=stdlib", "data.path=null"]).sweep
+    assert sweep is not None
+    assert list(sweep.parameters["split.base"].grid or ()) == bases
+    text = path.read_text()
+    assert all(f"#   base {base} " in text for base in bases), "with the published scores of each"

@@ -98,6 +98,27 @@ def test_curves_have_as_many_points_as_epochs(page: str, summary: dict[str, Any]
                 assert points_of(page, f"{name}-{index}-train-{metric}") == len(stage["curve"])
 
 
+def test_scores_of_the_test_split_after_every_epoch_are_curves_of_their_own(page: str, summary: dict[str, Any]) -> None:
+    assert "test, whole network" not in page
+    assert "looked at once" in page
+    tested = copy.deepcopy(summary)
+    stages = tested["regimes"]["segprop"]["stages"]
+    for stage in stages:
+        for epoch in stage["curve"]:
+            epoch["test"] = {"accuracy": 0.25, "loss": 1.5}
+            if stage["auxiliary"]:
+                epoch["test_auxiliary"] = {"accuracy": 0.5, "loss": 1.25}
+    drawn = render(read(tested))
+    for index, stage in enumerate(stages):
+        for metric in ("accuracy", "loss"):
+            assert points_of(drawn, f"segprop-{index}-test-{metric}") == len(stage["curve"])
+            own = f'id="curves-segprop-{index}-test_auxiliary-{metric}"' in drawn
+            assert own == stage["auxiliary"]
+    assert "curves-e2e-0-test-" not in drawn
+    assert "test, whole network" in drawn
+    assert "looked at once" not in drawn
+
+
 def test_best_epochs_and_assembled_accuracies_are_marked(page: str, summary: dict[str, Any]) -> None:
     for name, regime in summary["regimes"].items():
         for index in range(len(regime["stages"])):

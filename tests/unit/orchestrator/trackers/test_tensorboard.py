@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,20 @@ def test_every_epoch_of_every_regime_is_read_back(tmp_path: Path, summary: dict[
             assert [scalar.value for scalar in scalars] == pytest.approx(expected)
         assembled = events.Scalars("accuracy/assembled")
         assert len(assembled) == len(regime["stages"])
+
+
+def test_scores_of_the_test_split_after_every_epoch_are_read_back(tmp_path: Path, summary: dict[str, Any]) -> None:
+    tested = copy.deepcopy(summary)
+    epochs = [epoch for stage in tested["regimes"]["segprop"]["stages"] for epoch in stage["curve"]]
+    for index, epoch in enumerate(epochs):
+        epoch["test"] = {"accuracy": index / 100, "loss": 1.5}
+    epochs[0]["test_auxiliary"] = {"accuracy": 0.5, "loss": 1.25}
+    track(tmp_path, read(tested))
+    events = EventAccumulator(str(tmp_path / "tb" / "segprop"))
+    events.Reload()
+    expected = [index / 100 for index in range(len(epochs))]
+    assert [scalar.value for scalar in events.Scalars("accuracy/test")] == pytest.approx(expected)
+    assert [(scalar.step, scalar.value) for scalar in events.Scalars("loss/test_auxiliary")] == [(1, 1.25)]
 
 
 def test_writing_again_gives_the_same_bytes_and_no_second_file(tmp_path: Path, summary: dict[str, Any]) -> None:
