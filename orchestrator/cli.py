@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from cache_store.errors import SegpropError, UserError
 from orchestrator.cache import commands
 
 if TYPE_CHECKING:
+    from orchestrator.config.devices import Device
     from orchestrator.config.yaml_loader import Document
     from orchestrator.runs.prepare import Prepared
 
@@ -120,6 +122,16 @@ def plan(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
     as_json: JsonOption = False,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Also say what fits this accelerator and what to change: l4, a10g, rtx4090, a100-80, h100, …"
+        ),
+    ] = None,
+    trace: Annotated[
+        bool,
+        typer.Option("--trace", help="Also trace real steps, of tensors without bytes."),
+    ] = False,
 ) -> None:
     """Print the stages with parameters, memory, snapshot bytes and time; train nothing."""
     from orchestrator.config.load import read_document
@@ -130,13 +142,36 @@ def plan(
     if is_sweep(document):
         _plan_sweep(document, as_json=as_json)
         return
-    prepared = prepare_document(document)
-    if as_json:
-        print(json.dumps({"config": prepared.config.resolved(), "plan": prepared.plan.to_json()}, indent=1))
-        return
-    from orchestrator.runs.dry_run import print_plan
+    from orchestrator.config.devices import device_called
 
+    known = None if device is None else device_called(device)
+    prepared = prepare_document(document, device=known)
+    _answer(prepared, known, ["segprop", "run", str(config), *(overrides or ())], as_json=as_json, trace=trace)
+
+
+def _answer(prepared: Prepared, device: Device | None, command: list[str], *, as_json: bool, trace: bool) -> None:
+    """Print a plan, and what was asked about it."""
+    from orchestrator.runs import fit
+    from orchestrator.runs import trace as tracing
+    from orchestrator.runs.dry_run import print_plan, print_wide
+
+    fits = None if device is None else fit.fit_of(prepared, device)
+    stages = tracing.traced(prepared) if trace else None
+    if as_json:
+        found: dict[str, object] = {"config": prepared.config.resolved(), "plan": prepared.plan.to_json()}
+        if fits is not None:
+            found["device"] = fits.to_json()
+        if stages is not None:
+            found["trace"] = [stage.to_json() for stage in stages]
+        print(json.dumps(found, indent=1))
+        return
     print_plan(prepared)
+    if fits is not None:
+        print()
+        print_wide(fit.render(fits, shlex.join(command)))
+    if stages is not None:
+        print()
+        print_wide(tracing.render(stages))
 
 
 def _plan_sweep(document: Document, *, as_json: bool) -> None:

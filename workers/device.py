@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from cache_store.formats.torch_dtypes import TORCH
 from workers.specs.capability import Capability, cpu_capability
@@ -29,6 +32,36 @@ def to_device(tensor: Tensor, device: torch.device, *, memory_format: torch.memo
     """The tensor on `device`, there by the time anything enqueued later reads it."""
     layout = torch.preserve_format if memory_format is None else memory_format
     return pinned(tensor, device).to(device, non_blocking=True, memory_format=layout)
+
+
+#: The kind of device that tensors without bytes stand for, while a stage is traced.
+_stood_for: ContextVar[str | None] = ContextVar("stood_for", default=None)
+
+
+def kind_of(device: torch.device) -> str:
+    """The type of a device, as pieces of work are sized by it: `cuda` also of a CPU that stands in for one."""
+    return _stood_for.get() or device.type
+
+
+@contextmanager
+def standing_in_for(kind: str) -> Iterator[None]:
+    """Let devices count as of this type wherever pieces of work are sized (`workers.tracing`)."""
+    token = _stood_for.set(kind)
+    try:
+        yield
+    finally:
+        _stood_for.reset(token)
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether there is anything to look at: tensors of a trace have shapes alone."""
+    return not isinstance(tensor, FakeTensor)
+
+
+def with_values() -> AbstractContextManager[Any]:
+    """Make real tensors for a while, also inside a trace."""
+    made: AbstractContextManager[Any] = unset_fake_temporarily()
+    return made
 
 
 #: What autocast computes in.

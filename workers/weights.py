@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
@@ -21,6 +22,19 @@ ADAPTER = "adapter"
 AUX = "aux"
 #: In the name of every parameter of a low-rank adapter, as peft calls them.
 LORA = ".lora_"
+
+
+class PartSource(Protocol):
+    """Where the parts of a path come from."""
+
+    def has(self, part: str) -> bool:
+        """Whether there is such a part."""
+
+    def state(self, part: str) -> State:
+        """The part's tensors on the host, keyed by the model's own names."""
+
+    def build(self, part: str) -> nn.Module:
+        """The part on the task's device with its weights."""
 
 
 class Weights:

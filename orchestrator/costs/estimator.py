@@ -57,7 +57,15 @@ class Estimator:
         )
         predicted = formulas.train_estimate(parts, inputs, self.rates)
         memory = self.regime.family.stage_memory(self.regime.model, self.found, parts)
-        return predicted if memory is None else formulas.with_memory(predicted, memory)
+        trained, committed = (
+            4 * predicted.trainable,
+            4 * sum(self.outline.part(name).parameters for name in stage.trained),
+        )
+        if memory is not None:
+            predicted = formulas.with_memory(predicted, memory)
+            trained, committed = memory.gradients, memory.committed
+        batch = train.micro * inputs.elements * inputs.item_bytes
+        return formulas.with_host(predicted, train, trained=trained, committed=committed, batch=batch)
 
     def frozen(self, parts: Sequence[PartOutline], batch_rows: int, **figures: Any) -> Estimate:
         """Predict samples going once through frozen parts; `figures` as for `formulas.frozen_estimate`."""

@@ -32,10 +32,16 @@ NOTHING_TO_LOAD = LoadSeconds()
 TASK_SECONDS = 0.05
 
 
+#: Micro-batches on the host at one time: one being filled, two that wait, one in the step.
+WAITING_BATCHES = 4
+#: Checkpoints in the store at one time: two are kept while a third is written.
+CHECKPOINTS = 3
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Predictions for one node. `peak_bytes`: device memory, `optimizer_bytes` of it the optimizer's state.
-    `snapshot_bytes`: what it adds to the store."""
+    `snapshot_bytes`: what it adds to the store in snapshots."""
 
     parameters: int = 0
     trainable: int = 0
@@ -44,6 +50,10 @@ class Estimate:
     flops: int = 0
     seconds: float = 0.0
     optimizer_bytes: int = 0
+    #: Of a stage, beside its process and the store: batches that wait, and the copy that a checkpoint is written from;
+    #: the checkpoints and the commit.
+    host_bytes: int = 0
+    disk_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "seconds": round(self.seconds, 3)}
@@ -164,6 +174,19 @@ def with_memory(predicted: Estimate, memory: StageMemory) -> Estimate:
     """A stage's predictions with the memory that its family knows better."""
     return dataclasses.replace(
         predicted, trainable=memory.trainable, peak_bytes=memory.peak, optimizer_bytes=memory.optimizer
+    )
+
+
+def with_host(predicted: Estimate, train: TrainSpec, *, trained: int, committed: int, batch: int) -> Estimate:
+    """A stage's predictions with what it takes beside the device. Bytes: `trained` of what is updated, `committed` of
+    the
+    parts that it belongs to, `batch` of a micro-batch as it is read."""
+    best = trained if train.commit == "best" and train.epochs > 1 else 0
+    checkpoint = trained + predicted.optimizer_bytes + best
+    return dataclasses.replace(
+        predicted,
+        host_bytes=checkpoint + WAITING_BATCHES * batch,
+        disk_bytes=CHECKPOINTS * checkpoint + committed,
     )
 
 

@@ -54,6 +54,8 @@ def total(estimates: Iterable[Estimate]) -> Estimate:
         flops=sum(item.flops for item in items),
         seconds=sum(item.seconds for item in items),
         optimizer_bytes=max((item.optimizer_bytes for item in items), default=0),
+        host_bytes=max((item.host_bytes for item in items), default=0),
+        disk_bytes=max((item.disk_bytes for item in items), default=0),
     )
 
 
@@ -279,6 +281,11 @@ def _summary(plan: Plan, shared: Sequence[Node], optimizer: bool) -> Table:
 
 def print_plan(prepared: Prepared, stream: TextIO | None = None) -> None:
     """Write the tables to `stream` (standard output)."""
+    print_wide(render(prepared), stream)
+
+
+def print_wide(tables: RenderableType, stream: TextIO | None = None) -> None:
+    """Write tables as wide as the terminal, or as they want to be."""
     stream = sys.stdout if stream is None else stream
     width = shutil.get_terminal_size().columns if stream.isatty() else FILE_WIDTH
-    Console(file=stream, width=width, highlight=False, soft_wrap=False).print(render(prepared))
+    Console(file=stream, width=width, highlight=False, soft_wrap=False).print(tables)

@@ -10,18 +10,20 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from cache_store.errors import ConfigError, UserError
 from cache_store.records.nodes import NodeStore
 from cache_store.storage.open import existing_storage
 from orchestrator.config import load as configuration
+from orchestrator.config.devices import Device
 from orchestrator.config.precision import has_gpu, planned_device
 from orchestrator.config.rates import Rates
 from orchestrator.config.rules import ray_jobs
 from orchestrator.config.rules.check import sound
 from orchestrator.config.rules.models import finding_of, trainable
 from orchestrator.config.schema import Config
-from orchestrator.config.yaml_loader import Document, KeyPath, Problem, raise_problems
+from orchestrator.config.yaml_loader import Document, KeyPath, Problem, apply_overrides, raise_problems
 from orchestrator.plan.builder import build_plan
 from orchestrator.plan.experiment import outline_of, rows_of
 from orchestrator.plan.graph import Plan
@@ -47,6 +49,8 @@ class Prepared:
     plan: Plan
     #: The plan again, with what measure nodes found (node id -> figures).
     replan: Callable[[Mapping[str, MeasuredCosts]], Plan] = field(repr=False, compare=False)
+    #: The plan of a configuration that differs from this one in its training alone.
+    plan_of: Callable[[Config], Plan] = field(repr=False, compare=False)
 
     @property
     def run_dir(self) -> Path:
@@ -73,8 +77,15 @@ def prepare(
     return prepare_document(configuration.read_document(path, overrides), inspect=inspect)
 
 
-def prepare_document(source: Document, *, inspect: Callable[[AnyData, int], AnyOutline] | None = None) -> Prepared:
-    """As `prepare`, of a file that was read already."""
+def prepare_document(
+    source: Document,
+    *,
+    inspect: Callable[[AnyData, int], AnyOutline] | None = None,
+    device: Device | None = None,
+) -> Prepared:
+    """As `prepare`, of a file that was read already. `device`: what to plan for instead of what `resources` say."""
+    if device is not None:
+        apply_overrides(source, ["resources.device=cuda"], "--device")
     checked = configuration.check(source)
     document, problems = checked.document, list(checked.problems)
     data: AnyOutline | None = None
@@ -95,7 +106,7 @@ def prepare_document(source: Document, *, inspect: Callable[[AnyData, int], AnyO
     config = sound(document, problems, checked.config, kind)
     if data is None:
         raise ConfigError(f"{document.source}: its data cannot be looked at")
-    return _planned(document, PlanBasis(config, data, checked.found, digest))
+    return _planned(document, PlanBasis(config, data, checked.found, digest, device))
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,7 @@ class PlanBasis:
     data: AnyOutline
     found: object | None
     weights_digest: str | None
+    device: Device | None = None
 
 
 def _weights_digest(config: Config, found: object | None, findings: list[Finding]) -> str | None:
@@ -134,17 +146,20 @@ def _planned(document: Document, basis: PlanBasis) -> Prepared:
     findings = [finding for regime in regimes for finding in trainable(config, regime, outlines[regime.name], rows)]
     raise_problems(document.source, document.located(findings))
 
-    def replan(figures: Mapping[str, MeasuredCosts]) -> Plan:
+    def plan_of(changed: Config, figures: Mapping[str, MeasuredCosts] = MappingProxyType({})) -> Plan:
         return build_plan(
-            config,
+            changed,
             outlines,
             data,
             found=found,
             weights_digest=basis.weights_digest,
-            speeds=Speeds(_rates(config), on_host=not _on_gpu(config)),
+            speeds=Speeds(_rates(config, basis.device), on_host=not _on_gpu(config)),
             figures=figures,
             versions=versions_of(config),
         )
+
+    def replan(figures: Mapping[str, MeasuredCosts]) -> Plan:
+        return plan_of(config, figures)
 
     try:
         plan = replan({})
@@ -154,7 +169,7 @@ def _planned(document: Document, basis: PlanBasis) -> Prepared:
     except ConfigError as error:
         raise_problems(document.source, [document.problem(("snapshots", "budget"), error.message)])
         raise
-    return Prepared(document.source, config, data, found, plan, replan)
+    return Prepared(document.source, config, data, found, plan, replan, plan_of)
 
 
 def versions_of(config: Config) -> dict[str, dict[str, str]]:
@@ -205,9 +220,14 @@ def _data_problems(error: UserError, document: Document, known: Sequence[Problem
     return found
 
 
-def _rates(config: Config) -> Rates:
-    """As `Config.rates`, with a look at this machine where the configuration leaves the device open."""
-    return config.rates("cuda" if config.resources.device == "auto" and has_gpu() else "cpu")
+def _rates(config: Config, device: Device | None) -> Rates:
+    """As `Config.rates`, with a look at this machine where the configuration leaves the device open; of a device that
+    is
+    named its own."""
+    nominal = config.rates("cuda" if config.resources.device == "auto" and has_gpu() else "cpu")
+    if device is None or config.resources.gflops != "auto":
+        return nominal
+    return device.rates(nominal.threads)
 
 
 def _on_gpu(config: Config) -> bool:

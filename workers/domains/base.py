@@ -14,6 +14,7 @@ from cache_store.records.nodes import Commit
 from cache_store.snapshots.store import SnapshotStore
 from workers.models.base import Parts
 from workers.models.chain import Boundary, State
+from workers.models.counting import Shape
 from workers.models.registry import family_of
 from workers.specs.experiment import Experiment, Precision, TrainSpec
 from workers.versions import installed
@@ -49,6 +50,17 @@ class Batch:
     rows: Rows
     #: False where another rank of a gang has the same samples, and counts them.
     counts: bool = True
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """Made-up samples on the host."""
+
+    rows: Rows
+    #: Boundary 0.
+    boundary: Boundary
+    #: Rows of a snapshot set that so many samples take.
+    set_rows: int
 
 
 class Scorer(Protocol):
@@ -168,6 +180,9 @@ class Domain(Protocol):
         channels_last: bool = False,
     ) -> Batch:
         """Host tensors as a batch on the device. `stored`: `boundary` holds rows of a snapshot set."""
+
+    def stand_in(self, samples: int, sample: Shape) -> StandIn:
+        """Samples that stand for any of this shape: what a stage takes is counted with them."""
 
     def as_input(self, boundary: Boundary, precision: Precision) -> Boundary:
         """What a frozen prefix gave, or what was stored of it, in the type in which the next part takes it."""

@@ -97,6 +97,8 @@ class StageMemory:
     #: What making the loss takes beside them.
     loss: int
     peak: int
+    #: Weights of the parts that the stage commits.
+    committed: int
 
 
 @dataclass(frozen=True)

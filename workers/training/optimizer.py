@@ -127,11 +127,12 @@ class StageStep:
             return None
         return share_of(self._gang.gather(measured.sums()))
 
-    def scaler_state(self) -> dict[str, Any]:
+    def scaler_state(self) -> dict[str, float]:
         """Give the state of the gradient scaler as JSON values; empty where there is none."""
-        return self.scaler.state_dict() if self.scaler.is_enabled() else {}
+        state: dict[str, float] = self.scaler.state_dict() if self.scaler.is_enabled() else {}
+        return state
 
-    def load_scaler(self, state: Mapping[str, Any]) -> None:
+    def load_scaler(self, state: Mapping[str, float]) -> None:
         """Put back what `scaler_state` gave."""
         if state:
             self.scaler.load_state_dict(dict(state))

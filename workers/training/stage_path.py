@@ -12,7 +12,7 @@ from workers.domains.base import Domain
 from workers.models.chain import ModulePath, State, module_bytes
 from workers.seeds import derive_seed
 from workers.specs.tasks import StageTask
-from workers.weights import ADAPTER, AUX, Weights
+from workers.weights import ADAPTER, AUX, PartSource
 
 
 class StagePath:
@@ -20,7 +20,7 @@ class StagePath:
     ranks share the parameters, states are this rank's part, but for `whole` and `final`."""
 
     def __init__(
-        self, task: StageTask, domain: Domain, weights: Weights, device: torch.device, gang: Gang = ALONE
+        self, task: StageTask, domain: Domain, weights: PartSource, device: torch.device, gang: Gang = ALONE
     ) -> None:
         self._task, self._domain, self._weights, self._device = task, domain, weights, device
         self._gang = gang

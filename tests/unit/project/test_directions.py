@@ -31,6 +31,7 @@ ORDER = {
     ),
     "workers": (
         "tasks",
+        "tracing",
         "training",
         "export snapshots",
         "weights environment",
@@ -39,7 +40,7 @@ ORDER = {
         "data distributed",
         "device tensor_files",
         "judge",
-        "control file_digests overlap specs seeds versions",
+        "control file_digests overlap specs seeds update_slices versions",
     ),
     "cache_store": (
         "audit",

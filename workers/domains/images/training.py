@@ -16,10 +16,11 @@ from workers.data.images.augment.augment import view_identity
 from workers.data.images.prepare import prepare
 from workers.data.images.source import ImageSource
 from workers.device import as_input, to_device
-from workers.domains.base import Batch, FamilyParts, Rows, Source
+from workers.domains.base import Batch, FamilyParts, Rows, Source, StandIn
 from workers.domains.images.planning import sample_shape
 from workers.domains.sums import Sums
 from workers.models.chain import Boundary
+from workers.models.counting import Shape
 from workers.models.registry import family_of
 from workers.specs.data_results import ImageDataResult
 from workers.specs.experiment import Experiment, ImageSpec, Precision, TrainSpec
@@ -78,6 +79,10 @@ class ImageDomain(FamilyParts):
         )
         targets = to_device(rows.targets, device)
         return Batch(self.as_input(moved, precision) if stored else moved, targets, None, rows)
+
+    def stand_in(self, samples: int, sample: Shape) -> StandIn:
+        labels = torch.zeros(samples, dtype=torch.int64)
+        return StandIn(Rows(np.arange(samples), labels), (torch.empty((samples, *sample)),), samples)
 
     def as_input(self, boundary: Boundary, precision: Precision) -> Boundary:
         return as_input(boundary, precision)

@@ -15,10 +15,11 @@ from workers.data.text.prepare import prepare_text
 from workers.data.text.source import TextBatch, TextSource
 from workers.data.text.trained import trained_questions
 from workers.device import to_device
-from workers.domains.base import Batch, FamilyParts, Rows, Source
+from workers.domains.base import Batch, FamilyParts, Rows, Source, StandIn
 from workers.models.base import TokenParts
 from workers.models.causal_lm.network import readout
 from workers.models.chain import Boundary
+from workers.models.counting import Shape
 from workers.models.registry import family_of
 from workers.overlap import TrainedQuestions
 from workers.specs.data_results import TextDataResult
@@ -96,6 +97,15 @@ class TextDomain(FamilyParts):
             value = _padded(value, text)
         context = self._context(device)(value, text.position_ids, text.attention_mask, text.where)
         return Batch((value,), to_device(rows.targets, device), context, rows)
+
+    def stand_in(self, samples: int, sample: Shape) -> StandIn:
+        (length,) = sample
+        ids = torch.zeros((samples, length), dtype=torch.int64)
+        positions = torch.arange(length).expand(samples, length)
+        # Every token but the first of a sample is predicted.
+        where = torch.arange(samples * length).view(samples, length)[:, :-1].flatten()
+        text = TextBatch(ids, positions, None, where, ids[:, 1:].flatten())
+        return StandIn(Rows(np.arange(samples), text.targets, text), (ids,), samples * length)
 
     def as_input(self, boundary: Boundary, precision: Precision) -> Boundary:
         # The residual stream keeps the type of the weights; autocast computes what it adds in its own.

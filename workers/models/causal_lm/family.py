@@ -147,7 +147,6 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
             stage.train,
             master=_master(model, found),
             prefix=cast("Sequence[LMPartOutline]", stage.prefix),
-            group_rows=stage.group_rows,
             stored_item_bytes=stage.stored_item_bytes,
             on_host=stage.on_host,
         )

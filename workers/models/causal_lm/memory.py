@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from cache_store.formats.dtypes import ITEM_BYTES
 from workers.models.base import StageMemory
-from workers.models.causal_lm.network.pieces import BLOCK_BYTES, chunk_rows, loss_rows
+from workers.models.causal_lm.network.pieces import block_rows, chunk_rows, loss_rows
 from workers.models.causal_lm.outline import LMPartOutline, PartFacts
 from workers.specs.experiment import COMPUTED, OptimizerSpec, TrainSpec
 from workers.specs.language import LoraSpec
+from workers.update_slices import DRAWS, WORKING, slice_size
 
 #: Bytes of a weight of a frozen part, with its share of a scale: a row's (int8), a block of 64's (nf4).
 _QUANTIZED = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
@@ -72,15 +73,14 @@ def stage_memory(
     *,
     master: str,
     prefix: Sequence[LMPartOutline] = (),
-    group_rows: int = 0,
     stored_item_bytes: int | None = None,
     on_host: bool = False,
 ) -> StageMemory:
     """Memory of the stage that trains the parts `trained` of `path`.
 
-    master: type of the weights. prefix: frozen parts that run on the device before every step, in groups of
-    `group_rows` samples. stored_item_bytes: of an element of the snapshots the stage reads; None: it reads tokens.
-    on_host: the device is the host, so the batches that wait and the best epoch's weights count too.
+    master: type of the weights. prefix: frozen parts that run on the device before every micro-batch.
+    stored_item_bytes: of an element of the snapshots the stage reads; None: it reads tokens. on_host: the device is the
+    host, so the batches that wait and the best epoch's weights count too.
     """
     types = Types.of(master, train.precision)
     parts = [_part(part, part.name in trained, train, types) for part in path]
@@ -89,7 +89,9 @@ def stage_memory(
     gradients = sum(part.trainable_bytes for part in parts)
     weights = sum(part.weights_bytes for part in parts)
     optimizer = optimizer_bytes(train.optimizer, trainable, gradients)
-    held = weights + optimizer + _waiting(path, tokens, train, types, stored_item_bytes, on_host)
+    kind = "cpu" if on_host else "cuda"
+    draws, updating = _update(parts, train, types, kind)
+    held = weights + optimizer + draws + _waiting(path, tokens, train, types, stored_item_bytes, on_host)
     if on_host and train.commit == "best" and train.epochs > 1:
         held += gradients
     accumulates = train.micro < train.batch_size
@@ -101,7 +103,7 @@ def stage_memory(
     waiting = kept
     if train.activation_checkpointing:
         waiting = [_input(part, tokens, types) for part in saving]
-    loss = _loss(parts[-1], tokens, train, types)
+    loss = _loss(parts[-1], tokens, train, types, kind)
     moments = [sum(waiting) + loss]
     made = 0
     for part, whole, left, before in zip(
@@ -111,10 +113,14 @@ def stage_memory(
         moments.append(before + left + (whole if whole != left else 0) + made + _backward(part, tokens, types))
         made += 0 if accumulates else part.trainable_bytes
         moments.append(before + made + (fresh if accumulates else 0))
-    peak = held + max(moments)
+    moments.append((0 if accumulates else gradients) + updating)
     if prefix:
-        peak += frozen_bytes(prefix, max(train.micro, group_rows), master=master, precision=train.precision)
-    return StageMemory(trainable, weights, gradients, optimizer, sum(waiting), loss, peak)
+        # Its blocks stay; what it works with is gone when the step begins.
+        held += _elements(prefix) * types.master
+        moments.append(max(_forward(part, train.micro * part.tokens, types) for part in prefix))
+    peak = held + max(moments)
+    committed = types.master * _elements([part.outline for part in parts if part.trained])
+    return StageMemory(trainable, weights, gradients, optimizer, sum(waiting), loss, peak, committed)
 
 
 def optimizer_bytes(spec: OptimizerSpec, trainable: int, weights_bytes: int) -> int:
@@ -133,8 +139,13 @@ def optimizer_bytes(spec: OptimizerSpec, trainable: int, weights_bytes: int) -> 
 def frozen_bytes(parts: Sequence[LMPartOutline], rows: int, *, master: str, precision: str) -> int:
     """Pushing `rows` samples through frozen parts at once: all weights, and one part's working set."""
     types = Types.of(master, precision)
-    weights = sum(types.master * (part.parameters + part.buffer_elements) for part in parts)
-    return weights + max((_forward(part, rows * part.tokens, types) for part in parts), default=0)
+    return _elements(parts) * types.master + max(
+        (_forward(part, rows * part.tokens, types) for part in parts), default=0
+    )
+
+
+def _elements(parts: Sequence[LMPartOutline]) -> int:
+    return sum(part.parameters + part.buffer_elements for part in parts)
 
 
 def _part(outline: LMPartOutline, trained: bool, train: TrainSpec, types: Types) -> _Part:
@@ -217,21 +228,46 @@ def _input(part: _Part, tokens: int, types: Types) -> int:
     return tokens * types.master * _hidden(part) * (3 if _is_head(part.outline) else 1)
 
 
-def _loss(part: _Part, tokens: int, train: TrainSpec, types: Types) -> int:
-    """Pieces of logits, and the LM head's gradient in float32."""
-    vocabulary, hidden = _vocabulary(part.outline), _hidden(part)
+def _loss(part: _Part, tokens: int, train: TrainSpec, types: Types, kind: str) -> int:
+    """Pieces of logits, and the LM head's gradient in float32. The loss is outside of autocast, so its products are in
+    the
+    type of the weights."""
+    vocabulary, hidden, item = _vocabulary(part.outline), _hidden(part), types.master
     matrix = vocabulary * hidden
-    scored = 4 * min(tokens, chunk_rows(vocabulary)) * vocabulary
+    rows = min(tokens, chunk_rows(vocabulary))
     if train.lm_head == "lora":
-        # Run through autograd, piece by piece.
-        return 3 * scored + types.computed * min(tokens, chunk_rows(vocabulary)) * vocabulary
+        # Run through autograd, piece by piece: logits, their softmax and its gradient.
+        return 3 * 4 * rows * vocabulary
     trains = part.trained and train.lora is None and train.lm_head == "train"
-    copy = types.computed * matrix if types.casts else 0
-    if types.computed == 4:
-        return (4 * matrix if trains else 0) + copy + 2 * scored
-    rows = loss_rows(vocabulary, types.computed, 4 * matrix if trains else 0)
-    narrow = types.computed * min(tokens, rows) * vocabulary
-    return copy + narrow + ((4 + types.computed) * matrix if trains else 2 * min(BLOCK_BYTES, 2 * narrow))
+    if item == 4:
+        # torch's own.
+        return (4 * matrix if trains else 0) + 2 * 4 * rows * vocabulary
+    rows = loss_rows(vocabulary, item, 4 * matrix if trains else 0)
+    narrow = item * min(tokens, rows) * vocabulary
+    blocks = 3 * 4 * min(tokens, rows, block_rows(vocabulary, kind)) * vocabulary
+    if not trains:
+        return narrow + blocks
+    # The first piece's gradient is made in the narrow type; later ones are added to what there is.
+    return narrow + max((4 + item) * matrix, 4 * matrix * (tokens > rows) + blocks)
+
+
+def _update(parts: Sequence[_Part], train: TrainSpec, types: Types, kind: str) -> tuple[int, int]:
+    """What updating narrow weights takes: always, and while a slice of them is changed. Others are changed in place."""
+    spec = train.optimizer
+    own = [part for part in parts if part.trainable and not part.adapted]
+    if types.master == 4 or not own:
+        return 0, 0
+    size = slice_size(kind)
+    moments = {"adamw": 2, "sgd": int(spec.momentum > 0)}.get(spec.name, 0) if spec.rounding != "compensated" else 0
+    largest = max(_largest_tensor(part) for part in own)
+    return 4 * DRAWS * size * (spec.rounding == "stochastic"), 4 * (WORKING + moments) * min(size, largest)
+
+
+def _largest_tensor(part: _Part) -> int:
+    """Numbers in the largest tensor that is trained, about."""
+    return min(
+        part.trainable, max(_largest_matrix(part), part.outline.parameters if part.outline.name == "embed" else 0)
+    )
 
 
 def _backward(part: _Part, tokens: int, types: Types) -> int:

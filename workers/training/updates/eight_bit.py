@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workers.device import with_values
 from workers.specs.experiment import OptimizerSpec
 
 #: Elements that one absolute maximum scales; bitsandbytes' own.
@@ -38,6 +39,11 @@ def optimizer_class() -> Any:
     bitsandbytes: Any = importlib.import_module("bitsandbytes.optim")
 
     class AdamW8bit(bitsandbytes.AdamW8bit):  # type: ignore[misc]  # an extra without types
+        def fill_qmap(self) -> None:
+            # The tables of codes are made from real numbers, also where a stage is traced without any.
+            with with_values():
+                super().fill_qmap()
+
         @torch.no_grad()
         def update_step(self, group: dict[str, Any], p: Tensor, gindex: int, pindex: int) -> None:
             state = self.state[p]

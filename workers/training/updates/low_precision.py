@@ -25,13 +25,13 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from workers.device import kind_of
 from workers.distributed.sharded import held
 from workers.seeds import derive_seed
 from workers.specs.experiment import OptimizerSpec
 from workers.training.updates.eight_bit import BLOCK, optimizer_class
+from workers.update_slices import slice_size
 
-#: Numbers that are updated at one time: their float32 copies stay in a core's cache; a GPU wants more of them.
-SLICE = {"cpu": 1 << 16, "cuda": 1 << 24}
 #: Every so many steps the share of the updates that rounding swallows is measured.
 MEASURE_EVERY = 16
 _LOW_BITS = (1 << 16) - 1
@@ -150,7 +150,7 @@ class LowPrecisionOptimizer(torch.optim.Optimizer):
         super().__init__(list(parameters), {**settings, "momentum": spec.momentum, "nesterov": spec.nesterov})
         self._rule, self._rounding, self._seed = rule_of(spec), spec.rounding, tuple(seed)
         device = self.param_groups[0]["params"][0].device
-        self._size = SLICE.get(device.type, SLICE["cuda"])
+        self._size = slice_size(kind_of(device))
         self._draws = Draws(device, self._size) if spec.rounding == "stochastic" else None
         self.swallowed = Swallowed(device)
 
@@ -179,13 +179,16 @@ class LowPrecisionOptimizer(torch.optim.Optimizer):
         for index, state in state_dict["state"].items():
             self.state[parameters[index]] = dict(state)
 
-    def _fresh(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+    def _fresh(self, parameter: nn.Parameter) -> dict[str, Tensor | int]:
         exact = self._rounding == "compensated" and parameter.dtype != torch.float32
         kind = torch.float32 if exact else parameter.dtype
-        moments = {name: torch.zeros_like(parameter, dtype=kind) for name in self._rule.moments}
+        moments: dict[str, Tensor | int] = {
+            name: torch.zeros_like(parameter, dtype=kind) for name in self._rule.moments
+        }
         if exact:
             moments["compensation"] = torch.zeros_like(parameter)
-        return {"step": torch.zeros((), dtype=torch.float32), **moments}
+        # A plain count: a tensor on the device would be waited for at every step.
+        return {"step": 0, **moments}
 
     def _change(self, index: int, parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
         state["step"] += 1
@@ -255,7 +258,7 @@ def eight_bit_adamw(
     """
     library: Any = optimizer_class()
     device = parameters[0].device
-    size = SLICE.get(device.type, SLICE["cuda"])
+    size = slice_size(kind_of(device))
     draws = Draws(device, size)
 
     class Faithful(library):  # type: ignore[misc]  # as above

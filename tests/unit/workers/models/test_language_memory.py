@@ -18,6 +18,7 @@ from workers.models.causal_lm.network.pieces import PIECE_BYTES, chunk_rows, los
 from workers.models.causal_lm.outline import LMPartOutline, lm_chain
 from workers.specs.experiment import OptimizerSpec, Precision, TrainSpec
 from workers.specs.language import CausalLMSpec, LoraSpec
+from workers.update_slices import slice_size
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -127,9 +128,34 @@ def test_pieces_of_logits_grow_with_the_gradient_of_a_large_head() -> None:
         assert loss_rows(vocabulary, 2) == 128 * 2**20 // (2 * vocabulary)
         tokens = 4096
         head = replace(PARTS[-1], outputs=((tokens, vocabulary),), inputs=((tokens, width),), tokens=tokens)
-        trained = memory(training(precision="bf16"), [replace(PARTS[2], tokens=tokens), head]).loss
-        copies = (2 + 4 + 2) * vocabulary * width  # autocast's weight, the gradient, and that of one piece
-        assert trained - copies == pytest.approx(min(2 * vocabulary * 4 * tokens, piece * 2**20), rel=1e-2)
+        path = [replace(PARTS[2], tokens=tokens), head]
+        trained = memory(training(precision="bf16"), path, master="bfloat16").loss
+        # The gradient, and either that of one piece or the three blocks of 32 MiB in which softmax is made of it.
+        held = 4 * vocabulary * width + max(2 * vocabulary * width, 3 * 32 * 2**20)
+        assert trained - held == pytest.approx(min(2 * vocabulary * 4 * tokens, piece * 2**20), rel=1e-2)
+
+
+def test_the_loss_is_computed_in_the_type_of_the_weights_whatever_autocast_does() -> None:
+    """It stands outside of autocast, so float32 weights give a float32 loss: no narrow copy of the LM head is made."""
+    assert memory(training(precision="bf16")).loss == memory(training(precision="fp32")).loss
+
+
+def test_updating_narrow_weights_takes_copies_of_a_slice() -> None:
+    settings = {"batch_size": 1, "micro_batch": 1, "precision": "bf16"}
+    stochastic = memory(training(**settings), master="bfloat16")
+    nearest = memory(training(**settings, optimizer=OptimizerSpec(rounding="nearest")), master="bfloat16")
+    # The random bits of a slice lie there all the time.
+    assert stochastic.peak - nearest.peak == 3 * 4 * slice_size("cuda")
+    # Nine float32 copies of the largest matrix while it is updated, which is less than a slice.
+    matrix = max(64 * 160, MATRIX)
+    held = nearest.weights + nearest.optimizer + nearest.gradients + 2 * 8 * TOKENS
+    assert nearest.peak == held + 9 * 4 * matrix
+    assert memory(training(**settings)).peak < 2 * nearest.peak, "float32 weights are updated in place"
+
+
+def test_a_prefix_works_before_the_step_and_not_beside_it() -> None:
+    alone, beside = memory(training(batch_size=8)), memory(training(batch_size=8), prefix=PARTS[:2])
+    assert beside.peak - alone.peak == 4 * sum(part.parameters for part in PARTS[:2])
 
 
 def test_accumulating_keeps_gradients_beside_activations() -> None:

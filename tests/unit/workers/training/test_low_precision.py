@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from workers.specs.experiment import OptimizerSpec
 from workers.training.optimizer import optimizer_tensors, restore_optimizer
-from workers.training.updates import low_precision
 from workers.training.updates.low_precision import LOW_PRECISION, Draws, share_of, store_rounded
+from workers.update_slices import SLICE
 
 CPU = torch.device("cpu")
 EIGHT = pytest.param(
@@ -152,7 +152,7 @@ def test_a_stage_that_was_killed_draws_the_same_bits(name: Any, rounding: Any) -
 def test_the_weights_do_not_depend_on_how_large_a_slice_is(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = []
     for size in (1 << 10, 1 << 20):
-        monkeypatch.setitem(low_precision.SLICE, "cpu", size)
+        monkeypatch.setitem(SLICE, "cpu", size)
         held = parameters(torch.bfloat16)
         train(make(held, name, "stochastic"), held, range(3))
         outcomes.append(held)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from workers.device import kind_of
 from workers.models.causal_lm.network.link import Link
 from workers.models.causal_lm.network.pieces import block_rows, chunk_rows, loss_rows
 
@@ -146,7 +147,7 @@ def _to_gradient(logits: Tensor, targets: Tensor, link: Link, smoothing: float, 
 
 
 def _blocks(logits: Tensor) -> list[slice]:
-    step = block_rows(logits.shape[1], logits.device.type)
+    step = block_rows(logits.shape[1], kind_of(logits.device))
     return [slice(start, start + step) for start in range(0, logits.shape[0], step)]
 
 

@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Pretr
 
 from cache_store.errors import ConfigError, first_line
 from cache_store.formats.torch_dtypes import TORCH
+from workers.device import has_values
 from workers.models.causal_lm.errors import refuse
 from workers.specs.experiment import COMPUTED
 from workers.specs.language import CausalLMSpec
@@ -241,7 +242,8 @@ def _computed(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _unset(module: nn.Module) -> list[str]:
-    return [name for name, buffer in _computed(module).items() if bool(buffer.isnan().any())]
+    """Of tensors without bytes (`workers.tracing`) none: they have no values."""
+    return [name for name, buffer in _computed(module).items() if has_values(buffer) and bool(buffer.isnan().any())]
 
 
 def _initialize_by_parents(module: nn.Module, model: PreTrainedModel) -> None:

@@ -1,0 +1,90 @@
+"""Trace the stages of a plan: what torch's memory tracker finds in the real step, beside what the plan predicts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.runs.prepare import Prepared
+from orchestrator.units import human_bytes
+from workers.specs.as_json import from_json
+from workers.specs.tasks import StageTask
+
+if TYPE_CHECKING:
+    from workers.tracing import TracedMemory
+
+
+@dataclass(frozen=True)
+class StageTrace:
+    """One stage. `predicted_bytes`: by the plan's formulas."""
+
+    regime: str
+    name: str
+    predicted_bytes: int
+    found: TracedMemory
+
+    @property
+    def deviation(self) -> float:
+        """How much more the plan predicts than was found, as a share of what was found."""
+        return self.predicted_bytes / self.found.peak - 1
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON, for `segprop plan --json`."""
+        return {**asdict(self), "deviation": round(self.deviation, 4)}
+
+
+def trace(prepared: Prepared, *, on_host: bool = False) -> Iterator[StageTrace]:
+    """Trace stage after stage, each in seconds to a minute. `on_host`: as on a CPU, not as on a GPU."""
+    # torch, transformers and the training code: only for those who ask.
+    from workers.tracing import trace_stage
+
+    config = prepared.config
+    sample = config.domain.sample(config.data, prepared.data)
+    for regime in prepared.plan.regimes.values():
+        for node_id in regime.stages:
+            node = prepared.plan.node(node_id)
+            task = from_json(StageTask, node.task)
+            found = trace_stage(task, sample, "cpu" if on_host else "cuda")
+            yield StageTrace(regime.name, task.name, node.estimate.peak_bytes, found)
+
+
+def traced(prepared: Prepared, *, on_host: bool = False) -> list[StageTrace]:
+    """All stages, with a word on standard error after each."""
+    found = []
+    for stage in trace(prepared, on_host=on_host):
+        print(f"traced {stage.regime}/{stage.name} in {stage.found.seconds:.0f} s", file=sys.stderr, flush=True)
+        found.append(stage)
+    return found
+
+
+def render(stages: list[StageTrace]) -> RenderableType:
+    """All stages as a table."""
+    table = Table(
+        title="traced: the real step with tensors without bytes, at its worst moment",
+        title_justify="left",
+        title_style="bold",
+        show_edge=False,
+        pad_edge=False,
+    )
+    for name in ("regime", "stage"):
+        table.add_column(name, no_wrap=True)
+    kinds = ("parameters", "gradients", "optimizer", "activations", "temporary")
+    for name in ("planned", "traced", "deviation", *kinds):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in stages:
+        table.add_row(
+            stage.regime,
+            stage.name,
+            human_bytes(stage.predicted_bytes),
+            human_bytes(stage.found.peak),
+            f"{stage.deviation:+.1%}",
+            *(human_bytes(getattr(stage.found, kind)) for kind in kinds),
+        )
+    note = "Not counted: the device's context, what a kernel takes inside one operation, gaps between allocations."
+    return Group(table, Text(note))

@@ -1,0 +1,88 @@
+"""What fits a named accelerator: the whole question as a user asks it, for an 8B model without weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from orchestrator.config.devices import DEVICES, device_called, device_of_accelerator, usable
+from orchestrator.config.load import read_document
+from orchestrator.runs.fit import DeviceFit, fit_of
+from orchestrator.runs.prepare import prepare, prepare_document
+
+ROOT = Path(__file__).parents[4]
+CONFIG = ROOT / "configs" / "llama_segprop.yaml"
+WITHOUT_WEIGHTS = [f"model.path={ROOT / 'tests' / 'data' / 'llama-3.1-8b'}", "data.name=stdlib"]
+
+
+def fit_on(name: str, *overrides: str) -> DeviceFit:
+    device = device_called(name)
+    document = read_document(CONFIG, [*WITHOUT_WEIGHTS, *overrides])
+    return fit_of(prepare_document(document, device=device), device)
+
+
+def test_a_stage_that_fits_is_left_alone_and_one_that_does_not_gets_settings_that_make_it_fit() -> None:
+    found = fit_on("l4")
+    first, *others = found.stages
+    assert not first.fits
+    assert all(stage.fits and stage.change is None for stage in others)
+    assert first.change is not None
+    assert first.change["lora.rank"] == 16, "nothing else makes 5.4 B trained parameters fit 24 GB"
+    # The command it prints is one that fits.
+    changed = prepare(CONFIG, [*WITHOUT_WEIGHTS, "resources.device=cuda", *found.overrides])
+    for node in changed.plan.regimes["segprop"].stages:
+        assert changed.plan.node(node).estimate.peak_bytes <= found.usable_bytes
+
+
+def test_smaller_micro_batches_come_before_anything_that_changes_what_is_learned() -> None:
+    found = fit_on("a100-80", "training.activation_checkpointing=false")
+    change = found.stages[0].change
+    assert change is not None
+    assert change.keys() <= {"micro_batch", "activation_checkpointing"}
+    assert all(override.startswith("regimes.segprop.stages.stage1-base.") for override in found.overrides[:1])
+
+
+def test_an_80_gb_card_holds_the_shipped_run_as_it_is() -> None:
+    found = fit_on("h100")
+    assert all(stage.fits for stage in found.stages)
+    assert not found.overrides
+    # Trained weights in bfloat16 with two moments, copied for a checkpoint.
+    assert found.stages[0].host_bytes > 6 * 5.4e9
+
+
+def test_faster_devices_take_less_time() -> None:
+    slow, fast = fit_on("l4").stages, fit_on("h100").stages
+    assert all(there.seconds < here.seconds for here, there in zip(slow, fast, strict=True))
+
+
+def test_the_command_line_says_it_for_people_and_as_json() -> None:
+    runner = CliRunner()
+    asked = ["plan", str(CONFIG), *WITHOUT_WEIGHTS, "--device", "L4"]
+    shown = runner.invoke(app, asked)
+    assert shown.exit_code == 0, shown.output
+    assert "segprop run" in shown.output
+    assert "stages.stage1-base.lora.rank=16" in shown.output
+    data = json.loads(runner.invoke(app, [*asked, "--json"]).stdout)
+    assert data["device"]["usable_bytes"] == DEVICES["l4"].usable_bytes
+    assert data["device"]["overrides"]
+    assert [stage["fits"] for stage in data["device"]["stages"]] == [False, *[True] * 12]
+
+
+def test_a_device_that_is_not_known_is_bad_input_with_the_nearest_name() -> None:
+    with pytest.raises(Exception, match="did you mean 'rtx4090'"):
+        device_called("rtx-4090")
+
+
+def test_every_row_leaves_room_for_the_context_and_names_of_ray_are_unique() -> None:
+    names = [name for device in DEVICES.values() for name in device.accelerators]
+    assert len(names) == len(set(names))
+    for device in DEVICES.values():
+        assert 0.8 * device.memory_bytes < device.usable_bytes < device.memory_bytes - 2**30
+        assert device.bf16_tflops > device.fp32_tflops
+    assert device_of_accelerator("L4") is DEVICES["l4"]
+    assert device_of_accelerator(None) is None
+    assert usable(0) == 0

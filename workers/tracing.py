@@ -1,0 +1,264 @@
+"""Step a stage whose tensors have shapes and no bytes, and count what a device would hold meanwhile.
+
+The stage is built by the code that trains: its path, its loss, its optimizer, its accumulation (`StagePath`,
+`StageStep`). Only the weights are not read, and the batch is made up. torch's memory tracker
+(`torch.distributed._tools.mem_tracker`) watches every operation and says what is held of which kind, so a machine
+without a GPU, and without the memory, can tell what an 8B model needs. The tensors say that they are on a CPU, since
+torch takes no backward pass on a device that is not there; where our own code works in larger pieces on a device it
+does so here too (`workers.device.standing_in_for`).
+
+Not counted: the device's context, what a kernel takes inside one operation, and gaps between allocations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import _TOTAL_KEY, MemTracker
+
+from cache_store.errors import UserError
+from cache_store.formats.torch_dtypes import TORCH
+from workers.device import autocast, standing_in_for
+from workers.distributed.gang import ALONE
+from workers.domains.base import Batch, Domain
+from workers.domains.registry import domain_of
+from workers.domains.sums import Sums
+from workers.models.chain import Boundary, ModulePath, State
+from workers.models.counting import Shape
+from workers.specs.tasks import StageTask
+from workers.training.batches import MicroBatch
+from workers.training.optimizer import StageStep
+from workers.training.stage_path import StagePath
+
+_HOST = torch.device("cpu")
+
+
+class _Watch:
+    """What torch's tracker does otherwise here: it works for paths with frozen parts and for parts that are called
+    again,
+    and keeps no figures by module, which nobody asks for and which take half of its time."""
+
+    def __init__(self, tracker: MemTracker) -> None:
+        self._tracker = tracker
+        self._before_forward = tracker._pre_fw_hook
+        self._track_module = tracker._track_module_params_and_buffers
+
+    def on(self) -> AbstractContextManager[Any]:
+        """Let the tracker do so."""
+        return patch.multiple(
+            self._tracker,
+            _pre_fw_hook=self.before_forward,
+            _track_module_params_and_buffers=self.track_module,
+            _update_peak_stats=self.update_peak,
+        )
+
+    def before_forward(self, module: nn.Module, inputs: Any) -> None:
+        """Forget an earlier call, unless this one runs again for the backward pass: figures are of one call alone."""
+        if not self._tracker._mod_tracker.is_bw:
+            calls: Any = self._tracker.memory_tracking
+            calls.pop(module, None)
+        self._before_forward(module, inputs)
+
+    def track_module(self, module: nn.Module, install_grad_hooks: bool = True) -> tuple[int, int]:
+        """Mark frozen parameters as having their hook: they refuse one."""
+        for parameter in module.parameters():
+            if not parameter.requires_grad:
+                self._tracker._param_to_grad_hook_handles[parameter] = (_NO_HOOK, _NO_HOOK)
+        return self._track_module(module, install_grad_hooks)
+
+    def update_peak(self, peak_state: Any) -> None:
+        """Note what is held where it is more than ever."""
+        tracker = self._tracker
+        for device, now in tracker._curr_mem_snap.items():
+            if tracker._peak_mem.get(device, 0) < now[_TOTAL_KEY]:
+                tracker._peak_mem[device] = now[_TOTAL_KEY]
+                tracker._peak_mem_snap[device] = dict(now)
+
+
+class _NoHook:
+    def remove(self) -> None:
+        """Nothing to take off."""
+
+
+_NO_HOOK = _NoHook()
+
+
+@dataclasses.dataclass(frozen=True)
+class TracedMemory:
+    """What a stage held at its worst moment, in bytes, by kind."""
+
+    peak: int
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    #: Gradients of activations, and all else that lives for a moment.
+    temporary: int
+    #: The batch.
+    inputs: int
+    #: What tracing took.
+    seconds: float
+
+
+class _Shapes:
+    """Stand for a stage's weights: parts as they are built, whose tensors hold nothing."""
+
+    def __init__(self, domain: Domain) -> None:
+        self._domain = domain
+
+    def has(self, part: str) -> bool:
+        return part in self._domain.part_names()
+
+    def state(self, part: str) -> State:
+        return dict(self.build(part).state_dict())
+
+    def build(self, part: str) -> nn.Module:
+        return self._domain.build_part(part, _HOST)
+
+
+def trace_stage(task: StageTask, sample: Shape, device: str = "cuda") -> TracedMemory:
+    """Take two steps of a stage with tensors without bytes; return what a device of this kind would hold at most.
+
+    `sample`: shape of one sample before the first block. Steps of several micro-batches are taken as steps of two, fp16
+    is traced as bf16, which has as many bytes. UserError for matrices in few bits, whose library makes no tensors
+    without bytes.
+    """
+    if task.train.frozen_weights != "full":
+        raise UserError(
+            f"{task.name}: training.frozen_weights {task.train.frozen_weights} cannot be traced: bitsandbytes makes no "
+            "tensors without bytes; allowed: full"
+        )
+    started = time.perf_counter()
+    micro = task.train.micro
+    # Of many micro-batches two: gradients that grow are there with the second.
+    batch_size = min(task.train.batch_size, 2 * micro)
+    train = dataclasses.replace(task.train, batch_size=batch_size, micro_batch=micro, accumulate=1, compile=False)
+    if train.precision == "fp16":
+        train = dataclasses.replace(train, precision="bf16")
+    task = dataclasses.replace(task, train=train)
+    domain = domain_of(task.experiment)
+    batch = _batch(task, domain, micro, sample)
+    tracker = MemTracker()
+    with standing_in_for(device), FakeTensorMode(allow_non_fake_inputs=True) as mode, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        given = _without_bytes(batch, mode, {})
+        with _tensors_replaced():
+            weights = _Shapes(domain)
+            path = StagePath(task, domain, weights, _HOST)
+            prefix = _prefix(task, weights)
+        step = StageStep(train, path, domain, _HOST, ALONE, (task.experiment.seed, "stage", task.name))
+        path.module.train(True)
+        modules = [path.module, *([] if prefix is None else [prefix])]
+        tracker.track_external(*modules, *given.boundary, given.targets)
+        with _Watch(tracker).on(), tracker:
+            _steps(task, domain, step, prefix, given)
+    return _figures(tracker, time.perf_counter() - started)
+
+
+@contextmanager
+def _tensors_replaced() -> Iterator[None]:
+    """Let modules that are moved or cast take new parameters. torch's own way for tensors without bytes, to swap what
+    is
+    in them, is refused for those that anything else has noted."""
+
+    def apply(module: nn.Module, made: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        for child in module.children() if recurse else ():
+            apply(child, made)
+        with torch.no_grad():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[name] = nn.Parameter(made(parameter.detach()), parameter.requires_grad)
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = made(buffer)
+        return module
+
+    with patch.object(nn.Module, "_apply", apply):
+        yield
+
+
+def _batch(task: StageTask, domain: Domain, samples: int, sample: Shape) -> Batch:
+    """Make up a batch on the host, by the domain's own code: rotary embeddings, masks and types are those of training.
+    Boundaries are left unset, so they take no memory."""
+    made = domain.stand_in(samples, sample)
+    boundary = made.boundary
+    stored = task.source == "snapshots"
+    if stored:
+        spec = task.stored_boundary
+        fields = domain.fields(sum(len(hop) for hop in spec.hops), spec.dtype)
+        boundary = tuple(torch.empty((made.set_rows, *field.shape), dtype=TORCH[field.dtype]) for field in fields)
+    train = task.train
+    return domain.batch(
+        made.rows,
+        boundary,
+        stored=stored,
+        device=_HOST,
+        precision=train.precision,
+        channels_last=train.channels_last,
+    )
+
+
+def _prefix(task: StageTask, weights: _Shapes) -> ModulePath | None:
+    if task.source != "recompute":
+        return None
+    blocks = [name for hop in task.stored_boundary.hops for name in hop]
+    return ModulePath({name: weights.build(name) for name in blocks}, trained=())
+
+
+def _steps(task: StageTask, domain: Domain, step: StageStep, prefix: ModulePath | None, batch: Batch) -> None:
+    """The first step makes the optimizer's state, the second one holds it throughout."""
+    sums = Sums(_HOST)
+    micros = -(-task.train.batch_size // task.train.micro)
+    for number, last in enumerate((1, micros)):
+        for micro in range(last):
+            entering = batch
+            if prefix is not None:
+                with torch.no_grad(), autocast(task.train.precision, _HOST):
+                    outputs: Boundary = prefix(batch.boundary, batch.context)
+                entering = dataclasses.replace(batch, boundary=domain.as_input(outputs, task.train.precision))
+            step.backward(MicroBatch(number, entering, 1.0 / last, micro + 1 == last), sums)
+        step.update(task.train.optimizer.lr)
+
+
+def _without_bytes(value: Any, mode: FakeTensorMode, known: dict[int, Any]) -> Any:
+    """The same with tensors that hold nothing; what is shared stays shared."""
+    if isinstance(value, Tensor):
+        if id(value) not in known:
+            known[id(value)] = mode.from_tensor(value)
+        return known[id(value)]
+    if isinstance(value, tuple | list):
+        return type(value)(_without_bytes(item, mode, known) for item in value)
+    if isinstance(value, dict):
+        return {key: _without_bytes(item, mode, known) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed = {
+            field.name: _without_bytes(getattr(value, field.name), mode, known)
+            for field in dataclasses.fields(value)
+            if field.init
+        }
+        return dataclasses.replace(value, **changed)
+    return value
+
+
+def _figures(tracker: MemTracker, seconds: float) -> TracedMemory:
+    found = tracker.get_tracker_snapshot("peak").get(_HOST, {})
+    by_kind = {getattr(kind, "name", str(kind)): size for kind, size in found.items()}
+    return TracedMemory(
+        peak=by_kind["Total"],
+        parameters=by_kind["PARAM"] + by_kind["BUFFER"],
+        gradients=by_kind["GRAD"],
+        optimizer=by_kind["OPT"],
+        activations=by_kind["ACT"],
+        temporary=by_kind["TEMP"],
+        inputs=by_kind["OTH"],
+        seconds=seconds,
+    )

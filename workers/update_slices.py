@@ -1,0 +1,17 @@
+"""How many numbers an update rule for narrow weights changes at one time. Pure: predictions need it without torch."""
+
+from __future__ import annotations
+
+#: By kind of device. The float32 copies of so many numbers stay in a core's cache; a GPU wants more of them, so that a
+#: kernel runs longer than its launch takes. A dozen such copies are there meanwhile.
+SLICE = {"cpu": 1 << 16, "cuda": 1 << 22}
+#: Copies that hold the random bits of stochastic rounding, for as long as the optimizer is there.
+DRAWS = 3
+#: Copies beside them and those of moments at the worst moment, when what rounding took is measured: the weight before,
+#: as computed and as stored, the gradient or what was meant, what arrived, and two on the way to their sums.
+WORKING = 7
+
+
+def slice_size(kind: str) -> int:
+    """Numbers of a slice on a kind of device."""
+    return SLICE.get(kind, SLICE["cuda"])
