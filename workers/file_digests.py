@@ -20,7 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache_store.errors import SegpropError
+from cache_store.errors import CorruptRecord, SegpropError
+from cache_store.records.record_io import read_local
 from cache_store.storage.durable import write_atomically
 
 _log = logging.getLogger("segprop.files")
@@ -170,9 +171,9 @@ class _Memory:
 
     def _load(self) -> dict[str, str]:
         try:
-            content = json.loads(self._path.read_text())
-            if content["format"] != _FORMAT:
+            content = read_local(self._path) or {}
+            if content.get("format") != _FORMAT:
                 return {}
             return {str(state): str(digest) for state, digest in content["digests"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (CorruptRecord, KeyError, AttributeError):
             return {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -147,15 +147,20 @@ class CheckpointStore:
             return None
         return Checkpoint.from_json(record, node_id, attempt, name)
 
-    def latest_checkpoint(self, node_id: str, attempt_order: Sequence[str] | None = None) -> Checkpoint | None:
+    def latest_checkpoint(
+        self,
+        node_id: str,
+        attempt_order: Sequence[str] | None = None,
+        usable: Callable[[Checkpoint], bool] = lambda checkpoint: True,
+    ) -> Checkpoint | None:
         """The newest checkpoint, over all attempts, whose files are all there and intact; None when there is
         none.
 
-        Torn and damaged ones are passed over and left in place.
+        Torn and damaged ones, and those that are not `usable`, are passed over and left in place.
         """
         for _ in range(3):
             pruned = False
-            for checkpoint in self.checkpoints(node_id, attempt_order):
+            for checkpoint in filter(usable, self.checkpoints(node_id, attempt_order)):
                 try:
                     for record in checkpoint.files.values():
                         verify(self.storage, record)

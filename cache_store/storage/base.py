@@ -18,7 +18,9 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+import xxhash
 
 from cache_store.errors import StorageUnavailable, StoreError, UserError
 from cache_store.storage.durable import TEMPORARY
@@ -39,6 +41,27 @@ MARKER = "store.json"
 #: Most bytes that a write takes at one time.
 PIECE_BYTES = 4 << 20
 _READ_CHUNK = 1 << 20
+
+
+#: Most bytes of a marker that are read; it has some 60.
+_MARKER_BYTES = 1 << 12
+#: The marker that the first versions left.
+_UNSEALED = json.dumps({"format": FORMAT}).encode()
+
+
+def _marker(number: int) -> bytes:
+    """Return the marker of a format, with a checksum, so that damage does not look like another format."""
+    text = json.dumps({"format": number})
+    return json.dumps({"format": number, "check": xxhash.xxh3_128_hexdigest(text.encode())}).encode()
+
+
+def _format_of(data: bytes) -> int | None:
+    """Return the format that an intact marker names; None when it is damaged."""
+    try:
+        number = json.loads(data)["format"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
+    return number if type(number) is int and data == _marker(number) else None
 
 
 @dataclass(frozen=True)
@@ -237,28 +260,40 @@ class Storage(abc.ABC):
             raise StoreError(f"{self.uri}: creating a file exclusively is not exclusive here; use another storage")
 
     def _leave_marker(self) -> None:
-        if not self.create(MARKER, json.dumps({"format": FORMAT}).encode()):
+        if not self.create(MARKER, _marker(FORMAT)):
             self.is_store()
 
     def is_store(self) -> bool:
-        """Return whether the marker of a store is at the root. UserError when it is that of another format."""
-        found: object = None
+        """Return whether the marker of a store is at the root. UserError when it is that of another format, or
+        damaged."""
+        data = b""
         for _ in range(2 if self.remote else 1):  # once more: bytes may be damaged on their way
             try:
-                data = self.read(MARKER, limit=1 << 16)
+                data = self.read(MARKER, limit=_MARKER_BYTES)
             except FileNotFoundError:
                 return False
-            try:
-                marker: Any = json.loads(data)
-            except ValueError:
-                marker = None
-            found = marker.get("format") if isinstance(marker, dict) else None
-            if found == FORMAT:
+            if data in (_marker(FORMAT), _UNSEALED):
                 return True
+        if other := _format_of(data):
+            raise UserError(
+                f"{self._name(MARKER)} says format {other}; this program knows format {FORMAT}: "
+                "use another store folder, or the program version that made it"
+            )
         raise UserError(
-            f"{self._name(MARKER)} says format {found!r}; this program knows format {FORMAT}: "
-            "use another store folder, or the program version that made it"
+            f"{self._name(MARKER)} is damaged, or of another program. If this program made the store, "
+            f"`segprop cache verify {self.uri} --repair` writes it again; everything else there is checked by itself"
         )
+
+    def restore_marker(self) -> bool:
+        """Write the marker of a store again where it is there and damaged; True when it was."""
+        try:
+            data = self.read(MARKER, limit=_MARKER_BYTES)
+        except FileNotFoundError:
+            return False
+        if data in (_marker(FORMAT), _UNSEALED) or _format_of(data):
+            return False
+        self.write(MARKER, _marker(FORMAT))
+        return True
 
     def _read(self, path: str, limit: int | None) -> bytes:
         with self._open(path) as file:

@@ -30,22 +30,30 @@ def make_folders(folder: Path, top: Path) -> None:
         sync_folder(each.parent)
 
 
+def make_folders_in(folder: Path, root: Path, marker: str | None) -> None:
+    """Make `folder` below `root`. StorageUnavailable when `root`, or the `marker` in it, is not there (any more):
+    making it anew could put the data under an unmounted disk's mount point."""
+    if not root.is_dir() or (marker is not None and not (root / marker).exists()):
+        raise StorageUnavailable(f"the storage root {root} has disappeared; is its volume mounted?", path=str(root))
+    make_folders(folder, root)
+
+
 @contextlib.contextmanager
-def temporary_file(target: Path, root: Path, pieces: Iterable[memoryview]) -> Iterator[tuple[Path, int]]:
+def temporary_file(
+    target: Path, root: Path, pieces: Iterable[memoryview], marker: str | None = None
+) -> Iterator[tuple[Path, int]]:
     """Write a complete, fsynced file of `pieces` beside `target`, and yield it and its bytes; it is gone afterwards
     unless renamed.
 
-    Folders between `root` and `target` are made. StorageUnavailable when `root` itself has disappeared.
+    Folders between `root` and `target` are made. StorageUnavailable when `root`, or the `marker` in it, has
+    disappeared.
     """
     temporary = target.parent / f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         file = os.open(temporary, flags, 0o666)
     except FileNotFoundError:
-        if not root.is_dir():
-            # Making it anew could put the data under an unmounted disk's mount point.
-            raise StorageUnavailable(f"the storage root {root} has disappeared", path=str(root)) from None
-        make_folders(target.parent, root)
+        make_folders_in(target.parent, root, marker)
         file = os.open(temporary, flags, 0o666)
     try:
         total = 0

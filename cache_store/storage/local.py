@@ -13,8 +13,15 @@ from typing import TYPE_CHECKING
 
 from cache_store.crashpoints import reach
 from cache_store.errors import StoreError, UserError
-from cache_store.storage.base import FileInfo, Storage, pieces_of
-from cache_store.storage.durable import TEMPORARY, make_folders, open_regular, sync_folder, temporary_file
+from cache_store.storage.base import MARKER, FileInfo, Storage, pieces_of
+from cache_store.storage.durable import (
+    TEMPORARY,
+    make_folders,
+    make_folders_in,
+    open_regular,
+    sync_folder,
+    temporary_file,
+)
 
 if TYPE_CHECKING:
     from cache_store.storage.base import Content, Names
@@ -36,7 +43,7 @@ class LocalStorage(Storage):
 
     def _write(self, path: str, contents: tuple[Content, ...]) -> int:
         target = self.root / path
-        with temporary_file(target, self.root, pieces_of(contents)) as (temporary, total):
+        with temporary_file(target, self.root, pieces_of(contents), MARKER) as (temporary, total):
             reach("storage.before-rename")
             os.replace(temporary, target)
         sync_folder(target.parent)
@@ -44,7 +51,7 @@ class LocalStorage(Storage):
 
     def _create(self, path: str, data: bytes) -> bool:
         target = self.root / path
-        with temporary_file(target, self.root, pieces_of((data,))) as (temporary, _):
+        with temporary_file(target, self.root, pieces_of((data,)), MARKER) as (temporary, _):
             reach("storage.before-link")
             try:
                 os.link(temporary, target)
@@ -87,7 +94,7 @@ class LocalStorage(Storage):
     def _move(self, source: str, target: str) -> None:
         origin, goal = self.root / source, self.root / target
         os.stat(origin)
-        make_folders(goal.parent, self.root)
+        make_folders_in(goal.parent, self.root, MARKER)
         os.replace(origin, goal)
         sync_folder(goal.parent)
         sync_folder(origin.parent)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from cache_store.errors import UserError
+from cache_store.errors import StorageUnavailable, UserError
 from cache_store.storage.addresses import Address, AddressRule, bucket_address, folder_address, name_address, redacted
 from cache_store.storage.base import MARKER, Storage
 
@@ -99,12 +99,29 @@ def open_storage(uri: str) -> Storage:
     return storage
 
 
-def existing_storage(uri: str) -> Storage:
-    """Open a store that is already there, to look after it: probes and creates nothing. UserError when there is
-    none."""
+def existing_storage(uri: str, *, repair: bool = False) -> Storage:
+    """Open a store that is already there, to look after it: probes and creates nothing; with `repair` a damaged marker
+    is written again. UserError when there is none."""
     storage = _construct(uri)
+    if repair:
+        storage.restore_marker()
     if not storage.is_store():
         raise UserError(f"{storage.uri}: there is no store here (it has no {MARKER})")
+    return storage
+
+
+def running_storage(uri: str) -> Storage:
+    """Open the store of a run that has begun. Makes nothing where it is gone: its volume may have been unmounted, and
+    what was made in its place would lie under the mount point. StorageUnavailable when it is not there; otherwise as
+    `open_storage`."""
+    storage = _construct(uri)
+    if not storage.is_store():
+        raise StorageUnavailable(
+            f"{storage.uri}: the store of this run is not there (it has no {MARKER}); is its volume mounted?",
+            path=storage.uri,
+        )
+    if storage.remote:
+        storage.probe()
     return storage
 
 

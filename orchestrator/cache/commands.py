@@ -82,7 +82,7 @@ def verify(
     from orchestrator.cache.contents import open_store
     from orchestrator.units import human_bytes
 
-    audit = Audit(open_store(store))
+    audit = Audit(open_store(store, repair=repair))
     findings: list[dict[str, Any]] = []
     for finding in audit.run():
         if repair:

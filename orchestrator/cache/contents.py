@@ -19,9 +19,9 @@ from orchestrator.cache.inventory import SetFiles, Survey, survey
 from orchestrator.execution.plan_record import read_plans
 
 
-def open_store(place: str) -> Storage:
-    """Open the store at `place`: a run directory, a configuration file, a folder or a URI. UserError when there is
-    none."""
+def open_store(place: str, *, repair: bool = False) -> Storage:
+    """Open the store at `place`: a run directory, a configuration file, a folder or a URI; `repair` as
+    `existing_storage`. UserError when there is none."""
     path = Path(place)
     if "://" not in place:
         if path.is_file():
@@ -35,7 +35,7 @@ def open_store(place: str) -> Storage:
             place = load(path / "config.yaml", [f"run_dir={path}"]).store
         elif not path.is_dir():
             raise UserError(f"{place}: no such folder")
-    return existing_storage(place)
+    return existing_storage(place, repair=repair)
 
 
 @dataclass(frozen=True)

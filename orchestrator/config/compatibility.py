@@ -38,8 +38,10 @@ def compatible(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for name in sorted({*old, *new} - set(_BY_REGIME))
         for path in _differences(old.get(name), new.get(name), (name,), free)
     ]
-    new_regimes = new.get("regimes", {})
-    for name, settings in old.get("regimes", {}).items():
+    new_regimes, held = new.get("regimes", {}), old.get("regimes", {})
+    if not isinstance(held, Mapping):
+        return [*conflicts, "regimes"]
+    for name, settings in held.items():
         if name not in new_regimes:
             conflicts.append(f"regimes.{name} (left out)")
             continue

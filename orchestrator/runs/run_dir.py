@@ -8,9 +8,9 @@ from pathlib import Path
 import yaml
 
 from cache_store.errors import ConfigError, StoreError
-from cache_store.storage.durable import write_atomically
+from cache_store.storage.durable import read_regular, write_atomically
 from orchestrator.config import load as configuration
-from orchestrator.config.yaml_loader import parse_document
+from orchestrator.config.yaml_loader import MAX_BYTES, parse_document
 from orchestrator.runs.prepare import Prepared
 from orchestrator.units import human_bytes
 
@@ -53,7 +53,9 @@ def _held_text(prepared: Prepared) -> str | None:
     """Read the configuration that the directory holds; None where there is none."""
     target = prepared.run_dir / CONFIG_FILE
     try:
-        return target.read_text() if target.exists() else None
+        return read_regular(target, MAX_BYTES).decode()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"run_dir: {target} cannot be read: {error}") from error
 

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from cache_store.errors import StorageDenied, UserError
 from cache_store.records.nodes import NodeStore
 from cache_store.storage.base import Storage
@@ -341,14 +339,10 @@ def observe(place: str) -> Observer:
 def _store_of(source: Path, run_dir: Path) -> str:
     """Read the store of a resolved configuration, checked when it was written; the folder may have moved."""
     from orchestrator.config.values import default_store
+    from orchestrator.config.yaml_loader import load_document
 
-    try:
-        found = yaml.safe_load(source.read_text())["store"]
-    except KeyError:
-        found = None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
-        raise UserError(f"{source}: cannot be read: {error}") from error
-    return str(found or default_store(str(run_dir)))
+    found = load_document(source).data.get("store")
+    return found if isinstance(found, str) else default_store(str(run_dir))
 
 
 def _planned(source: Path, overrides: Iterable[str] = ()) -> Observer:

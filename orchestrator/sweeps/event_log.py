@@ -11,7 +11,8 @@ import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from cache_store.storage.durable import open_appending, typed_errors, write_atomically
+from cache_store.records.record_io import MAX_RECORD_BYTES
+from cache_store.storage.durable import open_appending, read_regular, typed_errors, write_atomically
 
 Entry = tuple[str, int]
 
@@ -55,14 +56,14 @@ class SweepLog:
 
 def _read(path: Path) -> list[Entry]:
     found: list[Entry] = []
-    try:
-        lines = path.read_text(errors="replace").splitlines()
-    except FileNotFoundError:
+    if not path.exists():
         return found
+    with typed_errors("read", path):
+        lines = read_regular(path, MAX_RECORD_BYTES).decode(errors="replace").splitlines()
     for line in lines:
         try:
             folder, stages = json.loads(line)
             found.append((str(folder), int(stages)))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             break
     return found

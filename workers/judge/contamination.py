@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cache_store.errors import DataError
+from cache_store.errors import CorruptRecord, DataError
+from cache_store.records.record_io import read_local
+from cache_store.storage.durable import read_regular
 from workers.overlap import TrainedQuestions
 from workers.specs.export_files import FACTS
+
+#: Of a file of digests; those of 10 million rows of words have 80 MB.
+_MOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -38,17 +42,15 @@ def read_trained(folder: Path) -> TrainedQuestions | None:
     """Read what the model in `folder` was trained on; None where nothing is said of it. DataError for broken files."""
     facts = folder / FACTS
     try:
-        says = json.loads(facts.read_text(encoding="utf-8"))
-        name = says.get("questions")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{facts}: cannot be read: {error}") from error
+        says = read_local(facts)
+    except CorruptRecord as error:
+        raise DataError(error.message) from error
+    name = None if says is None else says.get("questions")
     if name is None:
         return None
     file = folder / Path(str(name)).name
     try:
-        return TrainedQuestions.from_bytes(file.read_bytes(), str(file))
+        return TrainedQuestions.from_bytes(read_regular(file, _MOST_BYTES), str(file))
     except OSError as error:
         raise DataError(
             f"{file}: cannot be read ({error.strerror}), and {FACTS} says that it holds what the model was trained on; "

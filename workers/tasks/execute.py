@@ -11,7 +11,7 @@ import torch
 
 from cache_store.errors import OutOfDeviceMemory
 from cache_store.records.nodes import Attempt, Commit
-from cache_store.storage.open import open_storage
+from cache_store.storage.open import running_storage
 from workers.control import Control
 from workers.distributed.gang import ALONE, Gang
 from workers.environment import WorkerEnvironment, prepare_process
@@ -56,7 +56,7 @@ def _too_small(order: WorkOrder, said: str) -> OutOfDeviceMemory:
 
 def _execute(order: WorkOrder, control: Control) -> Commit | None:
     started = time.time()
-    storage = open_storage(order.store)
+    storage = running_storage(order.store)
     device = torch.device(order.device)
     gang = ALONE if order.strategy is None else Gang.joined(order.strategy)
     environment = WorkerEnvironment(

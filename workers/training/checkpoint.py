@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from cache_store.records.checkpoints import Checkpoint
 from cache_store.records.nodes import Attempt, Commit, NodeStore
 from workers import tensor_files
 from workers.distributed.gang import ALONE, Gang
@@ -97,7 +98,7 @@ def random_state() -> State:
 def load(nodes: NodeStore, node_id: str, gang: Gang = ALONE) -> Loaded | None:
     """Load the newest intact checkpoint of any attempt and put its random state back; None when there is none. All
     ranks load the same one. A rank that it has no random state for (there were fewer) keeps its own."""
-    found = gang.agree(nodes.latest_checkpoint(node_id) if gang.leads else None)
+    found = gang.agree(nodes.latest_checkpoint(node_id, usable=_is_stage) if gang.leads else None)
     if found is None:
         return None
     tensors = read_tensors(nodes, found.files[FILE])
@@ -111,6 +112,18 @@ def load(nodes: NodeStore, node_id: str, gang: Gang = ALONE) -> Loaded | None:
         optimizer=optimizer,
         scaler=found.data["scaler"],
     )
+
+
+def _is_stage(checkpoint: Checkpoint) -> bool:
+    """Tell whether a checkpoint says where its stage is. One that does not would train its epochs a second time."""
+    try:
+        progress = checkpoint.data["progress"]
+        place = [progress[key] for key in ("global_step", "epoch", "step")]
+        read = StageProgress.from_json(progress)
+        whole = all(type(number) is int and number >= 0 for number in place) and len(read.sums) == 3
+        return whole and place == list(checkpoint.position) and isinstance(checkpoint.data["scaler"], dict)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
 
 
 def running_state(model: State, optimizer: State, random: Sequence[State]) -> State:

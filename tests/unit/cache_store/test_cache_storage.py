@@ -18,8 +18,8 @@ from dictionary_storage import ROW, SCHEME
 from cache_store.errors import StorageDenied, StorageFull, StorageUnavailable, StoreError, UserError
 from cache_store.keys import canonical_json, digest_json
 from cache_store.records.files import write_file
-from cache_store.storage.base import Storage
-from cache_store.storage.open import BACKENDS, open_storage
+from cache_store.storage.base import Storage, _marker
+from cache_store.storage.open import BACKENDS, existing_storage, open_storage, running_storage
 
 
 @pytest.fixture(params=["local", "memory", "a row added"])
@@ -152,10 +152,69 @@ def test_file_address_and_plain_path_are_the_same_store(tmp_path: Path) -> None:
 
 
 def test_a_store_of_another_format_is_refused(storage: Storage) -> None:
-    for data in (b'{"format":2}', b"[]", b"\xff"):
-        storage.write("store.json", data)
-        with pytest.raises(UserError, match="format"):
+    storage.write("store.json", _marker(2))
+    with pytest.raises(UserError, match="says format 2; this program knows format 1"):
+        open_storage(storage.uri)
+    existing = storage.read("store.json")
+    with pytest.raises(UserError, match="says format 2"):
+        existing_storage(storage.uri, repair=True)
+    assert storage.read("store.json") == existing
+
+
+def test_every_damaged_bit_of_a_marker_is_called_damage_and_repaired(storage: Storage) -> None:
+    whole = storage.read("store.json")
+    for index in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[index // 8] ^= 1 << index % 8
+        storage.write("store.json", bytes(data))
+        with pytest.raises(UserError, match=r"is damaged.*cache verify .* --repair"):
             open_storage(storage.uri)
+    for data in (b"", b"[]", b"\xff", b"null", b"[" * 100_000, b'{"format": ' + b"9" * 6000 + b"}", b'{"format": 3}'):
+        storage.write("store.json", bytes(data))
+        with pytest.raises(UserError, match=r"is damaged.*cache verify .* --repair"):
+            existing_storage(storage.uri)
+        existing_storage(storage.uri, repair=True)
+        assert storage.read("store.json") == whole
+
+
+def test_the_marker_of_the_first_stores_is_still_one(storage: Storage) -> None:
+    storage.write("store.json", b'{"format": 1}')
+    assert open_storage(storage.uri).is_store()
+
+
+def test_what_is_no_regular_file_is_neither_read_nor_waited_for(local: Storage, tmp_path: Path) -> None:
+    for name in ("pipe", "folder", "device"):
+        path = Path(local.uri, "nodes", name, "commit.json")
+        path.parent.mkdir(parents=True)
+        if name == "pipe":
+            os.mkfifo(path)
+        elif name == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to("/dev/zero")
+        with pytest.raises(StoreError, match=r"not a regular file|is a folder"):
+            local.read(f"nodes/{name}/commit.json")
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder", "a file"])
+def test_a_store_that_was_unmounted_is_not_made_anew(local: Storage, left: str) -> None:
+    """Workers open what exists: writes of those that had it open find no folder to make, either."""
+    local.write("nodes/a/file", b"1")
+    root = Path(local.uri)
+    root.rename(root.with_name("elsewhere"))
+    if left != "nothing":
+        root.mkdir() if left == "an empty folder" else root.write_text("")
+    before = sorted(root.parent.rglob("*"))
+    with pytest.raises(StorageUnavailable, match="is its volume mounted"):
+        running_storage(local.uri)
+    for write in (lambda: local.write("nodes/b/file", b"2"), lambda: local.create("runs/x/holder", b"3")):
+        with pytest.raises(StoreError):
+            write()
+    assert sorted(root.parent.rglob("*")) == before
+    if left != "nothing":
+        root.rmdir() if left == "an empty folder" else root.unlink()
+    root.with_name("elsewhere").rename(root)
+    assert running_storage(local.uri).read("nodes/a/file") == b"1"
 
 
 def test_a_file_in_place_of_the_root_is_refused(tmp_path: Path) -> None:

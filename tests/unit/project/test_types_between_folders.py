@@ -15,6 +15,7 @@ DOORS = {"to_json", "from_json"}
 #: What is JSON by nature, by the reason. A name stands for all of its members.
 ALLOWED: Mapping[str, tuple[str, ...]] = {
     "records of the store before they have a type, and the functions that give them one": (
+        "cache_store.records.checkpoints.Checkpoint.data",
         "cache_store.records.nodes.Commit.result",
         "cache_store.records.nodes.Attempt",
         "cache_store.records.nodes.NodeStore",

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
+
+from cache_store.records.nodes import NodeStore
+from cache_store.storage.open import open_storage
 from workers.specs.results import EpochFigures
-from workers.training.checkpoint import StageProgress
+from workers.tensor_files import TensorStream
+from workers.training.checkpoint import FILE, StageProgress, load
 
 EPOCH = {
     "epoch": 0,
@@ -34,6 +42,39 @@ POSITION = {
     "exit": None,
     "resumed": 1,
 }
+
+
+def without(key: str) -> dict[str, Any]:
+    return {name: value for name, value in POSITION.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [
+        *(without(key) for key in ("epoch", "step", "global_step")),
+        {**POSITION, "epoch": None},
+        {**POSITION, "epoch": "1"},
+        {**POSITION, "epoch": 2},
+        {**POSITION, "epoch": -1},
+        {**POSITION, "history": None},
+        {**POSITION, "sums": []},
+        [],
+        None,
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_does_not_say_where_it_is_is_passed_over(tmp_path: Path, progress: Any) -> None:
+    """Its tensors would go on at the first epoch, trained once already."""
+    nodes = NodeStore(open_storage(str(tmp_path)))
+    files = {FILE: TensorStream({"model/w": torch.ones(2)})}
+    good, node = [5, 1, 2], "0" * 32
+    nodes.save_checkpoint(node, "a", files=files, position=good, data={"progress": POSITION, "scaler": {}})
+    for data in ({"progress": progress, "scaler": {}}, {"scaler": {}}):
+        nodes.save_checkpoint(node, "b", files=files, position=[9, 1, 2], data=data)
+        nodes.save_checkpoint(node, "c", files=files, position=good, data=data)
+    found = load(nodes, node)
+    assert found is not None
+    assert (found.progress.epoch, found.progress.global_step, found.progress.resumed) == (1, 5, 2)
 
 
 def test_a_position_is_read_as_it_was_written_and_written_key_for_key() -> None:
