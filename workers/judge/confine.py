@@ -23,8 +23,11 @@ _AT_FDCWD, _AT_RECURSIVE, _MOUNT_ATTR_RDONLY = -100, 0x8000, 1
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 1, 24, 38, 22
 _SYS_MOUNT_SETATTR, _SYS_LANDLOCK = 442, (444, 445, 446)
 
-#: Rights of Landlock that change a file system: write, remove, make, refer, truncate; reading stays free.
+#: Rights of Landlock that change a file system: write, remove, make, refer, truncate; and to read files and folders.
 _LANDLOCK_WRITES = 1 << 1 | sum(1 << bit for bit in range(4, 15))
+_LANDLOCK_READS = 1 << 2 | 1 << 3
+#: Folders of the root that are not read: devices (root may read the kernel's log there), other processes, the kernel.
+_UNREAD = ("dev", "proc", "sys")
 #: The first version of Landlock that also covers truncating.
 _LANDLOCK_NEEDED = 3
 
@@ -85,15 +88,20 @@ def namespaces() -> set[str]:
 
 
 def read_only_files(folder: str) -> bool:
-    """Within a mount namespace of our own: everything read-only, `/proc` hidden, `folder` a small empty memory disk."""
+    """Within a mount namespace of our own: everything read-only, `/proc` and `/dev` hidden, `folder` a small empty
+    memory disk. A read-only mount alone does not keep root from devices."""
     if _libc is None or _libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None) != 0:
         return False
     attributes = struct.pack("QQQQ", _MOUNT_ATTR_RDONLY, 0, 0, 0)
     if _libc.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, attributes, len(attributes)) != 0:
         return False
     flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-    hidden = _libc.mount(b"tmpfs", b"/proc", b"tmpfs", flags, b"size=4k,mode=555") == 0
-    private = _libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", flags, b"size=64m,mode=700") == 0
+    hidden = all(
+        _libc.mount(b"tmpfs", path, b"tmpfs", flags, b"size=4k,nr_inodes=16,mode=555") == 0
+        for path in (b"/proc", b"/dev")
+    )
+    options = b"size=64m,nr_inodes=1024,mode=700"
+    private = _libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", flags, options) == 0
     if private:
         os.chdir(folder)  # the old one lies beneath
     return bool(hidden and private)
@@ -112,21 +120,28 @@ def no_new_privileges() -> None:
 
 
 def landlock(folder: str) -> bool:
-    """Refuse whatever changes files outside `folder`. Needs Linux 6.2 with Landlock switched on."""
+    """Refuse whatever changes files outside `folder`, and to read devices and other processes. Needs Linux 6.2 with
+    Landlock switched on."""
     if _libc is None:
         return False
     create, add, restrict = _SYS_LANDLOCK
     if _libc.syscall(create, None, 0, 1) < _LANDLOCK_NEEDED:
         return False
-    ruleset = _libc.syscall(create, struct.pack("Q", _LANDLOCK_WRITES), 8, 0)
+    ruleset = _libc.syscall(create, struct.pack("Q", _LANDLOCK_WRITES | _LANDLOCK_READS), 8, 0)
     if ruleset < 0:
         return False
-    beneath = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+    read = [f"/{name}" for name in os.listdir("/") if name not in _UNREAD and os.path.isdir(f"/{name}")]
+    rules = [(folder, _LANDLOCK_WRITES | _LANDLOCK_READS), *((path, _LANDLOCK_READS) for path in read)]
     try:
-        rule = struct.pack("=Qi", _LANDLOCK_WRITES, beneath)
-        return bool(_libc.syscall(add, ruleset, 1, rule, 0) == 0 and _libc.syscall(restrict, ruleset, 0) == 0)
+        for path, rights in rules:
+            beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            try:
+                if _libc.syscall(add, ruleset, 1, struct.pack("=Qi", rights, beneath), 0) != 0:
+                    return False
+            finally:
+                os.close(beneath)
+        return bool(_libc.syscall(restrict, ruleset, 0) == 0)
     finally:
-        os.close(beneath)
         os.close(ruleset)
 
 

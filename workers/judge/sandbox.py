@@ -4,8 +4,9 @@
 kills it with all that belongs to it when the time is up. Where the machine cannot isolate network, files and
 processes the program is not run at all, unless that is explicitly allowed.
 
-What remains open: the program may *read* what the calling user may read (it has no way to send it anywhere, and its
-output is cut and shown to the user alone), and use one core for as long as its time lasts.
+What remains open: the program may *read* files that the calling user may read, but no device and no other process (it
+has no way to send them anywhere, and its output is cut and shown to the user alone), and use one core while its time
+lasts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,8 @@ from cache_store.errors import SegpropError, UserError
 _JAIL = Path(__file__).with_name("jail.py")
 _DEMANDED = ("files", "network", "processes")
 _VERDICT_BYTES = 1 << 16
+#: Seconds between two looks at what a program has written where no memory disk bounds it.
+_LOOK_S = 0.1
 
 ExecutionOutcome = Literal["passed", "failed", "timeout", "died"]
 IsolationLayer = Literal["namespaces", "landlock", "seccomp"]
@@ -43,6 +46,9 @@ class Limits:
     seconds: float = 10.0
     memory_bytes: int = 1 << 30
     file_bytes: int = 1 << 20
+    #: All its files together, and how many they may be: held by a memory disk, or by looking ten times a second.
+    folder_bytes: int = 64 << 20
+    folder_files: int = 1024
     output_bytes: int = 1 << 14
     processes: int = 16
     open_files: int = 64
@@ -80,7 +86,7 @@ def run(
     allowed, or when the machine cannot isolate it and `allow_unisolated` is false."""
     demand(allow_code_execution)
     token = secrets.token_hex(16)
-    with tempfile.TemporaryDirectory(prefix="segprop-jail-", ignore_cleanup_errors=True) as folder:
+    with _empty_folder() as folder:
         request = {
             "program": program,
             "token": token,
@@ -136,7 +142,7 @@ def _execute(request: dict[str, Any], folder: str, limits: Limits) -> Execution:
         with contextlib.suppress(BrokenPipeError):  # it has died already; its output says why
             stdin.write(json.dumps(request).encode())
             stdin.close()
-        output, told, in_time = _listen(stdout.fileno(), receiving, limits, started + limits.seconds)
+        heard = _listen(stdout.fileno(), receiving, folder, limits, started + limits.seconds)
     finally:
         # Everything it started is in its session, and dies with its init where it has one.
         with contextlib.suppress(ProcessLookupError):
@@ -145,34 +151,88 @@ def _execute(request: dict[str, Any], folder: str, limits: Limits) -> Execution:
         if stdout is not None:
             stdout.close()
         os.close(receiving)
-    return _judge(request, told, output, in_time, process.returncode, time.monotonic() - started)
+    return _judge(request, heard, process.returncode, time.monotonic() - started)
 
 
-def _listen(printed: int, verdict: int, limits: Limits, deadline: float) -> tuple[str, bytes, bool]:
+@dataclass(frozen=True)
+class _Heard:
+    """What a program said: the beginning of its output and of its verdict; whether it ended in time, and whether it
+    was stopped for what it wrote."""
+
+    output: str
+    told: bytes
+    in_time: bool
+    too_much: bool
+
+
+def _listen(printed: int, verdict: int, folder: str, limits: Limits, deadline: float) -> _Heard:
     """Read output and verdict until both are closed or time is up; what exceeds the bounds is read and dropped."""
     kept = {printed: bytearray(), verdict: bytearray()}
     bounds = {printed: limits.output_bytes, verdict: _VERDICT_BYTES}
-    in_time = True
+    in_time, too_much = True, False
     with selectors.DefaultSelector() as selector:
         for handle in kept:
             selector.register(handle, selectors.EVENT_READ)
         while selector.get_map():
             remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                in_time = False
+            in_time, too_much = remaining > 0, _exceeds(folder, limits)
+            if not in_time or too_much:
                 break
-            for key, _ in selector.select(remaining):
+            for key, _ in selector.select(min(remaining, _LOOK_S)):
                 data = os.read(key.fd, 1 << 16)
                 if not data:
                     selector.unregister(key.fd)
                 room = bounds[key.fd] - len(kept[key.fd])
                 kept[key.fd] += data[:room]
     output, told = kept.values()
-    return output.decode(errors="replace"), bytes(told), in_time
+    return _Heard(output.decode(errors="replace"), bytes(told), in_time, too_much or _exceeds(folder, limits))
 
 
-def _judge(request: dict[str, Any], told: bytes, output: str, in_time: bool, code: int, seconds: float) -> Execution:
-    lines = told.splitlines()
+def _exceeds(folder: str, limits: Limits) -> bool:
+    """Whether the files below a folder are too many or too large together. Looks no further than it must."""
+    waiting, files, size = [folder], 0, 0
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                files += 1
+                with contextlib.suppress(OSError):
+                    size += entry.stat(follow_symlinks=False).st_blocks * 512
+                if files > limits.folder_files or size > limits.folder_bytes:
+                    return True
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+    return False
+
+
+@contextlib.contextmanager
+def _empty_folder() -> Iterator[str]:
+    """A folder for one program, gone afterwards with whatever it made there."""
+    folder = tempfile.mkdtemp(prefix="segprop-jail-")
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def _remove(folder: str) -> None:
+    """Delete a folder, however deep it is: what a folder inside it holds moves up before that goes."""
+    number = 0
+    with contextlib.suppress(OSError):
+        while entries := list(os.scandir(folder)):
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+                    continue
+                os.chmod(entry.path, 0o700)
+                for inner in list(os.scandir(entry.path)):
+                    number += 1
+                    os.rename(inner.path, os.path.join(folder, f"moved-{secrets.token_hex(8)}-{number}"))
+                os.rmdir(entry.path)
+        os.rmdir(folder)
+
+
+def _judge(request: dict[str, Any], heard: _Heard, code: int, seconds: float) -> Execution:
+    lines, output, in_time = heard.told.splitlines(), heard.output, heard.in_time
     setup = _json(lines[0]) if lines else {}
     if setup.get("missing"):
         raise UserError(
@@ -180,9 +240,11 @@ def _judge(request: dict[str, Any], told: bytes, output: str, in_time: bool, cod
             "namespaces nor seccomp and Landlock for that), so it is not run; in a throw-away machine or container "
             "set allow_unisolated: true (--allow-unisolated) to run it all the same"
         )
-    if not setup and in_time:
+    if not setup and in_time and not heard.too_much:
         raise SegpropError(f"the jail for generated code did not start (status {code}): {output[-500:]}")
     isolated = tuple(setup.get("isolated", ()))
+    if heard.too_much:
+        return Execution("failed", "wrote more files, or more into them, than it may", output, seconds, isolated)
     last = _json(lines[-1]) if len(lines) > 1 else {}
     if secrets.compare_digest(str(last.get("passed")), request["token"]):
         return Execution("passed", "", output, seconds, isolated)
@@ -200,6 +262,6 @@ def _judge(request: dict[str, Any], told: bytes, output: str, in_time: bool, cod
 def _json(line: bytes) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # the program may have written anything there
         return {}
     return value if isinstance(value, dict) else {}

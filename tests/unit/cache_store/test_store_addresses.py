@@ -1,4 +1,4 @@
-"""Addresses of stores, how long a network call is tried, and what its errors mean: all pure."""
+"""Addresses of stores and their servers, how long a network call is tried, what its errors mean: nothing is sent."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_store.errors import StorageDenied, StorageFull, StorageUnavailable, StoreError, UserError
+from cache_store.errors import ConfigError, StorageDenied, StorageFull, StorageUnavailable, StoreError, UserError
 from cache_store.storage.addresses import redacted
+from cache_store.storage.object_client import check_endpoints
 from cache_store.storage.object_errors import Kind, fault_of
 from cache_store.storage.open import parse_address
 from cache_store.storage.retry import RetryPolicy
@@ -180,3 +181,36 @@ def test_what_a_server_answers_becomes_a_typed_error_without_its_url(
 def test_absent_and_existing_objects_are_told_apart() -> None:
     assert fault_of(FileNotFoundError(answered(404, "NoSuchKey"))).kind is Kind.ABSENT
     assert fault_of(AlreadyExistsError(answered(412, "PreconditionFailed"))).kind is Kind.EXISTS
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://[bad",
+        "nonsense",
+        "http://host:99999999",
+        "http://host:port",
+        " ",
+        "ftp://host",
+        "http://",
+        "https://a b",
+    ],
+)
+def test_an_endpoint_that_is_no_address_is_refused(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(ConfigError, match=r"AWS_ENDPOINT_URL is no address of a server: .*allowed: https://host"):
+        check_endpoints(parse_address("s3://bucket/prefix"))
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9000", "https://[::1]:9000", "https://s3.example/path", ""])
+def test_an_endpoint_may_be_any_server(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_USE_FIPS_ENDPOINT", "false")
+    check_endpoints(parse_address("s3://bucket/prefix"))
+
+
+def test_an_endpoint_with_credentials_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:secret@host:port")
+    with pytest.raises(ConfigError) as caught:
+        check_endpoints(parse_address("s3://bucket/prefix"))
+    assert "secret" not in caught.value.message

@@ -75,6 +75,12 @@ def test_a_forged_verdict_without_the_token_is_not_believed() -> None:
     assert not jail(forged + "os._exit(0)").passed
 
 
+@pytest.mark.parametrize("written", ["b'[' * 60_000", "b'1' * 60_000", "b'\\xff' * 100", "b'{\"failed\": 3}'"])
+def test_whatever_is_written_to_the_verdict_is_a_failure(written: str) -> None:
+    told = f"import os\nfor fd in range(3, 20):\n try: os.write(fd, b'\\n' + {written})\n except OSError: pass\n"
+    assert jail(told + "os._exit(0)").outcome == "failed"
+
+
 def test_an_endless_loop_is_stopped_in_time() -> None:
     started = time.monotonic()
     done = jail("while True: pass", limits=Limits(seconds=1))
@@ -179,6 +185,31 @@ def test_its_own_folder_is_empty_writable_small_and_gone_afterwards(without: tup
     done = jail(program, without=without)
     assert "File too large" in done.reason
     assert not Path(done.output.strip()).exists()
+
+
+@pytest.mark.parametrize("without", LAYERS)
+@pytest.mark.parametrize(
+    "writing",
+    [
+        "for i in range(20_000): open(f'f{i}', 'wb').write(bytes(1 << 20))",
+        "for i in range(10**9): open(f'f{i}', 'x').close()",
+        "for i in range(10**9): os.mkdir('d'); os.chdir('d')",
+    ],
+)
+def test_all_its_files_together_are_bounded(writing: str, without: tuple[IsolationLayer, ...]) -> None:
+    done = jail(f"import os\nprint(os.getcwd(), flush=True)\n{writing}", limits=Limits(seconds=20), without=without)
+    assert done.outcome == "failed"
+    assert done.reason.startswith(("OSError: [Errno 28]", "wrote more files"))
+    assert not Path(done.output.strip()).exists()
+
+
+@pytest.mark.parametrize("without", LAYERS)
+@pytest.mark.parametrize("path", ["/dev/kmsg", "/dev/null", "/proc/1/environ", "/proc/self/mem"])
+def test_devices_and_processes_cannot_be_opened(path: str, without: tuple[IsolationLayer, ...]) -> None:
+    for mode in ("r", "w"):
+        done = jail(f"open({path!r}, {mode!r})", without=without)
+        assert done.outcome == "failed"
+        assert done.reason.startswith(("FileNotFoundError", "PermissionError", "OSError: [Errno 30]"))
 
 
 @pytest.mark.parametrize("without", [*LAYERS, ("seccomp",)])
