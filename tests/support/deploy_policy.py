@@ -69,6 +69,7 @@ def policy_problems(objects: list[Object], configs: Path) -> list[str]:
         found += [f"{pod.owner} {pod.role}: {text}" for text in _pod_problems(pod)]
     found += _secret_problems(objects)
     found += _network_problems(objects)
+    found += _copies_problems(objects)
     found += _reference_problems(objects)
     for item in objects:
         if item["kind"] == "RayJob":
@@ -201,6 +202,8 @@ def _network_problems(objects: list[Object]) -> Iterator[str]:
                 if not rule.get(peers):
                     yield f"{name_of(item)}: an {direction} rule without {peers} opens it to the world"
                 for peer in rule.get(peers, []):
+                    if direction == "ingress" and peer.get("namespaceSelector") == {}:
+                        yield f"{name_of(item)}: pods of any namespace come in by a label that anybody may give"
                     block = peer.get("ipBlock", {})
                     if block.get("cidr") == "0.0.0.0/0" and (
                         direction == "ingress"
@@ -211,6 +214,34 @@ def _network_problems(objects: list[Object]) -> Iterator[str]:
                             f"{name_of(item)}: {direction} with any address must be outward, name ports and spare the "
                             "cloud's metadata service"
                         )
+
+
+_UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
+
+
+def _bytes(quantity: str) -> int:
+    return int(quantity[:-2]) * _UNITS[quantity[-2:]]
+
+
+def _copies_problems(objects: list[Object]) -> Iterator[str]:
+    """Copies of a store's files must leave room in the volume they lie in: a disk does not show its sizeLimit."""
+    maps = {item["metadata"]["name"]: item.get("data", {}) for item in objects if item["kind"] == "ConfigMap"}
+    for pod in pods(objects):
+        if pod.role == "submitter":
+            continue
+        for container in pod.spec["containers"]:
+            given: dict[str, str] = {}
+            for source in container.get("envFrom", []):
+                given |= maps.get(source.get("configMapRef", {}).get("name"), {})
+            (mount,) = [mount for mount in container["volumeMounts"] if mount["mountPath"] == "/tmp"]
+            (volume,) = [volume for volume in pod.spec["volumes"] if volume["name"] == mount["name"]]
+            bounds = {
+                "the sizeLimit of /tmp": _bytes(volume["emptyDir"].get("sizeLimit", "0Gi")),
+                "its ephemeral storage": _bytes(container["resources"]["limits"].get("ephemeral-storage", "0Gi")),
+            }
+            for what, bound in bounds.items():
+                if int(given.get("SEGPROP_CACHE_BYTES", bound)) > bound // 2:
+                    yield f"{pod.owner} {pod.role}: SEGPROP_CACHE_BYTES must be below half of {what}"
 
 
 #: Made by hand, as the README says.

@@ -42,6 +42,10 @@ def test_everything_comes_from_the_lock_with_hashes_and_no_index_is_named(docker
     assert len(installs) == 2
     assert "--require-hashes -r requirements.lock" in installs[0]
     assert "--no-deps --no-build-isolation ." in installs[1]
+    (tool,) = re.findall(r"pip install (?!.*requirements)(.* -r .*)", dockerfile)
+    assert "--require-hashes --no-deps -r uv.lock" in tool
+    locked = (DOCKER / "uv.lock").read_text()
+    assert re.search(r"^uv==[\d.]+ \\\n    --hash=sha256:[0-9a-f]{64}", locked, re.MULTILINE)
     assert not re.search(r"index-url|extra-index|find-links|https?://", dockerfile)
 
 
@@ -113,8 +117,20 @@ def start(proc: Path, seconds: int = 20) -> subprocess.Popen[bytes]:
     return subprocess.Popen(["bash", str(HOOK)], env=environment)
 
 
-def test_the_hook_stops_the_driver_and_waits_until_it_is_gone(proc: Path, driver: subprocess.Popen[bytes]) -> None:
-    add(proc, driver.pid, "/opt/venv/bin/python", "-m", "orchestrator.run", "configs/quickstart.yaml", "store=/data/s")
+@pytest.mark.parametrize(
+    "program",
+    [
+        ("-m", "orchestrator.run"),
+        ("-u", "-m", "orchestrator.run"),
+        ("/opt/venv/bin/segprop", "run"),
+        ("/opt/venv/bin/segprop", "sweep"),
+    ],
+    ids=" ".join,
+)
+def test_the_hook_stops_the_driver_and_waits_until_it_is_gone(
+    proc: Path, driver: subprocess.Popen[bytes], program: tuple[str, ...]
+) -> None:
+    add(proc, driver.pid, "/opt/venv/bin/python", *program, "configs/quickstart.yaml", "store=/data/s")
     hook = start(proc)
     assert driver.wait(timeout=20) == 7, "it got SIGTERM, not SIGKILL"
     time.sleep(1.5)

@@ -76,6 +76,54 @@ def test_kuberay_accepts_the_ray_objects(objects: list[Object]) -> None:
     assert found == []
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_workers_request_the_cpu_and_memory_that_they_may_use(overlay: str) -> None:
+    """A throttled worker distorts measured times, as the README says."""
+    for pod in pods(render(DEPLOY / "overlays" / overlay)):
+        for container in pod.spec["containers"] if pod.role == "worker" else []:
+            requests, limits = (container["resources"][key] for key in ("requests", "limits"))
+            assert {key: requests[key] for key in ("cpu", "memory")} == {key: limits[key] for key in ("cpu", "memory")}
+
+
+def test_no_command_of_the_readme_shows_a_secret() -> None:
+    text = (DEPLOY / "README.md").read_text()
+    assert "create secret" in text
+    assert "--from-literal" not in text
+
+
+def test_pods_with_an_identity_of_their_cloud_reach_its_tokens(tmp_path: Path) -> None:
+    """Addresses and ports as EKS and GKE name them, and nobody else's metadata service."""
+    folder = tmp_path / "overlay"
+    folder.mkdir()
+    components = [os.path.relpath(DEPLOY / "components" / name, folder) for name in ("s3-store", "gke-identity", "job")]
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": "segprop",
+        "resources": [os.path.relpath(DEPLOY / "base", folder)],
+        "components": components,
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    objects = by_hand(folder)
+    assert policy_problems(objects, CONFIGS) == []
+    opened = {
+        (item["metadata"]["name"], peer["ipBlock"]["cidr"], port["port"])
+        for item in objects
+        if item["kind"] == "NetworkPolicy"
+        for rule in item["spec"].get("egress", [])
+        for peer in rule["to"]
+        if "ipBlock" in peer
+        for port in rule["ports"]
+    }
+    assert opened == {
+        ("segprop-s3", "0.0.0.0/0", 443),
+        ("segprop-s3", "169.254.170.23/32", 80),
+        ("segprop-s3", "fd00:ec2::23/128", 80),
+        ("segprop-s3", "169.254.169.252/32", 988),
+        ("segprop-gke-identity", "169.254.169.254/32", 80),
+    }
+
+
 def test_the_policy_is_kept(objects: list[Object]) -> None:
     assert policy_problems(objects, CONFIGS) == []
 

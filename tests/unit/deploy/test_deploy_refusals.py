@@ -94,6 +94,21 @@ POLICY: dict[str, tuple[str, tuple[tuple[Any, ...], ...], str]] = {
         (("replace", f"{WORKER}/volumes/0/emptyDir", {}),),
         "volume tmp: emptyDir needs a sizeLimit",
     ),
+    "a scratch volume that copies fill": (
+        "RayCluster",
+        (("replace", f"{WORKER}/volumes/0/emptyDir/sizeLimit", "4Gi"),),
+        "worker: SEGPROP_CACHE_BYTES must be below half of the sizeLimit of /tmp",
+    ),
+    "a pod that copies fill": (
+        "RayCluster",
+        (("replace", f"{WORKER}/containers/0/resources/limits/ephemeral-storage", "6Gi"),),
+        "worker: SEGPROP_CACHE_BYTES must be below half of its ephemeral storage",
+    ),
+    "copies without bound": (
+        "ConfigMap",
+        (("remove", "/data/SEGPROP_CACHE_BYTES"),),
+        "SEGPROP_CACHE_BYTES must be below half",
+    ),
     "no memory limit": (
         "RayCluster",
         (("remove", f"{WORKER}/containers/0/resources/limits/memory"),),
@@ -221,6 +236,15 @@ OBJECTS: dict[str, tuple[Callable[[list[Object]], list[Object]], str]] = {
     "ingress from everywhere": (
         lambda base: broken(base, "NetworkPolicy", ("add", "/spec/ingress/-", {}), name="segprop-ray"),
         "an ingress rule without from",
+    ),
+    "ingress of any namespace with a label": (
+        lambda base: broken(
+            base,
+            "NetworkPolicy",
+            ("replace", "/spec/ingress/1/from/0/namespaceSelector", {}),
+            name="segprop-ray",
+        ),
+        "by a label that anybody may give",
     ),
     "egress to everywhere": (
         lambda base: broken(
