@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache_store.errors import CorruptRecord, SegpropError
+from cache_store.errors import ConfigError, CorruptRecord, SegpropError
 from cache_store.records.record_io import read_local
 from cache_store.storage.durable import write_atomically
 
@@ -56,6 +56,15 @@ def file_digest(path: Path) -> str:
     digest = _known_or_read(file, memory, _Progress(file.size))
     memory.save()
     return digest
+
+
+def digest_of_setting(path: str | None, where: str) -> str | None:
+    """Return the digest of a file that the setting `where` names; None where it names none. ConfigError when it cannot
+    be read."""
+    try:
+        return None if path is None else file_digest(Path(path))
+    except OSError as error:
+        raise ConfigError(f"{where}: {path}: {error.strerror or error}", where=where, value=path) from error
 
 
 def contents_digest(files: Iterable[tuple[str, Path]]) -> str:

@@ -15,7 +15,7 @@ forward to backward when the part trains and its input needs no gradient.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from workers.models.counting import Cost, Shape, elements, scaled_conv_bn, stride_between
 
@@ -111,6 +111,23 @@ class ChainOutline:
     def _check_boundary(self, what: str, index: int) -> None:
         if not 0 <= index <= len(self.blocks):
             raise ValueError(f"adapter {what} {index} is outside the boundaries 0..{len(self.blocks)}")
+
+
+@dataclass(frozen=True)
+class AlikeChainOutline(ChainOutline):
+    """A chain whose boundaries between layers have one shape: identity adapters, whole heads as local ones."""
+
+    def adapter(self, source: int, target: int) -> PartOutline:
+        """Identity: every boundary between layers has the same shape."""
+        self._check_boundary("source", source)
+        self._check_boundary("target", target)
+        shape = self.boundaries[source]
+        return PartOutline("adapter", ("adapter",), shape, shape, 0, 0, 0, 0)
+
+    def aux(self, source: int) -> PartOutline:
+        """LW's local head: one like the network's own."""
+        self._check_boundary("source", source)
+        return replace(self.head, name="aux", units=("aux",))
 
 
 def _part(

@@ -26,6 +26,7 @@ COMPUTED: dict[str, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "floa
 #: Share of the updates that rounding to bfloat16 may take before plan, log and report warn.
 MOST_SWALLOWED = 0.1
 SnapshotDtype = Literal["auto", "float32", "bfloat16", "float16"]
+ViTName = Literal["vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"]
 ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "resnext50_32x4d"]
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
@@ -47,6 +48,27 @@ class ResNetSpec(ModelSpec):
     #: stages: seg1 = stem+layer1 … seg4; blocks: each residual block; or explicit lists of unit names.
     segments: Literal["stages", "blocks"] | tuple[tuple[str, ...], ...] = "stages"
     #: A torchvision state dict (.safetensors, or .pth read with weights_only) to start from; None: random.
+    weights: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTSpec(ModelSpec):
+    """A torchvision Vision Transformer as a chain: `embed`, `layer0`, `layer1`, …, and the head (norm, classifier)."""
+
+    family: Literal["vit"] = "vit"
+    #: Sizes of torchvision's network of that name; each one that is set below takes the place of its own.
+    name: ViTName = "vit_b_16"
+    #: Side of a patch in pixels.
+    patch: Annotated[int, Ge(1), Le(4096)] | None = None
+    layers: Annotated[int, Ge(1), Le(10_000)] | None = None
+    #: Width of a token; `heads` attention heads share it.
+    hidden: Annotated[int, Ge(1), Le(1 << 20)] | None = None
+    heads: Annotated[int, Ge(1), Le(4096)] | None = None
+    #: Inner width of a layer's feed-forward network.
+    mlp: Annotated[int, Ge(1), Le(1 << 22)] | None = None
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    #: A torchvision state dict (.safetensors, or .pth read with weights_only) to start from; None: random. Positions
+    #: for images of another size are interpolated, a classifier of other classes stays random.
     weights: str | None = None
 
 

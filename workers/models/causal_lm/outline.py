@@ -9,12 +9,12 @@ rotary embeddings) are nobody's activations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from cache_store.errors import ConfigError
 from workers.models.counting import Shape
-from workers.models.outline import ChainOutline, PartOutline
+from workers.models.outline import AlikeChainOutline, PartOutline
 from workers.specs.model import FileDigests
 
 
@@ -109,24 +109,7 @@ class LMOutline:
         return {name: facts.parameters for name, facts in self.parts.items()}
 
 
-@dataclass(frozen=True)
-class LMChainOutline(ChainOutline):
-    """The chain of a language model: boundaries (tokens, hidden), identity adapters, whole heads as auxiliary."""
-
-    def adapter(self, source: int, target: int) -> PartOutline:
-        """Identity: every boundary between layers has the same shape."""
-        self._check_boundary("source", source)
-        self._check_boundary("target", target)
-        shape = self.boundaries[source]
-        return PartOutline("adapter", ("adapter",), shape, shape, 0, 0, 0, 0)
-
-    def aux(self, source: int) -> PartOutline:
-        """LW's local head: a norm and LM head of its own."""
-        self._check_boundary("source", source)
-        return replace(self.head, name="aux", units=("aux",))
-
-
-def lm_chain(lm: LMOutline, tokens: int) -> LMChainOutline:
+def lm_chain(lm: LMOutline, tokens: int) -> AlikeChainOutline:
     """The chain's figures for samples of `tokens` tokens. Block 0 is `embed`, so block j+1 is decoder layer j.
 
     ConfigError when the model has no positions for so many tokens.
@@ -144,7 +127,7 @@ def lm_chain(lm: LMOutline, tokens: int) -> LMChainOutline:
     shapes["head"] = (hidden, (tokens, lm.vocabulary))
     parts = [_part(name, lm.parts[name], *shapes[name], tokens) for name in names]
     *blocks, head = parts
-    return LMChainOutline(
+    return AlikeChainOutline(
         blocks=tuple(blocks),
         head=head,
         boundaries=(*(block.inputs for block in blocks), head.inputs),

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
-from cache_store.storage.durable import write_atomically
-from workers import tensor_files
 from workers.models.base import Export
+from workers.models.torchvision_folder import write_folder
 from workers.specs.experiment import ResNetSpec
 from workers.specs.model import expect
 
@@ -40,17 +37,8 @@ _CLASSIFIER = (
 
 
 def write_checkpoint(export: Export, target: Path) -> None:
-    """Write `model.safetensors`, `load_model.py` and, last, `model.json` into `target`. Equal weights of the
-    same nodes give the same bytes."""
+    """Write the folder `target`, as `write_folder` says."""
     model = expect(ResNetSpec, export.model)
-    state = {name: tensor for _, part in export.states for name, tensor in part.items()}
-    facts = {
-        "model": asdict(model),
-        "classes": export.classes,
-        "class_names": list(export.data.get("class_names", ())),
-        "preprocessing": dict(export.data.get("preprocessing", {})),
-        "sources": dict(export.sources),
-    }
     loading = _LOADING.format(
         name=model.name,
         classes=export.classes,
@@ -59,6 +47,4 @@ def write_checkpoint(export: Export, target: Path) -> None:
         if model.classifier == "mlp"
         else "",
     )
-    tensor_files.write(target / "model.safetensors", state, {"format": "pt", "model": model.name})
-    write_atomically(target / "load_model.py", loading.encode())
-    write_atomically(target / "model.json", (json.dumps(facts, indent=2) + "\n").encode())
+    write_folder(export, model, model.name, loading, target)

@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_store.errors import ConfigError
-from workers.file_digests import file_digest
+from workers.file_digests import digest_of_setting
 from workers.models.base import (
     Capabilities,
     Export,
@@ -59,13 +58,7 @@ class ResNetFamily(ModelFamily[ResNetSpec, None]):
         return replace(model, segments="stages", head_convs=1, dropout=ResNetSpec.dropout)
 
     def weights_digest(self, model: ResNetSpec, found: None) -> str | None:
-        if model.weights is None:
-            return None
-        try:
-            return file_digest(Path(model.weights))
-        except OSError as error:
-            where = "model.weights"
-            raise ConfigError(f"{where}: {model.weights}: {error.strerror or error}", where=where) from error
+        return digest_of_setting(model.weights, "model.weights")
 
     def pretrained(self, model: ResNetSpec) -> bool:
         return model.weights is not None

@@ -8,7 +8,7 @@ never allocates another. A boundary is a tuple of float tensors (B, C, H, W).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import cast
 
@@ -16,9 +16,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from workers.models.given_weights import merge, other_shapes, read_state
 from workers.models.outline import ChainOutline
 from workers.models.resnet.outline import facts_of, resnet_outline
-from workers.models.resnet.weights import merge, read_state
 from workers.specs.experiment import ResNetSpec
 
 Boundary = tuple[Tensor, ...]
@@ -59,7 +59,15 @@ def initial_state(model: ResNetSpec, classes: int, seed: int) -> dict[str, Tenso
         state = dict(build_torchvision(model, classes).state_dict())
     if model.weights is None:
         return state
-    return merge(state, read_state(model.weights), model.weights)
+    given = read_state(model.weights)
+    return merge(state, given, model.weights, _left_random(state, given))
+
+
+def _left_random(state: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Return prefixes of what is not taken from a file: a stem of another kernel, another classifier (or none)."""
+    stem = "conv1.weight"
+    other_stem = stem in given and given[stem].shape != state[stem].shape
+    return [*(["conv1.", "bn1."] if other_stem else []), *(["fc."] if other_shapes(state, given, "fc.") else [])]
 
 
 class BlockFront(nn.Module):

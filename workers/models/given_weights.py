@@ -1,9 +1,9 @@
-"""Start from somebody's weights: read a torchvision state dict and fit it to the model that is wanted."""
+"""Start from somebody's weights: read a torchvision state dict and fit it to the network that is wanted."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ def read_state(path: str) -> dict[str, Tensor]:
     """
     file = Path(path)
     if not file.is_file():
-        raise _error(f"{path} does not exist or is not a file", path)
+        raise weights_error(f"{path} does not exist or is not a file", path)
     if file.suffix not in (".safetensors", ".pth", ".pt"):
-        raise _error(f"{path} is neither .safetensors nor .pth/.pt", path)
+        raise weights_error(f"{path} is neither .safetensors nor .pth/.pt", path)
     try:
         content = _read(file)
     except (
@@ -37,9 +37,9 @@ def read_state(path: str) -> dict[str, Tensor]:
         pickle.UnpicklingError,
         safetensors.SafetensorError,
     ) as e:
-        raise _error(f"{path} cannot be read: {first_line(e)}", path) from e
+        raise weights_error(f"{path} cannot be read: {first_line(e)}", path) from e
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise _error(f"{path} is not a state dict (names to tensors)", path)
+        raise weights_error(f"{path} is not a state dict (names to tensors)", path)
     return dict(content)
 
 
@@ -49,15 +49,16 @@ def _read(file: Path) -> Any:
     return torch.serialization.load(file, map_location="cpu", weights_only=True)
 
 
-def merge(state: dict[str, Tensor], given: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
-    """`state` with the tensors of `given`, in `state`'s dtypes; an unlike stem or classifier stays as it is.
+def merge(
+    state: dict[str, Tensor], given: Mapping[str, Tensor], path: str, as_it_is: Sequence[str]
+) -> dict[str, Tensor]:
+    """`state` with the tensors of `given`, in `state`'s dtypes; what begins with one of `as_it_is` is not taken.
 
     `num_batches_tracked` may be absent (torchvision's older files). ConfigError names every other difference.
     """
-    random = _left_random(state, given)
 
     def wanted(name: str) -> bool:
-        return not name.startswith(random)
+        return not name.startswith(tuple(as_it_is))
 
     problems = [
         *(f"unexpected {name}" for name in given if wanted(name) and name not in state),
@@ -66,26 +67,25 @@ def merge(state: dict[str, Tensor], given: Mapping[str, Tensor], path: str) -> d
     problems = [problem for problem in problems if problem]
     if problems:
         more = f", and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise _error(f"{path} does not fit the model: {', '.join(problems[:_SHOWN])}{more}", path)
+        raise weights_error(f"{path} does not fit the model: {', '.join(problems[:_SHOWN])}{more}", path)
     return {
         name: given[name].to(tensor.dtype).clone() if name in given and wanted(name) else tensor
         for name, tensor in state.items()
     }
 
 
-def _left_random(state: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Prefixes of what is not taken from the file: a stem of another kernel, another classifier (or none)."""
-    prefixes: list[str] = []
-    stem = "conv1.weight"
-    if stem in given and given[stem].shape != state[stem].shape:
-        prefixes += ["conv1.", "bn1."]
-    if _shapes(given, "fc.") != _shapes(state, "fc."):
-        prefixes.append("fc.")
-    return tuple(prefixes)
+def other_shapes(state: Mapping[str, Tensor], given: Mapping[str, Tensor], prefix: str) -> bool:
+    """Tell whether the tensors whose names begin so are others, or of other shapes."""
+
+    def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+        return {name: tensor.shape for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    return shapes(state) != shapes(given)
 
 
-def _shapes(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items() if name.startswith(prefix)}
+def weights_error(message: str, path: str) -> ConfigError:
+    """Return a ConfigError about the file that `model.weights` names."""
+    return ConfigError(f"model.weights: {message}", where="model.weights", value=path)
 
 
 def _difference(name: str, tensor: Tensor, given: Mapping[str, Tensor]) -> str:
@@ -94,7 +94,3 @@ def _difference(name: str, tensor: Tensor, given: Mapping[str, Tensor]) -> str:
     if given[name].shape != tensor.shape:
         return f"{name} is {tuple(given[name].shape)}, not {tuple(tensor.shape)}"
     return ""
-
-
-def _error(message: str, path: str) -> ConfigError:
-    return ConfigError(f"model.weights: {message}", where="model.weights", value=path)
