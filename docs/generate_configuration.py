@@ -63,10 +63,12 @@ regimes:
 ```
 """
 
-#: Sections that depend on `model.family`.
-OF_FAMILY = ("model", "data")
-#: The families they are written out for, with the words that tell them apart.
-IMAGES, LANGUAGE = config_class("resnet"), config_class("causal_lm")
+IMAGES = config_class("resnet")
+#: Sections that depend on `model.family`, with the families that they are written out for and what tells them apart.
+OF_FAMILY = {
+    "model": {"ResNets": "resnet", "Vision Transformers": "vit", "language models": "causal_lm"},
+    "data": {"images": "resnet", "language models": "causal_lm"},
+}
 
 #: Words for keys whose names alone are enough in code.
 MEANINGS = {
@@ -135,11 +137,19 @@ def generate() -> str:
         elif name == "regimes":
             parts.append(_section("regimes", RegimeConfig, "regimes.<name>.", _summary(RegimeConfig)))
         elif isinstance(kind, type) and (dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel)):
-            parts.append(_section(f"{name} (images)" if name in OF_FAMILY else name, kind, f"{name}.", _summary(kind)))
-            if name in OF_FAMILY:
-                other = typing.cast("type[Any]", LANGUAGE.model_fields[name].annotation)
-                parts.append(_section(f"{name} (language models)", other, f"{name}.", _summary(other)))
+            for title, section in _kinds(name, kind).items():
+                parts.append(_section(title, section, f"{name}.", _summary(section)))
     return "\n".join(parts)
+
+
+def _kinds(name: str, kind: type[Any]) -> dict[str, type[Any]]:
+    """A section's titles and classes: one, or one for each family that has its own."""
+    if name not in OF_FAMILY:
+        return {name: kind}
+    return {
+        f"{name} ({words})": typing.cast("type[Any]", config_class(family).model_fields[name].annotation)
+        for words, family in OF_FAMILY[name].items()
+    }
 
 
 def _section(title: str, kind: type[Any], prefix: str, words: str, *, nested: bool = True) -> str:
@@ -274,12 +284,18 @@ def _bounds(metadata: Any) -> str:
         annotated_types.Lt: ("lt", "<"),
     }
     parts = [
-        f"{sign} {getattr(item, name):g}" if getattr(item, name) < 1e6 else f"{sign} 2^63"
+        f"{sign} {_bound(getattr(item, name))}"
         for item in metadata
         for kind, (name, sign) in signs.items()
         if isinstance(item, kind)
     ]
     return ", ".join(parts)
+
+
+def _bound(value: float) -> str:
+    """Write a limit: a large power of two as such."""
+    power = int(value).bit_length() - 1
+    return f"2^{power}" if value >= 1e6 and value == 1 << power else f"{value:g}"
 
 
 if __name__ == "__main__":

@@ -56,13 +56,11 @@ class Improvement:
 
 def quality_of(summary: Summary) -> Quality:
     """Decide what regimes are judged by, also in a run that has hardly begun: any figure may say that it is of text."""
-    metrics = list(_metrics(summary))
+    metrics = [found for found in _metrics(summary) if found]
     task = any("token_accuracy" in found for found in metrics)
-    text = (
-        task
-        or any("perplexity" in found for found in metrics)
-        or any(stage.layer is not None for stage in _stages(summary))
-    )
+    # Before anything is scored, a network that is cut at its layers is most likely one of text.
+    layered = not metrics and any(stage.layer is not None for stage in _stages(summary))
+    text = task or layered or any("perplexity" in found for found in metrics)
     return Quality("accuracy" if task or not text else "loss", text, task)
 
 

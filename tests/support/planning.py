@@ -12,7 +12,7 @@ from orchestrator.config.schema import Config
 from orchestrator.plan.builder import build_plan
 from orchestrator.plan.graph import Plan
 from workers.data.images.outline import DataOutline
-from workers.models.resnet.outline import resnet_outline as outline
+from workers.models.registry import family_of
 
 CIFAR = DataOutline(
     classes=10,
@@ -51,9 +51,9 @@ def small_config(tmp_path: Path, changes: dict[str, Any] | None = None) -> Confi
 
 
 def plan_of(config: Config, data: DataOutline = CIFAR, **options: Any) -> Plan:
-    outlines = {
-        name: outline(config.regime(name).model, config.data.image_size, data.classes) for name in config.regimes
-    }
+    sample = (3, config.data.image_size, config.data.image_size)
+    models = {name: config.regime(name).model for name in config.regimes}
+    outlines = {name: family_of(model).outline(model, None, sample, data.classes) for name, model in models.items()}
     return build_plan(config, outlines, data, **options)
 
 

@@ -60,12 +60,15 @@ class ViTSpec(ModelSpec):
     name: ViTName = "vit_b_16"
     #: Side of a patch in pixels.
     patch: Annotated[int, Ge(1), Le(4096)] | None = None
+    #: Encoder layers.
     layers: Annotated[int, Ge(1), Le(10_000)] | None = None
-    #: Width of a token; `heads` attention heads share it.
+    #: Width of a token.
     hidden: Annotated[int, Ge(1), Le(1 << 20)] | None = None
+    #: Attention heads; `hidden` is a multiple of them.
     heads: Annotated[int, Ge(1), Le(4096)] | None = None
     #: Inner width of a layer's feed-forward network.
     mlp: Annotated[int, Ge(1), Le(1 << 22)] | None = None
+    #: In the embedding and in every layer.
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     #: A torchvision state dict (.safetensors, or .pth read with weights_only) to start from; None: random. Positions
     #: for images of another size are interpolated, a classifier of other classes stays random.

@@ -40,6 +40,9 @@ def test_a_language_model_is_known_before_its_first_result() -> None:
     assert not quality_of(begun()).text
     assert quality_of(begun(bare_stage(layer=3))).text
     assert quality_of(begun(bare_stage(curve=(EpochSummary(validation=LM),)))).metric == "loss"
+    # An image network may be cut at its layers too.
+    scored = (EpochSummary(validation={"loss": 0.1, "accuracy": 0.9}),)
+    assert quality_of(begun(bare_stage(layer=3, curve=scored))).metric == "accuracy"
 
 
 @given(st.dictionaries(st.text(max_size=3), st.floats(0, 20), min_size=1), st.booleans())

@@ -1,0 +1,59 @@
+"""Families of image networks beside ResNets: trained in every regime, exported, and loaded by torchvision alone."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from running import summary_of, write_config
+
+from cache_store.records.nodes import NodeStore
+from cache_store.snapshots.store import SnapshotStore
+from cache_store.storage.open import open_storage
+from orchestrator.cli import main
+from orchestrator.runs.prepare import prepare
+from workers.data.images.source import ImageSource
+from workers.specs.as_json import from_json
+from workers.specs.data_results import ImageDataResult
+from workers.specs.tasks import EvaluateTask
+
+#: Family -> model, split, and the stages of SegProp.
+FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
+    "vit": (
+        {"family": "vit", "patch": 4, "layers": 3, "hidden": 24, "heads": 2, "mlp": 48},
+        {"base": 1, "head": 1},
+        ["stage1-base", "stage2-layer1"],
+    ),
+}
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_family_trains_in_every_regime_and_torchvision_loads_what_it_gives(tmp_path: Path, family: str) -> None:
+    model, split, stages = FAMILIES[family]
+    config = write_config(
+        tmp_path,
+        {"model": model, "split": split, "regimes": ["e2e", "lw", "segprop"], "snapshots.mode": "always"},
+    )
+    assert main(["run", str(config), "--quiet"]) == 0
+    summary = summary_of(tmp_path / "run")
+    assert [stage["name"] for stage in summary["regimes"]["segprop"]["stages"]] == stages
+    prepared = prepare(config)
+    storage = open_storage(prepared.config.store)
+    for name, regime in summary["regimes"].items():
+        assert regime["status"] == "done", name
+        node = prepared.plan.node(prepared.plan.regimes[name].test)
+        data = NodeStore(storage).commit_of(node.parents["data"])
+        assert data is not None
+        experiment = from_json(EvaluateTask, node.task).experiment
+        images = ImageSource(experiment, data.read(ImageDataResult), SnapshotStore(storage), "test")
+        network = runpy.run_path(str(tmp_path / "run" / "model" / name / "load_model.py"))["load"]()
+        with torch.inference_mode():
+            logits = network(images.batch(np.arange(images.rows), None))
+        scored = torch.nn.functional.cross_entropy(logits, images.labels.long()).item()
+        assert scored == pytest.approx(regime["final"]["metrics"]["loss"], rel=1e-5), name
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "perplexity" not in page
