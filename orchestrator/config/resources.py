@@ -91,6 +91,13 @@ class ResourceConfig(Section):
         description="When no worker has come, or come back, for so many seconds, the run ends with the reason. "
         "SEGPROP_WAIT_FOR_WORKERS_S goes before it.",
     )
+    store_deadline_s: float = Field(
+        default=600.0,
+        ge=0,
+        le=LONGEST_S,
+        description="When the store cannot be reached, the driver waits so many seconds for it to come back; attempts "
+        "of tasks that met the outage do not count.",
+    )
     snapshot_memory: Bytes | None = Field(
         default=None,
         description="Most bytes of snapshot shards a task holds at a time, mapped or in memory. None: all that lie in "

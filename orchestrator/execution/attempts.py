@@ -32,6 +32,10 @@ class Attempts:
         """Count one more attempt, which is about to be submitted."""
         self._count[node_id] += 1
 
+    def forgive(self, node_id: str) -> None:
+        """Take an attempt that ended through no fault of the node out of the count."""
+        self._count[node_id] -= 1
+
     def submitted(self, node_id: str) -> None:
         self.running[node_id] = time.time()
 

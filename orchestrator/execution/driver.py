@@ -24,11 +24,12 @@ from orchestrator.execution.beat import Beat
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.queues import Queues
 from orchestrator.execution.retry import GiveUp, NodeRetries, Retry
+from orchestrator.execution.store_watch import Held, StoreWatch, Verdict, look_at
 from orchestrator.plan.graph import Node, Plan
 from orchestrator.plan.identity import identity_of
 from orchestrator.progress import Progress
 from orchestrator.runners.base import Event, Failed, Runner, Succeeded
-from orchestrator.units import score_text
+from orchestrator.units import score_text, seconds_text
 from workers.control import NOTHING, Update
 from workers.specs.orders import INTERRUPTIONS_EVERY_S, Production, Strategy, WorkOrder, node_of, order_key
 from workers.specs.results import NodeFigures
@@ -78,6 +79,8 @@ class DriverSettings:
     #: Whether all ranks of a gang run a node, and by which strategy; None: there is no gang.
     together: Callable[[Node], bool] = _alone
     strategy: Strategy | None = None
+    #: Longest wait for a store that cannot be reached (seconds).
+    store_deadline_s: float = 600.0
 
 
 class Driver:
@@ -111,6 +114,7 @@ class Driver:
         self._steering = steering
         self._queues = Queues(plan, ledger)
         self._attempts = Attempts()
+        self._store = StoreWatch(partial(look_at, ledger.storage), settings.store_deadline_s)
         #: Order keys of those who only make shards of a running materialize node's set (`Production.helper`).
         self._helpers: set[str] = set()
         #: Materialize nodes of which nothing is left to take for another helper, and those that nobody waits for and
@@ -127,11 +131,13 @@ class Driver:
             if stopping is None and self._stop_requested():
                 stopping = time.monotonic()
                 self._stop()
-            if stopping is None and self._steering is not None:
+            if stopping is None and self._steering is not None and not self._store.holds:
                 self._adopt(self._steering(self._ledger, self._outcome))
-            if stopping is None:
+            if stopping is None and self._settle():
                 self._release_sets()
                 waiting = self._submit_ready()
+            elif stopping is None:
+                waiting = True
             else:
                 waiting = False
                 if time.monotonic() - stopping > STOP_GRACE_S:
@@ -303,6 +309,8 @@ class Driver:
                 self._commit(node, event.committed, begun)
             case Failed(error=Interrupted()) if stopping:
                 pass  # it has left a checkpoint
+            case Failed() if not stopping and self._store.hold(Held(node.id, event, machine)):
+                pass  # until the store has been looked at
             case Failed():
                 self._retry_or_fail(node, event, machine, stopping)
 
@@ -332,6 +340,21 @@ class Driver:
         if node.id in self._plan.overlapping:
             self._look_after_sets(node)
 
+    def _settle(self) -> bool:
+        """Take in what became of failures that may be the store's; False while nothing should be begun."""
+        for held, verdict in self._store.settle():
+            node = self._nodes[held.node_id]
+            match verdict:
+                case Verdict.COUNTS:
+                    self._retry_or_fail(node, held.failure, held.machine, stopping=False)
+                case Verdict.FREE:
+                    self._attempts.forgive(node.id)
+                case Verdict.GIVEN_UP:
+                    limit = seconds_text(self._settings.store_deadline_s)
+                    reason = f"{held.failure.error}; the store has been away for {limit} (resources.store_deadline_s)"
+                    self._give_up(node, held.failure.error, reason, held.machine)
+        return not self._store.holds
+
     def _retry_or_fail(self, node: Node, failure: Failed, machine: str | None, stopping: bool) -> None:
         attempts, retries = self._attempts.count(node.id), self._settings.retries
         decision = retries.decide(failure, attempts)
@@ -345,13 +368,16 @@ class Driver:
             self._log("retried", node, level=logging.WARNING, **fields)
             return
         reason = decision.reason if isinstance(decision, GiveUp) else str(failure.error)
+        self._give_up(node, failure.error, reason, machine)
+
+    def _give_up(self, node: Node, error: BaseException, reason: str, machine: str | None) -> None:
         self._attempts.settle(node.id)
         if node.makes_set and not self._queues.starting.wants(node.id):
             self._given_up.add(node.id)
             self._progress.note(f"{node.label}: {reason}; its stage makes what is missing itself")
             return
         self._outcome.failures[node.id] = reason
-        self._outcome.errors[node.id] = failure.error
+        self._outcome.errors[node.id] = error
         self._queues.fail(node.id)
         self._progress.failed(node.label, reason)
         self._log("failed", node, level=logging.ERROR, machine=machine, error=reason)

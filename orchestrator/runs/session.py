@@ -22,7 +22,6 @@ from orchestrator.execution.plan_record import plan_digest, write_plan
 from orchestrator.execution.retry import NodeRetries
 from orchestrator.execution.run_lease import Claim, RunLease, check_neighbour
 from orchestrator.execution.run_record import RunRecord, read_pointer, write_pointer, write_run
-from orchestrator.execution.signals import stop_on_signals
 from orchestrator.plan.graph import Plan
 from orchestrator.progress import Progress
 from orchestrator.reports.records import Summary
@@ -33,6 +32,7 @@ from orchestrator.runners.gang_size import runs_together
 from orchestrator.runs.prepare import Prepared, with_figures
 from orchestrator.runs.results import _export_finished, _write_results
 from orchestrator.runs.run_dir import CONFIG_FILE, check_space, claim_run_dir
+from orchestrator.runs.signals import stop_on_signals
 
 _log = logging.getLogger("segprop.plan")
 
@@ -176,6 +176,7 @@ def driver_settings(config: Config) -> DriverSettings:
         NodeRetries(resources.max_attempts),
         resources.snapshot_memory,
         resources.interruptions_every,
+        store_deadline_s=resources.store_deadline_s,
     )
     if resources.gang.size is None:
         return settings

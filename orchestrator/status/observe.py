@@ -7,18 +7,20 @@ mid-stage checkpoint has the epochs of a stage that runs or was interrupted.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cache_store.errors import StorageDenied, UserError
+from cache_store.errors import StorageDenied, StorageUnavailable, UserError
 from cache_store.records.nodes import NodeStore
 from cache_store.storage.base import Storage
 from cache_store.storage.open import existing_storage
 from orchestrator.execution.beat import NOTHING_DONE, RunningTask
 from orchestrator.execution.run_lease import STALE_S, Held, read_held
 from orchestrator.execution.run_record import NodeRecord, RegimeRecord, RunRecord, read_pointer, read_run
+from orchestrator.execution.store_watch import look_at
 from orchestrator.plan.identity import name_of
 from orchestrator.reports.commit_view import CommitFigures
 from orchestrator.reports.records import EpochSummary, Metrics
@@ -87,6 +89,8 @@ class RunStatus:
     regimes: Mapping[str, RegimeStatus]
     tasks: tuple[TaskStatus, ...]
     failures: Mapping[str, str]
+    #: Why the store cannot be reached now; everything else is as it was then.
+    away: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -104,9 +108,21 @@ class Observer:
     _figures: dict[str, CommitFigures] = field(default_factory=dict)
     #: The storage's clock less this machine's.
     _offset: float | None = None
+    _latest: RunStatus | None = None
 
     def look(self) -> RunStatus:
-        """Look at the run as it is now. StoreError when the store cannot be read."""
+        """Look at the run as it is now; as it was at the last look, with the reason, while the store cannot be reached.
+        StoreError when the store cannot be read otherwise, or was never reached."""
+        away = look_at(self.storage)
+        if away is None:
+            self._latest = self._look()
+            return self._latest
+        away = f"{away}; a driver at work waits for it (resources.store_deadline_s)"
+        if self._latest is None:
+            raise StorageUnavailable(away, path=self.storage.uri)
+        return dataclasses.replace(self._latest, away=away)
+
+    def _look(self) -> RunStatus:
         held = read_held(self.storage, self.digest)
         present = set(self.storage.list("nodes"))
         nodes = NodeStore(self.storage)

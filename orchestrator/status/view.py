@@ -75,6 +75,8 @@ def render(status: RunStatus) -> RenderableType:
         for task in status.tasks:
             machine = f" on {task.machine}" if task.machine else ""
             parts.append(Text(f"  {task.label}{machine}: {describe(task.progress)}"))
+    if status.away is not None:
+        parts.append(Text(f"store away: {status.away}", style="red"))
     for label, reason in status.failures.items():
         parts.append(Text(f"{label}: failed: {reason}", style="red"))
     return Group(*parts)

@@ -15,7 +15,6 @@ from orchestrator.environment import Environment, describe_environment
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Driver, Outcome
 from orchestrator.execution.run_lease import RunLease
-from orchestrator.execution.signals import stop_on_signals
 from orchestrator.plan.graph import Plan
 from orchestrator.progress import Progress
 from orchestrator.reports.record_json import from_json
@@ -24,6 +23,7 @@ from orchestrator.runners import factory
 from orchestrator.runners.base import RunnerRequest
 from orchestrator.runs import session
 from orchestrator.runs.prepare import Prepared, with_figures
+from orchestrator.runs.signals import stop_on_signals
 from orchestrator.sweeps import plan as sweep_plan
 from orchestrator.sweeps.event_log import SweepLog
 from orchestrator.sweeps.metric import Metric

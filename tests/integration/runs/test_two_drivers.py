@@ -94,7 +94,9 @@ def test_a_second_driver_is_refused_a_killed_one_replaced_at_once_and_a_living_o
 
 def test_a_driver_whose_store_vanishes_ends_with_the_reason_and_goes_on_when_it_is_back(tmp_path: Path) -> None:
     store, run_dir = tmp_path / "store", tmp_path / "run"
-    config = write_config(tmp_path, {**LONG, "store": str(store), "resources.max_attempts": 2})
+    config = write_config(
+        tmp_path, {**LONG, "store": str(store), "resources.max_attempts": 2, "resources.store_deadline_s": 1}
+    )
     output = tmp_path / "output.txt"
     driver = start(output, str(config))
     wait_for(lambda: list(checkpoints(store)), 200, output.read_text)

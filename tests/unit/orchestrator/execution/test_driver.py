@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 from fake_run import make_commits, make_plan
 
-from cache_store.errors import StorageUnavailable, TrainingDiverged
+from cache_store.errors import MissingShard, StorageUnavailable, StoreError, TrainingDiverged
+from cache_store.storage.base import Storage
 from cache_store.storage.open import open_storage
+from orchestrator.execution import driver as driver_module
+from orchestrator.execution import store_watch
 from orchestrator.execution.beat import Beat
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Driver, DriverSettings, Outcome
@@ -80,7 +83,7 @@ class NoSets(CommitLog):
 
 
 def drive(
-    folder: Path, plan: Plan, runner: FakeRunner, **options: Any
+    folder: Path, plan: Plan, runner: FakeRunner, *, store_deadline_s: float = 60.0, **options: Any
 ) -> tuple[Outcome, list[dict[str, Any]], list[Beat]]:
     """Outcome, lines of the log, and what was reported."""
     ledger = NoSets(open_storage(str(folder / "store")))
@@ -91,7 +94,11 @@ def drive(
             ledger,
             runner,
             progress,
-            DriverSettings(str(folder / "store"), NodeRetries(max_attempts=3, first_wait_s=0.0)),
+            DriverSettings(
+                str(folder / "store"),
+                NodeRetries(max_attempts=3, first_wait_s=0.0),
+                store_deadline_s=store_deadline_s,
+            ),
             report=beats.append,
             **options,
         )
@@ -238,3 +245,63 @@ def test_a_log_that_cannot_be_written_is_said_once_and_ends_nothing(
         outcome = Driver(plan, ledger, runner, progress, DriverSettings("", NodeRetries(max_attempts=1))).run()
     assert outcome.status == "done"
     assert capsys.readouterr().err.count("cannot be written") == 1
+
+
+@pytest.mark.parametrize("error", [StorageUnavailable, MissingShard, StoreError])
+def test_outages_of_the_store_are_waited_for_and_cost_no_attempts(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, error: type[StoreError]
+) -> None:
+    monkeypatch.setattr(store_watch, "LOOK_S", 0.05)
+    store, away = tmp_path / "store", tmp_path / "away"
+    node, outages = plan.nodes[0].id, 5
+
+    def outcome_of(order: WorkOrder, attempt: int) -> Any:
+        if order.node_id != node or attempt > outages:
+            return None
+        store.rename(away)
+        return error("cannot be read")
+
+    def look_at(storage: Storage) -> str | None:
+        reason = store_watch.look_at(storage)
+        if reason is not None:
+            away.rename(store)
+        return reason
+
+    monkeypatch.setattr(driver_module, "look_at", look_at)
+    runner = FakeRunner(make_commits(plan), slots=1, outcome=outcome_of)
+    outcome, lines, _ = drive(tmp_path, plan, runner)
+    assert outcome.status == "done"
+    assert runner.submitted.count(node) == outages + 1
+    said = [line["message"] for line in lines if line["event"] == "message"]
+    assert len([message for message in said if "waiting for it, at most 1 min" in message]) == outages, said
+    assert len([message for message in said if message.startswith("the store is back after")]) == outages
+    assert not any(line["event"] in ("retried", "failed") for line in lines)
+
+
+def test_a_store_that_does_not_come_back_ends_the_run_with_the_reason(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_watch, "LOOK_S", 0.05)
+    store = tmp_path / "store"
+
+    def outcome_of(order: WorkOrder, attempt: int) -> Any:
+        if store.exists():
+            store.rename(tmp_path / "away")
+        return StorageUnavailable("cannot be read")
+
+    runner = FakeRunner(make_commits(plan), slots=1, outcome=outcome_of)
+    outcome, _, _ = drive(tmp_path, plan, runner, store_deadline_s=0.3)
+    assert outcome.status == "failed"
+    assert outcome.failures[plan.nodes[0].id].startswith("cannot be read; the store has been away for")
+    assert "resources.store_deadline_s" in outcome.failures[plan.nodes[0].id]
+
+
+def test_a_fault_of_storage_that_is_there_counts_as_an_attempt(tmp_path: Path, plan: Plan) -> None:
+    node = plan.nodes[0].id
+    runner = FakeRunner(
+        make_commits(plan),
+        outcome=lambda order, attempt: StorageUnavailable("in passing") if order.node_id == node else None,
+    )
+    outcome, _, _ = drive(tmp_path, plan, runner)
+    assert runner.submitted.count(node) == 3
+    assert outcome.failures[node] == "in passing (after 3 attempts)"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fake_run import make_commits, make_plan
 
+from cache_store.errors import StorageUnavailable
 from cache_store.records.nodes import NodeStore
 from cache_store.storage.open import open_storage
 from orchestrator.cli import main
@@ -214,6 +215,24 @@ def test_watching_says_what_changes_and_ends_with_the_run(world: World, monkeypa
     assert view.watch(world.observer, 1.0, text).state == "stopped"
     assert text.getvalue().count("fake: running") == 1
     assert text.getvalue().count("fake: stopped") == 1
+
+
+def test_while_the_store_is_away_the_last_look_stands_with_the_reason(world: World, tmp_path: Path) -> None:
+    observer = world.observer
+    before = observer.look()
+    store = Path(world.storage.uri)
+    store.rename(tmp_path / "elsewhere")
+    away = observer.look()
+    assert (away.state, away.nodes) == (before.state, before.nodes)
+    assert away.away is not None
+    assert "resources.store_deadline_s" in away.away
+    stream = io.StringIO()
+    view.show(away, stream)
+    assert "store away: " in stream.getvalue()
+    with pytest.raises(StorageUnavailable, match="the store is not there"):
+        Observer(world.storage, observer.record, DIGEST).look()
+    (tmp_path / "elsewhere").rename(store)
+    assert observer.look().away is None
 
 
 def test_the_record_of_a_run_reads_back_as_it_was(world: World) -> None:
