@@ -13,11 +13,13 @@ import pytest
 import torch
 from lm_running import LLAMA, lm_changes
 from running import ROOT, Lab, RayHome, StopAfter, digests, summary_of
+from safetensors.torch import save
 
 from cache_store.errors import Interrupted, OutOfDeviceMemory
 from workers.models.causal_lm.network.linear_loss import linear_cross_entropy
 from workers.models.causal_lm.network.link import Link
 from workers.training import batches, clocks
+from workers.training.checkpoints.live import LiveTensors
 from workers.training.optimizer import StageStep
 
 WIDE = {**LLAMA, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 5}
@@ -61,6 +63,27 @@ def test_quickstart_runs_on_the_device_is_killed_and_goes_on(home: RayHome, tmp_
         again = found["killed"]["regimes"][name]
         assert regime["final"]["metrics"]["accuracy"] > 0.5
         assert again["final"]["metrics"] == regime["final"]["metrics"]
+
+
+# -- checkpoints ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("written", [0, 3, 9])
+def test_a_checkpoint_holds_the_moment_it_was_begun_at_whatever_is_asked_of_the_device_after(written: int) -> None:
+    device = torch.device("cuda")
+    state = {
+        "model/wide": torch.randn(3000, 4000, device=device),
+        "model/low": torch.randn(999, device=device).bfloat16(),
+        "model/conv": torch.randn(64, 64, 3, 3, device=device).to(memory_format=torch.channels_last),
+    }
+    expected = save({name: tensor.cpu().contiguous() for name, tensor in state.items()})
+    stream = LiveTensors(state, state.keys(), allowed=1 << 30)
+    pieces = stream.pieces()
+    begun = [bytes(next(pieces)) for _ in range(written)]
+    for tensor in state.values():
+        stream.before_update()
+        tensor.add_(1.0)
+    assert b"".join([*begun, *(bytes(piece) for piece in pieces)]) == expected
 
 
 # -- the same bits --------------------------------------------------------------------------------------------
