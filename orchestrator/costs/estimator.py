@@ -34,13 +34,15 @@ class Estimator:
     load: LoadSeconds
     on_host: bool
 
-    def stage(self, stage: Stage, train: TrainSpec, boundary: BoundarySpec | None, source: str) -> Estimate:
+    def stage(
+        self, stage: Stage, train: TrainSpec, boundary: BoundarySpec | None, source: str, *, tied: bool = False
+    ) -> Estimate:
         """Predict a stage over its whole schedule. `boundary`: where it starts (None: at the raw inputs); `source`: how
-        it gets there."""
+        it gets there; `tied`: what parts share is held together."""
         shapes = self.outline.boundaries[sum(len(hop) for hop in stage.hops)]
         stored_item = ITEM_BYTES[boundary.dtype] if boundary is not None else None
         parts = StageParts(
-            path=self._path(stage),
+            path=self.outline.held_together(self._path(stage)) if tied else self._path(stage),
             trained=frozenset((*stage.trained, "adapter", "aux")),
             train=train,
             prefix=[self.outline.part(block) for hop in stage.hops for block in hop] if source == "recompute" else [],

@@ -30,10 +30,12 @@ def evaluate_node(
         batch_size=config.evaluation_batch,
         precision=training.precision,
         channels_last=training.channels_last,
+        tied=state.tied or None,
     )
     parents = {"data": state.data_node} | {f"weights/{part}": state.weights[part] for part in path}
+    parts = [state.outline.part(part) for part in path]
     predicted = state.estimator.frozen(
-        [state.outline.part(part) for part in path],
+        state.outline.held_together(parts) if state.tied else parts,
         min(config.evaluation_batch, rows),
         rows=rows,
         precision=training.precision,

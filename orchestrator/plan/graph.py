@@ -121,6 +121,8 @@ class RegimePlan:
     diagnoses: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     #: Which of its kind's variants it is; None where the kind, or the model's family, has none.
     variant: str | None = None
+    #: What a user should know of its stages, in sentences.
+    notes: tuple[str, ...] = ()
     #: Train node -> the views of every sample that the stage sees; none where samples have no views.
     views: dict[str, ViewsSeen] = dataclasses.field(default_factory=dict)
 
@@ -130,10 +132,9 @@ class RegimePlan:
 
     def to_json(self) -> dict[str, Any]:
         written = dataclasses.asdict(self)
-        if not self.diagnoses:
-            del written["diagnoses"]
-        if self.variant is None:
-            del written["variant"]
+        for name in ("diagnoses", "variant", "notes"):
+            if not written[name]:
+                del written[name]
         return written
 
 

@@ -88,6 +88,7 @@ class RegimeBuilder:
             width=sum(stage.group != wavefront.FINAL for stage in state.stages[: regime.wavefront.rounds])
             if state.wave
             else 1,
+            notes=() if state.ties.note is None else (state.ties.note,),
             diagnoses={name: found for name, found in ended.answers.items() if name not in ("assembled", "truncated")},
         )
 
@@ -143,6 +144,7 @@ class RegimeBuilder:
     def _end(self, stage: Stage, node: str) -> None:
         """Note that a stage is over with this train node, and ask what is asked of the network as it is then."""
         state, ended = self._state, self._ended
+        state.tied = state.tied_in(stage)
         ended.stages.append(node)
         if state.regime.traits.alike_layers and not state.regime.row.whole:
             ended.layers[node] = self._last_layer(stage)
@@ -187,10 +189,11 @@ class RegimeBuilder:
             round=None if epochs is None else RoundSpec(first=epochs[0], end=epochs[1]),
             gate=None if state.gate is None else state.gate_spec,
             test=self._epoch_test(),
+            tied=state.tied_in(stage) or None,
         )
         parents |= state.gate_parent()
         part = train if epochs is None else dataclasses.replace(train, epochs=epochs[1] - epochs[0])
-        predicted = state.estimator.stage(stage, part, boundary, decision.source)
+        predicted = state.estimator.stage(stage, part, boundary, decision.source, tied=state.tied_in(stage))
         if task.test is not None:
             parents |= {f"weights/{part}": state.weights[part] for part in task.test.path}
             predicted = state.with_tests(predicted, formulas.epochs_to_run(part, state.inputs.rows.train))
@@ -256,7 +259,8 @@ def _data_node(state: RegimeState) -> str:
 def _model_node(state: RegimeState) -> str:
     inputs = state.inputs
     task = model_task(inputs.config, state.regime, inputs.classes, inputs.found, inputs.weights_digest)
-    parameters = sum(part.parameters for part in (*state.outline.blocks, state.outline.head))
+    parts = [*state.outline.blocks, state.outline.head]
+    parameters = sum(part.parameters for part in (state.outline.held_together(parts) if state.tied else parts))
     return state.add("model", "model", to_json(task), {}, formulas.model_estimate(parameters))
 
 

@@ -119,6 +119,11 @@ class RegimeState:
         self.data_node = ""
         #: Evaluate node that may say that nothing more needs to be trained.
         self.gate: str | None = None
+        trained = [(stage, self.training[stage.name]) for stage in self.stages]
+        self.ties = regime.family.ties(regime.model, inputs.found, trained, in_turn=not self.wave)
+        self._tied = dict(zip((stage.name for stage in self.stages), self.ties.held, strict=False))
+        #: Whether the network, as it is now, holds shared tensors as one.
+        self.tied = self.ties.start
         self.gate_spec = regime.run_exit.gate if regime.ends_early else None
         row_bytes = [self.boundaries.bytes_behind(index) for index in range(len(self.blocks))]
         self.costs = Costs.nominal(outline, inputs.rates, regime.training.precision, row_bytes)
@@ -165,6 +170,10 @@ class RegimeState:
             load_row_seconds=self.estimator.load.evaluate,
         )
         return dataclasses.replace(predicted, seconds=predicted.seconds + epochs * each.seconds)
+
+    def tied_in(self, stage: Stage) -> bool:
+        """Whether a stage holds shared tensors as one."""
+        return self._tied.get(stage.name, False)
 
     def gate_parent(self) -> dict[str, str]:
         return {} if self.gate is None else {"gate": self.gate}

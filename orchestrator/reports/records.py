@@ -253,6 +253,8 @@ class RegimeSummary:
     diagnoses: Mapping[str, Mapping[str, Any]] | None = field(default=None, metadata=OPTIONAL)
     #: Which variant of its kind it is, where there are several.
     variant: str | None = field(default=None, metadata=OPTIONAL)
+    #: What a user should know of its stages, in sentences; None: nothing.
+    notes: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def done(self) -> bool:

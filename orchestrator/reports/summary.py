@@ -135,6 +135,7 @@ def _regime(view: CommitView, name: str, regime: RegimePlan, export: str | None)
         forwards=_forwards(view, mine),
         diagnoses=found or None,
         variant=regime.variant,
+        notes=regime.notes or None,
     )
 
 

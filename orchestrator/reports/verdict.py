@@ -49,6 +49,7 @@ def verdict(summary: Summary) -> list[str]:
             *_overlaps(regimes, names),
             *_ended_early(regimes, names),
             *_rounding(regimes, names),
+            *_notes(regimes, names),
         ]
     if len(ranked) > 1:
         sentences += _ranking(values, ranked, names, regimes, quality)
@@ -61,6 +62,7 @@ def verdict(summary: Summary) -> list[str]:
         *_overlaps(regimes, names),
         *_ended_early(regimes, names),
         *_rounding(regimes, names),
+        *_notes(regimes, names),
     ]
 
 
@@ -240,6 +242,10 @@ def _rounding(regimes: Mapping[str, RegimeSummary], names: Mapping[str, str]) ->
                 f"updates: {told}; training.optimizer.rounding stochastic or compensated loses none."
             )
     return sentences
+
+
+def _notes(regimes: Mapping[str, RegimeSummary], names: Mapping[str, str]) -> list[str]:
+    return [f"{names[name]}: {note}" for name, regime in regimes.items() for note in regime.notes or ()]
 
 
 def listed(words: Sequence[str]) -> str:

@@ -163,8 +163,8 @@ def _notes(prepared: Prepared) -> Iterator[str]:
             StageTraining(tuple(node.task["trained"]), from_json(TrainSpec, node.task["train"]))
             for node in map(plan.node, regime.stages)
         ]
-        for note in config.family.notes(config.regime(name).model, prepared.found, stages):
-            yield f"{name}: {note}"
+        noted = config.family.notes(config.regime(name).model, prepared.found, stages)
+        yield from (f"{name}: {note}" for note in (*noted, *regime.notes))
     if plan.unmeasured:
         yield (
             "Not measured yet (snapshots.costs: measured): what is stored is decided by counted work here, and for "

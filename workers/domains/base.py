@@ -104,6 +104,12 @@ class FamilyParts:
     def prepare_frozen(self, part: str, module: nn.Module, train: TrainSpec) -> None:
         self._parts.prepare_frozen(part, module, train)
 
+    def sharing_parts(self) -> tuple[str, ...]:
+        return self._parts.sharing()
+
+    def tie(self, modules: Mapping[str, nn.Module], train: TrainSpec | None) -> None:
+        self._parts.tie(modules, train)
+
     def final_state(self, module: nn.Module) -> State:
         return self._parts.final_state(module)
 
@@ -147,6 +153,13 @@ class Domain(Protocol):
     def prepare_frozen(self, part: str, module: nn.Module, train: TrainSpec) -> None:
         """Make a part of a stage's path whose matrices stay as they are (it is not trained, or by low-rank adapters
         alone) ready for it: fewer bits, where that is asked for. The part has its weights and is on its device."""
+
+    def sharing_parts(self) -> tuple[str, ...]:
+        """The parts that `tie` lets share a tensor."""
+
+    def tie(self, modules: Mapping[str, nn.Module], train: TrainSpec | None) -> None:
+        """Let parts, prepared as above, hold a tensor together that the model shares between them. `train`: of the
+        stage; None: nothing is trained."""
 
     def final_state(self, module: nn.Module) -> State:
         """A trained part's own tensors, named as `part_state_names` does, to be written before they change."""

@@ -141,6 +141,18 @@ class TrainedParts(Protocol):
 
 
 @dataclass(frozen=True)
+class Ties:
+    """Where a regime holds as one the tensor that two parts of its model share (the embedding and the LM head)."""
+
+    #: Whether the model comes so.
+    start: bool = False
+    #: Of every stage in order; empty: in none.
+    held: tuple[bool, ...] = ()
+    #: A sentence where a stage parts them: which, and how they stay one.
+    note: str | None = None
+
+
+@dataclass(frozen=True)
 class Start:
     """What the initial weights of a model are made from. `model` is what `ModelFamily.start` gave."""
 
@@ -269,6 +281,17 @@ class ModelFamily(ABC, Generic[SpecT, FoundT]):
         """Yield what a user should know before a regime trains these stages, in sentences."""
         yield from ()
 
+    def ties(
+        self,
+        model: SpecT,
+        found: FoundT | None,
+        stages: Sequence[tuple[TrainedParts, TrainSpec]],
+        *,
+        in_turn: bool,
+    ) -> Ties:
+        """Where the stages of a regime hold shared tensors as one. `in_turn`: false where stages overlap."""
+        return Ties()
+
     def stage_memory(self, model: SpecT, found: FoundT | None, stage: StageParts) -> StageMemory | None:
         """Memory of a stage; None where the general estimate from shapes is good enough."""
         return None
@@ -332,6 +355,14 @@ class Parts(ABC):
 
     def prepare_frozen(self, part: str, module: nn.Module, train: TrainSpec) -> None:  # noqa: B027  may stay
         """Make a part of a path whose matrices stay as they are ready for it. It has its weights, on its device."""
+
+    def sharing(self) -> tuple[str, ...]:
+        """The parts that `tie` lets share a tensor."""
+        return ()
+
+    def tie(self, modules: Mapping[str, nn.Module], train: TrainSpec | None) -> None:  # noqa: B027  may stay
+        """Let those of these parts (by name) that share a tensor hold it together, after `prepare_training`; only where
+        `ModelFamily.ties` says so. `train`: of the stage; None: nothing is trained."""
 
     def final_state(self, module: nn.Module) -> dict[str, Tensor]:
         """A trained part's own tensors, named as `state_names` does, to be written before they change."""

@@ -64,7 +64,18 @@ class ModulePath(nn.Module):
         return value
 
     def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """(part/name, parameter) of everything that is updated, in forward order."""
+        """(part/name, parameter) of everything that is updated, in forward order; what parts share once."""
+        firsts: dict[int, tuple[str, nn.Parameter]] = {}
+        for name, parameter in self._trained():
+            firsts.setdefault(id(parameter), (name, parameter))
+        return list(firsts.values())
+
+    def shared_names(self) -> dict[str, str]:
+        """Later name -> first name, of everything that is updated and that parts share."""
+        firsts = {id(parameter): name for name, parameter in self.trained_parameters()}
+        return {name: firsts[id(parameter)] for name, parameter in self._trained() if name != firsts[id(parameter)]}
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
         return [
             (f"{name}/{key}", parameter)
             for name, part in self.parts.items()

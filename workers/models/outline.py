@@ -15,6 +15,7 @@ forward to backward when the part trains and its input needs no gradient.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from workers.models.counting import Cost, Shape, elements, scaled_conv_bn, stride_between
@@ -64,6 +65,10 @@ class ChainOutline:
                 return part
         known = ", ".join(part.name for part in (*self.blocks, self.head))
         raise ValueError(f"no part {name!r} in this chain, which has {known}")
+
+    def held_together(self, parts: Sequence[PartOutline]) -> list[PartOutline]:
+        """The same parts, with what some of them share (`ModelFamily.ties`) counted once."""
+        return list(parts)
 
     def adapter_target(self, target: int) -> tuple[Shape, ...]:
         """What an adapter to `target` emits: the input of block `target`, or (I, P) for the head (n)."""

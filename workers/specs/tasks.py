@@ -140,7 +140,7 @@ class StageTask:
 
     experiment: Experiment
     #: Fields that came later: left out where they are None, so that tasks without them keep their ids.
-    LATER: ClassVar[tuple[str, ...]] = ("window", "round", "gate", "test")
+    LATER: ClassVar[tuple[str, ...]] = ("window", "round", "gate", "test", "tied")
 
     #: Unique inside a regime, e.g. `stage2-seg2`.
     name: str
@@ -160,6 +160,8 @@ class StageTask:
     gate: GateSpec | None = None
     #: With it, weights/<part> of all parts of the network are parents.
     test: EpochTestSpec | None = None
+    #: true: parts of the path hold together what the model shares between them (embedding and LM head).
+    tied: bool | None = None
 
     @property
     def stored_boundary(self) -> BoundarySpec:
@@ -194,12 +196,16 @@ def snapshot_role(split: str, view: int | None) -> str:
 class EvaluateTask:
     """Score an assembled chain from the images. Parents: data, weights/<part> for every part of `path`."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("tied",)
+
     experiment: Experiment
     path: tuple[str, ...]
     split: Literal["validation", "test"]
     batch_size: int
     precision: Precision
     channels_last: bool = False
+    #: As `StageTask.tied`.
+    tied: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,10 @@ def evaluate(
     domain = domain_of(task.experiment)
     source = domain.source(parents["data"], environment.snapshots, task.split)
     weights = Weights(environment.nodes, parents, domain, device)
-    path = ModulePath({name: weights.build(name) for name in task.path}, trained=())
+    parts = {name: weights.build(name) for name in task.path}
+    if task.tied:
+        domain.tie(parts, None)
+    path = ModulePath(parts, trained=())
     if task.channels_last:
         path.to(memory_format=torch.channels_last)
     inputs = RawInputs(domain, source, device, task.precision, channels_last=task.channels_last)

@@ -280,7 +280,12 @@ class StageState:
 
     def write_optimizer(self) -> None:
         """Write the optimizer's state for a later stage that carries it; of sharded parameters all ranks must ask."""
-        tensors = _carried(optimizer_tensors(self._step.optimizer, self._path.names))
+        tensors = optimizer_tensors(self._step.optimizer, self._path.names)
+        # A later stage that holds apart what this one held together finds its state under either name.
+        for name, first in self._path.shared_names.items():
+            own = {key: value for key, value in tensors.items() if key.startswith(f"{first}//")}
+            tensors |= {f"{name}{key.removeprefix(first)}": value for key, value in own.items()}
+        tensors = _carried(tensors)
         if self._gang.leads:
             self._attempt.write(OPTIMIZER_FILE, tensor_files.TensorStream(tensors))
 

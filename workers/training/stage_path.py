@@ -27,26 +27,34 @@ class StagePath:
         mesh = mesh_of(gang, device)
         trained = {*task.trained, *({ADAPTER, AUX} & set(task.path))}
         parts: dict[str, nn.Module] = {}
+        sharing = set(domain.sharing_parts()) if task.tied else set()
+        together = bool(sharing) and sharing <= set(task.path)
         for index, name in enumerate(task.path):
             parts[name] = self._training_only(name, index) if name in (ADAPTER, AUX) else weights.build(name)
             if name not in trained or task.train.lora is not None:
                 # At once: a stretch of frozen matrices that only fits in 4 bits never lies there whole.
                 domain.prepare_frozen(name, parts[name], task.train)
-            # At once, too: a model that is shared because it fits nowhere is never whole but for one part.
-            shard(parts[name], mesh, keep_gathered=name == task.path[-1])
+            # At once, too: a model that is shared because it fits nowhere is never whole but for one part, and for
+            # parts that hold a tensor together: those are split as one.
+            if not (together and name in sharing):
+                shard(parts[name], mesh, keep_gathered=name == task.path[-1])
         checkpointing = task.train.activation_checkpointing
         self.module = ModulePath(parts, trained, activation_checkpointing=checkpointing)
         for name in sorted(trained):
             seed = derive_seed(task.experiment.seed, "lora", task.name, name)
             domain.prepare_training(name, parts[name], task.train, seed)
+        if task.tied:
+            domain.tie(parts, task.train)
         self.module.to(device)
         if task.train.channels_last:
             self.module.to(memory_format=torch.channels_last)
-        shard(self.module, mesh)
+        shard(self.module, mesh, keep_gathered=together)
         synchronize(self.module, gang)
         named = self.module.trained_parameters()
         self.names = [name for name, _ in named]
         self.parameters = [parameter for _, parameter in named]
+        #: Later name -> the one in `names`, of what parts of the path share.
+        self.shared_names = self.module.shared_names()
 
     def _training_only(self, name: str, index: int) -> nn.Module:
         """Make the adapter (to whatever follows it in the path) or the local head, fresh from its own seed."""
@@ -64,12 +72,13 @@ class StagePath:
 
     def changing(self, *, uncommitted: bool = False) -> State:
         """Name everything that changes while the stage trains `<part>/<tensor>`, not copied; or only what of it no
-        commit holds, the parts that live as long as the stage."""
-        return {
-            f"{part}/{name}": held(tensor.detach())
-            for part, module in self._trained(uncommitted)
-            for name, tensor in _changing(module).items()
-        }
+        commit holds, the parts that live as long as the stage. What parts share is one tensor under both names."""
+        seen: State = {}
+        own: dict[int, torch.Tensor] = {}
+        for part, module in self._trained(uncommitted):
+            for name, tensor in _changing(module).items():
+                seen[f"{part}/{name}"] = own.setdefault(id(tensor), held(tensor.detach()))
+        return seen
 
     def buffers(self) -> set[str]:
         """Name those of `changing` that forward passes change, and updates do not."""
@@ -77,7 +86,10 @@ class StagePath:
 
     def state(self) -> State:
         """Copy everything that changes while the stage trains to the host, named as `changing` does."""
-        return {name: on_host(tensor) for name, tensor in self.changing().items()}
+        changing = self.changing()
+        copies = {id(tensor): tensor for tensor in changing.values()}
+        copies = {key: on_host(tensor) for key, tensor in copies.items()}
+        return {name: copies[id(tensor)] for name, tensor in changing.items()}
 
     def whole(self, state: State) -> State:
         """Put what `changing()` or `state()` gave together from all ranks: on the first one only."""
@@ -129,4 +141,4 @@ def _changing(module: nn.Module) -> State:
     belongs to its packing in few bits."""
     names = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     names |= {name for name, _ in module.named_buffers()}
-    return {name: tensor for name, tensor in module.state_dict().items() if name in names}
+    return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name in names}

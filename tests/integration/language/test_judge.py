@@ -48,7 +48,7 @@ def untouched(original: JudgedModel) -> tuple[Score, Score]:
 
 @pytest.fixture(scope="module")
 def exported(original: JudgedModel, untouched: tuple[Score, Score], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same weights as segprop exports them when nothing was trained: the LM head a matrix of its own."""
+    """The same weights as segprop exports them where a stage parted them: the LM head a matrix of its own."""
     folder = tmp_path_factory.mktemp("exported")
     model = original.model
     del model.config.quantization_config  # of the GGUF file; these weights are plain float32

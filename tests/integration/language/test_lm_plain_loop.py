@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lm_running import imported, lm_changes, plain_names, write_chat, write_tokenizer
+from lm_running import LLAMA, imported, lm_changes, plain_names, write_chat, write_tokenizer
 from running import DEVICE, Lab, digests
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -38,6 +38,11 @@ CASES: dict[str, dict[str, Any]] = {
         "training.micro_batch": 3,
         "training.clip": 0.5,
         "training.schedule": {"name": "linear", "warmup": 0.1},
+    },
+    "tied, micro-batches of 3, 3 and 2, clipped": {
+        "model.config": {**LLAMA, "tie_word_embeddings": True},
+        "training.micro_batch": 3,
+        "training.clip": 0.5,
     },
     "chats, micro-batches of unequal numbers of targets": {"chat": True, "training.micro_batch": 2},
 }
@@ -135,6 +140,8 @@ def test_the_e2e_regime_equals_a_plain_transformers_loop_over_20_steps(folder: P
     trained = plain_names(lab.weights("e2e/e2e"))
     expected = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     assert trained.keys() == expected.keys()
+    assert commit.result["trainable_parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) is case.startswith("tied")
     # Not the same bits: transformers makes the logits of every position, and sums gradients in another order.
     moved = max(float((expected[name] - initial[name]).abs().max()) for name in expected)
     apart = max(float((expected[name] - trained[name]).abs().max()) for name in expected)

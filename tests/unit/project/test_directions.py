@@ -61,6 +61,7 @@ LANGUAGE_MODELS = (
     "network",
     "counting",
     "outline errors",
+    "tie",
 )
 #: Python files in a folder, `__init__` counted.
 MOST_FILES = 15

@@ -21,12 +21,15 @@ from workers.models.base import (
     StageParts,
     StageTraining,
     Start,
+    Ties,
+    TrainedParts,
     Traits,
     Written,
 )
 from workers.models.causal_lm import memory
 from workers.models.causal_lm.outline import LMOutline, LMPartOutline, lm_chain
-from workers.specs.experiment import MOST_SWALLOWED, ImageSpec
+from workers.models.causal_lm.tie import ties
+from workers.specs.experiment import MOST_SWALLOWED, ImageSpec, TrainSpec
 from workers.specs.export_files import FACTS, TRAINED_QUESTIONS
 from workers.specs.language import CausalLMSpec, TextSpec
 from workers.specs.model import FileDigests, expect
@@ -139,6 +142,17 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
                 "All routers of experts are frozen: they go on choosing as they do, so their balance loss "
                 f"(router_aux_loss_coef {coefficient:g}) is not counted, and none is needed."
             )
+
+    def ties(
+        self,
+        model: CausalLMSpec,
+        found: LMOutline | None,
+        stages: Sequence[tuple[TrainedParts, TrainSpec]],
+        *,
+        in_turn: bool,
+    ) -> Ties:
+        language = expect(LMOutline, found)
+        return ties(stages, language.vocabulary * language.hidden, in_turn=in_turn) if language.tied else Ties()
 
     def stage_memory(self, model: CausalLMSpec, found: LMOutline | None, stage: StageParts) -> StageMemory:
         return memory.stage_memory(

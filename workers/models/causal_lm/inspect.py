@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from workers.models.causal_lm.counting import embed_facts, head_facts, layer_facts
 from workers.models.causal_lm.network.balance import routers
 from workers.models.causal_lm.network.parts import assemble, part_names
-from workers.models.causal_lm.network.skeleton import build_skeleton
+from workers.models.causal_lm.network.skeleton import build_skeleton, is_tied, untied
 from workers.models.causal_lm.network.structure import structure
 from workers.models.causal_lm.outline import LMOutline, PartFacts
 from workers.models.causal_lm.pretrained.checkpoint import Checkpoint, weights_digest
@@ -42,8 +42,13 @@ def inspect(spec: CausalLMSpec) -> LMOutline:
         verify_chain(whole)  # the only way to know whether they do without
     has_weights = located is not None and _has_weights(located)
     if located is not None and has_weights and located.commit is None and located.gguf is None:
-        Checkpoint(whole, located)  # a GGUF file is checked on import: listing its tensors takes seconds
+        # A GGUF file is checked on import: listing its tensors takes seconds.
+        checkpoint = Checkpoint(whole, located)
+        if is_tied(whole) and not checkpoint.holds_one_matrix():
+            whole = _apart(whole)
     lm_head = cast("nn.Linear", model.get_submodule(found.lm_head))
+    if is_tied(whole) and not _alike(model.get_submodule(found.embedding), lm_head):
+        whole = _apart(whole)
     hidden, vocabulary = lm_head.in_features, lm_head.out_features
     return LMOutline(
         config=cast("dict[str, object]", whole.config),
@@ -56,6 +61,16 @@ def inspect(spec: CausalLMSpec) -> LMOutline:
         parts={name: _facts(whole, name, hidden, vocabulary) for name in part_names(whole)},
         files=file_digests(whole, located),
     )
+
+
+def _apart(whole: CausalLMSpec) -> CausalLMSpec:
+    return replace(whole, config=untied(whole.config or {}))
+
+
+def _alike(embedding: nn.Module, lm_head: nn.Module) -> bool:
+    """Whether one matrix can be both: some models keep one of them in float32."""
+    one, other = cast("Tensor", embedding.weight), cast("Tensor", lm_head.weight)
+    return one.shape == other.shape and one.dtype == other.dtype
 
 
 def _has_weights(located: Located) -> bool:

@@ -60,6 +60,8 @@ class _Part:
     weights_bytes: int
     #: Its matrices are in few bits: products make a whole one for a moment, and keep none.
     packed: bool
+    #: Elements that it trains together with the embedding, which counts them.
+    shared: int
 
     @property
     def facts(self) -> PartFacts:
@@ -111,7 +113,8 @@ def stage_memory(
     ):
         fresh = _largest_gradient(part) if accumulates else part.trainable_bytes
         moments.append(before + left + (whole if whole != left else 0) + made + _backward(part, tokens, types))
-        made += 0 if accumulates else part.trainable_bytes
+        # What the LM head gives to a shared matrix waits for what the embedding gives: these are added at the end.
+        made += (0 if accumulates else part.trainable_bytes) + types.master * part.shared
         moments.append(before + made + (fresh if accumulates else 0))
     moments.append((0 if accumulates else gradients) + updating)
     if prefix:
@@ -157,15 +160,18 @@ def _part(outline: LMPartOutline, trained: bool, train: TrainSpec, types: Types)
         matrices = sum(linear.inputs * linear.outputs for linear in outline.facts.linears)
         weights += round(matrices * packed) - types.master * matrices
     if not trained:
-        return _Part(outline, False, False, 0, 0, weights, few)
+        return _Part(outline, False, False, 0, 0, weights, few, 0)
     if train.lora is not None:
         adapted = _adapter_parameters(outline, train.lora, train.lm_head == "lora")
         size = _ADAPTER_BYTES * adapted
-        return _Part(outline, True, True, adapted, size, weights + size, few)
+        return _Part(outline, True, True, adapted, size, weights + size, few, 0)
     trainable = outline.parameters
-    if _is_head(outline) and train.lm_head == "frozen":
-        trainable -= sum(linear.inputs * linear.outputs for linear in outline.facts.linears)
-    return _Part(outline, True, False, trainable, types.master * trainable, weights, False)
+    if train.lm_head == "frozen":
+        # A matrix that is LM head and embedding in one is frozen where it embeds, too.
+        matrices = sum(linear.inputs * linear.outputs for linear in outline.facts.linears)
+        trainable -= matrices - outline.tied if _is_head(outline) else outline.tied
+    shared = outline.tied if _is_head(outline) and train.lm_head == "train" else 0
+    return _Part(outline, True, False, trainable, types.master * trainable, weights, False, shared)
 
 
 def _adapter_parameters(outline: LMPartOutline, lora: LoraSpec, lm_head: bool) -> int:
@@ -277,7 +283,7 @@ def _backward(part: _Part, tokens: int, types: Types) -> int:
     if _is_head(part.outline):
         # The float32 gradient of the LM head, until it is in the type of the weights.
         matrix = _vocabulary(part.outline) * _hidden(part)
-        trains = part.trainable >= matrix
+        trains = part.trainable + part.shared >= matrix
         return (4 * matrix + (types.master * matrix if types.master < 4 else 0)) if trains else 0
     working = types.computed * 3 * part.facts.kept.inner + 2 * types.master * _hidden(part)
     return tokens * working + (types.computed * _largest_matrix(part) if part.trainable or part.packed else 0)

@@ -9,10 +9,12 @@ rotary embeddings) are nobody's activations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cache_store.errors import ConfigError
+from workers.models.causal_lm.tie import EMBEDDING, HEAD
 from workers.models.counting import Shape
 from workers.models.outline import AlikeChainOutline, PartOutline
 from workers.specs.model import FileDigests
@@ -76,14 +78,16 @@ class LMPartOutline(PartOutline):
 
     facts: PartFacts
     tokens: int
+    #: Elements of the matrix that is embedding and LM head in one: the embedding counts it, a head beside it does not.
+    tied: int = 0
 
 
 @dataclass(frozen=True)
 class LMOutline:
     """A causal LM in figures, as `inspect` reads them from a config alone.
 
-    config: the whole architecture, for tasks (pruned, untied, dtype of the master weights). positions: the longest
-    sequence the model knows positions for, None when it does not say. weights_digest: identity of the stored
+    config: the whole architecture, for tasks (pruned, tied as it comes, dtype of the master weights). positions: the
+    longest sequence the model knows positions for, None when it does not say. weights_digest: identity of the stored
     weights, None for random ones. files: digests of what lies beside them.
     """
 
@@ -108,8 +112,31 @@ class LMOutline:
     def parameters(self) -> dict[str, int]:
         return {name: facts.parameters for name, facts in self.parts.items()}
 
+    @property
+    def tied(self) -> bool:
+        """Whether embedding and LM head begin as one matrix."""
+        return bool(self.config.get("tie_word_embeddings"))
 
-def lm_chain(lm: LMOutline, tokens: int) -> AlikeChainOutline:
+
+@dataclass(frozen=True)
+class LMChainOutline(AlikeChainOutline):
+    """The chain of a language model, whose embedding and LM head may be one matrix."""
+
+    def held_together(self, parts: Sequence[PartOutline]) -> list[PartOutline]:
+        """The head without the matrix that is the embedding's, where both are there."""
+        matrix = self.classes * self.aux_channels
+        held: list[PartOutline] = []
+        embedded = False
+        for part in parts:
+            if isinstance(part, LMPartOutline) and part.name == EMBEDDING:
+                part, embedded = replace(part, tied=matrix), True
+            elif isinstance(part, LMPartOutline) and part.name == HEAD and embedded:
+                part = replace(part, tied=matrix, parameters=part.parameters - matrix)
+            held.append(part)
+        return held
+
+
+def lm_chain(lm: LMOutline, tokens: int) -> LMChainOutline:
     """The chain's figures for samples of `tokens` tokens. Block 0 is `embed`, so block j+1 is decoder layer j.
 
     ConfigError when the model has no positions for so many tokens.
@@ -127,7 +154,7 @@ def lm_chain(lm: LMOutline, tokens: int) -> AlikeChainOutline:
     shapes["head"] = (hidden, (tokens, lm.vocabulary))
     parts = [_part(name, lm.parts[name], *shapes[name], tokens) for name in names]
     *blocks, head = parts
-    return AlikeChainOutline(
+    return LMChainOutline(
         blocks=tuple(blocks),
         head=head,
         boundaries=(*(block.inputs for block in blocks), head.inputs),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from workers.models.causal_lm.network.context import Frame
 from workers.models.causal_lm.network.lora import add_lora, merged_state
 from workers.models.causal_lm.network.quantized import quantize
 from workers.models.causal_lm.network.skeleton import build_skeleton, master_dtype
+from workers.models.causal_lm.tie import EMBEDDING, HEAD
 from workers.models.chain import State, whole_state
 from workers.models.counting import Shape
 from workers.specs.experiment import TrainSpec
@@ -61,6 +62,15 @@ class CausalLMParts(TokenParts):
     def prepare_frozen(self, part: str, module: nn.Module, train: TrainSpec) -> None:
         if train.frozen_weights != "full":
             quantize(module, train.frozen_weights, DTYPES[train.precision])
+
+    def sharing(self) -> tuple[str, ...]:
+        return (EMBEDDING, HEAD)
+
+    def tie(self, modules: Mapping[str, nn.Module], train: TrainSpec | None) -> None:
+        """Give the LM head the embedding's own matrix. A frozen LM head freezes it where it embeds, too."""
+        parts.tie(modules.get(EMBEDDING), modules.get(HEAD))
+        if train is not None and train.lm_head == "frozen" and EMBEDDING in modules:
+            cast("parts.Embed", modules[EMBEDDING]).matrix().requires_grad_(False)
 
     def final_state(self, module: nn.Module) -> State:
         adapted = any("lora_" in name for name, _ in module.named_parameters())

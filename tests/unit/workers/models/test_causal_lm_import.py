@@ -93,7 +93,49 @@ def test_shards_are_read_as_one_file_is(tmp_path: Path) -> None:
     assert equal(union(states(single)), dict(model.state_dict()))
 
 
-def test_tied_embeddings_are_untied_on_entry_and_in_the_export(tmp_path: Path) -> None:
+def test_an_export_is_tied_as_long_as_the_matrices_are_the_same(tmp_path: Path) -> None:
+    spec, model = saved_model(tmp_path / "there", tie_word_embeddings=True)
+    task = task_of(spec)
+    write_folder(task, import_parts(task, 0), companions(task), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is True
+    assert "lm_head.weight" not in load_file(tmp_path / "out" / "model.safetensors")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert torch.equal(own(loaded, IDS), own(model, IDS))
+
+
+def test_of_a_model_that_says_it_is_tied_two_stored_matrices_decide(tmp_path: Path) -> None:
+    """As transformers does: the same values are one matrix, others are two."""
+    spec, _ = saved_model(tmp_path, tie_word_embeddings=True)
+    change_weights(tmp_path, lambda state: {**state, _HEAD: state[_EMBEDDING].clone()})
+    assert inspect(spec).tied
+    change_weights(tmp_path, lambda state: {**state, _HEAD: state[_HEAD] * 2})
+    assert not inspect(spec).tied
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert theirs.lm_head.weight is not theirs.model.embed_tokens.weight
+    found = union(states(spec))
+    assert torch.equal(found[_HEAD], 2 * found[_EMBEDDING])
+
+
+def test_the_configuration_may_untie_a_tied_model_but_not_tie_an_untied_one(tmp_path: Path) -> None:
+    spec, _ = saved_model(tmp_path / "tied", tie_word_embeddings=True)
+    assert inspect(spec).tied
+    assert not inspect(replace(spec, config={"tie_word_embeddings": False})).tied
+    spec, _ = saved_model(tmp_path / "untied")
+    message = refused(replace(spec, config={"tie_word_embeddings": True}))
+    assert "has an LM head of its own" in message
+
+
+def test_random_weights_of_a_tied_model_are_tied() -> None:
+    task = task_of(lm_spec("llama", tie_word_embeddings=True))
+    found = union(dict(import_parts(task, 0)))
+    assert torch.equal(found[_HEAD], found[_EMBEDDING])
+    untied = union(dict(import_parts(task_of(lm_spec("llama")), 0)))
+    assert torch.equal(untied[_EMBEDDING], found[_EMBEDDING])
+    assert not torch.equal(untied[_HEAD], untied[_EMBEDDING])
+
+
+def test_tied_matrices_that_parted_are_exported_as_two(tmp_path: Path) -> None:
     spec, model = saved_model(tmp_path / "there", tie_word_embeddings=True)
     assert "lm_head.weight" not in load_file(tmp_path / "there" / "model.safetensors")
     task = task_of(spec)
@@ -719,5 +761,5 @@ def test_smollm2_from_gguf_speaks_after_import_and_export(smollm: CausalLMSpec, 
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     said = tokenizer.decode(loaded.generate(**prompt, max_new_tokens=4, do_sample=False)[0])
     assert "Paris" in said
-    # Tied in the file, apart now.
-    assert loaded.lm_head.weight.data_ptr() != loaded.model.embed_tokens.weight.data_ptr()
+    assert loaded.lm_head.weight.data_ptr() == loaded.model.embed_tokens.weight.data_ptr(), "tied, as in the file"
+    assert (target / "model.safetensors").stat().st_size == pytest.approx(4 * 134_515_008, rel=0.001)

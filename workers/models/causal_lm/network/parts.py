@@ -34,7 +34,12 @@ class Embed(nn.Module):
         self._plain = found.plain_embedding
         self._path = found.embedding if self._plain else found.owner
         module = model.get_submodule(self._path)
+        self._embedding = found.embedding
         place(self, self._path, copy.deepcopy(module) if self._plain else _front(module, found))
+
+    def matrix(self) -> nn.Parameter:
+        """The embedding's weight."""
+        return cast("nn.Parameter", self.get_submodule(self._embedding).weight)
 
     def forward(self, boundary: Boundary, context: Context) -> Boundary:
         (ids,) = boundary
@@ -104,6 +109,17 @@ class Head(nn.Module):
             # Some models keep the residual stream in float32; they, too, give the LM head its own type.
             hidden = hidden.to(cast("Tensor", head.weight).dtype)
         return Readout(hidden, head, self._link, context.routing)
+
+
+def tie(embed: nn.Module | None, head: nn.Module | None) -> None:
+    """Make the LM head's matrix the embedding's own, where both are there and hold the same values. ValueError where
+    they do not: to take either would change the network."""
+    if not isinstance(embed, Embed) or not isinstance(head, Head):
+        return
+    layer = head.output_layer()
+    if not torch.equal(embed.matrix(), cast("Tensor", layer.weight)):
+        raise ValueError("embedding and LM head are to be one matrix, but hold different values")
+    layer.weight = embed.matrix()
 
 
 def place(module: nn.Module, path: str, child: nn.Module) -> None:

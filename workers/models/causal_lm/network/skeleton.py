@@ -46,6 +46,16 @@ def architecture(spec: CausalLMSpec) -> dict[str, Any]:
     return config
 
 
+def untied(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The architecture with an LM head of its own: parts are modules apart, and may be given one matrix later."""
+    return {**values, "tie_word_embeddings": False}
+
+
+def is_tied(spec: CausalLMSpec) -> bool:
+    """Tell whether embedding and LM head of a task's spec begin as one matrix."""
+    return bool((spec.config or {}).get("tie_word_embeddings"))
+
+
 def master_dtype(spec: CausalLMSpec) -> torch.dtype:
     """Return the type weights are kept and updated in; `auto` means the one the architecture names, or float32."""
     if spec.master != "auto":
@@ -107,7 +117,7 @@ def build_skeleton(spec: CausalLMSpec) -> PreTrainedModel:
 def skeleton_key(spec: CausalLMSpec) -> str:
     """Name what decides the skeleton of a task's spec: specs with equal keys have equal skeletons."""
     code = [spec.path, spec.revision] if spec.trust_remote_code else None
-    key = [architecture(spec), str(master_dtype(spec)), spec.attention, code]
+    key = [untied(architecture(spec)), str(master_dtype(spec)), spec.attention, code]
     return json.dumps(key, sort_keys=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -46,9 +47,17 @@ class Checkpoint:
         if tied(spec, located):
             for missing, other in ((self._head, self._embedding), (self._embedding, self._head)):
                 if self._mapping.recipe(missing) is None and self._mapping.recipe(other) is not None:
-                    # Untied on entry: each starts as a copy of what there is.
+                    # Each part has a copy of what there is.
                     self._twins[missing] = other
         self._check()
+
+    def holds_one_matrix(self) -> bool:
+        """Tell whether embedding and LM head are one: of two that are stored, whether they are equal, as transformers
+        decides. Reads both then."""
+        if self._twins:
+            return True
+        pair = [self._recipe(name).sources[0][0] for name in (self._embedding, self._head)]
+        return torch.equal(*(self._tensors.read(name) for name in pair))
 
     def _unpruned(self, located: Located) -> PreTrainedModel:
         """The skeleton of all layers the file has: GGUF's names are looked up by number."""

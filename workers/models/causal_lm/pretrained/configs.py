@@ -7,7 +7,7 @@ from typing import Any
 
 from cache_store.errors import first_line
 from workers.models.causal_lm.errors import refuse
-from workers.models.causal_lm.network.skeleton import DTYPES, build_config, master_dtype
+from workers.models.causal_lm.network.skeleton import DTYPES, build_config, master_dtype, untied
 from workers.models.causal_lm.pretrained.description import check_description
 from workers.models.causal_lm.pretrained.gguf_file import gguf_config
 from workers.models.causal_lm.pretrained.locate import Located
@@ -53,8 +53,9 @@ def stored_config(spec: CausalLMSpec, located: Located | None) -> dict[str, Any]
 
 
 def whole_config(spec: CausalLMSpec, located: Located | None) -> dict[str, Any]:
-    """The architecture as written into tasks and exports: every setting spelled out, pruned, untied, in the master
-    type. The user's `config` is laid over the checkpoint's. ConfigError for whatever does not fit."""
+    """The architecture as written into tasks and exports: every setting spelled out, pruned, in the master type; tied
+    where the checkpoint is and the user's `config` does not say otherwise, which is laid over the checkpoint's.
+    ConfigError for whatever does not fit."""
     stored = stored_config(spec, located)
     values = {**stored, **(spec.config or {})}
     if "model_type" not in values:
@@ -71,7 +72,13 @@ def whole_config(spec: CausalLMSpec, located: Located | None) -> dict[str, Any]:
     named = values.get("dtype") or values.get("torch_dtype")
     for key in _PASSING if spec.trust_remote_code else (*_PASSING, "auto_map"):
         whole.pop(key, None)
-    whole["tie_word_embeddings"] = False
+    whole["tie_word_embeddings"] = bool(getattr(config, "tie_word_embeddings", False))
+    if whole["tie_word_embeddings"] and located is not None and not tied(spec, located):
+        raise refuse(
+            f"tie_word_embeddings: true, but {spec.path} has an LM head of its own; allowed: false",
+            "model.config",
+            value=True,
+        )
     whole["dtype"] = str(named or "float32").removeprefix("torch.")
     dtype = master_dtype(CausalLMSpec(family="causal_lm", config=whole, master=spec.master))
     whole["dtype"] = next(name for name, known in DTYPES.items() if known is dtype)
@@ -91,6 +98,14 @@ def kept_layers(spec: CausalLMSpec, count: int) -> list[int]:
 
 
 def config_json(spec: CausalLMSpec, architecture: str) -> bytes:
-    """A config.json for a task's spec: whole, untied, naming the class that loads it."""
-    content = {**(spec.config or {}), "architectures": [architecture], "tie_word_embeddings": False}
+    """A config.json for a task's spec: whole, naming the class that loads it."""
+    return _written({**(spec.config or {}), "architectures": [architecture]})
+
+
+def config_untied(content: bytes) -> bytes:
+    """What `config_json` gave, for a model whose LM head has become another matrix than its embedding."""
+    return _written(untied(json.loads(content)))
+
+
+def _written(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()

@@ -15,9 +15,11 @@ from cache_store.storage.durable import sync_folder
 from workers import tensor_files
 from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.network.parts import part_names, part_state_names
-from workers.models.causal_lm.network.skeleton import build_skeleton
-from workers.models.causal_lm.pretrained.configs import config_json
+from workers.models.causal_lm.network.skeleton import build_skeleton, is_tied
+from workers.models.causal_lm.network.structure import structure
+from workers.models.causal_lm.pretrained.configs import config_json, config_untied
 from workers.models.causal_lm.pretrained.locate import INDEX
+from workers.models.chain import state_digest
 from workers.specs.language import CausalLMSpec
 
 #: Shards are closed at about this size, as transformers does.
@@ -33,7 +35,9 @@ def write_folder(
 ) -> Path:
     """Write a folder that `AutoModelForCausalLM.from_pretrained` loads; returns it.
 
-    `part_states` gives every part once, in any order; no more than one shard is held at a time. Weights appear under
+    `part_states` gives every part once; no more than one shard is held at a time. Of a model that began with its LM
+    head tied to its embedding, and where the two are still the same bits, one is written, and the folder says so: that
+    can be seen where the embedding comes before the head. Weights appear under
     the names and in the pieces in which such checkpoints are usually stored. ConfigError when a part is missing or
     comes twice, ValueError when a part's tensors are not its own. `target` must not exist or be empty: the folder
     is written beside it and renamed when it is complete.
@@ -65,10 +69,11 @@ def _fill(
 ) -> None:
     writer = _Shards(folder, shard_bytes)
     seen: set[str] = set()
+    tie = _Tie(spec)
     for part, state in part_states:
         _check(spec, part, state, seen)
         seen.add(part)
-        for name, tensor in _as_stored(spec, state).items():
+        for name, tensor in _as_stored(spec, tie.without_copy(state)).items():
             writer.add(name, tensor)
     missing = [name for name in part_names(spec) if name not in seen]
     if missing:
@@ -77,8 +82,30 @@ def _fill(
     for name, data in companions.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    if "config.json" not in companions:
-        (folder / "config.json").write_bytes(config_json(spec, type(build_skeleton(spec)).__name__))
+    config = companions.get("config.json") or config_json(spec, type(build_skeleton(spec)).__name__)
+    (folder / "config.json").write_bytes(config if tie.holds else config_untied(config))
+
+
+class _Tie:
+    """Finds out whether an LM head is still its model's embedding, given the parts' states one after the other."""
+
+    def __init__(self, spec: CausalLMSpec) -> None:
+        found = structure(spec)
+        self._embedding, self._lm_head = f"{found.embedding}.weight", f"{found.lm_head}.weight"
+        self._tied, self._digest = is_tied(spec), ""
+        #: Whether the LM head was left out.
+        self.holds = False
+
+    def without_copy(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The state without the LM head's matrix, where that is the embedding's."""
+        if not self._tied:
+            return state
+        if self._embedding in state:
+            self._digest = state_digest({"": state[self._embedding]})
+        if self._lm_head not in state or state_digest({"": state[self._lm_head]}) != self._digest:
+            return state
+        self.holds = True
+        return {name: tensor for name, tensor in state.items() if name != self._lm_head}
 
 
 def _check(spec: CausalLMSpec, part: str, state: Mapping[str, Tensor], seen: set[str]) -> None:

@@ -13,7 +13,8 @@ from cache_store.errors import first_line
 from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.network.parts import part_names
 from workers.models.causal_lm.network.random_init import random_state
-from workers.models.causal_lm.network.skeleton import build_skeleton
+from workers.models.causal_lm.network.skeleton import build_skeleton, is_tied
+from workers.models.causal_lm.network.structure import structure
 from workers.models.causal_lm.pretrained.checkpoint import Checkpoint
 from workers.models.causal_lm.pretrained.configs import config_json
 from workers.models.causal_lm.pretrained.locate import COMPANIONS, Located, locate
@@ -30,12 +31,31 @@ def import_parts(spec: CausalLMSpec, seed: int) -> Iterator[tuple[str, dict[str,
     """
     located = locate(spec, weights=True)
     if located is None:
-        for name in part_names(spec):
-            yield name, random_state(spec, name, seed)
+        yield from _random_parts(spec, seed)
         return
     checkpoint = Checkpoint(spec, located)
+    if is_tied(spec) and not checkpoint.holds_one_matrix():
+        # Of the hub, whose weights planning does not load.
+        raise refuse(
+            f"{spec.path} says tie_word_embeddings: true, but its embedding and LM head differ; allowed: false",
+            "model.config",
+            value=True,
+        )
     for name in part_names(spec):
         yield name, checkpoint.state(name)
+
+
+def _random_parts(spec: CausalLMSpec, seed: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    found = structure(spec)
+    embedding, lm_head = f"{found.embedding}.weight", f"{found.lm_head}.weight"
+    matrix: Tensor | None = None
+    for name in part_names(spec):
+        state = random_state(spec, name, seed)
+        if is_tied(spec):
+            matrix = state.get(embedding, matrix)
+            if lm_head in state and matrix is not None:
+                state[lm_head] = matrix.clone()
+        yield name, state
 
 
 def companions(spec: CausalLMSpec) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.network.context import Frame
 from workers.models.causal_lm.network.parts import Boundary, build_part, part_names, part_state_names
 from workers.models.causal_lm.network.recording import accepts
-from workers.models.causal_lm.network.skeleton import UNTYPED_AUTO, architecture, build_config, build_skeleton
+from workers.models.causal_lm.network.skeleton import UNTYPED_AUTO, architecture, build_config, build_skeleton, untied
 from workers.models.causal_lm.network.structure import structure
 from workers.models.causal_lm.trials.shrunk import shrunk
 from workers.specs.language import CausalLMSpec
@@ -65,7 +65,7 @@ def random_model(spec: CausalLMSpec, larger: float = LARGER) -> PreTrainedModel:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             model = UNTYPED_AUTO.from_config(
-                build_config(architecture(spec), spec),
+                build_config(untied(architecture(spec)), spec),
                 dtype=torch.float32,
                 attn_implementation=kernel,
                 trust_remote_code=spec.trust_remote_code,
