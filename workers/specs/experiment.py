@@ -189,7 +189,8 @@ class TrainSpec:
     deterministic: bool = True
     #: Train low-rank adapters instead of whole matrices (language models).
     lora: LoraSpec | None = None
-    #: The LM head's matrix in a stage that has it: trained, left alone, or (with lora) trained by an adapter.
+    #: The LM head's matrix in a stage that has it: trained, left alone (where the embedding is the same one, too), or
+    #: (with lora) trained by an adapter.
     lm_head: Literal["train", "frozen", "lora"] = "train"
     #: Linear layers of the decoder layers of a path whose matrices are frozen, on the device (bitsandbytes): 8 or 4
     #: bits, or as they are. With lora also those under adapters (QLoRA).

@@ -132,6 +132,28 @@ def test_weights_of_two_types_are_split_over_the_ranks(tmp_path: Path, ranks: Ra
     assert kinds == {torch.bfloat16, torch.float32}
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_ranks_train_a_tied_embedding_and_lm_head_as_one_matrix(
+    tmp_path: Path, ranks: Ranks, strategy: Strategy
+) -> None:
+    config = {**LLAMA, "tie_word_embeddings": True}
+    changes = {**lm_changes(tmp_path), **TEXT, "model.config": config, "training.commit": "best", "regimes": ["e2e"]}
+    alone = Lab.make(tmp_path / "alone", changes)
+    alone.prepare("e2e/e2e")
+    lab, killed = alone.linked_copy(tmp_path / "together"), alone.linked_copy(tmp_path / "killed")
+    theirs = alone.run("e2e/e2e")
+    first, second = in_gang(lab, ranks, "e2e/e2e", strategy)
+    assert first == second == lab.commit("e2e/e2e")
+    weights = lab.weights("e2e/e2e")
+    assert torch.equal(weights["head/lm_head.weight"], weights["embed/model.embed_tokens.weight"])
+    assert distance(weights, alone.weights("e2e/e2e"), start_of(lab, "e2e/e2e")) < TOLERANCE
+    assert_same_figures(first.result, theirs.result)
+    # Stopped and resumed, it keeps its bits.
+    for error in in_gang(killed, ranks, "e2e/e2e", strategy, looks=2):
+        assert isinstance(error, Interrupted)
+    assert digests(in_gang(killed, ranks, "e2e/e2e", strategy)[0]) == digests(first)
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """Stages of a ResNet without dropout on one device; micro-batches of 12 samples, so that ranks do share them."""

@@ -231,3 +231,28 @@ def test_predicted_activations_are_what_autograd_keeps(
     predicted = _kept(part, rows * TOKENS, rows, Types.of(master, precision))
     found = kept_by_autograd(config, precision, master, trained, rows)
     assert predicted == pytest.approx(found, rel=0.15)
+
+
+def test_a_tied_matrix_is_counted_once() -> None:
+    chain = lm_chain(inspect(CausalLMSpec(family="causal_lm", config=LLAMA)), TOKENS)
+    held = [part for part in chain.held_together([*chain.blocks, chain.head]) if isinstance(part, LMPartOutline)]
+    every = frozenset(part.name for part in PARTS)
+    assert sum(part.parameters for part in held) == sum(part.parameters for part in PARTS) - MATRIX
+    for accumulate in (1, 2):
+        train = training(accumulate=accumulate)
+        apart, together = memory(train, PARTS, every), memory(train, held, every)
+        assert together.trainable == apart.trainable - MATRIX
+        assert together.weights == apart.weights - 4 * MATRIX
+        assert together.optimizer == apart.optimizer - 2 * 4 * MATRIX
+        # At the end of the backward pass two gradients are added: that of the LM head and that of the embedding.
+        saved = apart.peak - together.peak
+        assert 3 * 4 * MATRIX <= saved <= 4 * 4 * MATRIX
+    # A frozen LM head freezes the embedding with it.
+    frozen = training(lm_head="frozen")
+    assert memory(frozen, held, every).trainable == memory(frozen, PARTS, every).trainable - MATRIX
+    assert memory(frozen, held, every).weights == memory(frozen, PARTS, every).weights - 4 * MATRIX
+    # Where the embedding trains with a local head, that one's matrix is its own.
+    local = chain.held_together([*chain.blocks[:2], chain.aux(2)])
+    assert [part.parameters for part in local] == [part.parameters for part in (*chain.blocks[:2], chain.aux(2))]
+    # A head alone holds the matrix alone.
+    assert chain.held_together([chain.head]) == [chain.head]
