@@ -43,11 +43,11 @@ class StagePath:
         for name in sorted(trained):
             seed = derive_seed(task.experiment.seed, "lora", task.name, name)
             domain.prepare_training(name, parts[name], task.train, seed)
-        if task.tied:
-            domain.tie(parts, task.train)
         self.module.to(device)
         if task.train.channels_last:
             self.module.to(memory_format=torch.channels_last)
+        if task.tied:
+            domain.tie(parts, task.train)
         shard(self.module, mesh, keep_gathered=together)
         synchronize(self.module, gang)
         named = self.module.trained_parameters()

@@ -50,6 +50,9 @@ def small(index: int, *overrides: str) -> StageTrace:
     [
         (0, "training.activation_checkpointing=true"),
         (0, "training.batch_size=4"),
+        (0, "model.config.tie_word_embeddings=true"),
+        (0, "model.config.tie_word_embeddings=true training.batch_size=4"),
+        (0, "model.config.tie_word_embeddings=true training.lm_head=frozen"),
         (1, ""),
         (1, "training.lm_head=frozen"),
         (1, "training.optimizer.name=adamw8bit"),

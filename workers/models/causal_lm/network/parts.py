@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from workers.device import has_values
 from workers.models.causal_lm.network.context import Context, Frame
 from workers.models.causal_lm.network.readout import Readout
 from workers.models.causal_lm.network.recording import accepts
@@ -117,7 +118,7 @@ def tie(embed: nn.Module | None, head: nn.Module | None) -> None:
     if not isinstance(embed, Embed) or not isinstance(head, Head):
         return
     layer = head.output_layer()
-    if not torch.equal(embed.matrix(), cast("Tensor", layer.weight)):
+    if has_values(embed.matrix()) and not torch.equal(embed.matrix(), cast("Tensor", layer.weight)):
         raise ValueError("embedding and LM head are to be one matrix, but hold different values")
     layer.weight = embed.matrix()
 
