@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -23,18 +26,22 @@ LOCAL_STARTS = 4
 #: A machine that has not answered the probe of the store by then is left out of it, with a warning.
 PROBE_DEADLINE_S = 60.0
 
+#: Environment variables of Ray: whether a cluster asks for a token, the token, and the file that holds it.
+MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+
 _log = logging.getLogger("segprop.cluster")
 
 
 def connect(address: str | None, cpus: int) -> None:
     """Join the cluster at `address`, else that of RAY_ADDRESS, else start one on this machine with `cpus` CPUs. Raises
-    UserError when the cluster does not let us in, or does not fit this program."""
+    UserError when the cluster does not let us in, does not fit this program, or would be started without a token."""
     address = address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
         options["address"] = address
     else:
         # "local": without it ray.init would join whatever `ray start` left running on this machine.
+        secure_token()
         options |= {"address": "local", "include_dashboard": False, "num_cpus": cpus}
         # Ray's own default is 15: beside any other load on the machine its workers would hardly run.
         os.environ.setdefault("RAY_worker_niceness", "0")
@@ -50,6 +57,49 @@ def connect(address: str | None, cpus: int) -> None:
         if "ersion mismatch" not in str(error):
             raise
         raise UserError(f"resources.address: this program does not fit the cluster at {address}: {error}") from None
+
+
+def secure_token() -> None:
+    """Make sure, before `ray.init` starts a cluster, that it asks for a token which no other user can read.
+
+    Ray's processes listen on all interfaces, also where the cluster is this machine alone, and Ray makes its token in a
+    file that everybody may read. Without one in RAY_AUTH_TOKEN or the file of RAY_AUTH_TOKEN_PATH (by default
+    ``~/.ray/auth_token``) a new one is written there, mode 0600; where that cannot be, it lies in this process's
+    environment, from which Ray's inherit it. UserError where RAY_AUTH_MODE switches tokens off.
+    """
+    mode = os.environ.get(MODE)
+    if mode is not None and mode.lower() != "token":
+        raise UserError(
+            f"{MODE}={mode}: the Ray that a run starts listens on all interfaces of this machine, and without a token "
+            f"whoever reaches it may run code here; allowed: leave {MODE} out (a token is made), join a cluster of "
+            "your own by resources.address, or take resources.runner: local"
+        )
+    if os.environ.get(TOKEN):
+        return
+    try:
+        named = os.environ.get(TOKEN_PATH)
+        _own_token(Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token")
+    except (OSError, RuntimeError):  # no home, or one that cannot be written
+        os.environ[TOKEN] = secrets.token_hex(32)
+
+
+def _own_token(path: Path) -> None:
+    """Have a token in `path` that its owner alone can read."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        # Linked into place, so that another run that starts now reads a whole token or none.
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(descriptor, "w") as file:
+                file.write(secrets.token_hex(32))
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, path)
+        finally:
+            os.unlink(draft)
+    status = path.stat()
+    if status.st_mode & 0o077 and status.st_uid == os.getuid():
+        path.chmod(0o600)
 
 
 def init(options: Mapping[str, Any], attempts: int) -> None:
