@@ -54,3 +54,17 @@ def test_the_lock_names_no_index_no_link_and_no_path() -> None:
         ), line
     assert any(line.startswith("torch==") for line in lines)
     assert any(line.startswith("setuptools==") for line in lines), "make setup builds without isolation"
+
+
+def test_every_test_that_security_points_to_is_there() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| who | ", "| ---"))]
+    assert len(rows) > 20
+    assert [row for row in rows if "::" not in row] == []
+    missing = [
+        f"{path}::{name}"
+        for path, name in named
+        if not re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE)
+    ]
+    assert missing == []
