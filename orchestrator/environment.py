@@ -62,7 +62,7 @@ def describe_environment() -> Environment:
         cpu=_cpu_model(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         memory_bytes=psutil.virtual_memory().total,
-        gpus=tuple(_gpus()),
+        gpus=tuple(gpus()),
         git_commit=_git_commit(),
     )
 
@@ -84,7 +84,7 @@ def _cpu_model() -> str | None:
     return platform.processor() or None
 
 
-def _gpus() -> list[Gpu]:
+def gpus() -> list[Gpu]:
     """Ask torch where the process has loaded it, else nvidia-smi: importing torch for a name takes seconds."""
     torch = sys.modules.get("torch")
     if torch is not None:
@@ -93,12 +93,12 @@ def _gpus() -> list[Gpu]:
         found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         return [Gpu(gpu.name, gpu.total_memory) for gpu in found]
     output = _output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
-    gpus = []
+    named = []
     for line in (output or "").splitlines():
         name, _, mebibytes = line.rpartition(",")
         if name and mebibytes.strip().isdigit():
-            gpus.append(Gpu(name.strip(), int(mebibytes) << 20))
-    return gpus
+            named.append(Gpu(name.strip(), int(mebibytes) << 20))
+    return named
 
 
 def _git_commit() -> str | None:

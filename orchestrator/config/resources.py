@@ -84,6 +84,11 @@ class ResourceConfig(Section):
     accelerator: NonBlank | None = Field(
         default=None, description="Only machines with this kind of accelerator, as Ray names it: H100, A100, L4."
     )
+    device_memory: Bytes | None = Field(
+        default=None,
+        description="Memory of one device, e.g. 24GB, for training.micro_batch: auto. None: that of the accelerator "
+        "named above, else of this machine's GPU; without one a slot's share of this machine's memory.",
+    )
     worker_deadline_s: float = Field(
         default=180.0,
         gt=0,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from orchestrator.config.rates import Rates
 from orchestrator.costs import formulas
 from orchestrator.costs.boundary_costs import Costs, alike_blocks
+from orchestrator.costs.fit import evened, largest_micro
 from orchestrator.costs.formulas import Estimate
 from orchestrator.plan.after_stage import QUESTIONS, evaluate_node
 from orchestrator.plan.experiment import data_task, model_task
@@ -18,6 +19,7 @@ from orchestrator.plan.snapshot_nodes import SnapshotNodes
 from orchestrator.regimes import wavefront
 from orchestrator.regimes.stages import Stage
 from workers.specs.as_json import to_json
+from workers.specs.experiment import TrainSpec
 from workers.specs.tasks import AverageTask, EpochTestSpec, MeasureTask, RoundSpec, StageTask
 
 if TYPE_CHECKING:
@@ -170,6 +172,7 @@ class RegimeBuilder:
         parents = {"data": state.data_node, **self._weights_read(stage)}
         boundary = state.boundaries.specs[stage.hops] if stage.hops else None
         decision, sets = self._snapshots.decision(stage), dict[str, str]()
+        train = settled_micro(state, stage, train, decision.source)
         if decision.source == "snapshots":
             sets = self._snapshots.read(stage, epochs)
             parents |= sets
@@ -246,6 +249,23 @@ class RegimeBuilder:
         return max(numbers, default=-1)
 
 
+def settled_micro(state: RegimeState, stage: Stage, train: TrainSpec, source: str) -> TrainSpec:
+    """Return the settings of a stage with `micro_batch: auto` as a number: the largest with which it fits the device,
+    or
+    1 where none does. Micro-batches of a step are as equal as can be."""
+    usable = state.inputs.speeds.device_bytes
+    if train.micro_batch != "auto" or usable is None:
+        return train
+    boundary = state.boundaries.specs[stage.hops] if stage.hops else None
+
+    def peak(size: int) -> int:
+        own = dataclasses.replace(train, micro_batch=size)
+        return state.estimator.stage(stage, own, boundary, source).peak_bytes
+
+    size, _ = largest_micro(peak, usable, 1, train.batch_size) or (1, 0)
+    return dataclasses.replace(train, micro_batch=evened(size, train.batch_size))
+
+
 # -- before the stages ----------------------------------------------------------------------------------------
 
 
@@ -282,7 +302,7 @@ def _settle_costs(state: RegimeState) -> None:
 
 
 def _measure_node(state: RegimeState) -> str:
-    spec = state.boundaries.specs[state.boundaries.order[-1]]
+    spec, training = state.boundaries.specs[state.boundaries.order[-1]], state.regime.training
     # All of the chain, so that regimes with other boundaries share the node.
     wanted = set(alike_blocks(state.outline).values())
     blocks = tuple((block, index) for index, block in enumerate(state.blocks) if block in wanted)
@@ -294,7 +314,7 @@ def _measure_node(state: RegimeState) -> str:
         encoding=spec.encoding,
         channels_last=spec.channels_last,
         group_rows=spec.group_rows,
-        batch_rows=state.regime.training.micro,
+        batch_rows=min(training.micro, spec.group_rows) if training.micro_batch == "auto" else training.micro,
         shard_bytes=spec.shard_bytes,
     )
     parents = {"data": state.data_node} | {f"weights/{block}": state.weights[block] for block, _ in blocks}

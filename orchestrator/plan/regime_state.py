@@ -31,11 +31,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Speeds:
-    """How fast and where the workers compute, which changes predictions alone. `rates`: seconds; None: those that the
-    configuration names. `on_host`: workers train on the CPU, so that predicted memory is the host's."""
+    """How fast and where the workers compute. `rates`: seconds; None: those that the configuration names. `on_host`:
+    workers train on the CPU, so that predicted memory is the host's. `device_bytes`: what tensors may take on a device
+    (None: not known). All but the last change predictions alone; it settles `training.micro_batch: auto`."""
 
     rates: Rates | None = None
     on_host: bool = False
+    device_bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,24 +6,28 @@ set and the file of initial weights. `run_dir.py` looks at the run directory and
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
+import psutil
+
 from cache_store.errors import ConfigError, UserError
 from cache_store.records.nodes import NodeStore
 from cache_store.storage.open import existing_storage
 from orchestrator.config import load as configuration
-from orchestrator.config.devices import Device
+from orchestrator.config.devices import Device, device_of_accelerator, usable
 from orchestrator.config.precision import has_gpu, planned_device
 from orchestrator.config.rates import Rates
 from orchestrator.config.rules import ray_jobs
 from orchestrator.config.rules.check import sound
 from orchestrator.config.rules.models import finding_of, trainable
-from orchestrator.config.schema import Config
+from orchestrator.config.schema import Config, Regime
 from orchestrator.config.yaml_loader import Document, KeyPath, Problem, apply_overrides, raise_problems
+from orchestrator.environment import gpus
 from orchestrator.plan.builder import build_plan
 from orchestrator.plan.experiment import outline_of, rows_of
 from orchestrator.plan.graph import Plan
@@ -144,6 +148,8 @@ def _planned(document: Document, basis: PlanBasis) -> Prepared:
     outlines = {regime.name: outline_of(config, regime, data, found) for regime in regimes}
     rows = rows_of(config, data).train
     findings = [finding for regime in regimes for finding in trainable(config, regime, outlines[regime.name], rows)]
+    memory = _device_bytes(config, basis.device)
+    findings += _unsettled(regimes) if memory is None else ()
     raise_problems(document.source, document.located(findings))
 
     def plan_of(changed: Config, figures: Mapping[str, MeasuredCosts] = MappingProxyType({})) -> Plan:
@@ -153,7 +159,7 @@ def _planned(document: Document, basis: PlanBasis) -> Prepared:
             data,
             found=found,
             weights_digest=basis.weights_digest,
-            speeds=Speeds(_rates(config, basis.device), on_host=not _on_gpu(config)),
+            speeds=Speeds(_rates(config, basis.device), not _on_gpu(config), memory),
             figures=figures,
             versions=versions_of(config),
         )
@@ -228,6 +234,35 @@ def _rates(config: Config, device: Device | None) -> Rates:
     if device is None or config.resources.gflops != "auto":
         return nominal
     return device.rates(nominal.threads)
+
+
+def _unsettled(regimes: Sequence[Regime]) -> Iterator[Finding]:
+    """Refuse micro-batches that are to be as large as the device holds, where nobody knows how much that is."""
+    asked = [micro for regime in regimes for micro in (regime.training.micro_batch, *_micros_of_stages(regime))]
+    if "auto" in asked:
+        yield (
+            ("training", "micro_batch"),
+            "auto: the memory of the device is not known here; set resources.device_memory, or resources.accelerator "
+            "to a known one",
+        )
+
+
+def _micros_of_stages(regime: Regime) -> Iterator[object]:
+    yield from (stage.get("micro_batch") for stage in regime.stages.values())
+
+
+def _device_bytes(config: Config, device: Device | None) -> int | None:
+    """What tensors may take on one device, by what is said of it first; None where nothing is known."""
+    resources = config.resources
+    named = device or device_of_accelerator(resources.accelerator)
+    if resources.device_memory is not None and device is None:
+        return usable(resources.device_memory)
+    if named is not None:
+        return named.usable_bytes
+    if _on_gpu(config):
+        return min((usable(gpu.memory_bytes) for gpu in gpus() if gpu.memory_bytes), default=None)
+    slots = (os.cpu_count() or 1) if resources.slots == "auto" else resources.slots
+    return usable(psutil.virtual_memory().total // slots)
 
 
 def _on_gpu(config: Config) -> bool:

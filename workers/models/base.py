@@ -54,6 +54,8 @@ class Capabilities:
     fp8: str | None = f"fp8: {_LANGUAGE}; allowed for images: plain, lossless, int8"
     fsdp2: str | None = f"fsdp2: {_LANGUAGE}; allowed: ddp"
     channels_last: str | None = None
+    #: training.micro_batch: auto.
+    auto_micro: str | None = "auto: batch normalization learns from what a micro-batch is made of; allowed: a number"
     #: regimes.<name>.head_convs.
     head_convs: str | None = "is for ResNets"
     #: regimes.<name>.variant: of LW, which needs a chain that can be cut before pooling.

@@ -167,8 +167,10 @@ class TrainSpec:
     #: Micro-batches per optimizer step; batch_size must be a multiple.
     accumulate: Annotated[int, Ge(1), Le(1 << 24)] = 1
     #: Most samples that go through the path at once; None: batch_size / accumulate. With it the batch stays what it
-    #: is wherever the stage runs, and the micro-batches per step follow.
-    micro_batch: Annotated[int, Ge(1), Le(1 << 24)] | None = None
+    #: is wherever the stage runs, and the micro-batches per step follow. auto: for every stage the most that the device
+    #: holds (`resources.device_memory`), settled by the plan and the same for as long as the stage trains (language
+    #: models); another device gives other micro-batches, which sum in another order.
+    micro_batch: Literal["auto"] | Annotated[int, Ge(1), Le(1 << 24)] | None = None
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
     exit: ExitSpec = field(default_factory=ExitSpec)
@@ -201,7 +203,10 @@ class TrainSpec:
 
     @property
     def micro(self) -> int:
-        """Samples of a micro-batch (the last of a step may be smaller)."""
+        """Samples of a micro-batch (the last of a step may be smaller); before a plan has settled `auto` the most that
+        it can be."""
+        if self.micro_batch == "auto":
+            return self.batch_size
         return min(self.batch_size, self.micro_batch or -(-self.batch_size // self.accumulate))
 
 

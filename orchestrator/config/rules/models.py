@@ -27,6 +27,7 @@ def refused(config: Config, regime: Regime) -> Iterator[Finding]:
         (train.frozen_weights != "full", can.frozen_weights, ("training", "frozen_weights")),
         (regime.snapshots.encoding == "fp8", can.fp8, ("snapshots", "encoding")),
         (bool(regime.split.omit), can.omit, ("split", "omit")),
+        (train.micro_batch == "auto", can.auto_micro, ("training", "micro_batch")),
         (train.channels_last, can.channels_last, ("training", "channels_last")),
     )
     for asks, words, (section, key) in asked:

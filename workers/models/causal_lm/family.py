@@ -60,6 +60,7 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
         can=Capabilities(
             lora=None,
             lm_head=None,
+            auto_micro=None,
             frozen_weights=None,
             omit=None,
             fp8=None,
