@@ -187,3 +187,49 @@ def test_records_of_the_directory_may_be_anything(finished: Path, tmp_path: Path
             assert run(finished) == 0
             assert elsewhere.read_text() == "of somebody else"
             path.unlink(missing_ok=True)
+
+
+NONSENSE: dict[str, bytes] = {
+    "empty": b"",
+    "null": b"null",
+    "nulls": b"model: null\ndata: null\nregimes: null\nstore: null\nresources: null\n",
+    "a list": b"[1, 2]",
+    "deep": b"[" * 50_000,
+    "long number": b"seed: " + b"9" * 6000,
+    "zero bytes": b"\0" * 100,
+    "another encoding": "seed: 1\n".encode("utf-16"),
+    "huge": b"# " + b"x" * (2 << 20),
+    "regimes of nothing": b"regimes: 7\n",
+    "store of nothing": b"store: [1]\nmodel: {name: resnet18}\n",
+}
+
+
+@pytest.mark.parametrize("command", ["run", "status", "report", "export"])
+def test_a_configuration_of_nonsense_is_bad_input(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run_dir = write_config(tmp_path, SHORT), tmp_path / "run"
+    (run_dir / "store").mkdir(parents=True)
+    held = run_dir / "config.yaml"
+
+    def refused(what: str) -> None:
+        code = run(config) if command == "run" else main([command, str(run_dir)])
+        assert code == 2, what
+        assert "segprop: " in capsys.readouterr().err
+
+    for what, data in NONSENSE.items():
+        held.write_bytes(data)
+        refused(what)
+        if command == "status":
+            for pointer in (b'{"plan": "' + b"d" * 32 + b'"}', b"[" * 50_000):
+                (run_dir / "driver.json").write_bytes(pointer)
+                refused(what)
+    held.unlink()
+    os.mkfifo(held)
+    refused("a pipe")
+    held.unlink()
+    held.symlink_to("/dev/zero")
+    refused("a device")
+    held.unlink()
+    held.mkdir()
+    refused("a folder")
