@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from cache_store.errors import ConfigError
@@ -52,21 +54,44 @@ def window(shape: Shape, kernel: int, stride: int, padding: int) -> tuple[int, i
     return height, width
 
 
+def conv(shape: Shape, channels: int, kernel: int, stride: int = 1, groups: int = 1, *, bias: bool = False) -> Layer:
+    """A convolution with same padding. Of its activations none is counted: its input may be shared."""
+    grid = window(shape, kernel, stride, kernel // 2)
+    weights = channels * (shape[0] // groups) * kernel * kernel
+    cost = Cost(parameters=weights + (channels if bias else 0), flops=2 * weights * grid[0] * grid[1])
+    return Layer((channels, *grid), cost)
+
+
+def batch_norm(shape: Shape) -> Cost:
+    """A BatchNorm of maps; keeps its input."""
+    return Cost(parameters=2 * shape[0], buffer_elements=2 * shape[0] + 1, saved_elements=elements(shape))
+
+
 def conv_bn(shape: Shape, channels: int, kernel: int, stride: int = 1, groups: int = 1) -> Layer:
     """A convolution (no bias, same padding) and its BatchNorm.
 
     Of its activations only BatchNorm's input is counted: the convolution's input may be shared.
     """
-    grid = window(shape, kernel, stride, kernel // 2)
-    weights = channels * (shape[0] // groups) * kernel * kernel
-    output = (channels, *grid)
-    cost = Cost(
-        parameters=weights + 2 * channels,
-        buffer_elements=2 * channels + 1,
-        flops=2 * weights * grid[0] * grid[1],
-        saved_elements=elements(output),
-    )
-    return Layer(output, cost)
+    output, cost = conv(shape, channels, kernel, stride, groups)
+    return Layer(output, cost + batch_norm(output))
+
+
+def max_pool(shape: Shape, kernel: int, stride: int, padding: int = 0) -> Layer:
+    """Max-pooling; keeps its input and the indices of its output."""
+    output = (shape[0], *window(shape, kernel, stride, padding))
+    return Layer(output, Cost(saved_elements=elements(shape) + elements(output)))
+
+
+def mlp(widths: Sequence[int], dropout: float) -> Cost:
+    """Linear layers from each width to the next, between them ReLU (in place) and dropout.
+
+    ReLU keeps its result, which is the next layer's input. Dropout keeps a mask and gives that layer an input of its
+    own.
+    """
+    cost = Cost()
+    for inputs, outputs in pairwise(widths):
+        cost += Cost.linear(inputs, outputs)
+    return cost + Cost(saved_elements=2 * sum(widths[1:-1]) if dropout > 0 else 0)
 
 
 def scaled_conv_bn(inputs: tuple[Shape, ...], channels: int, stride: int) -> Layer:

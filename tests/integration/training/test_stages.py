@@ -17,8 +17,8 @@ from cache_store.records.nodes import Commit
 from workers import device
 from workers.control import ThreadControl, Update
 from workers.environment import WorkerEnvironment
+from workers.models import single_samples
 from workers.models.chain import State
-from workers.models.resnet import single_samples
 from workers.specs import as_json, experiment
 from workers.specs.capability import Capability
 from workers.specs.tasks import StageTask

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.file_digests import digest_of_setting
+from workers.models import single_samples
 from workers.models.base import (
     Capabilities,
     Export,
@@ -20,7 +21,6 @@ from workers.models.base import (
     Written,
 )
 from workers.models.outline import ChainOutline
-from workers.models.resnet import single_samples
 from workers.models.resnet.outline import resnet_outline, with_last_block
 from workers.specs.experiment import ResNetSpec, TrainSpec
 from workers.specs.model import expect
@@ -75,7 +75,11 @@ class ResNetFamily(ModelFamily[ResNetSpec, None]):
     def stage_problems(
         self, stage: TrainedParts, chain: ChainOutline, train: TrainSpec, rows: int
     ) -> Iterator[Finding]:
-        yield from single_samples.problems(stage, chain, train, rows)
+        # A block's smallest maps are those that it gives, those of a head with convolutions are those that it takes.
+        maps = {part: chain.part(part).outputs for part in stage.trained if part != "head"}
+        if "head" in stage.trained and not chain.bare_head:
+            maps["head"] = chain.head.inputs
+        yield from single_samples.problems(stage, {**maps, **single_samples.mapped(stage, chain)}, train, rows)
 
     def words(self, model: ResNetSpec, found: None) -> str:
         return model.name

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cache_store.errors import ConfigError
-from workers.models.counting import Cost, Layer, Shape, conv_bn, elements, window
+from workers.models.counting import Cost, Layer, Shape, conv_bn, elements, max_pool, mlp
 from workers.models.outline import ChainOutline, Piece, join
-from workers.models.resnet.segments import Segments, group, suggestion
+from workers.models.segments import Segments, group, suggestion, with_units
 from workers.specs.experiment import ResNetSpec
 
 
@@ -110,12 +110,9 @@ def resnet_outline(model: ResNetSpec, image_size: int, classes: int) -> ChainOut
 def with_last_block(model: ResNetSpec) -> Segments:
     """Return the segments of a model with the last residual block in the last one, where lists leave it to the head."""
     facts = RESNETS.get(model.name)
-    if facts is None or isinstance(model.segments, str) or model.head_convs < facts.convs or not model.segments:
+    if facts is None or model.head_convs < facts.convs:
         return model.segments
-    *others, last = model.segments
-    unit = f"layer4.{facts.layers[-1] - 1}"
-    listed = {name for names in model.segments for name in names}
-    return model.segments if listed & {"layer4", unit} else (*others, (*last, unit))
+    return with_units(model.segments, [f"layer4.{facts.layers[-1] - 1}"])
 
 
 def _walk(model: ResNetSpec, facts: ResNetFacts, image_size: int, classes: int) -> tuple[list[Piece], list[Piece]]:
@@ -145,8 +142,8 @@ def _stem(model: ResNetSpec, image_size: int) -> Piece:
     cost = layer.cost + Cost(saved_elements=elements(image))
     output = layer.output
     if not small:
-        output = (64, *window(layer.output, kernel=3, stride=2, padding=1))
-        cost += Cost(saved_elements=elements(layer.output) + elements(output))  # input and indices
+        output, added = max_pool(layer.output, kernel=3, stride=2, padding=1)
+        cost += added
     return Piece("stem", (image,), (output,), cost)
 
 
@@ -191,12 +188,5 @@ def _back(unit: str, inputs: tuple[Shape, ...], convs: list[_Conv]) -> Piece:
 
 def _classifier(model: ResNetSpec, features: Shape, classes: int) -> Piece:
     """Global average pooling and the classifier. A bare head is trained alone, so of its input nothing is kept."""
-    width = features[0]
-    if model.classifier == "linear":
-        cost = Cost.linear(width, classes)
-    else:
-        # ReLU keeps its result; dropout keeps a mask and gives the last layer an input of its own.
-        kept = 2 * model.hidden if model.dropout > 0 else 0
-        cost = Cost.linear(width, model.hidden) + Cost.linear(model.hidden, classes)
-        cost += Cost(saved_elements=kept)
-    return Piece("fc", (features,), ((classes,),), cost)
+    hidden = [] if model.classifier == "linear" else [model.hidden]
+    return Piece("fc", (features,), ((classes,),), mlp([features[0], *hidden, classes], model.dropout))

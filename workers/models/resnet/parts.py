@@ -8,7 +8,7 @@ never allocates another. A boundary is a tuple of float tensors (B, C, H, W).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import cast
 
@@ -16,12 +16,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from workers.models import conv_adapters
+from workers.models.conv_adapters import Boundary
 from workers.models.given_weights import merge, other_shapes, read_state
 from workers.models.outline import ChainOutline
 from workers.models.resnet.outline import facts_of, resnet_outline
 from workers.specs.experiment import ResNetSpec
-
-Boundary = tuple[Tensor, ...]
 
 
 def build_torchvision(model: ResNetSpec, classes: int) -> nn.Module:
@@ -221,57 +221,6 @@ def part_state_names(model: ResNetSpec, image_size: int, classes: int, name: str
     return list(_assemble(model, resnet_outline(model, image_size, classes), name).state_dict())
 
 
-class _Scale(nn.Module):
-    """A strided 1x1 convolution over the concatenated boundary, BN and ReLU."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False)
-        self.bn = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
-
-    def scale(self, boundary: Boundary) -> Tensor:
-        x = boundary[0] if len(boundary) == 1 else torch.cat(boundary, dim=1)
-        return cast("Tensor", self.relu(self.bn(self.conv(x))))
-
-
-class Adapter(_Scale):
-    """Boundary -> boundary on the target's grid, the channels split into the target's tensors."""
-
-    def __init__(self, inputs: int, outputs: tuple[int, ...], stride: int) -> None:
-        super().__init__(inputs, sum(outputs), stride)
-        self._outputs = outputs
-
-    def forward(self, boundary: Boundary) -> Boundary:
-        out = self.scale(boundary)
-        return (out,) if len(self._outputs) == 1 else torch.split(out, list(self._outputs), dim=1)
-
-
-class LocalClassifier(nn.Module):
-    """LW's local head on a boundary that is what the head reads, (x,) -> logits (B, classes)."""
-
-    def __init__(self, channels: int, classes: int) -> None:
-        super().__init__()
-        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-        self.fc = nn.Linear(channels, classes)
-
-    def forward(self, boundary: Boundary) -> Tensor:
-        (x,) = boundary
-        return cast("Tensor", self.fc(torch.flatten(self.avgpool(x), 1)))
-
-
-class Aux(_Scale):
-    """LW's local head with a mapping: boundary -> logits (B, classes)."""
-
-    def __init__(self, inputs: int, channels: int, stride: int, classes: int) -> None:
-        super().__init__(inputs, channels, stride)
-        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-        self.fc = nn.Linear(channels, classes)
-
-    def forward(self, boundary: Boundary) -> Tensor:
-        return cast("Tensor", self.fc(torch.flatten(self.avgpool(self.scale(boundary)), 1)))
-
-
 def build_adapter(
     model: ResNetSpec,
     image_size: int,
@@ -281,16 +230,8 @@ def build_adapter(
     seed: int,
     device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """Map from boundary `source` to the input of block `target`, or to the head's (I, P) for target n.
-
-    He-initialised from `seed` alone, the same on every device. ConfigError when no stride reaches the grid.
-    """
-    chain = resnet_outline(model, image_size, classes)
-    outputs = tuple(shape[0] for shape in chain.adapter_target(target))
-    stride = chain.adapter_stride(source, target)
-    with torch.device("meta"):
-        adapter = Adapter(_channels(chain, source), outputs, stride)
-    return _initialise(adapter, seed).to(device)
+    """See `conv_adapters.build_adapter`; the head reads (I, P)."""
+    return conv_adapters.build_adapter(resnet_outline(model, image_size, classes), source, target, seed, device)
 
 
 def build_aux(
@@ -301,42 +242,5 @@ def build_aux(
     seed: int,
     device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """LW's local head: boundary `source` -> logits (B, classes), initialised from `seed` alone."""
-    chain = resnet_outline(model, image_size, classes)
-    with torch.device("meta"):
-        aux = _local_head(chain, source)
-    return _initialise(aux, seed).to(device)
-
-
-def _local_head(chain: ChainOutline, source: int) -> nn.Module:
-    if not chain.aux_maps(source):
-        return LocalClassifier(chain.aux_channels, chain.classes)
-    stride = chain.adapter_stride(source, len(chain.blocks))
-    return Aux(_channels(chain, source), chain.aux_channels, stride, chain.classes)
-
-
-def _channels(chain: ChainOutline, source: int) -> int:
-    return sum(shape[0] for shape in chain.boundaries[source])
-
-
-def _initialise(module: nn.Module, seed: int) -> nn.Module:
-    """Allocate on the CPU and initialise from a generator of its own: the global one is not touched.
-
-    Weights after He, biases zero, as published for adapters and local heads.
-    """
-    module = module.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(seed)
-    for layer in _leaves(module):
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-        elif isinstance(layer, nn.BatchNorm2d):
-            layer.reset_parameters()
-        elif isinstance(layer, nn.Linear):
-            # Over the inputs: over the few classes, logits would be many times too large.
-            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu", generator=generator)
-            nn.init.zeros_(layer.bias)
-    return module
-
-
-def _leaves(module: nn.Module) -> Iterator[nn.Module]:
-    return (layer for layer in module.modules() if next(layer.children(), None) is None)
+    """See `conv_adapters.build_aux`."""
+    return conv_adapters.build_aux(resnet_outline(model, image_size, classes), source, seed, device)

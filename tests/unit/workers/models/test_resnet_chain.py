@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cache_store.errors import ConfigError
+from tests.support.kept_elements import kept_elements
 from workers.models.outline import PartOutline
 from workers.models.resnet import parts as resnet
 from workers.models.resnet.outline import RESNETS
@@ -178,26 +179,6 @@ def test_outline_is_the_real_network(name: str, cut: int) -> None:
 )
 def test_outline_holds_for_any_image_size(name: str, size: int, stem: str, cut: int) -> None:
     check_outline(spec(name, stem=stem, head_convs=cut), size)
-
-
-def kept_elements(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    """Elements of the distinct storages autograd keeps, weights and buffers aside."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
-    kept: dict[int, tuple[int, Tensor]] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = (storage.nbytes() // tensor.element_size(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = module.train()(inputs)
-    last = (out if isinstance(out, tuple) else (out,))[-1]
-    total = sum(count for count, _ in kept.values())
-    if last.untyped_storage().data_ptr() in kept:
-        total -= last.numel()  # the reader counts it
-    return total
 
 
 def check_kept(module: nn.Module, expected: PartOutline, batch: int = 8) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from cache_store.errors import ConfigError
@@ -10,30 +11,49 @@ from cache_store.suggest import nearest
 
 Segments = Literal["stages", "blocks"] | tuple[tuple[str, ...], ...]
 
+#: What people call the parts of a head.
+_HEAD_NAMES = ("fc", "classifier", "head", "avgpool")
+
 
 def group(segments: Segments, units: Sequence[str], head_units: Sequence[str]) -> list[list[str]]:
     """The units of every segment, in order.
 
-    units: what lies before the head's cut, in order: "stem", "layer1.0", … ; the last one may be cut.
+    units: what lies before the head's cut, in order: "stem", "layer1.0", … ; the last one may be cut. "layer1" names
+    the stage; a unit without a stage belongs to the first one.
     head_units: units that lie wholly in the head (only for messages).
     ConfigError lists every unit that is unknown, in the head, named twice, missing or out of order.
     """
     if segments == "stages":
-        return _by_stage(units)
+        return _with_stem(_by_stage, units)
     if segments == "blocks":
-        first, *others = [[unit] for unit in units if unit != "stem"]
-        return [["stem", *first], *others]
+        return _with_stem(lambda rest: [[unit] for unit in rest], units)
     if isinstance(segments, str):
         raise _error(f"{segments!r} is not known; allowed: stages, blocks or lists of units", segments)
     return _explicit(segments, units, head_units)
 
 
-def _by_stage(units: Sequence[str]) -> list[list[str]]:
-    stages: dict[str, list[str]] = {}
-    for unit in units:
-        stage = "layer1" if unit == "stem" else unit.partition(".")[0]
-        stages.setdefault(stage, []).append(unit)
-    return list(stages.values())
+def with_units(segments: Segments, units: Iterable[str]) -> Segments:
+    """Return lists with those of `units` in the last one that none of them names, by itself or by its stage."""
+    if isinstance(segments, str) or not segments:
+        return segments
+    listed = {name for names in segments for name in names}
+    missing = tuple(unit for unit in units if not listed & {unit, _stage(unit)})
+    *others, last = segments
+    return (*others, (*last, *missing))
+
+
+def _with_stem(parted: Callable[[list[str]], list[list[str]]], units: Sequence[str]) -> list[list[str]]:
+    stem = [unit for unit in units if "." not in unit]
+    first, *others = parted([unit for unit in units if "." in unit])
+    return [[*stem, *first], *others]
+
+
+def _by_stage(units: list[str]) -> list[list[str]]:
+    return [list(members) for _, members in itertools.groupby(units, _stage)]
+
+
+def _stage(unit: str) -> str:
+    return unit.partition(".")[0]
 
 
 def _explicit(
@@ -61,20 +81,20 @@ def _expand(name: str, units: Sequence[str], head_units: Sequence[str], problems
     """The units that `name` stands for; appends to `problems` when there are none."""
     if name in units:
         return [name]
-    members = [unit for unit in units if unit.partition(".")[0] == name]
+    members = [unit for unit in units if _stage(unit) == name]
     if not members:
         problems.append(_unknown(name, units, head_units))
     return members
 
 
 def _unknown(name: str, units: Sequence[str], head_units: Sequence[str]) -> str:
-    if name in head_units or name in ("fc", "head", "avgpool"):
+    if name in head_units or name in _HEAD_NAMES:
         return f"{name!r} belongs to the head and is not listed in segments"
     stage, dot, _ = name.partition(".")
     indices = [unit.partition(".")[2] for unit in (*units, *head_units) if unit.startswith(stage + ".")]
     if dot and indices:
         return f"{name!r} not found; {stage} has blocks {indices[0]}-{indices[-1]}"
-    known = list(dict.fromkeys([*(unit.partition(".")[0] for unit in units), *units]))
+    known = list(dict.fromkeys([*map(_stage, units), *units]))
     return f"{name!r} not found; {suggestion(name, known)}allowed: {', '.join(known)}"
 
 

@@ -7,17 +7,24 @@ the last batch of an epoch is so small.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from workers.models.base import Finding, TrainedParts
+from workers.models.counting import Shape
 from workers.models.outline import ChainOutline
 from workers.specs.experiment import TrainSpec
 
+#: Part -> shapes of one sample.
+Maps = Mapping[str, tuple[Shape, ...]]
 
-def problems(stage: TrainedParts, chain: ChainOutline, train: TrainSpec, rows: int) -> Iterator[Finding]:
-    """Yield the key of `train` at which a stage is refused, and the message. `rows`: training samples."""
+
+def problems(stage: TrainedParts, maps: Maps, train: TrainSpec, rows: int) -> Iterator[Finding]:
+    """Yield the key of `train` at which a stage is refused, and the message.
+
+    maps: of the parts that it trains, the smallest that their batch normalization works on. rows: training samples.
+    """
     samples = _batch_with_one_alone(train, rows)
-    part = _one_pixel(stage, chain) if samples is not None else None
+    part = _one_pixel(maps) if samples is not None else None
     if part is None:
         return
     if not train.drop_last and samples == rows % train.batch_size and rows > samples:
@@ -43,14 +50,12 @@ def _batch_with_one_alone(train: TrainSpec, rows: int) -> int | None:
     return next((size for size in sizes if train.micro == 1 or size % train.micro == 1), None)
 
 
-def _one_pixel(stage: TrainedParts, chain: ChainOutline) -> str | None:
-    """Return a part that a stage trains and whose batch normalization sees maps of one pixel. A block's smallest maps
-    are those that it gives, the head's those that it takes; adapters and local heads work on the grid they lead to."""
-    shapes = {part: chain.part(part).outputs for part in stage.trained if part != "head"}
-    if "head" in stage.trained:
-        shapes["head"] = chain.head.inputs
-    if stage.adapter is not None:
-        shapes["adapter"] = chain.adapter_target(stage.adapter[1])
-    if stage.aux is not None:
-        shapes["aux"] = chain.head_input
-    return next((part for part, maps in shapes.items() if any(math.prod(shape[1:]) == 1 for shape in maps)), None)
+def _one_pixel(maps: Maps) -> str | None:
+    return next((part for part, shapes in maps.items() if any(math.prod(shape[1:]) == 1 for shape in shapes)), None)
+
+
+def mapped(stage: TrainedParts, chain: ChainOutline) -> Maps:
+    """Return the maps of a stage's adapter and local head as published: they work on the grid that they lead to."""
+    adapter = {} if stage.adapter is None else {"adapter": chain.adapter_target(stage.adapter[1])}
+    aux = {"aux": chain.head_input} if stage.aux is not None and chain.aux_maps(stage.aux) else {}
+    return adapter | aux
