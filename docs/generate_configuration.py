@@ -66,7 +66,12 @@ regimes:
 IMAGES = config_class("resnet")
 #: Sections that depend on `model.family`, with the families that they are written out for and what tells them apart.
 OF_FAMILY = {
-    "model": {"ResNets": "resnet", "Vision Transformers": "vit", "language models": "causal_lm"},
+    "model": {
+        "ResNets": "resnet",
+        "VGGs": "vgg",
+        "Vision Transformers": "vit",
+        "language models": "causal_lm",
+    },
     "data": {"images": "resnet", "language models": "causal_lm"},
 }
 

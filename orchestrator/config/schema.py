@@ -175,9 +175,9 @@ class RegimeConfig(Section):
     head_convs: int | None = Field(default=None, ge=1, le=3, description="Overrides model.head_convs.")
     variant: Literal["published", "mapped"] | None = Field(
         default=None,
-        description="lw of ResNets. published (the default): the last residual stage has pooling and a linear layer as "
-        "its local head, and the last stage trains the classifier alone; head_convs does not count. mapped: a mapping "
-        "in front of every local head, and the last stage trains the head's convolutions too.",
+        description="lw of ResNets and VGGs. published (the default): the last stage of convolutions has pooling and a "
+        "linear layer as its local head, and the last stage trains the classifier alone; head_convs does not count. "
+        "mapped: a mapping in front of every local head, and the last stage trains the head's convolutions too.",
     )
     training: dict[str, Any] = Field(default_factory=dict, description="Overrides `training`.")
     split: dict[str, Any] = Field(default_factory=dict, description="Overrides `split`.")

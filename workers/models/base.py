@@ -57,9 +57,9 @@ class Capabilities:
     #: training.micro_batch: auto.
     auto_micro: str | None = "auto: batch normalization learns from what a micro-batch is made of; allowed: a number"
     #: regimes.<name>.head_convs.
-    head_convs: str | None = "is for ResNets"
+    head_convs: str | None = "is for ResNets and VGGs"
     #: regimes.<name>.variant: of LW, which needs a chain that can be cut before pooling.
-    variant: str | None = "is for ResNets"
+    variant: str | None = "is for ResNets and VGGs"
 
 
 @dataclass(frozen=True)

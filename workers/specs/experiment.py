@@ -27,6 +27,7 @@ COMPUTED: dict[str, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "floa
 MOST_SWALLOWED = 0.1
 SnapshotDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ViTName = Literal["vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"]
+VGGName = Literal["vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"]
 ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "resnext50_32x4d"]
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
@@ -72,6 +73,29 @@ class ViTSpec(ModelSpec):
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     #: A torchvision state dict (.safetensors, or .pth read with weights_only) to start from; None: random. Positions
     #: for images of another size are interpolated, a classifier of other classes stays random.
+    weights: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VGGSpec(ModelSpec):
+    """A torchvision VGG as a chain. A unit is a convolution with what follows it, so max-pooling ends a stage."""
+
+    family: Literal["vgg"] = "vgg"
+    #: torchvision's name; `_bn`: with batch normalization.
+    name: VGGName
+    #: mlp: mean over the map, then hidden, ReLU, dropout and classes. linear: mean and one layer. torchvision: its own
+    #: pooling to 7x7 and three layers of 120 million weights.
+    classifier: Literal["mlp", "linear", "torchvision"] = "mlp"
+    #: Width of the mlp classifier.
+    hidden: Annotated[int, Ge(1), Le(1 << 20)] = 512
+    #: Of the mlp and torchvision classifiers.
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.5
+    #: How many of the last stage's convolutions belong to the head.
+    head_convs: Annotated[int, Ge(1), Le(3)] = 1  # 0 in tasks of a regime whose head is pooling and classifier alone
+    #: stages: seg1 = stage1 … seg5; blocks: each convolution (stage1.0, stage2.0, …); or explicit lists of them.
+    segments: Literal["stages", "blocks"] | tuple[tuple[str, ...], ...] = "stages"
+    #: A torchvision state dict (.safetensors, or .pth read with weights_only) to start from; None: random. Layers of
+    #: the classifier that do not fit stay random.
     weights: str | None = None
 
 

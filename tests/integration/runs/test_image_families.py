@@ -21,23 +21,34 @@ from workers.specs.as_json import from_json
 from workers.specs.data_results import ImageDataResult
 from workers.specs.tasks import EvaluateTask
 
-#: Family -> model, split, and the stages of SegProp.
-FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
+#: Family -> settings, and the stages of SegProp.
+FAMILIES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "vit": (
-        {"family": "vit", "patch": 4, "layers": 3, "hidden": 24, "heads": 2, "mlp": 48},
-        {"base": 1, "head": 1},
+        {
+            "model": {"family": "vit", "patch": 4, "layers": 3, "hidden": 24, "heads": 2, "mlp": 48},
+            "split": {"base": 1, "head": 1},
+        },
         ["stage1-base", "stage2-layer1"],
+    ),
+    "vgg": (
+        {
+            "model": {
+                "family": "vgg",
+                "name": "vgg11_bn",
+                "hidden": 16,
+                "segments": [["stage1", "stage2", "stage3"], ["stage4", "stage5"]],
+            },
+            "data.image_size": 32,
+        },
+        ["stage1-base", "stage2-seg2"],
     ),
 }
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_a_family_trains_in_every_regime_and_torchvision_loads_what_it_gives(tmp_path: Path, family: str) -> None:
-    model, split, stages = FAMILIES[family]
-    config = write_config(
-        tmp_path,
-        {"model": model, "split": split, "regimes": ["e2e", "lw", "segprop"], "snapshots.mode": "always"},
-    )
+    settings, stages = FAMILIES[family]
+    config = write_config(tmp_path, {**settings, "regimes": ["e2e", "lw", "segprop"], "snapshots.mode": "always"})
     assert main(["run", str(config), "--quiet"]) == 0
     summary = summary_of(tmp_path / "run")
     assert [stage["name"] for stage in summary["regimes"]["segprop"]["stages"]] == stages

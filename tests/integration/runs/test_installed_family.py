@@ -100,8 +100,8 @@ def test_all_problems_with_such_a_model_are_found_at_once(tmp_path: Path) -> Non
         "model.widths[1]: 0: must be greater than or equal to 1",
         "training.lora: is for language models",
         "split.base: 0: must be at least 1 block of an MLP",
-        "regimes.segprop.head_convs: is for ResNets",
-        "regimes.lw.variant: is for ResNets",
+        "regimes.segprop.head_convs: is for ResNets and VGGs",
+        "regimes.lw.variant: is for ResNets and VGGs",
     ):
         assert expected in done.stderr
 

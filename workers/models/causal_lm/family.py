@@ -66,8 +66,8 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
             fp8=None,
             fsdp2=None,
             channels_last="true: is for images",
-            head_convs="is for ResNets; a decoder has split.head",
-            variant="is for ResNets; a decoder's local heads are copies of its own",
+            head_convs="is for ResNets and VGGs; a decoder has split.head",
+            variant="is for ResNets and VGGs; a decoder's local heads are copies of its own",
         ),
     )
     libraries = ("torch", "transformers")
