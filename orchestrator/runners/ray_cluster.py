@@ -47,8 +47,10 @@ def connect(address: str | None, cpus: int) -> None:
         os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         init(options, attempts=1 if address else LOCAL_STARTS)
-    except ConnectionError as error:
+    except (ConnectionError, RayError) as error:  # of a missing token Ray says so itself, before it asks anybody
         cause = first_line(error.__cause__ or error)
+        if not address:
+            raise SegpropError(f"Ray does not start on this machine: {cause}") from error
         raise UserError(
             f"resources.address: no Ray cluster lets us in at {address} ({cause}); is it running, and, where "
             "it asks for tokens, is RAY_AUTH_MODE=token set with a token at hand?"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import AuthenticationError
 
 from cache_store.errors import SegpropError, UserError
 from cache_store.storage.open import existing_storage, open_storage
@@ -110,6 +111,22 @@ def test_a_cluster_of_another_version_is_bad_input(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(UserError, match=r"(?s)does not fit the cluster at 192\.0\.2\.1:6379.*Ray: 2\.50\.0"):
         RayRunner(RaySettings(slots=1, threads=1, device="cpu", address="192.0.2.1:6379")).start()
+
+
+@pytest.mark.parametrize("raised", [AuthenticationError("no authentication token was found"), ConnectionError("no")])
+def test_a_cluster_that_asks_for_a_token_which_is_not_there_is_bad_input(
+    raised: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**options: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(UserError, match=r"no Ray cluster lets us in at 192\.0\.2\.1:6379 .*RAY_AUTH_MODE=token set"):
+        ray_cluster.connect("192.0.2.1:6379", 1)
+    monkeypatch.setattr(ray_cluster, "secure_token", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(SegpropError, match="Ray does not start on this machine: no"):
+        ray_cluster.connect(None, 1)
 
 
 def test_a_ray_that_does_not_come_up_in_its_own_time_is_started_again_and_then_given_up(
