@@ -16,7 +16,7 @@ from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
 from workers.control import Control
 from workers.distributed.gang import ALONE, Gang
-from workers.specs.orders import INTERRUPTIONS_EVERY_S
+from workers.specs.orders import CHECKPOINT_MEMORY, INTERRUPTIONS_EVERY_S
 from workers.specs.results import Where
 
 
@@ -32,6 +32,8 @@ class WorkerEnvironment:
     snapshot_memory: int | None = None
     #: Seconds between two interruptions of this slot, on average.
     interruptions_every_s: float = INTERRUPTIONS_EVERY_S
+    #: Most bytes of tensors that are copied for an update that comes before they are written to a checkpoint.
+    checkpoint_memory: int = CHECKPOINT_MEMORY
 
     def __post_init__(self) -> None:
         self.kept = ShardCache(self.snapshot_memory)

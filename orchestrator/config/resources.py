@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from orchestrator.config.values import Bytes, NonBlank, OneOf, Seconds, Section
-from workers.specs.orders import INTERRUPTIONS_EVERY_S, Strategy
+from workers.specs.orders import CHECKPOINT_MEMORY, INTERRUPTIONS_EVERY_S, Strategy
 
 #: Most CPU threads of a slot with a GPU that nobody gave a number: they load and augment beside the device's steps.
 GPU_THREADS = 8
@@ -112,6 +112,11 @@ class ResourceConfig(Section):
         default=INTERRUPTIONS_EVERY_S,
         description="How often a slot is interrupted, on average (spot machines: 2h). What "
         "`training.checkpoint_every_s: auto` weighs against the cost of a checkpoint.",
+    )
+    checkpoint_memory: Bytes = Field(
+        default=CHECKPOINT_MEMORY,
+        description="Most bytes of a stage's tensors that are copied so that its steps need not wait for a checkpoint "
+        "that is being written; beyond that they wait. As much as the state: they never do.",
     )
     max_attempts: int = Field(default=3, ge=1, le=1000, description="Attempts of a task before it counts as failed.")
     gflops: Literal["auto"] | Annotated[float, Field(ge=1e-3, le=1e9)] = Field(

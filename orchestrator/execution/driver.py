@@ -31,7 +31,15 @@ from orchestrator.progress import Progress
 from orchestrator.runners.base import Event, Failed, Runner, Succeeded
 from orchestrator.units import score_text, seconds_text
 from workers.control import NOTHING, Update
-from workers.specs.orders import INTERRUPTIONS_EVERY_S, Production, Strategy, WorkOrder, node_of, order_key
+from workers.specs.orders import (
+    CHECKPOINT_MEMORY,
+    INTERRUPTIONS_EVERY_S,
+    Production,
+    Strategy,
+    WorkOrder,
+    node_of,
+    order_key,
+)
 from workers.specs.results import NodeFigures
 
 WAIT_S = 0.5
@@ -76,6 +84,7 @@ class DriverSettings:
     retries: NodeRetries
     snapshot_memory: int | None = None
     interruptions_every_s: float = INTERRUPTIONS_EVERY_S
+    checkpoint_memory: int = CHECKPOINT_MEMORY
     #: Whether all ranks of a gang run a node, and by which strategy; None: there is no gang.
     together: Callable[[Node], bool] = _alone
     strategy: Strategy | None = None
@@ -292,6 +301,7 @@ class Driver:
             strategy=self._settings.strategy if self._in_gang(node) else None,
             snapshot_memory=self._settings.snapshot_memory,
             interruptions_every_s=self._settings.interruptions_every_s,
+            checkpoint_memory=self._settings.checkpoint_memory,
             identity=identity_of(node).to_json(),
         )
 

@@ -176,6 +176,7 @@ def driver_settings(config: Config) -> DriverSettings:
         NodeRetries(resources.max_attempts),
         resources.snapshot_memory,
         resources.interruptions_every,
+        resources.checkpoint_memory,
         store_deadline_s=resources.store_deadline_s,
     )
     if resources.gang.size is None:

@@ -13,14 +13,17 @@ import json
 import os
 import signal
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from running import Lab, digests
 
 from cache_store import crashpoints
+from orchestrator.plan.graph import Node
 from workers import tensor_files
-from workers.training import checkpoint, clocks
+from workers.specs.orders import CHECKPOINT_MEMORY, WorkOrder
+from workers.training import clocks
 
 STAGE = "segprop/stage1-base"
 CHANGES = {"training.epochs": 2, "data.views": 2, "training.precision": "bf16", "training.channels_last": True}
@@ -40,24 +43,35 @@ KILLS = (
 )
 
 
-def run_to_its_end(folder: Path, label: str, changes: dict[str, object]) -> None:
+@dataclass
+class Allowing(Lab):
+    """A lab whose checkpoints may copy so many bytes."""
+
+    checkpoint_memory: int = CHECKPOINT_MEMORY
+
+    def order(self, node: Node) -> WorkOrder:
+        return replace(super().order(node), checkpoint_memory=self.checkpoint_memory)
+
+
+def run_to_its_end(folder: Path, label: str, changes: dict[str, object], checkpoint_memory: int) -> None:
     torch.set_num_threads(1)
-    Lab.make(folder, {**CHANGES, **changes}).run(label)
+    prepared = Lab.make(folder, {**CHANGES, **changes}).prepared
+    Allowing(prepared, checkpoint_memory=checkpoint_memory).run(label)
 
 
 def forked(folder: Path, label: str, kill: tuple[str, int, int] | None, changes: dict[str, object]) -> int:
     """Run a node in a fork; the signal that ended it, or 0."""
     pid = os.fork()
     if pid == 0:
-        code = 1
+        code, memory = 1, CHECKPOINT_MEMORY
         try:
             clocks.REPORT_EVERY_S = 0.0
             tensor_files.PIECE_BYTES = 16 << 10
             if kill is not None:
-                point, visit, checkpoint.COPIED_BYTES = kill
-                marker = folder / f"killed-{point}-{visit}-{checkpoint.COPIED_BYTES}"
+                point, visit, memory = kill
+                marker = folder / f"killed-{point}-{visit}-{memory}"
                 crashpoints._plans, crashpoints._armed = crashpoints._parse(f"{point}:{visit}:{marker}"), True
-            run_to_its_end(folder, label, changes)
+            run_to_its_end(folder, label, changes, memory)
             code = 0
         finally:
             sys.stdout.flush()

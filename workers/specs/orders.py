@@ -12,6 +12,9 @@ from cache_store.records.nodes import Commit
 Parents = Mapping[str, Commit]
 #: Seconds between two interruptions of a slot, where nobody says: a day.
 INTERRUPTIONS_EVERY_S = 86400.0
+#: Bytes that a checkpoint may copy, where nobody says. With the pieces under way it takes less than 64 MB beside the
+#: state.
+CHECKPOINT_MEMORY = 16 << 20
 #: How the ranks of a gang share a stage: each holds all parameters (`ddp`), or a part of each (`fsdp2`).
 Strategy = Literal["ddp", "fsdp2"]
 
@@ -63,6 +66,8 @@ class WorkOrder:
     snapshot_memory: int | None = None
     #: Seconds between two interruptions of a slot, on average.
     interruptions_every_s: float = INTERRUPTIONS_EVERY_S
+    #: Most bytes of tensors that are copied for an update that comes before they are written to a checkpoint.
+    checkpoint_memory: int = CHECKPOINT_MEMORY
     production: Production = ALONE
     #: What the node's id is made of, as JSON values: its commit records it, the work does not look at it.
     identity: Mapping[str, Any] | None = None

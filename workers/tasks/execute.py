@@ -68,6 +68,7 @@ def _execute(order: WorkOrder, control: Control) -> Commit | None:
         gang,
         snapshot_memory=order.snapshot_memory,
         interruptions_every_s=order.interruptions_every_s,
+        checkpoint_memory=order.checkpoint_memory,
     )
     commit = gang.agree(environment.nodes.commit_of(order.node_id))
     kind = TASKS[order.kind]

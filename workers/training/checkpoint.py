@@ -42,9 +42,6 @@ KEPT = 2
 OPTIMIZER_FILE = "optimizer.safetensors"
 #: What the next round of a stage needs beside the parts: adapter, optimizer and random state.
 CONTINUE_FILE = "continue.safetensors"
-#: Bytes of tensors that are copied for an update that comes before they are written; beyond that it waits. With the
-#: pieces under way, a checkpoint takes less than 64 MB beside the state.
-COPIED_BYTES = 16 << 20
 
 
 @dataclass
@@ -228,7 +225,7 @@ class StageState:
         if not self._gang.leads:
             return
         at_once |= self._writer.failed
-        stream = LiveTensors(tensors, live, COPIED_BYTES)
+        stream = LiveTensors(tensors, live, self._environment.checkpoint_memory)
         position = [self.progress.global_step, self.progress.epoch, self.progress.step]
         data = {"progress": self.progress.to_json(), "scaler": self._step.scaler_state()}
 
