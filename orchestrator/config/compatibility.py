@@ -15,6 +15,7 @@ _FREE = (
     ("reuse_versions",),
     ("evaluation",),
     ("data", "download"),
+    ("data", "allow_loss"),
     ("training", "checkpoint_every_s"),
     ("snapshots", "shard_bytes"),
     ("snapshots", "production"),

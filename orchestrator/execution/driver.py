@@ -28,9 +28,12 @@ from orchestrator.execution.store_watch import Held, StoreWatch, Verdict, look_a
 from orchestrator.plan.graph import Node, Plan
 from orchestrator.plan.identity import identity_of
 from orchestrator.progress import Progress
+from orchestrator.reports.commit_view import data_summary
+from orchestrator.reports.words import data_lines
 from orchestrator.runners.base import Event, Failed, Runner, Succeeded
 from orchestrator.units import score_text, seconds_text
 from workers.control import NOTHING, Update
+from workers.specs.data_results import DataFigures
 from workers.specs.orders import (
     CHECKPOINT_MEMORY,
     INTERRUPTIONS_EVERY_S,
@@ -136,6 +139,10 @@ class Driver:
     def run(self) -> Outcome:
         """Work until every target is committed, nothing more can be done, or a stop is asked for."""
         stopping: float | None = None
+        for node in self._plan.nodes:
+            if node.prepares and node.id in self._ledger.commits:
+                self._say_data(node)
+                self._warn(node, self._ledger.commits[node.id].read(NodeFigures))
         while True:
             if stopping is None and self._stop_requested():
                 stopping = time.monotonic()
@@ -344,11 +351,21 @@ class Driver:
         if not begun:
             self._log("started", node, machine=fields["machine"])
         self._log("committed", node, **fields)
+        if node.prepares:
+            self._say_data(node)
+        self._warn(node, figures)
+        if node.id in self._plan.overlapping:
+            self._look_after_sets(node)
+
+    def _say_data(self, node: Node) -> None:
+        """Say what the data came to, whoever prepared them, before anything is trained on them."""
+        for line in data_lines(data_summary(self._ledger.commits[node.id].read(DataFigures))):
+            self._progress.line(f"{node.label}: {line}")
+
+    def _warn(self, node: Node, figures: NodeFigures) -> None:
         for warning in figures.warnings:
             self._progress.note(f"{node.label}: {warning}")
             self._log("warned", node, level=logging.WARNING, warning=warning)
-        if node.id in self._plan.overlapping:
-            self._look_after_sets(node)
 
     def _settle(self) -> bool:
         """Take in what became of failures that may be the store's; False while nothing should be begun."""

@@ -44,6 +44,11 @@ class NodeRecord:
         """Whether it makes a snapshot set."""
         return self.kind in TASKS and TASKS[self.kind].makes_set
 
+    @property
+    def prepares(self) -> bool:
+        """Whether it puts the data set into the store."""
+        return self.kind in TASKS and TASKS[self.kind].prepares
+
 
 @dataclass(frozen=True)
 class RegimeRecord:

@@ -61,6 +61,11 @@ class Node:
         return TASKS[self.kind].initializes
 
     @property
+    def prepares(self) -> bool:
+        """Whether it puts the data set into the store."""
+        return TASKS[self.kind].prepares
+
+    @property
     def shared(self) -> bool:
         """Whether its outcome does not depend on the regime."""
         return TASKS[self.kind].shared

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cache_store.records.nodes import Commit
 from orchestrator.reports.record_json import REST, finite, from_json
-from orchestrator.reports.records import EpochSummary, Metrics, ShardCounts, WorkPlace
+from orchestrator.reports.records import DataSummary, EpochSummary, Metrics, ShardCounts, SplitSummary, WorkPlace
+from workers.specs.data_results import DataFigures, SplitStatistics
 
 if TYPE_CHECKING:
     from orchestrator.plan.graph import Node
@@ -100,6 +101,35 @@ class CommitView:
     def of(self, node_id: str) -> CommitFigures:
         """Return the figures of a node; none before it has committed."""
         return self.figures.get(node_id, NO_FIGURES)
+
+
+def data_summary(found: DataFigures) -> DataSummary:
+    """Sum up a prepared data set. Of images the splits are those of the files: what is held out of train later counts
+    as train."""
+    if found.statistics is not None:
+        splits = {name: _split_summary(part) for name, part in found.statistics.items()}
+    else:
+        held_out = found.rows.get("held_out", 0)
+        rows = {**found.rows, "train": found.rows.get("train", 0) - held_out, "held_out": 0, "validation": held_out}
+        splits = {name: SplitSummary(samples=count) for name, count in rows.items() if count}
+    unit = "images" if found.statistics is None else "samples"
+    return DataSummary(unit, splits, dict(found.skipped or {}), found.warnings)
+
+
+def _split_summary(part: SplitStatistics) -> SplitSummary:
+    return SplitSummary(
+        samples=part.samples.count,
+        read=part.documents.count + part.empty,
+        tokens=part.tokens,
+        shortest=part.samples.min,
+        longest=part.samples.max,
+        mean=part.samples.mean,
+        longest_read=part.documents.max,
+        cut=part.truncated,
+        dropped=part.dropped,
+        empty=part.empty,
+        without_targets=part.without_targets,
+    )
 
 
 def shard_counts(figures: Iterable[CommitFigures]) -> ShardCounts:

@@ -29,6 +29,7 @@ from orchestrator.reports.quality import (
     quality_of,
 )
 from orchestrator.reports.records import (
+    DataSummary,
     ForwardCount,
     Metrics,
     RegimeSummary,
@@ -38,7 +39,7 @@ from orchestrator.reports.records import (
     WorkSummary,
 )
 from orchestrator.reports.verdict import gain_text, verdict
-from orchestrator.reports.words import STATUS_WORDS, MemoryBasis, baseline_of, is_baseline, of_kind, titles
+from orchestrator.reports.words import STATUS_WORDS, MemoryBasis, baseline_of, data_lines, is_baseline, of_kind, titles
 from orchestrator.units import DASH, bytes_text, count_text, percent_text, ratio_text, seconds_text, source_words
 from workers.specs.experiment import MOST_SWALLOWED
 
@@ -84,6 +85,9 @@ def render(summary: Summary) -> str:
         tested=any(epoch.test for each in regimes.values() for stage in each.stages for epoch in stage.curve),
         reference_line=len(regimes) > 1 and any(each.done and is_baseline(each) for each in regimes.values()),
         failures=summary.failures,
+        data=summary.data,
+        data_rows=_data_rows(summary.data),
+        data_lines=[] if summary.data is None else data_lines(summary.data),
         exports=_exports(page),
         environment=environment_rows(summary.environment),
         machine=machine_words(summary.environment),
@@ -112,6 +116,29 @@ class _Page:
     @cached_property
     def quality(self) -> Quality:
         return quality_of(self.summary)
+
+
+#: Figures of a split of text, in the order of the columns.
+_SPLIT_COLUMNS = (
+    *("read", "samples", "tokens", "shortest", "mean", "longest", "longest_read"),
+    *("cut", "dropped", "without_targets", "empty"),
+)
+
+
+def _data_rows(data: DataSummary | None) -> list[PageRow]:
+    """Return a row a split of a text data set; none of images, of which the lines say everything."""
+    splits = {} if data is None or any(split.read is None for split in data.splits.values()) else data.splits
+    return [
+        {
+            "name": name,
+            "cells": [_whole_text(getattr(split, key)) for key in _SPLIT_COLUMNS],
+        }
+        for name, split in splits.items()
+    ]
+
+
+def _whole_text(value: float | None) -> str:
+    return DASH if value is None else f"{value:,.0f}"
 
 
 def _card(page: _Page, name: str) -> PageRow:

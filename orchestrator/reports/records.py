@@ -262,6 +262,35 @@ class RegimeSummary:
 
 
 @dataclass(frozen=True)
+class SplitSummary:
+    """One split of the prepared data; of images, `samples` alone. `read`: documents (of tasks: answers) as they were
+    found; `tokens`, `shortest`, `longest` and `mean` are of the samples as stored, `longest_read` of the documents."""
+
+    samples: int
+    read: int | None = field(default=None, metadata=OPTIONAL)
+    tokens: int | None = field(default=None, metadata=OPTIONAL)
+    shortest: int | None = field(default=None, metadata=OPTIONAL)
+    longest: int | None = field(default=None, metadata=OPTIONAL)
+    mean: float | None = field(default=None, metadata=OPTIONAL)
+    longest_read: int | None = field(default=None, metadata=OPTIONAL)
+    cut: int | None = field(default=None, metadata=OPTIONAL)
+    dropped: int | None = field(default=None, metadata=OPTIONAL)
+    empty: int | None = field(default=None, metadata=OPTIONAL)
+    without_targets: int | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What the data came to when they were prepared. `unit`: what samples are; `skipped`: files that are no images, by
+    suffix; `warnings`: sentences."""
+
+    unit: str
+    splits: Mapping[str, SplitSummary]
+    skipped: Mapping[str, int]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class NodeCounts:
     total: int
     done: int
@@ -312,3 +341,5 @@ class Summary:
     work: tuple[WorkSummary, ...]
     original: Mapping[str, Metrics]
     failures: tuple[Failure, ...]
+    #: None before the data are prepared.
+    data: DataSummary | None = field(default=None, metadata=OPTIONAL)

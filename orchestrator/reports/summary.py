@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from cache_store.records.nodes import Commit
 from cache_store.storage.durable import write_atomically
 from orchestrator.environment import Environment
-from orchestrator.reports.commit_view import CommitFigures, CommitView, maximum, shard_counts, sum_known
+from orchestrator.reports.commit_view import CommitFigures, CommitView, data_summary, maximum, shard_counts, sum_known
 from orchestrator.reports.record_json import to_json
 from orchestrator.reports.records import (
     BoundaryFigures,
@@ -43,6 +43,7 @@ from orchestrator.reports.records import (
 )
 from orchestrator.reports.sections import diagnoses
 from orchestrator.reports.stage_summary import summarize_stage
+from workers.specs.data_results import DataFigures
 
 if TYPE_CHECKING:
     from orchestrator.costs.boundary_costs import Prediction
@@ -90,6 +91,7 @@ def summarize(
         failures=tuple(
             Failure(key, nodes[key].label if key in nodes else key, message) for key, message in failures.items()
         ),
+        data=next((data_summary(own[key].read(DataFigures)) for key in own if nodes[key].prepares), None),
     )
 
 

@@ -33,7 +33,7 @@ def verdict(summary: Summary) -> list[str]:
     sentences = _incomplete(summary, [names[name] for name in regimes if name not in values])
     if not ranked:
         nothing = "No regime has a final test result yet, so there is nothing to compare."
-        return [*sentences, nothing, *_rounding(regimes, names)]
+        return [*sentences, nothing, *_rounding(regimes, names), *_data(summary)]
     best = ranked[0]
     scores = {name: _score(quality, regimes[name].final.metrics) for name in ranked}
     if len(regimes) == 1:
@@ -50,6 +50,7 @@ def verdict(summary: Summary) -> list[str]:
             *_ended_early(regimes, names),
             *_rounding(regimes, names),
             *_notes(regimes, names),
+            *_data(summary),
         ]
     if len(ranked) > 1:
         sentences += _ranking(values, ranked, names, regimes, quality)
@@ -63,6 +64,7 @@ def verdict(summary: Summary) -> list[str]:
         *_ended_early(regimes, names),
         *_rounding(regimes, names),
         *_notes(regimes, names),
+        *_data(summary),
     ]
 
 
@@ -246,6 +248,11 @@ def _rounding(regimes: Mapping[str, RegimeSummary], names: Mapping[str, str]) ->
 
 def _notes(regimes: Mapping[str, RegimeSummary], names: Mapping[str, str]) -> list[str]:
     return [f"{names[name]}: {note}" for name, regime in regimes.items() for note in regime.notes or ()]
+
+
+def _data(summary: Summary) -> list[str]:
+    """Warn of what the data lost, and of what was odd in them, when they were prepared."""
+    return [f"Warning: data: {warning}." for warning in (summary.data.warnings if summary.data else ())]
 
 
 def listed(words: Sequence[str]) -> str:

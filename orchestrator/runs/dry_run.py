@@ -15,7 +15,9 @@ from rich.text import Text
 from orchestrator.costs.formulas import Estimate
 from orchestrator.plan import makespan
 from orchestrator.plan.graph import Node, Plan, RegimePlan
+from orchestrator.reports.commit_view import data_summary
 from orchestrator.reports.part_names import abbreviated
+from orchestrator.reports.words import data_lines
 from orchestrator.runs.prepare import Prepared
 from orchestrator.runs.why import reuse_line
 from orchestrator.units import human_bytes, human_count, human_flops, human_seconds, seconds_text
@@ -170,6 +172,10 @@ def _notes(prepared: Prepared) -> Iterator[str]:
             "Not measured yet (snapshots.costs: measured): what is stored is decided by counted work here, and for "
             "good once the run has measured one of its slots."
         )
+    if prepared.stored_data is not None:
+        found = data_summary(prepared.stored_data)
+        yield f"Data, prepared already: {'; '.join(data_lines(found))}."
+        yield from (f"Warning: data: {warning}." for warning in found.warnings)
     yield from (f"Warning: {warning}." for warning in prepared.warnings)
     basis = "measured (resources.gflops)" if config.resources.gflops != "auto" else "nominal speeds"
     yield (

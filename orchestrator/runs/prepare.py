@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import psutil
 
-from cache_store.errors import ConfigError, UserError
+from cache_store.errors import ConfigError, DataError, StoreError, UserError
 from cache_store.records.nodes import NodeStore
 from cache_store.storage.open import existing_storage
 from orchestrator.config import load as configuration
@@ -36,6 +36,7 @@ from orchestrator.plan.views import unequal_views
 from workers.domains.planning import AnyData, AnyOutline
 from workers.domains.registry import planning_of_data
 from workers.models.base import Finding
+from workers.specs.data_results import DataFigures
 from workers.specs.results import MeasuredCosts, MeasureResult
 from workers.specs.task_kinds import TASKS
 from workers.versions import installed
@@ -55,6 +56,8 @@ class Prepared:
     replan: Callable[[Mapping[str, MeasuredCosts]], Plan] = field(repr=False, compare=False)
     #: The plan of a configuration that differs from this one in its training alone.
     plan_of: Callable[[Config], Plan] = field(repr=False, compare=False)
+    #: What the data came to, where the store has them prepared.
+    stored_data: DataFigures | None = None
 
     @property
     def run_dir(self) -> Path:
@@ -175,7 +178,10 @@ def _planned(document: Document, basis: PlanBasis) -> Prepared:
     except ConfigError as error:
         raise_problems(document.source, [document.problem(("snapshots", "budget"), error.message)])
         raise
-    return Prepared(document.source, config, data, found, plan, replan, plan_of)
+    stored = stored_data(config.store, plan)
+    if stored is not None:
+        raise_problems(document.source, document.located(config.domain.loss_problems(config.data, stored)), DataError)
+    return Prepared(document.source, config, data, found, plan, replan, plan_of, stored)
 
 
 def versions_of(config: Config) -> dict[str, dict[str, str]]:
@@ -206,6 +212,17 @@ def measured_figures(store: str, plan: Plan) -> dict[str, MeasuredCosts]:
         return {}  # no store yet
     commits = {node: nodes.commit_of(node) for node in plan.unmeasured}
     return {node: commit.read(MeasureResult).figures for node, commit in commits.items() if commit is not None}
+
+
+def stored_data(store: str, plan: Plan) -> DataFigures | None:
+    """What the data of a plan came to when they were prepared; None where they are not, or the store cannot tell, which
+    whoever needs it says."""
+    try:
+        nodes = NodeStore(existing_storage(store))
+        commits = [nodes.commit_of(node.id) for node in plan.nodes if node.prepares]
+    except (UserError, StoreError):
+        return None
+    return next((commit.read(DataFigures) for commit in commits if commit is not None), None)
 
 
 def look_at_data(data: AnyData, seed: int) -> AnyOutline:

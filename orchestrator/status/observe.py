@@ -22,10 +22,11 @@ from orchestrator.execution.run_lease import STALE_S, Held, read_held
 from orchestrator.execution.run_record import NodeRecord, RegimeRecord, RunRecord, read_pointer, read_run
 from orchestrator.execution.store_watch import look_at
 from orchestrator.plan.identity import name_of
-from orchestrator.reports.commit_view import CommitFigures
-from orchestrator.reports.records import EpochSummary, Metrics
+from orchestrator.reports.commit_view import CommitFigures, data_summary
+from orchestrator.reports.records import DataSummary, EpochSummary, Metrics
 from orchestrator.status.records import StageProgress
 from workers.control import Update
+from workers.specs.data_results import DataFigures
 
 DONE, RUNNING, WAITING, FAILED, STOPPED = "done", "running", "waiting", "failed", "stopped"
 
@@ -91,6 +92,8 @@ class RunStatus:
     failures: Mapping[str, str]
     #: Why the store cannot be reached now; everything else is as it was then.
     away: str | None = None
+    #: None before the data are prepared.
+    data: DataSummary | None = None
 
     @property
     def ended(self) -> bool:
@@ -106,6 +109,7 @@ class Observer:
     digest: str
     stale_s: float = STALE_S
     _figures: dict[str, CommitFigures] = field(default_factory=dict)
+    _data: DataSummary | None = None
     #: The storage's clock less this machine's.
     _offset: float | None = None
     _latest: RunStatus | None = None
@@ -131,6 +135,8 @@ class Observer:
                 commit = nodes.commit_of(node_id)
                 if commit is not None:
                     self._figures[node_id] = CommitFigures.of(commit)
+                    if self.record.nodes[node_id].prepares:
+                        self._data = data_summary(commit.read(DataFigures))
         return self._status(held, self._is_alive(held), present)
 
     def _now(self) -> float:
@@ -178,6 +184,7 @@ class Observer:
             regimes=regimes,
             tasks=tuple(view.tasks()),
             failures={self.record.nodes[node_id].label: reason for node_id, reason in failed.items()},
+            data=self._data,
         )
 
     def _state(self, held: Held | None, alive: bool, regimes: Iterable[RegimeStatus]) -> str:

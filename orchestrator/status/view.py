@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.progress import describe
-from orchestrator.reports.words import STATE_WORDS
+from orchestrator.reports.words import STATE_WORDS, data_lines
 from orchestrator.status.observe import FAILED, RUNNING, STOPPED, Observer, RegimeStatus, RunStatus, StageStatus
 from orchestrator.units import DASH, bytes_text, rate_text, score_text, seconds_text
 
@@ -77,6 +77,9 @@ def render(status: RunStatus) -> RenderableType:
             parts.append(Text(f"  {task.label}{machine}: {describe(task.progress)}"))
     if status.away is not None:
         parts.append(Text(f"store away: {status.away}", style="red"))
+    if status.data is not None:
+        parts += [Text(), Text(f"data: {'; '.join(data_lines(status.data))}")]
+        parts += [Text(f"data: {warning}", style="yellow") for warning in status.data.warnings]
     for label, reason in status.failures.items():
         parts.append(Text(f"{label}: failed: {reason}", style="red"))
     return Group(*parts)

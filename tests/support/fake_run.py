@@ -27,6 +27,29 @@ ENVIRONMENT = Environment(
     git_commit="0123456789ab",
 )
 START = 1_790_000_000.0
+#: What the data node of a chat came to.
+TEXT_DATA: dict[str, Any] = {
+    "rows": {"train": 240},
+    "packed": False,
+    "statistics": {
+        "train": {
+            "documents": {"count": 258, "min": 16, "max": 412, "mean": 120.0},
+            "samples": {"count": 240, "min": 16, "max": 128, "mean": 93.2},
+            "tokens": 22_320,
+            "targets": 9_000,
+            "truncated": 30,
+            "dropped": 0,
+            "empty": 2,
+            "without_targets": 18,
+        }
+    },
+    "warnings": ["18 of 258 samples (7.0 %) have no targets and are left out"],
+}
+#: The same in the words of terminal, plan, status and report.
+TEXT_DATA_LINE = (
+    "train 240 samples from 260 documents, 16 to 128 tokens (mean 93), 30 cut (the longest: 412 tokens), 18 without a "
+    "target, 2 empty"
+)
 
 
 def make_plan(folder: Path, *, regimes: str = "[e2e, lw, segprop]", epochs: int = 8, views: int = 1) -> Plan:

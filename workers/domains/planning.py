@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from workers.models.base import Finding
 from workers.models.counting import Shape
+from workers.specs.data_results import DataFigures
 from workers.specs.experiment import ImageSpec
 from workers.specs.language import CausalLMSpec, TextSpec
 from workers.specs.tasks import DataTask
@@ -124,6 +125,10 @@ class DomainPlanning(ABC, Generic[DataT, OutlineT]):
     @abstractmethod
     def train_sets_words(self, views: int) -> str:
         """Snapshot sets of the training split in a few words; `views` of them."""
+
+    def loss_problems(self, data: DataT, found: DataFigures) -> Iterator[Finding]:
+        """What is wrong with the data as they were prepared: most samples lost something, and nothing allows that."""
+        yield from ()
 
     def export_reads_data(self, data: DataT) -> bool:
         """Tell whether an export copies files that preparing the data has left beside its sets."""

@@ -7,7 +7,7 @@ commits: what prepares a data set does not know them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from workers.specs.results import Record, Where
@@ -19,13 +19,15 @@ class ImageDataResult(Record):
     they hold, how many rows each has, and how many classes there are. `rows` also has `held_out` where the last rows of
     train are a validation split."""
 
-    OMITTED = ("classes", "origin", "seconds", "where")
+    OMITTED = ("classes", "skipped", "origin", "seconds", "where")
 
     train: str
     test: str
     digest: str
     rows: Mapping[str, int]
     classes: int | None = None
+    #: Files that are no images, by suffix; None where there are none.
+    skipped: Mapping[str, int] | None = None
     #: The task that made it, as JSON values.
     origin: Mapping[str, Any] | None = None
     seconds: float | None = None
@@ -121,3 +123,14 @@ class TextDataResult(Record):
 
 
 DataResult = ImageDataResult | TextDataResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFigures(Record):
+    """What a prepared data set came to, read without the rest, whichever of the two results it is."""
+
+    rows: Mapping[str, int] = field(default_factory=dict)
+    skipped: Mapping[str, int] | None = None
+    #: Of text, by split.
+    statistics: Mapping[str, SplitStatistics] | None = None
+    warnings: tuple[str, ...] = ()

@@ -16,11 +16,13 @@ Json = Mapping[str, Any]
 
 
 def _whole(task: Json) -> Json:
-    """Leave out where trusted model code lies: the experiment's digest says which it is."""
+    """Leave out where trusted model code lies (the experiment's digest says which it is), and what data may lose: it
+    decides whether there are any, not which."""
     experiment = task.get("experiment")
     if experiment is None:
         return task
-    return {**task, "experiment": {**experiment, "model": _without(experiment["model"], "path", "revision")}}
+    model = _without(experiment["model"], "path", "revision")
+    return {**task, "experiment": {**experiment, "model": model, "data": _without(experiment["data"], "allow_loss")}}
 
 
 def _always(task: Any) -> bool:
@@ -40,6 +42,8 @@ class TaskKind:
     scores: bool = False
     #: Makes the weights that training starts from.
     initializes: bool = False
+    #: Puts the data set into the store.
+    prepares: bool = False
     #: Done by the packages of the model's family; false: by those of the data's domain.
     computes: bool = True
     #: Its outcome does not depend on the regime: labels do not name one.
@@ -51,10 +55,10 @@ class TaskKind:
 
 
 def _data_identity(task: Json) -> Json:
-    """Leave out where files and tokenizer lie: fingerprint and digest say which they are."""
+    """Leave out where files and tokenizer lie (fingerprint and digest say which they are), and what may be lost."""
     known = () if task.get("tokenizer") is None else ("tokenizer", "gguf")
     model = task["model"] and _without(task["model"], "path", "revision", *known)
-    return {**task, "data": _without(task["data"], "path", "download"), "model": model}
+    return {**task, "data": _without(task["data"], "path", "download", "allow_loss"), "model": model}
 
 
 def _model_identity(task: Json) -> Json:
@@ -84,7 +88,7 @@ def _without(section: Json, *keys: str) -> dict[str, Any]:
 
 
 TASKS: dict[str, TaskKind] = {
-    "data": TaskKind(spec=tasks.DataTask, computes=False, shared=True, identity=_data_identity),
+    "data": TaskKind(spec=tasks.DataTask, prepares=True, computes=False, shared=True, identity=_data_identity),
     "model": TaskKind(spec=tasks.ModelTask, initializes=True, shared=True, identity=_model_identity),
     "measure": TaskKind(spec=tasks.MeasureTask),
     "materialize": TaskKind(spec=tasks.MaterializeTask, makes_set=True, identity=_plain_boundary),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -179,6 +180,37 @@ def test_bad_input_ends_with_code_2_and_its_key_before_anything_starts(
     error = capsys.readouterr().err
     assert [line for line in error.splitlines() if key in line and hint in line], error
     assert not (tmp_path / "run").exists()
+
+
+def test_data_that_lost_most_of_their_samples_are_refused_by_run_and_then_by_plan_unless_that_is_allowed(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short, long = (
+        [{"role": "user", "content": text}, {"role": "assistant", "content": "yes"}] for text in ("x", "x" * 90)
+    )
+    rows = [long if number % 3 else short for number in range(48)]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    data = {"name": "chat", "path": str(tmp_path / "chat.jsonl"), "sequence_length": 64, "validation": 6, "test": 6}
+    changes = {**lm_changes(tmp_path), "model": {"family": "causal_lm", "path": str(checkpoint)}, "regimes": ["e2e"]}
+    config = write_config(tmp_path, {**changes, "data": data})
+    refused = "32 of 48 samples (66.7 %) are longer than data.sequence_length 64 and were cut; allowed: a larger"
+    assert main(["run", str(config)]) == 2
+    assert refused in capsys.readouterr().err
+    assert main(["run", str(config), "data.allow_loss=true", "--quiet"]) == 0
+    warning = "data: 32 of 48 samples (66.7 %) are longer than data.sequence_length 64 and were cut"
+    assert warning in capsys.readouterr().err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert sum(split["cut"] for split in summary["data"]["splits"].values()) == 32
+    assert f"Warning: {warning}." in (tmp_path / "run" / "report.html").read_text()
+    # What is prepared already is known without a run.
+    assert main(["plan", str(config), "data.allow_loss=true"]) == 0
+    output = capsys.readouterr().out
+    assert "Data, prepared already: train 1" in output
+    assert f"Warning: {warning}." in output
+    assert main(["plan", str(config)]) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"line \d+: data\.sequence_length: 32 of 48", error)
+    assert refused in error
 
 
 def test_several_problems_are_reported_together(

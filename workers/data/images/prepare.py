@@ -71,6 +71,7 @@ def prepare(
         digest=digest_json(digests),
         rows={"train": outline.train_rows, "test": outline.test_rows, **held_out},
         classes=outline.classes,
+        skipped=dict(outline.skipped) or None,
     )
 
 

@@ -23,19 +23,17 @@ from workers.specs.language import TextSpec
 class TextFormat:
     """A kind of text data. `open` finds its documents; `encoder` makes what turns them into tokens (ConfigError when
     the tokenizer cannot do what that needs); `running`: whether documents are running text, which may be packed;
-    `candidates`: answers of a question, of which training takes one (1: there are no questions); `ends`: the end of a
-    sample must be learned, so a length that cuts most of them off is refused."""
+    `candidates`: answers of a question, of which training takes one (1: there are no questions)."""
 
     open: Callable[[TextSpec], Corpus]
     encoder: Callable[[Tokenizer], Encoder]
     running: bool = False
     candidates: int = 1
-    ends: bool = False
 
 
 TEXT_FORMATS: dict[str, TextFormat] = {
     "text": TextFormat(partial(FileCorpus, contents=TEXTS), text_encoder, running=True),
-    "chat": TextFormat(partial(FileCorpus, contents=CHATS), chat_encoder, ends=True),
+    "chat": TextFormat(partial(FileCorpus, contents=CHATS), chat_encoder),
     "mmlu": TextFormat(MMLU, question_encoder, candidates=4),
     "winogrande": TextFormat(WinoGrande, question_encoder, candidates=2),
     "hub": TextFormat(HubCorpus, text_encoder, running=True),

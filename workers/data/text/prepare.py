@@ -34,7 +34,7 @@ from workers.data.text.samples.layout import (
 )
 from workers.data.text.samples.ragged import offsets_of
 from workers.data.text.samples.spool import Spool
-from workers.data.text.samples.statistics import split_statistics, warnings_of
+from workers.data.text.samples.statistics import refusals_of, split_statistics, warnings_of
 from workers.data.text.samples.stored import (
     StoredSplit,
     Summary,
@@ -74,8 +74,8 @@ def prepare_text(
 
     `progress(done=, total=, unit="documents")`. ConfigError: the tokenizer does not fit (see `load_tokenizer`), has no
     chat template, or `sequence_length` exceeds the model's positions. DataError: as `inspect_text`; a document that
-    cannot be used (file and row); a split in which nothing is left; too many samples that lost their targets (see
-    `warnings_of`); the files' fingerprint is not `fingerprint`.
+    cannot be used (file and row); a split in which nothing is left; too many samples that lost something (see
+    `refusals_of`); the files' fingerprint is not `fingerprint`.
     ConfigError also where the tokenizer's digest is not `tokenizer`.
     """
     _check_length(data, model)
@@ -107,6 +107,9 @@ def prepare_text(
 def _result(data: TextSpec, loaded: Tokenizer, splits: Mapping[str, _Split]) -> TextDataResult:
     """Sum up the prepared splits."""
     statistics = {split: splits[split].known.statistics for split in SPLITS}
+    refused = [f"data.{setting}: {text}" for setting, text in refusals_of(data, statistics)]
+    if refused:
+        raise DataError("\n".join(refused), problems=refused)
     warnings = warnings_of(data, statistics)
     results = {split: splits[split].result() for split in SPLITS}
     packed = data_is_packed(data)

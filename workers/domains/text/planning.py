@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from workers.domains.planning import DomainPlanning, SplitRows
 from workers.models.base import Finding
 from workers.models.counting import Shape
+from workers.specs.data_results import DataFigures
 from workers.specs.language import CausalLMSpec, TextSpec
 from workers.specs.tasks import DataTask
 
@@ -41,6 +42,12 @@ class TextPlanning(DomainPlanning[TextSpec, "TextOutline"]):
         for key, share in (("validation", data.validation), ("test", data.test)):
             if share >= 1 and share != int(share):
                 yield ("data", key), f"{share}: must be a fraction below 1 or a whole number of documents"
+
+    def loss_problems(self, data: TextSpec, found: DataFigures) -> Iterator[Finding]:
+        from workers.data.text.samples.statistics import refusals_of
+
+        for setting, text in refusals_of(data, found.statistics or {}):
+            yield ("data", setting), text
 
     def classes(self, outline: TextOutline) -> None:
         return None

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import make_commits, make_plan
+from fake_run import TEXT_DATA, TEXT_DATA_LINE, make_commits, make_plan
 
 from cache_store.errors import MissingShard, StorageUnavailable, StoreError, TrainingDiverged
+from cache_store.records.nodes import Commit
 from cache_store.storage.base import Storage
 from cache_store.storage.open import open_storage
 from orchestrator.execution import driver as driver_module
@@ -83,10 +84,16 @@ class NoSets(CommitLog):
 
 
 def drive(
-    folder: Path, plan: Plan, runner: FakeRunner, *, store_deadline_s: float = 60.0, **options: Any
+    folder: Path,
+    plan: Plan,
+    runner: FakeRunner,
+    *,
+    done: Mapping[str, Commit] | None = None,
+    store_deadline_s: float = 60.0,
+    **options: Any,
 ) -> tuple[Outcome, list[dict[str, Any]], list[Beat]]:
     """Outcome, lines of the log, and what was reported."""
-    ledger = NoSets(open_storage(str(folder / "store")))
+    ledger = NoSets(open_storage(str(folder / "store")), dict(done or {}))
     beats: list[Beat] = []
     with Progress(len(plan.nodes), stream=(folder / "out.txt").open("w")) as progress, journal(folder, "fake"):
         driver = Driver(
@@ -201,6 +208,22 @@ def test_what_a_task_warns_of_is_shown_and_logged_once_it_is_committed(tmp_path:
     assert lines.index(warned[0]) > [(line["node"], line["event"]) for line in lines].index((data.id, "committed"))
     shown = [line for line in (tmp_path / "out.txt").read_text().splitlines() if "samples" in line or "times" in line]
     assert shown == [f"{data.label}: {text}" for text in said]
+
+
+def test_what_the_data_came_to_is_said_when_they_are_prepared_and_when_they_are_reused(
+    tmp_path: Path, plan: Plan
+) -> None:
+    commits = make_commits(plan)
+    (data,) = [node for node in plan.nodes if node.prepares]
+    commits[data.id].result.update(TEXT_DATA)
+    for reused in (False, True):
+        done = {data.id: commits[data.id]} if reused else {}
+        drive(tmp_path, plan, FakeRunner(commits), done=done)
+        lines = (tmp_path / "out.txt").read_text().splitlines()
+        told = [f"data: {TEXT_DATA_LINE}", f"data: {TEXT_DATA['warnings'][0]}"]
+        assert [line for line in lines if "samples" in line] == told
+        first = next(number for number, line in enumerate(lines) if "stage" in line and "started" in line)
+        assert lines.index(told[0]) < lines.index(told[1]) < first
 
 
 def test_a_final_failure_is_named_and_what_does_not_depend_on_it_goes_on(tmp_path: Path, plan: Plan) -> None:

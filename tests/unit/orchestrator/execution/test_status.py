@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import make_commits, make_plan
+from fake_run import TEXT_DATA, TEXT_DATA_LINE, make_commits, make_plan
 
 from cache_store.errors import StorageUnavailable
 from cache_store.records.nodes import NodeStore
@@ -74,6 +74,15 @@ def test_a_run_that_nobody_started_waits(world: World) -> None:
     assert {stage.state for regime in status.regimes.values() for stage in regime.stages} == {"waiting"}
     assert status.last_activity_s is None
     assert status.driver is None
+
+
+def test_what_the_data_came_to_is_shown_once_they_are_prepared(world: World) -> None:
+    assert world.look().data is None
+    world.commits[world.id("data")].result.update(TEXT_DATA)
+    world.commit("data")
+    text = io.StringIO()
+    view.show(world.look(), text)
+    assert f"data: {TEXT_DATA_LINE}\ndata: {TEXT_DATA['warnings'][0]}\n" in text.getvalue()
 
 
 def test_a_running_stage_shows_its_epochs_rate_time_left_machine_and_attempt(world: World) -> None:

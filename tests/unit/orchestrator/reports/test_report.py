@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import ENVIRONMENT, make_commits, make_plan, make_summary
+from fake_run import ENVIRONMENT, TEXT_DATA, TEXT_DATA_LINE, make_commits, make_plan, make_summary
 from summaries import read
 
 from orchestrator.reports.page import render, write_report
 from orchestrator.reports.summary import summarize
 from orchestrator.reports.verdict import verdict
+from orchestrator.reports.words import data_lines
 from workers.specs.experiment import MOST_SWALLOWED
 
 LOADING = {"src", "href", "xlink:href", "srcset", "data", "action", "poster"}
@@ -250,6 +251,26 @@ def test_updates_that_rounding_took_are_shown_and_above_the_limit_warned_of(summ
     page = render(read(figures))
     assert told in page.replace("&#39;", "'")
     assert '<td><span class="chip failed">98.2 %</span></td>' in page
+
+
+def test_the_data_are_described_and_what_they_lost_is_warned_of(summary: dict[str, Any], tmp_path: Path) -> None:
+    assert "train 1,437 images" in render(read(summary))
+    figures = copy.deepcopy(summary)
+    figures["data"]["skipped"] = {".gif": 1200, ".txt": 1}
+    assert "skipped 1,201 files that are no images: 1,200 .gif, 1 .txt" in render(read(figures))
+    plan = make_plan(tmp_path)
+    (data,) = [node.id for node in plan.nodes if node.prepares]
+    commits = make_commits(plan)
+    commits[data].result.update(TEXT_DATA)
+    text = summarize("fake", plan, commits, status="done", environment=ENVIRONMENT)
+    page = render(text)
+    cells = "".join(f"<td>{cell}</td>" for cell in (260, 240, "22,320", 16, 93, 128, 412, 30, 0, 18, 2))
+    assert f'<tr><td class="l">train</td>{cells}</tr>' in page
+    assert page.count(TEXT_DATA["warnings"][0]) == 2
+    assert f"Warning: data: {TEXT_DATA['warnings'][0]}." in verdict(text)
+    assert data_lines(text.data) == [TEXT_DATA_LINE]
+    del figures["data"]
+    assert "<h2>Data</h2>" not in render(read(figures))
 
 
 def test_equal_accuracies_share_the_first_place(summary: dict[str, Any]) -> None:

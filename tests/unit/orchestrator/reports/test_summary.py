@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import ENVIRONMENT, make_commits, make_plan, make_summary
+from fake_run import ENVIRONMENT, TEXT_DATA, make_commits, make_plan, make_summary
 from summaries import read
 
 from orchestrator.plan.graph import Plan
@@ -72,6 +72,28 @@ def test_a_stage_says_what_rounding_took_and_others_say_nothing(plan: Plan) -> N
     regimes = summary_of(plan, commits)["regimes"]
     assert regimes["e2e"]["stages"][0]["swallowed"] == 0.25
     assert all("swallowed" not in stage for stage in regimes["segprop"]["stages"])
+
+
+def test_the_data_are_summed_up_by_split_once_they_are_prepared(plan: Plan) -> None:
+    commits = make_commits(plan)
+    (data,) = [node.id for node in plan.nodes if node.prepares]
+    assert "data" not in summary_of(plan, {})
+    rows = {"train": 100, "test": 0, "held_out": 20}
+    commits[data] = replace(commits[data], result={"rows": rows, "skipped": {".gif": 2}})
+    assert summary_of(plan, commits)["data"] == {
+        "unit": "images",
+        "splits": {"train": {"samples": 80}, "validation": {"samples": 20}},
+        "skipped": {".gif": 2},
+        "warnings": [],
+    }
+    commits[data] = replace(commits[data], result=TEXT_DATA)
+    found = summary_of(plan, commits)["data"]
+    assert found["splits"]["train"] == {
+        "samples": 240, "read": 260, "tokens": 22_320, "shortest": 16, "longest": 128, "mean": 93.2,
+        "longest_read": 412, "cut": 30, "dropped": 0, "empty": 2, "without_targets": 18,
+    }  # fmt: skip
+    assert found["warnings"] == TEXT_DATA["warnings"]
+    assert to_json(read(summary_of(plan, commits))) == summary_of(plan, commits)
 
 
 def test_a_plan_without_any_commit_is_summarized_as_pending(plan: Plan) -> None:

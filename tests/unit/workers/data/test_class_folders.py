@@ -158,6 +158,8 @@ def test_hidden_folders_are_left_out_and_other_files_counted_by_suffix(root: Pat
     outline = inspect(spec_of(root))
     assert (outline.class_names, outline.train_rows, outline.test_rows) == (("cat", "dog"), 25, 12)
     assert outline.skipped == ((".db", 1), (".txt", 2), ("no suffix", 1))
+    prepared = prepare(spec_of(root), SnapshotStore(open_storage(str(root.parent / "store"))))
+    assert prepared.skipped == {".db": 1, ".txt": 2, "no suffix": 1}
     assert "(skipped, no images: 1 .db, 2 .txt, 1 no suffix" in IMAGES.words(spec_of(root), outline, str)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_makers import CHATML, smollm, source_of, spec_of, store, word_tokenizer, write_lines, write_parquet
+from text_makers import BYTES, CHATML, smollm, source_of, spec_of, store, word_tokenizer, write_lines, write_parquet
 
 from cache_store.errors import ConfigError, DataError
 from workers.data.text.corpora.base import Record
@@ -16,8 +19,12 @@ from workers.data.text.inspect import inspect_text
 from workers.data.text.prepare import prepare_text
 from workers.data.text.tokens.chat import ChatTemplate
 from workers.data.text.tokens.tokenizers import ByteTokenizer, PretrainedTokenizer
+from workers.specs.as_json import to_json
 from workers.specs.data_results import Finding, TextDataResult
+from workers.specs.experiment import Experiment
 from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.task_kinds import TASKS
+from workers.specs.tasks import DataTask, EvaluateTask
 
 MARKED = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"
@@ -194,6 +201,47 @@ def test_chats_of_which_most_lose_their_ends_are_refused(tmp_path: Path) -> None
     longest = lost_at(tmp_path, 400, questions).statistics["train"].documents.max
     with pytest.raises(DataError, match=r"40 of 60 samples \(66\.7 %\) are longer than data\.sequence_length \d+ and"):
         lost_at(tmp_path, longest - 2, questions)
+
+
+def test_a_loss_of_most_samples_is_refused_with_all_there_is_to_say_unless_it_is_allowed(tmp_path: Path) -> None:
+    questions = ["x"] * 40 + ["x" * 300] * 60
+    with pytest.raises(DataError) as refused:
+        lost_at(tmp_path, 60, questions)
+    ways = (
+        r"; allowed: a larger data\.sequence_length \(the longest .*\), or data\.allow_loss: true to go on with .* left"
+    )
+    assert len(refused.value.details["problems"]) == 2
+    for problem, what in zip(refused.value.details["problems"], ("have no targets", "are longer"), strict=True):
+        assert re.fullmatch(rf"data\.sequence_length: 60 of 100 samples \(60\.0 %\) {what} .*{ways}", problem)
+    with pytest.raises(DataError, match=r"60 of 100 samples .* were dropped; allowed: .*allow_loss"):
+        lost_at(tmp_path, 60, questions, overlong="drop")
+    allowed = lost_at(tmp_path, 60, questions, allow_loss=True)
+    assert sum(allowed.rows.values()) == 40
+    assert allowed.warnings[0] == "60 of 100 samples (60.0 %) have no targets and are left out"
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": "x" * 50}) + "\n" for _ in range(9)))
+    long = TextSpec(name="text", path=str(tmp_path / "b.jsonl"), pack=False, sequence_length=20, validation=2, test=2)
+    with pytest.raises(DataError, match=r"9 of 9 samples \(100\.0 %\) are longer .* and were cut"):
+        prepare_text(long, BYTES, 0, store())
+
+
+def test_what_may_be_lost_decides_no_identity() -> None:
+    data, model = TextSpec(name="stdlib"), CausalLMSpec(family="causal_lm", config={})
+    for kind, make in (
+        ("data", lambda data: DataTask(data=data, fingerprint="f", model=model)),
+        (
+            "evaluate",
+            lambda data: EvaluateTask(
+                experiment=Experiment(model=model, data=data, classes=1, seed=0),
+                path=("head",),
+                split="test",
+                batch_size=1,
+                precision="fp32",
+            ),
+        ),
+    ):
+        strict, lenient = (TASKS[kind].identity(to_json(make(replace(data, allow_loss=on)))) for on in (False, True))
+        assert strict == lenient
+        assert "allow_loss" not in json.dumps(strict)
 
 
 def test_what_is_odd_in_records_is_counted_by_split_and_said(tmp_path: Path) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from cache_store.errors import DataError
 from workers.data.text.corpora.findings import NAMED, Findings
-from workers.data.text.formats import TEXT_FORMATS, data_is_packed
+from workers.data.text.formats import data_is_packed
 from workers.specs.data_results import LengthFigures, SplitStatistics
 from workers.specs.language import TextSpec
 
 #: Shares of the samples that are at most this long.
 PERCENTILES = (5, 50, 95, 99)
-#: Shares of the samples that lost targets: above the first it is said, above the second refused.
+#: Shares of the samples that lost something: above the first it is said, above the second refused.
 _WORTH_SAYING, _TOO_MANY = 0.01, 0.5
 
 
@@ -52,32 +52,59 @@ def split_statistics(
     )
 
 
-def warnings_of(data: TextSpec, statistics: Mapping[str, SplitStatistics]) -> list[str]:
-    """Word what a user should know: samples that were cut, dropped or left without targets, above 1 % of a data set
-    that is not packed, and all findings.
+@dataclass(frozen=True)
+class Loss:
+    """One way in which samples lost something: how many of how many, what became of them, and what to do about it."""
 
-    DataError: more than half of the samples have no targets; more than half were cut, in a format where the end of a
-    sample must be learned.
-    """
+    count: int
+    total: int
+    what: str
+    setting: str
+    remedy: str
+
+    @property
+    def share(self) -> float:
+        """Return the share of the samples, 0..1."""
+        return self.count / max(self.total, 1)
+
+    @property
+    def words(self) -> str:
+        return f"{self.count} of {self.total} samples ({100 * self.share:.1f} %) {self.what}"
+
+
+def losses_of(data: TextSpec, statistics: Mapping[str, SplitStatistics]) -> list[Loss]:
+    """Say what samples lost on their way, of all splits together; packed data loses nothing."""
+    if data_is_packed(data):
+        return []
     parts = statistics.values()
     total = sum(part.documents.count for part in parts)
-    longest = max((part.documents.max or 0 for part in parts), default=0)
-    allowed = f"allowed: a larger data.sequence_length (the longest sample takes {longest} tokens)"
-    ends = TEXT_FORMATS[data.name].ends
     without_targets = sum(part.without_targets for part in parts)
     truncated, dropped = sum(part.truncated for part in parts), sum(part.dropped for part in parts)
-    said: list[str] = []
-    for key, count, what, refused in (
-        ("without_targets", without_targets, "have no targets and are left out", True),
-        ("truncated", truncated, f"are longer than data.sequence_length {data.sequence_length} and were cut", ends),
-        ("dropped", dropped, f"are longer than data.sequence_length {data.sequence_length} and were dropped", False),
-    ):
-        found = 0 if data_is_packed(data) else count
-        text = f"{found} of {total} samples ({100 * found / max(total, 1):.1f} %) {what}"
-        if refused and found > _TOO_MANY * total:
-            raise DataError(f"data: {text}; {allowed}", **{key: found, "samples": total})
-        if found > _WORTH_SAYING * total:
-            said.append(text)
+    longest = max((part.documents.max or 0 for part in parts), default=0)
+    larger = f"a larger data.sequence_length (the longest sample takes {longest} tokens)"
+    longer = f"are longer than data.sequence_length {data.sequence_length} and were"
+    where, remedy = ("sequence_length", larger) if truncated else ("path", "samples in which something is learned")
+    return [
+        Loss(without_targets, total, "have no targets and are left out", where, remedy),
+        Loss(truncated, total, f"{longer} cut", "sequence_length", larger),
+        Loss(dropped, total, f"{longer} dropped", "sequence_length", larger),
+    ]
+
+
+def refusals_of(data: TextSpec, statistics: Mapping[str, SplitStatistics]) -> list[tuple[str, str]]:
+    """List what is too much to go on with, as (setting of the section `data`, message): more than half of the samples
+    lost something, and `allow_loss` is off."""
+    return [
+        (loss.setting, f"{loss.words}; allowed: {loss.remedy}, or data.allow_loss: true to go on with what is left")
+        for loss in losses_of(data, statistics)
+        if loss.share > _TOO_MANY and not data.allow_loss
+    ]
+
+
+def warnings_of(data: TextSpec, statistics: Mapping[str, SplitStatistics]) -> list[str]:
+    """Word what a user should know: samples that were cut, dropped or left without targets, above 1 %, and all
+    findings."""
+    said = [loss.words for loss in losses_of(data, statistics) if loss.share > _WORTH_SAYING]
     return said + _findings_in_words(statistics)
 
 
