@@ -260,7 +260,7 @@ def settled_micro(state: RegimeState, stage: Stage, train: TrainSpec, source: st
 
     def peak(size: int) -> int:
         own = dataclasses.replace(train, micro_batch=size)
-        return state.estimator.stage(stage, own, boundary, source).peak_bytes
+        return state.estimator.stage(stage, own, boundary, source, tied=state.tied_in(stage)).peak_bytes
 
     size, _ = largest_micro(peak, usable, 1, train.batch_size) or (1, 0)
     return dataclasses.replace(train, micro_batch=evened(size, train.batch_size))

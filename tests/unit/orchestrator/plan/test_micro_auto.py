@@ -81,3 +81,14 @@ def test_auto_without_a_known_memory_is_refused_with_what_to_set(monkeypatch: py
 def test_images_refuse_auto_since_statistics_depend_on_it() -> None:
     with pytest.raises(ConfigError, match=r"micro_batch: auto: batch normalization"):
         prepare(ROOT / "configs" / "quickstart.yaml", [AUTO])
+
+
+def test_a_tied_embedding_leaves_room_for_more_samples() -> None:
+    asked = [f"model.path={ROOT / 'tests' / 'data' / 'smollm2-135m'}", "regimes={e2e: {kind: e2e}}", AUTO]
+    asked += ["training.batch_size=64", "resources.device=cuda", "resources.device_memory=5GiB"]
+
+    def node(*overrides: str) -> Node:
+        plan = prepare(ROOT / "configs" / "smollm2_segprop.yaml", [*asked, *overrides]).plan
+        return plan.node(plan.regimes["e2e"].stages[0])
+
+    assert training(node()).micro > training(node("model.config={tie_word_embeddings: false}")).micro
