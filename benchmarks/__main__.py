@@ -31,6 +31,7 @@ NAMES = {
     "lm_loss": ("language", "the loss of a language model in pieces, beside the whole logits and Liger's kernel"),
     "encodings": ("store", "what an encoding of snapshots saves, costs, and does to the numbers"),
     "policy": ("store", "snapshots or recompute: do the predictions come true, is the decided way the faster one"),
+    "lm_trace": ("language", "what a language model's stage holds, traced without a device, beside the plan"),
     "lm_memory": ("language", "what a language model's stage holds: host of a worker, device of the 8B shape"),
 }
 

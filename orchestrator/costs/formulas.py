@@ -34,6 +34,9 @@ TASK_SECONDS = 0.05
 
 #: Micro-batches on the host at one time: one being filled, two that wait, one in the step.
 WAITING_BATCHES = 4
+#: A checkpoint is written out of the stage's own tensors, in less than this beside them
+#: (docs/design/016-checkpoints.md).
+CHECKPOINT_BUFFER = 64 << 20
 #: Checkpoints in the store at one time: two are kept while a third is written.
 CHECKPOINTS = 3
 
@@ -50,8 +53,8 @@ class Estimate:
     flops: int = 0
     seconds: float = 0.0
     optimizer_bytes: int = 0
-    #: Of a stage, beside its process and the store: batches that wait, and the copy that a checkpoint is written from;
-    #: the checkpoints and the commit.
+    #: Of a stage, beside its process and the store: batches that wait, the best epoch's weights and a buffer; and on
+    #: disk the checkpoints and the commit.
     host_bytes: int = 0
     disk_bytes: int = 0
 
@@ -185,7 +188,7 @@ def with_host(predicted: Estimate, train: TrainSpec, *, trained: int, committed:
     checkpoint = trained + predicted.optimizer_bytes + best
     return dataclasses.replace(
         predicted,
-        host_bytes=checkpoint + WAITING_BATCHES * batch,
+        host_bytes=best + CHECKPOINT_BUFFER + WAITING_BATCHES * batch,
         disk_bytes=CHECKPOINTS * checkpoint + committed,
     )
 

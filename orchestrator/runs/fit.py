@@ -206,8 +206,8 @@ def _sentences(fit: DeviceFit, command: str) -> Iterator[str]:
     if lost:
         yield f"Nothing that is searched makes all of {', '.join(lost)} fit: train less at once (split.base)."
     yield (
-        "Host memory is beside the process itself: batches that wait, and the copy that a checkpoint is written from. "
-        "Disk is checkpoints and the commit, beside snapshots."
+        "Host memory is beside the process itself: batches that wait, the best epoch's weights, a buffer. Disk is "
+        "checkpoints and the commit, beside snapshots."
     )
 
 

@@ -39,25 +39,25 @@ class StageTrace:
         return {**asdict(self), "deviation": round(self.deviation, 4)}
 
 
-def trace(prepared: Prepared, *, on_host: bool = False) -> Iterator[StageTrace]:
-    """Trace stage after stage, each in seconds to a minute. `on_host`: as on a CPU, not as on a GPU."""
+def trace(prepared: Prepared, *, only: int | None = None) -> Iterator[StageTrace]:
+    """Trace stage after stage as on a GPU, each in seconds to a minute. `only`: this stage of every regime."""
     # torch, transformers and the training code: only for those who ask.
     from workers.tracing import trace_stage
 
     config = prepared.config
     sample = config.domain.sample(config.data, prepared.data)
     for regime in prepared.plan.regimes.values():
-        for node_id in regime.stages:
+        for node_id in regime.stages if only is None else [regime.stages[only]]:
             node = prepared.plan.node(node_id)
             task = from_json(StageTask, node.task)
-            found = trace_stage(task, sample, "cpu" if on_host else "cuda")
+            found = trace_stage(task, sample)
             yield StageTrace(regime.name, task.name, node.estimate.peak_bytes, found)
 
 
-def traced(prepared: Prepared, *, on_host: bool = False) -> list[StageTrace]:
+def traced(prepared: Prepared) -> list[StageTrace]:
     """All stages, with a word on standard error after each."""
     found = []
-    for stage in trace(prepared, on_host=on_host):
+    for stage in trace(prepared):
         print(f"traced {stage.regime}/{stage.name} in {stage.found.seconds:.0f} s", file=sys.stderr, flush=True)
         found.append(stage)
     return found

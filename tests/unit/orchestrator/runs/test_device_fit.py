@@ -50,8 +50,10 @@ def test_an_80_gb_card_holds_the_shipped_run_as_it_is() -> None:
     found = fit_on("h100")
     assert all(stage.fits for stage in found.stages)
     assert not found.overrides
-    # Trained weights in bfloat16 with two moments, copied for a checkpoint.
-    assert found.stages[0].host_bytes > 6 * 5.4e9
+    # A checkpoint is written out of the stage's own tensors; three of them may lie on the disk: weights and two
+    # moments.
+    assert found.stages[0].host_bytes < 1e9
+    assert found.stages[0].disk_bytes > 3 * 6 * 5.4e9
 
 
 def test_faster_devices_take_less_time() -> None:
