@@ -40,14 +40,15 @@ class StageTrace:
 
 
 def trace(prepared: Prepared, *, only: int | None = None) -> Iterator[StageTrace]:
-    """Trace stage after stage as on a GPU, each in seconds to a minute. `only`: this stage of every regime."""
+    """Trace stage after stage as on a GPU, each in seconds to a minute. `only`: this stage of every regime that has
+    so many."""
     # torch, transformers and the training code: only for those who ask.
     from workers.tracing import trace_stage
 
     config = prepared.config
     sample = config.domain.sample(config.data, prepared.data)
     for regime in prepared.plan.regimes.values():
-        for node_id in regime.stages if only is None else [regime.stages[only]]:
+        for node_id in regime.stages if only is None else regime.stages[only:][:1]:
             node = prepared.plan.node(node_id)
             task = from_json(StageTask, node.task)
             found = trace_stage(task, sample)
