@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cache_store.formats.encodings import ENCODINGS, EncodingName
@@ -55,8 +55,9 @@ class Estimate:
     optimizer_bytes: int = 0
     #: Of a stage, beside its process and the store: batches that wait, the best epoch's weights and a buffer; and on
     #: disk the checkpoints and the commit.
-    host_bytes: int = 0
-    disk_bytes: int = 0
+    #: Left out of a summary of an earlier version (`reports.record_json.OPTIONAL`).
+    host_bytes: int | None = field(default=None, metadata={"optional": True})
+    disk_bytes: int | None = field(default=None, metadata={"optional": True})
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "seconds": round(self.seconds, 3)}

@@ -56,8 +56,8 @@ def total(estimates: Iterable[Estimate]) -> Estimate:
         flops=sum(item.flops for item in items),
         seconds=sum(item.seconds for item in items),
         optimizer_bytes=max((item.optimizer_bytes for item in items), default=0),
-        host_bytes=max((item.host_bytes for item in items), default=0),
-        disk_bytes=max((item.disk_bytes for item in items), default=0),
+        host_bytes=max((item.host_bytes or 0 for item in items), default=0),
+        disk_bytes=max((item.disk_bytes or 0 for item in items), default=0),
     )
 
 

@@ -107,8 +107,8 @@ class _Search:
             name=self._tasks[index].name,
             peak_bytes=found.peak_bytes,
             fits=fits,
-            host_bytes=found.host_bytes,
-            disk_bytes=found.disk_bytes,
+            host_bytes=found.host_bytes or 0,
+            disk_bytes=found.disk_bytes or 0,
             seconds=found.seconds,
             change=None if change is None else change.settings,
         )

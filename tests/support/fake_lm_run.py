@@ -18,6 +18,7 @@ def make_lm_summary(folder: Path, *, stages: int = 12, epochs: int = 1, original
     """E2E 2.10 and SegProp 2.12 (layers 19 on, LM head last), on a model that came with 2.80."""
     summary = make_summary(folder, regimes="[e2e, segprop]", epochs=epochs)
     e2e, segprop = summary["regimes"]["e2e"], summary["regimes"]["segprop"]
+    summary.pop("data", None)  # the fake run has images
     summary["original"] = {"test": scores(2.8), "validation": scores(2.83)} if original else {}
     for regime, loss in ((e2e, 2.1), (segprop, 2.12)):
         regime["final"].update(metrics=scores(loss), validation=scores(loss + 0.02), rows=128)

@@ -13,6 +13,7 @@ import pytest
 from fake_run import make_summary
 from summaries import read
 
+from cache_store.errors import StoreError
 from orchestrator.runs.prepare import prepare
 from orchestrator.runs.run_dir import claim_run_dir
 from orchestrator.runs.session import execute
@@ -66,7 +67,7 @@ def test_a_tracker_that_fails_on_the_way_keeps_what_was_there(tmp_path: Path) ->
     track(tmp_path, summary)
     before = sorted(path.name for path in (tmp_path / "tb").iterdir())
     broken = replace(summary, regimes={"e2e": summary.regimes["e2e"], "": summary.regimes["segprop"]})
-    with pytest.raises(FileExistsError):
+    with pytest.raises(StoreError, match="File exists"):
         track(tmp_path, broken)
     assert sorted(path.name for path in (tmp_path / "tb").iterdir()) == before
     assert not list(tmp_path.glob(".tb*"))

@@ -85,6 +85,7 @@ def test_samples_and_batches_are_those_of_a_token_by_token_oracle(
             overlong=overlong,
             validation=1,
             test=1,
+            allow_loss=True,
         )
         parts = split_documents(spec, seed, {"train": len(documents)})
         expected = {
@@ -203,8 +204,10 @@ def test_a_split_without_documents_is_refused(settings_of: dict[str, Any], docum
 
 def test_a_limit_of_packed_data_takes_samples_and_of_padded_data_documents(tmp_path: Path) -> None:
     for pack in (True, False):
-        every = TextSpec(name="text", path=jsonl(tmp_path), sequence_length=16, pack=pack)
-        some = TextSpec(name="text", path=jsonl(tmp_path), sequence_length=16, pack=pack, train_limit=7)
+        every = TextSpec(name="text", path=jsonl(tmp_path), sequence_length=16, pack=pack, allow_loss=True)
+        some = TextSpec(
+            name="text", path=jsonl(tmp_path), sequence_length=16, pack=pack, train_limit=7, allow_loss=True
+        )
         snapshots = store()
         whole, limited = (prepare_text(data, BYTES, 0, snapshots) for data in (every, some))
         assert limited.rows["train"] == 7
