@@ -89,7 +89,8 @@ class TextSpec:
     #: Samples longer than `sequence_length` (where nothing is packed): cut and counted, dropped and counted, or an
     #: error before training. Packed documents simply go on in the next sample.
     overlong: Literal["truncate", "drop", "refuse"] = "truncate"
-    #: Go on where more than half of the samples (of what is not packed) were cut, dropped or have no target.
+    #: Go on where more than half of the samples (of what is not packed) were dropped, have no target or, of what is no
+    #: running text, were cut.
     allow_loss: bool = False
     #: Example answers before every mmlu / winogrande question.
     shots: Annotated[int, Ge(0), Le(32)] = 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from workers.data.text.corpora.findings import NAMED, Findings
-from workers.data.text.formats import data_is_packed
+from workers.data.text.formats import TEXT_FORMATS, data_is_packed
 from workers.specs.data_results import LengthFigures, SplitStatistics
 from workers.specs.language import TextSpec
 
@@ -61,6 +61,8 @@ class Loss:
     what: str
     setting: str
     remedy: str
+    #: Of most samples, it is no longer the data that were meant.
+    spoils: bool = True
 
     @property
     def share(self) -> float:
@@ -86,7 +88,8 @@ def losses_of(data: TextSpec, statistics: Mapping[str, SplitStatistics]) -> list
     where, remedy = ("sequence_length", larger) if truncated else ("path", "samples in which something is learned")
     return [
         Loss(without_targets, total, "have no targets and are left out", where, remedy),
-        Loss(truncated, total, f"{longer} cut", "sequence_length", larger),
+        # Running text goes on to teach as far as it goes; a conversation or a question loses its answer.
+        Loss(truncated, total, f"{longer} cut", "sequence_length", larger, not TEXT_FORMATS[data.name].running),
         Loss(dropped, total, f"{longer} dropped", "sequence_length", larger),
     ]
 
@@ -97,7 +100,7 @@ def refusals_of(data: TextSpec, statistics: Mapping[str, SplitStatistics]) -> li
     return [
         (loss.setting, f"{loss.words}; allowed: {loss.remedy}, or data.allow_loss: true to go on with what is left")
         for loss in losses_of(data, statistics)
-        if loss.share > _TOO_MANY and not data.allow_loss
+        if loss.spoils and loss.share > _TOO_MANY and not data.allow_loss
     ]
 
 
