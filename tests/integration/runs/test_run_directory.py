@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def test_a_refused_sweep_leaves_the_directory_to_the_sweep_at_work(
     as_run = sweep.trials[0].prepared
     config = as_run.config.model_copy(update={"run": sweep.run, "run_dir": str(sweep.run_dir)})
     held = session.leased(
-        prepared=type(as_run)(as_run.source, config, as_run.data, as_run.found, sweep.plan, as_run.replan),
+        prepared=replace(as_run, config=config, plan=sweep.plan),
         plan=sweep.plan,
         storage=storage,
         claim_directory=partial(claim_sweep_dir, sweep),
