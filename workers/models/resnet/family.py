@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from workers.file_digests import digest_of_setting
 from workers.models import single_samples
 from workers.models.base import (
     Capabilities,
     Export,
     Finding,
-    ModelFamily,
     Parts,
     Start,
     TrainedParts,
     Traits,
-    Written,
 )
 from workers.models.outline import ChainOutline
 from workers.models.resnet.outline import resnet_outline, with_last_block
+from workers.models.torchvision_family import ConvFamily
 from workers.specs.experiment import ResNetSpec, TrainSpec
 from workers.specs.model import expect
-from workers.specs.results import INITIAL_STATE
 
 if TYPE_CHECKING:
-    from cache_store.records.nodes import Attempt
-    from workers.control import Control
+    from torch import Tensor
+
     from workers.models.counting import Shape
 
 
-class ResNetFamily(ModelFamily[ResNetSpec, None]):
+class ResNetFamily(ConvFamily[ResNetSpec]):
     """See `workers.models.base.ModelFamily`."""
 
     name = "resnet"
     spec = ResNetSpec
-    domain = "images"
     traits = Traits(
         noun="a ResNet",
         can=Capabilities(
@@ -50,27 +46,8 @@ class ResNetFamily(ModelFamily[ResNetSpec, None]):
     def outline(self, model: ResNetSpec, found: None, sample: Shape, classes: int) -> ChainOutline:
         return resnet_outline(model, sample[-1], classes)
 
-    def architecture(self, model: ResNetSpec, found: None) -> ResNetSpec:
-        return replace(model, weights=None)
-
-    def start(self, model: ResNetSpec, found: None) -> ResNetSpec:
-        # How the chain is cut, or computes, later does not change the weights it starts from.
-        return replace(model, segments="stages", head_convs=1, dropout=ResNetSpec.dropout)
-
-    def weights_digest(self, model: ResNetSpec, found: None) -> str | None:
-        return digest_of_setting(model.weights, "model.weights")
-
-    def pretrained(self, model: ResNetSpec) -> bool:
-        return model.weights is not None
-
-    def with_head_convs(self, model: ResNetSpec, head_convs: int | None) -> ResNetSpec:
-        return model if head_convs is None else replace(model, head_convs=head_convs)
-
     def with_bare_head(self, model: ResNetSpec) -> ResNetSpec:
         return replace(model, head_convs=0, segments=with_last_block(model))
-
-    def regime_settings(self, model: ResNetSpec) -> Mapping[str, Any]:
-        return {"head_convs": model.head_convs}
 
     def stage_problems(
         self, stage: TrainedParts, chain: ChainOutline, train: TrainSpec, rows: int
@@ -89,14 +66,10 @@ class ResNetFamily(ModelFamily[ResNetSpec, None]):
 
         return ResNetParts(model, sample[-1], classes)
 
-    def write_start(self, start: Start, attempt: Attempt, control: Control) -> Written:
-        from workers import tensor_files
-        from workers.models.chain import state_digest
+    def initial_state(self, start: Start) -> dict[str, Tensor]:
         from workers.models.resnet.parts import initial_state
 
-        state = initial_state(expect(ResNetSpec, start.model), start.classes, start.seed)
-        attempt.write(INITIAL_STATE, tensor_files.TensorStream(state))
-        return Written(digest=state_digest(state))
+        return initial_state(expect(ResNetSpec, start.model), start.classes, start.seed)
 
     def export(self, export: Export, target: Path) -> None:
         from workers.models.resnet.export import write_checkpoint

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from workers.file_digests import digest_of_setting
 from workers.models import single_samples
 from workers.models.base import (
     Capabilities,
     Export,
     Finding,
-    ModelFamily,
     Parts,
     Start,
     TrainedParts,
     Traits,
-    Written,
 )
 from workers.models.outline import ChainOutline
+from workers.models.torchvision_family import ConvFamily
 from workers.models.vgg.outline import CHANNELS, vgg_outline, with_head_units
 from workers.specs.experiment import TrainSpec, VGGSpec
 from workers.specs.model import expect
-from workers.specs.results import INITIAL_STATE
 
 if TYPE_CHECKING:
-    from cache_store.records.nodes import Attempt
-    from workers.control import Control
+    from torch import Tensor
+
     from workers.models.counting import Shape
 
 _LOADING = '''"""Rebuild this model with torchvision alone: `model = load()`."""
@@ -56,12 +53,11 @@ _CLASSIFIERS = {
 }
 
 
-class VGGFamily(ModelFamily[VGGSpec, None]):
+class VGGFamily(ConvFamily[VGGSpec]):
     """See `workers.models.base.ModelFamily`."""
 
     name = "vgg"
     spec = VGGSpec
-    domain = "images"
     traits = Traits(
         noun="a VGG",
         can=Capabilities(head_convs=None, variant=None, fsdp2="fsdp2: is for language models; VGGs take ddp"),
@@ -70,27 +66,8 @@ class VGGFamily(ModelFamily[VGGSpec, None]):
     def outline(self, model: VGGSpec, found: None, sample: Shape, classes: int) -> ChainOutline:
         return vgg_outline(model, sample[-1], classes)
 
-    def architecture(self, model: VGGSpec, found: None) -> VGGSpec:
-        return replace(model, weights=None)
-
-    def start(self, model: VGGSpec, found: None) -> VGGSpec:
-        # How the chain is cut, or computes, later does not change the weights it starts from.
-        return replace(model, segments="stages", head_convs=1, dropout=VGGSpec.dropout)
-
-    def weights_digest(self, model: VGGSpec, found: None) -> str | None:
-        return digest_of_setting(model.weights, "model.weights")
-
-    def pretrained(self, model: VGGSpec) -> bool:
-        return model.weights is not None
-
-    def with_head_convs(self, model: VGGSpec, head_convs: int | None) -> VGGSpec:
-        return model if head_convs is None else replace(model, head_convs=head_convs)
-
     def with_bare_head(self, model: VGGSpec) -> VGGSpec:
         return replace(model, head_convs=0, segments=with_head_units(model))
-
-    def regime_settings(self, model: VGGSpec) -> Mapping[str, Any]:
-        return {"head_convs": model.head_convs}
 
     def stage_problems(
         self, stage: TrainedParts, chain: ChainOutline, train: TrainSpec, rows: int
@@ -106,14 +83,10 @@ class VGGFamily(ModelFamily[VGGSpec, None]):
 
         return VGGParts(model, sample[-1], classes)
 
-    def write_start(self, start: Start, attempt: Attempt, control: Control) -> Written:
-        from workers import tensor_files
-        from workers.models.chain import state_digest
+    def initial_state(self, start: Start) -> dict[str, Tensor]:
         from workers.models.vgg.parts import initial_state
 
-        state = initial_state(expect(VGGSpec, start.model), start.classes, start.seed)
-        attempt.write(INITIAL_STATE, tensor_files.TensorStream(state))
-        return Written(digest=state_digest(state))
+        return initial_state(expect(VGGSpec, start.model), start.classes, start.seed)
 
     def export(self, export: Export, target: Path) -> None:
         from workers.models.torchvision_folder import write_folder

@@ -6,7 +6,6 @@ dict. A boundary is a tuple of one float tensor (B, C, H, W).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import cast
@@ -16,10 +15,9 @@ from torch import Tensor, nn
 from torchvision.models.vgg import VGG, make_layers
 
 from workers.models import conv_adapters
-from workers.models.base import Parts
 from workers.models.conv_adapters import Boundary
-from workers.models.counting import Shape
 from workers.models.given_weights import merge, other_shapes, read_state
+from workers.models.torchvision_parts import TorchvisionParts
 from workers.models.vgg.outline import CHANNELS, convs_of, normalized, vgg_outline
 from workers.specs.experiment import VGGSpec
 
@@ -145,32 +143,18 @@ def _skeleton(model: VGGSpec, classes: int) -> VGG:
         return build_torchvision(model, classes)
 
 
-class VGGParts(Parts):
+class VGGParts(TorchvisionParts):
     """See `workers.models.base.Parts`."""
 
     def __init__(self, model: VGGSpec, image_size: int, classes: int) -> None:
+        super().__init__(vgg_outline(model, image_size, classes))
         self._model, self._classes = model, classes
-        self._chain = vgg_outline(model, image_size, classes)
-
-    def names(self) -> list[str]:
-        return [*(block.name for block in self._chain.blocks), self._chain.head.name]
-
-    def state_names(self, part: str) -> list[str]:
-        return list(self._assemble(part).state_dict())
-
-    def build(self, part: str, device: torch.device) -> nn.Module:
-        return copy.deepcopy(self._assemble(part)).to_empty(device=device)
 
     def _assemble(self, name: str) -> nn.Module:
-        """The part on the meta device, made of the skeleton's own modules: copy it before use."""
         network, modules = _skeleton(self._model, self._classes), _modules_of(self._model)
         part = self._chain.part(name)
         features = _features(network, [index for unit in part.units for index in modules.get(unit, [])])
         return Head(features, network.avgpool, network.classifier) if name == "head" else Block(features)
-
-    def boundary(self, blocks: int) -> Mapping[str, Shape]:
-        (shape,) = self._chain.boundaries[blocks]
-        return {"x": shape}
 
     def build_adapter(self, source: int, target: int, seed: int, device: torch.device) -> nn.Module:
         return conv_adapters.build_adapter(self._chain, source, target, seed, device)

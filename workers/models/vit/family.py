@@ -6,17 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workers.file_digests import digest_of_setting
-from workers.models.base import Capabilities, Export, ModelFamily, Parts, Start, Traits, Written
+from workers.models.base import Capabilities, Export, Parts, Start, Traits
 from workers.models.outline import ChainOutline
+from workers.models.torchvision_family import TorchvisionFamily
 from workers.models.vit.outline import sizes_of, vit_outline
 from workers.specs.experiment import ViTSpec
 from workers.specs.model import expect
-from workers.specs.results import INITIAL_STATE
 
 if TYPE_CHECKING:
-    from cache_store.records.nodes import Attempt
-    from workers.control import Control
+    from torch import Tensor
+
     from workers.models.counting import Shape
 
 _LOADING = '''"""Rebuild this model with torchvision alone: `model = load()`."""
@@ -43,12 +42,11 @@ def load():
 '''
 
 
-class ViTFamily(ModelFamily[ViTSpec, None]):
+class ViTFamily(TorchvisionFamily[ViTSpec]):
     """See `workers.models.base.ModelFamily`."""
 
     name = "vit"
     spec = ViTSpec
-    domain = "images"
     traits = Traits(
         noun="a ViT",
         stem=1,
@@ -64,18 +62,9 @@ class ViTFamily(ModelFamily[ViTSpec, None]):
     def outline(self, model: ViTSpec, found: None, sample: Shape, classes: int) -> ChainOutline:
         return vit_outline(model, sample[-1], classes)
 
-    def architecture(self, model: ViTSpec, found: None) -> ViTSpec:
-        return replace(model, weights=None)
-
     def start(self, model: ViTSpec, found: None) -> ViTSpec:
         # Dropout has no weights.
         return replace(model, dropout=ViTSpec.dropout)
-
-    def weights_digest(self, model: ViTSpec, found: None) -> str | None:
-        return digest_of_setting(model.weights, "model.weights")
-
-    def pretrained(self, model: ViTSpec) -> bool:
-        return model.weights is not None
 
     def words(self, model: ViTSpec, found: None) -> str:
         sizes = sizes_of(model)
@@ -87,16 +76,12 @@ class ViTFamily(ModelFamily[ViTSpec, None]):
 
         return ViTParts(model, sample[-1], classes)
 
-    def write_start(self, start: Start, attempt: Attempt, control: Control) -> Written:
-        from workers import tensor_files
-        from workers.models.chain import state_digest
+    def initial_state(self, start: Start) -> dict[str, Tensor]:
         from workers.models.vit.parts import initial_state
 
         if start.sample is None:
             raise TypeError("positions of a ViT depend on the size of its images, which is not given")
-        state = initial_state(expect(ViTSpec, start.model), start.sample[-1], start.classes, start.seed)
-        attempt.write(INITIAL_STATE, tensor_files.TensorStream(state))
-        return Written(digest=state_digest(state))
+        return initial_state(expect(ViTSpec, start.model), start.sample[-1], start.classes, start.seed)
 
     def export(self, export: Export, target: Path) -> None:
         from workers.models.torchvision_folder import write_folder

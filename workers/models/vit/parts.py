@@ -7,7 +7,6 @@ together are a torchvision state dict. A boundary is a tuple of one float tensor
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, cast
@@ -16,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
-from workers.models.base import Parts
-from workers.models.counting import Shape
 from workers.models.given_weights import merge, other_shapes, read_state, weights_error
+from workers.models.torchvision_parts import TorchvisionParts
 from workers.models.vit.outline import sizes_of, vit_outline
 from workers.specs.experiment import ViTSpec
 
@@ -131,33 +129,19 @@ def _skeleton(model: ViTSpec, image_size: int, classes: int) -> VisionTransforme
         return build_torchvision(model, image_size, classes)
 
 
-class ViTParts(Parts):
+class ViTParts(TorchvisionParts):
     """See `workers.models.base.Parts`."""
 
     def __init__(self, model: ViTSpec, image_size: int, classes: int) -> None:
+        super().__init__(vit_outline(model, image_size, classes))
         self._model, self._size, self._classes = model, image_size, classes
-        self._chain = vit_outline(model, image_size, classes)
-
-    def names(self) -> list[str]:
-        return [*(block.name for block in self._chain.blocks), self._chain.head.name]
-
-    def state_names(self, part: str) -> list[str]:
-        return list(self._assemble(part).state_dict())
-
-    def build(self, part: str, device: torch.device) -> nn.Module:
-        return copy.deepcopy(self._assemble(part)).to_empty(device=device)
 
     def _assemble(self, name: str) -> nn.Module:
-        """The part on the meta device, made of the skeleton's own modules: copy it before use."""
         network = _skeleton(self._model, self._size, self._classes)
         part = self._chain.part(name)
         if name == "head":
             return Head(network.encoder.ln, network.heads)
         return Embed(network) if name == "embed" else Layer(network, self._chain.blocks.index(part) - 1)
-
-    def boundary(self, blocks: int) -> Mapping[str, Shape]:
-        (shape,) = self._chain.boundaries[blocks]
-        return {"x": shape}
 
     def build_aux(self, source: int, seed: int, device: torch.device, head: Mapping[str, Tensor] | None) -> nn.Module:
         """Weights after He, over the inputs, and biases zero, as published for local heads; the global generator is not
