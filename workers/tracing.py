@@ -43,9 +43,8 @@ _HOST = torch.device("cpu")
 
 
 class _Watch:
-    """What torch's tracker does otherwise here: it works for paths with frozen parts and for parts that are called
-    again,
-    and keeps no figures by module, which nobody asks for and which take half of its time."""
+    """Makes torch's tracker work for paths with frozen parts and for parts that are called again, and keep no figures
+    by module, which nobody asks for and which take half of its time."""
 
     def __init__(self, tracker: MemTracker) -> None:
         self._tracker = tracker

@@ -1,6 +1,7 @@
 """Known accelerators in figures, so that any machine can ask what fits on which.
 
-From the vendors' data sheets: memory; dense tensor-core speed in bfloat16 with sums in float32 and plain speed in
+As the vendors' data sheets give them, written down without the sheets at hand, so check a row before you rely on its
+speeds: memory; dense tensor-core speed in bfloat16 with sums in float32 and plain speed in
 float32, in 10^12 operations a second; memory bandwidth and one direction of the link to the host, in 10^9 bytes a
 second.
 
