@@ -220,8 +220,10 @@ def test_a_loss_of_most_samples_is_refused_with_all_there_is_to_say_unless_it_is
     assert allowed.warnings[0] == "60 of 100 samples (60.0 %) have no targets and are left out"
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": "x" * 50}) + "\n" for _ in range(9)))
     long = TextSpec(name="text", path=str(tmp_path / "b.jsonl"), pack=False, sequence_length=20, validation=2, test=2)
-    with pytest.raises(DataError, match=r"9 of 9 samples \(100\.0 %\) are longer .* and were cut"):
-        prepare_text(long, BYTES, 0, store())
+    # Running text teaches as far as it goes.
+    assert prepare_text(long, BYTES, 0, store()).warnings == (
+        "9 of 9 samples (100.0 %) are longer than data.sequence_length 20 and were cut",
+    )
 
 
 def test_what_may_be_lost_decides_no_identity() -> None:
