@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from cache_store.crashpoints import reach
-from cache_store.errors import SegpropError, UserError
+from cache_store.errors import ConfigError, SegpropError, StorageDenied, UserError
 from cache_store.storage.base import Storage
 from cache_store.storage.open import open_storage
 from orchestrator.config.schema import Config
@@ -45,7 +45,7 @@ def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False)
     A run that has nothing left to do starts no worker and no Ray. RunTaken when another driver is at work on it;
     `take_over` stops that one instead.
     """
-    storage = open_storage(prepared.config.store)
+    storage = open_store(prepared.config.store)
     ledger = CommitLog.read(storage, prepared.plan)
     outcome = Outcome("done", reused=set(ledger.commits))
     planned = prepared.plan
@@ -75,6 +75,14 @@ def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False)
         return EXIT_DONE
     bad_input = any(isinstance(error, UserError) for error in outcome.errors.values())
     return EXIT_BAD_INPUT if bad_input else EXIT_FAILED
+
+
+def open_store(uri: str) -> Storage:
+    """Open the store of a run before anything of it starts. ConfigError when it may not be made or written."""
+    try:
+        return open_storage(uri)
+    except StorageDenied as error:
+        raise ConfigError(f"store: {error.message}") from error
 
 
 def carry_out(

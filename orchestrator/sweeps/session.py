@@ -43,7 +43,7 @@ def execute(sweep: PreparedSweep, *, quiet: bool = False, take_over: bool = Fals
     """Run all trials to their end, or as far as the scheduler lets them; returns the exit code. RunTaken when another
     driver is at work on the sweep; `take_over` stops that one instead."""
     started = time.monotonic()
-    storage = open_storage(sweep.config.store)
+    storage = session.open_store(sweep.config.store)
     claim = partial(claim_sweep_dir, sweep)
     sweep = _measured(sweep, storage, claim, quiet, take_over)
     ledger = CommitLog.read(storage, sweep.plan)

@@ -240,10 +240,8 @@ def test_a_gang_that_is_told_to_stop_goes_on_alone_from_its_checkpoint(
 
 def test_a_loss_that_is_not_finite_on_one_rank_is_everybodys(tmp_path: Path, ranks: Ranks) -> None:
     label = "segprop/stage1-base"
-    lab = Lab.make(
-        tmp_path,
-        {**lm_changes(tmp_path), **TEXT, "regimes": ["segprop"], "training.optimizer": {"name": "sgd", "lr": 1e30}},
-    )
+    bursting = {"name": "sgd", "lr": 1e6, "weight_decay": 1e30}
+    lab = Lab.make(tmp_path, {**lm_changes(tmp_path), **TEXT, "regimes": ["segprop"], "training.optimizer": bursting})
     for error in in_gang(lab, ranks, label, "ddp"):
         assert isinstance(error, TrainingDiverged)
         assert "stage1-base" in str(error)
