@@ -52,7 +52,7 @@ def run(folder: Path, data: Path, model: Path, path: str) -> World:
     changes = {
         **lm_changes(folder),
         "model": {"family": "causal_lm", "path": str(model)},
-        "data": {"name": "mmlu", "path": path, "sequence_length": 256},
+        "data": {"name": "mmlu", "path": path, "sequence_length": 128, "allow_loss": True},
         "regimes": {"e2e": {}},
     }
     config = write_config(folder, changes)
