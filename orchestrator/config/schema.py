@@ -41,6 +41,12 @@ class SplitConfig(Section):
         description="p: blocks 0..p-1 are trained first, together with the global head. 0 (language models only): the "
         "embedding alone.",
     )
+    base_segment_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Blocks of the base that are trained at a time, with the global head; the rest of the base stays "
+        "in the path, frozen. null: the whole base in one stage (the publication).",
+    )
     head: int = Field(default=0, ge=0, description="r: the global head is the last r blocks and the head itself.")
     segment_size: int = Field(default=1, ge=1, description="Blocks that are trained together in one stage.")
     intermediate: Literal["omit", "frozen"] = Field(
@@ -254,23 +260,24 @@ class Regime:
         omitted = {index + self.traits.stem for index in self.split.omit} if self.traits.can.omit is None else set()
         return tuple(block for index, block in enumerate(blocks) if index not in omitted)
 
+    def cut(self, blocks: Sequence[str]) -> Cut:
+        """How a chain of these blocks is cut into stages."""
+        stem = tuple(blocks[: self.traits.stem])
+        return Cut(
+            base=self.base,
+            head=self.split.head,
+            segment_size=self.split.segment_size,
+            frozen_intermediate=self.split.intermediate == "frozen",
+            train_base=self.split.train_base,
+            adapters=self.traits.adapters,
+            untrained=frozenset(stem) if self.split.embedding == "frozen" else frozenset(),
+            first_segment=1 + len(stem),
+            base_segment_size=self.split.base_segment_size,
+        )
+
     def layout(self, blocks: Sequence[str]) -> tuple[Stage, ...]:
         """The stages in order; under `wavefront` the final pass behind them."""
-        stem = tuple(blocks[: self.traits.stem])
-        stages = layout(
-            self.kind,
-            self.in_training(blocks),
-            Cut(
-                base=self.base,
-                head=self.split.head,
-                segment_size=self.split.segment_size,
-                frozen_intermediate=self.split.intermediate == "frozen",
-                train_base=self.split.train_base,
-                adapters=self.traits.adapters,
-                untrained=frozenset(stem) if self.split.embedding == "frozen" else frozenset(),
-                first_segment=1 + len(stem),
-            ),
-        )
+        stages = layout(self.kind, self.in_training(blocks), self.cut(blocks))
         if self.pipeline == "wavefront" and self.wavefront.final_epochs:
             return (*stages, final_stage(stages))
         return stages

@@ -60,7 +60,7 @@ def _truncated(state: RegimeState, stage: Stage) -> str | None:
     end = sum(len(hop) for hop in stage.hops)
     end += sum(part in state.training_blocks[end : state.head_start] for part in stage.trained)
     if not stage.hops:
-        end = regime.base
+        end = regime.cut(state.blocks).first_piece
     if regime.split.intermediate == "omit" or end >= state.head_start:
         return None
     shorter = (*state.training_blocks[:end], *state.training_blocks[state.head_start :], "head")

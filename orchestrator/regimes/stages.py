@@ -2,17 +2,21 @@
 
 This is section 3 of the design, without files, weights or settings of training. Blocks are `0..n-1`; boundary
 `d` enters block `d`, boundary `n` the head. With base prefix `p` and a global head of the last `r` blocks,
-blocks `p..n-r-1` are intermediate and are trained one group of `segment_size` at a time.
+blocks `p..n-r-1` are intermediate and are trained one group of `segment_size` at a time. The base is trained at once
+or, with `base_segment_size`, in such groups too, while the rest of it stays in the path.
 
 One function for each way of cutting a chain; `table` says which regime uses which.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 Group = Literal["e2e", "base", "segments", "head", "final"]
+#: Name of SegProp's first stage.
+FIRST = "stage1-base"
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,17 @@ class Cut:
     adapters: bool = True
     #: Blocks of the base that stay as they are.
     untrained: frozenset[str] = frozenset()
-    #: Least blocks of LW's first segment (a language model's embedding alone is none).
+    #: Least blocks of a first segment (a language model's embedding alone is none).
     first_segment: int = 1
+    #: Blocks of the base that are trained at a time; None: all of it in one stage.
+    base_segment_size: int | None = None
+
+    @property
+    def first_piece(self) -> int:
+        """Blocks of the base that the first stage trains."""
+        if self.base_segment_size is None:
+            return self.base
+        return min(self.base, self.base_segment_size + self.first_segment - 1)
 
 
 def end_to_end(blocks: tuple[str, ...], cut: Cut) -> tuple[Stage, ...]:
@@ -74,33 +87,46 @@ def layer_wise(blocks: tuple[str, ...], cut: Cut) -> tuple[Stage, ...]:
 
 
 def segmented(blocks: tuple[str, ...], cut: Cut) -> tuple[Stage, ...]:
-    """Train the base with the global head, then segment after segment with the same head."""
+    """Train the base with the global head, whole or piece after piece, then segment after segment with the same
+    head."""
     p, m = cut.base, len(blocks) - cut.head  # the global head begins at boundary m
-    base, tail = blocks[:p], (*blocks[m:], "head")
+    tail = (*blocks[m:], "head")
 
     def between(end: int) -> tuple[tuple[str, ...], tuple[int, int] | None]:
         """What stands between boundary `end` and the global head: frozen blocks, an adapter, or nothing."""
-        if end == m:
-            return (), None
         if cut.frozen_intermediate:
             return blocks[end:m], None
-        return (("adapter",), (end, m)) if cut.adapters else ((), None)
+        left, end = blocks[end:p], max(end, p)  # the rest of the base stays in the path
+        if end == m:
+            return left, None
+        return ((*left, "adapter"), (end, m)) if cut.adapters else (left, None)
 
-    middle, adapter = between(p)
-    if cut.train_base:
-        trained = tuple(block for block in base if block not in cut.untrained)
-        first = Stage("stage1-base", "base", (), (*base, *middle, *tail), (*trained, *tail), adapter)
-    else:
-        first = Stage("stage1-base", "base", (base,), (*middle, *tail), tail, adapter)
-    stages = [first]
-    hops: tuple[tuple[str, ...], ...] = (base,)
-    for start in range(p, m, cut.segment_size):
-        group = blocks[start : min(start + cut.segment_size, m)]
-        middle, adapter = between(start + len(group))
-        name = f"stage{len(stages) + 1}-{_span(group)}"
-        stages.append(Stage(name, "segments", hops, (*group, *middle, *tail), (*group, *tail), adapter))
+    stages: list[Stage] = []
+    hops: tuple[tuple[str, ...], ...] = ()
+    if not cut.train_base:
+        hops = (blocks[:p],)
+        middle, adapter = between(p)
+        stages.append(Stage(FIRST, "base", hops, (*middle, *tail), tail, adapter))
+    for group, kind in _groups(blocks[:m], cut):
+        end = sum(map(len, hops)) + len(group)
+        middle, adapter = between(end)
+        name = f"stage{len(stages) + 1}-{_span(group)}" if stages else FIRST
+        trained = tuple(block for block in group if block not in cut.untrained)
+        stages.append(Stage(name, kind, hops, (*group, *middle, *tail), (*trained, *tail), adapter))
         hops = (*hops, group)
     return tuple(stages)
+
+
+def _groups(blocks: tuple[str, ...], cut: Cut) -> Iterator[tuple[tuple[str, ...], Group]]:
+    """Yield the blocks that are trained together, with the group that settings know their stage by."""
+    p = cut.base
+    if cut.train_base:
+        first = cut.first_piece
+        yield blocks[:first], "base"
+        for start in range(first, p, cut.base_segment_size or p):
+            yield blocks[start : min(start + (cut.base_segment_size or p), p)], "base"
+    for start in range(p, len(blocks), cut.segment_size):
+        yield blocks[start : start + cut.segment_size], "segments"
 
 
 def _span(group: tuple[str, ...]) -> str:

@@ -181,6 +181,12 @@ def split(config: Config, regime: Regime, blocks: Sequence[str]) -> Iterator[Fin
         message = f"0: must be at least 1 block of {regime.traits.noun}"
         yield locate(config, regime.name, "split", "base"), message
         return
+    if regime.split.base_segment_size is not None and not regime.split.train_base:
+        yield (
+            locate(config, regime.name, "split", "base_segment_size"),
+            f"{regime.split.base_segment_size}: split.train_base false takes the base as it comes, so there are no "
+            "pieces to train; allowed: null, or train_base: true",
+        )
     n = len(regime.in_training(blocks)) - stem
     p, r = regime.split.base, regime.split.head
     if p + r <= n:

@@ -193,6 +193,35 @@ def test_snapshots_are_released_after_their_last_reader(story: Story) -> None:
     assert [item for item in sets if item.key.get("kind") == "boundary"] == []
 
 
+# -- a base in pieces ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("intermediate", ["omit", "frozen"])
+def test_a_base_in_pieces_trains_to_the_end_and_its_export_scores_as_the_run_says(
+    tmp_path: Path, intermediate: str
+) -> None:
+    changes = {
+        **lm_changes(tmp_path),
+        "model.config": {**LLAMA, "num_hidden_layers": 5},
+        "split": {"base": 3, "base_segment_size": 2, "head": 1, "intermediate": intermediate},
+        "regimes": ["segprop"],
+    }
+    config = write_config(tmp_path, changes)
+    assert main(["run", str(config), "--quiet"]) == 0
+    found = Story(config, tmp_path / "run")
+    stages = found.summary["regimes"]["segprop"]["stages"]
+    assert [(stage["name"], stage["trained"][:-2]) for stage in stages] == [
+        ("stage1-base", ["embed", "layer0", "layer1"]),
+        ("stage2-layer2", ["layer2"]),
+        ("stage3-layer3", ["layer3"]),
+    ]
+    kept = ["layer2", "layer3", "layer4", "head"] if intermediate == "frozen" else ["layer2", "layer4", "head"]
+    assert stages[0]["path"] == ["embed", "layer0", "layer1", *kept]
+    _, source = texts(found.prepared, "test")
+    expected = mean_loss(loads(found.run_dir / "model" / "segprop"), source)
+    assert found.summary["regimes"]["segprop"]["final"]["metrics"]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
 # -- a checkpoint with tied embeddings -----------------------------------------------------------------------------
 
 

@@ -522,6 +522,11 @@ def test_an_unknown_stage_lists_those_there_are(tmp_path: Path) -> None:
             {"split": {"base": 3, "head": 2}},
             "split.head: 2: base + head may not exceed the 4 blocks of the chain",
         ),
+        (
+            {"split": {"base": 2, "base_segment_size": 1, "train_base": False}},
+            "split.base_segment_size: 1: split.train_base false takes the base as it comes",
+        ),
+        ({"split": {"base_segment_size": 0}}, "split.base_segment_size: 0: must be greater than or equal to 1"),
         ({"split": {"base": 5}}, "split.base: 5: base + head may not exceed the 4 blocks of the chain"),
         ({"model.head_convs": 3}, "model.head_convs: 3, but the last block of resnet18 has 2 convolutions"),
         ({"model.segments": [["stem", "layer9"]]}, "model.segments"),

@@ -103,6 +103,33 @@ def test_a_base_up_to_the_head_is_one_stage_without_adapter() -> None:
     assert stages("segprop", base=3, head=1) == ["stage1-base:  > B0 B1 B2 B3 HEAD"]
 
 
+def test_a_base_in_pieces_keeps_the_rest_of_itself_in_the_path() -> None:
+    assert stages("segprop", n=7, base=4, base_segment_size=3, head=1) == [
+        "stage1-base:  > B0 B1 B2 b3 adapter B6 HEAD",
+        "stage2-b3: b0 b1 b2 > B3 adapter B6 HEAD",
+        "stage3-b4: b0 b1 b2 | b3 > B4 adapter B6 HEAD",
+        "stage4-b5: b0 b1 b2 | b3 | b4 > B5 B6 HEAD",
+    ]
+    # A stem (an embedding) goes with the first piece and is not counted.
+    assert stages("segprop", n=5, base=3, base_segment_size=1, first_segment=2, frozen_intermediate=True) == [
+        "stage1-base:  > B0 B1 b2 b3 b4 HEAD",
+        "stage2-b2: b0 b1 > B2 b3 b4 HEAD",
+        "stage3-b3: b0 b1 | b2 > B3 b4 HEAD",
+        "stage4-b4: b0 b1 | b2 | b3 > B4 HEAD",
+    ]
+
+
+@pytest.mark.parametrize("size", [3, 4, 100])
+def test_one_piece_is_the_whole_base(size: int) -> None:
+    assert stages("segprop", base=3, base_segment_size=size) == stages("segprop", base=3)
+
+
+def test_the_adapter_of_a_piece_leads_from_the_end_of_the_base() -> None:
+    cut = Cut(base=3, head=0, segment_size=1, frozen_intermediate=False, train_base=True, base_segment_size=1)
+    found = layout("segprop", ["b0", "b1", "b2", "b3"], cut)
+    assert [stage.adapter for stage in found] == [(3, 4), (3, 4), (3, 4), None]
+
+
 def test_layer_wise_trains_every_block_with_a_local_head_then_the_head() -> None:
     assert stages("lw", n=3) == [
         "stage1-b0:  > B0 aux",
@@ -291,6 +318,16 @@ def test_equal_work_of_two_regimes_is_one_node(tmp_path: Path) -> None:
     assert [plan.node(node.id).regimes for node in plan.nodes if node.kind == "data"] == [("a", "b", "e2e")]
 
 
+def test_a_base_in_pieces_is_the_split_with_such_segments_where_blocks_stay_in_the_path(tmp_path: Path) -> None:
+    regimes = {
+        "pieces": {"kind": "segprop", "split": {"base": 3, "base_segment_size": 1}},
+        "segments": {"kind": "segprop", "split": {"base": 1, "segment_size": 1}},
+    }
+    plan = small_plan(tmp_path, {"split.intermediate": "frozen", "regimes": regimes})
+    assert plan.regimes["pieces"].stages == plan.regimes["segments"].stages
+    assert len(plan.regimes["pieces"].stages) == 4
+
+
 def test_chains_cut_at_different_convolutions_start_from_the_same_weights(tmp_path: Path) -> None:
     plan = small_plan(tmp_path, {"regimes": {"one": {"kind": "segprop"}, "two": {"kind": "segprop", "head_convs": 2}}})
     assert [node.regimes for node in plan.nodes if node.kind == "model"] == [("one", "two")]
@@ -431,6 +468,18 @@ def test_shipped_language_configurations_plan_from_a_config_json_alone(path: Pat
         overrides += [f"model.path={Path(__file__).parents[3] / 'data' / folder}", "model.revision=null"]
     prepared = prepare(path, overrides)
     assert list(prepared.plan.regimes) == list(prepared.config.regimes)
+
+
+def test_the_smaller_the_pieces_of_a_base_the_less_its_largest_stage_needs() -> None:
+    folder = Path(__file__).parents[3] / "data" / "llama-3.1-8b"
+    own = [f"model.path={folder}", "model.revision=null", "data.name=stdlib", "data.path=null"]
+    llama = next(path for path in TEXT_CONFIGS if path.stem == "llama_segprop")
+    peaks = {}
+    for size in ("null", "9", "3", "1"):
+        plan = prepare(llama, [*own, f"split.base_segment_size={size}"]).plan
+        estimates = [plan.node(stage).estimate for stage in plan.regimes["segprop"].stages]
+        peaks[size] = max(estimate.peak_bytes for estimate in estimates)
+    assert peaks["null"] > 1.2 * peaks["9"] > 1.2 * peaks["3"] > 1.2 * peaks["1"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
