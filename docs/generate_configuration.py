@@ -46,8 +46,8 @@ Unknown keys, wrong types and values out of range are refused, all problems of a
 line and the nearest known key. `--dry-run` prints what a file would do and trains nothing. Relative paths are
 relative to the current directory.
 
-A regime may override parts of `training`, `split`, `snapshots` and `wavefront`, and `training` once more for
-single stages:
+A regime may override parts of `training`, `split`, `snapshots`, `wavefront` and `memory`, and `training` and
+`memory` once more for single stages:
 
 ```yaml
 regimes:
@@ -60,6 +60,7 @@ regimes:
     stages:
       segments: {epochs: 10}          # a group: base, segments, head, final, e2e
       stage4-seg4: {optimizer: {lr: 1e-4}}   # one stage, by name
+      base: {memory: {optimizer: host}}
 ```
 """
 

@@ -53,6 +53,17 @@ def standing_in_for(kind: str) -> Iterator[None]:
         _stood_for.reset(token)
 
 
+def is_host(device: torch.device) -> bool:
+    """Whether the device is the host itself, and not a CPU that stands in for another one."""
+    return kind_of(device) == "cpu"
+
+
+def host_beside(device: torch.device) -> torch.device:
+    """The host as a place beside `device`. While a stage is traced the CPU stands in for the device, and a GPU that
+    need not be there for the host, so that memory is counted apart."""
+    return torch.device("cpu" if device.type != "cpu" or is_host(device) else kind_of(device))
+
+
 def has_values(tensor: Tensor) -> bool:
     """Whether there is anything to look at: tensors of a trace have shapes alone."""
     return not isinstance(tensor, FakeTensor)

@@ -154,7 +154,7 @@ def trace_stage(task: StageTask, sample: Shape, device: str = "cuda") -> TracedM
             weights = _Shapes(domain)
             path = StagePath(task, domain, weights, _HOST)
             prefix = _prefix(task, weights)
-        step = StageStep(train, path, domain, _HOST, ALONE, (task.experiment.seed, "stage", task.name))
+        step = StageStep(task, path, domain, _HOST, ALONE)
         path.module.train(True)
         modules = [path.module, *([] if prefix is None else [prefix])]
         tracker.track_external(*modules, *given.boundary, given.targets)

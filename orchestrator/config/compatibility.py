@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from orchestrator.config.yaml_loader import KeyPath, key_text
+from workers.specs.memory import arithmetic
 
 #: What may differ between two configurations of one run directory: nothing here changes a result.
 _FREE = (
@@ -25,7 +26,7 @@ _FREE_OF_VIEWS = tuple(("snapshots", key) for key in ("mode", "costs", "budget",
 #: Settings that older run directories do not name, and what they meant there.
 _LATER = {("snapshots", "encoding"): "plain", ("variant",): "mapped"}
 #: Compared regime by regime, where they are resolved.
-_BY_REGIME = ("training", "split", "snapshots", "regimes")
+_BY_REGIME = ("training", "split", "snapshots", "memory", "regimes")
 
 
 def compatible(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -47,9 +48,22 @@ def compatible(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             conflicts.append(f"regimes.{name} (left out)")
             continue
         conflicts += [
-            key_text(("regimes", name, *path)) for path in _differences(settings, new_regimes[name], (), free)
+            key_text(("regimes", name, *path))
+            for path in _differences(_by_result(settings), _by_result(new_regimes[name]), (), free)
         ]
     return conflicts
+
+
+def _by_result(settings: Any) -> Any:
+    """A regime's settings with what `memory` means for results in place of what it says."""
+    if not isinstance(settings, Mapping):
+        return settings
+    changed = dict(settings)
+    if isinstance(changed.get("stages"), Mapping):
+        changed["stages"] = {name: _by_result(stage) for name, stage in changed["stages"].items()}
+    memory = changed.pop("memory", None)
+    means = arithmetic(memory) if isinstance(memory, Mapping) else {}
+    return {**changed, "memory": means} if means else changed
 
 
 def _differences(old: Any, new: Any, path: KeyPath, free: Collection[KeyPath]) -> Iterator[KeyPath]:

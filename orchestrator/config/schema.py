@@ -28,6 +28,7 @@ from workers.models.base import Traits
 from workers.models.registry import DEFAULT, Family, family, family_of
 from workers.specs.as_json import to_json
 from workers.specs.experiment import SnapshotDtype, TrainSpec
+from workers.specs.memory import MemorySpec
 from workers.specs.model import ModelSpec
 from workers.specs.tasks import GateSpec
 
@@ -191,10 +192,11 @@ class RegimeConfig(Section):
     pipeline: Pipeline | None = Field(default=None, description="Overrides `pipeline` (segprop).")
     wavefront: dict[str, Any] = Field(default_factory=dict, description="Overrides `wavefront` (segprop).")
     run_exit: dict[str, Any] = Field(default_factory=dict, description="Overrides `run_exit` (segprop).")
+    memory: dict[str, Any] = Field(default_factory=dict, description="Overrides `memory`.")
     stages: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="Overrides `training` for single stages, by name (stage2-seg2) or by group (base, segments, head, "
-        "final).",
+        "final); under `memory` those of `memory`.",
     )
 
 
@@ -209,11 +211,12 @@ class Regime:
     split: SplitConfig
     training: TrainSpec
     snapshots: SnapshotConfig
-    #: Partial overrides of `training` by stage name or group.
+    #: Partial overrides of `training` by stage name or group, and of `memory` among them under that name.
     stages: Mapping[str, Mapping[str, Any]]
     pipeline: Pipeline = "sequential"
     wavefront: WavefrontConfig = field(default_factory=WavefrontConfig)
     run_exit: RunExitConfig = field(default_factory=RunExitConfig)
+    memory: MemorySpec = field(default_factory=MemorySpec)
     #: One of its row's `variants`; None where the regime or the family has none.
     variant: str | None = None
 
@@ -287,10 +290,22 @@ class Regime:
         merged = to_json(self.training)
         if stage.group == FINAL:
             merged["epochs"] = self.wavefront.final_epochs
-        for key in (stage.group, stage.name) if stage.group != stage.name else (stage.name,):
-            merged = merge(merged, self.stages.get(key, {}))
+        for override in self._overrides(stage):
+            merged = merge(merged, training_of(override))
         spec: TrainSpec = validate(TrainSpec, merged)
         return spec
+
+    def stage_memory(self, stage: Stage) -> MemorySpec:
+        """`memory` for one stage, overridden as `training` is."""
+        merged = to_json(self.memory)
+        for override in self._overrides(stage):
+            merged = merge(merged, override.get(MEMORY, {}))
+        spec: MemorySpec = validate(MemorySpec, merged)
+        return spec
+
+    def _overrides(self, stage: Stage) -> list[Mapping[str, Any]]:
+        keys = dict.fromkeys((stage.group, stage.name))
+        return [self.stages[key] for key in keys if key in self.stages]
 
 
 class Config(Section):
@@ -321,6 +336,7 @@ class Config(Section):
     )
     wavefront: WavefrontConfig = Field(default_factory=WavefrontConfig)
     run_exit: RunExitConfig = Field(default_factory=RunExitConfig)
+    memory: MemorySpec = Field(default_factory=MemorySpec)
     resources: ResourceConfig = Field(default_factory=ResourceConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     reuse_versions: dict[Literal["torch", "transformers", "tokenizers", "numpy", "pillow"], str] = Field(
@@ -346,6 +362,7 @@ class Config(Section):
             pipeline=self.pipeline_of(own),
             wavefront=validate(WavefrontConfig, merge(plain(self.wavefront), own.wavefront)),
             run_exit=validate(RunExitConfig, merge(plain(self.run_exit), own.run_exit)),
+            memory=validate(MemorySpec, merge(plain(self.memory), own.memory)),
             variant=self.variant_of(own),
         )
 
@@ -413,6 +430,7 @@ class Config(Section):
                 "split": plain(regime.split),
                 "snapshots": plain(regime.snapshots),
                 "stages": plain(regime.stages),
+                **({} if regime.memory == MemorySpec() else {"memory": plain(regime.memory)}),
                 **(
                     {"pipeline": regime.pipeline, "wavefront": plain(regime.wavefront)}
                     if regime.pipeline == "wavefront"
@@ -462,7 +480,16 @@ OVERRIDES: dict[str, type[Any]] = {
     "snapshots": SnapshotConfig,
     "wavefront": WavefrontConfig,
     "run_exit": RunExitConfig,
+    "memory": MemorySpec,
 }
+
+#: The key under which an override of a stage, which else is one of `training`, overrides `memory`.
+MEMORY = "memory"
+
+
+def training_of(override: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage's override says of `training`."""
+    return {key: value for key, value in override.items() if key != MEMORY}
 
 
 @cache

@@ -20,6 +20,7 @@ from orchestrator.regimes import wavefront
 from orchestrator.regimes.stages import Stage
 from workers.specs.as_json import to_json
 from workers.specs.experiment import TrainSpec
+from workers.specs.memory import ON_DEVICE
 from workers.specs.tasks import AverageTask, EpochTestSpec, MeasureTask, RoundSpec, StageTask
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ class RegimeBuilder:
         """Add a whole stage, or the round of it that `step` is; `before`: the node that it continues."""
         state = self._state
         train = state.training[stage.name]
+        memory = state.regime.stage_memory(stage)
         epochs = None if step is None else step.epochs
         if epochs is not None:
             train = dataclasses.replace(train, commit="last")  # what goes on is where the last round stopped
@@ -193,6 +195,7 @@ class RegimeBuilder:
             gate=None if state.gate is None else state.gate_spec,
             test=self._epoch_test(),
             tied=state.tied_in(stage) or None,
+            memory=None if memory == ON_DEVICE else memory,
         )
         parents |= state.gate_parent()
         part = train if epochs is None else dataclasses.replace(train, epochs=epochs[1] - epochs[0])

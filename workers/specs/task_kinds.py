@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workers.specs import tasks
+from workers.specs.memory import arithmetic
 
 #: A task as JSON values.
 Json = Mapping[str, Any]
@@ -80,7 +81,8 @@ def _stage_identity(task: Json) -> Json:
     train = _without(task["train"], "checkpoint_every_s")
     # Matrices under adapters were not rounded once: such a stage is another one since they are.
     rounds = {"rounds": 1} if train.get("lora") and train.get("frozen_weights", "full") != "full" else {}
-    return {**task, "train": train, **rounds}
+    memory = arithmetic(task.get("memory") or {})
+    return {**_without(task, "memory"), "train": train, **rounds, **({"memory": memory} if memory else {})}
 
 
 def _without(section: Json, *keys: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from cache_store.formats.encodings import EncodingName
 from workers.specs.experiment import Experiment, ImageSpec, Precision, TrainSpec
 from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.memory import ON_DEVICE, MemorySpec
 from workers.specs.model import ModelSpec
 
 
@@ -140,7 +141,7 @@ class StageTask:
 
     experiment: Experiment
     #: Fields that came later: left out where they are None, so that tasks without them keep their ids.
-    LATER: ClassVar[tuple[str, ...]] = ("window", "round", "gate", "test", "tied")
+    LATER: ClassVar[tuple[str, ...]] = ("window", "round", "gate", "test", "tied", "memory")
 
     #: Unique inside a regime, e.g. `stage2-seg2`.
     name: str
@@ -162,6 +163,13 @@ class StageTask:
     test: EpochTestSpec | None = None
     #: true: parts of the path hold together what the model shares between them (embedding and LM head).
     tied: bool | None = None
+    #: Where the stage keeps what it holds; None: all on the device.
+    memory: MemorySpec | None = None
+
+    @property
+    def tiers(self) -> MemorySpec:
+        """Where the stage keeps what it holds."""
+        return self.memory or ON_DEVICE
 
     @property
     def stored_boundary(self) -> BoundarySpec:

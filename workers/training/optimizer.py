@@ -14,9 +14,11 @@ from workers.distributed.sharded import gathered, like
 from workers.distributed.sync_batch_norm import holds_norms
 from workers.domains.base import Domain
 from workers.domains.sums import Sums
-from workers.specs.experiment import OptimizerSpec, TrainSpec
+from workers.specs.experiment import OptimizerSpec
+from workers.specs.tasks import StageTask
 from workers.training.batches import MicroBatch
 from workers.training.stage_path import StagePath
+from workers.training.tiers.optimizer import TieredOptimizer
 from workers.training.updates.eight_bit import adamw8bit
 from workers.training.updates.low_precision import LOW_PRECISION, Swallowed, share_of
 
@@ -70,17 +72,19 @@ class StageStep:
 
     def __init__(
         self,
-        train: TrainSpec,
+        task: StageTask,
         path: StagePath,
         domain: Domain,
         device: torch.device,
         gang: Gang,
-        seed: Sequence[str | int] = (),
     ) -> None:
-        """`seed`: what names the stage to `derive_seed`."""
+        train, seed = task.train, (task.experiment.seed, "stage", task.name)
         # Ranks that hold the same weights must round them the same way; those that hold parts draw for their own.
         rank = ("rank", gang.rank) if gang.shards else ()
-        self.optimizer = build_optimizer(train.optimizer, path.parameters, (*seed, *rank))
+        self._tiered: TieredOptimizer | None = None
+        if task.tiers.updates_on_host:
+            self._tiered = TieredOptimizer(train.optimizer, path.parameters, seed, task.tiers, device)
+        self.optimizer = self._tiered or build_optimizer(train.optimizer, path.parameters, (*seed, *rank))
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
         self._train, self._path, self._domain, self._device, self._gang = train, path, domain, device, gang
         self._forward: Callable[..., Any] = torch.compile(path.module) if train.compile else path.module
@@ -112,12 +116,25 @@ class StageStep:
             self._gradients.finish()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        if self._tiered is not None:
+            self._tiered.gather()
         if self._train.clip is not None:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self._path.parameters, self._train.clip)
+            torch.nn.utils.clip_grad_norm_(self._updated(), self._train.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def between_updates(self) -> bool:
+        """Whether no gradient of a step that is not over is there."""
+        if self._tiered is not None:
+            return not self._tiered.gathering
+        return all(parameter.grad is None for parameter in self._path.parameters)
+
+    def _updated(self) -> list[nn.Parameter]:
+        """What is updated, in the order of the path: its parameters, or copies of them elsewhere."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def swallowed(self) -> float | None:
         """Tell which share of the updates rounding to bfloat16 took, over all ranks and the steps that were measured;
@@ -141,6 +158,8 @@ class StageStep:
         """Take the hooks off the parameters again."""
         if self._gradients is not None:
             self._gradients.close()
+        if self._tiered is not None:
+            self._tiered.close()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -159,6 +178,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) ->
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: dict[str, torch.Tensor]) -> None:
     """Put back the state of every named parameter found in `tensors`; others keep a fresh state."""
+    if isinstance(optimizer, TieredOptimizer):
+        optimizer.restore(names, tensors)
+        return
     state: dict[int, dict[str, torch.Tensor | int]] = {}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, (name, parameter) in enumerate(zip(names, parameters, strict=True)):
@@ -179,6 +201,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], te
             if isinstance(value, torch.Tensor):
                 alike = value.shape == parameter.shape
                 values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value) if alike else value.clone()
+    if isinstance(optimizer, torch.optim.SGD) and state:
+        # Its fused step takes all buffers or none. Zeros give in the first step what none gives.
+        for parameter in parameters:
+            if optimizer.param_groups[0]["momentum"] and "momentum_buffer" not in optimizer.state[parameter]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _plain(value: torch.Tensor) -> torch.Tensor | int:

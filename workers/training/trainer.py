@@ -91,8 +91,7 @@ class StageTrainer:
         rank = () if self.gang.leads else ("rank", self.gang.rank)
         torch.manual_seed(derive_seed(task.experiment.seed, "stage", task.name, *rank))
         self.path = StagePath(task, self.domain, self.weights, self.device, self.gang)
-        seed = (task.experiment.seed, "stage", task.name)
-        self.step = StageStep(self.train, self.path, self.domain, self.device, self.gang, seed)
+        self.step = StageStep(task, self.path, self.domain, self.device, self.gang)
         self.inputs = StageInputs(
             task, parents, environment, self.domain, self.weights, made=Made(attempt), production=production
         )
@@ -221,8 +220,7 @@ class StageTrainer:
             yield
         except Interrupted as stop:
             reached = epoch.sums.read()
-            between = all(parameter.grad is None for parameter in self.path.parameters)
-            if stop.details.get("waiting") and between and math.isfinite(reached[0]):
+            if stop.details.get("waiting") and self.step.between_updates and math.isfinite(reached[0]):
                 self._save(reached, epoch.clock, at_once=True)
             raise
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from cache_store.storage.open import is_private
 from cache_store.suggest import did_you_mean
 from orchestrator.config.rules import gangs
-from orchestrator.config.schema import Config, Regime, validate
+from orchestrator.config.schema import Config, Regime, training_of, validate
 from orchestrator.config.yaml_loader import KeyPath
 from orchestrator.regimes.stages import Stage
 from orchestrator.regimes.table import REGIMES, kinds_that
@@ -62,7 +62,7 @@ def trainings(config: Config, regime: Regime) -> Iterator[Finding]:
         yield locate(config, regime.name, "training", *keys), message
     for stage, own in config.regimes[regime.name].stages.items():
         try:
-            spec = validate(TrainSpec, regime.stages[stage])
+            spec = validate(TrainSpec, training_of(regime.stages[stage]))
         except ValidationError:
             continue
         for keys, message in training(config, spec):

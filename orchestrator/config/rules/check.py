@@ -18,6 +18,7 @@ from orchestrator.config.messages import validated
 from orchestrator.config.precision import settle
 from orchestrator.config.rules import base, gangs, models
 from orchestrator.config.schema import (
+    MEMORY,
     OVERRIDES,
     Config,
     Regime,
@@ -26,6 +27,7 @@ from orchestrator.config.schema import (
     fill_in,
     merge,
     plain,
+    training_of,
     validate,
 )
 from orchestrator.config.yaml_loader import Document, KeyPath, Problem, raise_problems
@@ -33,6 +35,7 @@ from workers.domains.planning import AnyData
 from workers.models.base import Finding
 from workers.models.registry import DEFAULT
 from workers.specs.experiment import TrainSpec
+from workers.specs.memory import MemorySpec
 
 
 @dataclass(frozen=True)
@@ -154,9 +157,14 @@ def _resolve_regimes(config: Config, findings: list[Finding]) -> dict[str, Regim
             values[key] = validated(kind, merged, (*prefix, key), findings)
         stages: dict[str, Any] = {}
         for stage, override in own.stages.items():
-            merged = merge(plain(values["training"]), override)
-            value = validated(TrainSpec, merged, (*prefix, "stages", stage), findings)
+            at: KeyPath = (*prefix, "stages", stage)
+            merged = merge(plain(values["training"]), training_of(override))
+            value = validated(TrainSpec, merged, at, findings)
             stages[stage] = plain(value) if value is not None else {}
+            if MEMORY in override:
+                merged = merge(plain(values["memory"]), override[MEMORY])
+                memory = validated(MemorySpec, merged, (*at, MEMORY), findings)
+                stages[stage][MEMORY] = plain(memory) if memory is not None else {}
         refusal = config.family.traits.can.head_convs
         if own.head_convs is not None and refusal is not None:
             findings.append(((*prefix, "head_convs"), refusal))

@@ -70,6 +70,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "orchestrator.config.schema.Regime.stages",
         "orchestrator.config.schema.config_of",
         "orchestrator.config.schema.fill_in",
+        "orchestrator.config.schema.training_of",
         "orchestrator.config.yaml_loader.Document.data",
         "workers.domains.planning.DomainPlanning.training",
         "workers.models.base.ModelFamily.regime_settings",

@@ -141,18 +141,92 @@ def share_of(sums: Iterable[tuple[float, float]]) -> float | None:
     return min(1.0, max(0.0, 1.0 - arrived / meant)) if meant > 0 else None
 
 
+#: A parameter's state, by the names of its optimizer, and the settings of its group, as torch keeps them.
+ParameterState = dict[str, Any]
+ParameterGroup = Mapping[str, Any]
+#: Makes zeros like a tensor, of a type.
+Zeros = Callable[[Tensor, torch.dtype], Tensor]
+
+
+def zeros_beside(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zeros of this type where a tensor is, laid out as it is."""
+    return torch.zeros_like(tensor, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which numbers a slice holds: parameter, step counted from 1, and the first of them in the parameter's memory."""
+
+    index: int
+    step: int
+    begin: int = 0
+
+
+class LowPrecisionUpdates:
+    """The rules of AdamW or SGD for weights in bfloat16, on pieces of parameters (float32 ones are updated as they
+    are)."""
+
+    def __init__(self, spec: OptimizerSpec, device: torch.device, seed: Sequence[str | int]) -> None:
+        """`device`: where updates are computed. `seed`: what names the stage (and, of sharded parameters, the rank) to
+        `derive_seed`."""
+        self._rule, self._rounding, self._seed = rule_of(spec), spec.rounding, tuple(seed)
+        self._size = slice_size(kind_of(device))
+        self._draws = Draws(device, self._size) if spec.rounding == "stochastic" else None
+        self.swallowed = Swallowed(device)
+
+    def fresh(self, parameter: Tensor, zeros: Zeros = zeros_beside) -> ParameterState:
+        """Make the state of a parameter before its first step."""
+        exact = self._rounding == "compensated" and parameter.dtype != torch.float32
+        kind = torch.float32 if exact else parameter.dtype
+        moments: ParameterState = {name: zeros(parameter, kind) for name in self._rule.moments}
+        if exact:
+            moments["compensation"] = zeros(parameter, parameter.dtype)
+        # A plain count: a tensor on the device would be waited for at every step.
+        return {"step": 0, **moments}
+
+    def change(
+        self, weights: Tensor, gradients: Tensor, state: ParameterState, group: ParameterGroup, place: Place
+    ) -> None:
+        """Take a step in place. `weights`, `gradients` and the tensors of `state`: (N,), in the order of memory."""
+        moments = [state[name] for name in self._rule.moments]
+        errors: Tensor | None = state.get("compensation")
+        for begin in range(0, weights.numel(), self._size):
+            part = slice(begin, begin + self._size)
+            weight, error = weights[part], None if errors is None else errors[part]
+            exact = weight.float() if error is None else weight.float().add_(error)
+            before = exact.clone() if weight.dtype != torch.float32 and place.step % MEASURE_EVERY == 1 else None
+            low = [moment[part] for moment in moments]
+            moving = [moment.float() for moment in low]
+            self._rule.update(exact, gradients[part].float(), moving, group, place.step)
+            meant = None if before is None else exact - before
+            self._store([exact, *moving], [weight, *low], error, Place(place.index, place.step, place.begin + begin))
+            if before is not None and meant is not None:
+                now = weight.float() if error is None else weight.float().add_(error)
+                self.swallowed.add(meant, now - before)
+
+    def _store(self, values: Sequence[Tensor], targets: Sequence[Tensor], error: Tensor | None, place: Place) -> None:
+        """Put the weight and its moments (float32) where they are kept."""
+        if targets[0].dtype == torch.float32:
+            return  # changed in place
+        if self._draws is not None:
+            for pair in range(0, len(values), 2):
+                key = derive_seed(*self._seed, "rounding", place.step, place.index, pair)
+                store_pair(values[pair : pair + 2], targets[pair : pair + 2], self._draws, key, place.begin)
+            return
+        for value, target in zip(values, targets, strict=True):
+            target.copy_(value)
+        if error is not None:
+            error.copy_(values[0] - targets[0])
+
+
 class LowPrecisionOptimizer(torch.optim.Optimizer):
     """AdamW or SGD over parameters in bfloat16 (float32 ones among them are updated as they are)."""
 
     def __init__(self, spec: OptimizerSpec, parameters: Iterable[nn.Parameter], seed: Sequence[str | int]) -> None:
         """`seed`: what names the stage (and, of sharded parameters, the rank) to `derive_seed`."""
-        settings = {"lr": spec.lr, "weight_decay": spec.weight_decay, "betas": spec.betas, "eps": spec.eps}
-        super().__init__(list(parameters), {**settings, "momentum": spec.momentum, "nesterov": spec.nesterov})
-        self._rule, self._rounding, self._seed = rule_of(spec), spec.rounding, tuple(seed)
-        device = self.param_groups[0]["params"][0].device
-        self._size = slice_size(kind_of(device))
-        self._draws = Draws(device, self._size) if spec.rounding == "stochastic" else None
-        self.swallowed = Swallowed(device)
+        super().__init__(list(parameters), dict(settings_of(spec)))
+        self._updates = LowPrecisionUpdates(spec, self.param_groups[0]["params"][0].device, seed)
+        self.swallowed = self._updates.swallowed
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -168,8 +242,12 @@ class LowPrecisionOptimizer(torch.optim.Optimizer):
             if parameter.grad is None:
                 continue
             if not self.state[parameter]:
-                self.state[parameter] = self._fresh(parameter)
-            self._change(index, parameter, self.state[parameter], group)
+                self.state[parameter] = self._updates.fresh(parameter)
+            state = self.state[parameter]
+            state["step"] += 1
+            weights, gradients = in_memory_order(held(parameter)), in_memory_order(gradient_of(parameter))
+            place = Place(index, int(state["step"]))
+            self._updates.change(weights, gradients, flat_state(state), group, place)
         return None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -179,53 +257,19 @@ class LowPrecisionOptimizer(torch.optim.Optimizer):
         for index, state in state_dict["state"].items():
             self.state[parameters[index]] = dict(state)
 
-    def _fresh(self, parameter: nn.Parameter) -> dict[str, Tensor | int]:
-        exact = self._rounding == "compensated" and parameter.dtype != torch.float32
-        kind = torch.float32 if exact else parameter.dtype
-        moments: dict[str, Tensor | int] = {
-            name: torch.zeros_like(parameter, dtype=kind) for name in self._rule.moments
-        }
-        if exact:
-            moments["compensation"] = torch.zeros_like(parameter)
-        # A plain count: a tensor on the device would be waited for at every step.
-        return {"step": 0, **moments}
 
-    def _change(self, index: int, parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
-        state["step"] += 1
-        step = int(state["step"])
-        weights, gradients = in_memory_order(held(parameter)), in_memory_order(gradient_of(parameter))
-        moments = [in_memory_order(held(state[name])) for name in self._rule.moments]
-        errors = in_memory_order(held(state["compensation"])) if "compensation" in state else None
-        for begin in range(0, weights.numel(), self._size):
-            part = slice(begin, begin + self._size)
-            weight, error = weights[part], None if errors is None else errors[part]
-            exact = weight.float() if error is None else weight.float().add_(error)
-            before = exact.clone() if weight.dtype != torch.float32 and step % MEASURE_EVERY == 1 else None
-            low = [moment[part] for moment in moments]
-            moving = [moment.float() for moment in low]
-            self._rule.update(exact, gradients[part].float(), moving, group, step)
-            meant = None if before is None else exact - before
-            self._store([exact, *moving], [weight, *low], error, (index, step, begin))
-            if before is not None and meant is not None:
-                now = weight.float() if error is None else weight.float().add_(error)
-                self.swallowed.add(meant, now - before)
+def settings_of(spec: OptimizerSpec) -> ParameterGroup:
+    """The settings of a group of parameters."""
+    settings = {"lr": spec.lr, "weight_decay": spec.weight_decay, "betas": spec.betas, "eps": spec.eps}
+    return {**settings, "momentum": spec.momentum, "nesterov": spec.nesterov}
 
-    def _store(
-        self, values: Sequence[Tensor], targets: Sequence[Tensor], error: Tensor | None, place: tuple[int, int, int]
-    ) -> None:
-        """Put the weight and its moments (float32) where they are kept. `place`: parameter, step and first number."""
-        if targets[0].dtype == torch.float32:
-            return  # changed in place
-        if self._draws is not None:
-            index, step, begin = place
-            for pair in range(0, len(values), 2):
-                key = derive_seed(*self._seed, "rounding", step, index, pair)
-                store_pair(values[pair : pair + 2], targets[pair : pair + 2], self._draws, key, begin)
-            return
-        for value, target in zip(values, targets, strict=True):
-            target.copy_(value)
-        if error is not None:
-            error.copy_(values[0] - targets[0])
+
+def flat_state(state: ParameterState) -> ParameterState:
+    """A parameter's state with its tensors as views (N,) in the order of memory."""
+    return {
+        key: in_memory_order(held(value)) if isinstance(value, Tensor) and value.ndim else value
+        for key, value in state.items()
+    }
 
 
 def store_pair(values: Sequence[Tensor], targets: Sequence[Tensor], draws: Draws, key: int, begin: int) -> None:

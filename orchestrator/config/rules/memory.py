@@ -1,0 +1,43 @@
+"""Rules about where stages keep what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from orchestrator.config.schema import MEMORY, Config, Regime
+from orchestrator.config.yaml_loader import KeyPath
+from orchestrator.regimes.stages import Stage
+from workers.models.base import Finding
+from workers.specs.experiment import TrainSpec
+from workers.specs.memory import MemorySpec
+
+
+def tiers(config: Config, regime: Regime, stages: Sequence[Stage]) -> Iterator[Finding]:
+    """Check for every stage that its tiers go together with each other, with its training and with its devices."""
+    found: dict[KeyPath, str] = {}
+    for stage in stages:
+        memory, train = regime.stage_memory(stage), regime.stage_training(stage)
+        for key, message in _problems(config, regime, train, memory):
+            found.setdefault(_written(config, regime, stage, key), message)
+    yield from found.items()
+
+
+def _problems(config: Config, regime: Regime, train: TrainSpec, memory: MemorySpec) -> Iterator[tuple[str, str]]:
+    """(key of `memory`, message)."""
+    if config.resources.gang.size is not None and memory.updates_on_host:
+        yield (
+            "optimizer",
+            f"{memory.optimizer}: not in a gang, whose ranks share states by resources.gang.strategy fsdp2; "
+            "allowed there: device",
+        )
+
+
+def _written(config: Config, regime: Regime, stage: Stage, key: str) -> KeyPath:
+    """Where a setting of a stage's memory was written."""
+    own = config.regimes[regime.name]
+    for name in (stage.name, stage.group):
+        override: Any = own.stages.get(name, {}).get(MEMORY, {})
+        if key in override:
+            return ("regimes", regime.name, "stages", name, MEMORY, key)
+    return ("regimes", regime.name, MEMORY, key) if key in own.memory else (MEMORY, key)

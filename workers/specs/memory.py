@@ -1,0 +1,42 @@
+"""Where a stage keeps what it holds: the section `memory` of a configuration and a field of a stage's task. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+#: A section as JSON values.
+Json = Mapping[str, Any]
+#: Beside the device, nearest first. What is computed there is the same in all of them.
+Tier = Literal["device", "host"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySpec:
+    """Where stages keep what the device need not hold all the time. Every key may also stand in `memory` of a regime,
+    and in `memory` of one of its `stages`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    #: The optimizer's state. host: in the host's memory, where updates are computed too; gradients leave the device
+    #: during the backward pass, and weights come back.
+    optimizer: Tier = "device"
+
+    @property
+    def updates_on_host(self) -> bool:
+        """Whether updates are computed on the host: where the optimizer's state is."""
+        return self.optimizer != "device"
+
+
+#: What a task that says nothing means.
+ON_DEVICE = MemorySpec()
+
+
+def arithmetic(memory: Json) -> Json:
+    """Select what decides a result out of a `MemorySpec` as JSON: where updates are computed and in which types. Which
+    memory beside the device holds a tensor does not. Empty where everything is as without the section."""
+    found: dict[str, Any] = {}
+    if memory.get("optimizer", "device") != "device":
+        found["updates"] = "host"
+    return found

@@ -1,0 +1,148 @@
+"""The optimizer of a stage whose states, or whose weights in full, lie elsewhere than the weights it computes with.
+
+Updates are computed where the states are, on copies of the weights there, so that weights need not leave the device for
+every update (Ren et al., 2021, ZeRO-Offload, arXiv 2101.06840). Where a weight would be its own copy there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+
+from workers.device import is_host
+from workers.specs.experiment import OptimizerSpec
+from workers.specs.memory import MemorySpec
+from workers.training.tiers.gradients import Carrier, DirectCarrier, LeavingGradients
+from workers.training.tiers.places import HostPlace
+from workers.training.tiers.steppers import pieces, stepper_of
+from workers.training.tiers.uploads import DirectUploads, Uploads
+from workers.training.updates.low_precision import Swallowed, in_memory_order, settings_of
+
+
+class TieredOptimizer(torch.optim.Optimizer):
+    """Updates parameters of a device by states that lie where `memory` says. Its own parameters (`param_groups`) are
+    the copies that are updated, in the order of those it is made for; they have their gradients between `gather` and
+    `zero_grad`."""
+
+    def __init__(
+        self,
+        spec: OptimizerSpec,
+        parameters: Sequence[nn.Parameter],
+        seed: Sequence[str | int],
+        memory: MemorySpec,
+        device: torch.device,
+    ) -> None:
+        """`seed`: as for `build_optimizer`. `device`: where `parameters` are."""
+        self._parameters = list(parameters)
+        self._direct = is_host(device)
+        place = HostPlace(device)
+        self._copies = [parameter if self._direct else _copy(parameter, place) for parameter in parameters]
+        super().__init__(self._copies, dict(settings_of(spec)))
+        self._stepper = stepper_of(spec, self._copies, seed)
+        self.swallowed: Swallowed | None = self._stepper.swallowed
+        for copy in self._copies:
+            self.state[copy] = self._stepper.fresh(copy, place.zeros)
+        self._gradients = LeavingGradients(self._parameters, self._copies, place, _carrier(device))
+        self._uploads = _uploads(device)
+        self.take_weights()
+
+    @torch.no_grad()
+    def take_weights(self) -> None:
+        """Let the copies be what the parameters are now, after these were changed by anything but an update."""
+        for parameter, copy in self._apart():
+            in_memory_order(copy.detach()).copy_(in_memory_order(parameter.detach()))
+
+    @property
+    def gathering(self) -> bool:
+        """Whether there are gradients of a step that is not over."""
+        return self._gradients.any or any(copy.grad is not None for copy in self._copies)
+
+    def gather(self) -> None:
+        """Give the copies the gradients of the step, when all have arrived: before anything looks at them."""
+        self._gradients.finish()
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Change every parameter that has a gradient, one after the other: each goes to the device while the next one
+        is updated."""
+        if closure is not None:
+            raise TypeError("a closure is not supported: gradients are there before the step")
+        self._uploads.begin()
+        (group,) = self.param_groups
+        for index, (parameter, copy) in enumerate(zip(self._parameters, self._copies, strict=True)):
+            if copy.grad is None:
+                continue
+            weights = in_memory_order(parameter.detach())
+            updated = in_memory_order(copy.detach())
+            for part in self._stepper.update(index, copy, self.state[copy], group):
+                if copy is not parameter:
+                    self._uploads.send(updated[part], weights[part])
+        self._uploads.finish()
+        return None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Begin a step without gradients."""
+        super().zero_grad(set_to_none)
+        self._gradients.clear()
+
+    @torch.no_grad()
+    def restore(self, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+        """Take over the state of every parameter that `tensors` names `<parameter>//<key>`, in place; others keep
+        theirs."""
+        for name, copy in zip(names, self._copies, strict=True):
+            state = self.state[copy]
+            for key, value in state.items():
+                found = tensors.get(f"{name}//{key}")
+                if found is None:
+                    continue
+                if not isinstance(value, Tensor):
+                    state[key] = int(found)
+                elif value.ndim == 0:
+                    value.copy_(found)
+                else:
+                    _fill(value, found)
+        self.take_weights()
+
+    def close(self) -> None:
+        """Take the hooks off the parameters again."""
+        self._gradients.close()
+
+    def _apart(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        return [pair for pair in zip(self._parameters, self._copies, strict=True) if pair[0] is not pair[1]]
+
+
+def _copy(parameter: nn.Parameter, place: HostPlace) -> nn.Parameter:
+    return nn.Parameter(place.zeros(parameter, parameter.dtype), requires_grad=False)
+
+
+def _carrier(device: torch.device) -> Carrier:
+    if device.type != "cuda":
+        return DirectCarrier()
+    from workers.training.tiers.cuda import CudaCarrier
+
+    return CudaCarrier(device)
+
+
+def _uploads(device: torch.device) -> Uploads:
+    if device.type != "cuda":
+        return DirectUploads()
+    from workers.training.tiers.cuda import CudaUploads
+
+    return CudaUploads(device)
+
+
+def _fill(target: Tensor, values: Tensor) -> None:
+    """Copy piece by piece, in the target's order of memory: neither need be in memory at once."""
+    if values.stride() != target.stride():
+        target.copy_(values)
+        return
+    flat, source = in_memory_order(target), in_memory_order(values)
+    for part in pieces(len(flat)):
+        flat[part] = source[part]
