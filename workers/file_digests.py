@@ -23,6 +23,7 @@ from pathlib import Path
 from cache_store.errors import ConfigError, CorruptRecord, SegpropError
 from cache_store.records.record_io import read_local
 from cache_store.storage.durable import write_atomically
+from workers.user_cache import user_cache
 
 _log = logging.getLogger("segprop.files")
 
@@ -147,8 +148,7 @@ class _Memory:
     """State of a file (or of the small files of a folder) -> its digest, on this machine. Damaged: empty."""
 
     def __init__(self) -> None:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        self._path = Path(home, "segprop", "digests.json")
+        self._path = user_cache("digests.json")
         self._used: dict[str, str] = {}
         self._new = False
         self._known = self._load()

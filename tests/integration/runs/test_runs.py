@@ -292,7 +292,10 @@ def test_a_diverging_regime_fails_by_name_and_the_others_finish(
 ) -> None:
     config = write_config(
         tmp_path,
-        {"regimes": {"e2e": {"training": {"optimizer": {"lr": 1e6, "weight_decay": 1e30}}}, "segprop": {}}, "training.epochs": 1},
+        {
+            "regimes": {"e2e": {"training": {"optimizer": {"lr": 1e6, "weight_decay": 1e30}}}, "segprop": {}},
+            "training.epochs": 1,
+        },
     )
     assert run(config) == 1
     summary = summary_of(tmp_path / "run")

@@ -41,6 +41,7 @@ ORDER = {
         "device tensor_files",
         "judge",
         "control file_digests overlap specs seeds update_slices versions",
+        "user_cache",
     ),
     "cache_store": (
         "audit",
@@ -54,7 +55,7 @@ ORDER = {
 #: Inside the language models, whose package says what each is: a line may import what stands in it or below it.
 LANGUAGE_MODELS = (
     "family survey",
-    "inspect training",
+    "inspect remembered training",
     "trials",
     "pretrained",
     "memory",

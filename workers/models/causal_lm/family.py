@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,7 +28,9 @@ from workers.models.base import (
 )
 from workers.models.causal_lm import memory
 from workers.models.causal_lm.outline import LMOutline, LMPartOutline, lm_chain
+from workers.models.causal_lm.remembered import Answer, remembered_outline
 from workers.models.causal_lm.tie import ties
+from workers.specs.as_json import to_json
 from workers.specs.experiment import MOST_SWALLOWED, ImageSpec, TrainSpec
 from workers.specs.export_files import FACTS, TRAINED_QUESTIONS
 from workers.specs.language import CausalLMSpec, TextSpec
@@ -73,10 +75,7 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
     libraries = ("torch", "transformers")
 
     def inspect(self, model: CausalLMSpec) -> LMOutline:
-        # Loads torch and transformers: only they know every architecture.
-        from workers.models.causal_lm.inspect import inspect
-
-        return inspect(model)
+        return remembered_outline(model, _look)
 
     def outline(self, model: CausalLMSpec, found: LMOutline | None, sample: Shape, classes: int) -> ChainOutline:
         return lm_chain(expect(LMOutline, found), sample[0])
@@ -216,6 +215,13 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
         write_folder(expect(CausalLMSpec, export.model), export.states, {**export.companions, FACTS: facts}, target)
 
 
+def _look(model: CausalLMSpec) -> LMOutline:
+    """Look at a model anew. Loads torch and transformers: only they know every architecture."""
+    from workers.models.causal_lm.inspect import inspect
+
+    return inspect(model)
+
+
 def trains_router(language: LMOutline, stage: StageTraining) -> bool:
     """Tell whether a stage trains what chooses experts: the router, or an adapter on it."""
     lora = stage.train.lora
@@ -254,9 +260,14 @@ def _isolation(model: CausalLMSpec, found: LMOutline, data: TextSpec) -> Iterato
 
     if not data_is_packed(data) or not data.isolate:
         return
-    from workers.models.causal_lm.trials.isolation import keeps_documents_apart
 
-    if not keeps_documents_apart(replace(model, config=dict(found.config))):
+    def tried() -> bool:
+        from workers.models.causal_lm.trials.isolation import keeps_documents_apart
+
+        return keeps_documents_apart(replace(model, config=dict(found.config)))
+
+    alone = CAUSAL_LM.architecture(model, found)
+    if not _asked(model, "isolates", {"model": to_json(alone)}, tried):
         yield (
             ("data", "isolate"),
             f"true: {found.config.get('model_type')} with model.attention {model.attention} does not keep packed "
@@ -274,11 +285,25 @@ def _tokenizer(model: CausalLMSpec, found: LMOutline, data: TextSpec) -> Iterato
         if model.path is None:
             yield ("model", "tokenizer"), "none given; random weights need one: a folder, a hub id, or bytes"
         return
-    try:
-        TEXT_FORMATS[data.name].encoder(load_tokenizer(replace(model, config=dict(found.config))))
-    except ConfigError as error:
-        key, _, message = error.message.partition(": ")
-        yield tuple(key.split(".")), message
+    problem: list[Finding] = []
+
+    def fits() -> bool:
+        try:
+            TEXT_FORMATS[data.name].encoder(load_tokenizer(replace(model, config=dict(found.config))))
+        except ConfigError as error:
+            key, _, message = error.message.partition(": ")
+            problem.append((tuple(key.split(".")), message))
+        return not problem
+
+    decides = {"data": data.name, "tokenizer": found.files.tokenizer, "config": dict(found.config)}
+    # Without a digest it cannot be read.
+    _ = fits() if found.files.tokenizer is None else _asked(model, "encodes", decides, fits)
+    yield from problem
+
+
+def _asked(model: CausalLMSpec, question: str, decides: dict[str, Any], ask: Callable[[], bool]) -> bool:
+    """Ask, unless the answer is known to be yes."""
+    return ask() if model.trust_remote_code else Answer(question, decides).holds(ask)
 
 
 CAUSAL_LM = CausalLMFamily()

@@ -16,7 +16,7 @@ from workers.models.causal_lm.outline import LMOutline, PartFacts
 from workers.models.causal_lm.pretrained.checkpoint import Checkpoint, weights_digest
 from workers.models.causal_lm.pretrained.configs import kept_layers, whole_config
 from workers.models.causal_lm.pretrained.identity import file_digests
-from workers.models.causal_lm.pretrained.locate import Located, locate
+from workers.models.causal_lm.pretrained.locate import PICKLES, Located, locate
 from workers.models.causal_lm.pretrained.numbering import check_numbering
 from workers.models.causal_lm.pretrained.safetensors_files import weight_files
 from workers.models.causal_lm.trials.verify import verify_chain
@@ -77,7 +77,7 @@ def _has_weights(located: Located) -> bool:
     """A folder with a config.json alone can be planned for, not trained."""
     if located.gguf is not None or located.commit is not None:
         return True
-    pickles = any(any(located.folder.glob(pattern)) for pattern in ("*.bin", "*.pt", "*.pth"))
+    pickles = any(any(located.folder.glob(pattern)) for pattern in PICKLES)
     return pickles or bool(weight_files(located.folder))
 
 

@@ -9,7 +9,7 @@ rotary embeddings) are nobody's activations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,7 +99,7 @@ class LMOutline:
     weights_digest: str | None
     has_weights: bool
     #: `embed`, `layer0` …, `head`.
-    parts: dict[str, PartFacts]
+    parts: Mapping[str, PartFacts]
     files: FileDigests
 
     @property

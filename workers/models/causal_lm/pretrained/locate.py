@@ -32,6 +32,8 @@ COMPANIONS = (
 )
 INDEX = "model.safetensors.index.json"
 WEIGHTS = ("*.safetensors", INDEX)
+#: Weights that are never read; that they are there is noticed.
+PICKLES = ("*.bin", "*.pt", "*.pth")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -55,7 +57,7 @@ def locate(spec: CausalLMSpec, weights: bool) -> Located | None:
     folder = Path(spec.path).expanduser()
     commit = None
     if not folder.is_dir():
-        folder, commit = _from_hub(spec.path, spec.revision, _wanted(spec, weights))
+        folder, commit = _from_hub(spec.path, spec.revision, wanted(spec, weights))
     gguf = None
     if spec.gguf is not None:
         gguf = folder / spec.gguf
@@ -66,7 +68,8 @@ def locate(spec: CausalLMSpec, weights: bool) -> Located | None:
     return Located(folder, commit, gguf)
 
 
-def _wanted(spec: CausalLMSpec, weights: bool) -> list[str]:
+def wanted(spec: CausalLMSpec, weights: bool) -> list[str]:
+    """Name the files of a model that are looked at, with its weights or without, as patterns (fnmatch)."""
     patterns = ["config.json", *COMPANIONS]
     if spec.trust_remote_code:
         patterns.append("*.py")

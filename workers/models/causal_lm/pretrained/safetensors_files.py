@@ -11,10 +11,9 @@ from torch import Tensor
 
 from cache_store.errors import first_line
 from workers.models.causal_lm.errors import refuse
-from workers.models.causal_lm.pretrained.locate import INDEX
+from workers.models.causal_lm.pretrained.locate import INDEX, PICKLES
 
 SINGLE = "model.safetensors"
-_PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
 class SafetensorsFiles:
@@ -88,7 +87,7 @@ def _files(folder: Path) -> list[Path]:
             raise refuse(f"{path} is missing, although {INDEX} names it", "model.path", value=str(path))
     if found:
         return found
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
         raise refuse(
             f"{folder} has weights only as {pickles[0]}, which is pickle and is never loaded here; convert it, e.g. "
