@@ -38,6 +38,7 @@ from workers.specs.tasks import StageTask
 from workers.training.batches import MicroBatch
 from workers.training.optimizer import StageStep
 from workers.training.stage_path import StagePath
+from workers.weights import frozen_path
 
 _HOST = torch.device("cpu")
 
@@ -120,8 +121,8 @@ class _Shapes:
     def state(self, part: str) -> State:
         return dict(self.build(part).state_dict())
 
-    def build(self, part: str) -> nn.Module:
-        return self._domain.build_part(part, _HOST)
+    def build(self, part: str, device: torch.device | None = None) -> nn.Module:
+        return self._domain.build_part(part, _HOST if device is None else device)
 
 
 def trace_stage(task: StageTask, sample: Shape, device: str = "cuda") -> TracedMemory:
@@ -210,7 +211,7 @@ def _prefix(task: StageTask, weights: _Shapes) -> ModulePath | None:
     if task.source != "recompute":
         return None
     blocks = [name for hop in task.stored_boundary.hops for name in hop]
-    return ModulePath({name: weights.build(name) for name in blocks}, trained=())
+    return frozen_path(weights, blocks, _HOST, tier=task.tiers.frozen)
 
 
 def _steps(task: StageTask, domain: Domain, step: StageStep, prefix: ModulePath | None, batch: Batch) -> None:

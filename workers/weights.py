@@ -13,8 +13,11 @@ from cache_store.errors import CorruptShard
 from cache_store.records.file_record import FileRecord
 from cache_store.records.nodes import NodeStore
 from workers import tensor_files
+from workers.device import host_beside
 from workers.domains.base import Domain
-from workers.models.chain import State, state_digest
+from workers.models.chain import ModulePath, State, state_digest
+from workers.models.host_blocks import HostBlocks
+from workers.specs.memory import Tier
 from workers.specs.orders import Parents
 from workers.specs.results import HeldParts
 
@@ -33,8 +36,8 @@ class PartSource(Protocol):
     def state(self, part: str) -> State:
         """The part's tensors on the host, keyed by the model's own names."""
 
-    def build(self, part: str) -> nn.Module:
-        """The part on the task's device with its weights."""
+    def build(self, part: str, device: torch.device | None = None) -> nn.Module:
+        """The part on the task's device, or on this one, with its weights."""
 
 
 class Weights:
@@ -76,11 +79,30 @@ class Weights:
         file = commit.read(HeldParts).file_of(part)
         return read_tensors(self._nodes, commit.files[file], self._domain.part_state_names(part))
 
-    def build(self, part: str) -> nn.Module:
-        """The part on the task's device with its weights; frozen or not is the caller's business."""
-        module = self._domain.build_part(part, self._device)
+    def build(self, part: str, device: torch.device | None = None) -> nn.Module:
+        """The part on the task's device, or on this one, with its weights; frozen or not is the caller's business."""
+        module = self._domain.build_part(part, self._device if device is None else device)
         module.load_state_dict(self.state(part), strict=True)
         return module
+
+
+def frozen_path(
+    weights: PartSource,
+    names: Iterable[str],
+    device: torch.device,
+    *,
+    tier: Tier = "device",
+    channels_last: bool = False,
+) -> ModulePath:
+    """Build parts that run frozen, one after the other. `tier`: where their weights lie."""
+    blocks = HostBlocks(device) if tier == "host" else None
+    parts: dict[str, nn.Module] = {}
+    for name in names:
+        part = weights.build(name, None if blocks is None else host_beside(device))
+        if channels_last:
+            part.to(memory_format=torch.channels_last)
+        parts[name] = part if blocks is None else blocks.add(part)
+    return ModulePath(parts, trained=(), on_host=blocks)
 
 
 def read_tensors(nodes: NodeStore, record: FileRecord, names: Iterable[str] | None = None) -> State:

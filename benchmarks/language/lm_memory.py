@@ -340,7 +340,7 @@ def case(settings: Json) -> Json:
         if bits != "full":
             quantize(part, bits, torch.bfloat16)  # type: ignore[arg-type]  # a choice of the command line
         parts[name] = part
-    path = Chain(parts, names, activation_checkpointing=kind != "stage2")
+    path = Chain(parts, names, activations="keep" if kind == "stage2" else "recompute")
     for part in parts.values():
         if rank is not None:
             add_lora(part, LoraSpec(rank=rank), seed=0)

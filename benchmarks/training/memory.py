@@ -242,7 +242,7 @@ def _path(settings: Settings) -> tuple[Any, Any, tuple[tuple[int, ...], ...]]:
                 parts["adapter"] = resnet.build_adapter(spec, size, CLASSES, index + 1, len(blocks), seed=0)
             parts["head"] = part("head")
     checkpointing = settings.case == "e2e+checkpointing"
-    path = ModulePath(parts, trained=list(parts), activation_checkpointing=checkpointing)
+    path = ModulePath(parts, trained=list(parts), activations="recompute" if checkpointing else "keep")
     before = blocks[:index] if settings.case.endswith(RECOMPUTE) else []
     prefix = ModulePath({name: part(name) for name in before}, trained=())
     return path, prefix, chain.boundaries[0 if before else index]

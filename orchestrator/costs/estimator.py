@@ -49,6 +49,7 @@ class Estimator:
             group_rows=boundary.group_rows if boundary is not None else 0,
             stored_item_bytes=stored_item,
             on_host=self.on_host,
+            memory=self.regime.stage_memory(stage),
         )
         inputs = formulas.StageInputs(
             rows=self.rows,
@@ -59,15 +60,13 @@ class Estimator:
         )
         predicted = formulas.train_estimate(parts, inputs, self.rates)
         memory = self.regime.family.stage_memory(self.regime.model, self.found, parts)
-        trained, committed = (
-            4 * predicted.trainable,
-            4 * sum(self.outline.part(name).parameters for name in stage.trained),
-        )
+        trained, away = 4 * predicted.trainable, 0 if self.on_host else formulas.away_bytes(parts)
+        committed = 4 * sum(self.outline.part(name).parameters for name in stage.trained)
         if memory is not None:
             predicted = formulas.with_memory(predicted, memory)
-            trained, committed = memory.gradients, memory.committed
+            trained, committed, away = memory.gradients, memory.committed, memory.away
         batch = train.micro * inputs.elements * inputs.item_bytes
-        return formulas.with_host(predicted, train, trained=trained, committed=committed, batch=batch)
+        return formulas.with_host(predicted, train, trained=trained, committed=committed, batch=batch, away=away)
 
     def frozen(self, parts: Sequence[PartOutline], batch_rows: int, **figures: Any) -> Estimate:
         """Predict samples going once through frozen parts; `figures` as for `formulas.frozen_estimate`."""

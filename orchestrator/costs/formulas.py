@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cache_store.formats.encodings import ENCODINGS, EncodingName
 from orchestrator.config.rates import ACTIVATION_BYTES, Rates
 from workers.domains.planning import LoadSeconds, SplitRows
-from workers.models.base import StageParts
+from workers.models.base import StageParts, two_at_a_time
 from workers.specs.experiment import TrainSpec
 
 if TYPE_CHECKING:
@@ -112,9 +112,12 @@ def _weights_bytes(parts: Sequence[PartOutline], precision: str) -> int:
 def _frozen_bytes(parts: Sequence[PartOutline], precision: str, rows: int) -> int:
     """Device memory to push `rows` samples through frozen parts: weights, and one part's input and output
     with the widest activation inside it (a residual block holds about four at a time)."""
-    item = ACTIVATION_BYTES[precision]
+    return _weights_bytes(parts, precision) + _working_bytes(parts, precision, rows)
+
+
+def _working_bytes(parts: Sequence[PartOutline], precision: str, rows: int) -> int:
     widest = max((elements(part.inputs) + 4 * elements(part.outputs) for part in parts), default=0)
-    return _weights_bytes(parts, precision) + rows * widest * item
+    return rows * widest * ACTIVATION_BYTES[precision]
 
 
 def train_estimate(stage: StageParts, inputs: StageInputs, rates: Rates) -> Estimate:
@@ -123,13 +126,18 @@ def train_estimate(stage: StageParts, inputs: StageInputs, rates: Rates) -> Esti
     trainable = sum(part.parameters for part in updated)
     optimizer = stage.train.optimizer
     copies = 2 if optimizer.name == "adamw" else 1 if optimizer.momentum else 0
+    frozen = [part for part in stage.path if part.name not in stage.trained]
     peak = (
-        _weights_bytes(stage.path, stage.train.precision)
+        _weights_bytes(updated, stage.train.precision)
+        + _lying_bytes(frozen, stage)
         + 4 * trainable * (1 + copies)
         + _activation_bytes(stage, inputs)
     )
     if stage.prefix:
-        peak += _frozen_bytes(stage.prefix, stage.train.precision, max(stage.train.micro, stage.group_rows))
+        rows = max(stage.train.micro, stage.group_rows)
+        peak += _lying_bytes(stage.prefix, stage) + _working_bytes(stage.prefix, stage.train.precision, rows)
+    if stage.on_host:
+        peak += away_bytes(stage)
     flops = _stage_flops(stage, inputs.rows)
     computing, epochs = flops / rates.flops_per_s[stage.train.precision], epochs_to_run(stage.train, inputs.rows.train)
     loading = epochs * (inputs.rows.train * inputs.load.train + inputs.rows.validation * inputs.load.evaluate)
@@ -147,15 +155,51 @@ def train_estimate(stage: StageParts, inputs: StageInputs, rates: Rates) -> Esti
     )
 
 
+def away_bytes(stage: StageParts) -> int:
+    """What a stage keeps on the host that is not needed on the device: frozen weights, and activations of a
+    micro-batch."""
+    away = 0
+    if stage.memory.frozen == "host":
+        frozen = [*(part for part in stage.path if part.name not in stage.trained), *stage.prefix]
+        away += 4 * sum(part.parameters + part.buffer_elements for part in frozen)
+    if stage.memory.activations_of(stage.train) == "host":
+        leaving = [part.saved_elements for part in _saving(stage)][:-2]
+        away += stage.train.micro * sum(leaving) * ACTIVATION_BYTES[stage.train.precision]
+    return away
+
+
 def _activation_bytes(stage: StageParts, inputs: StageInputs) -> int:
     """What the samples of one micro-batch hold on the device at the end of the forward pass."""
-    saving = _saving(stage)
-    saved = sum(part.saved_elements for part in saving)
-    if stage.train.activation_checkpointing:
-        saved = sum(elements(part.inputs) for part in saving) + max((p.saved_elements for p in saving), default=0)
+    saved = _saved_elements(stage)
     widest = max((elements(part.outputs) for part in stage.path), default=0)
     item = ACTIVATION_BYTES[stage.train.precision]
     return stage.train.micro * (saved * item + 2 * widest * item + 2 * inputs.elements * inputs.item_bytes)
+
+
+def _saved_elements(stage: StageParts) -> int:
+    """Elements of one sample that stay for the backward pass, with those of the block that runs again."""
+    saving = _saving(stage)
+    entering, whole = [elements(part.inputs) for part in saving], [part.saved_elements for part in saving]
+    match stage.memory.activations_of(stage.train):
+        case "recompute":
+            return sum(entering) + max(whole, default=0)
+        case "selective":
+            # Of a block's operations about every second one is a product or a convolution.
+            return sum(entering) + (sum(whole) + max(whole, default=0)) // 2
+        case "host":
+            return two_at_a_time(whole)
+        case "keep":
+            again = [stage.memory.frozen == "host" and part.name not in stage.trained for part in saving]
+            resting = sum(few if runs else all_ for few, all_, runs in zip(entering, whole, again, strict=True))
+            return resting + max((all_ for all_, runs in zip(whole, again, strict=True) if runs), default=0)
+
+
+def _lying_bytes(parts: Sequence[PartOutline], stage: StageParts) -> int:
+    """Device memory of the weights of frozen parts: of all, or of two at a time."""
+    precision = stage.train.precision
+    if stage.memory.frozen == "device":
+        return _weights_bytes(parts, precision)
+    return two_at_a_time([_weights_bytes([part], precision) for part in parts])
 
 
 def _stage_flops(stage: StageParts, rows: SplitRows) -> int:
@@ -163,8 +207,10 @@ def _stage_flops(stage: StageParts, rows: SplitRows) -> int:
     saving = _saving(stage)
     forward = sum(part.flops for part in (*stage.path, *stage.prefix))
     backward = sum((2 if part.name in stage.trained else 1) * part.flops for part in saving)
-    if stage.train.activation_checkpointing:
+    if stage.memory.activations_of(stage.train) == "recompute":
         backward += sum(part.flops for part in saving)
+    elif stage.memory.frozen == "host":
+        backward += sum(part.flops for part in saving if part.name not in stage.trained)
     return epochs_to_run(stage.train, rows.train) * (rows.train * (forward + backward) + rows.validation * forward)
 
 
@@ -177,19 +223,24 @@ def _saving(stage: StageParts) -> Sequence[PartOutline]:
 def with_memory(predicted: Estimate, memory: StageMemory) -> Estimate:
     """A stage's predictions with the memory that its family knows better."""
     return dataclasses.replace(
-        predicted, trainable=memory.trainable, peak_bytes=memory.peak, optimizer_bytes=memory.optimizer
+        predicted,
+        trainable=memory.trainable,
+        peak_bytes=memory.peak,
+        optimizer_bytes=memory.optimizer,
     )
 
 
-def with_host(predicted: Estimate, train: TrainSpec, *, trained: int, committed: int, batch: int) -> Estimate:
+def with_host(
+    predicted: Estimate, train: TrainSpec, *, trained: int, committed: int, batch: int, away: int = 0
+) -> Estimate:
     """A stage's predictions with what it takes beside the device. Bytes: `trained` of what is updated, `committed` of
-    the
-    parts that it belongs to, `batch` of a micro-batch as it is read."""
+    the parts that it belongs to, `batch` of a micro-batch as it is read, `away` of what lies there in place of the
+    device."""
     best = trained if train.commit == "best" and train.epochs > 1 else 0
     checkpoint = trained + predicted.optimizer_bytes + best
     return dataclasses.replace(
         predicted,
-        host_bytes=best + CHECKPOINT_BUFFER + WAITING_BATCHES * batch,
+        host_bytes=best + CHECKPOINT_BUFFER + WAITING_BATCHES * batch + away,
         disk_bytes=CHECKPOINTS * checkpoint + committed,
     )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from workers.specs.experiment import ImageSpec, TrainSpec
 from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.memory import ON_DEVICE, MemorySpec
 from workers.specs.model import FileDigests, ModelSpec
 from workers.specs.results import PartRecord
 
@@ -101,6 +102,8 @@ class StageMemory:
     peak: int
     #: Weights of the parts that the stage commits.
     committed: int
+    #: What lies on the host in place of the device: frozen weights and activations.
+    away: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,13 @@ class StageParts:
     stored_item_bytes: int | None = None
     #: The device is the host.
     on_host: bool = False
+    #: Where the stage keeps what it holds.
+    memory: MemorySpec = ON_DEVICE
+
+
+def two_at_a_time(sizes: Sequence[int]) -> int:
+    """Most bytes on the device of blocks that come one after the other, each while the one before it computes."""
+    return max((sum(sizes[index : index + 2]) for index in range(len(sizes))), default=0)
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from cache_store.records.nodes import Attempt
 from workers import tensor_files
 from workers.distributed.sharded import gathered, held
+from workers.models.host_blocks import HostBlock, HostBlocks, carries_gradient
+from workers.models.saved_activations import KEEPING
+from workers.specs.memory import Activations
 from workers.specs.results import PartRecord
 
 Boundary = tuple[Tensor, ...]
@@ -33,12 +34,15 @@ class ModulePath(nn.Module):
         parts: Mapping[str, nn.Module],
         trained: Collection[str],
         *,
-        activation_checkpointing: bool = False,
+        activations: Activations = "keep",
+        on_host: HostBlocks | None = None,
     ) -> None:
+        """`on_host`: the parts whose weights lie on the host, where there are some; all of them frozen."""
         super().__init__()
         self.parts = nn.ModuleDict(parts)
         self.trained = frozenset(trained)
-        self.activation_checkpointing = activation_checkpointing
+        self._on_host = on_host
+        self._keeping = KEEPING[activations](list(parts.values()))
         for name, part in self.parts.items():
             for parameter in part.parameters():
                 # Packed matrices are integers.
@@ -53,14 +57,26 @@ class ModulePath(nn.Module):
         return self
 
     def forward(self, boundary: Boundary, context: Any = None) -> Any:
-        value: Any = boundary
         beside = () if context is None else (context,)
-        for part in self.parts.values():
-            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-                # Non-re-entrant: the re-entrant kind silently drops gradients when its inputs are frozen.
-                value = checkpoint(part, value, *beside, use_reentrant=False, context_fn=_recompute_contexts(part))
-            else:
+        if self._on_host is not None:
+            self._on_host.begin()
+        if not (self.training and torch.is_grad_enabled()):
+            value: Any = boundary
+            for part in self.parts.values():
                 value = part(value, *beside)
+            return value
+        return self._forward_for_backward(boundary, context, beside)
+
+    def _forward_for_backward(self, boundary: Boundary, context: Any, beside: tuple[Any, ...]) -> Any:
+        value: Any = boundary
+        self._keeping.begin(boundary, context)
+        for part in self.parts.values():
+            if isinstance(part, HostBlock) and carries_gradient(value):
+                # Its weights are not kept until the backward pass.
+                value = self._keeping.run_again(part, value, beside, part.bring_for_both)
+            else:
+                value = self._keeping.run(part, value, beside)
+        self._keeping.end()
         return value
 
     def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -83,28 +99,6 @@ class ModulePath(nn.Module):
             for key, parameter in part.named_parameters()
             if parameter.requires_grad
         ]
-
-
-def _recompute_contexts(
-    part: nn.Module,
-) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
-    return lambda: (nullcontext(), _batch_norm_held(part))
-
-
-@contextmanager
-def _batch_norm_held(part: nn.Module) -> Iterator[None]:
-    """Recomputing a forward pass must not update BatchNorm's running statistics a second time."""
-    norms = [m for m in part.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.sub_(1)
 
 
 def state_digest(state: Mapping[str, Tensor]) -> str:

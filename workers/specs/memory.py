@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from workers.specs.experiment import TrainSpec
 
 #: A section as JSON values.
 Json = Mapping[str, Any]
+#: What happens to activations between forward and backward pass.
+Activations = Literal["keep", "recompute", "selective", "host"]
 #: Beside the device, nearest first. What is computed there is the same in all of them.
 Tier = Literal["device", "host"]
 
@@ -22,6 +27,19 @@ class MemorySpec:
     #: The optimizer's state. host: in the host's memory, where updates are computed too; gradients leave the device
     #: during the backward pass, and weights come back.
     optimizer: Tier = "device"
+    #: Frozen blocks of a stage: those between its segment and the global head, and those before it where their outputs
+    #: are computed again. host: in the host's memory; each comes to the device while the one before it computes, and in
+    #: the backward pass again, where it also runs again. Needs frozen_weights: full.
+    frozen: Literal["device", "host"] = "device"
+    #: What the backward pass needs of the forward pass. keep: all of it stays. recompute: the input of every block,
+    #: which runs again. selective: results of matrix products, convolutions and attention, too, so that only cheap
+    #: operations run again. host: all of it, in the host's memory but for two blocks at a time. null: recompute where
+    #: training.activation_checkpointing is set, else keep.
+    activations: Activations | None = None
+
+    def activations_of(self, train: TrainSpec) -> Activations:
+        """Say what happens to the activations of a stage that is trained so."""
+        return self.activations or ("recompute" if train.activation_checkpointing else "keep")
 
     @property
     def updates_on_host(self) -> bool:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from cache_store.formats.encodings import EncodingName
 from workers.specs.experiment import Experiment, ImageSpec, Precision, TrainSpec
 from workers.specs.language import CausalLMSpec, TextSpec
-from workers.specs.memory import ON_DEVICE, MemorySpec
+from workers.specs.memory import ON_DEVICE, Activations, MemorySpec
 from workers.specs.model import ModelSpec
 
 
@@ -170,6 +170,11 @@ class StageTask:
     def tiers(self) -> MemorySpec:
         """Where the stage keeps what it holds."""
         return self.memory or ON_DEVICE
+
+    @property
+    def activations(self) -> Activations:
+        """What happens to activations between the forward and the backward pass."""
+        return self.tiers.activations_of(self.train)
 
     @property
     def stored_boundary(self) -> BoundarySpec:

@@ -20,7 +20,7 @@ from workers.specs.results import SnapshotCounters
 from workers.specs.tasks import StageTask, snapshot_role
 from workers.training.batches import Inputs, RawInputs, StoredInputs, samples_of_steps, steps_per_epoch
 from workers.training.shuffle import epoch_order, order_seed, windowed_order
-from workers.weights import Weights
+from workers.weights import Weights, frozen_path
 
 SPLITS = ("train", "validation")
 
@@ -59,7 +59,7 @@ class StageInputs:
         self.prefix: ModulePath | None = None
         if task.source == "recompute":
             blocks = [name for hop in task.stored_boundary.hops for name in hop]
-            self.prefix = ModulePath({name: weights.build(name) for name in blocks}, trained=())
+            self.prefix = frozen_path(weights, blocks, environment.device, tier=task.tiers.frozen)
         self.by_split = {split: self._inputs(split) for split in SPLITS}
 
     def _inputs(self, split: str) -> Inputs:

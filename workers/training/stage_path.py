@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from workers.device import host_beside
 from workers.distributed.gang import ALONE, Gang
 from workers.distributed.sharded import gathered, held, like, mesh_of, on_host, rejoined, release, shard
 from workers.distributed.sync_batch_norm import synchronize
 from workers.domains.base import Domain
 from workers.models.chain import ModulePath, State, module_bytes
+from workers.models.host_blocks import HostBlocks
 from workers.seeds import derive_seed
 from workers.specs.tasks import StageTask
 from workers.weights import ADAPTER, AUX, PartSource
@@ -29,7 +31,11 @@ class StagePath:
         parts: dict[str, nn.Module] = {}
         sharing = set(domain.sharing_parts()) if task.tied else set()
         together = bool(sharing) and sharing <= set(task.path)
+        on_host = HostBlocks(device) if task.tiers.frozen == "host" else None
         for index, name in enumerate(task.path):
+            if on_host is not None and name not in trained | sharing:
+                parts[name] = on_host.add(self._on_host(name))
+                continue
             parts[name] = self._training_only(name, index) if name in (ADAPTER, AUX) else weights.build(name)
             if name not in trained or task.train.lora is not None:
                 # At once: a stretch of frozen matrices that only fits in 4 bits never lies there whole.
@@ -38,8 +44,7 @@ class StagePath:
             # parts that hold a tensor together: those are split as one.
             if not (together and name in sharing):
                 shard(parts[name], mesh, keep_gathered=name == task.path[-1])
-        checkpointing = task.train.activation_checkpointing
-        self.module = ModulePath(parts, trained, activation_checkpointing=checkpointing)
+        self.module = ModulePath(parts, trained, activations=task.activations, on_host=on_host)
         for name in sorted(trained):
             seed = derive_seed(task.experiment.seed, "lora", task.name, name)
             domain.prepare_training(name, parts[name], task.train, seed)
@@ -55,6 +60,11 @@ class StagePath:
         self.parameters = [parameter for _, parameter in named]
         #: Later name -> the one in `names`, of what parts of the path share.
         self.shared_names = self.module.shared_names()
+
+    def _on_host(self, name: str) -> nn.Module:
+        """Build a frozen part in the host's memory, laid out as the path is."""
+        part = self._weights.build(name, host_beside(self._device))
+        return part.to(memory_format=torch.channels_last) if self._task.train.channels_last else part
 
     def _training_only(self, name: str, index: int) -> nn.Module:
         """Make the adapter (to whatever follows it in the path) or the local head, fresh from its own seed."""

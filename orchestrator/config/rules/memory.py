@@ -31,6 +31,31 @@ def _problems(config: Config, regime: Regime, train: TrainSpec, memory: MemorySp
             f"{memory.optimizer}: not in a gang, whose ranks share states by resources.gang.strategy fsdp2; "
             "allowed there: device",
         )
+    if memory.frozen == "host" and train.frozen_weights != "full":
+        yield (
+            "frozen",
+            f"host: not with training.frozen_weights {train.frozen_weights}, whose matrices bitsandbytes packs on the "
+            "device, a few bits each; allowed there: device",
+        )
+    yield from _activation_problems(config, train, memory)
+
+
+def _activation_problems(config: Config, train: TrainSpec, memory: MemorySpec) -> Iterator[tuple[str, str]]:
+    """What else frozen blocks and activations do not go together with."""
+    kept, gang = memory.activations, config.resources.gang
+    if train.compile:
+        reason = "not with training.compile, which makes one program of a path and decides itself what it keeps"
+        if memory.frozen == "host":
+            yield "frozen", f"host: {reason}; allowed there: device"
+        if kept in ("selective", "host"):
+            yield "activations", f"{kept}: {reason}; allowed there: keep, recompute"
+    if gang.size is not None and gang.strategy == "fsdp2":
+        where = "not with resources.gang.strategy fsdp2"
+        if memory.frozen == "host":
+            yield "frozen", f"host: {where}, whose ranks hold a part of every block each; allowed there: device"
+        if kept in ("selective", "host"):
+            reason = "which gathers weights inside of blocks, among what would be counted or moved"
+            yield "activations", f"{kept}: {where}, {reason}; allowed there: keep, recompute"
 
 
 def _written(config: Config, regime: Regime, stage: Stage, key: str) -> KeyPath:

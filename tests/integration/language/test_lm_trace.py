@@ -61,6 +61,9 @@ def small(index: int, *overrides: str) -> StageTrace:
         (1, "training.lora.rank=16 training.lm_head=frozen"),
         (1, "training.lora.rank=16 training.lm_head=lora"),
         (1, "snapshots.mode=never"),
+        (1, "memory.frozen=host"),
+        (1, "snapshots.mode=never memory.frozen=host"),
+        (0, "memory.activations=selective"),
         (-1, "training.precision=fp16"),
     ],
 )

@@ -163,6 +163,7 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
             prefix=cast("Sequence[LMPartOutline]", stage.prefix),
             stored_item_bytes=stage.stored_item_bytes,
             on_host=stage.on_host,
+            memory=stage.memory,
         )
 
     def frozen_bytes(

@@ -49,7 +49,7 @@ def padded_batch() -> tuple[Tensor, Tensor, Tensor]:
 def stage(spec: CausalLMSpec, model: nn.Module, trained: set[str], train: TrainSpec) -> ModulePath:
     """A path of the whole chain that trains some of its parts, in train mode."""
     parts = build_chain(spec, model.state_dict())
-    path = ModulePath(parts, trained, activation_checkpointing=train.activation_checkpointing)
+    path = ModulePath(parts, trained, activations="recompute" if train.activation_checkpointing else "keep")
     for name in sorted(trained):
         CausalLMParts(spec).prepare_training(name, parts[name], train, seed=0)
     path.train(True)

@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.models.causal_lm.inspect import inspect
-from workers.models.causal_lm.memory import Types, _kept, _part, frozen_bytes, optimizer_bytes, stage_memory
+from workers.models.causal_lm.kept import Types, _kept
+from workers.models.causal_lm.memory import _part, frozen_bytes, optimizer_bytes, stage_memory
 from workers.models.causal_lm.network.context import Frame
 from workers.models.causal_lm.network.parts import build_part
 from workers.models.causal_lm.network.pieces import PIECE_BYTES, chunk_rows, loss_rows
 from workers.models.causal_lm.outline import LMPartOutline, lm_chain
 from workers.specs.experiment import OptimizerSpec, Precision, TrainSpec
 from workers.specs.language import CausalLMSpec, LoraSpec
+from workers.specs.memory import ON_DEVICE
 from workers.update_slices import slice_size
 
 LLAMA: dict[str, Any] = {
@@ -227,7 +229,7 @@ def test_predicted_activations_are_what_autograd_keeps(
 ) -> None:
     assert precision in get_args(Precision)
     rows = 4
-    part = _part(parts_of(config)[2], trained, training(batch_size=rows), Types.of(master, precision))
+    part = _part(parts_of(config)[2], trained, training(batch_size=rows), Types.of(master, precision), ON_DEVICE)
     predicted = _kept(part, rows * TOKENS, rows, Types.of(master, precision))
     found = kept_by_autograd(config, precision, master, trained, rows)
     assert predicted == pytest.approx(found, rel=0.15)
