@@ -34,6 +34,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(commands.app, name="cache")
+data_app = typer.Typer(help="Look at the data of a configuration.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml.")]
 OverridesArgument = Annotated[
@@ -321,6 +323,24 @@ def judge(
         allow_contaminated=allow_contaminated,
     )
     judging.table(judging.judge(folders, settings, out=out, quiet=quiet))
+
+
+@data_app.command()
+def show(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    rows: Annotated[int, typer.Option(help="Documents to show.", min=1, max=10_000)] = 3,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    tokens: Annotated[bool, typer.Option("--tokens", help="Also list the numbers of the tokens.")] = False,
+) -> None:
+    """Print the first samples as training will see them: text, tokens, and which of them the loss counts.
+
+    Trains nothing and needs no store: segprop data show configs/smollm2_segprop.yaml data.path=chats.jsonl --rows 5"""
+    from orchestrator.config.load import read_document
+    from orchestrator.runs import data_show
+
+    found = data_show.preview(read_document(config, overrides or ()), split, rows)
+    data_show.show(found, split, tokens=tokens)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -24,7 +24,12 @@ _FREE = (
 #: What may differ, too, unless it decides how many views stages see (`data.views: auto`).
 _FREE_OF_VIEWS = tuple(("snapshots", key) for key in ("mode", "costs", "budget", "retention"))
 #: Settings that older run directories do not name, and what they meant there.
-_LATER = {("snapshots", "encoding"): "plain", ("variant",): "mapped"}
+_LATER = {
+    ("snapshots", "encoding"): "plain",
+    ("variant",): "mapped",
+    ("data", "targets"): "answers",
+    ("data", "bad"): "refuse",
+}
 #: Compared regime by regime, where they are resolved.
 _BY_REGIME = ("training", "split", "snapshots", "memory", "regimes")
 

@@ -129,6 +129,7 @@ def _split_summary(part: SplitStatistics) -> SplitSummary:
         dropped=part.dropped,
         empty=part.empty,
         without_targets=part.without_targets,
+        skipped=part.skipped,
     )
 
 

@@ -277,6 +277,7 @@ class SplitSummary:
     dropped: int | None = field(default=None, metadata=OPTIONAL)
     empty: int | None = field(default=None, metadata=OPTIONAL)
     without_targets: int | None = field(default=None, metadata=OPTIONAL)
+    skipped: int | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

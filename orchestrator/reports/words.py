@@ -67,6 +67,7 @@ def _split_words(split: SplitSummary, unit: str) -> str:
     words += [f"{count:,} {what}{longest}" for count, what in ((split.cut, "cut"), (split.dropped, "dropped")) if count]
     words += [f"{split.without_targets:,} without a target"] if split.without_targets else []
     words += [f"{split.empty:,} empty"] if split.empty else []
+    words += [f"{split.skipped:,} skipped"] if split.skipped else []
     return ", ".join(words)
 
 

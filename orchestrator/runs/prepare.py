@@ -36,9 +36,11 @@ from orchestrator.plan.views import unequal_views
 from workers.domains.planning import AnyData, AnyOutline
 from workers.domains.registry import planning_of_data
 from workers.models.base import Finding
+from workers.specs.as_json import from_json
 from workers.specs.data_results import DataFigures
 from workers.specs.results import MeasuredCosts, MeasureResult
 from workers.specs.task_kinds import TASKS
+from workers.specs.tasks import DataTask
 from workers.versions import installed
 
 
@@ -179,9 +181,27 @@ def _planned(document: Document, basis: PlanBasis) -> Prepared:
         raise_problems(document.source, [document.problem(("snapshots", "budget"), error.message)])
         raise
     stored = stored_data(config.store, plan)
-    if stored is not None:
+    if stored is None:
+        _try_sample(document, basis, plan)
+    else:
         raise_problems(document.source, document.located(config.domain.loss_problems(config.data, stored)), DataError)
     return Prepared(document.source, config, data, found, plan, replan, plan_of, stored)
+
+
+#: Data nodes of which this process has tried a sample: trials of a sweep share theirs.
+_TRIED: set[str] = set()
+
+
+def _try_sample(document: Document, basis: PlanBasis, plan: Plan) -> None:
+    """Try some samples of data that are to be prepared. DataError for what that would refuse."""
+    for node in plan.nodes:
+        if not node.prepares or node.id in _TRIED:
+            continue
+        try:
+            basis.config.domain.try_sample(basis.data, from_json(DataTask, node.task))
+        except DataError as error:
+            raise_problems(document.source, _data_problems(error, document, ()), DataError)
+        _TRIED.add(node.id)
 
 
 def versions_of(config: Config) -> dict[str, dict[str, str]]:

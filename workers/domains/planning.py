@@ -9,14 +9,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
+from cache_store.errors import ConfigError
 from workers.models.base import Finding
 from workers.models.counting import Shape
 from workers.specs.data_results import DataFigures
 from workers.specs.experiment import ImageSpec
 from workers.specs.language import CausalLMSpec, TextSpec
 from workers.specs.tasks import DataTask
+
+if TYPE_CHECKING:
+    from workers.data.text.preview import Preview
 
 AnyData = ImageSpec | TextSpec
 
@@ -125,6 +129,14 @@ class DomainPlanning(ABC, Generic[DataT, OutlineT]):
     @abstractmethod
     def train_sets_words(self, views: int) -> str:
         """Snapshot sets of the training split in a few words; `views` of them."""
+
+    def try_sample(self, outline: OutlineT, task: DataTask) -> None:
+        """Try some samples as a data task would prepare them, in about a second. DataError naming what it would
+        refuse."""
+
+    def preview(self, data: DataT, tokenizing: CausalLMSpec | None, seed: int, split: str, rows: int) -> Preview:
+        """Read the first samples of a split as training will see them. ConfigError where there is nothing to read."""
+        raise ConfigError(f"data show is for text, which people can read; data.name {data.name} is {self.raw}")
 
     def loss_problems(self, data: DataT, found: DataFigures) -> Iterator[Finding]:
         """What is wrong with the data as they were prepared: most samples lost something, and nothing allows that."""

@@ -72,7 +72,7 @@ class Finding(Record):
 class SplitStatistics(Record):
     """What a split's documents and samples are like. `documents`: before anything was cut; `samples`: as stored."""
 
-    OMITTED = ("findings",)
+    OMITTED = ("skipped", "findings")
 
     documents: LengthFigures
     samples: LengthFigures
@@ -85,6 +85,8 @@ class SplitStatistics(Record):
     dropped: int
     empty: int
     without_targets: int
+    #: Rows that could not be used; None where none was.
+    skipped: int | None = None
     #: What was odd in the records, in words.
     findings: Mapping[str, Finding] | None = None
 

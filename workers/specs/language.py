@@ -10,6 +10,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from workers.specs.model import ModelSpec
 
 _STRICT: dict[str, Any] = {"extra": "forbid"}
+#: Which tokens of a chat count.
+ChatTargets = Literal["answers", "last_answer", "everything"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,22 +66,46 @@ class TextSpec:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
-    #: text: plain files (.txt, .md, .py …), JSON lines or Parquet with a text column, under `path`.
-    #: chat: JSON lines or Parquet with a list of {role, content}, through the tokenizer's own template; only the
-    #: assistant's tokens count. mmlu, winogrande: their files, in the formats they are evaluated in; only the
-    #: answer counts; mmlu trains on auxiliary_train and validates on val, winogrande on train, and test (of winogrande:
-    #: dev) is for the final score alone. hub: a hub data set through `datasets`. stdlib: the source of Python's own
-    #: standard library.
+    #: text: plain files (.txt, .md, .py …), or JSON lines, CSV, TSV, Parquet or Arrow with a text column, under `path`.
+    #: chat: such rows that hold conversations, through the tokenizer's own template; the layout is found by the columns
+    #: (messages, conversations, instruction and output, prompt and completion). mmlu, winogrande: their files, in the
+    #: formats they are evaluated in; only the answer counts; mmlu trains on auxiliary_train and validates on val,
+    #: winogrande on train, and test (of winogrande: dev) is for the final score alone. hub: a hub data set through
+    #: `datasets`. stdlib: the source of Python's own standard library.
     name: Literal["text", "chat", "mmlu", "winogrande", "hub", "stdlib"]
     #: File, folder or URI; for hub the data set's id.
     path: str | None = None
     #: hub: configuration of the data set, and its pinned revision.
     subset: str | None = None
     revision: str | None = None
-    #: Column (JSON key) that holds the text or the messages; None: `text` / `messages`.
+    #: Column (JSON key) that holds the text or the messages; None: `text`, or what `columns` say.
     column: str | None = None
-    #: File name patterns taken from a folder of plain text.
-    include: tuple[str, ...] = ("*.txt", "*.md", "*.py", "*.rst", "*.jsonl", "*.json", "*.parquet")
+    #: text, chat: what a column is -> its name, where that is not the usual one, such as {prompt: question, completion:
+    #: answer}: text; messages; conversations, system; instruction, input, output, system, history; prompt, completion,
+    #: system.
+    columns: dict[str, str] | None = None
+    #: chat: a system prompt for conversations that have none.
+    system: str | None = None
+    #: chat: the tokens that count: all answers of the assistant, the last one, or everything. An answer of weight 0
+    #: never counts.
+    targets: ChatTargets = "answers"
+    #: Rows that cannot be used: an error that names them, or skipped and counted.
+    bad: Literal["refuse", "skip"] = "refuse"
+    #: File name patterns taken from a folder; `.gz`, `.bz2`, `.xz` and `.zst` behind them do not count.
+    include: tuple[str, ...] = (
+        "*.txt",
+        "*.md",
+        "*.py",
+        "*.rst",
+        "*.jsonl",
+        "*.ndjson",
+        "*.json",
+        "*.csv",
+        "*.tsv",
+        "*.parquet",
+        "*.arrow",
+        "*.feather",
+    )
     #: Longest sample in tokens.
     sequence_length: Annotated[int, Ge(2), Le(1 << 24)] = 1024
     #: Join documents into samples of exactly `sequence_length` tokens (text, hub, stdlib). false: a sample a document.

@@ -131,6 +131,37 @@ def head_adapter_without_adapters(folder: Path) -> Changes:
     return {"training.lm_head": "lora"}
 
 
+def write_rows(folder: Path, change: Callable[[int, dict[str, Any]], Any]) -> Changes:
+    """Chats, of which each is changed."""
+    write_chat(folder / "chat.jsonl", 40)
+    rows = [json.loads(line) for line in (folder / "chat.jsonl").read_text().splitlines()]
+    lines = [change(number, row) for number, row in enumerate(rows)]
+    (folder / "chat.jsonl").write_text("".join(f"{x if isinstance(x, str) else json.dumps(x)}\n" for x in lines))
+    return {"data": {"name": "chat", "path": str(folder / "chat.jsonl"), "sequence_length": 64}}
+
+
+def strange_role(folder: Path) -> Changes:
+    said = {"role": "narrator", "content": "Once."}
+    return write_rows(folder, lambda i, row: {"messages": [said, *row["messages"]]} if i == 12 else row)
+
+
+def unwritten_call(folder: Path) -> Changes:
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {}}}]}
+    return write_rows(folder, lambda i, row: {"messages": [*row["messages"], call]} if i == 12 else row)
+
+
+def no_assistant(folder: Path) -> Changes:
+    return write_rows(folder, lambda i, row: {"messages": row["messages"][:1]})
+
+
+def broken_line(folder: Path) -> Changes:
+    return write_rows(folder, lambda i, row: json.dumps(row)[:-5] if i == 39 else row)
+
+
+def adapters_misspelled(folder: Path) -> Changes:
+    return {"training.lora": {"rank": 2, "targets": ["q_projj"]}}
+
+
 CASES: list[tuple[Callable[[Path], Changes], str, str]] = [
     (missing_model, "model.path", "nowhere"),
     (missing_shard, "model.path", "model-00002"),
@@ -153,6 +184,12 @@ CASES: list[tuple[Callable[[Path], Changes], str, str]] = [
     (pruned_layer_unknown, "model.prune", "0-2"),
     (documents_that_leak, "data.isolate", "recurrent_gemma with model.attention sdpa does not keep packed"),
     (adapters_nowhere, "training.lora", "lm_head"),
+    (strange_role, "data", "row 12 of"),
+    (strange_role, "data", "has the role 'narrator'"),
+    (unwritten_call, "data", "does not write the tool_calls of message 2"),
+    (no_assistant, "data", "(and 35 more rows of this file); data.bad: skip leaves such rows out"),
+    (broken_line, "data", "not JSON in line 40"),
+    (adapters_misspelled, "training.lora.targets", "no linear layer is called 'q_projj'; did you mean 'q_proj'?"),
     (head_adapter_without_adapters, "training.lm_head", "training.lora"),
 ]
 

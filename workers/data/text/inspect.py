@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from workers.data.text.corpora.base import FORMAT, SPLITS, Corpus
-from workers.data.text.formats import TEXT_FORMATS, data_is_packed
+from workers.data.text.corpora.base import BYTES_PER_TOKEN, FORMAT, SPLITS, Corpus, Record
+from workers.data.text.formats import TEXT_FORMATS, data_is_packed, open_corpus
+from workers.data.text.sample import sample_of
 from workers.data.text.splits import split_documents
 from workers.specs.language import TextSpec
-
-#: Bytes of text a token, about: for estimates before anything is tokenized.
-BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,7 @@ class TextOutline:
     `documents`: those of each split (of a task: questions); `bytes`: about their text; `rows`: samples of each split,
     exact where a sample is a document that is not dropped, else estimated from the bytes; `fingerprint` (sha256, hex)
     changes with the documents, and with how they become tokens (`FORMAT`); `notes`: what the splits are made of where
-    that is not what one expects.
+    that is not what one expects; `sample`: some documents of train, where a template may refuse one.
     """
 
     documents: dict[str, int]
@@ -29,6 +27,7 @@ class TextOutline:
     rows: dict[str, int]
     fingerprint: str
     notes: tuple[str, ...] = ()
+    sample: tuple[Record, ...] = field(default=(), repr=False, compare=False)
 
 
 def inspect_text(data: TextSpec, seed: int = 0) -> TextOutline:
@@ -38,7 +37,7 @@ def inspect_text(data: TextSpec, seed: int = 0) -> TextOutline:
     the nearest one), a broken question. ConfigError: a split without documents, a hub data set that is not pinned.
     `seed` changes no figure, only which documents are meant.
     """
-    corpus = TEXT_FORMATS[data.name].open(data)
+    corpus = open_corpus(data)
     parts = split_documents(data, seed, corpus.documents)
     documents = {split: len(numbers) for split, (_, numbers) in parts.items()}
     rows = dict(documents)
@@ -56,6 +55,7 @@ def inspect_text(data: TextSpec, seed: int = 0) -> TextOutline:
         rows={split: rows[split] for split in SPLITS},
         fingerprint=fingerprint_of(corpus),
         notes=corpus.notes,
+        sample=sample_of(corpus, seed) if TEXT_FORMATS[data.name].rendered else (),
     )
 
 

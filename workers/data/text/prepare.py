@@ -22,7 +22,7 @@ from workers.data.missing import missing_shards
 from workers.data.splits import permutation
 from workers.data.text.corpora.base import FORMAT, SPLITS, Corpus, Record, broken
 from workers.data.text.corpora.findings import Findings
-from workers.data.text.formats import TEXT_FORMATS, data_is_packed
+from workers.data.text.formats import TEXT_FORMATS, data_is_packed, open_corpus
 from workers.data.text.inspect import fingerprint_of
 from workers.data.text.samples.layout import (
     Samples,
@@ -46,6 +46,7 @@ from workers.data.text.samples.stored import (
 )
 from workers.data.text.splits import split_documents
 from workers.data.text.tokens.encode import Encoded, Encoder
+from workers.data.text.tokens.sound import encode_sound, refuse
 from workers.data.text.tokens.tokenizers import Tokenizer, load_tokenizer, longest_sample
 from workers.specs.data_results import TextDataResult, TextSplit
 from workers.specs.language import CausalLMSpec, TextSpec
@@ -79,7 +80,7 @@ def prepare_text(
     ConfigError also where the tokenizer's digest is not `tokenizer`.
     """
     _check_length(data, model)
-    corpus = TEXT_FORMATS[data.name].open(data)
+    corpus = open_corpus(data)
     if fingerprint not in (None, fingerprint_of(corpus)):
         raise DataError(f"data.path: the files of {data.path} have changed since the run was planned; run again")
     loaded = load_tokenizer(model)
@@ -87,7 +88,7 @@ def prepare_text(
         raise ConfigError(
             f"model.tokenizer: {model.tokenizer or model.path} has changed since the run was planned; run again"
         )
-    encoder = TEXT_FORMATS[data.name].encoder(loaded)
+    encoder = TEXT_FORMATS[data.name].encoder(loaded, data)
     parts = split_documents(data, seed, corpus.documents)
     if data.shots:
         corpus.draw_shots(_all_trained(data, seed, corpus), seed)
@@ -201,6 +202,9 @@ class _Split:
             "versions": installed(("tokenizers", "transformers")),
             "seed": seed,
             "name": data.name,
+            "system": data.system,
+            "targets": data.targets,
+            "bad": data.bad,
             "held_out": [data.validation, data.test],
             "length": data.sequence_length,
             "overlong": None if self._packed else data.overlong,
@@ -232,12 +236,19 @@ class _Split:
         self._groups: list[np.ndarray] = []
         self._correct: list[np.ndarray] = []
         self._questions = 0
-        self._counts = {"truncated": 0, "dropped": 0, "empty": 0}
+        self._counts = {"truncated": 0, "dropped": 0, "empty": 0, "skipped": 0}
         self._findings = Findings()
 
     def add(self, records: Sequence[Record], encoder: Encoder) -> None:
-        """Tokenize some documents and append them."""
-        encoded = encoder(records, self._candidates)
+        """Tokenize some documents and append them. DataError, naming several, for what cannot be used, unless
+        `data.bad` skips it."""
+        sound = encode_sound(records, lambda some: encoder(some, self._candidates))
+        if self._data.bad == "refuse":
+            refuse(sound.faults)
+        self._counts["skipped"] += len(sound.faults)
+        for fault in sound.faults:
+            self._findings.add(f"skipped: {fault.what}", fault.record)
+        records, encoded = sound.records, sound.encoded
         self._documents.append(encoded.lengths[encoded.lengths > 0])
         self._counts["empty"] += int((encoded.lengths == 0).sum())
         self._findings.merge(encoded.findings)

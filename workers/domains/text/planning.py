@@ -7,15 +7,18 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from cache_store.suggest import did_you_mean
 from workers.domains.planning import DomainPlanning, SplitRows
 from workers.models.base import Finding
 from workers.models.counting import Shape
 from workers.specs.data_results import DataFigures
 from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.model import expect
 from workers.specs.tasks import DataTask
 
 if TYPE_CHECKING:
     from workers.data.text.inspect import TextOutline
+    from workers.data.text.preview import Preview
 
 
 class TextPlanning(DomainPlanning[TextSpec, "TextOutline"]):
@@ -42,6 +45,21 @@ class TextPlanning(DomainPlanning[TextSpec, "TextOutline"]):
         for key, share in (("validation", data.validation), ("test", data.test)):
             if share >= 1 and share != int(share):
                 yield ("data", key), f"{share}: must be a fraction below 1 or a whole number of documents"
+        yield from _column_problems(data)
+        for key, value, usual in (("system", data.system, None), ("targets", data.targets, "answers")):
+            if value != usual and data.name != "chat":
+                yield ("data", key), "is for data.name chat"
+
+    def try_sample(self, outline: TextOutline, task: DataTask) -> None:
+        from workers.data.text.sample import try_sample
+
+        if outline.sample and task.model is not None:
+            try_sample(expect(TextSpec, task.data), task.model, outline.sample)
+
+    def preview(self, data: TextSpec, tokenizing: CausalLMSpec | None, seed: int, split: str, rows: int) -> Preview:
+        from workers.data.text.preview import preview_text
+
+        return preview_text(data, expect(CausalLMSpec, tokenizing), seed, split, rows)
 
     def loss_problems(self, data: TextSpec, found: DataFigures) -> Iterator[Finding]:
         from workers.data.text.samples.statistics import refusals_of
@@ -82,6 +100,28 @@ class TextPlanning(DomainPlanning[TextSpec, "TextOutline"]):
 
     def train_sets_words(self, views: int) -> str:
         return "train"
+
+
+def _column_problems(data: TextSpec) -> Iterator[Finding]:
+    """Check that `columns` say what some layout has."""
+    from workers.data.text.corpora.layouts import LAYOUTS, WORDS, one_layout_has
+
+    if data.columns is None:
+        return
+    at = ("data", "columns")
+    if data.column is not None:
+        yield at, "not with data.column, which names the column of the messages alone; allowed: one of the two"
+    known = {"text": ("text",), "chat": WORDS}.get(data.name)
+    if known is None:
+        yield at, "is for data.name text and chat"
+        return
+    unknown = [word for word in data.columns if word not in known]
+    for word in unknown:
+        hint = did_you_mean(word, known)
+        yield at, f"{word!r} is nothing that a column of a {data.name} can be{hint}; allowed: {', '.join(known)}"
+    if not unknown and data.name == "chat" and not one_layout_has(data.columns):
+        ways = ", or of ".join(", ".join((*layout.needed, *layout.optional)) for layout in LAYOUTS)
+        yield at, f"{', '.join(data.columns)} are of no one layout; allowed: columns of {ways}"
 
 
 def tokens_a_sample(data: TextSpec, outline: TextOutline) -> int:

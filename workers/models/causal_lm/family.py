@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cache_store.errors import ConfigError, Interrupted
+from cache_store.suggest import did_you_mean
 from workers.control import Update
 from workers.models.base import (
     COMPANION,
@@ -110,6 +111,11 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
         yield from _positions(found, text)
         yield from _isolation(model, found, text)
         yield from _tokenizer(model, found, text)
+
+    def stage_problems(
+        self, stage: TrainedParts, chain: ChainOutline, train: TrainSpec, rows: int
+    ) -> Iterator[Finding]:
+        yield from _adapted(stage, cast("Sequence[LMPartOutline]", chain.blocks), train)
 
     def missing_weights(self, model: CausalLMSpec, found: LMOutline | None) -> str | None:
         if model.path is None or expect(LMOutline, found).has_weights:
@@ -223,6 +229,23 @@ def _look(model: CausalLMSpec) -> LMOutline:
     return inspect(model)
 
 
+def _adapted(stage: TrainedParts, blocks: Sequence[LMPartOutline], train: TrainSpec) -> Iterator[Finding]:
+    """Check that low-rank adapters go where there are linear layers: every name that is asked for is one's."""
+    lora = train.lora
+    if lora is None or lora.targets == "all-linear":
+        return
+    names = {block.name: [linear.name for linear in block.facts.linears] for block in blocks}
+    every = sorted({name for own in names.values() for name in own})
+    known = sorted({name.rpartition(".")[2] for name in every})
+    allowed = f"allowed: all-linear, or some of {', '.join(known)}"
+    unknown = [target for target in lora.targets if not any(replace(lora, targets=(target,)).adapts(n) for n in every)]
+    for target in unknown:
+        yield ("lora", "targets"), f"no linear layer is called {target!r}{did_you_mean(target, known)}; {allowed}"
+    bare = [part for part in stage.trained if names.get(part) and not any(map(lora.adapts, names[part]))]
+    if bare and not unknown:
+        yield ("lora", "targets"), f"{', '.join(lora.targets)}: {bare[0]} of {stage.name} has none of them; {allowed}"
+
+
 def trains_router(language: LMOutline, stage: StageTraining) -> bool:
     """Tell whether a stage trains what chooses experts: the router, or an adapter on it."""
     lora = stage.train.lora
@@ -290,7 +313,7 @@ def _tokenizer(model: CausalLMSpec, found: LMOutline, data: TextSpec) -> Iterato
 
     def fits() -> bool:
         try:
-            TEXT_FORMATS[data.name].encoder(load_tokenizer(replace(model, config=dict(found.config))))
+            TEXT_FORMATS[data.name].encoder(load_tokenizer(replace(model, config=dict(found.config))), data)
         except ConfigError as error:
             key, _, message = error.message.partition(": ")
             problem.append((tuple(key.split(".")), message))

@@ -323,5 +323,5 @@ def test_a_template_that_does_not_write_an_answer_is_refused() -> None:
 def test_a_template_whose_marks_cannot_be_matched_with_weights_is_refused() -> None:
     template = MARKED.replace("== 'assistant'", "== 'assistant' and loop.last")
     talk = [user("a"), answer("b", weight=0), user("c"), answer("d")]
-    with pytest.raises(DataError, match="marks 1 answers of 2, so those of weight 0 cannot be told"):
+    with pytest.raises(DataError, match="marks 1 answers of 2, so those that count cannot be told"):
         learned(merging_tokenizer(), template, talk)

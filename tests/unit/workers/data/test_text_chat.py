@@ -17,6 +17,7 @@ from cache_store.errors import ConfigError, DataError
 from workers.data.text.corpora.base import Record
 from workers.data.text.inspect import inspect_text
 from workers.data.text.prepare import prepare_text
+from workers.data.text.splits import split_documents
 from workers.data.text.tokens.chat import ChatTemplate
 from workers.data.text.tokens.tokenizers import ByteTokenizer, PretrainedTokenizer
 from workers.specs.as_json import to_json
@@ -266,6 +267,34 @@ def test_what_is_odd_in_records_is_counted_by_split_and_said(tmp_path: Path) -> 
     assert sum(part.samples.count for part in result.statistics.values()) == 11
     # Said again where everything is found in the store.
     assert prepare_text(data, spec_of(tmp_path / "tokenizer"), 0, snapshots) == result
+
+
+def test_rows_that_the_template_refuses_are_named_together_or_skipped_and_counted(tmp_path: Path) -> None:
+    word_tokenizer(tmp_path / "tokenizer")
+    talks = [[{"role": "user", "content": f"{i}"}, TALK[2]] for i in range(40)]
+    for row in (2, 30, 31):
+        talks[row][0] = {"role": "narrator", "content": "x"}
+    path = write_lines(tmp_path / "a.jsonl", [{"messages": talk} for talk in talks])
+    data = TextSpec(name="chat", path=str(path), sequence_length=100, validation=3, test=3)
+    model = spec_of(tmp_path / "tokenizer")
+    with pytest.raises(DataError) as refused:
+        prepare_text(data, model, 0, store())
+    named = [re.match(r"row (\d+) of .*has the role 'narrator'", line) for line in refused.value.details["problems"]]
+    train = split_documents(data, 0, {"train": 40})["train"][1].tolist()
+    assert [found and int(found[1]) for found in named] == [row for row in (2, 30, 31) if row in train]
+    assert len(named) > 1
+    result = prepare_text(replace(data, bad="skip"), model, 0, store())
+    assert sum(part.samples.count for part in result.statistics.values()) == 37
+    assert sum(part.skipped or 0 for part in result.statistics.values()) == 3
+    assert any(
+        re.match(r"3 times: skipped: message 0 has the role 'narrator'.*row 2 of a", w) for w in result.warnings or ()
+    )
+    # What is left is what it would be without them.
+    others = write_lines(
+        tmp_path / "b" / "a.jsonl", [{"messages": talk} for i, talk in enumerate(talks) if i not in (2, 30, 31)]
+    )
+    whole = prepare_text(replace(data, path=str(others)), model, 0, store())
+    assert sum(whole.tokens.values()) == sum(result.tokens.values())
 
 
 def test_smollm2s_own_template_counts_the_answers() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +75,72 @@ def test_every_format_gives_the_same_documents(tmp_path: Path) -> None:
         (tmp_path / "plain" / ("deep" if number % 2 else "") / f"{number}.txt").write_bytes(
             (b"\xef\xbb\xbf" if number == 3 else b"") + content.encode()
         )
-    for name in ("lines", "array", "zip", "bz", "parquet", "plain"):
-        data = text(tmp_path / name, include=("*.txt", "*.jsonl*", "*.json", "*.parquet"))
+    (tmp_path / "zst").mkdir()
+    (tmp_path / "zst" / "a.jsonl.zst").write_bytes(pa.compress(lines.read_bytes(), codec="zstd", asbytes=True))
+    (tmp_path / "csv").mkdir()
+    write_csv(tmp_path / "csv" / "a.csv", contents[:5], ",", mark="\ufeff")
+    write_csv(tmp_path / "csv" / "b.tsv", contents[5:], "\t")
+    (tmp_path / "arrow").mkdir()
+    table = pa.table({"n": list(range(12)), "text": contents})
+    for name, rows, make in (("a.arrow", table[:5], pa.ipc.new_stream), ("b.feather", table[5:], pa.ipc.new_file)):
+        with pa.OSFile(str(tmp_path / "arrow" / name), "wb") as sink, make(sink, table.schema) as writer:
+            writer.write_table(rows, max_chunksize=2)
+    (tmp_path / "arrow" / "dataset_info.json").write_text("{}")  # as `datasets` saves a set
+    for name in ("lines", "array", "zip", "bz", "zst", "csv", "arrow", "parquet", "plain"):
+        data = text(tmp_path / name)
         outline = inspect_text(data)
         assert outline.documents == {"train": 10, "validation": 1, "test": 1}, name
         assert documents_of(data) == sorted(contents), name
+
+
+def write_csv(path: Path, contents: list[str], separator: str, mark: str = "") -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        stream.write(mark)
+        csv.writer(stream, delimiter=separator).writerows([["n", "text"], *([7, content] for content in contents)])
+
+
+def test_quoted_fields_keep_separators_quotes_and_line_breaks(tmp_path: Path) -> None:
+    contents = [f'{t}, "quoted"\n\nand\tmore\r\n' for t in texts(9)]
+    for name, separator in (("a.csv", ","), ("a.tsv", "\t")):
+        write_csv(tmp_path / name, contents, separator)
+        assert documents_of(text(tmp_path / name)) == sorted(contents)
+    for name, packed in (("b.csv.gz", gzip.compress), ("b.csv.zst", partial(pa.compress, codec="zstd", asbytes=True))):
+        (tmp_path / name).write_bytes(packed((tmp_path / "a.csv").read_bytes()))
+        assert documents_of(text(tmp_path / name)) == sorted(contents)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('text,n\n"a",1\nb\nc,2,3\n', r"row 1 of .*a\.csv: 1 fields instead of the 2.*\n.*row 2 of .*: 3 fields"),
+        ('text\na\n"b\nc\n', r"a\.csv cannot be read behind line 4: unexpected end of data"),
+        ("txt\na\n", r"a\.csv has no 'text'; did you mean 'txt'\?"),
+        ("", "no documents for train"),
+    ],
+)
+def test_a_csv_that_is_none_is_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(DataError, match=message):
+        inspect_text(text(tmp_path))
+
+
+def test_rows_that_cannot_be_used_are_named_together_or_skipped(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": t}) for t in texts(20)]
+    for row in (3, 7, 11, 12, 13, 14, 15):
+        lines[row] = lines[row][:-3]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError) as caught:
+        inspect_text(text(tmp_path))
+    named = caught.value.details["problems"]
+    assert [re.match(r"row (\d+) of .*a\.jsonl: not JSON in line (\d+):", line).groups() for line in named] == [  # type: ignore[union-attr]
+        (str(row), str(row + 1)) for row in (3, 7, 11, 12, 13)
+    ]
+    assert named[-1].endswith("(and 2 more rows of this file); data.bad: skip leaves such rows out")
+    outline = inspect_text(text(tmp_path, bad="skip"))
+    assert outline.documents == {"train": 18, "validation": 1, "test": 1}
+    assert re.match(r"7 of 20 rows cannot be used and are skipped \(row 3 of .*not JSON in line 4", outline.notes[0])
+    expected = sorted(t for row, t in enumerate(texts(20)) if row not in (3, 7, 11, 12, 13, 14, 15))
+    assert documents_of(text(tmp_path, bad="skip", validation=3, test=3)) == expected
 
 
 @pytest.mark.parametrize("head", ["", "\n "])
@@ -218,8 +282,7 @@ def test_a_missing_column_is_named_with_the_nearest_one(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         inspect_text(text(tmp_path))
     first, second = caught.value.details["problems"]
-    assert "row 0 of" in first
-    assert "has no 'text'; did you mean 'texts'? (it has texts, id)" in first
+    assert "a.jsonl has no 'text'; did you mean 'texts'? (it has texts, id)" in first
     assert "b.parquet has no 'text'; did you mean 'Text'?" in second
     with pytest.raises(DataError, match="has no 'messages'"):
         inspect_text(TextSpec(name="chat", path=str(tmp_path / "a.jsonl")))
@@ -311,7 +374,7 @@ def test_a_path_that_holds_nothing_is_named_with_what_is_allowed(data: TextSpec,
 def test_chat_takes_no_plain_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     for path in (tmp_path, tmp_path / "a.txt"):
-        with pytest.raises(DataError, match="no files of JSON lines or Parquet"):
+        with pytest.raises(DataError, match="no files of JSON lines, CSV, TSV, Parquet or Arrow"):
             inspect_text(TextSpec(name="chat", path=str(path)))
 
 

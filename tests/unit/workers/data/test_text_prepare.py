@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.open import open_storage
 from workers.data.text import inspect, prepare
 from workers.data.text.corpora import base as records
-from workers.data.text.corpora.running_text import TEXTS, FileCorpus
+from workers.data.text.corpora.file_corpus import TEXTS, FileCorpus
 from workers.data.text.inspect import inspect_text
 from workers.data.text.prepare import prepare_text
 from workers.data.text.samples import stored
@@ -267,7 +268,10 @@ def test_a_tokenizer_or_length_that_does_not_fit_the_model_is_refused(
     [
         ([7] * 9, r"row 0 of .*a\.jsonl: int instead of a text"),
         ([*["x"] * 8, {"a": 1}], r"row 8 of .*a\.jsonl: dict instead of a text"),
-        ([""] * 9, r"no samples are left of 0 documents \(0 truncated, 0 dropped, 7 empty, 0 without_targets\)"),
+        (
+            [""] * 9,
+            r"no samples are left of 0 documents \(0 truncated, 0 dropped, 7 empty, 0 skipped, 0 without_targets\)",
+        ),
     ],
 )
 def test_documents_that_are_no_texts_are_named(
@@ -283,8 +287,13 @@ def test_a_row_that_is_no_json_is_named_when_it_is_reached(tmp_path: Path) -> No
     corpus = FileCorpus(TextSpec(name="text", path=str(path), validation=1, test=1), TEXTS)
     # Written to since it was counted.
     path.write_text(path.read_text().replace("#8", "#8\n"))
-    with pytest.raises(DataError, match=r"row 8 of .*a\.jsonl: not JSON in line 9"):
+    with pytest.raises(DataError, match=r"a\.jsonl has grown while it was read"):
         list(corpus.records("train", np.ones(9, bool)))
+    path.write_text(path.read_text().replace("#8\n", "#8"))
+    path.write_text(path.read_text()[:-4])
+    *sound, broken = [record for _, record in corpus.records("train", np.ones(9, bool))]
+    assert [record.error for record in sound] == [None] * 8
+    assert re.fullmatch(r"row 8 of .*a\.jsonl: not JSON in line 9: .*", str(broken.error))
 
 
 def test_a_plain_file_that_is_not_utf8_is_named(tmp_path: Path, snapshots: SnapshotStore) -> None:

@@ -13,15 +13,20 @@ from cache_store.errors import DataError
 #: Splits in the order in which they are prepared.
 SPLITS = ("train", "validation", "test")
 #: Goes into the identity of all prepared text. Raised with whatever changes the tokens or targets of the same files.
-FORMAT = 2
+FORMAT = 3
+
+#: Bytes of text a token, about: for estimates before anything is tokenized.
+BYTES_PER_TOKEN = 4
 
 
 class Record(NamedTuple):
-    """One document: `value` is a text, a list of messages or a `Question`; `file` and `row` (from 0) say where."""
+    """One document: `value` is a text, a list of messages or a `Question`; `file` and `row` (from 0) say where. `error`
+    says why there is no value, where a row cannot be read."""
 
     value: Any
     file: str
     row: int
+    error: DataError | None = None
 
 
 class Corpus(abc.ABC):
@@ -39,7 +44,8 @@ class Corpus(abc.ABC):
     @abc.abstractmethod
     def records(self, split: str, wanted: np.ndarray) -> Iterator[tuple[int, Record]]:
         """Yield (number, record) of the documents of one of the data's own splits, in order, where `wanted` (bool, one
-        a document) is set. DataError, with file and row, for what cannot be read."""
+        a document) is set. A row that cannot be read is a record with an `error`. DataError for a file that cannot
+        be."""
 
     def draw_shots(self, trained: np.ndarray, seed: int) -> None:  # noqa: B027  most take none from there
         """Choose the examples shown before questions from these documents of `train` (int64 numbers), where a data set
@@ -63,5 +69,10 @@ def clean(text: str) -> str:
 
 
 def broken(record: Record, what: str) -> DataError:
-    """Return the error for one document."""
-    return DataError(f"row {record.row} of {record.file}: {what}", file=record.file, row=record.row)
+    """Return the error for one document; its details say where, and `what`."""
+    return DataError(f"row {record.row} of {record.file}: {what}", file=record.file, row=record.row, what=what)
+
+
+def failed(record: Record, what: str) -> Record:
+    """Return the record of a row that cannot be read."""
+    return record._replace(value=None, error=broken(record, what))

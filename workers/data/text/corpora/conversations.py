@@ -18,11 +18,13 @@ _SAID = (*CALLS, "reasoning_content", "reasoning", "thinking")
 @dataclass(frozen=True)
 class Conversation:
     """One record's messages as a template takes them: no field is None, content is one text or absent. `learned`
-    holds the numbers of the answers that count, `empty` of those that say nothing (they do not count)."""
+    holds the numbers of the answers that count, `asides` of those of weight 0, `empty` of those that say nothing (they
+    do not count)."""
 
     messages: list[dict[str, Any]]
     learned: tuple[int, ...]
     empty: tuple[int, ...]
+    asides: tuple[int, ...]
 
 
 def conversation_of(record: Record, arguments_as_text: bool = False) -> Conversation:
@@ -47,7 +49,8 @@ def conversation_of(record: Record, arguments_as_text: bool = False) -> Conversa
     weights = [_weight(record, number, value[number]) for number in answers]
     empty = tuple(number for number in answers if not _says_something(messages[number]))
     learned = tuple(number for number, weight in zip(answers, weights, strict=True) if weight and number not in empty)
-    return Conversation(messages, learned, empty)
+    asides = tuple(number for number, weight in zip(answers, weights, strict=True) if not weight)
+    return Conversation(messages, learned, empty, asides)
 
 
 def _message(record: Record, number: int, message: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Iterable
@@ -17,13 +18,27 @@ from workers.data.files import base_name, source_file
 from workers.data.text.corpora.base import SPLITS
 from workers.specs.language import TextSpec
 
-Kind = Literal["plain", "json", "parquet"]
-_KINDS: dict[str, Kind] = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
+Kind = Literal["plain", "json", "parquet", "csv", "tsv", "arrow"]
+_KINDS: dict[str, Kind] = {
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".arrow": "arrow",
+    ".arrows": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+}
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 #: `train/…`, `train.jsonl`, `test-00000-of-00001.parquet`; not `test_codecs.py`.
 _SPLIT_NAME = re.compile(r"(?:(train|training)|(validation|valid|val|dev)|(test))(?:[-.].*)?")
 #: Names from which a file system hides what it keeps for itself.
 _HIDDEN = (".", "__pycache__")
+#: What `datasets` writes beside its Arrow files.
+_NOT_DATA = ("dataset_info.json", "dataset_dict.json", "state.json")
 
 
 @dataclass(frozen=True)
@@ -52,7 +67,13 @@ class Folder:
 
     def open(self, path: str) -> Any:
         """A binary stream of a file, decompressed by its name. DataError when it cannot be opened."""
-        return readable(path, lambda: self.filesystem.open(path, "rb", compression="infer"))
+        if not path.lower().endswith(".zst"):
+            return readable(path, lambda: self.filesystem.open(path, "rb", compression="infer"))
+        import pyarrow as pa
+
+        # fsspec knows zstd only with another package.
+        packed = readable(path, lambda: self.filesystem.open(path, "rb"))
+        return io.BufferedReader(readable(path, lambda: pa.input_stream(packed, compression="zstd")))
 
 
 def readable(path: str, read: Any) -> Any:
@@ -61,6 +82,14 @@ def readable(path: str, read: Any) -> Any:
         return read()
     except (OSError, EOFError, ValueError) as error:  # zlib and lzma raise the latter two
         raise DataError(f"data.path: {path} cannot be read: {error}") from error
+
+
+def decoded(data: bytes, path: str) -> str:
+    """UTF-8 text, its byte order mark removed. DataError with the place when it is not UTF-8."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start} is not UTF-8: {error.reason}", file=path) from error
 
 
 def open_folder(data: TextSpec, allowed: str) -> Folder:
@@ -79,7 +108,8 @@ def open_folder(data: TextSpec, allowed: str) -> Folder:
 
 def text_files(folder: Folder, include: Iterable[str], kinds: Iterable[Kind]) -> list[TextFile]:
     """Find the files of these kinds under a folder, by name; hidden ones are left out, links are followed. `include`
-    holds patterns of file names (with a `/`: of paths); one file given itself needs none. DataError, all at once: links
+    holds patterns of file names (with a `/`: of paths), of which `.gz` and the like are no part; one file given itself
+    needs none. DataError, all at once: links
     that lead nowhere."""
     allowed = set(kinds)
     if folder.filesystem.isfile(folder.root):
@@ -95,7 +125,7 @@ def text_files(folder: Folder, include: Iterable[str], kinds: Iterable[Kind]) ->
         name = str(info["name"]).removeprefix(folder.root).lstrip("/")
         if any(part.startswith(_HIDDEN) for part in name.split("/")):
             continue
-        if not any(fnmatch(name if "/" in pattern else base_name(name), pattern) for pattern in patterns):
+        if base_name(name) in _NOT_DATA or not any(_matches(name, pattern) for pattern in patterns):
             continue
         if info.get("type") == "dangling":
             dangling.append(f"data.path: {info['name']} is a link to {os.readlink(info['name'])}, which does not exist")
@@ -104,6 +134,16 @@ def text_files(folder: Folder, include: Iterable[str], kinds: Iterable[Kind]) ->
     if dangling:
         raise DataError("\n".join(dangling), problems=dangling)
     return sorted((file for file in files if file.kind in allowed), key=lambda file: file.name)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    known = name if "/" in pattern else base_name(name)
+    return fnmatch(known, pattern) or fnmatch(_uncompressed(known), pattern)
+
+
+def _uncompressed(name: str) -> str:
+    """The name without `.gz` and the like."""
+    return next((name[: -len(suffix)] for suffix in _COMPRESSED if name.lower().endswith(suffix)), name)
 
 
 def _listed(folder: Folder) -> list[dict[str, Any]]:
@@ -139,10 +179,7 @@ def _describe(folder: Folder, info: Any, root: str) -> TextFile:
 
 def kind_of(name: str) -> Kind:
     """How a file is read, by its name; `.gz` and the like do not count."""
-    lower = name.lower()
-    for suffix in _COMPRESSED:
-        lower = lower.removesuffix(suffix)
-    return _KINDS.get(os.path.splitext(lower)[1], "plain")
+    return _KINDS.get(os.path.splitext(_uncompressed(name).lower())[1], "plain")
 
 
 def by_split(files: list[TextFile]) -> dict[str, list[TextFile]]:

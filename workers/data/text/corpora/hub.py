@@ -13,7 +13,7 @@ import numpy as np
 
 from cache_store.errors import ConfigError, DataError
 from workers.data.text.corpora.base import SPLITS, Corpus, Record
-from workers.data.text.corpora.columns import missing_column
+from workers.data.text.corpora.rows.columns import missing_column
 from workers.file_digests import contents_digest
 from workers.specs.language import TextSpec
 

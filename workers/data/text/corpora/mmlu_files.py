@@ -11,10 +11,9 @@ from typing import Any
 
 from cache_store.errors import DataError
 from workers.data.text.corpora.base import Record, broken
-from workers.data.text.corpora.columns import missing_column
-from workers.data.text.corpora.files import Folder
+from workers.data.text.corpora.files import Folder, decoded
 from workers.data.text.corpora.questions import Candidate, Question
-from workers.data.text.corpora.running_text import decoded
+from workers.data.text.corpora.rows.columns import missing_column
 
 #: What the files call a split, in CSV and in Parquet.
 _NAMES = {"dev": ("dev",), "val": ("val", "validation"), "test": ("test",)}

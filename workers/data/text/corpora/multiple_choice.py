@@ -15,11 +15,10 @@ import numpy as np
 
 from cache_store.errors import ConfigError, DataError
 from workers.data.text.corpora.base import Corpus, Record, broken
-from workers.data.text.corpora.columns import missing_column
-from workers.data.text.corpora.files import Folder, open_folder
+from workers.data.text.corpora.files import Folder, decoded, open_folder
 from workers.data.text.corpora.mmlu_files import TRAINING, MMLUFiles
 from workers.data.text.corpora.questions import Candidate, Question, no_subset
-from workers.data.text.corpora.running_text import decoded
+from workers.data.text.corpora.rows.columns import missing_column
 from workers.seeds import derive_seed
 from workers.specs.language import TextSpec
 

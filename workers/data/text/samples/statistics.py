@@ -37,8 +37,8 @@ def split_statistics(
     documents: np.ndarray, lengths: np.ndarray, targets: np.ndarray, counts: Mapping[str, int], findings: Findings
 ) -> SplitStatistics:
     """Describe a split. `documents`: lengths in tokens before anything was cut; `lengths` and `targets`: of the samples
-    stored; `counts`: sequences truncated, dropped, empty, and samples left out because nothing in them counts;
-    `findings`: what was odd in the records."""
+    stored; `counts`: rows skipped; sequences truncated, dropped, empty; samples left out because nothing in them
+    counts; `findings`: what was odd in the records."""
     return SplitStatistics(
         documents=lengths_of(documents),
         samples=lengths_of(lengths),
@@ -48,6 +48,7 @@ def split_statistics(
         dropped=counts["dropped"],
         empty=counts["empty"],
         without_targets=counts["without_targets"],
+        skipped=counts["skipped"] or None,
         findings=findings.found(),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from workers.data.text.corpora.findings import Findings
 from workers.data.text.tokens.exact import ExactTokens, Span
 from workers.data.text.tokens.tokenizers import PretrainedTokenizer, Tokenizer
 from workers.data.text.tokens.turns import TurnFinder
+from workers.specs.language import ChatTargets
 
 #: Templates that mark what the assistant says.
 _GENERATION = re.compile(r"\{%-?\s*generation\b")
@@ -29,9 +31,10 @@ Flagged = tuple[np.ndarray, np.ndarray]
 
 
 class ChatTemplate:
-    """Renders records with one tokenizer. ConfigError when that has no template, or cannot tell where tokens lie."""
+    """Renders records with one tokenizer. `targets`: which tokens count. ConfigError when the tokenizer has no
+    template, or cannot tell where tokens lie."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, targets: ChatTargets = "answers") -> None:
         inner = tokenizer.tokenizer if isinstance(tokenizer, PretrainedTokenizer) else None
         template = getattr(inner, "chat_template", None)
         if inner is None or not template:
@@ -44,6 +47,7 @@ class ChatTemplate:
                 "model.tokenizer: chat needs a fast tokenizer (tokenizer.json), which says where tokens lie"
             )
         self._tokenizer = inner
+        self._targets = targets
         self._template: str = template if isinstance(template, str) else template.get("default", "")
         self._marks = bool(_GENERATION.search(self._template))
         self._exact = ExactTokens(inner)
@@ -68,6 +72,8 @@ class ChatTemplate:
         for record, answers, (tokens, inside) in zip(records, spans, self._exact.encode(texts, spans), strict=True):
             if answers and not inside.any():
                 raise broken(record, "the assistant says nothing in it that would count as a target")
+            if self._targets == "everything":
+                inside[:1] = False  # nothing is before it to predict it from
             result.append((tokens, inside.astype(np.uint8)))
         return result
 
@@ -104,6 +110,27 @@ class ChatTemplate:
                 )
 
     def _found(self, record: Record, talk: Conversation) -> tuple[str, list[Span], int]:
+        """Return the whole text, where what counts lies in it, and how many answers nothing ends."""
+        if self._targets == "everything":
+            return self._everything(record, talk)
+        if self._targets == "last_answer":
+            talk = replace(talk, learned=talk.learned[-1:])
+        return self._answers(record, talk)
+
+    def _everything(self, record: Record, talk: Conversation) -> tuple[str, list[Span], int]:
+        """All of the text counts, but answers of weight 0. Where there are none, any template will do."""
+        try:
+            # The last answer shows what has to be put behind the text so that something ends it.
+            text, spans, endless = self._answers(record, replace(talk, learned=talk.asides or talk.learned[-1:]))
+        except DataError:
+            if talk.asides:
+                raise
+            text, spans, endless = self._render(record, talk.messages), [], 0
+        edges = [0, *(edge for span in spans for edge in span), len(text)] if talk.asides else [0, len(text)]
+        around = zip(edges[::2], edges[1::2], strict=True)
+        return text, [(start, stop) for start, stop in around if start < stop], endless
+
+    def _answers(self, record: Record, talk: Conversation) -> tuple[str, list[Span], int]:
         """Return the whole text, where the answers that count lie in it, and how many of them nothing ends."""
         if self._marks:
             return *self._marked(record, talk), 0
@@ -141,7 +168,7 @@ class ChatTemplate:
         elif len(talk.learned) + len(talk.empty) < len(answers):
             raise broken(
                 record,
-                f"the chat template marks {len(marks)} answers of {len(answers)}, so those of weight 0 cannot be told",
+                f"the chat template marks {len(marks)} answers of {len(answers)}, so those that count cannot be told",
             )
         spans = [(start, stop) for start, stop in marks if start < stop]
         if talk.learned and not spans:

@@ -12,6 +12,7 @@ from workers.data.text.corpora.base import Record, broken, text_of
 from workers.data.text.corpora.findings import Findings
 from workers.data.text.tokens.chat import ChatTemplate
 from workers.data.text.tokens.tokenizers import Tokenizer
+from workers.specs.language import TextSpec
 
 
 @dataclass
@@ -33,18 +34,18 @@ class Encoded:
 Encoder = Callable[[Sequence[Record], bool], Encoded]
 
 
-def chat_encoder(tokenizer: Tokenizer) -> Encoder:
+def chat_encoder(tokenizer: Tokenizer, data: TextSpec) -> Encoder:
     """Make an encoder of chats. ConfigError: the tokenizer has no chat template, or does not say where tokens lie."""
-    template = ChatTemplate(tokenizer)
+    template = ChatTemplate(tokenizer, data.targets)
     return lambda records, candidates: _chats(records, template)
 
 
-def question_encoder(tokenizer: Tokenizer) -> Encoder:
+def question_encoder(tokenizer: Tokenizer, data: TextSpec) -> Encoder:
     """Make an encoder of questions."""
     return lambda records, candidates: _questions(records, candidates, tokenizer)
 
 
-def text_encoder(tokenizer: Tokenizer) -> Encoder:
+def text_encoder(tokenizer: Tokenizer, data: TextSpec) -> Encoder:
     """Make an encoder of running text. ConfigError: the tokenizer has no end-of-text token."""
     if tokenizer.eos is None:
         raise ConfigError("model.tokenizer: it has no end-of-text token, which documents are joined with")

@@ -36,6 +36,9 @@ class Tokenizer(Protocol):
         """Return the int32 tokens of each text, with those the tokenizer itself puts around one (such as a first
         BOS)."""
 
+    def decode(self, tokens: np.ndarray) -> str:
+        """Return what int32 tokens say, special ones by their names."""
+
 
 class ByteTokenizer:
     """A token a byte of UTF-8, and an end of text: fits any vocabulary of 257 tokens or more."""
@@ -48,6 +51,13 @@ class ByteTokenizer:
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """See `Tokenizer`."""
         return [np.frombuffer(clean(text).encode(), np.uint8).astype(np.int32) for text in texts]
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """See `Tokenizer`."""
+        pieces = np.split(tokens, np.flatnonzero(tokens == BYTE_EOS))
+        ends = ["<end of text>" if len(piece) and piece[0] == BYTE_EOS else "" for piece in pieces]
+        texts = (bytes(piece[piece != BYTE_EOS].tolist()).decode(errors="replace") for piece in pieces)
+        return "".join(end + text for end, text in zip(ends, texts, strict=True))
 
 
 class PretrainedTokenizer:
@@ -69,6 +79,13 @@ class PretrainedTokenizer:
             [clean(text) for text in texts], return_attention_mask=False, return_token_type_ids=False, verbose=False
         )["input_ids"]
         return [np.array(self._one_bos(row), np.int32) for row in rows]
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """See `Tokenizer`."""
+        text: str = self.tokenizer.decode(
+            tokens.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
 
     def _one_bos(self, row: list[int]) -> list[int]:
         """A text may bring the token for its beginning itself; the tokenizer puts one before it all the same."""
