@@ -188,20 +188,14 @@ def _planned(document: Document, basis: PlanBasis) -> Prepared:
     return Prepared(document.source, config, data, found, plan, replan, plan_of, stored)
 
 
-#: Data nodes of which this process has tried a sample: trials of a sweep share theirs.
-_TRIED: set[str] = set()
-
-
 def _try_sample(document: Document, basis: PlanBasis, plan: Plan) -> None:
     """Try some samples of data that are to be prepared. DataError for what that would refuse."""
     for node in plan.nodes:
-        if not node.prepares or node.id in _TRIED:
-            continue
-        try:
-            basis.config.domain.try_sample(basis.data, from_json(DataTask, node.task))
-        except DataError as error:
-            raise_problems(document.source, _data_problems(error, document, ()), DataError)
-        _TRIED.add(node.id)
+        if node.prepares:
+            try:
+                basis.config.domain.try_sample(basis.data, from_json(DataTask, node.task))
+            except DataError as error:
+                raise_problems(document.source, _data_problems(error, document, ()), DataError)
 
 
 def versions_of(config: Config) -> dict[str, dict[str, str]]:

@@ -51,10 +51,19 @@ class TextPlanning(DomainPlanning[TextSpec, "TextOutline"]):
                 yield ("data", key), "is for data.name chat"
 
     def try_sample(self, outline: TextOutline, task: DataTask) -> None:
-        from workers.data.text.sample import try_sample
+        from workers.models.causal_lm.remembered import holds_of_data
 
-        if outline.sample and task.model is not None:
-            try_sample(expect(TextSpec, task.data), task.model, outline.sample)
+        data, model = expect(TextSpec, task.data), task.model
+        if not outline.sample or model is None:
+            return
+
+        def sound() -> bool:
+            from workers.data.text.sample import try_sample
+
+            try_sample(data, model, outline.sample)
+            return True
+
+        holds_of_data("sample", task, sound)
 
     def preview(self, data: TextSpec, tokenizing: CausalLMSpec | None, seed: int, split: str, rows: int) -> Preview:
         from workers.data.text.preview import preview_text

@@ -23,6 +23,8 @@ from workers.models.causal_lm.outline import LMOutline
 from workers.models.causal_lm.pretrained.locate import PICKLES, Located, locate, wanted
 from workers.specs.as_json import from_json, to_json
 from workers.specs.language import CausalLMSpec
+from workers.specs.task_kinds import TASKS
+from workers.specs.tasks import DataTask
 from workers.user_cache import user_cache
 from workers.versions import installed
 
@@ -68,6 +70,13 @@ class Answer:
         if true:
             self.write({"holds": True})
         return true
+
+
+def holds_of_data(question: str, task: DataTask, ask: Callable[[], bool]) -> bool:
+    """Return what `ask` says of a data set with its tokenizer, asking no more once it was true of these."""
+    if task.tokenizer is None or task.model is None or task.model.trust_remote_code:
+        return ask()
+    return Answer(question, {"task": TASKS["data"].identity(to_json(task))}).holds(ask)
 
 
 def remembered_outline(spec: CausalLMSpec, look: Callable[[CausalLMSpec], LMOutline]) -> LMOutline:
