@@ -5,7 +5,7 @@ SegpropError                  exit code 1
 │   ├── ConfigError           the configuration (all problems of a file at once)
 │   └── DataError             the data set: missing, corrupt, labels out of range
 ├── TrainingDiverged          a loss that is not finite; never retried
-├── OutOfDeviceMemory         a GPU too small for a task; never retried
+├── OutOfDeviceMemory         a GPU too small for a task, with half a micro-batch, too; never retried
 ├── RunTaken                  another driver works on the run; the message says who and what to do
 ├── Interrupted               asked to stop; the state is checkpointed, the same command goes on
 └── StoreError                storage and snapshots

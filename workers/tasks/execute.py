@@ -21,11 +21,10 @@ from workers.specs.task_kinds import TASKS
 from workers.tasks.average import average
 from workers.tasks.data import _prepare_data
 from workers.tasks.evaluate import evaluate
-from workers.tasks.gate import carry_over, reached
 from workers.tasks.materialize import materialize
 from workers.tasks.measure import measure
 from workers.tasks.model import _initial_model
-from workers.training.trainer import StageTrainer
+from workers.tasks.train import train
 
 
 def execute(order: WorkOrder, control: Control) -> Commit | None:
@@ -91,14 +90,6 @@ class Work:
     attempt: Attempt
 
 
-def _train(work: Work) -> Commit | None:
-    """Train a stage, or carry its parts over where the gate says that the network is good enough already."""
-    task, order = work.task, work.order
-    if reached(task.gate, order.parents):
-        return carry_over(task, order.parents, work.environment, work.attempt)
-    return StageTrainer(task, order.parents, work.environment, work.attempt, order.production).run()
-
-
 #: Kind of task -> what does it and returns the commit that counts. The kinds are those of `workers.specs.task_kinds`.
 HANDLERS: dict[str, Callable[[Work], Commit | None]] = {
     "data": lambda work: _prepare_data(work.task, work.environment, work.attempt),
@@ -107,7 +98,7 @@ HANDLERS: dict[str, Callable[[Work], Commit | None]] = {
     "materialize": lambda work: materialize(
         work.task, work.order.parents, work.environment, work.attempt, work.order.production
     ),
-    "train": _train,
+    "train": lambda work: train(work.task, work.order, work.environment, work.attempt),
     "evaluate": lambda work: evaluate(work.task, work.order.parents, work.environment, work.attempt),
     "average": lambda work: average(work.task, work.order.parents, work.environment, work.attempt),
 }

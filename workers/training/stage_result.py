@@ -36,6 +36,8 @@ class Finished:
     state: StageState
     first_step: float
     host_baseline: int
+    #: Of how the stage was trained.
+    warnings: tuple[str, ...] = ()
 
     def commit(self) -> Commit | None:
         """Write and publish what the stage came to, then drop its checkpoints. Every rank of a gang must take part,
@@ -94,7 +96,7 @@ class Finished:
             resumed=progress.resumed,
             train_spec=asdict(task.train),
             swallowed=swallowed,
-            warnings=rounding_warnings(swallowed, task.train.optimizer.rounding),
+            warnings=(*self.warnings, *rounding_warnings(swallowed, task.train.optimizer.rounding)) or None,
             emulated=None if capability_of(self.environment.device).computes(precision) else precision,
             where=where,
         )
@@ -117,10 +119,10 @@ class Finished:
         )
 
 
-def rounding_warnings(swallowed: float | None, rounding: str) -> tuple[str, ...] | None:
-    """Say so where rounding took more than `MOST_SWALLOWED` of a stage's updates; None where it did not."""
+def rounding_warnings(swallowed: float | None, rounding: str) -> tuple[str, ...]:
+    """Say so where rounding took more than `MOST_SWALLOWED` of a stage's updates."""
     if swallowed is None or swallowed <= MOST_SWALLOWED:
-        return None
+        return ()
     return (
         f"rounding to bfloat16 took {swallowed:.0%} of the updates (training.optimizer.rounding: {rounding}); "
         "stochastic or compensated lose none",

@@ -73,7 +73,11 @@ class StageTrainer:
         environment: WorkerEnvironment,
         attempt: Attempt,
         production: Production = ALONE,
+        *,
+        warnings: tuple[str, ...] = (),
     ) -> None:
+        """`warnings`: what the commit is to say of how the stage was trained."""
+        self._warnings = warnings
         self.task = task
         self.train = task.train
         self.environment = environment
@@ -128,6 +132,7 @@ class StageTrainer:
             state=self.state,
             first_step=first_step,
             host_baseline=self._host_baseline,
+            warnings=self._warnings,
         )
         return finished.commit()
 
