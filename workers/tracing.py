@@ -105,6 +105,8 @@ class TracedMemory:
     temporary: int
     #: The batch.
     inputs: int
+    #: The most that lay on the host beside the device at one time.
+    host: int
     #: What tracing took.
     seconds: float
 
@@ -158,7 +160,8 @@ def trace_stage(task: StageTask, sample: Shape, device: str = "cuda") -> TracedM
         step = StageStep(task, path, domain, _HOST, ALONE)
         path.module.train(True)
         modules = [path.module, *([] if prefix is None else [prefix])]
-        tracker.track_external(*modules, *given.boundary, given.targets)
+        away = [tensor for module in modules for tensor in module.tensors_on_host()]
+        tracker.track_external(*modules, *away, *given.boundary, given.targets)
         with _Watch(tracker).on(), tracker:
             _steps(task, domain, step, prefix, given)
     return _figures(tracker, time.perf_counter() - started)
@@ -249,6 +252,12 @@ def _without_bytes(value: Any, mode: FakeTensorMode, known: dict[int, Any]) -> A
     return value
 
 
+def _beside(tracker: MemTracker) -> int:
+    """The peak of all that is not the device, which the CPU stands for."""
+    peaks = tracker.get_tracker_snapshot("peak")
+    return sum(found["Total"] for device, found in peaks.items() if device != _HOST)
+
+
 def _figures(tracker: MemTracker, seconds: float) -> TracedMemory:
     found = tracker.get_tracker_snapshot("peak").get(_HOST, {})
     by_kind = {getattr(kind, "name", str(kind)): size for kind, size in found.items()}
@@ -260,5 +269,6 @@ def _figures(tracker: MemTracker, seconds: float) -> TracedMemory:
         activations=by_kind["ACT"],
         temporary=by_kind["TEMP"],
         inputs=by_kind["OTH"],
+        host=_beside(tracker),
         seconds=seconds,
     )

@@ -76,7 +76,7 @@ def render(stages: list[StageTrace]) -> RenderableType:
     for name in ("regime", "stage"):
         table.add_column(name, no_wrap=True)
     kinds = ("parameters", "gradients", "optimizer", "activations", "temporary")
-    for name in ("planned", "traced", "deviation", *kinds):
+    for name in ("planned", "traced", "deviation", *kinds, "on the host"):
         table.add_column(name, justify="right", no_wrap=True)
     for stage in stages:
         table.add_row(
@@ -85,7 +85,7 @@ def render(stages: list[StageTrace]) -> RenderableType:
             human_bytes(stage.predicted_bytes),
             human_bytes(stage.found.peak),
             f"{stage.deviation:+.1%}",
-            *(human_bytes(getattr(stage.found, kind)) for kind in kinds),
+            *(human_bytes(getattr(stage.found, kind)) for kind in (*kinds, "host")),
         )
     note = "Not counted: the device's context, what a kernel takes inside one operation, gaps between allocations."
     return Group(table, Text(note))

@@ -3,6 +3,7 @@ a step loop that does not wait for it."""
 
 from __future__ import annotations
 
+import copy
 import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
@@ -198,6 +199,54 @@ def test_the_predicted_peak_of_text_is_within_15_percent_of_the_allocator_s(tmp_
     made = lab(tmp_path, "images", changes)
     measured = made.run(label).result["peak_device_bytes"]
     assert made.node(label).estimate.peak_bytes == pytest.approx(measured, rel=0.15)
+
+
+# -- beside the device ----------------------------------------------------------------------------------------
+
+STREAMED = {
+    "model.config": {**LLAMA, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8},
+    "split": {"base": 1, "head": 1, "intermediate": "frozen"},
+    "snapshots.mode": "never",
+    "training.precision": "bf16",
+    "model.master": "bfloat16",
+    "data.sequence_length": 128,
+    "training.batch_size": 8,
+}
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        {"frozen": "host"},
+        {"activations": "recompute"},
+        {"activations": "selective"},
+        {"activations": "host"},
+        {"activations": "host", "frozen": "host"},
+    ],
+    ids=str,
+)
+def test_what_lies_beside_the_device_changes_no_bit_and_frees_its_memory(
+    tmp_path: Path, memory: dict[str, Any]
+) -> None:
+    label, found = "segprop/stage2-layer1", {}
+    for name, tiers in (("device", {}), ("beside", memory)):
+        made = lab(tmp_path / name, "text", {**copy.deepcopy(STREAMED), "memory": tiers})
+        found[name] = made.run(label)
+    assert digests(found["beside"]) == digests(found["device"])
+    assert found["beside"].result["peak_device_bytes"] < found["device"].result["peak_device_bytes"]
+
+
+@pytest.mark.parametrize("memory", [{"frozen": "host"}, {"activations": "host"}], ids=str)
+def test_copies_beside_the_step_are_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: dict[str, Any]
+) -> None:
+    made = lab(tmp_path, "text", {**copy.deepcopy(STREAMED), "memory": memory, "training.epochs": 2})
+    label = "segprop/stage2-layer1"
+    made.prepare(label)
+    monkeypatch.setattr(clocks, "REPORT_EVERY_S", 1e9)
+    for name in ("backward", "update"):
+        monkeypatch.setattr(StageStep, name, guarded(getattr(StageStep, name), no_synchronization))
+    assert made.run(label).result["steps"] == 8
 
 
 # -- options --------------------------------------------------------------------------------------------------

@@ -79,6 +79,10 @@ class ModulePath(nn.Module):
         self._keeping.end()
         return value
 
+    def tensors_on_host(self) -> list[Tensor]:
+        """List the weights and buffers of frozen parts that lie on the host."""
+        return [] if self._on_host is None else self._on_host.tensors()
+
     def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """(part/name, parameter) of everything that is updated, in forward order; what parts share once."""
         firsts: dict[int, tuple[str, nn.Parameter]] = {}

@@ -38,10 +38,9 @@ class HostBlocks:
         self._blocks.append(block)
         return block
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of all weights and buffers on the host."""
-        return sum(tensor.nbytes for block in self._blocks for tensor in block.tensors.values())
+    def tensors(self) -> list[Tensor]:
+        """List all weights and buffers on the host."""
+        return [tensor for block in self._blocks for tensor in block.tensors.values()]
 
     def begin(self) -> None:
         """Let the first part's weights come: a forward pass begins."""

@@ -94,6 +94,21 @@ def test_kinds_add_up_and_those_that_can_be_counted_are_exact() -> None:
     assert sum(parts) == found.peak
 
 
+def test_what_leaves_the_device_is_counted_on_the_host() -> None:
+    deep = ["model.config.num_hidden_layers=8", "training.batch_size=4"]
+    layer = 2 * (2 * 512 * 512 + 2 * 512 * 128 + 3 * 512 * 1792 + 2 * 512)
+    plain = small(1, *deep)
+    frozen = small(1, *deep, "memory.frozen=host")
+    both = small(1, *deep, "memory.frozen=host", "memory.activations=host")
+    assert plain.found.host == 0
+    # A GPU's tensors begin at multiples of 512 bytes.
+    assert frozen.found.host == pytest.approx(4 * layer, rel=1e-3)
+    assert plain.found.parameters - frozen.found.parameters == 4 * layer
+    assert both.found.peak < frozen.found.peak
+    assert both.found.host > frozen.found.host
+    assert abs(both.deviation) < 0.05, both
+
+
 def test_on_a_cpu_pieces_are_those_of_a_cpu() -> None:
     prepared = prepare(ROOT / "configs" / "lm_quickstart.yaml", SMALL)
     assert traced(prepared, 1, "cpu").found.peak < traced(prepared, 1).found.peak
