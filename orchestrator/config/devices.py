@@ -54,7 +54,8 @@ class Device:
     def rates(self, threads: int) -> Rates:
         """How fast a stage is on it, about; `threads`: cores that load beside it."""
         low, full = (1e12 * SUSTAINED * rate for rate in (self.bf16_tflops, self.fp32_tflops))
-        return Rates({"bf16": low, "fp16": low, "fp32": full}, threads, loads_ahead=True)
+        flops = {"bf16": low, "fp16": low, "fp32": full}
+        return Rates(flops, threads, loads_ahead=True, link_bytes_per_s=1e9 * self.link_gbytes_per_s)
 
 
 DEVICES: dict[str, Device] = {

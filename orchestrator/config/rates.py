@@ -23,11 +23,13 @@ NOMINAL_FLOPS_PER_S = {
 @dataclass(frozen=True)
 class Rates:
     """How fast a slot is. `flops_per_s` by precision; `threads`: cores that load raw inputs; `loads_ahead`: whether
-    they do so while the device computes, as beside a GPU."""
+    they do so while the device computes, as beside a GPU. `link_bytes_per_s`: between host and device, one direction;
+    None: not known."""
 
     flops_per_s: dict[str, float]
     threads: int = 1
     loads_ahead: bool = False
+    link_bytes_per_s: float | None = None
 
     @classmethod
     def nominal(cls, device: str, threads: int = 1) -> Rates:

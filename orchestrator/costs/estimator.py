@@ -65,6 +65,7 @@ class Estimator:
         if memory is not None:
             predicted = formulas.with_memory(predicted, memory)
             trained, committed, away = memory.gradients, memory.committed, memory.away
+        predicted = formulas.with_link(predicted, train, self.rows.train, away, self.rates)
         batch = train.micro * inputs.elements * inputs.item_bytes
         return formulas.with_host(predicted, train, trained=trained, committed=committed, batch=batch, away=away)
 

@@ -245,6 +245,16 @@ def with_host(
     )
 
 
+def with_link(predicted: Estimate, train: TrainSpec, rows: int, away: int, rates: Rates) -> Estimate:
+    """A stage's predictions where `away` bytes cross the link to the host twice for every micro-batch, beside what is
+    computed: weights for both passes, activations out and back."""
+    if rates.link_bytes_per_s is None or not away:
+        return predicted
+    micro_batches = epochs_to_run(train, rows) * math.ceil(rows / train.micro)
+    link = 2 * away * micro_batches / rates.link_bytes_per_s
+    return dataclasses.replace(predicted, seconds=max(predicted.seconds, TASK_SECONDS + link))
+
+
 def frozen_estimate(
     parts: Sequence[PartOutline],
     *,
