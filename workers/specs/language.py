@@ -108,8 +108,9 @@ class TextSpec:
     )
     #: Longest sample in tokens.
     sequence_length: Annotated[int, Ge(2), Le(1 << 24)] = 1024
-    #: Join documents into samples of exactly `sequence_length` tokens (text, hub, stdlib). false: a sample a document.
-    pack: bool = True
+    #: Join documents into samples. true: running text (text, hub, stdlib) into samples of exactly `sequence_length`
+    #: tokens; chats whole, as many as fit. false: a sample a document. auto: true for running text, false for chats.
+    pack: Literal["auto"] | bool = "auto"
     #: Attention does not cross documents inside a packed sample, and positions restart.
     isolate: bool = True
     #: Samples longer than `sequence_length` (where nothing is packed): cut and counted, dropped and counted, or an

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from workers.data.text.corpora.base import BYTES_PER_TOKEN, Corpus
 from workers.data.text.corpora.file_corpus import CHATS, TEXTS, FileCorpus
@@ -19,6 +20,10 @@ from workers.data.text.corpora.stdlib import StdlibCorpus
 from workers.data.text.tokens.encode import Encoder, chat_encoder, question_encoder, text_encoder
 from workers.data.text.tokens.tokenizers import Tokenizer
 from workers.specs.language import TextSpec
+
+#: How documents become samples: one each; joined, and cut wherever a sample is full; or joined as long as whole ones
+#: fit.
+Packing = Literal["none", "cut", "whole"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,14 @@ def open_corpus(data: TextSpec) -> Corpus:
     return Sections(corpus, held_out, data.sequence_length * BYTES_PER_TOKEN) if held_out else corpus
 
 
+def packing_of(data: TextSpec) -> Packing:
+    """Return how documents are joined into samples."""
+    form = TEXT_FORMATS[data.name]
+    if form.running:
+        return "cut" if data.pack else "none"
+    return "whole" if form.rendered and data.pack is True else "none"
+
+
 def data_is_packed(data: TextSpec) -> bool:
-    """Return whether documents are joined into samples of full length: running text, unless `pack` is off."""
-    return data.pack and TEXT_FORMATS[data.name].running
+    """Return whether documents are joined into samples."""
+    return packing_of(data) != "none"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,15 @@ from workers.data.missing import missing_shards
 from workers.data.splits import permutation
 from workers.data.text.corpora.base import FORMAT, SPLITS, Corpus, Record, broken
 from workers.data.text.corpora.findings import Findings
-from workers.data.text.formats import TEXT_FORMATS, data_is_packed, open_corpus
+from workers.data.text.formats import TEXT_FORMATS, data_is_packed, open_corpus, packing_of
 from workers.data.text.inspect import fingerprint_of
 from workers.data.text.samples.layout import (
-    Samples,
+    Laid,
     cut_overlong,
     document_samples,
+    laid_fields,
     packed_samples,
-    token_fields,
+    whole_samples,
     without,
 )
 from workers.data.text.samples.ragged import offsets_of
@@ -68,10 +70,10 @@ def prepare_text(
     """Tokenize what is not in the store yet.
 
     Packed: the documents of a split, joined by the end-of-text token, as samples of exactly `sequence_length` tokens
-    (the last one shorter). Else a sample a document; longer ones as `overlong` says, cut at their end (a task's
-    question at its beginning, where lm-evaluation-harness cuts). Train holds the correct candidate of a question,
-    validation and test all of them. A sample in which nothing counts is left out and counted. Limits take samples
-    (packed), documents or questions.
+    (the last one shorter); chats whole, as many as fit a sample. Else a sample a document. Longer ones, where they are
+    not cut apart by packing, as `overlong` says, cut at their end (a task's question at its beginning, where
+    lm-evaluation-harness cuts). Train holds the correct candidate of a question, validation and test all of them. A
+    sample in which nothing counts is left out and counted. Limits take samples (packed), documents or questions.
 
     `progress(done=, total=, unit="documents")`. ConfigError: the tokenizer does not fit (see `load_tokenizer`), has no
     chat template, or `sequence_length` exceeds the model's positions. DataError: as `inspect_text`; a document that
@@ -188,7 +190,7 @@ class _Split:
         self._seed = seed
         self._name = split
         self._snapshots = snapshots
-        self._packed = data_is_packed(data)
+        self._packing = packing_of(data)
         questions = TEXT_FORMATS[data.name].candidates > 1
         self._candidates = questions and split != "train"
         self._keep_end = questions
@@ -207,9 +209,9 @@ class _Split:
             "bad": data.bad,
             "held_out": [data.validation, data.test],
             "length": data.sequence_length,
-            "overlong": None if self._packed else data.overlong,
-            "packed": self._packed,
-            "isolate": self._packed and data.isolate,
+            "overlong": None if self._packing == "cut" else data.overlong,
+            "packed": self._packing,
+            "isolate": self._packing != "none" and data.isolate,
             "shots": data.shots if questions else 0,
             "limit": self._limit,
         }
@@ -252,7 +254,7 @@ class _Split:
         self._documents.append(encoded.lengths[encoded.lengths > 0])
         self._counts["empty"] += int((encoded.lengths == 0).sum())
         self._findings.merge(encoded.findings)
-        if not self._packed:
+        if self._packing != "cut":
             encoded = self._fit(encoded, records)
         encoded = without(encoded, encoded.lengths == 0)
         self._spool.add(encoded.tokens, encoded.flags)
@@ -284,12 +286,8 @@ class _Split:
 
     def finish(self) -> None:
         """Lay the samples out and write what is missing. DataError when nothing is left."""
-        lengths = _joined(self._lengths, np.int64)
-        documents = offsets_of(lengths)[:-1] if self._packed and self._data.isolate else None
-        samples = self._samples(lengths)
-        counted = samples.targets > 0  # of candidates always: their end is kept, and is what counts
-        self._counts["without_targets"] = int((~counted).sum())
-        samples = self._chosen(samples.take(np.flatnonzero(counted)))
+        laid = self._laid()
+        samples = laid.samples
         if not len(samples.starts):
             cut = (
                 "; allowed: a larger data.sequence_length"
@@ -318,22 +316,43 @@ class _Split:
         while missing := missing_shards(tokens):
             for shard in missing:
                 rows = tokens.spec.shard_range(shard)
-                inside = np.arange(*np.searchsorted(columns[0], (rows.start, rows.stop)))
-                tokens.put(shard, token_fields(samples.take(inside), self._spool, documents))
+                tokens.put(shard, laid_fields(laid, rows, self._spool))
         self._summary.write(known)
 
-    def _samples(self, lengths: np.ndarray) -> Samples:
-        if self._packed:
-            return packed_samples(self._spool.tokens, self._data.sequence_length, self._spool)
-        return document_samples(lengths, _joined(self._groups, np.int64), _joined(self._correct, np.uint8), self._spool)
+    def _laid(self) -> Laid:
+        """Lay out the samples that count, within the limit (of documents, where they were not limited before)."""
+        lengths = _joined(self._lengths, np.int64)
+        isolate = self._data.isolate
+        if self._packing == "cut":
+            table = packed_samples(self._spool.tokens, self._data.sequence_length, self._spool)
+        else:
+            groups, correct = _joined(self._groups, np.int64), _joined(self._correct, np.uint8)
+            table = document_samples(lengths, groups, correct, self._spool)
+        counted = table.targets > 0  # of candidates always: their end is kept, and is what counts
+        self._counts["without_targets"] = int((~counted).sum())
+        table = table.take(np.flatnonzero(counted))
+        if self._packing == "whole":
+            laid = whole_samples(table, self._data.sequence_length, running=not isolate)
+            return self._limited(laid)
+        table = table.take(self._within(len(table.starts)))
+        table.group = np.unique(table.group, return_inverse=True)[1].astype(np.int64)
+        return Laid(table, table, offsets_of(lengths)[:-1] if self._packing == "cut" and isolate else None)
 
-    def _chosen(self, samples: Samples) -> Samples:
-        """Within the limit of packed samples (documents were limited before), groups numbered from 0."""
-        if self._packed and self._limit is not None:
-            order = permutation(len(samples.starts), self._seed, f"{self._name} samples")
-            samples = samples.take(np.sort(order[: self._limit]))
-        samples.group = np.unique(samples.group, return_inverse=True)[1].astype(np.int64)
-        return samples
+    def _within(self, samples: int) -> np.ndarray:
+        """Choose as many samples as the limit allows; where nothing is packed, documents were limited before."""
+        if self._packing == "none" or self._limit is None:
+            return np.arange(samples)
+        return np.sort(permutation(samples, self._seed, f"{self._name} samples")[: self._limit])
+
+    def _limited(self, laid: Laid) -> Laid:
+        """Take the samples within the limit, with their pieces."""
+        chosen = self._within(len(laid.samples.starts))
+        samples = laid.samples.take(chosen)
+        samples.starts = offsets_of(samples.lengths)[:-1]
+        samples.group = np.arange(len(chosen))
+        return replace(
+            laid, samples=samples, pieces=laid.pieces.take(np.flatnonzero(np.isin(laid.pieces.group, chosen)))
+        )
 
     def _sets(self, known: StoredSplit) -> tuple[SnapshotSet, SnapshotSet]:
         return open_sets(self._snapshots, self._key, known)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from workers.data.text.corpora.base import Record
-from workers.data.text.formats import TEXT_FORMATS, data_is_packed, open_corpus
+from workers.data.text.formats import TEXT_FORMATS, data_is_packed, open_corpus, packing_of
 from workers.data.text.samples.layout import cut_overlong
 from workers.data.text.samples.ragged import offsets_of
 from workers.data.text.splits import split_documents
@@ -78,7 +78,7 @@ def preview_text(data: TextSpec, model: CausalLMSpec, seed: int, split: str, row
     sound = encode_sound([record for _, record in found], lambda some: encoder(some, candidates))
     encoded, packed = sound.encoded, data_is_packed(data)
     return Preview(
-        samples=tuple(_samples(data, tokenizer, encoded, sound.records, whole=packed)),
+        samples=tuple(_samples(data, tokenizer, encoded, sound.records, whole=packing_of(data) == "cut")),
         documents=len(numbers),
         problems=tuple(fault.error.message for fault in sound.faults),
         findings=tuple(f"{item.count} times: {what}" for what, item in encoded.findings.found().items()),

@@ -67,6 +67,77 @@ def document_samples(lengths: np.ndarray, group: np.ndarray, correct: np.ndarray
     return _table(offsets_of(lengths)[:-1], lengths, group, correct, spool)
 
 
+@dataclass
+class Laid:
+    """Samples, and the `pieces` they consist of in this order: lines of their own table, where a sample is several
+    documents. `documents`: where positions restart in the spool, or None: with every piece, or (`running`) with every
+    sample."""
+
+    samples: Samples
+    pieces: Samples
+    documents: np.ndarray | None = None
+    running: bool = False
+
+
+def whole_samples(pieces: Samples, longest: int, *, running: bool) -> Laid:
+    """Join documents of at most `longest` tokens into samples of as many as fit, each into the fullest that has room,
+    the longest first (best fit decreasing). Samples go by their first documents."""
+    bins = best_fit(pieces.lengths, longest)
+    order = np.lexsort((np.arange(len(bins)), bins))
+    ordered = pieces.take(order)
+    count = int(bins.max()) + 1 if len(bins) else 0
+
+    def total(column: np.ndarray) -> np.ndarray:
+        return np.bincount(bins, column, count).astype(np.int64)
+
+    lengths = total(pieces.lengths)
+    samples = Samples(
+        offsets_of(lengths)[:-1], lengths, total(pieces.targets), np.arange(count), np.ones(count, np.uint8)
+    )
+    ordered.group = bins[order]
+    return Laid(samples, ordered, running=running)
+
+
+def best_fit(lengths: np.ndarray, longest: int) -> np.ndarray:
+    """Choose a sample for every document, int64 from 0, such that none takes more than `longest` tokens."""
+    taken = np.empty(len(lengths), np.int64)
+    #: Room left -> samples that have it; bit r of `rooms`: some have room r.
+    open_: dict[int, list[int]] = {}
+    rooms = count = 0
+    for document in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[document])
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            sample = open_[room].pop()
+            if not open_[room]:
+                rooms ^= 1 << room
+        else:
+            room, sample, count = longest, count, count + 1
+        taken[document] = sample
+        left = room - length
+        open_.setdefault(left, []).append(sample)
+        rooms |= 1 << left
+    first = np.full(count, len(lengths), np.int64)
+    np.minimum.at(first, taken, np.arange(len(lengths)))
+    number = np.empty(count, np.int64)
+    number[np.argsort(first)] = np.arange(count)
+    renumbered: np.ndarray = number[taken]
+    return renumbered
+
+
+def laid_fields(laid: Laid, tokens: range, spool: Spool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return `token_fields` of a range of the tokens of all samples, which begins and ends with samples."""
+    begins = offsets_of(laid.pieces.lengths)
+    inside = np.arange(*np.searchsorted(begins[:-1], (tokens.start, tokens.stop)))
+    found = token_fields(laid.pieces.take(inside), spool, laid.documents)
+    if not laid.running:
+        return found
+    sample = np.searchsorted(laid.samples.starts, np.arange(tokens.start, tokens.stop), side="right") - 1
+    positions = np.arange(tokens.start, tokens.stop) - laid.samples.starts[sample]
+    return found[0], found[1], positions.astype(np.int32)
+
+
 def _table(starts: np.ndarray, lengths: np.ndarray, group: np.ndarray, correct: np.ndarray, spool: Spool) -> Samples:
     targets = np.zeros(len(starts), np.int64)
     for first, last in chunks(lengths, _CHUNK):
@@ -112,8 +183,8 @@ def _spooled(samples: Samples, spool: Spool) -> tuple[np.ndarray, np.ndarray]:
     stretches = np.flatnonzero(np.diff(samples.starts // _CHUNK)) + 1
     for places in np.split(np.arange(len(samples.starts)), stretches):
         starts, lengths = samples.starts[places], samples.lengths[places]
-        first = int(starts[0])
+        first = int(starts.min())
         rows = flat_rows(starts - first, lengths)
-        pieces.append([column[rows] for column in spool.read(first, int(starts[-1] + lengths[-1]))])
+        pieces.append([column[rows] for column in spool.read(first, int((starts + lengths).max()))])
     tokens, flags = (np.concatenate(columns) for columns in zip(*pieces, strict=True))
     return tokens, flags

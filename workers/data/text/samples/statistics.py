@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from workers.data.text.corpora.findings import NAMED, Findings
-from workers.data.text.formats import TEXT_FORMATS, data_is_packed
+from workers.data.text.formats import TEXT_FORMATS, packing_of
 from workers.specs.data_results import LengthFigures, SplitStatistics
 from workers.specs.language import TextSpec
 
@@ -76,8 +76,8 @@ class Loss:
 
 
 def losses_of(data: TextSpec, statistics: Mapping[str, SplitStatistics]) -> list[Loss]:
-    """Say what samples lost on their way, of all splits together; packed data loses nothing."""
-    if data_is_packed(data):
+    """Say what samples lost on their way, of all splits together; running text that is packed loses nothing."""
+    if packing_of(data) == "cut":
         return []
     parts = statistics.values()
     total = sum(part.documents.count for part in parts)
