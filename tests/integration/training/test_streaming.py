@@ -140,3 +140,8 @@ def test_activations_say_more_than_activation_checkpointing(tmp_path: Path) -> N
     assert task.activations == "selective"
     task = from_json(StageTask, lab(tmp_path, "text", **both).node("segprop/stage2-layer2").task)
     assert task.activations == "recompute"
+
+
+def test_everything_beside_the_device_at_once_trains_to_the_bits_of_states_on_the_host_alone(tmp_path: Path) -> None:
+    alone = trained(lab(tmp_path / "alone", "text", {"optimizer": "host"}), "text")
+    assert trained(lab(tmp_path / "all", "text", {**TIERS["both"], "optimizer": "host"}), "text") == alone
