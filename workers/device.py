@@ -64,6 +64,20 @@ def host_beside(device: torch.device) -> torch.device:
     return torch.device("cpu" if device.type != "cpu" or is_host(device) else kind_of(device))
 
 
+#: Pieces of a loop that a trace takes: with the second all is there that earlier ones leave behind.
+_TRACED_PIECES = 2
+
+
+def pieces(count: int, size: int) -> Iterator[slice]:
+    """Yield the slices of `size` numbers or rows that cover `count`, the last one shorter where it must be.
+
+    While a stage is traced, the first few: later ones hold no more, and would take minutes of bookkeeping.
+    """
+    starts = range(0, count, size)
+    for start in starts if _stood_for.get() is None else starts[:_TRACED_PIECES]:
+        yield slice(start, min(start + size, count))
+
+
 def has_values(tensor: Tensor) -> bool:
     """Whether there is anything to look at: tensors of a trace have shapes alone."""
     return not isinstance(tensor, FakeTensor)

@@ -15,15 +15,17 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import _TOTAL_KEY, MemTracker
+from torch.distributed._tools.mem_tracker import _TOTAL_KEY, MemTracker, _MemRefType
+from torch.distributed._tools.mod_tracker import ModTracker
 
 from cache_store.errors import UserError
 from cache_store.formats.torch_dtypes import TORCH
@@ -43,53 +45,58 @@ from workers.weights import frozen_path
 _HOST = torch.device("cpu")
 
 
-class _Watch:
-    """Makes torch's tracker work for paths with frozen parts and for parts that are called again, and keep no figures
-    by module, which nobody asks for and which take half of its time."""
+class _Calls(ModTracker):
+    """Passes on that modules are called, and keeps no names of those that are being called."""
 
-    def __init__(self, tracker: MemTracker) -> None:
-        self._tracker = tracker
-        self._before_forward = tracker._pre_fw_hook
-        self._track_module = tracker._track_module_params_and_buffers
+    def _fw_pre_hook(self, mod: nn.Module, input: Any) -> None:
+        if self._user_pre_fw_hook is not None:
+            self._user_pre_fw_hook(mod, input)
 
-    def on(self) -> AbstractContextManager[Any]:
-        """Let the tracker do so."""
-        return patch.multiple(
-            self._tracker,
-            _pre_fw_hook=self.before_forward,
-            _track_module_params_and_buffers=self.track_module,
-            _update_peak_stats=self.update_peak,
-        )
+    def _fw_post_hook(self, mod: nn.Module, input: Any, output: Any) -> None:
+        if self._user_post_fw_hook is not None:
+            self._user_post_fw_hook(mod, input, output)
 
-    def before_forward(self, module: nn.Module, inputs: Any) -> None:
-        """Forget an earlier call, unless this one runs again for the backward pass: figures are of one call alone."""
-        if not self._tracker._mod_tracker.is_bw:
-            calls: Any = self._tracker.memory_tracking
-            calls.pop(module, None)
-        self._before_forward(module, inputs)
 
-    def track_module(self, module: nn.Module, install_grad_hooks: bool = True) -> tuple[int, int]:
-        """Mark frozen parameters as having their hook: they refuse one."""
-        for parameter in module.parameters():
-            if not parameter.requires_grad:
-                self._tracker._param_to_grad_hook_handles[parameter] = (_NO_HOOK, _NO_HOOK)
-        return self._track_module(module, install_grad_hooks)
+class _Tracker(MemTracker):
+    """torch's tracker for paths with frozen parts and for parts that are called again, without its figures by module:
+    nobody asks for them, and they take most of its time."""
 
-    def update_peak(self, peak_state: Any) -> None:
+    def __init__(self, path: StagePath) -> None:
+        """`path`: what gets gradients."""
+        super().__init__()
+        self._mod_tracker = _Calls()
+        trained = nn.ParameterList(path.parameters)
+        self._track_module_params_and_buffers(trained, install_grad_hooks=True)
+
+    def give_gradients(self, path: StagePath) -> None:
+        """Let all that is trained have a gradient, as after a backward pass."""
+        for parameter in path.parameters:
+            parameter.grad = torch.empty_like(parameter)
+            self._update_and_maybe_create_winfos(parameter.grad, _MemRefType.GRAD)
+
+    def _pre_fw_hook(self, module: nn.Module, inputs: Any) -> None:
+        """What is called in a backward pass is computed again: what it makes are activations."""
+        if self._mod_tracker.is_bw and self._ac_mod is None:
+            self._ac_mod = weakref.ref(module)
+            self._in_ac = True
+
+    def _post_fw_hook(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        if self._ac_mod is not None and self._ac_mod() is module:
+            self._ac_mod = None
+            self._in_ac = False
+
+    def _update_peak_stats(self, peak_state: Any) -> None:
         """Note what is held where it is more than ever."""
-        tracker = self._tracker
-        for device, now in tracker._curr_mem_snap.items():
-            if tracker._peak_mem.get(device, 0) < now[_TOTAL_KEY]:
-                tracker._peak_mem[device] = now[_TOTAL_KEY]
-                tracker._peak_mem_snap[device] = dict(now)
+        for device, now in self._curr_mem_snap.items():
+            if self._peak_mem.get(device, 0) < now[_TOTAL_KEY]:
+                self._peak_mem[device] = now[_TOTAL_KEY]
+                self._peak_mem_snap[device] = dict(now)
 
-
-class _NoHook:
-    def remove(self) -> None:
-        """Nothing to take off."""
-
-
-_NO_HOOK = _NoHook()
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """As torch's, without a look through results that are no tensors, of which there are most."""
+        if func.namespace == "prim":
+            return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +156,6 @@ def trace_stage(task: StageTask, sample: Shape, device: str = "cuda") -> TracedM
     task = dataclasses.replace(task, train=train)
     domain = domain_of(task.experiment)
     batch = _batch(task, domain, micro, sample)
-    tracker = MemTracker()
     with standing_in_for(device), FakeTensorMode(allow_non_fake_inputs=True) as mode, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         given = _without_bytes(batch, mode, {})
@@ -159,11 +165,23 @@ def trace_stage(task: StageTask, sample: Shape, device: str = "cuda") -> TracedM
             prefix = _prefix(task, weights)
         step = StageStep(task, path, domain, _HOST, ALONE)
         path.module.train(True)
+        tracker = _Tracker(path)
         modules = [path.module, *([] if prefix is None else [prefix])]
         away = [tensor for module in modules for tensor in module.tensors_on_host()]
         tracker.track_external(*modules, *away, *given.boundary, given.targets)
-        with _Watch(tracker).on(), tracker:
-            _steps(task, domain, step, prefix, given)
+        with tracker:
+            # The first step makes the optimizer's state; the second one holds it throughout.
+            if task.tiers.updates_on_host:
+                # Gradients have to leave as they are made.
+                _micro_batch(task, domain, step, prefix, given)
+            else:
+                tracker.give_gradients(path)
+            step.update(train.optimizer.lr)
+            if train.micro < train.batch_size and not task.tiers.updates_on_host:
+                # Gradients of an earlier micro-batch, to which those of this one are added.
+                tracker.give_gradients(path)
+            _micro_batch(task, domain, step, prefix, given)
+            step.update(train.optimizer.lr)
     return _figures(tracker, time.perf_counter() - started)
 
 
@@ -217,19 +235,14 @@ def _prefix(task: StageTask, weights: _Shapes) -> ModulePath | None:
     return frozen_path(weights, blocks, _HOST, tier=task.tiers.frozen)
 
 
-def _steps(task: StageTask, domain: Domain, step: StageStep, prefix: ModulePath | None, batch: Batch) -> None:
-    """The first step makes the optimizer's state, the second one holds it throughout."""
-    sums = Sums(_HOST)
-    micros = -(-task.train.batch_size // task.train.micro)
-    for number, last in enumerate((1, micros)):
-        for micro in range(last):
-            entering = batch
-            if prefix is not None:
-                with torch.no_grad(), autocast(task.train.precision, _HOST):
-                    outputs: Boundary = prefix(batch.boundary, batch.context)
-                entering = dataclasses.replace(batch, boundary=domain.as_input(outputs, task.train.precision))
-            step.backward(MicroBatch(number, entering, 1.0 / last, micro + 1 == last), sums)
-        step.update(task.train.optimizer.lr)
+def _micro_batch(task: StageTask, domain: Domain, step: StageStep, prefix: ModulePath | None, batch: Batch) -> None:
+    entering = batch
+    if prefix is not None:
+        with torch.no_grad(), autocast(task.train.precision, _HOST):
+            outputs: Boundary = prefix(batch.boundary, batch.context)
+        entering = dataclasses.replace(batch, boundary=domain.as_input(outputs, task.train.precision))
+    share = task.train.micro / task.train.batch_size
+    step.backward(MicroBatch(1, entering, share, True), Sums(_HOST))
 
 
 def _without_bytes(value: Any, mode: FakeTensorMode, known: dict[int, Any]) -> Any:

@@ -39,20 +39,22 @@ class StageTrace:
         return {**asdict(self), "deviation": round(self.deviation, 4)}
 
 
-def trace(prepared: Prepared, *, only: int | None = None) -> Iterator[StageTrace]:
-    """Trace stage after stage as on a GPU, each in seconds to a minute. `only`: this stage of every regime that has
-    so many."""
+def trace(prepared: Prepared) -> Iterator[StageTrace]:
+    """Trace stage after stage as on a GPU, each in seconds."""
+    for regime in prepared.plan.regimes.values():
+        for node_id in regime.stages:
+            yield trace_node(prepared, regime.name, node_id)
+
+
+def trace_node(prepared: Prepared, regime: str, node_id: str) -> StageTrace:
+    """Trace one stage of a plan as on a GPU."""
     # torch, transformers and the training code: only for those who ask.
     from workers.tracing import trace_stage
 
-    config = prepared.config
-    sample = config.domain.sample(config.data, prepared.data)
-    for regime in prepared.plan.regimes.values():
-        for node_id in regime.stages if only is None else regime.stages[only:][:1]:
-            node = prepared.plan.node(node_id)
-            task = from_json(StageTask, node.task)
-            found = trace_stage(task, sample)
-            yield StageTrace(regime.name, task.name, node.estimate.peak_bytes, found)
+    node = prepared.plan.node(node_id)
+    task = from_json(StageTask, node.task)
+    found = trace_stage(task, prepared.config.domain.sample(prepared.config.data, prepared.data))
+    return StageTrace(regime, task.name, node.estimate.peak_bytes, found)
 
 
 def traced(prepared: Prepared) -> list[StageTrace]:

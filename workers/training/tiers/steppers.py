@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from workers.device import pieces as pieces_of
 from workers.specs.experiment import OptimizerSpec
 from workers.training.updates.eight_bit import adamw8bit
 from workers.training.updates.low_precision import (
@@ -135,8 +136,7 @@ class EightBitStepper:
 
 def pieces(numbers: int) -> Iterator[slice]:
     """Cut a parameter of so many numbers."""
-    for begin in range(0, numbers, PIECE):
-        yield slice(begin, min(begin + PIECE, numbers))
+    return pieces_of(numbers, PIECE)
 
 
 #: Changes weights and moments in place: (weights, gradients, moments, steps taken, settings).

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workers.device import with_values
+from workers.device import pieces, with_values
 from workers.specs.experiment import OptimizerSpec
 
 #: Elements that one absolute maximum scales; bitsandbytes' own.
@@ -73,9 +73,8 @@ def step_on_cpu(weight: Tensor, grad: Tensor | None, state: dict[str, Any], conf
     decay = 1.0 - config["lr"] * config["weight_decay"]
     flat, slope = weight.view(-1), grad.contiguous().view(-1)
     codes1, codes2 = state["state1"].view(-1), state["state2"].view(-1)
-    for start in range(0, flat.numel(), _AT_ONCE):
-        some = slice(start, min(start + _AT_ONCE, flat.numel()))
-        blocks = slice(start // BLOCK, -(-some.stop // BLOCK))
+    for some in pieces(flat.numel(), _AT_ONCE):
+        blocks = slice(some.start // BLOCK, -(-some.stop // BLOCK))
         g = slope[some].float()
         first = _decode(codes1[some], state["qmap1"], state["absmax1"][blocks])
         second = _decode(codes2[some], state["qmap2"], state["absmax2"][blocks])

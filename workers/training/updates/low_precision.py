@@ -25,7 +25,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from workers.device import kind_of
+from workers.device import kind_of, pieces
 from workers.distributed.sharded import held
 from workers.seeds import derive_seed
 from workers.specs.experiment import OptimizerSpec
@@ -190,8 +190,7 @@ class LowPrecisionUpdates:
         """Take a step in place. `weights`, `gradients` and the tensors of `state`: (N,), in the order of memory."""
         moments = [state[name] for name in self._rule.moments]
         errors: Tensor | None = state.get("compensation")
-        for begin in range(0, weights.numel(), self._size):
-            part = slice(begin, begin + self._size)
+        for part in pieces(weights.numel(), self._size):
             weight, error = weights[part], None if errors is None else errors[part]
             exact = weight.float() if error is None else weight.float().add_(error)
             before = exact.clone() if weight.dtype != torch.float32 and place.step % MEASURE_EVERY == 1 else None
@@ -199,7 +198,9 @@ class LowPrecisionUpdates:
             moving = [moment.float() for moment in low]
             self._rule.update(exact, gradients[part].float(), moving, group, place.step)
             meant = None if before is None else exact - before
-            self._store([exact, *moving], [weight, *low], error, Place(place.index, place.step, place.begin + begin))
+            self._store(
+                [exact, *moving], [weight, *low], error, Place(place.index, place.step, place.begin + part.start)
+            )
             if before is not None and meant is not None:
                 now = weight.float() if error is None else weight.float().add_(error)
                 self.swallowed.add(meant, now - before)
@@ -317,8 +318,7 @@ def eight_bit_adamw(
             step = int(state["step"]) + 1
             key = derive_seed(*seed, "rounding", step, group_index, index)
             weights, gradients = in_memory_order(parameter.data), in_memory_order(gradient_of(parameter))
-            for begin in range(0, weights.numel(), size):
-                part = slice(begin, begin + size)
+            for part in pieces(weights.numel(), size):
                 copy = nn.Parameter(weights[part].float())
                 copy.grad = gradients[part].float()
                 self.state[copy] = _slice_of(state, part, weights.numel())
@@ -328,7 +328,7 @@ def eight_bit_adamw(
                 exact = copy.detach()
                 meant = None if before is None else exact - before
                 if spec.rounding == "stochastic":
-                    store_pair([exact], [weights[part]], draws, key, begin)
+                    store_pair([exact], [weights[part]], draws, key, part.start)
                 else:
                     weights[part] = exact
                 if before is not None and meant is not None:

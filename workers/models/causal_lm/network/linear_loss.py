@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workers.device import kind_of
+from workers.device import has_values, kind_of, pieces
 from workers.models.causal_lm.network.link import Link
 from workers.models.causal_lm.network.pieces import block_rows, chunk_rows, loss_rows
 
@@ -46,9 +47,15 @@ def _torchs_own(hidden: Tensor, weight: Tensor, dtype: torch.dtype, link: Link, 
 
 def _by_torch(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, link: Link) -> Tensor:
     # Its own choice of pieces is far too small for a CPU: half the speed.
-    options = nn.LinearCrossEntropyOptions(batch_chunk_size=chunk_rows(weight.shape[0]))
+    rows = chunk_rows(weight.shape[0])
+    options = nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
     given = hidden if link.before == 1.0 else hidden * link.before
-    return F.linear_cross_entropy(given, weight, targets, linear_bias=bias, options=options)
+    loss = F.linear_cross_entropy(given, weight, targets, linear_bias=bias, options=options)
+    if not has_values(hidden):
+        # A trace sees what an operation gives, not what it takes meanwhile: a piece of logits and its gradient.
+        inside = [given.new_empty(min(rows, len(given)), weight.shape[0]) for _ in range(2)]
+        del inside
+    return loss
 
 
 class _Chunked(torch.autograd.Function):
@@ -73,8 +80,7 @@ class _Chunked(torch.autograd.Function):
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias and bias is not None else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         step = loss_rows(weight.shape[0], dtype.itemsize, 4 * weight.numel() if wants_weight else 0)
-        for start in range(0, hidden.shape[0], step):
-            rows = slice(start, start + step)
+        for rows in pieces(hidden.shape[0], step):
             x = hidden[rows].to(dtype)
             if link.before != 1.0:
                 x = x * link.before
@@ -146,9 +152,8 @@ def _to_gradient(logits: Tensor, targets: Tensor, link: Link, smoothing: float, 
     return total
 
 
-def _blocks(logits: Tensor) -> list[slice]:
-    step = block_rows(logits.shape[1], kind_of(logits.device))
-    return [slice(start, start + step) for start in range(0, logits.shape[0], step)]
+def _blocks(logits: Tensor) -> Iterator[slice]:
+    return pieces(logits.shape[0], block_rows(logits.shape[1], kind_of(logits.device)))
 
 
 def _log_softmax(logits: Tensor, link: Link) -> tuple[Tensor, Tensor | None]:
