@@ -57,14 +57,14 @@ class _Calls(ModTracker):
             self._user_post_fw_hook(mod, input, output)
 
 
-class _Tracker(MemTracker):
+class _Tracker(MemTracker):  # type: ignore[no-untyped-call]  # torch's
     """torch's tracker for paths with frozen parts and for parts that are called again, without its figures by module:
     nobody asks for them, and they take most of its time."""
 
     def __init__(self, path: StagePath) -> None:
         """`path`: what gets gradients."""
         super().__init__()
-        self._mod_tracker = _Calls()
+        self._mod_tracker = _Calls()  # type: ignore[no-untyped-call]  # torch's
         trained = nn.ParameterList(path.parameters)
         self._track_module_params_and_buffers(trained, install_grad_hooks=True)
 
@@ -96,7 +96,7 @@ class _Tracker(MemTracker):
         """As torch's, without a look through results that are no tensors, of which there are most."""
         if func.namespace == "prim":
             return func(*args, **(kwargs or {}))
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        return super().__torch_dispatch__(func, types, args, kwargs)  # type: ignore[no-untyped-call]  # torch's
 
 
 @dataclasses.dataclass(frozen=True)

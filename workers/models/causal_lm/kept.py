@@ -46,6 +46,8 @@ class Part:
     away: bool
     #: Elements that it trains together with the embedding, which counts them.
     shared: int
+    #: Elements a token that its matrices with adapters read, all taken together.
+    adapter_inputs: int = 0
 
     @property
     def facts(self) -> PartFacts:
@@ -141,12 +143,25 @@ def _kept(part: Part, tokens: int, samples: int, types: Types) -> int:
         if not part.adapted:
             # Multiplied with a weight that trains.
             bytes_a_token += types.master * kept.rms_inputs
-        # A linear layer keeps what it reads: its own copy under autocast, else the one result that all read.
-        bytes_a_token += types.computed * kept.fed if types.casts else types.master * kept.norm_results
-    inner = (3 if kept.gated else 1) + (1 if part.trained else 0)
+        bytes_a_token += _read_by_linears(part, types)
+    inner = (3 if kept.gated else 1) + (1 if part.trained and not _copied_by_adapters(part, types) else 0)
     bytes_a_token += types.computed * (kept.attention + inner * kept.inner)
     scores = (4 + types.computed) * facts.heads * (tokens // samples) if facts.keeps_scores else 0
     return tokens * (bytes_a_token + scores)
+
+
+def _copied_by_adapters(part: Part, types: Types) -> bool:
+    """Whether every adapter keeps its own copy of what it reads: peft makes it float32, autocast narrow again."""
+    return part.adapted and types.computed < 4
+
+
+def _read_by_linears(part: Part, types: Types) -> int:
+    """Bytes a token of what linear layers keep of what they read: their own copy under autocast, else the one result
+    that all read. The network's last one is counted with its products, unless adapters copy."""
+    if _copied_by_adapters(part, types):
+        return types.computed * part.adapter_inputs
+    kept = part.facts.kept
+    return types.computed * kept.fed if types.casts else types.master * kept.norm_results
 
 
 def _copies(part: Part, types: Types) -> int:

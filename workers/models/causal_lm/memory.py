@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from workers.models.base import StageMemory, two_at_a_time
 from workers.models.causal_lm.kept import Part, Types, held_activations, hidden_width, is_head
 from workers.models.causal_lm.network.pieces import block_rows, chunk_rows, loss_rows
-from workers.models.causal_lm.outline import LMPartOutline
+from workers.models.causal_lm.outline import LinearFacts, LMPartOutline
 from workers.specs.experiment import OptimizerSpec, TrainSpec
 from workers.specs.language import LoraSpec
 from workers.specs.memory import ON_DEVICE, MemorySpec
@@ -157,9 +157,10 @@ def _part(outline: LMPartOutline, trained: bool, train: TrainSpec, types: Types,
         away = memory.frozen == "host" and not outline.tied
         return Part(outline, False, False, 0, 0, weights, few, away, 0)
     if train.lora is not None:
-        adapted = _adapter_parameters(outline, train.lora, train.lm_head == "lora")
-        size = _ADAPTER_BYTES * adapted
-        return Part(outline, True, True, adapted, size, weights + size, few, False, 0)
+        linears = _adapted(outline, train.lora, train.lm_head == "lora")
+        adapted = sum(train.lora.rank * (linear.inputs + linear.outputs) for linear in linears)
+        size, read = _ADAPTER_BYTES * adapted, sum(linear.inputs for linear in linears)
+        return Part(outline, True, True, adapted, size, weights + size, few, False, 0, read)
     trainable = outline.parameters
     if train.lm_head == "frozen":
         # A matrix that is LM head and embedding in one is frozen where it embeds, too.
@@ -169,13 +170,12 @@ def _part(outline: LMPartOutline, trained: bool, train: TrainSpec, types: Types,
     return Part(outline, True, False, trainable, types.master * trainable, weights, False, False, shared)
 
 
-def _adapter_parameters(outline: LMPartOutline, lora: LoraSpec, lm_head: bool) -> int:
+def _adapted(outline: LMPartOutline, lora: LoraSpec, lm_head: bool) -> Sequence[LinearFacts]:
+    """The matrices of a part that get adapters."""
     linears = outline.facts.linears
     if is_head(outline):
-        linears = linears if lm_head else ()
-    else:
-        linears = tuple(linear for linear in linears if lora.adapts(linear.name))
-    return sum(lora.rank * (linear.inputs + linear.outputs) for linear in linears)
+        return linears if lm_head else ()
+    return tuple(linear for linear in linears if lora.adapts(linear.name))
 
 
 def _vocabulary(outline: LMPartOutline) -> int:
