@@ -57,7 +57,7 @@ class _Calls(ModTracker):
             self._user_post_fw_hook(mod, input, output)
 
 
-class _Tracker(MemTracker):  # type: ignore[no-untyped-call]  # torch's
+class _Tracker(MemTracker):  # type: ignore[no-untyped-call, unused-ignore]  # torch's
     """torch's tracker for paths with frozen parts and for parts that are called again, without its figures by module:
     nobody asks for them, and they take most of its time."""
 

@@ -77,7 +77,7 @@ ON_H200: dict[str, dict[str, Case]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--configs", nargs="*", choices=SHIPPED, default=list(SHIPPED), help="only these")
-    parser.add_argument("--no-h200", action="store_true", help="without the cases that an H200 was measured with")
+    parser.add_argument("--cases", nargs="*", help="only these cases that an H200 was measured with; none: no names")
     parser.add_argument("--all-stages", action="store_true", help="not only the first, the second and the last")
     parser.add_argument("--resume", action="store_true", help="keep figures of stages whose task is the same still")
 
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> Report:
         case = SHIPPED[name]
         stages = None if options.all_stages else case.stages
         results.update(_traced(name, case, stages, kept))
-    beside = [] if options.quick or options.no_h200 else list(_beside_h200(results, kept))
+    beside = [] if options.quick else list(_beside_h200(options.cases, results, kept))
     worst = max((abs(each["deviation"]) for each in results.values()), default=0.0)
     far = max((abs(row[column]) for row in beside for column in (4, 6)), default=None)
     return Report(
@@ -173,10 +173,12 @@ def _traced(name: str, case: Case, stages: tuple[int, ...] | None, kept: _Kept) 
     return found
 
 
-def _beside_h200(results: dict[str, Json], kept: _Kept) -> Iterator[tuple[Any, ...]]:
+def _beside_h200(only: list[str] | None, results: dict[str, Json], kept: _Kept) -> Iterator[tuple[Any, ...]]:
     for file, cases in ON_H200.items():
         measured = json.loads((harness.RESULTS / f"{file}.json").read_text())["results"]
         for name, case in cases.items():
+            if only is not None and f"{file}/{name}" not in only:
+                continue
             (each,) = _traced(f"h200 {name}", case, case.stages, kept).values()
             results[f"as measured/{file}/{name}"] = each
             there = measured[name]["peak_allocated_bytes"]
