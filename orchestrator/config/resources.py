@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from orchestrator.config.values import Bytes, NonBlank, OneOf, Seconds, Section
-from workers.specs.orders import CHECKPOINT_MEMORY, INTERRUPTIONS_EVERY_S, Strategy
+from workers.specs.orders import CHECKPOINT_MEMORY, INTERRUPTIONS_EVERY_S, Strategy, Zero3Spec
 
 #: Most CPU threads of a slot with a GPU that nobody gave a number: they load and augment beside the device's steps.
 GPU_THREADS = 8
@@ -34,6 +34,22 @@ RUNNERS: dict[str, RunnerKind] = {
 }
 
 
+class Zero3Config(Section):
+    """Where the ranks of a gang with strategy zero3 keep their parts. See docs/cluster.md."""
+
+    parameters: Literal["device", "host"] = Field(
+        default="device", description="host: weights come to the device when they are used, the next ones on their way."
+    )
+    optimizer: Literal["device", "host"] = Field(
+        default="device",
+        description="Optimizer states, float32 weights and gradients. host: updates are computed there.",
+    )
+
+    def spec(self) -> Zero3Spec:
+        """Return what workers are told."""
+        return Zero3Spec(self.parameters, self.optimizer)
+
+
 class GangConfig(Section):
     """Stages over several devices at once, one process (rank) each: a Ray Train gang. See docs/cluster.md."""
 
@@ -45,8 +61,9 @@ class GangConfig(Section):
     strategy: Strategy = Field(
         default="ddp",
         description="ddp: every rank holds the whole stage. fsdp2: parameters, gradients and optimizer states are "
-        "shared out (language models).",
+        "shared out (language models). zero3: the same by DeepSpeed, which can keep them beside the device.",
     )
+    zero3: Zero3Config = Field(default_factory=Zero3Config)
     min_parameters: int = Field(
         default=0, ge=0, description="Stages that train fewer parameters than this stay on one device."
     )

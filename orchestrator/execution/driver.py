@@ -37,9 +37,11 @@ from workers.specs.data_results import DataFigures
 from workers.specs.orders import (
     CHECKPOINT_MEMORY,
     INTERRUPTIONS_EVERY_S,
+    ON_DEVICE,
     Production,
     Strategy,
     WorkOrder,
+    Zero3Spec,
     node_of,
     order_key,
 )
@@ -91,6 +93,7 @@ class DriverSettings:
     #: Whether all ranks of a gang run a node, and by which strategy; None: there is no gang.
     together: Callable[[Node], bool] = _alone
     strategy: Strategy | None = None
+    zero3: Zero3Spec = ON_DEVICE
     #: Longest wait for a store that cannot be reached (seconds).
     store_deadline_s: float = 600.0
 
@@ -306,6 +309,7 @@ class Driver:
                 identities={parent: identity_of(self._nodes[parent]).to_json() for parent in unfinished.values()},
             ),
             strategy=self._settings.strategy if self._in_gang(node) else None,
+            zero3=self._settings.zero3,
             snapshot_memory=self._settings.snapshot_memory,
             interruptions_every_s=self._settings.interruptions_every_s,
             checkpoint_memory=self._settings.checkpoint_memory,

@@ -190,7 +190,8 @@ def driver_settings(config: Config) -> DriverSettings:
     if resources.gang.size is None:
         return settings
     together = partial(runs_together, gang=resources.gang)
-    return dataclasses.replace(settings, together=together, strategy=resources.gang.strategy)
+    gang = resources.gang
+    return dataclasses.replace(settings, together=together, strategy=gang.strategy, zero3=gang.zero3.spec())
 
 
 def finish(prepared: Prepared, ledger: CommitLog, outcome: Outcome, *, export: bool) -> Summary:

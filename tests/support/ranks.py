@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+#: Where `make setup` puts DeepSpeed: ranks alone have it.
+DEEPSPEED = Path(sys.prefix) / "deepspeed"
 
 
 class Ranks:
@@ -64,6 +68,7 @@ def _rank(
     rank: int, size: int, meeting: str, timeout_s: float, environment: Mapping[str, str], line: Connection
 ) -> None:
     os.environ.update(environment)
+    sys.path.append(str(DEEPSPEED))
     from datetime import timedelta
 
     import torch

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cache_store.errors import SegpropError
-from workers.specs.orders import Strategy
+from workers.specs.orders import ON_DEVICE, Strategy, Zero3Spec
 
 T = TypeVar("T")
 
@@ -42,13 +42,14 @@ class Gang:
     rank: int = 0
     size: int = 1
     strategy: Strategy = "ddp"
+    zero3: Zero3Spec = ON_DEVICE
 
     @classmethod
-    def joined(cls, strategy: Strategy) -> Gang:
+    def joined(cls, strategy: Strategy, zero3: Zero3Spec = ON_DEVICE) -> Gang:
         """Take this process's place in torch's default process group. SegpropError when there is none."""
         if not dist.is_initialized():
             raise SegpropError("a task for a gang reached a process that belongs to none")
-        return cls(dist.get_rank(), dist.get_world_size(), strategy)
+        return cls(dist.get_rank(), dist.get_world_size(), strategy, zero3)
 
     @property
     def leads(self) -> bool:
@@ -58,11 +59,17 @@ class Gang:
     @property
     def shards(self) -> bool:
         """Return whether each rank holds only a part of every parameter."""
-        return self.strategy == "fsdp2" and self.size > 1
+        return self.strategy != "ddp" and self.size > 1
+
+    @property
+    def partitions(self) -> bool:
+        """Return whether that part is DeepSpeed's to keep."""
+        return self.strategy == "zero3" and self.size > 1
 
     @property
     def loss_scale(self) -> int:
-        """Return the factor of the loss: FSDP2 averages gradients over ranks, and weighted losses need their sum."""
+        """Return the factor of the loss: FSDP2 and ZeRO-3 average gradients over ranks, and weighted losses need their
+        sum."""
         return self.size if self.shards else 1
 
     def part(self, start: int, stop: int) -> Part:

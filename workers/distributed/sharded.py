@@ -1,19 +1,22 @@
-"""Split parameters over the ranks of a gang by FSDP2, gather them and put them back. Plain tensors pass through."""
+"""Split parameters over the ranks of a gang by FSDP2 or ZeRO-3, gather them and put them back. Plain tensors pass
+through."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from workers.distributed import partitions
 from workers.distributed.gang import Gang
+from workers.distributed.partitions import is_partitioned
 
 
 def mesh_of(gang: Gang, device: torch.device) -> Any:
-    """Return the ranks as torch's device mesh; None where nothing is shared."""
-    if not gang.shards:
+    """Return the ranks as torch's device mesh; None where nothing is shared by FSDP2."""
+    if not gang.shards or gang.partitions:
         return None
     # Imported here and below: seconds that a single device need not spend.
     from torch.distributed.device_mesh import init_device_mesh
@@ -68,19 +71,29 @@ def is_sharded(tensor: Any) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
+def numel(parameter: Tensor) -> int:
+    """Count the elements of the whole parameter."""
+    return partitions.numel(parameter) if is_partitioned(parameter) else parameter.numel()
+
+
 def held(tensor: Tensor) -> Tensor:
-    """Return what this rank has of a tensor."""
-    return cast("Tensor", cast("Any", tensor).to_local()) if is_sharded(tensor) else tensor
+    """Return what this rank has of a tensor, without a graph. Of one that ZeRO-3 splits it is a copy."""
+    if is_partitioned(tensor):
+        return partitions.own(tensor)
+    own = tensor.detach()
+    return cast("Tensor", cast("Any", own).to_local()) if is_sharded(own) else own
 
 
 def on_host(tensor: Tensor) -> Tensor:
     """Copy to the host, contiguously, what this rank has of a tensor."""
-    return held(tensor.detach()).to("cpu", copy=True).contiguous()
+    return held(tensor).to("cpu", copy=True).contiguous()
 
 
 def gathered(tensor: Tensor) -> Tensor:
     """Return the whole tensor: itself where it is not sharded. Of a sharded one all ranks must ask, and only the
     first gets a contiguous copy on the host: the others have an empty tensor."""
+    if is_partitioned(tensor):
+        return partitions.whole(tensor, partitions.own(tensor))
     if not is_sharded(tensor):
         return tensor.detach()
     full = cast("Any", tensor.detach()).full_tensor()
@@ -91,6 +104,8 @@ def gathered(tensor: Tensor) -> Tensor:
 
 def like(parameter: Tensor, value: Tensor) -> Tensor:
     """Split a whole value, the same on all ranks, as `parameter` is."""
+    if is_partitioned(parameter):
+        return partitions.part(parameter, value)
     if not is_sharded(parameter) or value.shape != parameter.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -101,7 +116,23 @@ def like(parameter: Tensor, value: Tensor) -> Tensor:
     return made
 
 
-def rejoined(parameter: Tensor, local: Tensor) -> Tensor:
+def assembled(parameter: Tensor, local: Tensor) -> Tensor:
+    """Put what `held` gave of a parameter on every rank together, as `gathered` does."""
+    if is_partitioned(parameter):
+        return partitions.whole(parameter, local)
+    return gathered(_rejoined(parameter, local))
+
+
+def put_back(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a module back what `held` gave of tensors of its own, by name."""
+    expected = module.state_dict(keep_vars=True)
+    for name in [name for name in state if is_partitioned(expected[name])]:
+        partitions.put(expected[name], state[name])
+    plain = {name: value for name, value in state.items() if not is_partitioned(expected[name])}
+    module.load_state_dict({name: _rejoined(expected[name], value) for name, value in plain.items()}, strict=False)
+
+
+def _rejoined(parameter: Tensor, local: Tensor) -> Tensor:
     """Return what `held` gave of a parameter as the sharded tensor again."""
     if not is_sharded(parameter):
         return local

@@ -53,7 +53,8 @@ class Capabilities:
     #: split.omit: blocks left out while training and put back afterwards.
     omit: str | None = _LANGUAGE
     fp8: str | None = f"fp8: {_LANGUAGE}; allowed for images: plain, lossless, int8"
-    fsdp2: str | None = f"fsdp2: {_LANGUAGE}; allowed: ddp"
+    #: resources.gang.strategy: fsdp2 and zero3, after the name of which the words stand.
+    sharding: str | None = f"{_LANGUAGE}; allowed: ddp"
     channels_last: str | None = None
     #: training.micro_batch: auto.
     auto_micro: str | None = "auto: batch normalization learns from what a micro-batch is made of; allowed: a number"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,13 @@ from workers.specs.results import PartRecord
 
 Boundary = tuple[Tensor, ...]
 State = dict[str, Tensor]
+#: Runs a path (first argument) and uses what it gave (second), whose weights are there until then.
+Within = Callable[[Callable[[], Any], Callable[[Any], Any]], Any]
+
+
+def at_once(run: Callable[[], Any], use: Callable[[Any], Any]) -> Any:
+    """Return `use(run())`: all that is needed where weights stay."""
+    return use(run())
 
 
 class ModulePath(nn.Module):
@@ -118,7 +125,7 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
 
 def whole_state(module: nn.Module) -> State:
     """The module's state as it is, to be written before it changes; of sharded parameters as `gathered` gives it."""
-    return {name: gathered(tensor) for name, tensor in module.state_dict().items()}
+    return {name: gathered(tensor) for name, tensor in module.state_dict(keep_vars=True).items()}
 
 
 def write_part(attempt: Attempt, part: str, state: State) -> PartRecord:

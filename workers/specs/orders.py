@@ -15,8 +15,22 @@ INTERRUPTIONS_EVERY_S = 86400.0
 #: Bytes that a checkpoint may copy, where nobody says. With the pieces under way it takes less than 64 MB beside the
 #: state.
 CHECKPOINT_MEMORY = 16 << 20
-#: How the ranks of a gang share a stage: each holds all parameters (`ddp`), or a part of each (`fsdp2`).
-Strategy = Literal["ddp", "fsdp2"]
+#: How the ranks of a gang share a stage: each holds all parameters (`ddp`), or a part of each, by torch (`fsdp2`) or by
+#: DeepSpeed (`zero3`).
+Strategy = Literal["ddp", "fsdp2", "zero3"]
+
+
+@dataclass(frozen=True)
+class Zero3Spec:
+    """Say where the ranks of a `zero3` gang keep their parts. Nothing here changes a result."""
+
+    parameters: Literal["device", "host"] = "device"
+    #: With the float32 weights that updates change, and the gradients on their way there.
+    optimizer: Literal["device", "host"] = "device"
+
+
+#: Where nobody says.
+ON_DEVICE = Zero3Spec()
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,7 @@ class WorkOrder:
     threads: int
     #: Set where all ranks of a gang work on the order together.
     strategy: Strategy | None = None
+    zero3: Zero3Spec = ON_DEVICE
     #: Most bytes of snapshot shards held at a time; None: what `cache_store.snapshots.shard_cache` says.
     snapshot_memory: int | None = None
     #: Seconds between two interruptions of a slot, on average.

@@ -57,7 +57,7 @@ def _execute(order: WorkOrder, control: Control) -> Commit | None:
     started = time.time()
     storage = running_storage(order.store)
     device = torch.device(order.device)
-    gang = ALONE if order.strategy is None else Gang.joined(order.strategy)
+    gang = ALONE if order.strategy is None else Gang.joined(order.strategy, order.zero3)
     environment = WorkerEnvironment(
         storage,
         device,

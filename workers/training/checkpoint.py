@@ -31,7 +31,7 @@ from workers.specs.tasks import StageTask
 from workers.training.checkpoints.interval import ASSUMED_SPEED, cost_s, interval_s
 from workers.training.checkpoints.live import LiveTensors
 from workers.training.checkpoints.writer import CheckpointWriter
-from workers.training.optimizer import StageStep, optimizer_tensors, restore_optimizer
+from workers.training.optimizer import StageStep
 from workers.training.stage_path import StagePath
 from workers.weights import ADAPTER, AUX, LORA, read_tensors
 
@@ -170,7 +170,7 @@ class StageState:
             record = parents["optimizer"].files.get(OPTIMIZER_FILE)
             if record is not None:
                 carried = _carried(read_tensors(self._nodes, record))
-                restore_optimizer(self._step.optimizer, self._path.names, carried)
+                self._step.restore_optimizer(carried)
         if "continue" in parents:
             self._continue(parents["continue"])
         found = load(self._nodes, self._attempt.node_id, self._gang)
@@ -179,7 +179,7 @@ class StageState:
         # Copies: nothing that goes on may hang on a file that will be pruned.
         self.progress, self.best = found.progress, {n: on_host(t) for n, t in self._path.own(found.best).items()}
         self._path.load(self._path.own(found.model))
-        restore_optimizer(self._step.optimizer, self._path.names, found.optimizer)
+        self._step.restore_optimizer(found.optimizer)
         self._step.load_scaler(found.scaler)
 
     def _continue(self, before: Commit) -> None:
@@ -188,7 +188,7 @@ class StageState:
         result = before.read(StageResult)
         model, optimizer = resume_running_state(read_tensors(self._nodes, before.files[CONTINUE_FILE]))
         self._path.load(model, uncommitted=True)
-        restore_optimizer(self._step.optimizer, self._path.names, optimizer)
+        self._step.restore_optimizer(optimizer)
         self._step.load_scaler(result.scaler or {})
         self.progress = StageProgress(
             epoch=self._task.epochs.start,
@@ -242,7 +242,7 @@ class StageState:
         """Name the tensors of a checkpoint, and those among them that updates change. Of sharded parameters all ranks
         must ask, and the first gets copies."""
         model, best = self._path.changing(), self._path.whole(self.best)
-        optimizer = optimizer_tensors(self._step.optimizer, self._path.names)
+        optimizer = self._step.optimizer_tensors()
         live: set[str] = set()
         if self._gang.shards:
             model = self._path.whole(model)
@@ -277,7 +277,7 @@ class StageState:
 
     def write_optimizer(self) -> None:
         """Write the optimizer's state for a later stage that carries it; of sharded parameters all ranks must ask."""
-        tensors = optimizer_tensors(self._step.optimizer, self._path.names)
+        tensors = self._step.optimizer_tensors()
         # A later stage that holds apart what this one held together finds its state under either name.
         for name, first in self._path.shared_names.items():
             own = {key: value for key, value in tensors.items() if key.startswith(f"{first}//")}
@@ -289,7 +289,7 @@ class StageState:
     def write_continue(self) -> None:
         """Write what the next round of the stage goes on from. Never in a gang."""
         state = self._path.changing(uncommitted=True)
-        optimizer = optimizer_tensors(self._step.optimizer, self._path.names)
+        optimizer = self._step.optimizer_tensors()
         tensors = running_state(state, optimizer, [random_state()])
         self._attempt.write(CONTINUE_FILE, tensor_files.TensorStream(tensors))
 

@@ -12,8 +12,10 @@ from workers.device import autocast
 from workers.distributed.gang import Gang, GradientSum
 from workers.distributed.sharded import gathered, like
 from workers.distributed.sync_batch_norm import holds_norms
+from workers.distributed.zero3 import Zero3, by_part
 from workers.domains.base import Domain
 from workers.domains.sums import Sums
+from workers.models.chain import State, Within, at_once
 from workers.specs.experiment import OptimizerSpec
 from workers.specs.tasks import StageTask
 from workers.training.batches import MicroBatch
@@ -82,9 +84,15 @@ class StageStep:
         # Ranks that hold the same weights must round them the same way; those that hold parts draw for their own.
         rank = ("rank", gang.rank) if gang.shards else ()
         self._tiered: TieredOptimizer | None = None
+        self._zero3: Zero3 | None = None
         if task.tiers.updates_on_host:
             self._tiered = TieredOptimizer(train.optimizer, path.parameters, seed, task.tiers, device)
-        self.optimizer = self._tiered or build_optimizer(train.optimizer, path.parameters, (*seed, *rank))
+        made: torch.optim.Optimizer | None = self._tiered
+        if gang.partitions:
+            groups: Any = [{"params": members} for members in by_part(path.names, path.parameters)]
+            made = OPTIMIZERS[train.optimizer.name](train.optimizer, groups)
+            self._zero3 = Zero3(path.module, path.last, made, gang, device, train.clip)
+        self.optimizer = made or build_optimizer(train.optimizer, path.parameters, (*seed, *rank))
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
         self._train, self._path, self._domain, self._device, self._gang = train, path, domain, device, gang
         self._forward: Callable[..., Any] = torch.compile(path.module) if train.compile else path.module
@@ -98,17 +106,38 @@ class StageStep:
     def backward(self, micro: MicroBatch, sums: Sums) -> Tensor:
         """Add the gradients of one micro-batch, weighted by its share of the step; returns its loss (on the device)."""
         batch = micro.batch
-        with autocast(self._train.precision, self._device):
-            output = self._forward(batch.boundary, batch.context)
-        loss, correct = self._domain.loss(output, batch.targets, self._train)
+        loss, correct = self._loss(micro)
         if batch.counts:
             sums.add(loss, correct, len(batch.targets))
         weight = micro.share * self._gang.loss_scale
         weighted = loss if weight == 1.0 else loss * weight
         if micro.last and self._gradients is not None:
             self._gradients.begin()
-        torch.autograd.backward(self.scaler.scale(weighted))
+        if self._zero3 is not None:
+            self._zero3.backward(weighted)
+        else:
+            torch.autograd.backward(self.scaler.scale(weighted))
         return loss.detach()
+
+    def _loss(self, micro: MicroBatch) -> tuple[Tensor, Tensor | None]:
+        batch, zero3 = micro.batch, self._zero3
+
+        def run() -> Any:
+            with autocast(self._train.precision, self._device):
+                return self._forward(batch.boundary, batch.context)
+
+        def use(output: Any) -> tuple[Tensor, Tensor | None]:
+            loss, correct = self._domain.loss(output, batch.targets, self._train)
+            return (loss + zero3.anchor(), correct) if zero3 is not None and not len(batch.targets) else (loss, correct)
+
+        found: tuple[Tensor, Tensor | None]
+        found = use(run()) if zero3 is None else zero3.forward(run, use, last=micro.last)
+        return found
+
+    @property
+    def within(self) -> Within:
+        """What keeps the path's weights there until what it gave was used, beside training."""
+        return at_once if self._zero3 is None else self._zero3.score
 
     def update(self, rate: float) -> None:
         """Take one optimizer step with the gradients there are."""
@@ -116,6 +145,9 @@ class StageStep:
             self._gradients.finish()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        if self._zero3 is not None:
+            self._zero3.update()
+            return
         if self._tiered is not None:
             self._tiered.gather()
         if self._train.clip is not None:
@@ -130,6 +162,8 @@ class StageStep:
         """Whether no gradient of a step that is not over is there."""
         if self._tiered is not None:
             return not self._tiered.gathering
+        if self._zero3 is not None:
+            return self._zero3.between_updates
         return all(parameter.grad is None for parameter in self._path.parameters)
 
     def _updated(self) -> list[nn.Parameter]:
@@ -160,6 +194,21 @@ class StageStep:
             self._gradients.close()
         if self._tiered is not None:
             self._tiered.close()
+        if self._zero3 is not None:
+            self._zero3.close()
+
+    def optimizer_tensors(self) -> State:
+        """Name the optimizer's own tensors, as the function of this name does. Every rank of a gang must ask."""
+        if self._zero3 is not None:
+            return self._zero3.optimizer_state(self._path.names)
+        return optimizer_tensors(self.optimizer, self._path.names)
+
+    def restore_optimizer(self, tensors: State) -> None:
+        """Put back what `optimizer_tensors` gave, as the function of this name does."""
+        if self._zero3 is not None:
+            self._zero3.restore(self._path.names, tensors)
+        else:
+            restore_optimizer(self.optimizer, self._path.names, tensors)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, torch.Tensor]:

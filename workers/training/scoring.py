@@ -6,7 +6,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from torch import nn
 from workers.device import autocast
 from workers.distributed.gang import ALONE, Gang
 from workers.environment import WorkerEnvironment
-from workers.models.chain import ModulePath
+from workers.models.chain import ModulePath, Within, at_once
 from workers.specs.experiment import Precision
 from workers.specs.orders import Parents
 from workers.specs.tasks import EpochTestSpec, StageTask
@@ -34,18 +35,27 @@ def score(
     precision: Precision,
     device: torch.device,
     gang: Gang = ALONE,
+    within: Within = at_once,
 ) -> dict[str, float]:
-    """Score the path in eval mode; the mode is put back. `batches`: this rank's part of the split."""
+    """Score the path in eval mode; the mode is put back. `batches`: this rank's part of the split. `within`: what keeps
+    weights there until its output was scored."""
     was_training = path.training
     path.train(False)
     for batch in batches:
-        with autocast(precision, device):
-            output = path(batch.boundary, batch.context)
-        if batch.counts:
-            scorer.add(output, batch)
+        within(partial(_run, path, batch, precision, device), partial(_add, scorer, batch))
     path.train(was_training)
     scorer.sums.copy_(gang.total(scorer.sums))
     return scorer.metrics()
+
+
+def _run(path: ModulePath, batch: Batch, precision: Precision, device: torch.device) -> Any:
+    with autocast(precision, device):
+        return path(batch.boundary, batch.context)
+
+
+def _add(scorer: Scorer, batch: Batch, output: Any) -> None:
+    if batch.counts:
+        scorer.add(output, batch)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from workers.device import host_beside
 from workers.distributed.gang import ALONE, Gang
-from workers.distributed.sharded import gathered, held, like, mesh_of, on_host, rejoined, release, shard
+from workers.distributed.sharded import assembled, held, like, mesh_of, numel, on_host, put_back, release, shard
 from workers.distributed.sync_batch_norm import synchronize
+from workers.distributed.zero3 import partition
 from workers.domains.base import Domain
 from workers.models.chain import ModulePath, State, module_bytes
 from workers.models.host_blocks import HostBlocks
@@ -43,7 +46,7 @@ class StagePath:
             # At once, too: a model that is shared because it fits nowhere is never whole but for one part, and for
             # parts that hold a tensor together: those are split as one.
             if not (together and name in sharing):
-                shard(parts[name], mesh, keep_gathered=name == task.path[-1])
+                self._split(parts[name], mesh, keep_gathered=name == task.path[-1])
         self.module = ModulePath(parts, trained, activations=task.activations, on_host=on_host)
         for name in sorted(trained):
             seed = derive_seed(task.experiment.seed, "lora", task.name, name)
@@ -53,7 +56,7 @@ class StagePath:
             self.module.to(memory_format=torch.channels_last)
         if task.tied:
             domain.tie(parts, task.train)
-        shard(self.module, mesh, keep_gathered=together)
+        self._split(self.module, mesh, keep_gathered=together)
         synchronize(self.module, gang)
         named = self.module.trained_parameters()
         self.names = [name for name, _ in named]
@@ -65,6 +68,23 @@ class StagePath:
         """Build a frozen part in the host's memory, laid out as the path is."""
         part = self._weights.build(name, host_beside(self._device))
         return part.to(memory_format=torch.channels_last) if self._task.train.channels_last else part
+
+    def _split(self, module: nn.Module, mesh: Any, *, keep_gathered: bool) -> None:
+        """Leave this rank with its part of a module's parameters, where they are shared out."""
+        if self._gang.partitions:
+            partition(module, self._gang, self._device)
+        else:
+            shard(module, mesh, keep_gathered=keep_gathered)
+
+    @property
+    def last(self) -> nn.Module:
+        """The part whose output is the path's own."""
+        return self.module.parts[self._task.path[-1]]
+
+    @property
+    def trained_numbers(self) -> int:
+        """How many numbers training changes, on all ranks together."""
+        return sum(numel(parameter) for parameter in self.parameters)
 
     def _training_only(self, name: str, index: int) -> nn.Module:
         """Make the adapter (to whatever follows it in the path) or the local head, fresh from its own seed."""
@@ -87,7 +107,9 @@ class StagePath:
         own: dict[int, torch.Tensor] = {}
         for part, module in self._trained(uncommitted):
             for name, tensor in _changing(module).items():
-                seen[f"{part}/{name}"] = own.setdefault(id(tensor), held(tensor.detach()))
+                if id(tensor) not in own:
+                    own[id(tensor)] = held(tensor)
+                seen[f"{part}/{name}"] = own[id(tensor)]
         return seen
 
     def buffers(self) -> set[str]:
@@ -106,7 +128,7 @@ class StagePath:
         if not self._gang.shards or not state:
             return state
         return {
-            f"{part}/{name}": gathered(rejoined(tensor, state[f"{part}/{name}"]))
+            f"{part}/{name}": assembled(tensor, state[f"{part}/{name}"])
             for part, module in self._trained()
             for name, tensor in _changing(module).items()
         }
@@ -129,9 +151,7 @@ class StagePath:
             expected = _changing(module)
             if own.keys() != expected.keys():
                 raise ValueError(f"{part}: a state of other tensors, {sorted(own.keys() ^ expected.keys())[:3]}")
-            module.load_state_dict(
-                {name: rejoined(tensor, own[name]) for name, tensor in expected.items()}, strict=False
-            )
+            put_back(module, own)
 
     def final(self, part: str) -> State:
         """Give the part's own tensors as they are committed, to be written before they change."""

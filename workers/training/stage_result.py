@@ -110,7 +110,7 @@ class Finished:
 
     def _memory(self, steady: Sequence[EpochFigures]) -> MeasuredMemory:
         return MeasuredMemory(
-            trainable_parameters=sum(parameter.numel() for parameter in self.path.parameters),
+            trainable_parameters=self.path.trained_numbers,
             resident_bytes=self.path.resident_bytes() + self.inputs.prefix_bytes(),
             peak_device_bytes=_largest(epoch.peak_device_bytes for epoch in steady),
             peak_device_reserved_bytes=_largest(epoch.peak_device_reserved_bytes for epoch in steady),

@@ -259,7 +259,8 @@ class StageTrainer:
         batch_size = self.train.micro * self.gang.size
         loaded = in_order(inputs, batch_size=batch_size, device=self.device, gang=self.gang)
         scorer = self.domain.scorer(inputs.source, self.device)
-        return score(self.path.module, loaded, scorer, self.train.precision, self.device, self.gang)
+        within = self.step.within
+        return score(self.path.module, loaded, scorer, self.train.precision, self.device, self.gang, within)
 
     # -- looking up from the loop -----------------------------------------------------------------------
 

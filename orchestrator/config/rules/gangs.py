@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 
-from orchestrator.config.resources import GangConfig
+from orchestrator.config.resources import GangConfig, Zero3Config
 from orchestrator.config.schema import Config
 from orchestrator.config.yaml_loader import KeyPath
 from workers.models.base import Finding
@@ -28,14 +29,26 @@ def problems(config: Config) -> Iterator[Finding]:
             )
         if regime.snapshots.production == "overlap":
             yield (*at, "size"), f"{gang.size}: not with snapshots.production overlap ({name}); allowed: before"
-    if gang.strategy == "fsdp2" and config.evaluation.every is not None:
+    if gang.strategy != "zero3":
+        if gang.zero3 != Zero3Config():
+            yield (*at, "zero3"), f"is for resources.gang.strategy zero3, which is {gang.strategy}"
+    elif importlib.util.find_spec("deepspeed") is None:
+        yield (
+            (*at, "strategy"),
+            "zero3: needs DeepSpeed: pip install --no-build-isolation 'segprop[deepspeed]'; without it: fsdp2",
+        )
+    if gang.strategy == "ddp":
+        return
+    if config.evaluation.every is not None:
         yield (
             ("evaluation", "every"),
-            f"{config.evaluation.every}: not with resources.gang.strategy fsdp2; allowed: null",
+            f"{config.evaluation.every}: not with resources.gang.strategy {gang.strategy}; allowed: null",
         )
-    refusal = config.family.traits.can.fsdp2
-    if gang.strategy == "fsdp2" and refusal is not None:
-        yield (*at, "strategy"), refusal
+    refusal = config.family.traits.can.sharding
+    if refusal is not None:
+        yield (*at, "strategy"), f"{gang.strategy}: {refusal}"
+    if gang.strategy == "zero3" and getattr(config.model, "master", "float32") == "bfloat16":
+        yield ("model", "master"), "bfloat16: not with resources.gang.strategy zero3; allowed there: float32"
 
 
 def training_problems(gang: GangConfig, train: TrainSpec) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -46,13 +59,14 @@ def training_problems(gang: GangConfig, train: TrainSpec) -> Iterator[tuple[tupl
         yield ("batch_size",), f"{train.batch_size}: fewer samples than the gang has ranks ({gang.size})"
     if train.compile:
         yield ("compile",), "true: not in a gang; leave resources.gang.size out, or compile"
-    if gang.strategy != "fsdp2":
+    if gang.strategy == "ddp":
         return
+    among = f"not with resources.gang.strategy {gang.strategy}"
     if train.lora is not None:
-        yield ("lora",), "not with resources.gang.strategy fsdp2; allowed: ddp"
+        yield ("lora",), f"{among}; allowed: ddp"
     if train.precision == "fp16":
-        yield ("precision",), "fp16: not with resources.gang.strategy fsdp2; allowed there: fp32, bf16"
+        yield ("precision",), f"fp16: {among}; allowed there: fp32, bf16"
     if train.optimizer.name == "adamw8bit":
-        yield ("optimizer", "name"), "adamw8bit: not with resources.gang.strategy fsdp2; allowed there: adamw, sgd"
+        yield ("optimizer", "name"), f"adamw8bit: {among}; allowed there: adamw, sgd"
     if train.frozen_weights != "full":
-        yield ("frozen_weights",), f"{train.frozen_weights}: not with resources.gang.strategy fsdp2; allowed: full"
+        yield ("frozen_weights",), f"{train.frozen_weights}: {among}; allowed: full"

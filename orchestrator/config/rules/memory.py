@@ -49,8 +49,8 @@ def _activation_problems(config: Config, train: TrainSpec, memory: MemorySpec) -
             yield "frozen", f"host: {reason}; allowed there: device"
         if kept in ("selective", "host"):
             yield "activations", f"{kept}: {reason}; allowed there: keep, recompute"
-    if gang.size is not None and gang.strategy == "fsdp2":
-        where = "not with resources.gang.strategy fsdp2"
+    if gang.size is not None and gang.strategy != "ddp":
+        where = f"not with resources.gang.strategy {gang.strategy}"
         if memory.frozen == "host":
             yield "frozen", f"host: {where}, whose ranks hold a part of every block each; allowed there: device"
         if kept in ("selective", "host"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 from lm_running import LLAMA, lm_changes
-from ranks import Ranks
+from ranks import DEEPSPEED, Ranks
 from running import Lab, digests
 
 from cache_store.errors import Interrupted, SegpropError, TrainingDiverged
 from workers.distributed.gang import lost_contact
 from workers.domains.registry import domain_of
 from workers.specs import as_json
-from workers.specs.orders import Strategy
+from workers.specs.orders import ON_DEVICE, Strategy, Zero3Spec
 from workers.specs.tasks import StageTask
 from workers.tasks import execute
 from workers.weights import Weights
@@ -45,13 +46,22 @@ NORM_TOLERANCE = 1e-2
 STAGES = ["segprop/stage1-base", "segprop/stage2-layer1", "lw/stage2-layer1", "lw/head", "e2e/e2e"]
 
 
-def in_gang(lab: Lab, ranks: Ranks, label: str, strategy: Strategy, **options: Any) -> list[Any]:
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None and not DEEPSPEED.is_dir(),
+    reason="needs DeepSpeed, which `make setup` installs",
+)
+ZERO3 = pytest.param("zero3", marks=needs_deepspeed)
+
+
+def in_gang(
+    lab: Lab, ranks: Ranks, label: str, strategy: Strategy, zero3: Zero3Spec = ON_DEVICE, **options: Any
+) -> list[Any]:
     """The node on all ranks, after whatever it needs."""
     node = lab.node(label)
     for parent in node.parents.values():
         if lab.nodes.commit_of(parent) is None:
             lab._run(lab.prepared.plan.node(parent))
-    return ranks.run(replace(lab.order(node), strategy=strategy), **options)
+    return ranks.run(replace(lab.order(node), strategy=strategy, zero3=zero3), **options)
 
 
 def start_of(lab: Lab, label: str) -> dict[str, torch.Tensor]:
@@ -87,7 +97,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return lab
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", ZERO3])
 @pytest.mark.parametrize("label", STAGES)
 def test_two_ranks_come_to_the_weights_of_one_device(
     tmp_path: Path, single: Lab, ranks: Ranks, label: str, strategy: Strategy
@@ -132,7 +142,7 @@ def test_weights_of_two_types_are_split_over_the_ranks(tmp_path: Path, ranks: Ra
     assert kinds == {torch.bfloat16, torch.float32}
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", ZERO3])
 def test_ranks_train_a_tied_embedding_and_lm_head_as_one_matrix(
     tmp_path: Path, ranks: Ranks, strategy: Strategy
 ) -> None:
@@ -201,7 +211,7 @@ def dropping(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return lab
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", ZERO3])
 def test_a_gang_whose_rank_was_killed_ends_with_the_bits_of_one_that_was_not(
     tmp_path: Path, dropping: Lab, ranks: Ranks, strategy: Strategy
 ) -> None:
@@ -222,13 +232,14 @@ def test_a_gang_whose_rank_was_killed_ends_with_the_bits_of_one_that_was_not(
     assert resumed.files[carried].sha256 == whole.files[carried].sha256
 
 
+@pytest.mark.parametrize("strategy", ["fsdp2", ZERO3])
 def test_a_gang_that_is_told_to_stop_goes_on_alone_from_its_checkpoint(
-    tmp_path: Path, single: Lab, ranks: Ranks
+    tmp_path: Path, single: Lab, ranks: Ranks, strategy: Strategy
 ) -> None:
     label = "e2e/e2e"
     lab = single.linked_copy(tmp_path)
     lab.forget(label)
-    for error in in_gang(lab, ranks, label, "fsdp2", looks=2):
+    for error in in_gang(lab, ranks, label, strategy, looks=2):
         assert isinstance(error, Interrupted)
     kept = lab.nodes.latest_checkpoint(lab.node(label).id)
     assert kept is not None
@@ -236,6 +247,29 @@ def test_a_gang_that_is_told_to_stop_goes_on_alone_from_its_checkpoint(
     assert commit.result["resumed"] == 1
     assert commit.result["where"]["world_size"] == 1
     assert distance(lab.weights(label), single.weights(label), start_of(lab, label)) < TOLERANCE
+
+
+@needs_deepspeed
+@pytest.mark.parametrize(
+    "zero3",
+    [Zero3Spec(parameters="host"), Zero3Spec(parameters="host", optimizer="host")],
+    ids=["parameters on the host", "all on the host"],
+)
+def test_zero3_beside_the_device_is_stopped_resumed_and_comes_to_the_weights_of_one_device(
+    tmp_path: Path, single: Lab, ranks: Ranks, zero3: Zero3Spec
+) -> None:
+    label = "e2e/e2e"
+    lab, stopped = single.linked_copy(tmp_path / "whole"), single.linked_copy(tmp_path / "stopped")
+    for copy in (lab, stopped):
+        copy.forget(label)
+    commit = in_gang(lab, ranks, label, "zero3", zero3)[0]
+    assert distance(lab.weights(label), single.weights(label), start_of(lab, label)) < TOLERANCE
+    assert_same_figures(commit.result, single.commit(label).result)
+    for error in in_gang(stopped, ranks, label, "zero3", zero3, looks=2):
+        assert isinstance(error, Interrupted), repr(error)
+    resumed = in_gang(stopped, ranks, label, "zero3", zero3)[0]
+    assert resumed.result["resumed"] == 1
+    assert digests(resumed) == digests(commit)
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_is_everybodys(tmp_path: Path, ranks: Ranks) -> None:

@@ -67,7 +67,7 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
             frozen_weights=None,
             omit=None,
             fp8=None,
-            fsdp2=None,
+            sharding=None,
             channels_last="true: is for images",
             head_convs="is for ResNets and VGGs; a decoder has split.head",
             variant="is for ResNets and VGGs; a decoder's local heads are copies of its own",

@@ -39,7 +39,7 @@ class ResNetFamily(ConvFamily[ResNetSpec]):
         can=Capabilities(
             head_convs=None,
             variant=None,
-            fsdp2="fsdp2: is for language models; ResNets, with their batch normalization, take ddp",
+            sharding="is for language models; ResNets, with their batch normalization, take ddp",
         ),
     )
 

@@ -60,7 +60,7 @@ class VGGFamily(ConvFamily[VGGSpec]):
     spec = VGGSpec
     traits = Traits(
         noun="a VGG",
-        can=Capabilities(head_convs=None, variant=None, fsdp2="fsdp2: is for language models; VGGs take ddp"),
+        can=Capabilities(head_convs=None, variant=None, sharding="is for language models; VGGs take ddp"),
     )
 
     def outline(self, model: VGGSpec, found: None, sample: Shape, classes: int) -> ChainOutline:

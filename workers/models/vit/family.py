@@ -55,7 +55,7 @@ class ViTFamily(TorchvisionFamily[ViTSpec]):
         sized_weights=True,
         can=Capabilities(
             channels_last="is for networks of convolutions",
-            fsdp2="fsdp2: is for language models; ViTs take ddp",
+            sharding="is for language models; ViTs take ddp",
         ),
     )
 

@@ -86,6 +86,11 @@ def test_a_gang_runs_the_train_nodes_that_are_large_enough(tmp_path: Path) -> No
     [
         ({"runner": "local", "gang.size": 2}, "resources.gang.size: 2: needs resources.runner ray, which is local"),
         ({"gang.size": 2, "gang.strategy": "fsdp2"}, "resources.gang.strategy: fsdp2: is for language models"),
+        ({"gang.size": 2, "gang.strategy": "zero3"}, "resources.gang.strategy: zero3: is for language models"),
+        (
+            {"gang.size": 2, "gang.zero3.optimizer": "host"},
+            "resources.gang.zero3: is for resources.gang.strategy zero3, which is ddp",
+        ),
         ({"gang.size": 1}, "resources.gang.size: 1"),
         ({"gang.size": 128}, "training.batch_size: 64: fewer samples than the gang has ranks (128)"),
         ({"gang.size": 2, "training.compile": True}, "training.compile: true: not in a gang"),

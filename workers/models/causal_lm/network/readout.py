@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils import _pytree
 from torch.utils.checkpoint import checkpoint
 
@@ -45,7 +46,12 @@ _pytree.register_pytree_node(
 
 
 def logits_of(hidden: Tensor, lm_head: nn.Module, link: Link) -> Tensor:
-    logits: Tensor = lm_head(hidden if link.before == 1.0 else hidden * link.before)
+    hidden = hidden if link.before == 1.0 else hidden * link.before
+    if type(lm_head) is nn.Linear:
+        # The module's own forward, past its hooks: ZeRO-3's send messages, and ranks have unequal numbers of pieces.
+        logits = functional.linear(hidden, lm_head.weight, lm_head.bias)
+    else:
+        logits = cast("Tensor", lm_head(hidden))
     if link.scale != 1.0:
         logits = logits * link.scale
     return logits if link.cap is None else link.cap * torch.tanh(logits / link.cap)
