@@ -77,7 +77,7 @@ ON_H200: dict[str, dict[str, Case]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--configs", nargs="*", choices=SHIPPED, default=list(SHIPPED), help="only these")
-    parser.add_argument("--cases", nargs="*", help="only these cases that an H200 was measured with; none: no names")
+    parser.add_argument("--cases", nargs="*", help="only these that an H200 was measured with: RESULT/CASE")
     parser.add_argument("--all-stages", action="store_true", help="not only the first, the second and the last")
     parser.add_argument("--resume", action="store_true", help="keep figures of stages whose task is the same still")
 
