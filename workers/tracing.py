@@ -69,8 +69,8 @@ class _Tracker(MemTracker):  # type: ignore[no-untyped-call, unused-ignore]  # t
         self._track_module_params_and_buffers(trained, install_grad_hooks=True)
 
     def give_gradients(self, path: StagePath) -> None:
-        """Let all that is trained have a gradient, as after a backward pass."""
-        for parameter in path.parameters:
+        """Let all that is trained now have a gradient, as after a backward pass."""
+        for _, parameter in path.active:
             parameter.grad = torch.empty_like(parameter)
             self._update_and_maybe_create_winfos(parameter.grad, _MemRefType.GRAD)
 
@@ -138,8 +138,8 @@ def trace_stage(task: StageTask, sample: Shape, device: str = "cuda") -> TracedM
     """Take two steps of a stage with tensors without bytes; return what a device of this kind would hold at most.
 
     `sample`: shape of one sample before the first block. Steps of several micro-batches are taken as steps of two, fp16
-    is traced as bf16, which has as many bytes. UserError for matrices in few bits, whose library makes no tensors
-    without bytes.
+    is traced as bf16, which has as many bytes. Of a stage whose parts take turns, two steps of as many turns as it has
+    blocks. UserError for matrices in few bits, whose library makes no tensors without bytes.
     """
     if task.train.frozen_weights != "full":
         raise UserError(
@@ -170,18 +170,20 @@ def trace_stage(task: StageTask, sample: Shape, device: str = "cuda") -> TracedM
         away = [tensor for module in modules for tensor in module.tensors_on_host()]
         tracker.track_external(*modules, *away, *given.boundary, given.targets)
         with tracker:
-            # The first step makes the optimizer's state; the second one holds it throughout.
-            if task.tiers.updates_on_host:
-                # Gradients have to leave as they are made.
+            for first in _first_steps(task):
+                step.enter(first)
+                # The first step makes the optimizer's state; the second one holds it throughout.
+                if task.tiers.updates_on_host:
+                    # Gradients have to leave as they are made.
+                    _micro_batch(task, domain, step, prefix, given)
+                else:
+                    tracker.give_gradients(path)
+                step.update(train.optimizer.lr)
+                if train.micro < train.batch_size and not task.tiers.updates_on_host:
+                    # Gradients of an earlier micro-batch, to which those of this one are added.
+                    tracker.give_gradients(path)
                 _micro_batch(task, domain, step, prefix, given)
-            else:
-                tracker.give_gradients(path)
-            step.update(train.optimizer.lr)
-            if train.micro < train.batch_size and not task.tiers.updates_on_host:
-                # Gradients of an earlier micro-batch, to which those of this one are added.
-                tracker.give_gradients(path)
-            _micro_batch(task, domain, step, prefix, given)
-            step.update(train.optimizer.lr)
+                step.update(train.optimizer.lr)
     return _figures(tracker, time.perf_counter() - started)
 
 
@@ -233,6 +235,12 @@ def _prefix(task: StageTask, weights: _Shapes) -> ModulePath | None:
         return None
     blocks = [name for hop in task.stored_boundary.hops for name in hop]
     return frozen_path(weights, blocks, _HOST, tier=task.tiers.frozen)
+
+
+def _first_steps(task: StageTask) -> range:
+    """Give the step of the stage at which each turn begins that is traced: cycles have all their blocks in them."""
+    schedule = task.schedule
+    return range(1) if schedule is None else range(0, schedule.steps * len(schedule.blocks), schedule.steps)
 
 
 def _micro_batch(task: StageTask, domain: Domain, step: StageStep, prefix: ModulePath | None, batch: Batch) -> None:

@@ -19,6 +19,7 @@ from orchestrator.config.rates import Rates
 from orchestrator.config.resources import GPU_THREADS, ResourceConfig
 from orchestrator.config.sweep_schema import SweepConfig
 from orchestrator.config.values import Bytes, NonBlank, OneOf, Section, StoreAddress, default_store
+from orchestrator.regimes.blocks import BlockSettings, Trained, block_schedule
 from orchestrator.regimes.stages import Cut, Stage
 from orchestrator.regimes.table import REGIMES, RegimeKind, layout
 from orchestrator.regimes.wavefront import FINAL, final_stage
@@ -30,7 +31,7 @@ from workers.specs.as_json import to_json
 from workers.specs.experiment import SnapshotDtype, TrainSpec
 from workers.specs.memory import MemorySpec
 from workers.specs.model import ModelSpec
-from workers.specs.tasks import GateSpec
+from workers.specs.tasks import BlockSchedule, GateSpec
 
 
 class SplitConfig(Section):
@@ -60,7 +61,9 @@ class SplitConfig(Section):
         description="false: the base is taken as it comes, stage 1 trains the global head alone.",
     )
     embedding: Literal["train", "frozen"] = Field(
-        default="train", description="Whether the base's stage trains the token embedding too (language models)."
+        default="train",
+        description="Whether the base's stage, or that of badam and lisa, trains the token embedding too (language "
+        "models).",
     )
     omit: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(),
@@ -173,11 +176,32 @@ class EvaluationConfig(Section):
     )
 
 
+class BlocksConfig(Section):
+    """Which parts of the network take turns, and for how long (badam, lisa)."""
+
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=1 << 40,
+        description="Optimizer steps for which a choice is kept (K in both papers). null: 50 of badam, 20 of lisa.",
+    )
+    order: Literal["ascending", "descending", "random"] | None = Field(
+        default=None,
+        description="badam: from the input, from the head, or every cycle in an order of its own. null: ascending.",
+    )
+    count: int | None = Field(
+        default=None,
+        ge=1,
+        le=1 << 20,
+        description="lisa: layers that are drawn at one time, beside embedding and head. null: 2.",
+    )
+
+
 class RegimeConfig(Section):
     """One regime of the comparison. Every mapping is a partial override of the section of the same name."""
 
     kind: Annotated[str, OneOf(REGIMES)] = Field(
-        description="e2e, lw or segprop; needed where the regime has another name."
+        description="e2e, lw, segprop, or the peers badam and lisa; needed where the regime has another name."
     )
     head_convs: int | None = Field(default=None, ge=1, le=3, description="Overrides model.head_convs.")
     variant: Literal["published", "mapped"] | None = Field(
@@ -186,6 +210,7 @@ class RegimeConfig(Section):
         "linear layer as its local head, and the last stage trains the classifier alone; head_convs does not count. "
         "mapped: a mapping in front of every local head, and the last stage trains the head's convolutions too.",
     )
+    blocks: BlocksConfig = Field(default_factory=BlocksConfig)
     training: dict[str, Any] = Field(default_factory=dict, description="Overrides `training`.")
     split: dict[str, Any] = Field(default_factory=dict, description="Overrides `split`.")
     snapshots: dict[str, Any] = Field(default_factory=dict, description="Overrides `snapshots`.")
@@ -219,6 +244,8 @@ class Regime:
     memory: MemorySpec = field(default_factory=MemorySpec)
     #: One of its row's `variants`; None where the regime or the family has none.
     variant: str | None = None
+    #: How its parts take turns; None where all are trained at every step.
+    blocks: BlockSettings | None = None
 
     @property
     def family(self) -> Family:
@@ -285,6 +312,16 @@ class Regime:
             return (*stages, final_stage(stages))
         return stages
 
+    def schedule(self, stage: Stage, *, tied: bool) -> BlockSchedule | None:
+        """How the parts of a stage take turns; None where all are trained at every step. `tied`: what parts share is
+        held together."""
+        if self.row.blocks is None or self.blocks is None:
+            return None
+        stem = self.traits.stem
+        frozen = self.stage_training(stage).lm_head == "frozen"
+        trained = Trained(stage.trained, frozenset(stage.path[:stem]), tied=tied, frozen_head=frozen)
+        return block_schedule(self.row.blocks, self.blocks, trained)
+
     def stage_training(self, stage: Stage) -> TrainSpec:
         """`training` for one stage: the override of its name wins over that of its group."""
         merged = to_json(self.training)
@@ -326,7 +363,8 @@ class Config(Section):
     split: SplitConfig = Field(default_factory=SplitConfig)
     training: TrainSpec = Field(default_factory=TrainSpec)
     regimes: dict[str, RegimeConfig] = Field(
-        min_length=1, description="Names out of e2e, lw, segprop, or name -> overrides. Default: all three."
+        min_length=1,
+        description="Names out of e2e, lw, segprop, badam, lisa, or name -> overrides. Default: the first three.",
     )
     snapshots: SnapshotConfig = Field(default_factory=SnapshotConfig)
     pipeline: Pipeline = Field(
@@ -364,6 +402,16 @@ class Config(Section):
             run_exit=validate(RunExitConfig, merge(plain(self.run_exit), own.run_exit)),
             memory=validate(MemorySpec, merge(plain(self.memory), own.memory)),
             variant=self.variant_of(own),
+            blocks=self.blocks_of(own),
+        )
+
+    def blocks_of(self, regime: RegimeConfig) -> BlockSettings | None:
+        """How a regime's parts take turns, with the defaults of its kind; None where they do not."""
+        rule, own = REGIMES[regime.kind].blocks, regime.blocks
+        if rule is None:
+            return None
+        return BlockSettings(
+            steps=own.steps or rule.steps, order=own.order or rule.orders[0], count=own.count or rule.count or 1
         )
 
     def variant_of(self, regime: RegimeConfig) -> str | None:
@@ -437,10 +485,20 @@ class Config(Section):
                     else {}
                 ),
                 **({"run_exit": plain(regime.run_exit)} if regime.ends_early else {}),
+                **self._resolved_blocks(name),
             }
             for name, regime in ((name, self.regime(name)) for name in self.regimes)
         }
         return dump
+
+    def _resolved_blocks(self, name: str) -> dict[str, Any]:
+        """The section `blocks` of a regime that has one, with the settings its kind knows."""
+        settings, rule = self.blocks_of(self.regimes[name]), REGIMES[self.regimes[name].kind].blocks
+        if settings is None or rule is None:
+            return {}
+        order = {"order": settings.order} if len(rule.orders) > 1 else {}
+        count = {"count": settings.count} if rule.count is not None else {}
+        return {"blocks": {"steps": settings.steps, **order, **count}}
 
 
 @cache

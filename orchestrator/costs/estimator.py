@@ -10,9 +10,10 @@ from cache_store.formats.dtypes import ITEM_BYTES
 from orchestrator.config.rates import Rates
 from orchestrator.costs import formulas
 from orchestrator.costs.formulas import Estimate
+from orchestrator.regimes.blocks import choices
 from orchestrator.regimes.stages import Stage
 from workers.domains.planning import LoadSeconds, SplitRows
-from workers.models.base import StageParts
+from workers.models.base import StageMemory, StageParts
 from workers.specs.experiment import TrainSpec
 from workers.specs.tasks import BoundarySpec
 
@@ -39,6 +40,30 @@ class Estimator:
     ) -> Estimate:
         """Predict a stage over its whole schedule. `boundary`: where it starts (None: at the raw inputs); `source`: how
         it gets there; `tied`: what parts share is held together."""
+        parts, inputs = self._stage(stage, train, boundary, source, tied=tied)
+        predicted, memory = self._predicted(parts, inputs)
+        trained, away = 4 * predicted.trainable, 0 if self.on_host else formulas.away_bytes(parts)
+        committed = 4 * sum(self.outline.part(name).parameters for name in stage.trained)
+        if memory is not None:
+            trained, committed, away = memory.gradients, memory.committed, memory.away
+        schedule = self.regime.schedule(stage, tied=tied)
+        if schedule is not None:
+            turns = [dataclasses.replace(parts, active=active) for active in choices(schedule)]
+            predicted = formulas.by_turns(predicted, [self._predicted(turn, inputs)[0] for turn in turns])
+        predicted = formulas.with_link(predicted, train, self.rows.train, away, self.rates)
+        batch = train.micro * inputs.elements * inputs.item_bytes
+        return formulas.with_host(predicted, train, trained=trained, committed=committed, batch=batch, away=away)
+
+    def _predicted(self, parts: StageParts, inputs: formulas.StageInputs) -> tuple[Estimate, StageMemory | None]:
+        """Predict work and device memory; with the memory that the family knows better, where it does."""
+        predicted = formulas.train_estimate(parts, inputs, self.rates)
+        memory = self.regime.family.stage_memory(self.regime.model, self.found, parts)
+        return predicted if memory is None else formulas.with_memory(predicted, memory), memory
+
+    def _stage(
+        self, stage: Stage, train: TrainSpec, boundary: BoundarySpec | None, source: str, *, tied: bool
+    ) -> tuple[StageParts, formulas.StageInputs]:
+        """Return what a stage consists of, and what it reads."""
         shapes = self.outline.boundaries[sum(len(hop) for hop in stage.hops)]
         stored_item = ITEM_BYTES[boundary.dtype] if boundary is not None else None
         parts = StageParts(
@@ -58,16 +83,7 @@ class Estimator:
             reads_snapshots=source == "snapshots",
             load=formulas.NOTHING_TO_LOAD if source == "snapshots" else self.load,
         )
-        predicted = formulas.train_estimate(parts, inputs, self.rates)
-        memory = self.regime.family.stage_memory(self.regime.model, self.found, parts)
-        trained, away = 4 * predicted.trainable, 0 if self.on_host else formulas.away_bytes(parts)
-        committed = 4 * sum(self.outline.part(name).parameters for name in stage.trained)
-        if memory is not None:
-            predicted = formulas.with_memory(predicted, memory)
-            trained, committed, away = memory.gradients, memory.committed, memory.away
-        predicted = formulas.with_link(predicted, train, self.rows.train, away, self.rates)
-        batch = train.micro * inputs.elements * inputs.item_bytes
-        return formulas.with_host(predicted, train, trained=trained, committed=committed, batch=batch, away=away)
+        return parts, inputs
 
     def frozen(self, parts: Sequence[PartOutline], batch_rows: int, **figures: Any) -> Estimate:
         """Predict samples going once through frozen parts; `figures` as for `formulas.frozen_estimate`."""

@@ -79,8 +79,17 @@ def epochs_to_run(train: TrainSpec, rows: int) -> int:
     """Epochs a stage can reach: its setting, or fewer where a step limit ends it before."""
     if train.exit.steps is None:
         return train.epochs
-    steps = rows // train.batch_size if train.drop_last else math.ceil(rows / train.batch_size)
-    return min(train.epochs, math.ceil(train.exit.steps / max(1, steps)))
+    return min(train.epochs, math.ceil(train.exit.steps / _steps_an_epoch(train, rows)))
+
+
+def steps_to_run(train: TrainSpec, rows: int) -> int:
+    """Optimizer steps a stage can reach."""
+    steps = train.epochs * _steps_an_epoch(train, rows)
+    return steps if train.exit.steps is None else min(steps, train.exit.steps)
+
+
+def _steps_an_epoch(train: TrainSpec, rows: int) -> int:
+    return max(1, rows // train.batch_size if train.drop_last else math.ceil(rows / train.batch_size))
 
 
 def views_used(views: int, epochs: int) -> int:
@@ -122,7 +131,7 @@ def _working_bytes(parts: Sequence[PartOutline], precision: str, rows: int) -> i
 
 def train_estimate(stage: StageParts, inputs: StageInputs, rates: Rates) -> Estimate:
     """Predict one stage over its whole schedule."""
-    updated = [part for part in stage.path if part.name in stage.trained]
+    updated = [part for part in stage.path if part.name in stage.updated]
     trainable = sum(part.parameters for part in updated)
     optimizer = stage.train.optimizer
     copies = 2 if optimizer.name == "adamw" else 1 if optimizer.momentum else 0
@@ -206,7 +215,7 @@ def _stage_flops(stage: StageParts, rows: SplitRows) -> int:
     """Work of all epochs: training passes with their backward pass, and validation passes."""
     saving = _saving(stage)
     forward = sum(part.flops for part in (*stage.path, *stage.prefix))
-    backward = sum((2 if part.name in stage.trained else 1) * part.flops for part in saving)
+    backward = sum((2 if part.name in stage.updated else 1) * part.flops for part in saving)
     if stage.memory.activations_of(stage.train) == "recompute":
         backward += sum(part.flops for part in saving)
     elif stage.memory.frozen == "host":
@@ -216,8 +225,20 @@ def _stage_flops(stage: StageParts, rows: SplitRows) -> int:
 
 def _saving(stage: StageParts) -> Sequence[PartOutline]:
     """From the first trained part on: gradients flow through every later part, frozen or not."""
-    first = next((index for index, part in enumerate(stage.path) if part.name in stage.trained), len(stage.path))
+    first = next((index for index, part in enumerate(stage.path) if part.name in stage.updated), len(stage.path))
     return stage.path[first:]
+
+
+def by_turns(whole: Estimate, turns: Sequence[Estimate]) -> Estimate:
+    """A stage whose parts take turns, each of which trains some of them: memory of the largest turn, work of all in
+    equal parts. `whole`: the stage, were all trained at every step."""
+    return dataclasses.replace(
+        whole,
+        peak_bytes=max(turn.peak_bytes for turn in turns),
+        optimizer_bytes=max(turn.optimizer_bytes for turn in turns),
+        flops=sum(turn.flops for turn in turns) // len(turns),
+        seconds=sum(turn.seconds for turn in turns) / len(turns),
+    )
 
 
 def with_memory(predicted: Estimate, memory: StageMemory) -> Estimate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from orchestrator.config.rates import Rates
@@ -17,6 +17,7 @@ from orchestrator.plan.graph import RegimePlan
 from orchestrator.plan.regime_state import Collected, Ended, PlanInputs, RegimeState
 from orchestrator.plan.snapshot_nodes import SnapshotNodes
 from orchestrator.regimes import wavefront
+from orchestrator.regimes.blocks import turns_words
 from orchestrator.regimes.stages import Stage
 from workers.specs.as_json import to_json
 from workers.specs.experiment import TrainSpec
@@ -91,9 +92,21 @@ class RegimeBuilder:
             width=sum(stage.group != wavefront.FINAL for stage in state.stages[: regime.wavefront.rounds])
             if state.wave
             else 1,
-            notes=() if state.ties.note is None else (state.ties.note,),
+            notes=tuple(self._notes()),
             diagnoses={name: found for name, found in ended.answers.items() if name not in ("assembled", "truncated")},
         )
+
+    def _notes(self) -> Iterator[str]:
+        """Yield what a user should know of the stages, in sentences."""
+        state = self._state
+        if state.ties.note is not None:
+            yield state.ties.note
+        for stage in state.stages:
+            schedule = state.regime.schedule(stage, tied=state.tied_in(stage))
+            if schedule is None:
+                continue
+            steps = formulas.steps_to_run(state.training[stage.name], state.inputs.rows.train)
+            yield turns_words(schedule, steps)
 
     def _score_original(self) -> None:
         """Score a pretrained language model as it came, once for all regimes."""
@@ -196,6 +209,7 @@ class RegimeBuilder:
             test=self._epoch_test(),
             tied=state.tied_in(stage) or None,
             memory=None if memory == ON_DEVICE else memory,
+            schedule=state.regime.schedule(stage, tied=state.tied_in(stage)),
         )
         parents |= state.gate_parent()
         part = train if epochs is None else dataclasses.replace(train, epochs=epochs[1] - epochs[0])

@@ -10,11 +10,11 @@ One function for each way of cutting a chain; `table` says which regime uses whi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Group = Literal["e2e", "base", "segments", "head", "final"]
+Group = Literal["e2e", "base", "segments", "head", "final", "badam", "lisa"]
 #: Name of SegProp's first stage.
 FIRST = "stage1-base"
 
@@ -66,6 +66,16 @@ def end_to_end(blocks: tuple[str, ...], cut: Cut) -> tuple[Stage, ...]:
     """Train the whole chain in one stage."""
     everything = (*blocks, "head")
     return (Stage("e2e", "e2e", (), everything, everything),)
+
+
+def by_blocks(name: Literal["badam", "lisa"]) -> Callable[[tuple[str, ...], Cut], tuple[Stage, ...]]:
+    """Make the layout of a regime that trains the whole chain in one stage of this name, not all of it at a time."""
+
+    def layout(blocks: tuple[str, ...], cut: Cut) -> tuple[Stage, ...]:
+        path = (*blocks, "head")
+        return (Stage(name, name, (), path, tuple(part for part in path if part not in cut.untrained)),)
+
+    return layout
 
 
 def layer_wise(blocks: tuple[str, ...], cut: Cut) -> tuple[Stage, ...]:

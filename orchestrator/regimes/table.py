@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.regimes.stages import Cut, Stage, end_to_end, layer_wise, segmented
+from orchestrator.regimes.blocks import BlockRule
+from orchestrator.regimes.stages import Cut, Stage, by_blocks, end_to_end, layer_wise, segmented
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,12 @@ class RegimeKind:
     text_words: str = ""
     #: Colours of regimes of this kind in figures, first to last.
     shades: tuple[str, ...] = ("#5c6773", "#39424c", "#8a949e", "#b3bac1")
-    #: Trains the whole network in one stage: stores no boundaries, and others are compared with it.
+    #: Trains the whole network in one stage: stores no boundaries.
     whole: bool = False
+    #: Others are compared with it.
+    baseline: bool = False
+    #: Its parts take turns at being trained; None: all are trained at every step.
+    blocks: BlockRule | None = None
     #: `split.base` and `split.head` cut the chain, and every stage trains the same global head.
     has_base: bool = False
     #: Its stages may overlap (`pipeline: wavefront`).
@@ -45,6 +50,7 @@ REGIMES: dict[str, RegimeKind] = {
         words="all blocks at once, one loss",
         shades=("#3b6fb6", "#1f3f70", "#5b93d9", "#7a7fc4"),
         whole=True,
+        baseline=True,
         by_default=True,
     ),
     "lw": RegimeKind(
@@ -65,6 +71,24 @@ REGIMES: dict[str, RegimeKind] = {
         may_wave=True,
         may_end_early=True,
         by_default=True,
+    ),
+    "badam": RegimeKind(
+        layout=by_blocks("badam"),
+        title="BAdam",
+        words="one block after the other with Adam, whose state ends with its turn; one loss",
+        shades=("#8b4fa8", "#552a6b", "#b57fcf", "#7a5c99"),
+        whole=True,
+        # Those of its authors' code; a block is there what a part is here.
+        blocks=BlockRule(steps=50, orders=("ascending", "descending", "random")),
+    ),
+    "lisa": RegimeKind(
+        layout=by_blocks("lisa"),
+        title="LISA",
+        words="the head and a few blocks at a time, drawn by chance; one loss",
+        text_words="embedding, head and a few layers at a time, drawn by chance; one loss",
+        shades=("#a8324f", "#6b1c30", "#cf6f87", "#8f4a5b"),
+        whole=True,
+        blocks=BlockRule(steps=20, orders=("sampled",), count=2, ends_always=True),
     ),
 }
 

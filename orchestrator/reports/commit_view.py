@@ -51,6 +51,7 @@ class CommitFigures:
     path_is_auxiliary: bool | None = None
     input_seconds: float | None = None
     trainable_parameters: int | None = None
+    trained_at_once: int | None = None
     resident_bytes: int | None = None
     peak_device_bytes: int | None = None
     peak_device_reserved_bytes: int | None = None

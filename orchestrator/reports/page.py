@@ -39,8 +39,17 @@ from orchestrator.reports.records import (
     WorkSummary,
 )
 from orchestrator.reports.verdict import gain_text, verdict
-from orchestrator.reports.words import STATUS_WORDS, MemoryBasis, baseline_of, data_lines, is_baseline, of_kind, titles
-from orchestrator.units import DASH, bytes_text, count_text, percent_text, ratio_text, seconds_text, source_words
+from orchestrator.reports.words import (
+    STATUS_WORDS,
+    MemoryBasis,
+    baseline_of,
+    data_lines,
+    is_baseline,
+    of_kind,
+    titles,
+    trained_text,
+)
+from orchestrator.units import DASH, bytes_text, percent_text, ratio_text, seconds_text, source_words
 from workers.specs.experiment import MOST_SWALLOWED
 
 #: What the template is given: texts, flags and rows of texts.
@@ -164,7 +173,7 @@ def _card(page: _Page, name: str) -> PageRow:
         "seconds": seconds_text(regime.seconds or None),
         "seconds_ratio": ratio_text(ratio) if ratio is not None else None,
         "wall": seconds_text(regime.wall_seconds),
-        "parameters": count_text(regime.trainable_parameters),
+        "parameters": trained_text(regime),
         "written": bytes_text(regime.snapshot.bytes_written),
         "read": bytes_text(regime.snapshot.bytes_read),
         "stages": len(regime.stages),
@@ -269,7 +278,7 @@ def _memory_cells(stage: StageSummary, memory: MemoryBasis, scale: float) -> Pag
     peak = memory.of(stage)
     share = memory.share(peak)
     return {
-        "parameters": count_text(stage.trainable_parameters),
+        "parameters": trained_text(stage),
         "resident": bytes_text(stage.resident_bytes),
         "peak_device": bytes_text(stage.peak_device_bytes),
         "reserved": bytes_text(stage.peak_device_reserved_bytes),

@@ -150,6 +150,8 @@ class StageSummary:
     #: The share of the updates (by size) that rounding to bfloat16 took, of rounds the largest; None where no weights
     #: are in bfloat16.
     swallowed: float | None = field(default=None, metadata=OPTIONAL)
+    #: Of a stage whose parts take turns: the most parameters that are trained at one time.
+    trained_at_once: int | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def done(self) -> bool:
@@ -255,6 +257,8 @@ class RegimeSummary:
     variant: str | None = field(default=None, metadata=OPTIONAL)
     #: What a user should know of its stages, in sentences; None: nothing.
     notes: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
+    #: As `StageSummary.trained_at_once`.
+    trained_at_once: int | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def done(self) -> bool:

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from orchestrator.reports.quality import Quality, improvements, original_of, perplexity_text, quality_of
 from orchestrator.reports.records import Metrics, RegimeSummary, Summary
-from orchestrator.reports.words import MemoryBasis, is_baseline, of_kind
-from orchestrator.units import DASH, bytes_text, count_text, percent_text, ratio_text, seconds_text
+from orchestrator.reports.words import MemoryBasis, is_baseline, of_kind, trained_text
+from orchestrator.units import DASH, bytes_text, percent_text, ratio_text, seconds_text
 
 
 def print_table(summary: Summary, stream: TextIO | None = None) -> None:
@@ -113,7 +113,7 @@ def _result_rows(summary: Summary) -> list[list[str]]:
                 percent_text(memory.share(peak), 0) if compared else DASH,
                 seconds_text(regime.seconds or None),
                 ratio_text(ratio),
-                count_text(regime.trainable_parameters),
+                trained_text(regime),
                 bytes_text(regime.snapshot.bytes_written),
                 _stages(regime),
             ]

@@ -69,6 +69,7 @@ def summarize_stage(view: CommitView, node_id: str, regime: RegimePlan) -> Stage
         estimate=StageEstimate(_predicted(view, node_id, rounds), work.measured()),
         curve=newest.epochs,
         swallowed=maximum(part.swallowed for part in work.done),
+        trained_at_once=newest.trained_at_once,
     )
 
 

@@ -138,6 +138,7 @@ def _regime(view: CommitView, name: str, regime: RegimePlan, export: str | None)
         diagnoses=found or None,
         variant=regime.variant,
         notes=regime.notes or None,
+        trained_at_once=maximum(stage.trained_at_once for stage in done),
     )
 
 

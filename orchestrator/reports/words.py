@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from orchestrator.regimes.table import REGIMES, RegimeKind
 from orchestrator.reports.records import DataSummary, RegimeSummary, SplitSummary, StageSummary, Summary
+from orchestrator.units import count_text
 
 #: Status of a run, a regime or a node -> what people read.
 STATUS_WORDS = {
@@ -81,9 +82,15 @@ def titles(regimes: Mapping[str, RegimeSummary]) -> dict[str, str]:
     return {name: of_kind(name).title for name in regimes}
 
 
+def trained_text(item: RegimeSummary | StageSummary) -> str:
+    """Return `134.5 M`, and of what takes turns also how much of it at one time: `134.5 M (28.3 M at a time)`."""
+    text = count_text(item.trainable_parameters)
+    return text if item.trained_at_once is None else f"{text} ({count_text(item.trained_at_once)} at a time)"
+
+
 def is_baseline(regime: RegimeSummary) -> bool:
     """Tell whether others are compared with this regime."""
-    return of_kind(regime.kind).whole
+    return of_kind(regime.kind).baseline
 
 
 def baseline_of(summary: Summary) -> str | None:

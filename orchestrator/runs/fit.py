@@ -130,7 +130,10 @@ class _Search:
         if train.optimizer.name == "adamw":
             given |= {"optimizer.name": train.optimizer.name}
         if can.lora is None:
-            given |= {"frozen_weights": train.frozen_weights, "lm_head": train.lm_head}
+            given |= {"lm_head": train.lm_head}
+        # Parts that take turns are trained whole, all of them in time.
+        if can.lora is None and self._tasks[0].schedule is None:
+            given |= {"frozen_weights": train.frozen_weights}
             given |= {"lora.rank": None if train.lora is None else train.lora.rank}
         return {key: value for key, value in given.items() if key in CHOICES and not (key == "lora.rank" and value)}
 

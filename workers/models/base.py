@@ -112,9 +112,11 @@ class StageParts:
     """The parts of one stage, as far as its memory depends on them."""
 
     path: Sequence[PartOutline]
-    #: Names of the parts that get gradients.
+    #: Names of the parts that are trained in the course of the stage.
     trained: frozenset[str]
     train: TrainSpec
+    #: Those of them that get gradients, where the others are frozen for the time being; None: all.
+    active: frozenset[str] | None = None
     #: Frozen parts that run on the device before every step, in groups of `group_rows` samples.
     prefix: Sequence[PartOutline] = ()
     group_rows: int = 0
@@ -124,6 +126,11 @@ class StageParts:
     on_host: bool = False
     #: Where the stage keeps what it holds.
     memory: MemorySpec = ON_DEVICE
+
+    @property
+    def updated(self) -> frozenset[str]:
+        """Names of the parts that get gradients."""
+        return self.trained if self.active is None else self.trained & self.active
 
 
 def two_at_a_time(sizes: Sequence[int]) -> int:

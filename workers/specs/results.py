@@ -186,8 +186,12 @@ class ModelResult(Record):
 class MeasuredMemory(Record):
     """What a stage held. Peaks are the largest of its epochs but the first, where there are more; None: not known."""
 
+    OMITTED = ("trained_at_once",)
+
     trainable_parameters: int
     resident_bytes: int
+    #: Of a stage whose parts take turns (`StageTask.schedule`): the most that had gradients at one time.
+    trained_at_once: int | None = None
     peak_device_bytes: int | None = None
     peak_device_reserved_bytes: int | None = None
     peak_host_bytes: int | None = None

@@ -131,6 +131,26 @@ class EpochTestSpec:
     batch_size: int
 
 
+#: How a block schedule goes through its blocks: in cycles over all of them, or drawing some every time.
+BlockOrder = Literal["ascending", "descending", "random", "sampled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSchedule:
+    """Which of a stage's trained parts are trained when (`workers.training.updates.active_parts`): all others are
+    frozen meanwhile, and have neither gradients nor a state of the optimizer."""
+
+    #: What is chosen from, in chain order; the parts of one entry are trained together.
+    blocks: tuple[tuple[str, ...], ...]
+    #: Optimizer steps for which a choice is kept. With it the chosen blocks' state of the optimizer ends.
+    steps: int
+    order: BlockOrder
+    #: Blocks that are drawn at one time (sampled).
+    count: int = 1
+    #: Parts that are trained throughout; their state of the optimizer lives on.
+    always: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageTask:
     """One training stage. Parents: data, weights/<part> for every part of `path` and of `boundary.hops`
@@ -141,7 +161,7 @@ class StageTask:
 
     experiment: Experiment
     #: Fields that came later: left out where they are None, so that tasks without them keep their ids.
-    LATER: ClassVar[tuple[str, ...]] = ("window", "round", "gate", "test", "tied", "memory")
+    LATER: ClassVar[tuple[str, ...]] = ("window", "round", "gate", "test", "tied", "memory", "schedule")
 
     #: Unique inside a regime, e.g. `stage2-seg2`.
     name: str
@@ -165,6 +185,8 @@ class StageTask:
     tied: bool | None = None
     #: Where the stage keeps what it holds; None: all on the device.
     memory: MemorySpec | None = None
+    #: None: all of `trained` at every step.
+    schedule: BlockSchedule | None = None
 
     @property
     def tiers(self) -> MemorySpec:

@@ -179,6 +179,7 @@ class StageState:
         # Copies: nothing that goes on may hang on a file that will be pruned.
         self.progress, self.best = found.progress, {n: on_host(t) for n, t in self._path.own(found.best).items()}
         self._path.load(self._path.own(found.model))
+        self._step.enter(self.progress.global_step)
         self._step.restore_optimizer(found.optimizer)
         self._step.load_scaler(found.scaler)
 

@@ -21,6 +21,7 @@ from workers.specs.tasks import StageTask
 from workers.training.batches import MicroBatch
 from workers.training.stage_path import StagePath
 from workers.training.tiers.optimizer import TieredOptimizer
+from workers.training.updates.active_parts import active_parts, turn_of
 from workers.training.updates.eight_bit import adamw8bit
 from workers.training.updates.low_precision import LOW_PRECISION, Swallowed, share_of
 
@@ -83,6 +84,10 @@ class StageStep:
         train, seed = task.train, (task.experiment.seed, "stage", task.name)
         # Ranks that hold the same weights must round them the same way; those that hold parts draw for their own.
         rank = ("rank", gang.rank) if gang.shards else ()
+        self._seed = (*seed, *rank)
+        self._schedule, self._turn = task.schedule, 0
+        if task.schedule is not None:
+            path.activate(active_parts(task.schedule, self._seed, 0))
         self._tiered: TieredOptimizer | None = None
         self._zero3: Zero3 | None = None
         if task.tiers.updates_on_host:
@@ -92,7 +97,8 @@ class StageStep:
             groups: Any = [{"params": members} for members in by_part(path.names, path.parameters)]
             made = OPTIMIZERS[train.optimizer.name](train.optimizer, groups)
             self._zero3 = Zero3(path.module, path.last, made, gang, device, train.clip)
-        self.optimizer = made or build_optimizer(train.optimizer, path.parameters, (*seed, *rank))
+        parameters = [parameter for _, parameter in path.active]
+        self.optimizer = made or build_optimizer(train.optimizer, parameters, self._seed)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
         self._train, self._path, self._domain, self._device, self._gang = train, path, domain, device, gang
         self._forward: Callable[..., Any] = torch.compile(path.module) if train.compile else path.module
@@ -102,6 +108,38 @@ class StageStep:
         # is made of decides its statistics, so there it stays the same and each rank takes a part of it.
         ranks = 1 if holds_norms(path.module) else gang.size
         self.micro = min(train.batch_size, train.micro * ranks)
+
+    @property
+    def names(self) -> list[str]:
+        """Name what the optimizer updates, in its order."""
+        return [name for name, _ in self._path.active]
+
+    def enter(self, step: int) -> None:
+        """Train from step `step` of the stage on what its schedule says. With another choice a new optimizer begins,
+        that keeps the state of what is always trained and of nothing else."""
+        schedule = self._schedule
+        if schedule is None or turn_of(schedule, step) == self._turn:
+            return
+        self._turn = turn_of(schedule, step)
+        before, kept = self.optimizer, set(schedule.always)
+        self._path.activate(active_parts(schedule, self._seed, self._turn))
+        # With a seed of its own: draws of stochastic rounding do not repeat from turn to turn.
+        self.optimizer = build_optimizer(
+            self._train.optimizer, [parameter for _, parameter in self._path.active], (*self._seed, "turn", self._turn)
+        )
+        for name, parameter in self._path.active:
+            if name.partition("/")[0] in kept and parameter in before.state:
+                self.optimizer.state[parameter] = before.state[parameter]
+        if isinstance(getattr(before, "swallowed", None), Swallowed):
+            self.optimizer.swallowed = before.swallowed  # type: ignore[attr-defined]  # both of `LOW_PRECISION`
+
+    def trained_at_once(self, steps: int) -> int | None:
+        """Count the parameters that the largest choice of the first `steps` steps trains; None without a schedule."""
+        if self._schedule is None:
+            return None
+        turns = range(turn_of(self._schedule, max(0, steps - 1)) + 1)
+        choices = {active_parts(self._schedule, self._seed, turn) for turn in turns}
+        return max(self._path.parameters_of(parts) for parts in choices)
 
     def backward(self, micro: MicroBatch, sums: Sums) -> Tensor:
         """Add the gradients of one micro-batch, weighted by its share of the step; returns its loss (on the device)."""
@@ -201,14 +239,14 @@ class StageStep:
         """Name the optimizer's own tensors, as the function of this name does. Every rank of a gang must ask."""
         if self._zero3 is not None:
             return self._zero3.optimizer_state(self._path.names)
-        return optimizer_tensors(self.optimizer, self._path.names)
+        return optimizer_tensors(self.optimizer, self.names)
 
     def restore_optimizer(self, tensors: State) -> None:
         """Put back what `optimizer_tensors` gave, as the function of this name does."""
         if self._zero3 is not None:
             self._zero3.restore(self._path.names, tensors)
         else:
-            restore_optimizer(self.optimizer, self._path.names, tensors)
+            restore_optimizer(self.optimizer, self.names, tensors)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import nn
 
+from cache_store.errors import ConfigError
 from workers.device import host_beside
 from workers.distributed.gang import ALONE, Gang
 from workers.distributed.sharded import assembled, held, like, mesh_of, numel, on_host, put_back, release, shard
@@ -21,8 +23,9 @@ from workers.weights import ADAPTER, AUX, PartSource
 
 
 class StagePath:
-    """The path of a stage on its device. `names` and `parameters`: what is updated, in forward order. In a gang whose
-    ranks share the parameters, states are this rank's part, but for `whole` and `final`."""
+    """The path of a stage on its device. `names` and `parameters`: what is updated in time, in forward order;
+    `active`: what of it is trained now, with names. In a gang whose ranks share the parameters, states are this rank's
+    part, but for `whole` and `final`."""
 
     def __init__(
         self, task: StageTask, domain: Domain, weights: PartSource, device: torch.device, gang: Gang = ALONE
@@ -58,9 +61,12 @@ class StagePath:
             domain.tie(parts, task.train)
         self._split(self.module, mesh, keep_gathered=together)
         synchronize(self.module, gang)
-        named = self.module.trained_parameters()
-        self.names = [name for name, _ in named]
-        self.parameters = [parameter for _, parameter in named]
+        self._named = self.module.trained_parameters()
+        self.names = [name for name, _ in self._named]
+        self.parameters = [parameter for _, parameter in self._named]
+        self.active = self._named
+        #: Part -> names of what changes in it: later some of it may be frozen for a while.
+        self._changing_names = {name: _changing_names(part) for name, part in self._trained()}
         #: Later name -> the one in `names`, of what parts of the path share.
         self.shared_names = self.module.shared_names()
 
@@ -100,13 +106,34 @@ class StagePath:
             return domain.build_aux(source, seed, self._device, head)
         return domain.build_adapter(source, blocks.index(task.path[index + 1]), seed, self._device)
 
+    def activate(self, parts: Collection[str]) -> None:
+        """Train these of the trained parts from now on, and freeze the others, whose gradients are dropped. ConfigError
+        where that leaves nothing to train."""
+        chosen = self._parameters_of(parts)
+        self.active = [(name, parameter) for name, parameter in self._named if id(parameter) in chosen]
+        if not self.active:
+            raise ConfigError(f"{self._task.name}: nothing of {', '.join(sorted(parts))} is trained; leave it out")
+        for parameter in self.parameters:
+            parameter.requires_grad_(id(parameter) in chosen)
+            if id(parameter) not in chosen:
+                parameter.grad = None
+
+    def parameters_of(self, parts: Collection[str]) -> int:
+        """Count the parameters that are updated where these parts are active."""
+        chosen = self._parameters_of(parts)
+        return sum(parameter.numel() for parameter in self.parameters if id(parameter) in chosen)
+
+    def _parameters_of(self, parts: Collection[str]) -> set[int]:
+        """By identity: what another part shares belongs to both."""
+        return {id(parameter) for name in parts for parameter in self.module.parts[name].parameters()}
+
     def changing(self, *, uncommitted: bool = False) -> State:
         """Name everything that changes while the stage trains `<part>/<tensor>`, not copied; or only what of it no
         commit holds, the parts that live as long as the stage. What parts share is one tensor under both names."""
         seen: State = {}
         own: dict[int, torch.Tensor] = {}
         for part, module in self._trained(uncommitted):
-            for name, tensor in _changing(module).items():
+            for name, tensor in self._changing(part, module).items():
                 if id(tensor) not in own:
                     own[id(tensor)] = held(tensor)
                 seen[f"{part}/{name}"] = own[id(tensor)]
@@ -130,7 +157,7 @@ class StagePath:
         return {
             f"{part}/{name}": assembled(tensor, state[f"{part}/{name}"])
             for part, module in self._trained()
-            for name, tensor in _changing(module).items()
+            for name, tensor in self._changing(part, module).items()
         }
 
     def own(self, state: State) -> State:
@@ -140,7 +167,7 @@ class StagePath:
         return {
             f"{part}/{name}": on_host(like(tensor, state[f"{part}/{name}"]))
             for part, module in self._trained()
-            for name, tensor in _changing(module).items()
+            for name, tensor in self._changing(part, module).items()
         }
 
     def load(self, state: State, *, uncommitted: bool = False) -> None:
@@ -148,7 +175,7 @@ class StagePath:
         for part, module in self._trained(uncommitted):
             prefix = f"{part}/"
             own = {key[len(prefix) :]: tensor for key, tensor in state.items() if key.startswith(prefix)}
-            expected = _changing(module)
+            expected = self._changing(part, module)
             if own.keys() != expected.keys():
                 raise ValueError(f"{part}: a state of other tensors, {sorted(own.keys() ^ expected.keys())[:3]}")
             put_back(module, own)
@@ -165,10 +192,13 @@ class StagePath:
         names = self.module.trained - set(self._task.trained) if uncommitted else self.module.trained
         return [(name, part) for name, part in self.module.parts.items() if name in names]
 
+    def _changing(self, part: str, module: nn.Module) -> State:
+        names = self._changing_names[part]
+        return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name in names}
 
-def _changing(module: nn.Module) -> State:
+
+def _changing_names(module: nn.Module) -> set[str]:
     """Trained parameters and buffers: a frozen matrix under a low-rank adapter need not be saved again, nor what
     belongs to its packing in few bits."""
     names = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    names |= {name for name, _ in module.named_buffers()}
-    return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name in names}
+    return names | {name for name, _ in module.named_buffers()}

@@ -111,6 +111,7 @@ class Finished:
     def _memory(self, steady: Sequence[EpochFigures]) -> MeasuredMemory:
         return MeasuredMemory(
             trainable_parameters=self.path.trained_numbers,
+            trained_at_once=self.step.trained_at_once(self.state.progress.global_step),
             resident_bytes=self.path.resident_bytes() + self.inputs.prefix_bytes(),
             peak_device_bytes=_largest(epoch.peak_device_bytes for epoch in steady),
             peak_device_reserved_bytes=_largest(epoch.peak_device_reserved_bytes for epoch in steady),

@@ -212,6 +212,8 @@ class StageTrainer:
                 self.state.before_update()
                 self.step.update(self._rate(progress.global_step))
                 progress.step, progress.global_step = micro.step + 1, progress.global_step + 1
+                # Now and not at the next step: a checkpoint of this moment holds no state that ended with it.
+                self.step.enter(progress.global_step)
                 reach("stage.step")
                 if self._looks.due(progress.global_step):
                     self._look(epoch)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from cache_store.errors import ConfigError, UserError
 from orchestrator.config.messages import validated
 from orchestrator.config.precision import settle
-from orchestrator.config.rules import base, gangs, models
+from orchestrator.config.rules import base, blocks, gangs, models
 from orchestrator.config.schema import (
     MEMORY,
     OVERRIDES,
@@ -131,6 +131,7 @@ def _rules(
     yield from base.stores(config)
     yield from base.pipelines(config)
     yield from base.variants(config)
+    yield from blocks.settings(config)
     if wrong is not None:
         yield models.finding_of(wrong)
     for regime in regimes.values():
@@ -140,6 +141,7 @@ def _rules(
             yield from models.chain(config, regime, found)
         yield from base.trainings(config, regime)
         yield from base.window(config, regime)
+        yield from blocks.training(config, regime)
     if wrong is None:
         yield from config.family.data_problems(config.model, found, config.data)
 
@@ -175,6 +177,7 @@ def _resolve_regimes(config: Config, findings: list[Finding]) -> dict[str, Regim
             stages=stages,
             pipeline=config.pipeline_of(own),
             variant=config.variant_of(own),
+            blocks=config.blocks_of(own),
             **values,
         )
     return resolved

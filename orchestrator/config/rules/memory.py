@@ -25,6 +25,12 @@ def tiers(config: Config, regime: Regime, stages: Sequence[Stage]) -> Iterator[F
 
 def _problems(config: Config, regime: Regime, train: TrainSpec, memory: MemorySpec) -> Iterator[tuple[str, str]]:
     """(key of `memory`, message)."""
+    if regime.blocks is not None:
+        where = f"not where parts take turns ({regime.name} is {regime.kind})"
+        if memory.updates_on_host:
+            yield "optimizer", f"{memory.optimizer}: {where}, whose states end with their turn; allowed: device"
+        if memory.frozen == "host":
+            yield "frozen", f"host: {where}, which all are trained in time; allowed: device"
     if config.resources.gang.size is not None and memory.updates_on_host:
         yield (
             "optimizer",

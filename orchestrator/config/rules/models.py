@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from cache_store.errors import ConfigError
 from orchestrator.config.rules import base, memory
+from orchestrator.config.rules import blocks as turns
 from orchestrator.config.schema import Config, Regime
 from orchestrator.regimes.stages import Stage
 from workers.models.base import Finding
@@ -59,6 +60,7 @@ def chain(config: Config, regime: Regime, found: object) -> Iterator[Finding]:
     yield from base.wave(config, regime, stages)
     yield from base.something_to_train(config, regime, stages, blocks)
     yield from memory.tiers(config, regime, stages)
+    yield from turns.enough_blocks(config, regime, stages)
 
 
 def trainable(config: Config, regime: Regime, outline: ChainOutline, rows: int) -> Iterator[Finding]:

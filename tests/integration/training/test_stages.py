@@ -179,7 +179,7 @@ def test_carried_optimizer_state_is_the_global_heads_alone(folder: Path) -> None
     task = as_json.from_json(StageTask, order.task)
     stage = StageTrainer(task, order.parents, environment, environment.nodes.attempt("unused"))
     stage.state.restore(order.parents)
-    for name, parameter in zip(stage.path.names, stage.path.parameters, strict=True):
+    for name, parameter in zip(stage.step.names, stage.path.parameters, strict=True):
         state = stage.step.optimizer.state.get(parameter, {})
         if name.startswith(("seg4/", "head/")):
             assert set(state) == {"step", "exp_avg", "exp_avg_sq"}

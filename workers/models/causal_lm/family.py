@@ -165,6 +165,7 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
             cast("Sequence[LMPartOutline]", stage.path),
             stage.trained,
             stage.train,
+            active=stage.active,
             master=_master(model, found),
             prefix=cast("Sequence[LMPartOutline]", stage.prefix),
             stored_item_bytes=stage.stored_item_bytes,

@@ -40,15 +40,17 @@ def stage_memory(
     stored_item_bytes: int | None = None,
     on_host: bool = False,
     memory: MemorySpec = ON_DEVICE,
+    active: frozenset[str] | None = None,
 ) -> StageMemory:
-    """Memory of the stage that trains the parts `trained` of `path`.
+    """Memory of the stage that trains the parts `trained` of `path`, or (at one time) `active` ones of them.
 
     master: type of the weights. prefix: frozen parts that run on the device before every micro-batch.
     stored_item_bytes: of an element of the snapshots the stage reads; None: it reads tokens. on_host: the device is the
     host, so the batches that wait and the best epoch's weights count too. memory: what lies beside the device.
     """
     types = Types.of(master, train.precision)
-    parts = [_part(part, part.name in trained, train, types, memory) for part in path]
+    now = trained if active is None else trained & active
+    parts = [_part(part, part.name in now, train, types, memory) for part in path]
     tokens = train.micro * max(part.outline.tokens for part in parts)
     trainable = sum(part.trainable for part in parts)
     gradients = sum(part.trainable_bytes for part in parts)
@@ -58,7 +60,8 @@ def stage_memory(
     draws, updating = _update(parts, train, types, kind)
     held = weights + optimizer + draws + _waiting(path, tokens, train, types, stored_item_bytes, on_host)
     if on_host and train.commit == "best" and train.epochs > 1:
-        held += gradients
+        # Of all that the stage trains in time.
+        held += sum(_part(part, part.name in trained, train, types, memory).trainable_bytes for part in path)
     accumulates = train.micro < train.batch_size
     if accumulates:
         held += gradients
@@ -94,7 +97,7 @@ def stage_memory(
     if on_host:
         held, away = held + away, 0
     peak = held + max(moments)
-    committed = types.master * _elements([part.outline for part in parts if part.trained])
+    committed = types.master * _elements([part for part in path if part.name in trained])
     return StageMemory(trainable, weights, gradients, optimizer, kept.resting, loss, peak, committed, away)
 
 

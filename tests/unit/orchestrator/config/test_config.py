@@ -412,7 +412,10 @@ def test_missing_sections_and_wrong_shapes(tmp_path: Path) -> None:
             "adamw8bit",
         ),
         ("data.flip=no", "data.flip: no: must be true or false"),
-        ("regimes=segprob", "regimes.segprob.kind: is required; one of e2e, lw, segprop; did you mean 'segprop'?"),
+        (
+            "regimes=segprob",
+            "regimes.segprob.kind: is required; one of e2e, lw, segprop, badam, lisa; did you mean 'segprop'?",
+        ),
     ],
 )
 def test_a_habit_from_elsewhere_is_told_how_it_is_said_here(tmp_path: Path, override: str, message: str) -> None:
@@ -466,7 +469,7 @@ regimes:
     )
     assert problems_of(tmp_path, text) == [
         "line 8: regimes.e2e.training.epochs: 0: must be greater than or equal to 1",
-        "line 9: regimes.mine.kind: is required; one of e2e, lw, segprop",
+        "line 9: regimes.mine.kind: is required; one of e2e, lw, segprop, badam, lisa",
         "line 11: regimes.sp.kind: segprob: must be 'e2e', 'lw' or 'segprop'; did you mean 'segprop'?",
         "line 13: regimes.segprop.training.optimiser: unknown key; did you mean optimizer?",
         "line 16: regimes.segprop.stages.segments.batch_size: -4: must be greater than or equal to 1",
@@ -556,6 +559,36 @@ def test_an_unknown_stage_lists_those_there_are(tmp_path: Path) -> None:
             "allowed: leave it out, or variant: mapped",
         ),
         ({"regimes": {"lw": {"head_convs": 0, "variant": "mapped"}}}, "regimes.lw.head_convs: 0: must be greater"),
+        (
+            {"regimes": {"e2e": {"blocks": {"steps": 5}}}},
+            "regimes.e2e.blocks: is for badam, lisa, e2e is e2e; allowed here: leave it out",
+        ),
+        (
+            {"regimes": {"lisa": {"blocks": {"order": "random"}}}},
+            "regimes.lisa.blocks.order: random: lisa draws its layers; allowed here: leave it out",
+        ),
+        (
+            {"regimes": {"badam": {"blocks": {"count": 1}}}},
+            "regimes.badam.blocks.count: 1: badam trains one block at a time; allowed here: leave it out",
+        ),
+        ({"regimes": {"badam": {"blocks": {"steps": 0}}}}, "regimes.badam.blocks.steps: 0: must be greater than"),
+        ({"regimes": {"badam": {"blocks": {"step": 5}}}}, "regimes.badam.blocks.step: unknown key; did you mean"),
+        (
+            {"regimes": {"badam": {"blocks": {"order": "asending"}}}},
+            "regimes.badam.blocks.order: asending: must be 'ascending', 'descending' or 'random'; did you mean",
+        ),
+        (
+            {"regimes": {"lisa": {"blocks": {"count": 5}}}},
+            "regimes.lisa.blocks.count: 5 blocks at one time: lisa has 4 to draw from; allowed: blocks.count 1 to 4",
+        ),
+        (
+            {"regimes": {"mine": {"kind": "badam", "stages": {"badam": {"compile": True}}}}},
+            "regimes.mine.stages.badam.compile: true: not where parts take turns, each of which would be compiled anew",
+        ),
+        (
+            {"regimes": ["lisa"], "resources": {"runner": "ray", "gang": {"size": 2}}},
+            "resources.gang.size: 2: not with regimes whose parts take turns (lisa is lisa)",
+        ),
         ({"regimes": {"a b": {"kind": "e2e"}}}, "regimes.a b: a regime's name has letters"),
         ({"regimes": ["e2e", "e2e"]}, "regimes[1]: 'e2e' is listed twice"),
         ({"regimes": [3]}, "regimes[0]: 3: must be a regime's name"),

@@ -64,6 +64,12 @@ def test_e2e_trains_everything_from_the_images() -> None:
     assert stages("e2e") == ["e2e:  > B0 B1 B2 B3 HEAD"]
 
 
+@pytest.mark.parametrize("kind", ["badam", "lisa"])
+def test_regimes_of_blocks_train_everything_in_one_stage(kind: str) -> None:
+    assert stages(kind) == [f"{kind}:  > B0 B1 B2 B3 HEAD"]
+    assert stages(kind, untrained=frozenset({"b0"})) == [f"{kind}:  > b0 B1 B2 B3 HEAD"]
+
+
 def test_segprop_omits_intermediate_blocks_behind_an_adapter() -> None:
     assert stages("segprop") == [
         "stage1-base:  > B0 adapter HEAD",
