@@ -6,6 +6,7 @@ SegpropError                  exit code 1
 │   └── DataError             the data set: missing, corrupt, labels out of range
 ├── TrainingDiverged          a loss that is not finite; never retried
 ├── OutOfDeviceMemory         a GPU too small for a task, with half a micro-batch, too; never retried
+├── OutOfHostMemory           a host too small for what a task keeps there; never retried
 ├── RunTaken                  another driver works on the run; the message says who and what to do
 ├── Interrupted               asked to stop; the state is checkpointed, the same command goes on
 └── StoreError                storage and snapshots
@@ -60,6 +61,10 @@ class TrainingDiverged(SegpropError):
 
 
 class OutOfDeviceMemory(SegpropError):
+    pass
+
+
+class OutOfHostMemory(SegpropError):
     pass
 
 

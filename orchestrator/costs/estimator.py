@@ -52,7 +52,7 @@ class Estimator:
             predicted = formulas.by_turns(predicted, [self._predicted(turn, inputs)[0] for turn in turns])
         predicted = formulas.with_link(predicted, train, self.rows.train, away, self.rates)
         batch = train.micro * inputs.elements * inputs.item_bytes
-        return formulas.with_host(predicted, train, trained=trained, committed=committed, batch=batch, away=away)
+        return formulas.with_host(predicted, parts, trained=trained, committed=committed, batch=batch, away=away)
 
     def _predicted(self, parts: StageParts, inputs: formulas.StageInputs) -> tuple[Estimate, StageMemory | None]:
         """Predict work and device memory; with the memory that the family knows better, where it does."""

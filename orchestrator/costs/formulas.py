@@ -17,6 +17,7 @@ from orchestrator.config.rates import ACTIVATION_BYTES, Rates
 from workers.domains.planning import LoadSeconds, SplitRows
 from workers.models.base import StageParts, two_at_a_time
 from workers.specs.experiment import TrainSpec
+from workers.tier_bytes import LEAVING_BYTES, tier_bytes
 
 if TYPE_CHECKING:
     from workers.models.base import StageMemory
@@ -53,8 +54,8 @@ class Estimate:
     flops: int = 0
     seconds: float = 0.0
     optimizer_bytes: int = 0
-    #: Of a stage, beside its process and the store: batches that wait, the best epoch's weights and a buffer; and on
-    #: disk the checkpoints and the commit.
+    #: Of a stage, beside its process and the store: batches that wait, the best epoch's weights, a buffer and what
+    #: `memory` keeps there; and on disk the checkpoints, the commit and what `memory` keeps there.
     #: Left out of a summary of an earlier version (`reports.record_json.OPTIONAL`).
     host_bytes: int | None = field(default=None, metadata={"optional": True})
     disk_bytes: int | None = field(default=None, metadata={"optional": True})
@@ -133,13 +134,15 @@ def train_estimate(stage: StageParts, inputs: StageInputs, rates: Rates) -> Esti
     """Predict one stage over its whole schedule."""
     updated = [part for part in stage.path if part.name in stage.updated]
     trainable = sum(part.parameters for part in updated)
-    optimizer = stage.train.optimizer
-    copies = 2 if optimizer.name == "adamw" else 1 if optimizer.momentum else 0
+    tiers = tier_bytes(stage.train.optimizer, stage.memory, trainable, 4 * trainable, on_host=stage.on_host)
+    apart = stage.memory.updates_on_host and not stage.on_host
+    gradients = min(LEAVING_BYTES, 4 * trainable) if apart else 4 * trainable
     frozen = [part for part in stage.path if part.name not in stage.trained]
     peak = (
         _weights_bytes(updated, stage.train.precision)
         + _lying_bytes(frozen, stage)
-        + 4 * trainable * (1 + copies)
+        + gradients
+        + tiers.in_peak(on_host=stage.on_host)
         + _activation_bytes(stage, inputs)
     )
     if stage.prefix:
@@ -160,7 +163,7 @@ def train_estimate(stage: StageParts, inputs: StageInputs, rates: Rates) -> Esti
         peak_bytes=peak,
         flops=flops,
         seconds=seconds,
-        optimizer_bytes=4 * trainable * copies,
+        optimizer_bytes=tiers.state_in_peak(stage.memory, on_host=stage.on_host),
     )
 
 
@@ -252,17 +255,21 @@ def with_memory(predicted: Estimate, memory: StageMemory) -> Estimate:
 
 
 def with_host(
-    predicted: Estimate, train: TrainSpec, *, trained: int, committed: int, batch: int, away: int = 0
+    predicted: Estimate, stage: StageParts, *, trained: int, committed: int, batch: int, away: int = 0
 ) -> Estimate:
     """A stage's predictions with what it takes beside the device. Bytes: `trained` of what is updated, `committed` of
     the parts that it belongs to, `batch` of a micro-batch as it is read, `away` of what lies there in place of the
     device."""
+    train = stage.train
+    tiers = tier_bytes(train.optimizer, stage.memory, predicted.trainable, trained, on_host=stage.on_host)
     best = trained if train.commit == "best" and train.epochs > 1 else 0
-    checkpoint = trained + predicted.optimizer_bytes + best
+    # What counts as the device's is known by turns of parts, too.
+    checkpoint = trained + (predicted.optimizer_bytes or tiers.state) + tiers.masters + best
+    beside = 0 if stage.on_host else tiers.host
     return dataclasses.replace(
         predicted,
-        host_bytes=best + CHECKPOINT_BUFFER + WAITING_BATCHES * batch + away,
-        disk_bytes=CHECKPOINTS * checkpoint + committed,
+        host_bytes=best + CHECKPOINT_BUFFER + WAITING_BATCHES * batch + away + beside,
+        disk_bytes=CHECKPOINTS * checkpoint + committed + tiers.disk,
     )
 
 

@@ -50,6 +50,8 @@ class Capabilities:
     lora: str | None = _LANGUAGE
     lm_head: str | None = _LANGUAGE
     frozen_weights: str | None = _LANGUAGE
+    #: memory.masters, beside weights in bfloat16.
+    masters: str | None = _LANGUAGE
     #: split.omit: blocks left out while training and put back afterwards.
     omit: str | None = _LANGUAGE
     fp8: str | None = f"fp8: {_LANGUAGE}; allowed for images: plain, lossless, int8"
@@ -265,6 +267,10 @@ class ModelFamily(ABC, Generic[SpecT, FoundT]):
     def tokenizing(self, model: SpecT) -> CausalLMSpec | None:
         """The settings that decide how text is tokenized for a model; None where data need no tokenizer."""
         return None
+
+    def narrow_weights(self, model: SpecT, found: FoundT | None) -> bool:
+        """Whether the weights that train are held in less than float32."""
+        return False
 
     def with_head_convs(self, model: SpecT, head_convs: int | None) -> SpecT:
         """The model with a regime's own `head_convs`; only where `Capabilities.head_convs` allows it."""

@@ -14,7 +14,7 @@ Json = Mapping[str, Any]
 #: What happens to activations between forward and backward pass.
 Activations = Literal["keep", "recompute", "selective", "host"]
 #: Beside the device, nearest first. What is computed there is the same in all of them.
-Tier = Literal["device", "host"]
+Tier = Literal["device", "host", "disk"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,12 @@ class MemorySpec:
 
     #: The optimizer's state. host: in the host's memory, where updates are computed too; gradients leave the device
     #: during the backward pass, and weights come back.
+    #: disk: in files under `disk`, read and written piece by piece at the update.
     optimizer: Tier = "device"
+    #: Float32 weights beside bfloat16 ones (model.master: bfloat16), so that no update is rounded away: updates change
+    #: them, the device computes with what a bfloat16 holds of them. On the device where the optimizer's state is there,
+    #: else on the host or on disk. Gradients are then added up in float32, too.
+    masters: Literal["none", "device", "host", "disk"] = "none"
     #: Frozen blocks of a stage: those between its segment and the global head, and those before it where their outputs
     #: are computed again. host: in the host's memory; each comes to the device while the one before it computes, and in
     #: the backward pass again, where it also runs again. Needs frozen_weights: full.
@@ -36,6 +41,9 @@ class MemorySpec:
     #: operations run again. host: all of it, in the host's memory but for two blocks at a time. null: recompute where
     #: training.activation_checkpointing is set, else keep.
     activations: Activations | None = None
+    #: Folder for the files of what is on disk, on every machine that trains; best on an NVMe disk of its own. They have
+    #: no names, so that nothing stays of them when the stage ends or is killed.
+    disk: str | None = None
 
     def activations_of(self, train: TrainSpec) -> Activations:
         """Say what happens to the activations of a stage that is trained so."""
@@ -45,6 +53,11 @@ class MemorySpec:
     def updates_on_host(self) -> bool:
         """Whether updates are computed on the host: where the optimizer's state is."""
         return self.optimizer != "device"
+
+    @property
+    def moves_updates(self) -> bool:
+        """Whether updates change anything but the weights on the device by states beside them."""
+        return self.updates_on_host or self.masters != "none"
 
 
 #: What a task that says nothing means.
@@ -57,4 +70,6 @@ def arithmetic(memory: Json) -> Json:
     found: dict[str, Any] = {}
     if memory.get("optimizer", "device") != "device":
         found["updates"] = "host"
+    if memory.get("masters", "none") != "none":
+        found["masters"] = "float32"
     return found

@@ -90,7 +90,7 @@ class StageStep:
             path.activate(active_parts(task.schedule, self._seed, 0))
         self._tiered: TieredOptimizer | None = None
         self._zero3: Zero3 | None = None
-        if task.tiers.updates_on_host:
+        if task.tiers.moves_updates:
             self._tiered = TieredOptimizer(train.optimizer, path.parameters, seed, task.tiers, device)
         made: torch.optim.Optimizer | None = self._tiered
         if gang.partitions:

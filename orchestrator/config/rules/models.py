@@ -59,7 +59,7 @@ def chain(config: Config, regime: Regime, found: object) -> Iterator[Finding]:
     yield from base.stage_names(config, regime, stages)
     yield from base.wave(config, regime, stages)
     yield from base.something_to_train(config, regime, stages, blocks)
-    yield from memory.tiers(config, regime, stages)
+    yield from memory.tiers(config, regime, stages, found)
     yield from turns.enough_blocks(config, regime, stages)
 
 

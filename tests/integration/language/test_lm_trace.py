@@ -13,6 +13,7 @@ from cache_store.errors import UserError
 from orchestrator.cli import app
 from orchestrator.runs.prepare import Prepared, prepare
 from orchestrator.runs.trace import StageTrace
+from workers import tier_bytes
 from workers.specs.as_json import from_json
 from workers.specs.tasks import StageTask
 from workers.tracing import trace_stage
@@ -71,6 +72,26 @@ def small(index: int, *overrides: str) -> StageTrace:
 def test_the_plan_says_what_the_tracker_finds(index: int, overrides: str) -> None:
     found = small(index, *overrides.split())
     assert abs(found.deviation) < 0.05, found
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "memory.optimizer=host",
+        "memory.optimizer=host training.batch_size=4",
+        "memory.optimizer=host memory.masters=host",
+        "memory.optimizer=disk memory.disk=nowhere",
+        "memory.masters=device",
+        "memory.optimizer=host training.optimizer.name=adamw8bit",
+    ],
+)
+def test_what_is_kept_beside_the_device_is_not_counted_on_it(overrides: str) -> None:
+    found = small(1, *overrides.split())
+    leaving = 0 if "masters=device" in overrides else tier_bytes.LEAVING_BYTES
+    gradients = 2 * (2 * 3_673_088 + 16_000 * 512 + 512)
+    # The plan has room for gradients that wait for the link; in the trace each leaves at once.
+    assert abs((found.predicted_bytes - min(leaving, gradients)) / found.found.peak - 1) < 0.05, found
+    assert not leaving or found.found.optimizer < 1000
 
 
 def test_what_torchs_own_loss_takes_inside_is_counted_where_the_tracker_does_not_see_it() -> None:

@@ -65,6 +65,7 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
             lm_head=None,
             auto_micro=None,
             frozen_weights=None,
+            masters=None,
             omit=None,
             fp8=None,
             sharding=None,
@@ -74,6 +75,9 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
         ),
     )
     libraries = ("torch", "transformers")
+
+    def narrow_weights(self, model: CausalLMSpec, found: LMOutline | None) -> bool:
+        return _master(model, found) != "float32"
 
     def inspect(self, model: CausalLMSpec) -> LMOutline:
         return remembered_outline(model, _look)

@@ -15,17 +15,16 @@ from workers.models.base import StageMemory, two_at_a_time
 from workers.models.causal_lm.kept import Part, Types, held_activations, hidden_width, is_head
 from workers.models.causal_lm.network.pieces import block_rows, chunk_rows, loss_rows
 from workers.models.causal_lm.outline import LinearFacts, LMPartOutline
-from workers.specs.experiment import OptimizerSpec, TrainSpec
+from workers.specs.experiment import TrainSpec
 from workers.specs.language import LoraSpec
 from workers.specs.memory import ON_DEVICE, MemorySpec
+from workers.tier_bytes import LEAVING_BYTES, tier_bytes
 from workers.update_slices import DRAWS, WORKING, slice_size
 
 #: Bytes of a weight of a frozen part, with its share of a scale: a row's (int8), a block of 64's (nf4).
 _QUANTIZED = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
 #: Adapters are float32 whatever the weights are.
 _ADAPTER_BYTES = 4
-#: bitsandbytes: two moments of a byte, and two float32 scales a block of 256.
-_EIGHT_BIT_BYTES = 2 + 2 * 4 / 256
 #: Snapshot batches that wait on the host: one being filled, two waiting, one in the step.
 _HOST_BUFFERS = 4
 
@@ -55,15 +54,25 @@ def stage_memory(
     trainable = sum(part.trainable for part in parts)
     gradients = sum(part.trainable_bytes for part in parts)
     weights = sum(part.weights_bytes for part in parts if not part.away)
-    optimizer = optimizer_bytes(train.optimizer, trainable, gradients)
+    tiers = tier_bytes(train.optimizer, memory, trainable, gradients, on_host=on_host)
     kind = "cpu" if on_host else "cuda"
-    draws, updating = _update(parts, train, types, kind)
-    held = weights + optimizer + draws + _waiting(path, tokens, train, types, stored_item_bytes, on_host)
+    apart = memory.updates_on_host and not on_host
+    leaving = apart or memory.masters != "none"
+    # Elsewhere, or in float32, updating takes nothing beside what changes.
+    draws, updating = (0, 0) if leaving else _update(parts, train, types, kind)
+    held = (
+        weights
+        + tiers.in_peak(on_host=on_host)
+        + draws
+        + _waiting(path, tokens, train, types, stored_item_bytes, on_host)
+    )
     if on_host and train.commit == "best" and train.epochs > 1:
         # Of all that the stage trains in time.
         held += sum(_part(part, part.name in trained, train, types, memory).trainable_bytes for part in path)
-    accumulates = train.micro < train.batch_size
-    if accumulates:
+    accumulates = train.micro < train.batch_size or leaving
+    if apart:
+        held += min(LEAVING_BYTES, gradients)
+    elif accumulates and not leaving:
         held += gradients
     first = next((index for index, part in enumerate(parts) if part.trainable), len(parts))
     saving, streamed = parts[first:], _streamed(parts)
@@ -98,7 +107,8 @@ def stage_memory(
         held, away = held + away, 0
     peak = held + max(moments)
     committed = types.master * _elements([part for part in path if part.name in trained])
-    return StageMemory(trainable, weights, gradients, optimizer, kept.resting, loss, peak, committed, away)
+    state = tiers.state_in_peak(memory, on_host=on_host)
+    return StageMemory(trainable, weights, gradients, state, kept.resting, loss, peak, committed, away)
 
 
 @dataclass(frozen=True)
@@ -120,19 +130,6 @@ def _streamed(parts: Sequence[Part]) -> _Streamed:
             bytes_of[number] = parts[number].weights_bytes
             bytes_of[number] += 0 if following is None else parts[following].weights_bytes
     return _Streamed(tuple(forward), tuple(backward))
-
-
-def optimizer_bytes(spec: OptimizerSpec, trainable: int, weights_bytes: int) -> int:
-    """State of an optimizer over parameters of this number and size: torch's has the type of its parameters."""
-    if spec.name == "adamw8bit":
-        return round(trainable * _EIGHT_BIT_BYTES)
-    if spec.rounding == "compensated" and weights_bytes < 4 * trainable:
-        # Moments in float32, and the error that was made, in the type of the weights.
-        moments = 2 if spec.name == "adamw" else int(spec.momentum > 0)
-        return 4 * moments * trainable + weights_bytes
-    if spec.name == "adamw":
-        return 2 * weights_bytes
-    return weights_bytes if spec.momentum else 0
 
 
 def frozen_bytes(parts: Sequence[LMPartOutline], rows: int, *, master: str, precision: str) -> int:

@@ -10,11 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-#: Bytes of a pinned buffer; there are two for each direction, so that one is filled while the other is emptied.
-BUFFER_BYTES = 32 << 20
-#: Bytes of gradients that may wait on the device for their copies. The pass itself waits then: it makes them faster
-#: than the link takes them.
-LEAVING_BYTES = 512 << 20
+from workers.tier_bytes import BUFFER_BYTES, LEAVING_BYTES
 
 
 class CudaCarrier:
@@ -39,6 +35,7 @@ class CudaCarrier:
                 total.copy_(gradient, non_blocking=True)
             waited = _recorded(self._stream).synchronize
         self._leaving.append((gradient, waited))
+        # The pass makes gradients faster than the link takes them: it waits, so that they do not pile up.
         while sum(each.nbytes for each, _ in self._leaving) > LEAVING_BYTES and len(self._leaving) > 1:
             self._leaving.popleft()[1]()
 
@@ -94,7 +91,8 @@ class CudaUploads:
 
 
 class _Buffers:
-    """Two pinned buffers, each given out again when what it was taken for is over."""
+    """Two pinned buffers: one is filled while the other is emptied. Each is given out again when what it was taken for
+    is over."""
 
     def __init__(self) -> None:
         self._memory = [torch.empty(BUFFER_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]

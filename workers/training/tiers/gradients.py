@@ -37,7 +37,7 @@ class DirectCarrier:
 
     def take(self, gradient: Tensor, total: Tensor, *, add: bool) -> None:
         if add:
-            total.add_(gradient)
+            total.add_(gradient.to(total.device))
         else:
             total.copy_(gradient)
 

@@ -1,7 +1,9 @@
 """The optimizer of a stage whose states, or whose weights in full, lie elsewhere than the weights it computes with.
 
 Updates are computed where the states are, on copies of the weights there, so that weights need not leave the device for
-every update (Ren et al., 2021, ZeRO-Offload, arXiv 2101.06840). Where a weight would be its own copy there is none.
+every update (Ren et al., 2021, ZeRO-Offload, arXiv 2101.06840). A copy in float32 beside weights in bfloat16 is a
+master: the weight in full, of which the device has what a bfloat16 holds (Micikevicius et al., 2018, arXiv 1710.03740).
+Where a weight would be its own copy there is none.
 """
 
 from __future__ import annotations
@@ -16,10 +18,14 @@ from workers.device import is_host
 from workers.specs.experiment import OptimizerSpec
 from workers.specs.memory import MemorySpec
 from workers.training.tiers.gradients import Carrier, DirectCarrier, LeavingGradients
-from workers.training.tiers.places import HostPlace
+from workers.training.tiers.opening import open_places
+from workers.training.tiers.places import Place
 from workers.training.tiers.steppers import pieces, stepper_of
 from workers.training.tiers.uploads import DirectUploads, Uploads
-from workers.training.updates.low_precision import Swallowed, in_memory_order, settings_of
+from workers.training.updates.low_precision import ParameterState, Swallowed, in_memory_order, settings_of
+
+#: A master among its parameter's states.
+MASTER = "master"
 
 
 class TieredOptimizer(torch.optim.Optimizer):
@@ -37,23 +43,35 @@ class TieredOptimizer(torch.optim.Optimizer):
     ) -> None:
         """`seed`: as for `build_optimizer`. `device`: where `parameters` are."""
         self._parameters = list(parameters)
-        self._direct = is_host(device)
-        place = HostPlace(device)
-        self._copies = [parameter if self._direct else _copy(parameter, place) for parameter in parameters]
+        self._places = open_places(spec, parameters, memory, device)
+        apart = memory.updates_on_host and not is_host(device)
+        self._copies = [_updated(parameter, memory, apart, self._places.copies) for parameter in parameters]
         super().__init__(self._copies, dict(settings_of(spec)))
         self._stepper = stepper_of(spec, self._copies, seed)
         self.swallowed: Swallowed | None = self._stepper.swallowed
-        for copy in self._copies:
-            self.state[copy] = self._stepper.fresh(copy, place.zeros)
-        self._gradients = LeavingGradients(self._parameters, self._copies, place, _carrier(device))
-        self._uploads = _uploads(device)
+        for parameter, copy in zip(self._parameters, self._copies, strict=True):
+            self.state[copy] = self._stepper.fresh(copy, self._places.states.zeros)
+            if copy.dtype != parameter.dtype:
+                self.state[copy][MASTER] = copy.detach()
+        self._gradients = LeavingGradients(
+            self._parameters, self._copies, self._places.sums, _carrier(device) if apart else DirectCarrier()
+        )
+        self._uploads = _uploads(device) if apart else DirectUploads()
         self.take_weights()
 
     @torch.no_grad()
     def take_weights(self) -> None:
-        """Let the copies be what the parameters are now, after these were changed by anything but an update."""
-        for parameter, copy in self._apart():
-            in_memory_order(copy.detach()).copy_(in_memory_order(parameter.detach()))
+        """Let the copies be what the parameters are now, after these were changed by anything but an update. A master
+        that its weight is the rounding of stays."""
+        for parameter, copy in zip(self._parameters, self._copies, strict=True):
+            if copy is parameter:
+                continue
+            weights, updated = in_memory_order(parameter.detach()), in_memory_order(copy.detach())
+            for part in pieces(len(weights)):
+                now = weights[part].to(updated.device)
+                same = updated[part].to(now.dtype) == now
+                updated[part] = torch.where(same, updated[part], now.to(updated.dtype))
+                self._places.copies.let_go(updated, part)
 
     @property
     def gathering(self) -> bool:
@@ -84,8 +102,16 @@ class TieredOptimizer(torch.optim.Optimizer):
             for part in self._stepper.update(index, copy, self.state[copy], group):
                 if copy is not parameter:
                     self._uploads.send(updated[part], weights[part])
+                    self._places.copies.let_go(updated, part)
+                self.let_go(self.state[copy], part)
         self._uploads.finish()
         return None
+
+    def let_go(self, state: ParameterState, part: slice) -> None:
+        """Let some numbers of a parameter's state leave memory."""
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.ndim and key != MASTER:
+                self._places.states.let_go(value, part)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Begin a step without gradients."""
@@ -107,19 +133,30 @@ class TieredOptimizer(torch.optim.Optimizer):
                 elif value.ndim == 0:
                     value.copy_(found)
                 else:
-                    _fill(value, found)
+                    self._fill(value, found, self._places.copies if key == MASTER else self._places.states)
         self.take_weights()
+
+    def _fill(self, target: Tensor, values: Tensor, place: Place) -> None:
+        """Copy piece by piece, in the target's order of memory: neither need be in memory at once."""
+        if values.stride() != target.stride():
+            target.copy_(values)
+            return
+        flat, source = in_memory_order(target), in_memory_order(values)
+        for part in pieces(len(flat)):
+            flat[part] = source[part]
+            place.let_go(flat, part)
 
     def close(self) -> None:
         """Take the hooks off the parameters again."""
         self._gradients.close()
 
-    def _apart(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        return [pair for pair in zip(self._parameters, self._copies, strict=True) if pair[0] is not pair[1]]
 
-
-def _copy(parameter: nn.Parameter, place: HostPlace) -> nn.Parameter:
-    return nn.Parameter(place.zeros(parameter, parameter.dtype), requires_grad=False)
+def _updated(parameter: nn.Parameter, memory: MemorySpec, apart: bool, place: Place) -> nn.Parameter:
+    """What updates change: a copy of the parameter, or itself."""
+    dtype = parameter.dtype if memory.masters == "none" else torch.float32
+    if dtype == parameter.dtype and not apart:
+        return parameter
+    return nn.Parameter(place.zeros(parameter, dtype), requires_grad=False)
 
 
 def _carrier(device: torch.device) -> Carrier:
@@ -136,13 +173,3 @@ def _uploads(device: torch.device) -> Uploads:
     from workers.training.tiers.cuda import CudaUploads
 
     return CudaUploads(device)
-
-
-def _fill(target: Tensor, values: Tensor) -> None:
-    """Copy piece by piece, in the target's order of memory: neither need be in memory at once."""
-    if values.stride() != target.stride():
-        target.copy_(values)
-        return
-    flat, source = in_memory_order(target), in_memory_order(values)
-    for part in pieces(len(flat)):
-        flat[part] = source[part]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from workers.models.causal_lm.inspect import inspect
 from workers.models.causal_lm.kept import Types, _kept
-from workers.models.causal_lm.memory import _part, frozen_bytes, optimizer_bytes, stage_memory
+from workers.models.causal_lm.memory import _part, frozen_bytes, stage_memory
 from workers.models.causal_lm.network.context import Frame
 from workers.models.causal_lm.network.parts import build_part
 from workers.models.causal_lm.network.pieces import PIECE_BYTES, chunk_rows, loss_rows
@@ -20,6 +20,7 @@ from workers.models.causal_lm.outline import LMPartOutline, lm_chain
 from workers.specs.experiment import OptimizerSpec, Precision, TrainSpec
 from workers.specs.language import CausalLMSpec, LoraSpec
 from workers.specs.memory import ON_DEVICE
+from workers.tier_bytes import optimizer_bytes
 from workers.update_slices import slice_size
 
 LLAMA: dict[str, Any] = {
