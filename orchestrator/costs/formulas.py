@@ -17,7 +17,7 @@ from orchestrator.config.rates import ACTIVATION_BYTES, Rates
 from workers.domains.planning import LoadSeconds, SplitRows
 from workers.models.base import StageParts, two_at_a_time
 from workers.specs.experiment import TrainSpec
-from workers.tier_bytes import LEAVING_BYTES, tier_bytes
+from workers.specs.tier_bytes import LEAVING_BYTES, tier_bytes
 
 if TYPE_CHECKING:
     from workers.models.base import StageMemory

@@ -13,7 +13,7 @@ from cache_store.errors import UserError
 from orchestrator.cli import app
 from orchestrator.runs.prepare import Prepared, prepare
 from orchestrator.runs.trace import StageTrace
-from workers import tier_bytes
+from workers.specs import tier_bytes
 from workers.specs.as_json import from_json
 from workers.specs.tasks import StageTask
 from workers.tracing import trace_stage

@@ -40,7 +40,6 @@ ORDER = {
         "data distributed transfers",
         "device tensor_files",
         "judge",
-        "tier_bytes",
         "control file_digests overlap specs seeds update_slices versions",
         "user_cache",
     ),

@@ -18,7 +18,7 @@ from workers.models.causal_lm.outline import LinearFacts, LMPartOutline
 from workers.specs.experiment import TrainSpec
 from workers.specs.language import LoraSpec
 from workers.specs.memory import ON_DEVICE, MemorySpec
-from workers.tier_bytes import LEAVING_BYTES, tier_bytes
+from workers.specs.tier_bytes import LEAVING_BYTES, tier_bytes
 from workers.update_slices import DRAWS, WORKING, slice_size
 
 #: Bytes of a weight of a frozen part, with its share of a scale: a row's (int8), a block of 64's (nf4).

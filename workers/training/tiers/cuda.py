@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from workers.tier_bytes import BUFFER_BYTES, LEAVING_BYTES
+from workers.specs.tier_bytes import BUFFER_BYTES, LEAVING_BYTES
 
 
 class CudaCarrier:

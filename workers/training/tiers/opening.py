@@ -20,7 +20,7 @@ from cache_store.errors import OutOfHostMemory, StorageFull, UserError
 from workers.device import has_values, is_host
 from workers.specs.experiment import OptimizerSpec
 from workers.specs.memory import MemorySpec
-from workers.tier_bytes import tier_bytes
+from workers.specs.tier_bytes import tier_bytes
 from workers.training.tiers.places import DevicePlace, DiskPlace, HostPlace, Place, aligned, allocate
 
 _log = logging.getLogger("segprop.worker")

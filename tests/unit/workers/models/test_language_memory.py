@@ -20,7 +20,7 @@ from workers.models.causal_lm.outline import LMPartOutline, lm_chain
 from workers.specs.experiment import OptimizerSpec, Precision, TrainSpec
 from workers.specs.language import CausalLMSpec, LoraSpec
 from workers.specs.memory import ON_DEVICE
-from workers.tier_bytes import optimizer_bytes
+from workers.specs.tier_bytes import optimizer_bytes
 from workers.update_slices import slice_size
 
 LLAMA: dict[str, Any] = {
