@@ -65,8 +65,13 @@ class _Tracker(MemTracker):  # type: ignore[no-untyped-call, unused-ignore]  # t
         """`path`: what gets gradients."""
         super().__init__()
         self._mod_tracker = _Calls()  # type: ignore[no-untyped-call]  # torch's
-        trained = nn.ParameterList(path.parameters)
-        self._track_module_params_and_buffers(trained, install_grad_hooks=True)
+        # A hook is refused for what is frozen until its turn.
+        waiting = [parameter for parameter in path.parameters if not parameter.requires_grad]
+        for parameter in waiting:
+            parameter.requires_grad_(True)
+        self._track_module_params_and_buffers(nn.ParameterList(path.parameters), install_grad_hooks=True)
+        for parameter in waiting:
+            parameter.requires_grad_(False)
 
     def give_gradients(self, path: StagePath) -> None:
         """Let all that is trained now have a gradient, as after a backward pass."""

@@ -21,6 +21,7 @@ from workers.specs import as_json
 from workers.specs.data_results import TextDataResult
 from workers.specs.language import CausalLMSpec
 from workers.specs.tasks import StageTask
+from workers.tracing import trace_stage
 from workers.training import clocks
 from workers.training.shuffle import epoch_order
 
@@ -204,6 +205,21 @@ def test_the_optimizer_of_the_real_step_holds_what_the_plan_says(
     assert task.schedule is not None
     assert 8 * commit.result["trained_at_once"] == max(most)
     assert len(choices(task.schedule)) == (10 if kind == "badam" else 8)
+
+
+@pytest.mark.parametrize("kind", ["badam", "lisa"])
+def test_a_trace_of_all_turns_holds_the_optimizer_of_the_plan_and_less_than_end_to_end(lab: Lab, kind: str) -> None:
+    sample = lab.prepared.config.domain.sample(lab.prepared.config.data, lab.prepared.data)
+    traced = {
+        name: trace_stage(as_json.from_json(StageTask, lab.node(f"{name}/{name}").task), sample)
+        for name in ("e2e", kind)
+    }
+    predicted = lab.node(f"{kind}/{kind}").estimate
+    assert traced[kind].optimizer == pytest.approx(predicted.optimizer_bytes, rel=0.01)
+    assert traced[kind].peak == pytest.approx(predicted.peak_bytes, rel=0.2), (
+        "small tensors, of which the plan is rough"
+    )
+    assert traced[kind].peak < traced["e2e"].peak
 
 
 def test_the_summary_of_a_run_says_what_was_trained_at_one_time(tmp_path: Path) -> None:
