@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
@@ -17,7 +17,7 @@ from workers.device import host_beside
 from workers.domains.base import Domain
 from workers.models.chain import ModulePath, State, state_digest
 from workers.models.host_blocks import HostBlocks
-from workers.specs.memory import Tier
+from workers.specs.memory import FrozenTier
 from workers.specs.orders import Parents
 from workers.specs.results import HeldParts
 
@@ -91,14 +91,21 @@ def frozen_path(
     names: Iterable[str],
     device: torch.device,
     *,
-    tier: Tier = "device",
+    tier: FrozenTier = "device",
     channels_last: bool = False,
+    tie: Callable[[dict[str, nn.Module]], None] | None = None,
 ) -> ModulePath:
-    """Build parts that run frozen, one after the other. `tier`: where their weights lie."""
+    """Build parts that run frozen, one after the other. `tier`: where their weights lie; `tie`: lets parts hold
+    together what the model shares between them."""
     blocks = HostBlocks(device) if tier == "host" else None
+    where = None if blocks is None else host_beside(device)
+    built: Iterable[tuple[str, nn.Module]] = ((name, weights.build(name, where)) for name in names)
+    if tie is not None:
+        together = dict(built)
+        tie(together)
+        built = together.items()
     parts: dict[str, nn.Module] = {}
-    for name in names:
-        part = weights.build(name, None if blocks is None else host_beside(device))
+    for name, part in built:
         if channels_last:
             part.to(memory_format=torch.channels_last)
         parts[name] = part if blocks is None else blocks.add(part)

@@ -29,7 +29,7 @@ from workers.models.base import Traits
 from workers.models.registry import DEFAULT, Family, family, family_of
 from workers.specs.as_json import to_json
 from workers.specs.experiment import SnapshotDtype, TrainSpec
-from workers.specs.memory import MemorySpec
+from workers.specs.memory import FrozenTier, MemorySpec
 from workers.specs.model import ModelSpec
 from workers.specs.tasks import BlockSchedule, GateSpec
 
@@ -250,6 +250,11 @@ class Regime:
     @property
     def family(self) -> Family:
         return family_of(self.model)
+
+    @property
+    def frozen_beside(self) -> FrozenTier | None:
+        """Where a network lies that runs frozen as a whole, if not on the device."""
+        return None if self.memory.frozen == "device" else self.memory.frozen
 
     @property
     def traits(self) -> Traits:

@@ -87,13 +87,16 @@ class Estimator:
 
     def frozen(self, parts: Sequence[PartOutline], batch_rows: int, **figures: Any) -> Estimate:
         """Predict samples going once through frozen parts; `figures` as for `formulas.frozen_estimate`."""
-        predicted = formulas.frozen_estimate(parts, batch_rows=batch_rows, rates=self.rates, **figures)
+        streamed = self.regime.frozen_beside is not None and not self.on_host
+        predicted = formulas.frozen_estimate(
+            parts, batch_rows=batch_rows, rates=self.rates, streamed=streamed, **figures
+        )
         if not parts:
             return predicted
-        peak = self.regime.family.frozen_bytes(
+        held = self.regime.family.frozen_bytes(
             self.regime.model, self.found, parts, batch_rows, str(figures["precision"])
         )
-        return predicted if peak is None else dataclasses.replace(predicted, peak_bytes=peak)
+        return predicted if held is None else formulas.with_held(predicted, held, streamed=streamed)
 
     def _path(self, stage: Stage) -> list[PartOutline]:
         parts: list[PartOutline] = []

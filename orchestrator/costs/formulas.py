@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cache_store.formats.encodings import ENCODINGS, EncodingName
 from orchestrator.config.rates import ACTIVATION_BYTES, Rates
 from workers.domains.planning import LoadSeconds, SplitRows
-from workers.models.base import StageParts, two_at_a_time
+from workers.models.base import FrozenBytes, StageParts, two_at_a_time
 from workers.specs.experiment import TrainSpec
 from workers.specs.tier_bytes import LEAVING_BYTES, tier_bytes
 
@@ -119,13 +119,9 @@ def _weights_bytes(parts: Sequence[PartOutline], precision: str) -> int:
     return 4 * (parameters + buffers) + (0 if precision == "fp32" else 2 * parameters)
 
 
-def _frozen_bytes(parts: Sequence[PartOutline], precision: str, rows: int) -> int:
-    """Device memory to push `rows` samples through frozen parts: weights, and one part's input and output
-    with the widest activation inside it (a residual block holds about four at a time)."""
-    return _weights_bytes(parts, precision) + _working_bytes(parts, precision, rows)
-
-
 def _working_bytes(parts: Sequence[PartOutline], precision: str, rows: int) -> int:
+    """Device memory to push `rows` samples through frozen parts, beside their weights: one part's input and output with
+    the widest activation inside it (a residual block holds about four at a time)."""
     widest = max((elements(part.inputs) + 4 * elements(part.outputs) for part in parts), default=0)
     return rows * widest * ACTIVATION_BYTES[precision]
 
@@ -293,21 +289,33 @@ def frozen_estimate(
     stored_row_bytes: int = 0,
     read_row_bytes: int = 0,
     load_row_seconds: float = 0.0,
+    streamed: bool = False,
 ) -> Estimate:
     """Pushing `rows` samples once through frozen parts: materializing a set, or evaluating. `load_row_seconds`: of one
-    core; nothing loads ahead here."""
+    core; nothing loads ahead here. `streamed`: weights lie on the host and come two parts at a time."""
     flops = rows * sum(part.flops for part in parts)
     stored = rows * stored_row_bytes
     seconds = TASK_SECONDS + flops / rates.flops_per_s[precision]
     seconds += rows * load_row_seconds / rates.threads
     seconds += stored / STORE_WRITE_BYTES_PER_S + rows * read_row_bytes / STORE_READ_BYTES_PER_S
-    return Estimate(
-        parameters=sum(part.parameters for part in parts),
-        peak_bytes=_frozen_bytes(parts, precision, batch_rows) if parts else 0,
-        snapshot_bytes=stored,
-        flops=flops,
-        seconds=seconds,
+    held = FrozenBytes(
+        weights=[_weights_bytes([part], precision) for part in parts],
+        working=_working_bytes(parts, precision, batch_rows),
     )
+    return with_held(
+        Estimate(
+            parameters=sum(part.parameters for part in parts), snapshot_bytes=stored, flops=flops, seconds=seconds
+        ),
+        held,
+        streamed=streamed,
+    )
+
+
+def with_held(predicted: Estimate, held: FrozenBytes, *, streamed: bool) -> Estimate:
+    """Put in what frozen parts hold. `streamed`: as for `frozen_estimate`."""
+    whole = sum(held.weights)
+    weights, host = (two_at_a_time(held.weights), whole) if streamed else (whole, None)
+    return dataclasses.replace(predicted, peak_bytes=weights + held.working, host_bytes=host)
 
 
 def average_estimate(parameters: int, replicas: int) -> Estimate:

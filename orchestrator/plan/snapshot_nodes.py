@@ -142,6 +142,7 @@ class SnapshotNodes:
                 boundary=boundaries.specs[boundaries.order[index]],
                 split="train",
                 view=0,
+                frozen=self._state.regime.frozen_beside,
             )
             self._tasks[index] = to_json(task)
         return self._tasks[index]

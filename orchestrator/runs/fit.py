@@ -19,6 +19,7 @@ from orchestrator.runs.prepare import Prepared
 from orchestrator.units import human_bytes, human_seconds
 from workers.specs.as_json import from_json
 from workers.specs.experiment import TrainSpec
+from workers.specs.task_kinds import TASKS
 from workers.specs.tasks import StageTask
 
 #: So many stages get settings of their own before the whole regime does.
@@ -49,6 +50,8 @@ class DeviceFit:
     usable_bytes: int
     stages: tuple[StageFit, ...]
     change: Mapping[str, Settings]
+    #: The most that scoring a network or making snapshots holds on the device.
+    passes_bytes: int
 
     def to_json(self) -> dict[str, Any]:
         """JSON, for `segprop plan --json`."""
@@ -84,7 +87,9 @@ def fit_of(prepared: Prepared, device: Device) -> DeviceFit:
         whole = None if all(stage.fits for stage in found) else search.nearest(None)
         if whole is not None:
             change[regime] = whole.settings
-    return DeviceFit(device.words, device.memory_bytes, usable, tuple(stages), change)
+    kinds = {name for name, kind in TASKS.items() if kind.scores or kind.makes_set}
+    passes = max((node.estimate.peak_bytes for node in prepared.plan.nodes if node.kind in kinds), default=0)
+    return DeviceFit(device.words, device.memory_bytes, usable, tuple(stages), change, passes)
 
 
 class _Search:
@@ -208,6 +213,11 @@ def _sentences(fit: DeviceFit, command: str) -> Iterator[str]:
     lost = dict.fromkeys(stage.regime for stage in fit.stages if not stage.fits and stage.change is None)
     if lost:
         yield f"Nothing that is searched makes all of {', '.join(lost)} fit: train less at once (split.base)."
+    yield f"Scoring and making snapshots takes at most {human_bytes(fit.passes_bytes)} of the device" + (
+        "."
+        if fit.passes_bytes <= fit.usable_bytes
+        else ", which does not fit: with memory.frozen=host blocks come to it one by one."
+    )
     yield (
         "Host memory is beside the process itself: batches that wait, the best epoch's weights, a buffer. Disk is "
         "checkpoints and the commit, beside snapshots."

@@ -135,6 +135,14 @@ class StageParts:
         return self.trained if self.active is None else self.trained & self.active
 
 
+@dataclass(frozen=True)
+class FrozenBytes:
+    """Bytes of parts that run frozen, one after the other: weights of each, and what works beside them."""
+
+    weights: Sequence[int]
+    working: int
+
+
 def two_at_a_time(sizes: Sequence[int]) -> int:
     """Most bytes on the device of blocks that come one after the other, each while the one before it computes."""
     return max((sum(sizes[index : index + 2]) for index in range(len(sizes))), default=0)
@@ -324,7 +332,7 @@ class ModelFamily(ABC, Generic[SpecT, FoundT]):
 
     def frozen_bytes(
         self, model: SpecT, found: FoundT | None, parts: Sequence[PartOutline], rows: int, precision: str
-    ) -> int | None:
+    ) -> FrozenBytes | None:
         """Memory of pushing `rows` samples through frozen parts at once; None as for `stage_memory`."""
         return None
 

@@ -25,9 +25,10 @@ from workers.domains.base import Batch, Domain, Source
 from workers.environment import WorkerEnvironment
 from workers.models.chain import Boundary, ModulePath
 from workers.snapshots.geometry import Geometry
+from workers.specs.memory import FrozenTier
 from workers.specs.results import SnapshotCounters
 from workers.specs.tasks import BoundarySpec
-from workers.weights import Weights
+from workers.weights import Weights, frozen_path
 
 #: Threads that copy the rows of one batch where the step runs on a device.
 GATHER_THREADS = 4
@@ -46,19 +47,22 @@ class StoredBoundary:
         source: Source,
         weights: Weights,
         view: int | None,
+        frozen: FrozenTier = "device",
     ) -> None:
+        """`frozen`: where the weights of its blocks lie."""
         self._environment = environment
         self._domain = domain
         self._source = source
         self._weights = weights
         self._view = view
         self._boundary = boundary
+        self._frozen: FrozenTier = frozen
         self._hop: ModulePath | None = None
         self._previous: StoredBoundary | None = None
         if len(boundary.hops) > 1:
             # The predecessor's shards are cut elsewhere, its groups are the same.
             shorter = replace(boundary, hops=boundary.hops[:-1])
-            self._previous = StoredBoundary(environment, domain, shorter, source, weights, view)
+            self._previous = StoredBoundary(environment, domain, shorter, source, weights, view, frozen)
         #: What a stored row is of a boundary row.
         self.encoding = encoding_of(domain, boundary)
         self.geometry = geometry_of(domain, boundary, source)
@@ -131,9 +135,9 @@ class StoredBoundary:
             inputs = previous.encoding.decode(previous._group(group))
         if self._hop is None:
             blocks = self._boundary.hops[-1]
-            self._hop = ModulePath({name: self._weights.build(name) for name in blocks}, trained=())
-            if self._boundary.channels_last:
-                self._hop.to(memory_format=torch.channels_last)
+            self._hop = frozen_path(
+                self._weights, blocks, device, tier=self._frozen, channels_last=self._boundary.channels_last
+            )
         for block in self._boundary.hops[-1]:
             self.forwards[block] += len(samples)
         stored = previous is not None

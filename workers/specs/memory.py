@@ -15,6 +15,8 @@ Json = Mapping[str, Any]
 Activations = Literal["keep", "recompute", "selective", "host"]
 #: Beside the device, nearest first. What is computed there is the same in all of them.
 Tier = Literal["device", "host", "disk"]
+#: Where weights that nothing trains may lie.
+FrozenTier = Literal["device", "host"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +35,10 @@ class MemorySpec:
     #: else on the host or on disk. Gradients are then added up in float32, too.
     masters: Literal["none", "device", "host", "disk"] = "none"
     #: Frozen blocks of a stage: those between its segment and the global head, and those before it where their outputs
-    #: are computed again. host: in the host's memory; each comes to the device while the one before it computes, and in
-    #: the backward pass again, where it also runs again. Needs frozen_weights: full.
-    frozen: Literal["device", "host"] = "device"
+    #: are computed again; and all of a network that is scored, or computes snapshots. host: in the host's memory; each
+    #: comes to the device while the one before it computes, and in the backward pass again, where it also runs again.
+    #: Needs frozen_weights: full.
+    frozen: FrozenTier = "device"
     #: What the backward pass needs of the forward pass. keep: all of it stays. recompute: the input of every block,
     #: which runs again. selective: results of matrix products, convolutions and attention, too, so that only cheap
     #: operations run again. host: all of it, in the host's memory but for two blocks at a time. null: recompute where

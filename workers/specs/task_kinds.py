@@ -68,9 +68,14 @@ def _model_identity(task: Json) -> Json:
     return {**task, "model": _without(task["model"], "weights", "path", "revision", *known)}
 
 
+def _wherever(task: Json) -> Json:
+    """Leave out where frozen weights lie."""
+    return _without(_whole(task), "frozen")
+
+
 def _plain_boundary(task: Json) -> Json:
     """Leave out the plain encoding: ids are those from before there were others."""
-    task = _whole(task)
+    task = _wherever(task)
     if (task.get("boundary") or {}).get("encoding") != "plain":
         return task
     return {**task, "boundary": _without(task["boundary"], "encoding")}
@@ -100,6 +105,6 @@ TASKS: dict[str, TaskKind] = {
         identity=_stage_identity,
         deterministic=lambda task: bool(task.train.deterministic),
     ),
-    "evaluate": TaskKind(spec=tasks.EvaluateTask, scores=True),
+    "evaluate": TaskKind(spec=tasks.EvaluateTask, scores=True, identity=_wherever),
     "average": TaskKind(spec=tasks.AverageTask),
 }

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from cache_store.formats.encodings import EncodingName
 from workers.specs.experiment import Experiment, ImageSpec, Precision, TrainSpec
 from workers.specs.language import CausalLMSpec, TextSpec
-from workers.specs.memory import ON_DEVICE, Activations, MemorySpec
+from workers.specs.memory import ON_DEVICE, Activations, FrozenTier, MemorySpec
 from workers.specs.model import ModelSpec
 
 
@@ -86,7 +86,7 @@ class MaterializeTask:
     node one hop earlier) where there is one, and `gate` (an evaluate node) with a gate: if it is met, nothing is
     computed."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("gate",)
+    LATER: ClassVar[tuple[str, ...]] = ("gate", "frozen")
 
     experiment: Experiment
     boundary: BoundarySpec
@@ -94,6 +94,8 @@ class MaterializeTask:
     #: None: the evaluation transform.
     view: int | None
     gate: GateSpec | None = None
+    #: Where the weights of its blocks lie; None: on the device.
+    frozen: FrozenTier | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +233,7 @@ def snapshot_role(split: str, view: int | None) -> str:
 class EvaluateTask:
     """Score an assembled chain from the images. Parents: data, weights/<part> for every part of `path`."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("tied",)
+    LATER: ClassVar[tuple[str, ...]] = ("tied", "frozen")
 
     experiment: Experiment
     path: tuple[str, ...]
@@ -241,6 +243,8 @@ class EvaluateTask:
     channels_last: bool = False
     #: As `StageTask.tied`.
     tied: bool | None = None
+    #: Where the weights lie; None: on the device.
+    frozen: FrozenTier | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import time
 
-import torch
-
 from cache_store.records.nodes import Attempt, Commit
 from workers.domains.registry import domain_of
 from workers.environment import WorkerEnvironment
-from workers.models.chain import ModulePath
 from workers.specs.orders import Parents
 from workers.specs.results import EvaluateResult
 from workers.specs.tasks import EvaluateTask
 from workers.training.batches import RawInputs, in_order
 from workers.training.scoring import score
-from workers.weights import Weights
+from workers.weights import Weights, frozen_path
 
 
 def evaluate(
@@ -30,12 +27,14 @@ def evaluate(
     domain = domain_of(task.experiment)
     source = domain.source(parents["data"], environment.snapshots, task.split)
     weights = Weights(environment.nodes, parents, domain, device)
-    parts = {name: weights.build(name) for name in task.path}
-    if task.tied:
-        domain.tie(parts, None)
-    path = ModulePath(parts, trained=())
-    if task.channels_last:
-        path.to(memory_format=torch.channels_last)
+    path = frozen_path(
+        weights,
+        task.path,
+        device,
+        tier=task.frozen or "device",
+        channels_last=task.channels_last,
+        tie=(lambda parts: domain.tie(parts, None)) if task.tied else None,
+    )
     inputs = RawInputs(domain, source, device, task.precision, channels_last=task.channels_last)
     loaded = in_order(inputs, batch_size=task.batch_size, device=device)
     metrics = score(path, loaded, domain.scorer(source, device), task.precision, device)

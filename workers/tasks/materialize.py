@@ -36,7 +36,7 @@ def materialize(
     domain = domain_of(task.experiment)
     source = domain.source(parents["data"], environment.snapshots, task.split)
     weights = Weights(environment.nodes, parents, domain, environment.device)
-    boundary = StoredBoundary(environment, domain, task.boundary, source, weights, task.view)
+    boundary = StoredBoundary(environment, domain, task.boundary, source, weights, task.view, task.frozen or "device")
     if reached(task.gate, parents):
         # Of what nobody will read there is an empty set: for the driver, one that is not there was released.
         boundary.snapshots.ensure()

@@ -83,7 +83,13 @@ class StageInputs:
         readers = {}
         for view in views:
             boundary = StoredBoundary(
-                self._environment, self._domain, task.stored_boundary, source, self._weights, view
+                self._environment,
+                self._domain,
+                task.stored_boundary,
+                source,
+                self._weights,
+                view,
+                task.tiers.frozen,
             )
             self.boundaries[split, view] = boundary
             readers[view] = self._reader(snapshot_role(split, view), boundary)

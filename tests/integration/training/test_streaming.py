@@ -98,6 +98,22 @@ def test_a_killed_stage_goes_on_to_the_bits_of_the_device(
     assert digests(resumed) == plain[case][1]
 
 
+@pytest.mark.parametrize("case", ["text", "text, tied", "images"])
+def test_scores_and_snapshots_are_those_of_weights_on_the_device(tmp_path: Path, case: str) -> None:
+    more = {"snapshots.mode": "always", "evaluation": {"stages": True}}
+    found = []
+    for name, memory in (("device", None), ("host", {"frozen": "host"})):
+        made = lab(tmp_path / name, case, memory, **more)
+        stage = "stage2-seg2" if case == "images" else "stage2-layer2"
+        nodes = [node for node in made.prepared.plan.nodes if node.kind in ("evaluate", "materialize")]
+        assert {node.task.get("frozen") for node in nodes} == {memory and "host"}
+        made.prepare(f"segprop/{stage}")
+        sets = {node.label: node.id for node in nodes if node.kind == "materialize"}
+        scored = made.run(f"segprop/assembled after {stage}").result["metrics"]
+        found.append((sets, digests(made.run(f"segprop/{stage}")), scored))
+    assert found[0] == found[1]
+
+
 def test_where_things_lie_is_no_part_of_a_stage_s_identity(tmp_path: Path) -> None:
     ids = {tier: lab(tmp_path / tier, "text", TIERS[tier]).node("segprop/stage2-layer2").id for tier in TIERS}
     assert set(ids.values()) == {lab(tmp_path / "plain", "text").node("segprop/stage2-layer2").id}

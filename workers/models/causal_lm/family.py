@@ -16,6 +16,7 @@ from workers.models.base import (
     Capabilities,
     Export,
     Finding,
+    FrozenBytes,
     ModelFamily,
     Parts,
     StageMemory,
@@ -179,7 +180,7 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
 
     def frozen_bytes(
         self, model: CausalLMSpec, found: LMOutline | None, parts: Sequence[PartOutline], rows: int, precision: str
-    ) -> int:
+    ) -> FrozenBytes:
         own = cast("Sequence[LMPartOutline]", parts)
         return memory.frozen_bytes(own, rows, master=_master(model, found), precision=precision)
 

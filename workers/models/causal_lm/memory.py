@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workers.models.base import StageMemory, two_at_a_time
+from workers.models.base import FrozenBytes, StageMemory, two_at_a_time
 from workers.models.causal_lm.kept import Part, Types, held_activations, hidden_width, is_head
 from workers.models.causal_lm.network.pieces import block_rows, chunk_rows, loss_rows
 from workers.models.causal_lm.outline import LinearFacts, LMPartOutline
@@ -132,11 +132,12 @@ def _streamed(parts: Sequence[Part]) -> _Streamed:
     return _Streamed(tuple(forward), tuple(backward))
 
 
-def frozen_bytes(parts: Sequence[LMPartOutline], rows: int, *, master: str, precision: str) -> int:
-    """Pushing `rows` samples through frozen parts at once: all weights, and one part's working set."""
+def frozen_bytes(parts: Sequence[LMPartOutline], rows: int, *, master: str, precision: str) -> FrozenBytes:
+    """Pushing `rows` samples through frozen parts at once: their weights, and one part's working set."""
     types = Types.of(master, precision)
-    return _elements(parts) * types.master + max(
-        (_forward(part, rows * part.tokens, types) for part in parts), default=0
+    return FrozenBytes(
+        weights=[_elements([part]) * types.master for part in parts],
+        working=max((_forward(part, rows * part.tokens, types) for part in parts), default=0),
     )
 
 

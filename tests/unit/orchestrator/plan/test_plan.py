@@ -460,6 +460,8 @@ ARCHITECTURES = {
     "smollm2_segprop": "smollm2-135m",
     "smollm2_equal_time": "smollm2-135m",
     "llama_segprop": "llama-3.1-8b",
+    "llama_segprop_24gb": "llama-3.1-8b",
+    "llama_segprop_12gb": "llama-3.1-8b",
     "llama_sweep": "llama-3.1-8b",
     "nemo_sweep": "mistral-nemo-12b",
     "mistral_nemo_segprop": "mistral-nemo-12b",

@@ -56,6 +56,25 @@ def test_an_80_gb_card_holds_the_shipped_run_as_it_is() -> None:
     assert found.stages[0].disk_bytes > 3 * 6 * 5.4e9
 
 
+@pytest.mark.parametrize(("config", "card"), [("llama_segprop_24gb", "l4"), ("llama_segprop_12gb", "rtx4070ti")])
+def test_a_small_card_holds_the_configuration_made_for_it(config: str, card: str) -> None:
+    device = device_called(card)
+    document = read_document(ROOT / "configs" / f"{config}.yaml", WITHOUT_WEIGHTS)
+    found = fit_of(prepare_document(document, device=device), device)
+    assert all(stage.fits for stage in found.stages)
+    assert found.passes_bytes < device.usable_bytes / 2
+    # What it trains is what the configuration for 80 GB trains.
+    trained = {key for node in prepare(CONFIG, WITHOUT_WEIGHTS).plan.nodes for key in node.task.get("trained", ())}
+    plan = prepare_document(document).plan
+    assert {key for node in plan.nodes for key in node.task.get("trained", ())} == trained
+
+
+def test_scoring_that_does_not_fit_is_said_beside_stages_that_do() -> None:
+    asked = ["training.micro_batch=4", "memory.optimizer=host", "split.base_segment_size=3", "--device", "rtx4070ti"]
+    shown = CliRunner().invoke(app, ["plan", str(CONFIG), *WITHOUT_WEIGHTS, *asked]).output
+    assert "Scoring and making snapshots takes at most 18.0 GB of the device, which does not fit" in shown
+
+
 def test_faster_devices_take_less_time() -> None:
     slow, fast = fit_on("l4").stages, fit_on("h100").stages
     assert all(there.seconds < here.seconds for here, there in zip(slow, fast, strict=True))
