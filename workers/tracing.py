@@ -178,7 +178,7 @@ def trace_stage(task: StageTask, sample: Shape, device: str = "cuda") -> TracedM
             for first in _first_steps(task):
                 step.enter(first)
                 # The first step makes the optimizer's state; the second one holds it throughout.
-                if task.tiers.updates_on_host:
+                if task.tiers.moves_updates:
                     # Gradients have to leave as they are made.
                     _micro_batch(task, domain, step, prefix, given)
                 else:
@@ -186,7 +186,10 @@ def trace_stage(task: StageTask, sample: Shape, device: str = "cuda") -> TracedM
                 step.update(train.optimizer.lr)
                 if train.micro < train.batch_size and not task.tiers.updates_on_host:
                     # Gradients of an earlier micro-batch, to which those of this one are added.
-                    tracker.give_gradients(path)
+                    if task.tiers.moves_updates:
+                        _micro_batch(task, domain, step, prefix, given)
+                    else:
+                        tracker.give_gradients(path)
                 _micro_batch(task, domain, step, prefix, given)
                 step.update(train.optimizer.lr)
     return _figures(tracker, time.perf_counter() - started)

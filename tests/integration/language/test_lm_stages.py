@@ -24,7 +24,7 @@ from workers.models.chain import State
 from workers.specs import as_json
 from workers.specs.data_results import TextDataResult
 from workers.specs.tasks import StageTask
-from workers.tasks import execute
+from workers.tasks import train
 from workers.training.trainer import StageTrainer
 from workers.weights import Weights
 
@@ -144,7 +144,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
             return commit
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execute, "StageTrainer", Watched)
+        patch.setattr(train, "StageTrainer", Watched)
         lab.run_all(("data", "model", "train", "materialize"))
     return Story(lab, found)
 

@@ -22,7 +22,7 @@ from workers.models.chain import State
 from workers.specs import as_json, experiment
 from workers.specs.capability import Capability
 from workers.specs.tasks import StageTask
-from workers.tasks import execute
+from workers.tasks import train
 from workers.training import clocks, trainer
 from workers.training.trainer import StageTrainer
 
@@ -71,7 +71,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
             return commit
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execute, "StageTrainer", Watched)
+        patch.setattr(train, "StageTrainer", Watched)
         lab.run_all(("data", "model", "train", "materialize"))
     by_node = {item.commit.node: item for item in found}
     return {node.label: by_node[node.id] for node in lab.prepared.plan.nodes if node.kind == "train"}
@@ -249,7 +249,7 @@ def test_every_stage_of_a_regime_leaves_other_samples_out_and_first_stages_the_s
             left_out[self.task.name] = frozenset(order[self.inputs.per_epoch * self.train.batch_size :].tolist())
             return super().run()
 
-    monkeypatch.setattr(execute, "StageTrainer", Watched)
+    monkeypatch.setattr(train, "StageTrainer", Watched)
     changes = {"regimes": ["e2e", "segprop"], "training.epochs": 1, "data.train_limit": 44, "seed": 11}
     lab = Lab.make(folder, changes)
     for regime in lab.prepared.plan.regimes.values():
