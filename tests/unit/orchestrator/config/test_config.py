@@ -470,7 +470,7 @@ regimes:
     assert problems_of(tmp_path, text) == [
         "line 8: regimes.e2e.training.epochs: 0: must be greater than or equal to 1",
         "line 9: regimes.mine.kind: is required; one of e2e, lw, segprop, badam, lisa",
-        "line 11: regimes.sp.kind: segprob: must be 'e2e', 'lw' or 'segprop'; did you mean 'segprop'?",
+        "line 11: regimes.sp.kind: segprob: must be 'e2e', 'lw', 'segprop', 'badam' or 'lisa'; did you mean 'segprop'?",
         "line 13: regimes.segprop.training.optimiser: unknown key; did you mean optimizer?",
         "line 16: regimes.segprop.stages.segments.batch_size: -4: must be greater than or equal to 1",
         "line 17: regimes.segprop.split.base: 9: base + head may not exceed the 4 blocks of the chain; "
