@@ -4,7 +4,8 @@ are being written beside the steps, at one point after another, until it gets th
     python checkpoint_kills.py FOLDER
 
 Every run of the stage is a fork of this process, which itself trains nothing, so that nothing is imported more than
-once. Prints JSON: the points at which it was killed, and the digests of the stage's parts: killed, and not.
+once. Prints JSON: the points at which it was killed, the digests of the stage's parts of every run that came to its end,
+and of one that was never killed.
 """
 
 from __future__ import annotations
@@ -89,20 +90,21 @@ def main(folder: Path) -> None:
     lab = Lab.make(reference, CHANGES)
     lab.linked_copy(killed).forget(STAGE)
     often = {"training.checkpoint_every_s": 1e-6}
-    points = [f"{kill[0]}:{kill[1]}" for kill in KILLS if forked(killed, STAGE, kill, often) == signal.SIGKILL]
-    forked(killed, STAGE, None, often)
-    resumed = Lab.make(killed, {**CHANGES, **often})
-    print(
-        json.dumps(
-            {
-                "points": points,
-                "killed": digests(resumed.commit(STAGE)),
-                "reference": digests(lab.commit(STAGE)),
-                "resumed": resumed.commit(STAGE).result["resumed"],
-                "left": [str(each.position) for each in resumed.nodes.checkpoints(resumed.node(STAGE).id)],
-            }
-        )
-    )
+    ended: list[dict[str, object]] = []
+
+    def goes_through(kill: tuple[str, int, int] | None) -> bool:
+        if forked(killed, STAGE, kill, often) == signal.SIGKILL:
+            return False
+        run = Lab.make(killed, {**CHANGES, **often})
+        left = [str(each.position) for each in run.nodes.checkpoints(run.node(STAGE).id)]
+        ended.append({"parts": digests(run.commit(STAGE)), "resumed": run.commit(STAGE).result["resumed"], "left": left})
+        run.forget(STAGE)
+        return True
+
+    # From its first step a run reaches every point.
+    points = [f"{kill[0]}:{kill[1]}" for kill in KILLS if not goes_through(kill) or not goes_through(kill)]
+    goes_through(None)
+    print(json.dumps({"points": points, "ended": ended, "reference": digests(lab.commit(STAGE))}))
 
 
 if __name__ == "__main__":
