@@ -56,6 +56,13 @@ class SplitConfig(Section):
         description="Blocks between the current segment and the global head: bridged by an adapter, or kept "
         "in the path without being trained (for pretrained models).",
     )
+    order: Literal["bottom_up", "top_down"] = Field(
+        default="bottom_up",
+        description="bottom_up: the base first, then segment after segment towards the head (the publication). "
+        "top_down: the segment under the global head first, the base last, with intermediate: frozen (for pretrained "
+        "models). No block before a boundary has changed when it is read, so all snapshots are made in one pass, the "
+        "first stages are the cheapest, and the network is whole after each.",
+    )
     train_base: bool = Field(
         default=True,
         description="false: the base is taken as it comes, stage 1 trains the global head alone.",
@@ -308,6 +315,7 @@ class Regime:
             untrained=frozenset(stem) if self.split.embedding == "frozen" else frozenset(),
             first_segment=1 + len(stem),
             base_segment_size=self.split.base_segment_size,
+            top_down=self.split.order == "top_down",
         )
 
     def layout(self, blocks: Sequence[str]) -> tuple[Stage, ...]:

@@ -53,8 +53,8 @@ def _assembled(state: RegimeState, stage: Stage) -> str | None:
 
 
 def _truncated(state: RegimeState, stage: Stage) -> str | None:
-    """Score the chain as far as it is trained, with the global head: not where a stage's own path says it already, or
-    where parts of different shapes do not fit together (ResNets)."""
+    """Score the chain as far as it is trained, with the global head: not where a stage's own path says it already,
+    where parts of different shapes do not fit together (ResNets), or where training begins at the head."""
     regime = state.regime
     if not state.inputs.config.evaluation.stages or not regime.traits.alike_layers or not regime.row.has_base:
         return None
@@ -62,7 +62,7 @@ def _truncated(state: RegimeState, stage: Stage) -> str | None:
     end += sum(part in state.training_blocks[end : state.head_start] for part in stage.trained)
     if not stage.hops:
         end = regime.cut(state.blocks).first_piece
-    if regime.split.intermediate == "omit" or end >= state.head_start:
+    if regime.split.intermediate == "omit" or regime.split.order == "top_down" or end >= state.head_start:
         return None
     shorter = (*state.training_blocks[:end], *state.training_blocks[state.head_start :], "head")
     return evaluate_node(state, f"truncated after {stage.name}", "validation", shorter)

@@ -26,7 +26,8 @@ Hops = tuple[tuple[str, ...], ...]
 
 
 class Boundaries:
-    """The distinct boundaries that stages read, from the raw inputs on. Each is the one before plus one hop."""
+    """The distinct boundaries that stages read, from the raw inputs on. Each is the one before plus one hop.
+    Top down, stages read them in the opposite order."""
 
     def __init__(
         self,
@@ -45,7 +46,7 @@ class Boundaries:
         self._epochs = {stage.name: formulas.epochs_to_run(training[stage.name], rows.train) for stage in stages}
         self._views = self._views_by_stage(views)
         self._trained = {part for stage in stages for part in stage.trained}
-        self.order: list[Hops] = list(dict.fromkeys(stage.hops for stage in stages if stage.hops))
+        self.order: list[Hops] = sorted({stage.hops for stage in stages if stage.hops}, key=len)
         self.specs = {hops: self._spec(hops) for hops in self.order}
 
     def __len__(self) -> int:

@@ -27,8 +27,9 @@ class SnapshotNodes:
         self._state = state
         budget = state.regime.snapshots.budget
         self._share = None if budget is None else budget // state.inputs.sharing
-        # In a wave all boundaries are alive at one time, as where nothing is released.
-        self._together = state.regime.snapshots.retention == "keep" or bool(state.wave)
+        # In a wave, and top down, all boundaries are alive at one time, as where nothing is released.
+        top_down = state.regime.row.has_base and state.regime.split.order == "top_down"
+        self._together = state.regime.snapshots.retention == "keep" or bool(state.wave) or top_down
         if state.views == "auto":
             self._settle_views()
         self._decisions = self._decide(state.boundaries)

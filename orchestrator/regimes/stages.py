@@ -53,6 +53,8 @@ class Cut:
     first_segment: int = 1
     #: Blocks of the base that are trained at a time; None: all of it in one stage.
     base_segment_size: int | None = None
+    #: The segment under the global head first, the base last. What lies between is frozen, not omitted.
+    top_down: bool = False
 
     @property
     def first_piece(self) -> int:
@@ -98,7 +100,7 @@ def layer_wise(blocks: tuple[str, ...], cut: Cut) -> tuple[Stage, ...]:
 
 def segmented(blocks: tuple[str, ...], cut: Cut) -> tuple[Stage, ...]:
     """Train the base with the global head, whole or piece after piece, then segment after segment with the same
-    head."""
+    head; top down, the other way round: then every boundary is that of the untrained network."""
     p, m = cut.base, len(blocks) - cut.head  # the global head begins at boundary m
     tail = (*blocks[m:], "head")
 
@@ -115,16 +117,30 @@ def segmented(blocks: tuple[str, ...], cut: Cut) -> tuple[Stage, ...]:
     hops: tuple[tuple[str, ...], ...] = ()
     if not cut.train_base:
         hops = (blocks[:p],)
-        middle, adapter = between(p)
-        stages.append(Stage(FIRST, "base", hops, (*middle, *tail), tail, adapter))
+        if not cut.top_down:
+            middle, adapter = between(p)
+            stages.append(Stage(FIRST, "base", hops, (*middle, *tail), tail, adapter))
+    groups: list[_Segment] = []
     for group, kind in _groups(blocks[:m], cut):
-        end = sum(map(len, hops)) + len(group)
-        middle, adapter = between(end)
-        name = f"stage{len(stages) + 1}-{_span(group)}" if stages else FIRST
-        trained = tuple(block for block in group if block not in cut.untrained)
-        stages.append(Stage(name, kind, hops, (*group, *middle, *tail), (*trained, *tail), adapter))
+        groups.append(_Segment(group, kind, hops))
         hops = (*hops, group)
+    for each in reversed(groups) if cut.top_down else groups:
+        end = sum(map(len, each.hops)) + len(each.blocks)
+        middle, adapter = between(end)
+        name = f"stage{len(stages) + 1}-{_span(each.blocks) if each.hops else 'base'}"
+        trained = tuple(block for block in each.blocks if block not in cut.untrained)
+        path = (*each.blocks, *middle, *tail)
+        stages.append(Stage(name, each.group, each.hops, path, (*trained, *tail), adapter))
     return tuple(stages)
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Blocks that are trained together, before they are a stage."""
+
+    blocks: tuple[str, ...]
+    group: Group
+    hops: tuple[tuple[str, ...], ...]
 
 
 def _groups(blocks: tuple[str, ...], cut: Cut) -> Iterator[tuple[tuple[str, ...], Group]]:

@@ -4,8 +4,8 @@ are being written beside the steps, at one point after another, until it gets th
     python checkpoint_kills.py FOLDER
 
 Every run of the stage is a fork of this process, which itself trains nothing, so that nothing is imported more than
-once. Prints JSON: the points at which it was killed, the digests of the stage's parts of every run that came to its end,
-and of one that was never killed.
+once. Prints JSON: the points at which it was killed, the digests of the stage's parts of every run that came to its
+end, and of one that was never killed.
 """
 
 from __future__ import annotations
@@ -96,8 +96,9 @@ def main(folder: Path) -> None:
         if forked(killed, STAGE, kill, often) == signal.SIGKILL:
             return False
         run = Lab.make(killed, {**CHANGES, **often})
-        left = [str(each.position) for each in run.nodes.checkpoints(run.node(STAGE).id)]
-        ended.append({"parts": digests(run.commit(STAGE)), "resumed": run.commit(STAGE).result["resumed"], "left": left})
+        commit, left = run.commit(STAGE), run.nodes.checkpoints(run.node(STAGE).id)
+        left_at = [str(each.position) for each in left]
+        ended.append({"parts": digests(commit), "resumed": commit.result["resumed"], "left": left_at})
         run.forget(STAGE)
         return True
 

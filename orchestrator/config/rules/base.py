@@ -190,6 +190,7 @@ def split(config: Config, regime: Regime, blocks: Sequence[str]) -> Iterator[Fin
     n = len(regime.in_training(blocks)) - stem
     p, r = regime.split.base, regime.split.head
     if p + r <= n:
+        yield from _order(config, regime, segments=n - p - r)
         return
     key = "base" if p > n or r == 0 else "head"
     value = p if key == "base" else r
@@ -199,6 +200,23 @@ def split(config: Config, regime: Regime, blocks: Sequence[str]) -> Iterator[Fin
         locate(config, regime.name, "split", key),
         f"{value}: base + head may not exceed the {n} blocks of the chain; {other}at most {max(most, 0)}",
     )
+
+
+def _order(config: Config, regime: Regime, *, segments: int) -> Iterator[Finding]:
+    """Check that segments can be trained from the head down. `segments`: blocks between base and global head."""
+    if regime.split.order != "top_down":
+        return
+    at = locate(config, regime.name, "split", "order")
+    if regime.split.intermediate != "frozen":
+        yield (
+            at,
+            f"top_down: {regime.name} would leave out the segments it has just trained; allowed: bottom_up, or "
+            "split.intermediate: frozen",
+        )
+    if regime.pipeline == "wavefront":
+        yield at, f"top_down: not with pipeline wavefront ({regime.name}); allowed: bottom_up, or pipeline: sequential"
+    if not segments and not regime.split.train_base:
+        yield at, "top_down: with split.train_base false and no block between base and global head there is no stage"
 
 
 def stage_names(config: Config, regime: Regime, stages: Sequence[Stage]) -> Iterator[Finding]:

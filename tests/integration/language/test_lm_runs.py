@@ -222,6 +222,37 @@ def test_a_base_in_pieces_trains_to_the_end_and_its_export_scores_as_the_run_say
     assert found.summary["regimes"]["segprop"]["final"]["metrics"]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+# -- from the head down ----------------------------------------------------------------------------------------------
+
+
+def test_top_down_trains_to_the_end_and_its_export_scores_as_the_run_says(tmp_path: Path) -> None:
+    changes = {
+        **lm_changes(tmp_path),
+        "model.config": {**LLAMA, "num_hidden_layers": 5},
+        "split": {"base": 2, "segment_size": 1, "head": 1, "intermediate": "frozen", "order": "top_down"},
+        "snapshots": {"mode": "always"},
+        "regimes": ["segprop"],
+    }
+    config = write_config(tmp_path, changes)
+    assert main(["run", str(config), "--quiet"]) == 0
+    found = Story(config, tmp_path / "run")
+    stages = found.summary["regimes"]["segprop"]["stages"]
+    assert [(stage["name"], stage["trained"], stage["source"]) for stage in stages] == [
+        ("stage1-layer3", ["layer3", "layer4", "head"], "snapshots"),
+        ("stage2-layer2", ["layer2", "layer4", "head"], "snapshots"),
+        ("stage3-base", ["embed", "layer0", "layer1", "layer4", "head"], "images"),
+    ]
+    # The path of a stage is the whole network behind its boundary, so that what it says of itself is what the network
+    # scores: each stage begins where the one before ended.
+    losses = [stage["metrics"]["validation_loss"] for stage in stages]
+    assert losses == sorted(losses, reverse=True)
+    for stage in stages:
+        assert stage["assembled"]["loss"] == pytest.approx(stage["metrics"]["validation_loss"], rel=1e-5)
+    _, source = texts(found.prepared, "test")
+    expected = mean_loss(loads(found.run_dir / "model" / "segprop"), source)
+    assert found.summary["regimes"]["segprop"]["final"]["metrics"]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
 # -- a checkpoint with tied embeddings -----------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from planning import CIFAR, plan_of, regime_node, small_config, small_plan
 
+from cache_store.errors import ConfigError
 from orchestrator.config.load import load
 from orchestrator.plan.graph import Node, Plan, node_id
 from orchestrator.regimes.stages import Cut
@@ -134,6 +135,23 @@ def test_the_adapter_of_a_piece_leads_from_the_end_of_the_base() -> None:
     cut = Cut(base=3, head=0, segment_size=1, frozen_intermediate=False, train_base=True, base_segment_size=1)
     found = layout("segprop", ["b0", "b1", "b2", "b3"], cut)
     assert [stage.adapter for stage in found] == [(3, 4), (3, 4), (3, 4), None]
+
+
+def test_top_down_begins_under_the_head_and_reads_boundaries_of_the_untrained_network() -> None:
+    assert stages("segprop", n=6, base=2, head=1, segment_size=2, frozen_intermediate=True, top_down=True) == [
+        "stage1-b4: b0 b1 | b2 b3 > B4 B5 HEAD",
+        "stage2-b2-b3: b0 b1 > B2 B3 b4 B5 HEAD",
+        "stage3-base:  > B0 B1 b2 b3 b4 B5 HEAD",
+    ]
+    # A base in pieces comes last, piece after piece; one that is taken as it comes has no stage.
+    pieces = {"base": 2, "base_segment_size": 1, "frozen_intermediate": True, "top_down": True}
+    assert stages("segprop", n=3, **pieces) == [
+        "stage1-b2: b0 | b1 > B2 HEAD",
+        "stage2-b1: b0 > B1 b2 HEAD",
+        "stage3-base:  > B0 b1 b2 HEAD",
+    ]
+    untrained = {"base": 2, "train_base": False, "frozen_intermediate": True, "top_down": True}
+    assert stages("segprop", n=4, **untrained) == ["stage1-b3: b0 b1 | b2 > B3 HEAD", "stage2-b2: b0 b1 > B2 b3 HEAD"]
 
 
 def test_layer_wise_trains_every_block_with_a_local_head_then_the_head() -> None:
@@ -332,6 +350,44 @@ def test_a_base_in_pieces_is_the_split_with_such_segments_where_blocks_stay_in_t
     plan = small_plan(tmp_path, {"split.intermediate": "frozen", "regimes": regimes})
     assert plan.regimes["pieces"].stages == plan.regimes["segments"].stages
     assert len(plan.regimes["pieces"].stages) == 4
+
+
+def test_top_down_makes_all_snapshots_of_the_untrained_network_each_from_the_one_before(tmp_path: Path) -> None:
+    split = {"intermediate": "frozen", "order": "top_down"}
+    plan = small_plan(tmp_path, {"split": split, "snapshots.mode": "always", "regimes": ["segprop"]})
+    model = next(node.id for node in plan.nodes if node.kind == "model")
+    sets = [node for node in plan.nodes if node.kind == "materialize"]
+    assert sets
+    for node in sets:
+        assert {parent for role, parent in node.parents.items() if role.startswith("weights/")} == {model}
+    # The shallowest is made from images, every other one from the boundary before it.
+    shallowest = {node.label for node in sets if "previous" not in node.parents}
+    assert {label.split()[1] for label in shallowest} == {"seg1"}
+    # All are alive when the first stage begins.
+    bottom_up = small_plan(tmp_path, {"split.intermediate": "frozen", "snapshots.mode": "always"})
+    assert plan.regimes["segprop"].peak_snapshot_bytes > bottom_up.regimes["segprop"].peak_snapshot_bytes
+    stages = [plan.node(stage) for stage in plan.regimes["segprop"].stages]
+    assert [stage.label.split("/")[1] for stage in stages] == [
+        "stage1-seg4",
+        "stage2-seg3",
+        "stage3-seg2",
+        "stage4-base",
+    ]
+    assert not plan.regimes["segprop"].truncated
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "would leave out the segments it has just trained"),
+        ({"split.intermediate": "frozen", "pipeline": "wavefront"}, "not with pipeline wavefront"),
+        ({"split.intermediate": "frozen", "split.base": 4, "split.train_base": False}, "there is no stage"),
+    ],
+    ids=["omit", "wavefront", "nothing to train"],
+)
+def test_top_down_is_refused_where_it_makes_no_sense(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        small_plan(tmp_path, {"split.order": "top_down", "regimes": ["segprop"], **changes})
 
 
 def test_chains_cut_at_different_convolutions_start_from_the_same_weights(tmp_path: Path) -> None:
