@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from orchestrator.config.budget import BudgetConfig  # noqa: E402
 from orchestrator.config.schema import RegimeConfig, config_class  # noqa: E402
 from orchestrator.config.sweep_schema import Draw, SweepConfig  # noqa: E402
 from orchestrator.config.values import Bytes, OneOf, Seconds  # noqa: E402
@@ -140,6 +141,8 @@ def generate() -> str:
         if name == "sweep":
             parts.append(_section("sweep", SweepConfig, "sweep.", _summary(SweepConfig)))
             parts.append(_section("sweep.parameters", Draw, "sweep.parameters.<key>.", _summary(Draw)))
+        elif name == "budget":
+            parts.append(_section("budget", BudgetConfig, "budget.", _summary(BudgetConfig)))
         elif name == "regimes":
             parts.append(_section("regimes", RegimeConfig, "regimes.<name>.", _summary(RegimeConfig)))
         elif isinstance(kind, type) and (dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel)):
@@ -178,8 +181,8 @@ def _rows(kind: type[Any], prefix: str, *, nested: bool) -> Iterator[Row]:
                 if nested:
                     yield from _rows(typing.cast("type[Any]", field.annotation), f"{prefix}{name}.", nested=True)
                 continue
-            if kind is IMAGES and name == "sweep":
-                continue  # a section of its own below
+            if kind is IMAGES and name in ("sweep", "budget"):
+                continue  # sections of their own below
             default = "" if field.is_required() else _default(field.get_default(call_default_factory=True))
             if kind is IMAGES and name in ("run", "run_dir", "store"):
                 default = ""  # these have one: it depends on the file's name and stands in the description

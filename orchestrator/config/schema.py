@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 
 from cache_store.formats.encodings import EncodingName
+from orchestrator.config.budget import BudgetConfig
 from orchestrator.config.rates import Rates
 from orchestrator.config.resources import GPU_THREADS, ResourceConfig
 from orchestrator.config.sweep_schema import SweepConfig
@@ -390,6 +391,9 @@ class Config(Section):
     memory: MemorySpec = Field(default_factory=MemorySpec)
     resources: ResourceConfig = Field(default_factory=ResourceConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    budget: BudgetConfig | None = Field(
+        default=None, description="What every regime may spend on training; null: each has its epochs as they are set."
+    )
     reuse_versions: dict[Literal["torch", "transformers", "tokenizers", "numpy", "pillow"], str] = Field(
         default_factory=dict,
         description="Package -> version whose results count as those of the installed one, e.g. {torch: 2.8.0}. Other "
@@ -417,6 +421,14 @@ class Config(Section):
             variant=self.variant_of(own),
             blocks=self.blocks_of(own),
         )
+
+    def with_epochs(self, epochs: Mapping[str, int]) -> Config:
+        """The same with other `training.epochs` of the regimes named."""
+        changed = dict(self.regimes)
+        for name, number in epochs.items():
+            training = self.regimes[name].training | {"epochs": number}
+            changed[name] = self.regimes[name].model_copy(update={"training": training})
+        return self.model_copy(update={"regimes": changed})
 
     def blocks_of(self, regime: RegimeConfig) -> BlockSettings | None:
         """How a regime's parts take turns, with the defaults of its kind; None where they do not."""
@@ -475,8 +487,8 @@ class Config(Section):
     def resolved(self) -> dict[str, Any]:
         """Every setting written out and loadable again: what `config.yaml` in a run directory holds."""
         # How stages overlap, or end a run, is said by the regimes that do: the others are what they were before there
-        # was a choice. A sweep is no setting of a run.
-        by_regime = ("regimes", "pipeline", "wavefront", "run_exit", "sweep")
+        # was a choice. A sweep is no setting of a run, and what a budget says is in the epochs of the regimes.
+        by_regime = ("regimes", "pipeline", "wavefront", "run_exit", "sweep", "budget")
         dump: dict[str, Any] = {
             name: plain(getattr(self, name)) for name in type(self).model_fields if name not in by_regime
         }

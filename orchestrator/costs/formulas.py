@@ -214,12 +214,22 @@ def _stage_flops(stage: StageParts, rows: SplitRows) -> int:
     """Work of all epochs: training passes with their backward pass, and validation passes."""
     saving = _saving(stage)
     forward = sum(part.flops for part in (*stage.path, *stage.prefix))
-    backward = sum((2 if part.name in stage.updated else 1) * part.flops for part in saving)
+    backward = sum((1 + _weight_gradients(stage, part)) * part.flops for part in saving)
     if stage.memory.activations_of(stage.train) == "recompute":
         backward += sum(part.flops for part in saving)
     elif stage.memory.frozen == "host":
         backward += sum(part.flops for part in saving if part.name not in stage.trained)
     return epochs_to_run(stage.train, rows.train) * (rows.train * (forward + backward) + rows.validation * forward)
+
+
+def _weight_gradients(stage: StageParts, part: PartOutline) -> int:
+    """Whether a part's own matrices get gradients, as 0 or 1: not where adapters are trained in their place, whose own
+    work is left out."""
+    if part.name not in stage.updated:
+        return 0
+    if part.name == "head" and stage.train.lm_head != "train":
+        return 0
+    return int(part.name == "head" or stage.train.lora is None)
 
 
 def _saving(stage: StageParts) -> Sequence[PartOutline]:

@@ -169,6 +169,14 @@ class Plan:
                 waiting += self.node(node).parents.values()
         return Plan(tuple(self.in_order(needed)), self.unmeasured, {})
 
+    def with_notes(self, notes: Mapping[str, str]) -> Plan:
+        """Return the plan with a sentence more for regimes, by their names."""
+        regimes = {
+            name: dataclasses.replace(regime, notes=(*regime.notes, notes[name])) if name in notes else regime
+            for name, regime in self.regimes.items()
+        }
+        return dataclasses.replace(self, regimes=regimes) if notes else self
+
     def node(self, node_id: str) -> Node:
         return self._by_id[node_id]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +29,7 @@ from orchestrator.config.rules.models import finding_of, trainable
 from orchestrator.config.schema import Config, Regime
 from orchestrator.config.yaml_loader import Document, KeyPath, Problem, apply_overrides, raise_problems
 from orchestrator.environment import gpus
+from orchestrator.plan import budget
 from orchestrator.plan.builder import build_plan
 from orchestrator.plan.experiment import outline_of, rows_of
 from orchestrator.plan.graph import Plan
@@ -170,22 +172,33 @@ def _planned(document: Document, basis: PlanBasis) -> Prepared:
         )
 
     def replan(figures: Mapping[str, MeasuredCosts]) -> Plan:
-        return plan_of(config, figures)
+        return plan_of(config, figures).with_notes(settled.notes)
 
-    try:
+    with _too_many_snapshots(document):
+        settled = budget.settle(config, plan_of, rows)
+    raise_problems(document.source, document.located(settled.findings))
+    config = settled.config
+    with _too_many_snapshots(document):
         plan = replan({})
         if plan.unmeasured:
             # Measured once in the life of a store: every invocation, wherever it runs, decides by the same figures.
             plan = replan(measured_figures(config.store, plan))
-    except ConfigError as error:
-        raise_problems(document.source, [document.problem(("snapshots", "budget"), error.message)])
-        raise
     stored = stored_data(config.store, plan)
     if stored is None:
         _try_sample(document, basis, plan)
     else:
         raise_problems(document.source, document.located(config.domain.loss_problems(config.data, stored)), DataError)
     return Prepared(document.source, config, data, found, plan, replan, plan_of, stored)
+
+
+@contextmanager
+def _too_many_snapshots(document: Document) -> Iterator[None]:
+    """Say where the limit stands that a plan cannot keep."""
+    try:
+        yield
+    except ConfigError as error:
+        raise_problems(document.source, [document.problem(("snapshots", "budget"), error.message)])
+        raise
 
 
 def _try_sample(document: Document, basis: PlanBasis, plan: Plan) -> None:

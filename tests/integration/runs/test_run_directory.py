@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import yaml
-from running import TINY, tree, write_config
+from running import TINY, summary_of, tree, write_config
 
-from cache_store.records.nodes import Commit
+from cache_store.records.nodes import Commit, NodeStore
 from cache_store.storage.open import open_storage
 from orchestrator.cli import main
 from orchestrator.execution.commits import CommitLog
@@ -234,3 +234,19 @@ def test_a_configuration_of_nonsense_is_bad_input(
     held.unlink()
     held.mkdir()
     refused("a folder")
+
+
+def test_a_budget_holds_in_the_run_its_record_and_its_report(tmp_path: Path) -> None:
+    changes = {"budget": {"samples": "e2e"}, "training.epochs": 8, "regimes": ["e2e", "segprop"], "split.base": 3}
+    config = write_config(tmp_path, changes)
+    assert main(["run", str(config), "--quiet"]) == 0
+    summary = summary_of(tmp_path / "run")
+    run = {name: [len(stage["curve"]) for stage in regime["stages"]] for name, regime in summary["regimes"].items()}
+    assert run == {"e2e": [8], "segprop": [4, 4]}
+    (note,) = summary["regimes"]["segprop"]["notes"]
+    assert note.startswith("epochs a stage by the budget: 4")
+    # Again by the file, and by the record, which holds the epochs: nothing is left to do.
+    for path in (config, tmp_path / "run" / "config.yaml"):
+        prepared = prepare(path)
+        nodes = NodeStore(open_storage(prepared.config.store))
+        assert all(nodes.commit_of(node) is not None for node in prepared.plan.targets)

@@ -20,7 +20,7 @@ from workers.domains.planning import LoadSeconds, SplitRows
 from workers.models.base import StageParts
 from workers.models.outline import PartOutline
 from workers.models.resnet.outline import resnet_outline as outline
-from workers.specs.experiment import ExitSpec, ImageSpec, OptimizerSpec, ResNetSpec, TrainSpec
+from workers.specs.experiment import ExitSpec, ImageSpec, LoraSpec, OptimizerSpec, ResNetSpec, TrainSpec
 
 RATES = Rates({"fp32": 1e9, "bf16": 1e9, "fp16": 1e9})
 REPOSITORY = Path(__file__).parents[4]
@@ -85,6 +85,14 @@ def test_frozen_parts_after_a_trained_one_pass_gradients_on_without_keeping_any(
     found = estimated(train, part("seg1"), part("seg2"), part("head"), trained={"seg1", "head"})
     assert found.trainable == 2000
     assert found.flops == 100 * (1500 + 1000 + 1500) + 10 * 1500
+
+
+def test_adapters_spare_the_gradients_of_the_matrices_they_stand_for() -> None:
+    parts = (part("layer0"), part("layer1"), part("head"))
+    trained = {item.name for item in parts}
+    for lm_head, head in (("train", 1500), ("lora", 1000), ("frozen", 1000)):
+        train = TrainSpec(epochs=1, batch_size=8, lora=LoraSpec(rank=4), lm_head=lm_head)
+        assert estimated(train, *parts, trained=trained).flops == 100 * (1000 + 1000 + head) + 10 * 1500
 
 
 def test_a_recomputed_prefix_costs_memory_and_work_in_every_epoch() -> None:
