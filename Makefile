@@ -14,7 +14,7 @@ PYTHON_HERE ?= $(BIN)/python
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-long test-unit test-integration test-crash test-cuda check bench lock clean
+.PHONY: help setup run test test-long test-unit test-integration test-crash test-damage test-simulation test-cuda check bench lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,15 @@ test-integration: $(READY) $(DEEPSPEED) ## Run the integration tests: real small
 
 test-crash: $(READY) ## Run the tests that kill processes
 	$(BIN)/python -m pytest tests/crash -m "not long" $(SPREAD)
+
+# The same seed gives the same mutations and interleavings: COUNT=100000 for a night.
+COUNT ?= 2000
+SEED ?= 0
+test-damage: $(READY) ## Damage the files of small runs, COUNT times from SEED, and see that nothing is silently wrong
+	PYTHONPATH=. $(BIN)/python tests/support/damage.py --count $(COUNT) --seed $(SEED) --workers $(JOBS)
+
+test-simulation: $(READY) ## Simulate COUNT interleavings of drivers, workers, leases and faults, from SEED
+	PYTHONPATH=. $(BIN)/python tests/support/simulation.py --seeds $(COUNT) --first $(SEED)
 
 # The tests of stages, snapshots and losses that need no Ray, on a GPU, and what only a GPU can show.
 ON_CUDA := $(addprefix training/test_,plain_loop snapshots stages window encoded_snapshots measured_costs) \

@@ -130,7 +130,11 @@ class Audit:
         """Say why a file is not what its record says; None when it is."""
         digests = Digests()
         try:
-            for piece in self.storage.chunks(record.path):
+            # First its length: of a file that has grown (a terabyte of nothing takes no space) no byte is read.
+            size = self.storage.size(record.path)
+            if size != record.bytes:
+                return f"it has {size} bytes, its record says {record.bytes}"
+            for piece in self.storage.chunks(record.path, size):
                 digests.update(piece)
         except FileNotFoundError:
             return "it is missing, though a record lists it"

@@ -338,18 +338,24 @@ class Regime:
 
     def stage_training(self, stage: Stage) -> TrainSpec:
         """`training` for one stage: the override of its name wins over that of its group."""
+        overrides = self._overrides(stage)
+        if stage.group != FINAL and not overrides:
+            return self.training
         merged = to_json(self.training)
         if stage.group == FINAL:
             merged["epochs"] = self.wavefront.final_epochs
-        for override in self._overrides(stage):
+        for override in overrides:
             merged = merge(merged, training_of(override))
         spec: TrainSpec = validate(TrainSpec, merged)
         return spec
 
     def stage_memory(self, stage: Stage) -> MemorySpec:
         """`memory` for one stage, overridden as `training` is."""
+        overrides = self._overrides(stage)
+        if not overrides:
+            return self.memory
         merged = to_json(self.memory)
-        for override in self._overrides(stage):
+        for override in overrides:
             merged = merge(merged, override.get(MEMORY, {}))
         spec: MemorySpec = validate(MemorySpec, merged)
         return spec
@@ -357,6 +363,10 @@ class Regime:
     def _overrides(self, stage: Stage) -> list[Mapping[str, Any]]:
         keys = dict.fromkeys((stage.group, stage.name))
         return [self.stages[key] for key in keys if key in self.stages]
+
+
+#: Regimes of one file, as many as a sweep has trials.
+MOST_REGIMES = 1000
 
 
 class Config(Section):
@@ -378,6 +388,7 @@ class Config(Section):
     training: TrainSpec = Field(default_factory=TrainSpec)
     regimes: dict[str, RegimeConfig] = Field(
         min_length=1,
+        max_length=MOST_REGIMES,
         description="Names out of e2e, lw, segprop, badam, lisa, or name -> overrides. Default: the first three.",
     )
     snapshots: SnapshotConfig = Field(default_factory=SnapshotConfig)

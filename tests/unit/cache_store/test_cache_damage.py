@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cache_store.audit import Audit
 from cache_store.errors import CorruptRecord, CorruptShard, MissingShard, SegpropError
 from cache_store.formats.codec import Field
 from cache_store.records.nodes import NodeStore
@@ -156,6 +157,17 @@ def test_swapped_duplicated_deleted_and_foreign_files_are_found_or_ignored(stora
     for i in range(2):
         assert again.put(i, values(i)) > 0
     assert read_shard(storage)
+
+
+def test_a_file_that_has_grown_is_not_read_by_an_audit(storage: Storage) -> None:
+    """Of a terabyte that takes no space nothing is waited for."""
+    for pattern in ("nodes/node/attempts/*/f", "nodes/node/checkpoints/*/*/f", "sets/*/shards/000000*"):
+        os.truncate(only(storage, pattern), 1 << 27)
+    audit = Audit(storage)
+    found = list(audit.run())
+    assert len(found) == 3
+    assert all("it has 134217728 bytes, its record says" in finding.reason for finding in found)
+    assert audit.tally.bytes < 1 << 20
 
 
 def test_records_without_a_checksum_of_themselves_are_still_read(storage: Storage) -> None:

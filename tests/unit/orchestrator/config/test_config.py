@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 import yaml
 from planning import CIFAR, SMALL, merged, small_config
 
+from cache_store import suggest
 from cache_store.errors import ConfigError, DataError
+from orchestrator.config import messages
 from orchestrator.config.compatibility import compatible
 from orchestrator.config.load import load
 from orchestrator.config.messages import WORDS_ELSEWHERE, _all_keys
@@ -198,6 +201,28 @@ def test_of_many_problems_the_first_are_listed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(write(tmp_path, BASE), [f"{long}=1", f"data.name={long}"])
     assert len(caught.value.message) < 2_000
+
+
+def test_names_are_compared_for_the_problems_alone_that_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[str] = []
+
+    def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+        compared.append(name)
+        return suggest.nearest(name, known, cutoff)
+
+    monkeypatch.setattr(messages, "nearest", nearest)
+    path = write(tmp_path, BASE + "trainnig: {}\n" + "".join(f"k{index}: 1\n" for index in range(2_000)))
+    with pytest.raises(ConfigError, match=r"trainnig: unknown key; did you mean training\?"):
+        load(path)
+    assert len(compared) == 50
+
+
+def test_a_file_has_no_more_regimes_than_a_sweep_has_trials(tmp_path: Path) -> None:
+    regimes = "".join(f"  r{index}: {{kind: e2e}}\n" for index in range(1001))
+    with pytest.raises(ConfigError, match=r"regimes: .* at most 1000"):
+        load(write(tmp_path, f"{BASE}regimes:\n{regimes}"))
 
 
 def test_the_plan_of_many_regimes_that_share_their_work_stays_short(tmp_path: Path) -> None:
