@@ -7,7 +7,7 @@ and `run` are called on it in a fork of this process, so that nothing is importe
 
     traceback   anything but our own typed errors, printed plainly
     wrong       a command that says it went well, with other weights or scores than those of the run left alone
-    hang        longer than LIMIT_S
+    hang        longer than LIMIT_S, or LIMIT_CPU_S of computing
     memory      more than LIMIT_BYTES beyond what the process had
     written     a file behind a symbolic link was changed
 
@@ -46,7 +46,8 @@ from cache_store import crashpoints
 from cache_store.records.record_io import dump_record
 from orchestrator.cli import main
 
-LIMIT_S = 150.0
+#: Most seconds of the clock, on however busy a machine, and most seconds of computing.
+LIMIT_S, LIMIT_CPU_S = 600.0, 60
 LIMIT_BYTES = 1 << 30
 _PR_SET_PDEATHSIG = 1
 CONFIG: dict[str, Any] = {
@@ -106,6 +107,7 @@ def in_child(work: Callable[[], Any], limit_s: float = LIMIT_S) -> tuple[Any, st
         os.close(readable)
         with contextlib.suppress(BaseException), os.fdopen(writable, "w") as answer:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_CPU_S, LIMIT_CPU_S))
             json.dump(work(), answer)
         os._exit(0)
     os.close(writable)
@@ -123,7 +125,7 @@ def in_child(work: Callable[[], Any], limit_s: float = LIMIT_S) -> tuple[Any, st
     os.close(readable)
     _, status, usage = os.wait4(pid, 0)
     if not wrong and (status != 0 or not data):
-        wrong = f"ended by {status}"
+        wrong = "hang" if usage.ru_utime + usage.ru_stime > LIMIT_CPU_S - 1 else f"ended by {status}"
     return (json.loads(data) if data else None), wrong, max(0, usage.ru_maxrss - before) << 10
 
 
