@@ -22,7 +22,7 @@ from pathlib import Path
 
 from cache_store.errors import ConfigError, CorruptRecord, SegpropError
 from cache_store.records.record_io import read_local
-from cache_store.storage.durable import write_atomically
+from cache_store.storage.durable import open_regular, write_atomically
 from workers.user_cache import user_cache
 
 _log = logging.getLogger("segprop.files")
@@ -113,7 +113,7 @@ def _group_digest(members: Sequence[_File], memory: _Memory, progress: _Progress
 
 def _read(file: _File, progress: _Progress) -> str:
     digest = hashlib.sha256()
-    with open(file.path, "rb") as stream:
+    with open(open_regular(file.path), "rb") as stream:  # of a pipe nothing is waited for
         while piece := stream.read(1 << 22):
             digest.update(piece)
             progress.add(len(piece))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 from cache_store.errors import StorageUnavailable
 from cache_store.storage.os_errors import typed_error
@@ -109,6 +111,18 @@ def read_regular(path: Path, limit: int) -> bytes:
     """Read a regular file, or the first `limit` bytes of it. OSError as `open_regular`."""
     with open(open_regular(path), "rb") as file:
         return file.read(limit)
+
+
+def read_json(path: Path, limit: int) -> Any:
+    """Read the JSON value in a regular file of at most `limit` bytes. OSError as `open_regular`; ValueError for what is
+    longer, nested too deeply or no JSON."""
+    data = read_regular(path, limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"longer than {limit} bytes")
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def open_appending(path: Path) -> TextIOWrapper:

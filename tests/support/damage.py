@@ -507,7 +507,7 @@ def attack(
         if answer.failures:
             failures.append({**asdict(mutation), **asdict(answer)})
             print(json.dumps(failures[-1]), flush=True)
-        if counts.total() % 25 == 0:
+        if counts.total() % 10 == 0:
             print(f"part {part}: {counts.total()} mutations, {dict(counts)}", file=sys.stderr, flush=True)
     return counts, failures
 

@@ -56,7 +56,7 @@ def _winogrande(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
                 _demand_columns(path, row, _WINOGRANDE)
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise DataError(f"{path}:{number}: not a JSON object: {error}") from error
             if "_" not in row["sentence"] or row["answer"] not in ("1", "2"):
                 raise DataError(f"{path}:{number}: must have a sentence with _ in it and an answer of 1 or 2")

@@ -86,7 +86,7 @@ def _problems(path: Path, lines: Any) -> Iterator[CodeProblem]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: not JSON: {error}") from error
         missing = [key for key in _NEEDED if not isinstance(row, dict) or not isinstance(row.get(key), str)]
         if not missing and "test" not in row and "base_input" not in row:

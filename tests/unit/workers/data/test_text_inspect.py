@@ -297,6 +297,7 @@ def test_a_missing_column_is_named_with_the_nearest_one(tmp_path: Path) -> None:
         (lambda root: (root / "a.jsonl").write_text("{nonsense\n"), r"row 0 of .*a\.jsonl: not JSON"),
         (lambda root: (root / "a.jsonl").write_text("[1, 2]\n"), "a int instead of a JSON object"),
         (lambda root: (root / "a.json").write_text("[{"), r"a\.json is not JSON"),
+        (lambda root: (root / "a.json").write_text("[" * 100_000), r"a\.json is not JSON"),
         (lambda root: (root / "a.parquet").write_bytes(b"PAR1 no"), r"a\.parquet is no readable Parquet file"),
         (lambda root: (root / "a.parquet").write_bytes(b""), "no readable Parquet file"),
         (lambda root: write_lines(root / "train.jsonl", [{"text": "x"}]) and write_lines(root / "test.jsonl", []),

@@ -136,6 +136,7 @@ def test_gzip_and_plain_files_hold_the_same_problems(tmp_path: Path) -> None:
     [
         ("", "holds no problems"),
         ("{", r":1: not JSON"),
+        ("[" * 100_000, r":1: not JSON"),
         ("[1]", r":1: not a HumanEval problem"),
         (json.dumps(ADD) + "\n" + json.dumps({**ADD, "prompt": None}), r":2: .* it has no prompt"),
         (json.dumps({key: value for key, value in ADD.items() if key != "test"}), "no test"),

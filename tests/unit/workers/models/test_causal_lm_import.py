@@ -566,6 +566,23 @@ def test_missing_models_are_named(spec: Any, words: str) -> None:
     assert words in refused(CausalLMSpec(family="causal_lm", **spec))
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_descriptions_that_are_no_files_or_absurd_are_refused_and_nothing_waits(tmp_path: Path, name: str) -> None:
+    spec, _ = saved_model(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
+    path = tmp_path / name
+    for content in (b"[" * 100_000, b'{"a":' * 50_000, b"9" * 6000, b"\xff\xfe", b"null"):
+        path.write_bytes(content)
+        assert name in refused(spec)
+    if name == "config.json":  # what is no file is no index
+        path.unlink()
+        os.mkfifo(path)
+        assert "config.json cannot be read" in refused(spec)
+        path.unlink()
+        path.symlink_to("/dev/zero")
+        assert "not a regular file" in refused(spec)
+
+
 def test_a_folder_without_config_and_broken_configs_are_refused(tmp_path: Path) -> None:
     spec = CausalLMSpec(family="causal_lm", path=str(tmp_path))
     assert "no config.json" in refused(spec)

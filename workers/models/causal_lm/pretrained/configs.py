@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from cache_store.errors import first_line
+from cache_store.storage.durable import read_json
 from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.network.skeleton import DTYPES, build_config, master_dtype, untied
 from workers.models.causal_lm.pretrained.description import check_description
@@ -32,6 +33,10 @@ _PASSING = (
 )
 
 
+#: A config.json has some kilobytes.
+_MOST_BYTES = 16 << 20
+
+
 def stored_config(spec: CausalLMSpec, located: Located | None) -> dict[str, Any]:
     """What the checkpoint says about itself; empty without one. ConfigError when it cannot be read."""
     if located is None:
@@ -40,7 +45,7 @@ def stored_config(spec: CausalLMSpec, located: Located | None) -> dict[str, Any]
         return gguf_config(located.gguf)
     path = located.folder / "config.json"
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path, _MOST_BYTES)
     except FileNotFoundError as e:
         ggufs = sorted(file.name for file in located.folder.glob("*.gguf"))
         hint = f"; for {ggufs[0]} set model.gguf" if ggufs else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cache_store.errors import first_line
+from cache_store.storage.durable import read_json
 from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.pretrained.locate import INDEX, PICKLES
 
 SINGLE = "model.safetensors"
+#: An index has a line of some 100 bytes for each tensor.
+_MOST_INDEX_BYTES = 256 << 20
 
 
 class SafetensorsFiles:
@@ -105,7 +107,7 @@ def _index(folder: Path) -> dict[str, str]:
     if path is None:
         return {}
     try:
-        content = json.loads(path.read_text())["weight_map"]
+        content = read_json(path, _MOST_INDEX_BYTES)["weight_map"]
         names = {str(name): str(file) for name, file in content.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise refuse(f"{path} is no index of safetensors: {first_line(e)}", "model.path") from e

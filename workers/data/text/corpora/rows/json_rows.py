@@ -47,7 +47,7 @@ def _rows(folder: Folder, file: TextFile) -> Iterator[tuple[int, Any]]:
     if _is_array(folder, file):
         try:
             yield from enumerate(json.loads(folder.read(file.path).removeprefix(_MARK)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{file.path} is not JSON: {error}", file=file.path) from error
         return
     with folder.open(file.path) as stream:
