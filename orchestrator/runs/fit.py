@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.config.devices import Device
-from orchestrator.config.schema import Config, merge
-from orchestrator.costs.fit import CHOICES, Fit, Settings, nearest_fit
+from orchestrator.config.rules import models
+from orchestrator.config.schema import Config, Regime, merge
+from orchestrator.costs.fit import PIECES, Fit, Settings, nearest_fit, section_of
+from orchestrator.plan.experiment import outline_of
 from orchestrator.plan.graph import Plan
 from orchestrator.runs.prepare import Prepared
 from orchestrator.units import human_bytes, human_seconds
 from workers.specs.as_json import from_json
-from workers.specs.experiment import TrainSpec
 from workers.specs.task_kinds import TASKS
 from workers.specs.tasks import StageTask
 
@@ -28,7 +30,8 @@ FEW_STAGES = 3
 
 @dataclass(frozen=True)
 class StageFit:
-    """One stage on a device. `change`: settings of `training` with which it fits; None where none were found."""
+    """One stage on a device. `change`: settings with which it fits (of a base: all of its pieces); those of other
+    sections than `training` name theirs first; None where none were found. `changed_host_bytes`: host memory then."""
 
     regime: str
     name: str
@@ -38,6 +41,7 @@ class StageFit:
     disk_bytes: int
     seconds: float
     change: Settings | None
+    changed_host_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,27 @@ class DeviceFit:
         found: list[str] = []
         for regime in dict.fromkeys(stage.regime for stage in self.stages if not stage.fits):
             failing = [stage for stage in self.stages if stage.regime == regime and not stage.fits]
-            sections = {f"stages.{stage.name}": stage.change or {} for stage in failing}
-            if len(failing) > FEW_STAGES or not all(sections.values()):
-                sections = {"training": self.change.get(regime, {})}
-            found += [
-                f"regimes.{regime}.{section}.{key}={_text(value)}"
-                for section, settings in sections.items()
-                for key, value in settings.items()
-            ]
+            changes = {stage.name: stage.change or {} for stage in failing}
+            if len(failing) > FEW_STAGES or not all(changes.values()) or any(map(_cuts, changes.values())):
+                keys = [(".".join(section_of(key)), value) for key, value in self.change.get(regime, {}).items()]
+            else:
+                keys = [(f"stages.{name}.{key}", change[key]) for name, change in changes.items() for key in change]
+            found += [f"regimes.{regime}.{key}={_text(value)}" for key, value in keys]
         return found
+
+
+def _cuts(change: Settings) -> bool:
+    """Whether a change makes other stages."""
+    return PIECES in change
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What a planned stage takes."""
+
+    group: str
+    peak_bytes: int
+    host_bytes: int
 
 
 def fit_of(prepared: Prepared, device: Device) -> DeviceFit:
@@ -93,14 +109,17 @@ def fit_of(prepared: Prepared, device: Device) -> DeviceFit:
 
 
 class _Search:
-    """Plans one regime with other settings of training, each only once."""
+    """Plans one regime with other settings, each only once."""
 
     def __init__(self, prepared: Prepared, regime: str, usable: int) -> None:
         self._prepared, self._regime, self._usable = prepared, regime, usable
-        self._peaks: dict[str, list[int] | None] = {}
-        plan = prepared.plan
+        self._known: dict[str, list[_Taken] | None] = {}
+        plan, config = prepared.plan, prepared.config
         self.stages = [plan.node(node) for node in plan.regimes[regime].stages]
         self._tasks = [from_json(StageTask, node.task) for node in self.stages]
+        outline = outline_of(config, config.regime(regime), prepared.data, prepared.found)
+        self._blocks = [block.name for block in outline.blocks]
+        self._groups = [stage.group for stage in config.regime(regime).layout(self._blocks)]
 
     def stage(self, index: int) -> StageFit:
         """One stage as it is, and what would make it fit."""
@@ -116,6 +135,7 @@ class _Search:
             disk_bytes=found.disk_bytes or 0,
             seconds=found.seconds,
             change=None if change is None else change.settings,
+            changed_host_bytes=None if change is None else self._host(index, change.settings),
         )
 
     def nearest(self, index: int | None) -> Fit | None:
@@ -123,54 +143,90 @@ class _Search:
         trains = [task.train for task in (self._tasks if index is None else [self._tasks[index]])]
 
         def peak(settings: Settings) -> int | None:
-            peaks = self._planned(settings)
-            return None if peaks is None else max(peaks) if index is None else peaks[index]
+            taken = self._of_stage(index, settings)
+            return None if taken is None else max(each.peak_bytes for each in taken)
 
-        return nearest_fit(peak, self._usable, max(train.micro for train in trains), self._given(trains[0]))
+        return nearest_fit(peak, self._usable, max(train.micro for train in trains), self._given(index or 0, index))
 
-    def _given(self, train: TrainSpec) -> dict[str, Any]:
-        """What may be changed here, as it is."""
-        can = self._prepared.config.family.traits.can
-        given: dict[str, Any] = {"activation_checkpointing": train.activation_checkpointing}
+    def _of_stage(self, index: int | None, settings: Settings) -> list[_Taken] | None:
+        """What a stage takes with other settings, or every piece of a base that they cut; None for the index: all."""
+        planned = self._planned(settings)
+        if planned is None or index is None:
+            return planned
+        if _cuts(settings):
+            return [each for each in planned if each.group == self._groups[index]]
+        return [planned[index]]
+
+    def _host(self, index: int, settings: Settings) -> int:
+        return max(each.host_bytes for each in self._of_stage(index, settings) or [])
+
+    def _given(self, first: int, index: int | None) -> dict[str, Any]:
+        """What may be changed for a stage (None: for all), as it is now; `first`: one of those stages."""
+        can, task = self._prepared.config.family.traits.can, self._tasks[first]
+        train, memory = task.train, task.tiers
+        given: dict[str, Any] = {"memory.frozen": memory.frozen}
+        if memory.activations is None:
+            given |= {"activation_checkpointing": train.activation_checkpointing}
+        elif memory.activations in ("keep", "selective"):
+            given |= {"memory.activations": memory.activations}
+        if memory.optimizer == "device":
+            given |= {"memory.optimizer": memory.optimizer, "memory.masters": memory.masters}
         if train.optimizer.name == "adamw":
             given |= {"optimizer.name": train.optimizer.name}
         if can.lora is None:
             given |= {"lm_head": train.lm_head}
         # Parts that take turns are trained whole, all of them in time.
-        if can.lora is None and self._tasks[0].schedule is None:
+        if can.lora is None and task.schedule is None:
             given |= {"frozen_weights": train.frozen_weights}
-            given |= {"lora.rank": None if train.lora is None else train.lora.rank}
-        return {key: value for key, value in given.items() if key in CHOICES and not (key == "lora.rank" and value)}
+            given |= {} if train.lora is not None else {"lora.rank": None}
+        regime = self._prepared.config.regime(self._regime)
+        if regime.row.has_base and regime.split.train_base and (index is None or self._groups[index] == "base"):
+            given |= {PIECES: regime.split.base_segment_size or regime.split.base}
+        return given
 
-    def _planned(self, settings: Settings) -> list[int] | None:
-        """Peaks of the regime's stages with these settings; None where they do not go together."""
+    def _planned(self, settings: Settings) -> list[_Taken] | None:
+        """What the regime's stages take with these settings; None where they do not go together."""
         key = repr(sorted(settings.items()))
-        if key not in self._peaks:
-            self._peaks[key] = self._plan(settings)
-        return self._peaks[key]
+        if key not in self._known:
+            self._known[key] = self._plan(settings)
+        return self._known[key]
 
-    def _plan(self, settings: Settings) -> list[int] | None:
+    def _plan(self, settings: Settings) -> list[_Taken] | None:
         config = changed(self._prepared.config, self._regime, settings)
-        train = config.regime(self._regime).training
-        if train.optimizer.name == "adamw8bit" and train.optimizer.rounding == "compensated":
+        regime = config.regime(self._regime)
+        if not _goes_together(config, regime, self._prepared.found):
             return None
         plan: Plan = self._prepared.plan_of(config)
-        return [plan.node(node).estimate.peak_bytes for node in plan.regimes[self._regime].stages]
+        estimates = [plan.node(node).estimate for node in plan.regimes[self._regime].stages]
+        stages = regime.layout(self._blocks)
+        return [
+            _Taken(stage.group, each.peak_bytes, each.host_bytes or 0)
+            for stage, each in zip(stages, estimates, strict=True)
+        ]
+
+
+def _goes_together(config: Config, regime: Regime, found: object | None) -> bool:
+    """Whether the settings of a changed configuration may stand beside each other."""
+    train = regime.training
+    if train.optimizer.name == "adamw8bit" and train.optimizer.rounding == "compensated":
+        return False
+    return next(models.chain(config, regime, found), None) is None
 
 
 def changed(config: Config, regime: str, settings: Settings) -> Config:
-    """The configuration of this regime alone with other settings of training."""
+    """The configuration of this regime alone with other settings."""
     own = config.regimes[regime]
-    training: Mapping[str, Any] = own.training
+    sections: dict[str, Any] = {name: getattr(own, name) for name in ("training", "memory", "split")}
     for key, value in settings.items():
-        *way, name = key.split(".")
+        section, rest = section_of(key)
+        *way, name = rest.split(".")
         nested: Any = {name: value}
         for step in reversed(way):
             nested = {step: nested}
-        training = merge(training, nested)
+        sections[section] = merge(sections[section], nested)
     if "micro_batch" in settings:
-        training = {**training, "accumulate": 1}
-    return config.model_copy(update={"regimes": {regime: own.model_copy(update={"training": dict(training)})}})
+        sections["training"] = {**sections["training"], "accumulate": 1}
+    return config.model_copy(update={"regimes": {regime: own.model_copy(update=sections)}})
 
 
 def render(fit: DeviceFit, command: str) -> RenderableType:
@@ -187,9 +243,11 @@ def render(fit: DeviceFit, command: str) -> RenderableType:
     for name in ("peak memory", "host memory", "disk", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("fits", no_wrap=True)
-    table.add_column("nearest settings of training that fit", overflow="fold")
+    table.add_column("nearest settings that fit", overflow="fold")
+    table.add_column("host memory then", justify="right", no_wrap=True)
     for stage in fit.stages:
         words = "" if stage.fits else "none found" if stage.change is None else _words(stage.change)
+        then = "" if stage.changed_host_bytes is None else human_bytes(stage.changed_host_bytes)
         table.add_row(
             stage.regime,
             stage.name,
@@ -199,6 +257,7 @@ def render(fit: DeviceFit, command: str) -> RenderableType:
             human_seconds(stage.seconds),
             "yes" if stage.fits else "no",
             words,
+            then,
         )
     return Group(table, *(Text(sentence) for sentence in _sentences(fit, command)))
 
@@ -213,15 +272,19 @@ def _sentences(fit: DeviceFit, command: str) -> Iterator[str]:
     lost = dict.fromkeys(stage.regime for stage in fit.stages if not stage.fits and stage.change is None)
     if lost:
         yield f"Nothing that is searched makes all of {', '.join(lost)} fit: train less at once (split.base)."
-    yield f"Scoring and making snapshots takes at most {human_bytes(fit.passes_bytes)} of the device" + (
-        "."
-        if fit.passes_bytes <= fit.usable_bytes
-        else ", which does not fit: with memory.frozen=host blocks come to it one by one."
-    )
+    yield f"Scoring and making snapshots takes at most {human_bytes(fit.passes_bytes)} of the device" + _passes_end(fit)
     yield (
         "Host memory is beside the process itself: batches that wait, the best epoch's weights, a buffer. Disk is "
         "checkpoints and the commit, beside snapshots."
     )
+
+
+def _passes_end(fit: DeviceFit) -> str:
+    if fit.passes_bytes <= fit.usable_bytes:
+        return "."
+    if any(re.fullmatch(r"regimes\.[^.]+\.memory\.frozen=host", each) for each in fit.overrides):
+        return " as it is; with memory.frozen=host, as above, blocks come to it one by one."
+    return ", which does not fit: with memory.frozen=host blocks come to it one by one."
 
 
 def _words(settings: Settings) -> str:

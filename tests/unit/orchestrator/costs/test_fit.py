@@ -42,10 +42,20 @@ def taken(settings: Settings) -> int:
         (78, {"micro_batch": 4, "activation_checkpointing": True}),
         (77, {"micro_batch": 3, "activation_checkpointing": True}),
         (71, {"micro_batch": 10, "activation_checkpointing": True, "optimizer.name": "adamw8bit"}),
+        # Small micro-batches change nothing, fewer bits do.
         (
             47,
             {
-                "micro_batch": 6,
+                "micro_batch": 3,
+                "activation_checkpointing": True,
+                "optimizer.name": "adamw8bit",
+                "frozen_weights": "int8",
+            },
+        ),
+        (
+            41,
+            {
+                "micro_batch": 3,
                 "activation_checkpointing": True,
                 "optimizer.name": "adamw8bit",
                 "frozen_weights": "nf4",
@@ -72,6 +82,83 @@ def test_settings_that_do_not_go_together_and_those_not_named_are_left_alone() -
     found = nearest_fit(peak, 60, 16, given_)
     assert found == Fit({"micro_batch": 2, "activation_checkpointing": True, "frozen_weights": "nf4"}, 59)
     assert nearest_fit(peak, 46, 16, given_) is None
+
+
+#: A base of 18 blocks whose states may lie on the host, like its frozen blocks.
+OFF_DEVICE = AS_IT_IS | {
+    "memory.optimizer": "device",
+    "memory.masters": "none",
+    "memory.frozen": "device",
+    "split.base_segment_size": 18,
+}
+
+
+def taken_off_device(settings: Settings) -> int:
+    """As `taken`, with states in proportion to the pieces of the base, and a gradient of 4 where they are away."""
+    piece = settings.get("split.base_segment_size", 18)
+    trained = 1 if "lora.rank" in settings else 2 * piece
+    states = {"host": 4}.get(settings.get("memory.optimizer", ""), 20 if "optimizer.name" in settings else 40)
+    frozen = 2 if "memory.frozen" in settings else {"int8": 10, "nf4": 5}.get(settings.get("frozen_weights", ""), 20)
+    each = 2 if settings.get("activation_checkpointing") else 8
+    return trained + min(states, trained) + frozen + each * int(settings.get("micro_batch", 16))
+
+
+@pytest.mark.parametrize(
+    ("usable", "expected"),
+    [
+        (220, {}),
+        (104, {"micro_batch": 6, "activation_checkpointing": True}),
+        (96, {"micro_batch": 11, "activation_checkpointing": True, "memory.frozen": "host"}),
+        # Below four samples a micro-batch streaming costs less time, and updates on the host round differently.
+        (80, {"micro_batch": 3, "activation_checkpointing": True, "memory.frozen": "host"}),
+        (72, {"micro_batch": 6, "activation_checkpointing": True, "memory.optimizer": "host"}),
+        (
+            36,
+            {
+                "micro_batch": 6,
+                "activation_checkpointing": True,
+                "memory.frozen": "host",
+                "memory.optimizer": "host",
+                "split.base_segment_size": 9,
+            },
+        ),
+        (
+            8,
+            {
+                "micro_batch": 1,
+                "activation_checkpointing": True,
+                "memory.frozen": "host",
+                "split.base_segment_size": 1,
+            },
+        ),
+    ],
+)
+def test_tiers_on_the_host_come_before_anything_else_that_is_learned(usable: int, expected: dict[str, Any]) -> None:
+    found = nearest_fit(taken_off_device, usable, 16, OFF_DEVICE)
+    assert found is not None
+    assert found.settings == expected
+
+
+def test_masters_go_where_updates_are_computed_and_what_lies_elsewhere_stays() -> None:
+    beside = OFF_DEVICE | {"memory.masters": "device"}
+    found = nearest_fit(taken_off_device, 72, 16, beside)
+    assert found is not None
+    assert {"memory.optimizer": "host", "memory.masters": "host"}.items() <= found.settings.items()
+    elsewhere = {key: value for key, value in OFF_DEVICE.items() if key != "memory.optimizer"}
+    found = nearest_fit(taken_off_device, 72, 16, elsewhere)
+    assert found is not None
+    assert "memory.optimizer" not in found.settings
+
+
+def test_few_settings_are_tried_where_all_that_change_no_result_do_not_suffice() -> None:
+    tried: list[Settings] = []
+
+    def peak(settings: Settings) -> int:
+        tried.append(settings)
+        return taken_off_device(settings)
+
+    assert nearest_fit(peak, 24, 16, OFF_DEVICE) is not None
+    assert len(tried) < 40, "of 48 ways to keep the base whole none is tried but the farthest"
 
 
 @given(st.integers(1, 64), st.integers(1, 10), st.integers(0, 50), st.integers(1, 500))
