@@ -242,7 +242,7 @@ def _prefix(task: StageTask, weights: _Shapes) -> ModulePath | None:
     if task.source != "recompute":
         return None
     blocks = [name for hop in task.stored_boundary.hops for name in hop]
-    return frozen_path(weights, blocks, _HOST, tier=task.tiers.frozen)
+    return frozen_path(weights, blocks, _HOST, tier=task.tiers.frozen_tier)
 
 
 def _first_steps(task: StageTask) -> range:

@@ -103,8 +103,13 @@ class ResourceConfig(Section):
     )
     device_memory: Bytes | None = Field(
         default=None,
-        description="Memory of one device, e.g. 24GB, for training.micro_batch: auto. None: that of the accelerator "
-        "named above, else of this machine's GPU; without one a slot's share of this machine's memory.",
+        description="Memory of one device, e.g. 24GB, for training.micro_batch and memory: auto. None: that of the "
+        "accelerator named above, else of this machine's GPU; without one a slot's share of this machine's memory.",
+    )
+    host_memory: Bytes | None = Field(
+        default=None,
+        description="Memory that a stage may take of its machine beside the process, e.g. 48GB, for memory: auto. "
+        "None: nine tenths of a slot's share of this machine's, where its own GPU trains; else not bounded.",
     )
     worker_deadline_s: float = Field(
         default=180.0,

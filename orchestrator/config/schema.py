@@ -19,6 +19,7 @@ from orchestrator.config.budget import BudgetConfig
 from orchestrator.config.rates import Rates
 from orchestrator.config.resources import GPU_THREADS, ResourceConfig
 from orchestrator.config.sweep_schema import SweepConfig
+from orchestrator.config.tiers import write_out
 from orchestrator.config.values import Bytes, NonBlank, OneOf, Section, StoreAddress, default_store
 from orchestrator.regimes.blocks import BlockSettings, Trained, block_schedule
 from orchestrator.regimes.stages import Cut, Stage
@@ -261,8 +262,8 @@ class Regime:
 
     @property
     def frozen_beside(self) -> FrozenTier | None:
-        """Where a network lies that runs frozen as a whole, if not on the device."""
-        return None if self.memory.frozen == "device" else self.memory.frozen
+        """Where a network lies that runs frozen as a whole, if not on the device; with `auto` the plan says it."""
+        return "host" if self.memory.frozen == "host" else None
 
     @property
     def traits(self) -> Traits:
@@ -560,7 +561,9 @@ def _family_name(raw: Mapping[str, Any]) -> str:
 
 def fill_in(raw: dict[str, Any]) -> None:
     """Put what a raw configuration leaves out of `training`, and its kind of data has a default of its own for, into
-    it. What is no section is left for the checks that follow. ConfigError when the family is not known."""
+    it, and write out `memory: auto`. What is no section is left for the checks that follow. ConfigError when the
+    family is not known."""
+    write_out(raw)
     training = raw.setdefault("training", {})
     if isinstance(training, dict):
         for key, value in planning_of_family(_family_name(raw)).training.items():

@@ -10,16 +10,27 @@ from cache_store.formats.dtypes import ITEM_BYTES
 from orchestrator.config.rates import Rates
 from orchestrator.costs import formulas
 from orchestrator.costs.formulas import Estimate
+from orchestrator.costs.link import link_bytes, with_link
 from orchestrator.regimes.blocks import choices
 from orchestrator.regimes.stages import Stage
 from workers.domains.planning import LoadSeconds, SplitRows
 from workers.models.base import StageMemory, StageParts
 from workers.specs.experiment import TrainSpec
+from workers.specs.memory import ON_DEVICE, FrozenTier, MemorySpec
 from workers.specs.tasks import BoundarySpec
 
 if TYPE_CHECKING:
     from orchestrator.config.schema import Regime
     from workers.models.outline import ChainOutline, PartOutline
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """How a stage is trained, with everything settled. `tied`: what parts share is held together."""
+
+    train: TrainSpec
+    memory: MemorySpec = ON_DEVICE
+    tied: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +45,14 @@ class Estimator:
     found: object | None
     load: LoadSeconds
     on_host: bool
+    #: Where networks lie that run frozen as a whole, if not on the device.
+    frozen_beside: FrozenTier | None = None
 
-    def stage(
-        self, stage: Stage, train: TrainSpec, boundary: BoundarySpec | None, source: str, *, tied: bool = False
-    ) -> Estimate:
+    def stage(self, stage: Stage, how: Trained, boundary: BoundarySpec | None, source: str) -> Estimate:
         """Predict a stage over its whole schedule. `boundary`: where it starts (None: at the raw inputs); `source`: how
-        it gets there; `tied`: what parts share is held together."""
-        parts, inputs = self._stage(stage, train, boundary, source, tied=tied)
+        it gets there."""
+        parts, inputs = self._stage(stage, how, boundary, source)
+        train, tied = how.train, how.tied
         predicted, memory = self._predicted(parts, inputs)
         trained, away = 4 * predicted.trainable, 0 if self.on_host else formulas.away_bytes(parts)
         committed = 4 * sum(self.outline.part(name).parameters for name in stage.trained)
@@ -50,7 +62,9 @@ class Estimator:
         if schedule is not None:
             turns = [dataclasses.replace(parts, active=active) for active in choices(schedule)]
             predicted = formulas.by_turns(predicted, [self._predicted(turn, inputs)[0] for turn in turns])
-        predicted = formulas.with_link(predicted, train, self.rows.train, away, self.rates)
+        if not self.on_host:
+            crossing = link_bytes(how.memory, away=away, trained=trained)
+            predicted = with_link(predicted, train, self.rows.train, crossing, self.rates)
         batch = train.micro * inputs.elements * inputs.item_bytes
         return formulas.with_host(predicted, parts, trained=trained, committed=committed, batch=batch, away=away)
 
@@ -61,20 +75,20 @@ class Estimator:
         return predicted if memory is None else formulas.with_memory(predicted, memory), memory
 
     def _stage(
-        self, stage: Stage, train: TrainSpec, boundary: BoundarySpec | None, source: str, *, tied: bool
+        self, stage: Stage, how: Trained, boundary: BoundarySpec | None, source: str
     ) -> tuple[StageParts, formulas.StageInputs]:
         """Return what a stage consists of, and what it reads."""
         shapes = self.outline.boundaries[sum(len(hop) for hop in stage.hops)]
         stored_item = ITEM_BYTES[boundary.dtype] if boundary is not None else None
         parts = StageParts(
-            path=self.outline.held_together(self._path(stage)) if tied else self._path(stage),
+            path=self.outline.held_together(self._path(stage)) if how.tied else self._path(stage),
             trained=frozenset((*stage.trained, "adapter", "aux")),
-            train=train,
+            train=how.train,
             prefix=[self.outline.part(block) for hop in stage.hops for block in hop] if source == "recompute" else [],
             group_rows=boundary.group_rows if boundary is not None else 0,
             stored_item_bytes=stored_item,
             on_host=self.on_host,
-            memory=self.regime.stage_memory(stage),
+            memory=how.memory,
         )
         inputs = formulas.StageInputs(
             rows=self.rows,
@@ -87,7 +101,7 @@ class Estimator:
 
     def frozen(self, parts: Sequence[PartOutline], batch_rows: int, **figures: Any) -> Estimate:
         """Predict samples going once through frozen parts; `figures` as for `formulas.frozen_estimate`."""
-        streamed = self.regime.frozen_beside is not None and not self.on_host
+        streamed = self.frozen_beside is not None and not self.on_host
         predicted = formulas.frozen_estimate(
             parts, batch_rows=batch_rows, rates=self.rates, streamed=streamed, **figures
         )

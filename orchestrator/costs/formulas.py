@@ -59,6 +59,8 @@ class Estimate:
     #: Left out of a summary of an earlier version (`reports.record_json.OPTIONAL`).
     host_bytes: int | None = field(default=None, metadata={"optional": True})
     disk_bytes: int | None = field(default=None, metadata={"optional": True})
+    #: Of a stage: what crosses the link between host and device in all of it, either way.
+    link_bytes: int | None = field(default=None, metadata={"optional": True})
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "seconds": round(self.seconds, 3)}
@@ -277,16 +279,6 @@ def with_host(
         host_bytes=best + CHECKPOINT_BUFFER + WAITING_BATCHES * batch + away + beside,
         disk_bytes=CHECKPOINTS * checkpoint + committed + tiers.disk,
     )
-
-
-def with_link(predicted: Estimate, train: TrainSpec, rows: int, away: int, rates: Rates) -> Estimate:
-    """A stage's predictions where `away` bytes cross the link to the host twice for every micro-batch, beside what is
-    computed: weights for both passes, activations out and back."""
-    if rates.link_bytes_per_s is None or not away:
-        return predicted
-    micro_batches = epochs_to_run(train, rows) * math.ceil(rows / train.micro)
-    link = 2 * away * micro_batches / rates.link_bytes_per_s
-    return dataclasses.replace(predicted, seconds=max(predicted.seconds, TASK_SECONDS + link))
 
 
 def frozen_estimate(

@@ -31,7 +31,7 @@ def evaluate_node(
         precision=training.precision,
         channels_last=training.channels_last,
         tied=state.tied or None,
-        frozen=state.regime.frozen_beside,
+        frozen=state.frozen_beside,
     )
     parents = {"data": state.data_node} | {f"weights/{part}": state.weights[part] for part in path}
     parts = [state.outline.part(part) for part in path]

@@ -6,11 +6,15 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from cache_store.errors import ConfigError
 from orchestrator.config.rates import Rates
+from orchestrator.config.rules.memory import goes_together
 from orchestrator.costs import formulas
 from orchestrator.costs.boundary_costs import Costs, alike_blocks
+from orchestrator.costs.estimator import Trained
 from orchestrator.costs.fit import evened, largest_micro
 from orchestrator.costs.formulas import Estimate
+from orchestrator.costs.tiers import Limits, Option, cheapest, smallest, ways
 from orchestrator.plan.after_stage import QUESTIONS, evaluate_node
 from orchestrator.plan.experiment import data_task, model_task
 from orchestrator.plan.graph import RegimePlan
@@ -19,10 +23,11 @@ from orchestrator.plan.snapshot_nodes import SnapshotNodes
 from orchestrator.regimes import wavefront
 from orchestrator.regimes.blocks import turns_words
 from orchestrator.regimes.stages import Stage
+from orchestrator.units import human_bytes
 from workers.specs.as_json import to_json
 from workers.specs.experiment import TrainSpec
-from workers.specs.memory import ON_DEVICE
-from workers.specs.tasks import AverageTask, EpochTestSpec, MeasureTask, RoundSpec, StageTask
+from workers.specs.memory import ON_DEVICE, MemorySpec
+from workers.specs.tasks import AverageTask, BoundarySpec, EpochTestSpec, MeasureTask, RoundSpec, StageTask
 
 if TYPE_CHECKING:
     from orchestrator.config.schema import Regime
@@ -180,14 +185,13 @@ class RegimeBuilder:
         """Add a whole stage, or the round of it that `step` is; `before`: the node that it continues."""
         state = self._state
         train = state.training[stage.name]
-        memory = state.regime.stage_memory(stage)
         epochs = None if step is None else step.epochs
         if epochs is not None:
             train = dataclasses.replace(train, commit="last")  # what goes on is where the last round stopped
         parents = {"data": state.data_node, **self._weights_read(stage)}
         boundary = state.boundaries.specs[stage.hops] if stage.hops else None
         decision, sets = self._snapshots.decision(stage), dict[str, str]()
-        train = settled_micro(state, stage, train, decision.source)
+        train, memory = settled(state, stage, train, decision.source)
         if decision.source == "snapshots":
             sets = self._snapshots.read(stage, epochs)
             parents |= sets
@@ -213,7 +217,8 @@ class RegimeBuilder:
         )
         parents |= state.gate_parent()
         part = train if epochs is None else dataclasses.replace(train, epochs=epochs[1] - epochs[0])
-        predicted = state.estimator.stage(stage, part, boundary, decision.source, tied=state.tied_in(stage))
+        how = Trained(part, memory, state.tied_in(stage))
+        predicted = state.estimator.stage(stage, how, boundary, decision.source)
         if task.test is not None:
             parents |= {f"weights/{part}": state.weights[part] for part in task.test.path}
             predicted = state.with_tests(predicted, formulas.epochs_to_run(part, state.inputs.rows.train))
@@ -266,21 +271,80 @@ class RegimeBuilder:
         return max(numbers, default=-1)
 
 
-def settled_micro(state: RegimeState, stage: Stage, train: TrainSpec, source: str) -> TrainSpec:
-    """Return the settings of a stage with `micro_batch: auto` as a number: the largest with which it fits the device,
-    or
-    1 where none does. Micro-batches of a step are as equal as can be."""
-    usable = state.inputs.speeds.device_bytes
-    if train.micro_batch != "auto" or usable is None:
-        return train
-    boundary = state.boundaries.specs[stage.hops] if stage.hops else None
+# -- what stages leave to the plan ----------------------------------------------------------------------------
 
-    def peak(size: int) -> int:
-        own = dataclasses.replace(train, micro_batch=size)
-        return state.estimator.stage(stage, own, boundary, source, tied=state.tied_in(stage)).peak_bytes
 
-    size, _ = largest_micro(peak, usable, 1, train.batch_size) or (1, 0)
-    return dataclasses.replace(train, micro_batch=evened(size, train.batch_size))
+def settled(state: RegimeState, stage: Stage, train: TrainSpec, source: str) -> tuple[TrainSpec, MemorySpec]:
+    """Return the settings of a stage with everything that is `auto` in them settled. ConfigError where `memory` has an
+    `auto` and nothing that it may mean fits."""
+    return _Settling(state, stage, train, source).settled()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settling:
+    state: RegimeState
+    stage: Stage
+    train: TrainSpec
+    source: str
+
+    def settled(self) -> tuple[TrainSpec, MemorySpec]:
+        asked = self.state.regime.stage_memory(self.stage)
+        usable = self.state.inputs.speeds.device_bytes
+        if not asked.open or usable is None:
+            return self._with_micro(asked), asked
+        limits = Limits(usable, self.state.inputs.speeds.host_bytes)
+        options = tuple(self._options(asked))
+        found = cheapest(options, limits)
+        if found is None:
+            raise self._nothing_fits(smallest(options, limits), limits)
+        return found.train, found.memory
+
+    def _options(self, asked: MemorySpec) -> Iterator[Option]:
+        config, regime = self.state.inputs.config, self.state.regime
+        for memory in ways(asked):
+            if goes_together(config, regime, self.train, memory):
+                train = self._with_micro(memory)
+                yield Option(memory, train, self.state.estimator.stage(*self._asked(train, memory)))
+
+    def _with_micro(self, memory: MemorySpec) -> TrainSpec:
+        """The settings with `micro_batch: auto` as a number: the largest with which the stage fits the device, or 1
+        where none does. Micro-batches of a step are as equal as can be."""
+        usable, train = self.state.inputs.speeds.device_bytes, self.train
+        if train.micro_batch != "auto" or usable is None:
+            return train
+
+        def peak(size: int) -> int:
+            own = dataclasses.replace(train, micro_batch=size)
+            return self.state.estimator.stage(*self._asked(own, memory)).peak_bytes
+
+        size, _ = largest_micro(peak, usable, 1, train.batch_size) or (1, 0)
+        return dataclasses.replace(train, micro_batch=evened(size, train.batch_size))
+
+    def _asked(self, train: TrainSpec, memory: MemorySpec) -> tuple[Stage, Trained, BoundarySpec | None, str]:
+        """What the estimator wants to know."""
+        state, stage = self.state, self.stage
+        boundary = state.boundaries.specs[stage.hops] if stage.hops else None
+        return stage, Trained(train, memory, state.tied_in(stage)), boundary, self.source
+
+    def _nothing_fits(self, least: Option | None, limits: Limits) -> ConfigError:
+        name = f"auto: {self.state.regime.name}/{self.stage.name}"
+        if least is None:
+            return ConfigError(f"{name}: nothing that it may mean goes with its other settings", where="memory")
+        taken = least.predicted.peak_bytes
+        needs = f"{human_bytes(taken)} of the device, which has {human_bytes(limits.device)} for tensors"
+        if taken <= limits.device and limits.host is not None:
+            needs = (
+                f"{human_bytes(least.host_bytes)} of the host's memory, of which it may take {human_bytes(limits.host)}"
+            )
+        more = "" if self.train.micro_batch == "auto" else ", or set training.micro_batch: auto"
+        return ConfigError(
+            f"{name} needs at least {needs} ({least.words}); train less at once (split.base_segment_size, split.base)"
+            f"{more}; segprop plan --device CARD without memory: auto searches further",
+            where="memory",
+            peak_bytes=taken,
+            device_bytes=limits.device,
+            host_bytes=least.host_bytes,
+        )
 
 
 # -- before the stages ----------------------------------------------------------------------------------------

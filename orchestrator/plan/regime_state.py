@@ -20,6 +20,7 @@ from orchestrator.regimes import wavefront
 from orchestrator.regimes.stages import Stage
 from workers.domains.planning import SplitRows
 from workers.specs.experiment import Experiment
+from workers.specs.memory import AUTO, FrozenTier
 from workers.specs.results import MeasuredCosts
 from workers.specs.task_kinds import TASKS
 
@@ -33,11 +34,13 @@ if TYPE_CHECKING:
 class Speeds:
     """How fast and where the workers compute. `rates`: seconds; None: those that the configuration names. `on_host`:
     workers train on the CPU, so that predicted memory is the host's. `device_bytes`: what tensors may take on a device
-    (None: not known). All but the last change predictions alone; it settles `training.micro_batch: auto`."""
+    (None: not known), `host_bytes`: what a stage may take of its machine beside it. All but these two change
+    predictions alone; they settle `training.micro_batch: auto` and `memory: auto`."""
 
     rates: Rates | None = None
     on_host: bool = False
     device_bytes: int | None = None
+    host_bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +134,19 @@ class RegimeState:
         self.costs = Costs.nominal(outline, inputs.rates, regime.training.precision, row_bytes)
         load = config.domain.load_seconds(config.data)
         self.estimator = Estimator(regime, outline, inputs.rows, inputs.rates, inputs.found, load, inputs.on_host)
+        #: Where networks lie that run frozen as a whole, if not on the device.
+        self.frozen_beside = self._frozen_beside()
+        self.estimator = dataclasses.replace(self.estimator, frozen_beside=self.frozen_beside)
+
+    def _frozen_beside(self) -> FrozenTier | None:
+        """With `memory.frozen: auto` on the host where the device cannot hold the whole network while it is scored."""
+        usable = self.inputs.speeds.device_bytes
+        if self.regime.memory.frozen != AUTO or usable is None:
+            return self.regime.frozen_beside
+        rows = max(self.inputs.config.evaluation_batch, self.regime.group_rows)
+        whole = [*self.outline.blocks, self.outline.head]
+        scoring = self.estimator.frozen(whole, rows, rows=rows, precision=self.regime.training.precision)
+        return "host" if scoring.peak_bytes > usable else None
 
     def _wave(self) -> tuple[wavefront.Step, ...]:
         regime = self.regime

@@ -143,7 +143,7 @@ class SnapshotNodes:
                 boundary=boundaries.specs[boundaries.order[index]],
                 split="train",
                 view=0,
-                frozen=self._state.regime.frozen_beside,
+                frozen=self._state.frozen_beside,
             )
             self._tasks[index] = to_json(task)
         return self._tasks[index]

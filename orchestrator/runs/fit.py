@@ -12,8 +12,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cache_store.errors import ConfigError
 from orchestrator.config.devices import Device
 from orchestrator.config.rules import models
+from orchestrator.config.rules.memory import goes_together
 from orchestrator.config.schema import Config, Regime, merge
 from orchestrator.costs.fit import PIECES, Fit, Settings, nearest_fit, section_of
 from orchestrator.plan.experiment import outline_of
@@ -21,6 +23,8 @@ from orchestrator.plan.graph import Plan
 from orchestrator.runs.prepare import Prepared
 from orchestrator.units import human_bytes, human_seconds
 from workers.specs.as_json import from_json
+from workers.specs.experiment import TrainSpec
+from workers.specs.memory import MemorySpec
 from workers.specs.task_kinds import TASKS
 from workers.specs.tasks import StageTask
 
@@ -164,12 +168,15 @@ class _Search:
         """What may be changed for a stage (None: for all), as it is now; `first`: one of those stages."""
         can, task = self._prepared.config.family.traits.can, self._tasks[first]
         train, memory = task.train, task.tiers
-        given: dict[str, Any] = {"memory.frozen": memory.frozen}
+        given: dict[str, Any] = {}
+        if self._may(train, memory, frozen="host"):
+            given |= {"memory.frozen": memory.frozen}
         if memory.activations is None:
             given |= {"activation_checkpointing": train.activation_checkpointing}
         elif memory.activations in ("keep", "selective"):
             given |= {"memory.activations": memory.activations}
-        if memory.optimizer == "device":
+        along = "host" if memory.masters == "device" else memory.masters
+        if memory.optimizer == "device" and self._may(train, memory, optimizer="host", masters=along):
             given |= {"memory.optimizer": memory.optimizer, "memory.masters": memory.masters}
         if train.optimizer.name == "adamw":
             given |= {"optimizer.name": train.optimizer.name}
@@ -184,6 +191,11 @@ class _Search:
             given |= {PIECES: regime.split.base_segment_size or regime.split.base}
         return given
 
+    def _may(self, train: TrainSpec, memory: MemorySpec, **changes: Any) -> bool:
+        """Whether a stage that trains so may keep what it holds with these changes."""
+        config = self._prepared.config
+        return goes_together(config, config.regime(self._regime), train, dataclasses.replace(memory, **changes))
+
     def _planned(self, settings: Settings) -> list[_Taken] | None:
         """What the regime's stages take with these settings; None where they do not go together."""
         key = repr(sorted(settings.items()))
@@ -196,7 +208,10 @@ class _Search:
         regime = config.regime(self._regime)
         if not _goes_together(config, regime, self._prepared.found):
             return None
-        plan: Plan = self._prepared.plan_of(config)
+        try:
+            plan: Plan = self._prepared.plan_of(config)
+        except ConfigError:
+            return None  # what is left to the plan has no way that fits
         estimates = [plan.node(node).estimate for node in plan.regimes[self._regime].stages]
         stages = regime.layout(self._blocks)
         return [

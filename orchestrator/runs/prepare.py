@@ -26,7 +26,7 @@ from orchestrator.config.rates import Rates
 from orchestrator.config.rules import ray_jobs
 from orchestrator.config.rules.check import sound
 from orchestrator.config.rules.models import finding_of, trainable
-from orchestrator.config.schema import Config, Regime
+from orchestrator.config.schema import MEMORY, Config, Regime
 from orchestrator.config.yaml_loader import Document, KeyPath, Problem, apply_overrides, raise_problems
 from orchestrator.environment import gpus
 from orchestrator.plan import budget
@@ -40,10 +40,14 @@ from workers.domains.registry import planning_of_data
 from workers.models.base import Finding
 from workers.specs.as_json import from_json
 from workers.specs.data_results import DataFigures
+from workers.specs.memory import AUTO
 from workers.specs.results import MeasuredCosts, MeasureResult
 from workers.specs.task_kinds import TASKS
 from workers.specs.tasks import DataTask
 from workers.versions import installed
+
+#: Share of a machine's memory that stages may take for what `memory: auto` puts there.
+OF_HOST = 0.9
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,7 @@ def _planned(document: Document, basis: PlanBasis) -> Prepared:
             data,
             found=found,
             weights_digest=basis.weights_digest,
-            speeds=Speeds(_rates(config, basis.device), not _on_gpu(config), memory),
+            speeds=Speeds(_rates(config, basis.device), not _on_gpu(config), memory, _host_bytes(config, basis.device)),
             figures=figures,
             versions=versions_of(config),
         )
@@ -174,11 +178,11 @@ def _planned(document: Document, basis: PlanBasis) -> Prepared:
     def replan(figures: Mapping[str, MeasuredCosts]) -> Plan:
         return plan_of(config, figures).with_notes(settled.notes)
 
-    with _too_many_snapshots(document):
+    with _what_cannot_be_kept(document):
         settled = budget.settle(config, plan_of, rows)
     raise_problems(document.source, document.located(settled.findings))
     config = settled.config
-    with _too_many_snapshots(document):
+    with _what_cannot_be_kept(document):
         plan = replan({})
         if plan.unmeasured:
             # Measured once in the life of a store: every invocation, wherever it runs, decides by the same figures.
@@ -192,12 +196,13 @@ def _planned(document: Document, basis: PlanBasis) -> Prepared:
 
 
 @contextmanager
-def _too_many_snapshots(document: Document) -> Iterator[None]:
+def _what_cannot_be_kept(document: Document) -> Iterator[None]:
     """Say where the limit stands that a plan cannot keep."""
     try:
         yield
     except ConfigError as error:
-        raise_problems(document.source, [document.problem(("snapshots", "budget"), error.message)])
+        where = str(error.details.get("where", "snapshots.budget"))
+        raise_problems(document.source, [document.problem(tuple(where.split(".")), error.message)])
         raise
 
 
@@ -281,14 +286,20 @@ def _rates(config: Config, device: Device | None) -> Rates:
 
 
 def _unsettled(regimes: Sequence[Regime]) -> Iterator[Finding]:
-    """Refuse micro-batches that are to be as large as the device holds, where nobody knows how much that is."""
+    """Refuse settings that depend on what the device holds, where nobody knows how much that is."""
     asked = [micro for regime in regimes for micro in (regime.training.micro_batch, *_micros_of_stages(regime))]
+    said = (
+        "auto: the memory of the device is not known here; set resources.device_memory, or resources.accelerator "
+        "to a known one"
+    )
     if "auto" in asked:
-        yield (
-            ("training", "micro_batch"),
-            "auto: the memory of the device is not known here; set resources.device_memory, or resources.accelerator "
-            "to a known one",
-        )
+        yield ("training", "micro_batch"), said
+    if any(regime.memory.open or _leaves_memory_open(regime) for regime in regimes):
+        yield ("memory",), said
+
+
+def _leaves_memory_open(regime: Regime) -> bool:
+    return any(AUTO in stage.get(MEMORY, {}).values() for stage in regime.stages.values())
 
 
 def _micros_of_stages(regime: Regime) -> Iterator[object]:
@@ -307,6 +318,18 @@ def _device_bytes(config: Config, device: Device | None) -> int | None:
         return min((usable(gpu.memory_bytes) for gpu in gpus() if gpu.memory_bytes), default=None)
     slots = (os.cpu_count() or 1) if resources.slots == "auto" else resources.slots
     return usable(psutil.virtual_memory().total // slots)
+
+
+def _host_bytes(config: Config, device: Device | None) -> int | None:
+    """What a stage may take of its machine's memory beside the process; None where nothing is known."""
+    resources = config.resources
+    if resources.host_memory is not None:
+        return resources.host_memory
+    elsewhere = device is not None or resources.accelerator is not None or resources.address is not None
+    if elsewhere or not (has_gpu() and _on_gpu(config)):
+        return None
+    tasks = max(1, len(gpus())) if resources.slots == "auto" else resources.slots
+    return int(psutil.virtual_memory().total * OF_HOST) // tasks
 
 
 def _on_gpu(config: Config) -> bool:

@@ -15,6 +15,7 @@ from orchestrator.runs.prepare import Prepared
 from orchestrator.units import human_bytes
 from workers.specs.as_json import from_json
 from workers.specs.tasks import StageTask
+from workers.specs.tier_bytes import LEAVING_BYTES
 
 if TYPE_CHECKING:
     from workers.tracing import TracedMemory
@@ -22,17 +23,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageTrace:
-    """One stage. `predicted_bytes`: by the plan's formulas."""
+    """One stage. `predicted_bytes`: by the plan's formulas. `waiting_bytes`: gradients that may wait on a GPU for their
+    way to the host, which a trace does not see: there they are gone at once."""
 
     regime: str
     name: str
     predicted_bytes: int
     found: TracedMemory
+    waiting_bytes: int = 0
 
     @property
     def deviation(self) -> float:
         """How much more the plan predicts than was found, as a share of what was found."""
-        return self.predicted_bytes / self.found.peak - 1
+        return self.predicted_bytes / (self.found.peak + self.waiting_bytes) - 1
 
     def to_json(self) -> dict[str, Any]:
         """JSON, for `segprop plan --json`."""
@@ -54,7 +57,17 @@ def trace_node(prepared: Prepared, regime: str, node_id: str) -> StageTrace:
     node = prepared.plan.node(node_id)
     task = from_json(StageTask, node.task)
     found = trace_stage(task, prepared.config.domain.sample(prepared.config.data, prepared.data))
-    return StageTrace(regime, task.name, node.estimate.peak_bytes, found)
+    waiting = waiting_bytes(prepared, task, node.estimate.trainable)
+    return StageTrace(regime, task.name, node.estimate.peak_bytes, found, waiting)
+
+
+def waiting_bytes(prepared: Prepared, task: StageTask, trainable: int) -> int:
+    """What gradients of a stage may take while they wait for their way to the host."""
+    if not task.tiers.updates_on_host:
+        return 0
+    config = prepared.config
+    narrow = task.train.lora is None and config.family.narrow_weights(config.model, prepared.found)
+    return min(LEAVING_BYTES, (2 if narrow else 4) * trainable)
 
 
 def traced(prepared: Prepared) -> list[StageTrace]:
@@ -78,7 +91,7 @@ def render(stages: list[StageTrace]) -> RenderableType:
     for name in ("regime", "stage"):
         table.add_column(name, no_wrap=True)
     kinds = ("parameters", "gradients", "optimizer", "activations", "temporary")
-    for name in ("planned", "traced", "deviation", *kinds, "on the host"):
+    for name in ("planned", "traced", "may wait", "deviation", *kinds, "on the host"):
         table.add_column(name, justify="right", no_wrap=True)
     for stage in stages:
         table.add_row(
@@ -86,8 +99,12 @@ def render(stages: list[StageTrace]) -> RenderableType:
             stage.name,
             human_bytes(stage.predicted_bytes),
             human_bytes(stage.found.peak),
+            human_bytes(stage.waiting_bytes),
             f"{stage.deviation:+.1%}",
             *(human_bytes(getattr(stage.found, kind)) for kind in (*kinds, "host")),
         )
-    note = "Not counted: the device's context, what a kernel takes inside one operation, gaps between allocations."
+    note = (
+        "May wait: gradients on their way to the host, which a trace cannot see. "
+        "Not counted: the device's context, what a kernel takes inside one operation, gaps between allocations."
+    )
     return Group(table, Text(note))

@@ -59,7 +59,7 @@ class StageInputs:
         self.prefix: ModulePath | None = None
         if task.source == "recompute":
             blocks = [name for hop in task.stored_boundary.hops for name in hop]
-            self.prefix = frozen_path(weights, blocks, environment.device, tier=task.tiers.frozen)
+            self.prefix = frozen_path(weights, blocks, environment.device, tier=task.tiers.frozen_tier)
         self.by_split = {split: self._inputs(split) for split in SPLITS}
 
     def _inputs(self, split: str) -> Inputs:
@@ -89,7 +89,7 @@ class StageInputs:
                 source,
                 self._weights,
                 view,
-                task.tiers.frozen,
+                task.tiers.frozen_tier,
             )
             self.boundaries[split, view] = boundary
             readers[view] = self._reader(snapshot_role(split, view), boundary)

@@ -10,7 +10,7 @@ from orchestrator.config.yaml_loader import KeyPath
 from orchestrator.regimes.stages import Stage
 from workers.models.base import Finding
 from workers.specs.experiment import TrainSpec
-from workers.specs.memory import MemorySpec
+from workers.specs.memory import AUTO, MemorySpec
 
 
 def tiers(config: Config, regime: Regime, stages: Sequence[Stage], found: object) -> Iterator[Finding]:
@@ -26,6 +26,11 @@ def tiers(config: Config, regime: Regime, stages: Sequence[Stage], found: object
         for key, message in _problems(config, regime, train, memory):
             wrong.setdefault(_written(config, regime, stage, key), message)
     yield from wrong.items()
+
+
+def goes_together(config: Config, regime: Regime, train: TrainSpec, memory: MemorySpec) -> bool:
+    """Whether a stage that trains so may keep what it holds so."""
+    return next(_problems(config, regime, train, memory), None) is None
 
 
 def _problems(config: Config, regime: Regime, train: TrainSpec, memory: MemorySpec) -> Iterator[tuple[str, str]]:
@@ -74,6 +79,8 @@ def _masters(regime: Regime, train: TrainSpec, memory: MemorySpec) -> Iterator[t
             "masters",
             f"{said} nothing is rounded that training.optimizer.rounding compensated would keep; allowed with it: none",
         )
+    if memory.optimizer == AUTO:
+        return  # it becomes what goes with the masters
     beside, where = (("host", "disk"), "host") if memory.updates_on_host else (("device",), "device")
     if memory.masters not in beside:
         yield (

@@ -74,6 +74,14 @@ def test_the_plan_says_what_the_tracker_finds(index: int, overrides: str) -> Non
     assert abs(found.deviation) < 0.05, found
 
 
+def test_a_boundary_that_the_first_part_keeps_is_counted_once() -> None:
+    """A float32 norm, and a block that runs again, keep the batch as it came: 12% of a head trained alone."""
+    head = traced(prepare(ROOT / "configs" / "lm_quickstart.yaml", ["regimes=[lw]", "resources.device=cuda"]), -1)
+    assert abs(head.deviation) < 0.05, head
+    again = small(1, "training.activation_checkpointing=true", "training.micro_batch=16")
+    assert abs(again.deviation) < 0.05, again
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -17,7 +17,7 @@ from workers.models.causal_lm.network.pieces import block_rows, chunk_rows, loss
 from workers.models.causal_lm.outline import LinearFacts, LMPartOutline
 from workers.specs.experiment import TrainSpec
 from workers.specs.language import LoraSpec
-from workers.specs.memory import ON_DEVICE, MemorySpec
+from workers.specs.memory import ON_DEVICE, Activations, MemorySpec
 from workers.specs.tier_bytes import LEAVING_BYTES, tier_bytes
 from workers.update_slices import DRAWS, WORKING, slice_size
 
@@ -76,6 +76,8 @@ def stage_memory(
         held += gradients
     first = next((index for index, part in enumerate(parts) if part.trainable), len(parts))
     saving, streamed = parts[first:], _streamed(parts)
+    if stored_item_bytes is not None and not first:
+        held -= _batch_kept(saving[0], tokens, types, memory.activations_of(train))
     kept = held_activations(saving, tokens, train.micro, types, memory.activations_of(train))
     loss = _loss(parts[-1], tokens, train, types, kind)
     moments = [kept.resting + loss]
@@ -234,7 +236,11 @@ def _backward(part: Part, tokens: int, types: Types) -> int:
         matrix = _vocabulary(part.outline) * hidden_width(part)
         trains = part.trainable + part.shared >= matrix
         return (4 * matrix + (types.master * matrix if types.master < 4 else 0)) if trains else 0
-    working = types.computed * 3 * part.facts.kept.inner + 2 * types.master * hidden_width(part)
+    kept = part.facts.kept
+    if part.trained and not part.adapted and kept.gated:
+        # The product of both branches, which it keeps, is gone when their gradients come.
+        return tokens * (types.computed * 2 * kept.inner + types.master * hidden_width(part))
+    working = types.computed * 3 * kept.inner + 2 * types.master * hidden_width(part)
     return tokens * working + (types.computed * _largest_matrix(part) if part.trainable or part.packed else 0)
 
 
@@ -263,6 +269,17 @@ def _largest_gradient(part: Part) -> int:
     if not part.trainable:
         return 0
     return min(part.trainable_bytes, part.trainable_bytes * _largest_matrix(part) // max(1, part.outline.parameters))
+
+
+def _batch_kept(part: Part, tokens: int, types: Types, activations: Activations) -> int:
+    """What the first part keeps of its input, in the type of the weights: it is the batch, and counted with that."""
+    if part.outline.name == "embed":
+        return 0
+    kept = part.facts.kept
+    # A norm keeps what it reads, but for RMSNorm, which reads a float32 copy.
+    as_it_came = activations in ("recompute", "selective") or types.master == 4 or kept.layer_norm_inputs > 0
+    hidden = part.outline.inputs[0][-1]
+    return types.master * hidden * tokens if as_it_came and activations != "host" else 0
 
 
 def _waiting(

@@ -528,6 +528,8 @@ ARCHITECTURES = {
     "llama_sweep": "llama-3.1-8b",
     "nemo_sweep": "mistral-nemo-12b",
     "mistral_nemo_segprop": "mistral-nemo-12b",
+    "mistral_nemo_segprop_24gb": "mistral-nemo-12b",
+    "llama70b_segprop": "llama-3.1-70b",
 }
 
 
