@@ -46,8 +46,8 @@ SHIPPED = {
     "llama_segprop_12gb": Case("llama_segprop_12gb", "llama-3.1-8b", stages=(0, 1, 6, -1)),
     "mistral_nemo_segprop": Case("mistral_nemo_segprop", "mistral-nemo-12b"),
     "mistral_nemo_segprop_24gb": Case("mistral_nemo_segprop_24gb", "mistral-nemo-12b", stages=(0, 1, 5, -1)),
-    # A gang's ranks are not traced: one card.
-    "llama70b_segprop one card": Case("llama70b_segprop", "llama-3.1-70b", _ONE_CARD, stages=(0, 8, -1)),
+    # A gang's ranks are not traced: one card, behind the base.
+    "llama70b_segprop one card": Case("llama70b_segprop", "llama-3.1-70b", _ONE_CARD, stages=(8,)),
     "llama_sweep base 24": Case("llama_sweep", "llama-3.1-8b", "split.base=24"),
     "llama_sweep base 1 head 0": Case("llama_sweep", "llama-3.1-8b", "split.base=1 split.head=0 regimes=[segprop]"),
     "nemo_sweep base 32": Case("nemo_sweep", "mistral-nemo-12b", "split.base=32"),
@@ -87,13 +87,15 @@ ON_H200: dict[str, dict[str, Case]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--configs", nargs="*", choices=SHIPPED, default=list(SHIPPED), help="only these")
-    parser.add_argument("--cases", nargs="*", help="only these that an H200 was measured with: RESULT/CASE")
+    parser.add_argument(
+        "--cases", nargs="*", help="only these that an H200 was measured with: RESULT/CASE; none named: none"
+    )
     parser.add_argument("--all-stages", action="store_true", help="not only the first, the second and the last")
     parser.add_argument("--resume", action="store_true", help="keep figures of stages whose task is the same still")
 
 
 def result_name(options: argparse.Namespace) -> str:
-    return "lm_trace"
+    return "lm_trace-shipped" if options.cases == [] else "lm_trace"
 
 
 def run(options: argparse.Namespace) -> Report:
