@@ -14,17 +14,18 @@ if TYPE_CHECKING:
     from orchestrator.config.schema import Config, Regime
 
 
-def experiment_of(config: Config, regime: Regime, classes: int, found: object | None) -> Experiment:
+def experiment_of(config: Config, regime: Regime, data_outline: AnyOutline, found: object | None) -> Experiment:
     """What all tasks of a regime hold. `found`: what the family's `inspect` gave. The store holds prepared data and
     initial weights, so a stage needs neither's path."""
-    data, asked = regime.domain.without_files(config.data), regime.domain.views(config.data)
+    data = regime.domain.without_files(config.data, data_outline)
+    asked = regime.domain.views(config.data)
     if asked is not None:
         # Stages are given their own number; what else is done does not depend on it.
         data = regime.domain.with_views(data, 1 if asked == "auto" else asked)
     return Experiment(
         model=regime.family.architecture(regime.model, found),
         data=data,
-        classes=classes,
+        classes=outputs_of(config, data_outline, found),
         seed=config.seed,
         code=config.family.file_digests(config.model, found).code,
     )
@@ -40,17 +41,17 @@ def data_task(config: Config, data: AnyOutline, found: object | None) -> DataTas
 
 
 def model_task(
-    config: Config, regime: Regime, classes: int, found: object | None, weights_digest: str | None
+    config: Config, regime: Regime, data: AnyOutline, found: object | None, weights_digest: str | None
 ) -> ModelTask:
     """Write the initial weights. It holds what decides them: how the chain is cut, or computes, later does not."""
     sized = regime.traits.sized_weights
     files = regime.family.file_digests(regime.model, found)
     return ModelTask(
         model=regime.family.start(regime.model, found),
-        classes=classes,
+        classes=outputs_of(config, data, found),
         seed=config.seed,
         weights_digest=weights_digest,
-        sample=regime.domain.checked_sample(config.data) if sized else None,
+        sample=regime.domain.sample(config.data, data) if sized else None,
         companions=files.companions,
         code=files.code,
     )

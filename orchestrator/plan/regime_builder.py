@@ -359,7 +359,7 @@ def _data_node(state: RegimeState) -> str:
 
 def _model_node(state: RegimeState) -> str:
     inputs = state.inputs
-    task = model_task(inputs.config, state.regime, inputs.classes, inputs.found, inputs.weights_digest)
+    task = model_task(inputs.config, state.regime, inputs.data, inputs.found, inputs.weights_digest)
     parts = [*state.outline.blocks, state.outline.head]
     parameters = sum(part.parameters for part in (state.outline.held_together(parts) if state.tied else parts))
     return state.add("model", "model", to_json(task), {}, formulas.model_estimate(parameters))

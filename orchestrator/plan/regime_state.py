@@ -13,7 +13,7 @@ from orchestrator.costs.estimator import Estimator
 from orchestrator.costs.formulas import Estimate
 from orchestrator.costs.snapshot_policy import Decision
 from orchestrator.plan.boundaries import Boundaries
-from orchestrator.plan.experiment import experiment_of, outputs_of, rows_of
+from orchestrator.plan.experiment import experiment_of, rows_of
 from orchestrator.plan.node_table import NodeTable
 from orchestrator.plan.views import LEAST, ViewsSeen, views_to_give
 from orchestrator.regimes import wavefront
@@ -64,11 +64,6 @@ class PlanInputs:
         return self.speeds.on_host
 
     @cached_property
-    def classes(self) -> int:
-        """Outputs of the head: classes, or the tokens of a vocabulary."""
-        return outputs_of(self.config, self.data, self.found)
-
-    @cached_property
     def rows(self) -> SplitRows:
         return rows_of(self.config, self.data)
 
@@ -103,7 +98,7 @@ class RegimeState:
         self.training = {stage.name: regime.stage_training(stage) for stage in self.stages}
         #: What is asked for; stored boundaries have those of `boundaries`.
         self.views = config.domain.views(config.data)
-        self.experiment = experiment_of(config, regime, inputs.classes, inputs.found)
+        self.experiment = experiment_of(config, regime, inputs.data, inputs.found)
         #: The wave's steps; none where the stages run one after the other.
         self.wave = self._wave()
         self.boundaries = Boundaries(

@@ -13,7 +13,7 @@ from pathlib import Path
 import xxhash
 
 PACKAGES = ("ray", "torch", "transformers")
-CODE = ("orchestrator", "workers", "cache_store")
+CODE = ("segprop", "orchestrator", "workers", "cache_store")
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ set and the file of initial weights. `run_dir.py` looks at the run directory and
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from orchestrator.config.precision import has_gpu, planned_device
 from orchestrator.config.rates import Rates
 from orchestrator.config.rules import ray_jobs
 from orchestrator.config.rules.check import sound
-from orchestrator.config.rules.models import finding_of, trainable
+from orchestrator.config.rules.models import chain, finding_of, trainable
 from orchestrator.config.schema import MEMORY, Config, Regime
 from orchestrator.config.yaml_loader import Document, KeyPath, Problem, apply_overrides, raise_problems
 from orchestrator.environment import gpus
@@ -38,6 +39,7 @@ from orchestrator.plan.views import unequal_views
 from workers.domains.planning import AnyData, AnyOutline
 from workers.domains.registry import planning_of_data
 from workers.models.base import Finding
+from workers.models.outline import ChainOutline
 from workers.specs.as_json import from_json
 from workers.specs.data_results import DataFigures
 from workers.specs.memory import AUTO
@@ -121,6 +123,7 @@ def prepare_document(
     config = sound(document, problems, checked.config, kind)
     if data is None:
         raise ConfigError(f"{document.source}: its data cannot be looked at")
+    raise_problems(document.source, document.located(_late_chains(config, data, checked.found)))
     return _planned(document, PlanBasis(config, data, checked.found, digest, device))
 
 
@@ -151,6 +154,22 @@ def _further_problems(config: Config, data: AnyOutline | None) -> Iterator[Findi
     yield from ray_jobs.problems(config, Path.cwd())
 
 
+def _unfit(
+    config: Config, regimes: Sequence[Regime], outlines: Mapping[str, ChainOutline], data: AnyOutline
+) -> Iterator[Finding]:
+    """What does not fit between chains and data, once for all regimes."""
+    sample = config.domain.sample(config.data, data)
+    found = (regime.family.fit_problems(regime.model, outlines[regime.name], sample) for regime in regimes)
+    yield from dict.fromkeys(itertools.chain.from_iterable(found))
+
+
+def _late_chains(config: Config, data: AnyOutline, found: object | None) -> Iterator[Finding]:
+    """Check the chains where only the data told the shape of a sample; see `models.chain`."""
+    if config.domain.checked_sample(config.data) is None:
+        for name in config.regimes:
+            yield from chain(config, config.regime(name), found, config.domain.sample(config.data, data))
+
+
 def _planned(document: Document, basis: PlanBasis) -> Prepared:
     """The plan of a sound configuration. ConfigError when a stage cannot be trained on these data, or
     when the configuration insists on snapshots that exceed the budget."""
@@ -159,6 +178,7 @@ def _planned(document: Document, basis: PlanBasis) -> Prepared:
     outlines = {regime.name: outline_of(config, regime, data, found) for regime in regimes}
     rows = rows_of(config, data).train
     findings = [finding for regime in regimes for finding in trainable(config, regime, outlines[regime.name], rows)]
+    findings += _unfit(config, regimes, outlines, data)
     memory = _device_bytes(config, basis.device)
     findings += _unsettled(regimes) if memory is None else ()
     raise_problems(document.source, document.located(findings))

@@ -13,7 +13,7 @@ from cache_store.storage.open import open_storage
 from orchestrator.environment import describe_environment
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Outcome
-from orchestrator.plan.experiment import experiment_of, outputs_of
+from orchestrator.plan.experiment import experiment_of
 from orchestrator.reports.page import write_report
 from orchestrator.reports.records import Summary
 from orchestrator.reports.result_table import print_places, print_table
@@ -116,7 +116,7 @@ def _model_commit(prepared: Prepared, ledger: CommitLog) -> Commit:
 
 def _experiment(prepared: Prepared, regime: str) -> Experiment:
     config, found = prepared.config, prepared.found
-    return experiment_of(config, config.regime(regime), outputs_of(config, prepared.data, found), found)
+    return experiment_of(config, config.regime(regime), prepared.data, found)
 
 
 def _write_results(prepared: Prepared, ledger: CommitLog, outcome: Outcome, exports: dict[str, str]) -> Summary:

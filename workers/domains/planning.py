@@ -107,16 +107,18 @@ class DomainPlanning(ABC, Generic[DataT, OutlineT]):
         """Shape of one sample, about, for predictions."""
 
     @abstractmethod
-    def checked_sample(self, data: DataT) -> Shape:
-        """Shape of a sample that tells whether there is a chain, before the files are looked at."""
+    def checked_sample(self, data: DataT) -> Shape | None:
+        """Shape of a sample that tells whether there is a chain, before the files are looked at; None where only they
+        tell."""
 
     def load_seconds(self, data: DataT) -> LoadSeconds:
         """What loading raw inputs takes, about; nothing where it is copying alone."""
         return LoadSeconds()
 
     @abstractmethod
-    def without_files(self, data: DataT) -> DataT:
-        """The spec freed of where files lie: the store holds the prepared data, so a stage needs no path."""
+    def without_files(self, data: DataT, outline: OutlineT) -> DataT:
+        """The spec freed of where files lie: the store holds the prepared data, so a stage needs no path. With what
+        only looking at them found, where a stage needs that."""
 
     @abstractmethod
     def task(self, data: DataT, fingerprint: str, seed: int, tokenizing: CausalLMSpec | None) -> DataTask:

@@ -303,6 +303,10 @@ class ModelFamily(ABC, Generic[SpecT, FoundT]):
         """What is wrong with training a stage on `rows` samples. The keys are those of `train`."""
         yield from ()
 
+    def fit_problems(self, model: SpecT, chain: ChainOutline, sample: Shape) -> Iterator[Finding]:
+        """What is wrong with this chain for samples of this shape and their classes, whose number the chain knows."""
+        yield from ()
+
     def missing_weights(self, model: SpecT, found: FoundT | None) -> str | None:
         """Why a model that can be planned for cannot be trained; None when it can."""
         return None

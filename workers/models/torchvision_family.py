@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from workers.file_digests import digest_of_setting
-from workers.models.base import ModelFamily, Start, Written
+from workers.models.base import Finding, ModelFamily, Start, Written
 from workers.specs.experiment import ResNetSpec, VGGSpec, ViTSpec
 from workers.specs.results import INITIAL_STATE
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from cache_store.records.nodes import Attempt
     from workers.control import Control
+    from workers.models.counting import Shape
+    from workers.models.outline import ChainOutline
 
 NetworkT = TypeVar("NetworkT", ResNetSpec, VGGSpec, ViTSpec)
 #: Networks of convolutions, of which the head takes the last few.
@@ -36,6 +38,11 @@ class TorchvisionFamily(ModelFamily[NetworkT, None]):
 
     def pretrained(self, model: NetworkT) -> bool:
         return model.weights is not None
+
+    def fit_problems(self, model: NetworkT, chain: ChainOutline, sample: Shape) -> Iterator[Finding]:
+        if chain.boundaries[0] != (sample,):
+            (takes,) = chain.boundaries[0]
+            yield ("data", "build"), f"gives samples of shape {sample}; {self.traits.noun} takes RGB images, {takes}"
 
     def write_start(self, start: Start, attempt: Attempt, control: Control) -> Written:
         from workers import tensor_files

@@ -100,15 +100,36 @@ class VGGSpec(ModelSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PythonSpec(ModelSpec):
+    """A network of your own, as a chain (docs/own-network.md)."""
+
+    family: Literal["python"] = "python"
+    #: `module:function`, which returns a `segprop.Chain` or an `nn.Module` that is cut by itself. The module is looked
+    #: for in `model.path`, in the current directory, then among installed packages.
+    build: str
+    #: Arguments of the function, by name.
+    args: dict[str, Any] = field(default_factory=dict)
+    #: Folder that the module lies in; null: that of the configuration.
+    path: str | None = None
+    #: Blocks of a module that is cut by itself. auto: at every joint behind a layer with weights; a number: so many, of
+    #: about equal cost. A `segprop.Chain` is cut as it says.
+    segments: Literal["auto"] | Annotated[int, Ge(1), Le(100_000)] = "auto"
+    #: sha256 of the source that the function comes from: a run with other source is refused. In tasks always given.
+    code: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageSpec:
     """An image classification data set and the views made of it."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    LATER: ClassVar[tuple[str, ...]] = ("build", "args", "sample", "classes")
 
-    name: Literal["digits", "cifar10", "cifar100", "folder"]
+    name: Literal["digits", "cifar10", "cifar100", "folder", "python"]
     #: cifar: a folder or file of Parquet as on the Hugging Face hub, or torchvision's download folder.
     #: folder: has train/ and test/ (or val/) with one subfolder a class, or these subfolders themselves; val/ beside
-    #: test/ is the validation split. digits: not used.
+    #: test/ is the validation split. python: the folder that the module lies in; null: that of the configuration.
+    #: digits: not used.
     path: str | None = None
     download: bool = False
     image_size: Annotated[int, Ge(4), Le(4096)] = 224
@@ -132,6 +153,16 @@ class ImageSpec:
     #: Use only this many training / test samples, chosen by seed (None: all).
     train_limit: Annotated[int, Ge(1)] | None = None
     test_limit: Annotated[int, Ge(1)] | None = None
+    #: python: `module:function`, which returns `{"train": …, "test": …}`, data sets of (tensor, class), and may add
+    #: `"validation"` (docs/own-network.md). Samples are taken as they are: image_size, resize, augment and views do not
+    #: count.
+    build: str | None = None
+    #: Arguments of that function, by name.
+    args: dict[str, Any] | None = None
+    #: python: shape of one sample. null: that of the first.
+    sample: tuple[Annotated[int, Ge(1)], ...] | None = None
+    #: python: number of classes. null: as the data set's `classes` says, or the largest class there is.
+    classes: Annotated[int, Ge(1), Le(1 << 24)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

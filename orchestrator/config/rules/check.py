@@ -134,11 +134,12 @@ def _rules(
     yield from blocks.settings(config)
     if wrong is not None:
         yield models.finding_of(wrong)
+    sample = config.domain.checked_sample(config.data)
     for regime in regimes.values():
         yield from models.refused(config, regime)
         yield from base.run_exit(config, regime)
-        if wrong is None:
-            yield from models.chain(config, regime, found)
+        if wrong is None and sample is not None:
+            yield from models.chain(config, regime, found, sample)
         yield from base.trainings(config, regime)
         yield from base.window(config, regime)
         yield from blocks.training(config, regime)

@@ -10,6 +10,7 @@ from orchestrator.config.rules import blocks as turns
 from orchestrator.config.schema import Config, Regime
 from orchestrator.regimes.stages import Stage
 from workers.models.base import Finding
+from workers.models.counting import Shape
 from workers.models.outline import ChainOutline
 
 
@@ -38,11 +39,12 @@ def refused(config: Config, regime: Regime) -> Iterator[Finding]:
         yield base.locate(config, regime.name, "training", "lm_head"), "lora: needs training.lora"
 
 
-def chain(config: Config, regime: Regime, found: object) -> Iterator[Finding]:
-    """Check that there is a chain, that its split makes sense, and that its stages can be built."""
+def chain(config: Config, regime: Regime, found: object, sample: Shape) -> Iterator[Finding]:
+    """Check that there is a chain for samples of this shape, that its split makes sense, and that its stages can be
+    built."""
     try:
         # Which chain there is does not depend on the number of classes.
-        outline = regime.family.outline(regime.model, found, regime.domain.checked_sample(config.data), 10)
+        outline = regime.family.outline(regime.model, found, sample, 10)
     except ConfigError as error:
         path, message = finding_of(error)
         if path == ("model", "head_convs") and config.regimes[regime.name].head_convs is not None:

@@ -13,9 +13,8 @@ from orchestrator.config.schema import Config
 from orchestrator.config.values import default_store
 from orchestrator.config.yaml_loader import KeyPath
 from workers.models.base import Finding
+from workers.user_code import PACKAGE
 
-#: How Ray names the folders it unpacks a working directory into.
-PACKAGE = "_ray_pkg_"
 WRITTEN: tuple[KeyPath, ...] = (("run_dir",), ("store",))
 READ: tuple[KeyPath, ...] = (("data", "path"), ("model", "path"), ("model", "weights"))
 

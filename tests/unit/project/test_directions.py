@@ -40,7 +40,7 @@ ORDER = {
         "data distributed transfers",
         "device tensor_files",
         "judge",
-        "control file_digests overlap specs seeds update_slices versions",
+        "control file_digests overlap specs seeds update_slices user_code versions",
         "user_cache",
     ),
     "cache_store": (

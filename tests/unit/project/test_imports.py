@@ -69,6 +69,11 @@ def test_workers_know_neither_orchestrator_nor_ray() -> None:
     assert offenders("workers", {"orchestrator", "ray"}) == []
 
 
+def test_nothing_below_it_imports_what_people_import() -> None:
+    for package in ("orchestrator", "workers", "cache_store"):
+        assert offenders(package, {"segprop"}) == []
+
+
 def test_ray_is_imported_in_its_runner_alone() -> None:
     assert offenders("orchestrator", {"ray"}, RAY) == []
 
@@ -78,7 +83,7 @@ def test_the_cache_store_touches_fsspec_in_storage_alone() -> None:
 
 
 def test_nothing_that_ships_imports_the_tests() -> None:
-    for package in ("orchestrator", "workers", "cache_store"):
+    for package in ("segprop", "orchestrator", "workers", "cache_store"):
         assert offenders(package, {"tests", "pytest", "hypothesis", "benchmarks"}) == []
 
 

@@ -63,7 +63,12 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "workers.data.text.corpora.conversations.Conversation.messages",
         "workers.models.causal_lm.network.recording.accepts",
     ),
+    "arguments of a function that a user wrote": (
+        "workers.specs.experiment.ImageSpec.args",
+        "workers.specs.experiment.PythonSpec.args",
+    ),
     "YAML before the schema, and sections that are laid over others": (
+        "orchestrator.config.load.document_of",
         "orchestrator.config.load.with_values",
         "orchestrator.config.precision",
         "orchestrator.config.schema.Config.resolved",

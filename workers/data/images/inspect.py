@@ -29,7 +29,7 @@ def outline_of(data: ImageSpec, source: ImageFiles) -> DataOutline:
     return DataOutline(
         classes=len(source.class_names),
         class_names=source.class_names,
-        native=(3, side, side),
+        native=source.shape or (3, side, side),
         train_rows=source.rows("train"),
         test_rows=source.rows("test"),
         fingerprint=source.fingerprint(),

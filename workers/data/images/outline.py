@@ -13,13 +13,14 @@ class DataOutline:
 
     `train_rows` and `test_rows` count the files' own splits: the last `held_out` rows of train are a validation split,
     and where `test_rows` is 0, a test split is chosen among train's rows. `skipped`: files that are no images, counted
-    by suffix. `native` is (C, H, W) of the images as stored by `prepare`; `fingerprint` (sha256, hex) changes when a
-    file is added, removed, renamed or gets another content; `mean` and `std` normalise pixels scaled to 0..1.
+    by suffix. `native` is the shape of a sample as stored by `prepare`, of images (C, H, W); `fingerprint` (sha256,
+    hex) changes when a file is added, removed, renamed or gets another content; `mean` and `std` normalise pixels
+    scaled to 0..1.
     """
 
     classes: int
     class_names: tuple[str, ...]
-    native: tuple[int, int, int]
+    native: tuple[int, ...]
     train_rows: int
     test_rows: int
     fingerprint: str

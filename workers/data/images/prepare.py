@@ -82,7 +82,7 @@ def _fill(target: SnapshotSet, split: Split, decoder: Decoder, counter: Progress
         counter.done = before + spec.rows - sum(len(spec.shard_range(shard)) for shard in missing)
         for shard in missing:
             rows = spec.shard_range(shard)
-            images = np.empty((len(rows), *spec.fields[0].shape), dtype=np.uint8)
+            images = np.empty((len(rows), *spec.fields[0].shape), dtype=spec.fields[0].dtype)
             labels = np.empty(len(rows), dtype=np.int64)
             for count in decoder.decode(split, rows, images, labels):
                 counter.add(count)
@@ -97,7 +97,7 @@ def set_spec(data: ImageSpec, source: ImageFiles, outline: DataOutline, split: S
     if IMAGE_FORMATS[data.name].facts.side is None:
         decoder["resize"] = outline.native[1]
     rows = source.rows(split)
-    row_bytes = int(np.prod(outline.native)) + 8
+    row_bytes = int(np.prod(outline.native)) * np.dtype(source.dtype).itemsize + 8
     shard_rows = min(rows, rows_per_shard(row_bytes, SHARD_BYTES, 1))
     return SetSpec(
         key={
@@ -108,7 +108,7 @@ def set_spec(data: ImageSpec, source: ImageFiles, outline: DataOutline, split: S
             "decoder": decoder,
         },
         rows=rows,
-        fields=(Field("image", "uint8", outline.native), Field("label", "int64", ())),
+        fields=(Field("image", source.dtype, outline.native), Field("label", "int64", ())),
         group_rows=shard_rows,
         shard_rows=shard_rows,
     )

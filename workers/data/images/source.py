@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,9 +20,11 @@ from workers.data.images.formats.table import IMAGE_FORMATS
 from workers.data.images.inspect import resize_of
 from workers.data.images.prepare import prepare
 from workers.seeds import derive_seed
+from workers.specs.as_json import from_json
 from workers.specs.data_results import ImageDataResult
 from workers.specs.experiment import Experiment, ImageSpec
 from workers.specs.model import expect
+from workers.specs.tasks import DataTask
 
 #: Which prepared set holds a split; without a test set, train's holds them all.
 SET_OF = {"train": "train", "validation": "train", "test": "test"}
@@ -51,16 +53,22 @@ class ImageSource:
         self._samples = chosen[split]
         name = SET_OF[split] if counts["test"] else "train"
         self._set = _PreparedSet(experiment, prepared, snapshots, name, cache_bytes)
-        facts = IMAGE_FORMATS[data.name].facts
-        self._augment = Augment(
-            augment=data.augment,
-            native=self._set.side,
-            resize=resize_of(data),
-            size=data.image_size,
-            flip=data.flip,
-            mean=facts.mean,
-            std=facts.std,
-            seed=derive_seed(experiment.seed, "views"),
+        kind = IMAGE_FORMATS[data.name]
+        facts = kind.facts
+        self._augment: Callable[[Tensor, np.ndarray, int | None], Tensor]
+        self._augment = (
+            as_they_are
+            if kind.as_they_are
+            else Augment(
+                augment=data.augment,
+                native=self._set.side,
+                resize=resize_of(data),
+                size=data.image_size,
+                flip=data.flip,
+                mean=facts.mean,
+                std=facts.std,
+                seed=derive_seed(experiment.seed, "views"),
+            )
         )
         self.classes = experiment.classes
         self.rows = len(self._samples)
@@ -69,7 +77,7 @@ class ImageSource:
         self.labels: Tensor = torch.from_numpy(self._set.labels[self._samples])
 
     def batch(self, rows: Tensor | np.ndarray, view: int | None) -> Tensor:
-        """Return images float32 (B, 3, S, S), normalised and contiguous, for `rows` int64 (B,) of this split.
+        """Return samples float32 and contiguous, images (B, 3, S, S) normalised, for `rows` int64 (B,) of this split.
 
         `view` None: the evaluation transform. IndexError when a row is not in the split.
         """
@@ -78,6 +86,11 @@ class ImageSource:
             raise IndexError(f"rows {index.min()} to {index.max()} of a split of {self.rows}")
         samples = self._samples[index]
         return self._augment(self._set.gather(samples), samples, view)
+
+
+def as_they_are(samples: Tensor, index: np.ndarray, view: int | None) -> Tensor:
+    """Give samples as floats: uint8 of 0 to 255 as 0..1, floats unchanged. All views are the same."""
+    return samples.to(torch.float32).div_(255) if samples.dtype == torch.uint8 else samples
 
 
 _cache: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
@@ -96,16 +109,17 @@ class _PreparedSet:
         cache_bytes: int,
     ) -> None:
         self._data = expect(ImageSpec, experiment.data)
+        self._prepared = prepared
         self._ids = {"train": prepared.train, "test": prepared.test}
         self._name = name
         self._snapshots = snapshots
         self._set = self._open()
         spec = self._set.spec
-        self._shape = spec.fields[0].shape
+        self._shape, self._dtype = spec.fields[0].shape, np.dtype(spec.fields[0].dtype)
         self.side = self._shape[-1]
         self._memory: Tensor | None = None
         self._cache_bytes = cache_bytes
-        self._held = spec.rows * int(np.prod(self._shape)) <= cache_bytes
+        self._held = spec.rows * int(np.prod(self._shape)) * self._dtype.itemsize <= cache_bytes
         self.labels = np.empty(spec.rows, dtype=np.int64)
         for shard in range(spec.shards):
             rows = spec.shard_range(shard)
@@ -113,14 +127,14 @@ class _PreparedSet:
         self._set.close()
 
     def gather(self, samples: np.ndarray) -> Tensor:
-        """Return uint8 (B, 3, H, W), rows of the set. A small set is read into memory here, not before: a stage that is
-        fed from snapshots asks for labels alone."""
+        """Return rows of the set, of images uint8 (B, 3, H, W). A small set is read into memory here, not before: a
+        stage that is fed from snapshots asks for labels alone."""
         if self._held and self._memory is None:
             self._memory = self._cached(self._cache_bytes)
             self._set.close()
         if self._memory is not None:
             return self._memory[torch.from_numpy(samples)]
-        out = np.empty((len(samples), *self._shape), dtype=np.uint8)
+        out = np.empty((len(samples), *self._shape), dtype=self._dtype)
         owner, local = np.divmod(samples, self._set.spec.shard_rows)
         for shard in np.unique(owner).tolist():
             members = np.flatnonzero(owner == shard)
@@ -133,7 +147,7 @@ class _PreparedSet:
         with _cache_lock:
             images = _cache.get(key)
             if images is None:
-                filled = np.empty((spec.rows, *self._shape), dtype=np.uint8)
+                filled = np.empty((spec.rows, *self._shape), dtype=self._dtype)
                 for shard in range(spec.shards):
                     rows = spec.shard_range(shard)
                     filled[rows.start : rows.stop] = self._read(shard, 0)
@@ -164,7 +178,10 @@ class _PreparedSet:
 
     def _restore(self, error: Exception) -> None:
         """Decode what is missing from the data set's own files, which must still be those of the plan."""
-        again = prepare(self._data, self._snapshots)
+        origin = self._prepared.origin
+        # The task that made it knows where files and code lie, which a stage's does not.
+        data = self._data if origin is None else expect(ImageSpec, from_json(DataTask, origin).data)
+        again = prepare(data, self._snapshots)
         if {"train": again.train, "test": again.test} != self._ids:
             raise DataError(
                 f"data.path: prepared images are missing or damaged ({error}) and the files at "

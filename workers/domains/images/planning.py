@@ -46,6 +46,7 @@ class ImagePlanning(DomainPlanning[ImageSpec, "DataOutline"]):
         for name, share in (("validation", data.validation), ("test", data.test)):
             if share >= 1 and share != int(share):
                 yield ("data", name), f"{share}: must be a fraction below 1 or a whole number of samples"
+        yield from _own_problems(data)
         if data.name == "digits" and data.path is not None:
             yield ("data", "path"), "digits come with scikit-learn; leave data.path out"
 
@@ -63,37 +64,49 @@ class ImagePlanning(DomainPlanning[ImageSpec, "DataOutline"]):
 
     def views(self, data: ImageSpec) -> int | Literal["auto"]:
         # Without augmentation all views are the same pixels.
-        return 1 if data.views == "auto" and data.augment == "none" else data.views
+        return 1 if _own(data) or (data.views == "auto" and data.augment == "none") else data.views
 
     def with_views(self, data: ImageSpec, views: int) -> ImageSpec:
         return replace(data, views=views)
 
     def sample(self, data: ImageSpec, outline: DataOutline) -> Shape:
-        return sample_shape(data)
+        return outline.native if _own(data) else sample_shape(data)
 
-    def checked_sample(self, data: ImageSpec) -> Shape:
-        return sample_shape(data)
+    def checked_sample(self, data: ImageSpec) -> Shape | None:
+        return data.sample if _own(data) else sample_shape(data)
 
     def load_seconds(self, data: ImageSpec) -> LoadSeconds:
+        if _own(data):
+            return LoadSeconds()
         return LoadSeconds(_view_seconds(data.augment, data.image_size), _view_seconds("none", data.image_size))
 
-    def without_files(self, data: ImageSpec) -> ImageSpec:
-        return replace(data, path=None, download=False)
+    def without_files(self, data: ImageSpec, outline: DataOutline) -> ImageSpec:
+        alone = replace(data, path=None, download=False)
+        if not _own(data):
+            return alone
+        return replace(alone, build=None, args=None, classes=None, augment="none", sample=outline.native)
 
     def task(self, data: ImageSpec, fingerprint: str, seed: int, tokenizing: CausalLMSpec | None) -> DataTask:
         # Data are decoded once for all the ways they are augmented, split and limited.
         decoded = ImageSpec(
             name=data.name,
-            path=data.path,
+            path=_code_folder(data) if _own(data) else data.path,
             download=data.download,
             image_size=data.image_size,
             resize=data.resize,
             views=1,
+            build=data.build,
+            args=data.args,
+            sample=data.sample,
+            classes=data.classes,
         )
         return DataTask(data=decoded, fingerprint=fingerprint)
 
     def words(self, data: ImageSpec, outline: DataOutline, count_text: Callable[[int], str]) -> str:
         rows, size = self.rows(data, outline), data.image_size
+        if _own(data):
+            shape = "x".join(map(str, outline.native))
+            return f"{data.build}: {rows.train} + {rows.validation} + {rows.test} samples, {shape}"
         words = f"{data.name}: {rows.train} + {rows.validation} + {rows.test} images, {size}x{size}"
         words += f", views {self.views(data)}"
         if not outline.skipped:
@@ -107,6 +120,9 @@ class ImagePlanning(DomainPlanning[ImageSpec, "DataOutline"]):
     def export_facts(self, data: ImageSpec, outline: DataOutline) -> dict[str, Any]:
         from workers.data.images.inspect import resize_of
 
+        if _own(data):
+            taken = "floats as they are, uint8 divided by 255"
+            return {"class_names": list(outline.class_names), "preprocessing": {"samples": taken}}
         return {
             "class_names": list(outline.class_names),
             "preprocessing": {
@@ -123,9 +139,34 @@ def _view_seconds(augment: str, side: int) -> float:
     return each + pixel * side * side
 
 
+def _own(data: ImageSpec) -> bool:
+    """Tell whether samples come from a function of the user's, and so are taken as they are."""
+    return data.name == "python"
+
+
+def _code_folder(data: ImageSpec) -> str | None:
+    """The folder of a function's code, as every worker finds it."""
+    from workers.user_code import find
+
+    return find(str(data.build), data.path, "data.build").travelling()
+
+
+def _own_problems(data: ImageSpec) -> Iterator[Finding]:
+    """Check that keys of the user's own data are given where they count, and there alone."""
+    if _own(data):
+        if data.build is None:
+            yield ("data", "build"), "none given for python; allowed: module:function, which returns the data sets"
+        if data.download:
+            yield ("data", "download"), "true: a function's data are not downloaded; allowed for: cifar10, cifar100"
+        return
+    for key in ("build", "args", "sample", "classes"):
+        if getattr(data, key) is not None:
+            yield ("data", key), f"is for data.name python; {data.name} has none"
+
+
 def sample_shape(data: ImageSpec) -> Shape:
-    """One image as the network sees it: RGB, square."""
-    return (3, data.image_size, data.image_size)
+    """One sample as the network sees it: an RGB image, square, or what the user's own data are."""
+    return data.sample or (3, data.image_size, data.image_size)
 
 
 def split_rows(data: ImageSpec, train_rows: int, test_rows: int, held_out: int = 0) -> SplitRows:

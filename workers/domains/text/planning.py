@@ -93,7 +93,7 @@ class TextPlanning(DomainPlanning[TextSpec, "TextOutline"]):
     def checked_sample(self, data: TextSpec) -> Shape:
         return (1,)  # which chain there is does not depend on how long a sample is
 
-    def without_files(self, data: TextSpec) -> TextSpec:
+    def without_files(self, data: TextSpec, outline: TextOutline) -> TextSpec:
         return replace(data, path=None)
 
     def task(self, data: TextSpec, fingerprint: str, seed: int, tokenizing: CausalLMSpec | None) -> DataTask:

@@ -86,6 +86,16 @@ class ImageFiles:
     held_out: int = 0
     skipped: tuple[tuple[str, int], ...] = ()
 
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of the samples as they are stored; None: square images of the side that the format or `resize` says."""
+        return None
+
+    @property
+    def dtype(self) -> str:
+        """Type of the samples as they are stored."""
+        return "uint8"
+
     def rows(self, split: Split) -> int:
         """Count the samples in a split."""
         return sum(self.lengths(split))
@@ -104,6 +114,8 @@ class DataFormat(abc.ABC):
     """A kind of image data set, as `data.name` names it. `facts`: what is known of it beforehand."""
 
     facts: ImageFacts
+    #: Samples of any one shape, no images to crop, augment and normalise: floats as they are, uint8 scaled to 0..1.
+    as_they_are: ClassVar[bool] = False
     #: What `data.path` may be, in words.
     allowed: str
 

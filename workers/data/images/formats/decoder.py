@@ -22,7 +22,8 @@ class Decoder:
         self.pool = pool
 
     def decode(self, split: Split, rows: range, images: np.ndarray, labels: np.ndarray) -> Iterator[int]:
-        """Fill `images` uint8 (N, 3, H, W) and `labels` int64 (N,); yields how many rows were just done."""
+        """Fill `images` (uint8 (N, 3, H, W), but for samples of other shapes) and `labels` int64 (N,); yields how many
+        rows were just done."""
         at = 0
         for piece in self.source.format.pieces(self.source, split, rows):
             labels[at : at + len(piece.labels)] = self._labels(piece)
@@ -48,11 +49,11 @@ class Decoder:
         for row in range(start, stop):
             where = f"row {piece.first + row} of {piece.file}"
             try:
-                image = self.source.format.image(self.source, piece.items[row], self.outline.native[1])
+                image = self.source.format.image(self.source, piece.items[row], self.outline.native[-1])
             except DECODE_ERRORS as error:
                 raise DataError(f"{where}: the image cannot be decoded: {error}") from error
-            if image.shape[-2:] != out.shape[-2:]:
-                found, wanted = (" x ".join(map(str, shape[-2:])) for shape in (image.shape, out.shape))
+            if image.shape[-2:] != out.shape[1:][-2:]:
+                found, wanted = (" x ".join(map(str, shape[-2:])) for shape in (image.shape, out.shape[1:]))
                 raise DataError(f"{where}: the image has {found} pixels; allowed: {wanted}")
             out[row - start] = image
         return stop - start

@@ -7,6 +7,7 @@ from workers.data.images.formats.base import DataFormat
 from workers.data.images.formats.cifar import Cifar, Pickles
 from workers.data.images.formats.class_folders import ClassFolders
 from workers.data.images.formats.digits import Digits
+from workers.data.images.formats.python_samples import PYTHON_SAMPLES
 
 IMAGE_FORMATS: dict[str, DataFormat] = {
     "digits": Digits(),
@@ -31,4 +32,5 @@ IMAGE_FORMATS: dict[str, DataFormat] = {
         ),
     ),
     "folder": ClassFolders(),
+    "python": PYTHON_SAMPLES,
 }

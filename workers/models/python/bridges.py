@@ -1,0 +1,114 @@
+"""Parts of one stage only, for chains whose boundaries may have any shape; `outline` says which leads where."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from workers.models.counting import Shape
+from workers.models.python.outline import TOKENS, VECTOR, bridge, features, places
+
+Boundary = tuple[Tensor, ...]
+
+
+class Same(nn.Module):
+    """Between boundaries of one shape."""
+
+    def forward(self, boundary: Boundary) -> Boundary:
+        return boundary
+
+
+class MapAdapter(nn.Module):
+    """Map -> map: 1x1 convolution, BN and ReLU; `stride` None: on means over the cells of the target's grid."""
+
+    def __init__(self, source: Shape, target: Shape, stride: int | None) -> None:
+        super().__init__()
+        self._grid = None if stride is not None else (target[1], target[2])
+        self.conv = nn.Conv2d(source[0], target[0], kernel_size=1, stride=stride or 1, bias=False)
+        self.bn = nn.BatchNorm2d(target[0])
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, boundary: Boundary) -> Boundary:
+        (x,) = boundary
+        if self._grid is not None:
+            x = F.adaptive_avg_pool2d(x, self._grid)
+        return (cast("Tensor", self.relu(self.bn(self.conv(x)))),)
+
+
+class LinearAdapter(nn.Module):
+    """A linear layer over the features of every place, for every other pair of shapes."""
+
+    def __init__(self, source: Shape, target: Shape, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self._source, self._target = source, target
+        self.linear = nn.Linear(inputs, outputs)
+
+    def forward(self, boundary: Boundary) -> Boundary:
+        x = by_places(boundary[0])
+        if len(self._target) == VECTOR:
+            return (cast("Tensor", self.linear(x.mean(dim=1))),)
+        if len(self._source) == VECTOR:
+            return (cast("Tensor", self.linear(x[:, 0])).view(-1, *self._target),)
+        count = places(self._target)
+        if x.shape[1] != count:
+            x = F.adaptive_avg_pool1d(x.transpose(1, 2), count).transpose(1, 2)
+        x = self.linear(x)
+        return (x if len(self._target) == TOKENS else x.transpose(1, 2).reshape(-1, *self._target),)
+
+
+class LocalHead(nn.Module):
+    """LW's local head: the mean over all places, and a linear layer -> (B, classes)."""
+
+    def __init__(self, source: Shape, classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(features(source), classes)
+
+    def forward(self, boundary: Boundary) -> Tensor:
+        return cast("Tensor", self.fc(by_places(boundary[0]).mean(dim=1)))
+
+
+def by_places(x: Tensor) -> Tensor:
+    """(B, places, features) of maps, tokens, vectors, and of whatever has its channels first."""
+    if x.ndim == 1 + TOKENS:
+        return x
+    return x.unsqueeze(1) if x.ndim == 1 + VECTOR else x.flatten(2).transpose(1, 2)
+
+
+def build_adapter(source: Shape, target: Shape, seed: int, device: torch.device) -> nn.Module:
+    """Lead from boundary `source` to `target`; initialised from `seed` alone, the same on every device."""
+    way = bridge(source, target)
+    if way.layer == "none":
+        return Same()
+    with torch.device("meta"):
+        adapter: nn.Module
+        if way.layer == "conv":
+            adapter = MapAdapter(source, target, way.stride)
+        else:
+            adapter = LinearAdapter(source, target, way.inputs, way.outputs)
+    return _initialise(adapter, seed).to(device)
+
+
+def build_aux(source: Shape, classes: int, seed: int, device: torch.device) -> nn.Module:
+    """LW's local head on boundary `source`, initialised from `seed` alone."""
+    with torch.device("meta"):
+        aux = LocalHead(source, classes)
+    return _initialise(aux, seed).to(device)
+
+
+def _initialise(module: nn.Module, seed: int) -> nn.Module:
+    """Allocate on the CPU, with weights after He and biases zero, as published for adapters and local heads; the global
+    generator is left alone."""
+    module = module.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(seed)
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.reset_parameters()
+        elif isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu", generator=generator)
+            nn.init.zeros_(layer.bias)
+    return module

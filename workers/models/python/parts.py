@@ -1,0 +1,58 @@
+"""A user's network as parts of a chain."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workers.models.base import Parts
+from workers.models.counting import Shape
+from workers.models.python.bridges import build_adapter, build_aux
+from workers.models.python.building import build
+from workers.models.python.cutting import cut
+from workers.specs.experiment import PythonSpec
+
+
+class PythonParts(Parts):
+    """See `workers.models.base.Parts`. Names in states are the network's own."""
+
+    def __init__(self, model: PythonSpec, sample: Shape, classes: int) -> None:
+        self._model, self._sample, self._classes = model, sample, classes
+        self._cut = cut(model, sample, classes)
+
+    def names(self) -> list[str]:
+        return list(self._cut.parts)
+
+    def state_names(self, part: str) -> list[str]:
+        return list(self._part(part).state_dict())
+
+    def build(self, part: str, device: torch.device) -> nn.Module:
+        return copy.deepcopy(self._part(part)).to(device)
+
+    def boundary(self, blocks: int) -> Mapping[str, Shape]:
+        return {"x": self._cut.outline.boundaries[blocks][0]}
+
+    def build_aux(self, source: int, seed: int, device: torch.device, head: Mapping[str, Tensor] | None) -> nn.Module:
+        return build_aux(self._cut.outline.boundaries[source][0], self._classes, seed, device)
+
+    def build_adapter(self, source: int, target: int, seed: int, device: torch.device) -> nn.Module:
+        outline = self._cut.outline
+        return build_adapter(outline.boundaries[source][0], outline.adapter_target(target)[0], seed, device)
+
+    def identity(self) -> Any:
+        # The source itself is part of every identity beside this one.
+        return ["python", self._model.build, self._model.args, self._model.code]
+
+    def _part(self, name: str) -> nn.Module:
+        if name not in self._cut.parts:
+            raise ValueError(f"no part {name!r} in this network, which has {', '.join(self._cut.parts)}")
+        return self._cut.parts[name]
+
+
+def initial_state(model: PythonSpec, seed: int) -> dict[str, Tensor]:
+    """Return the state dict that training starts from: what the function builds under this seed."""
+    return dict(build(model, seed).state_dict())
