@@ -206,7 +206,7 @@ class _Search:
     def _plan(self, settings: Settings) -> list[_Taken] | None:
         config = changed(self._prepared.config, self._regime, settings)
         regime = config.regime(self._regime)
-        if not _goes_together(config, regime, self._prepared.found):
+        if not _goes_together(self._prepared, config, regime):
             return None
         try:
             plan: Plan = self._prepared.plan_of(config)
@@ -220,12 +220,13 @@ class _Search:
         ]
 
 
-def _goes_together(config: Config, regime: Regime, found: object | None) -> bool:
+def _goes_together(prepared: Prepared, config: Config, regime: Regime) -> bool:
     """Whether the settings of a changed configuration may stand beside each other."""
     train = regime.training
     if train.optimizer.name == "adamw8bit" and train.optimizer.rounding == "compensated":
         return False
-    return next(models.chain(config, regime, found), None) is None
+    sample = prepared.config.domain.sample(prepared.config.data, prepared.data)
+    return next(models.chain(config, regime, prepared.found, sample), None) is None
 
 
 def changed(config: Config, regime: str, settings: Settings) -> Config:

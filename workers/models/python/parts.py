@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
+from cache_store.errors import UserError
 from workers.models.base import Parts
 from workers.models.counting import Shape
 from workers.models.python.bridges import build_adapter, build_aux
@@ -31,6 +33,8 @@ class PythonParts(Parts):
         return list(self._part(part).state_dict())
 
     def build(self, part: str, device: torch.device) -> nn.Module:
+        if isinstance(torch.empty(0), FakeTensor):
+            raise UserError("a network of your own cannot be traced: its tensors have bytes; leave --trace out")
         return copy.deepcopy(self._part(part)).to(device)
 
     def boundary(self, blocks: int) -> Mapping[str, Shape]:
