@@ -6,7 +6,6 @@ Types, bounds and defaults are read from the classes that load a configuration, 
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import json
@@ -25,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from orchestrator.config.budget import BudgetConfig  # noqa: E402
+from orchestrator.config.json_schema import field_comments  # noqa: E402
 from orchestrator.config.schema import RegimeConfig, config_class  # noqa: E402
 from orchestrator.config.sweep_schema import Draw, SweepConfig  # noqa: E402
 from orchestrator.config.values import Bytes, OneOf, Seconds  # noqa: E402
@@ -191,7 +191,7 @@ def _rows(kind: type[Any], prefix: str, *, nested: bool) -> Iterator[Row]:
                 default = "required"
             yield Row(prefix + name, _field_type(kind, name, field), default, field.description or "")
         return
-    comments = _comments(kind)
+    comments = field_comments(kind)
     hints = typing.get_type_hints(kind, include_extras=True)
     for item in dataclasses.fields(kind):
         hint = hints[item.name]
@@ -219,23 +219,6 @@ def _summary(kind: type[Any]) -> str:
     words = inspect.cleandoc(vars(kind).get("__doc__") or "")  # its own, not an inherited one
     # A dataclass without a docstring gets its signature as one.
     return "" if words.startswith(f"{kind.__name__}(") else words
-
-
-def _comments(kind: type[Any]) -> dict[str, str]:
-    """`#:` lines above a field of a dataclass."""
-    source = inspect.getsource(kind)
-    lines = source.splitlines()
-    body = typing.cast("ast.ClassDef", ast.parse(source).body[0]).body
-    found: dict[str, str] = {}
-    for statement in body:
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            above: list[str] = []
-            line = statement.lineno - 2
-            while line >= 0 and lines[line].strip().startswith("#:"):
-                above.insert(0, lines[line].strip().removeprefix("#:").strip())
-                line -= 1
-            found[statement.target.id] = " ".join(above)
-    return found
 
 
 def _default(value: Any) -> str:

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from orchestrator.config.devices import Device
     from orchestrator.config.yaml_loader import Document
     from orchestrator.runs.prepare import Prepared
+    from orchestrator.runs.recorded import Recorded
 
 app = typer.Typer(
     name="segprop",
     help="Train networks segment by segment on Ray: SegProp, end-to-end and layer-wise, side by side.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -46,6 +47,10 @@ OverridesArgument = Annotated[
         show_default=False,
     ),
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="The same as KEY=VALUE behind CONFIG; may be repeated."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -53,6 +58,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 def run(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
+    settings: SetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; train nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
     take_over: Annotated[
@@ -64,14 +70,14 @@ def run(
     Finished work is never done again: run the same command after an interruption, or with more regimes.
     Paths in the configuration are relative to the current directory."""
     from orchestrator.config.load import read_document
-    from orchestrator.runs.prepare import prepare_document
+    from orchestrator.runs.prepare import foresee_data, prepare_document
     from orchestrator.runs.run_dir import check_run_dir
     from orchestrator.sweeps.prepare import is_sweep
 
-    document = read_document(config, overrides or ())
+    document = read_document(config, _given(overrides, settings))
     if is_sweep(document):
         _run_sweep(document, dry_run=dry_run, quiet=quiet, take_over=take_over)
-    prepared = prepare_document(document)
+    prepared = prepare_document(document, inspect=foresee_data if dry_run else None)
     if dry_run:
         from orchestrator.runs.dry_run import print_plan
 
@@ -87,6 +93,7 @@ def run(
 def sweep(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
+    settings: SetOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the trials and what they share; run nothing.")
     ] = False,
@@ -100,7 +107,7 @@ def sweep(
     The trials share one store: what several of them need runs once. `segprop run` does the same with such a file."""
     from orchestrator.config.load import read_document
 
-    _run_sweep(read_document(config, overrides or ()), dry_run=dry_run, quiet=quiet, take_over=take_over)
+    _run_sweep(read_document(config, _given(overrides, settings)), dry_run=dry_run, quiet=quiet, take_over=take_over)
 
 
 def _run_sweep(document: Document, *, dry_run: bool, quiet: bool, take_over: bool) -> None:
@@ -123,6 +130,7 @@ def _run_sweep(document: Document, *, dry_run: bool, quiet: bool, take_over: boo
 def plan(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
+    settings: SetOption = None,
     as_json: JsonOption = False,
     device: Annotated[
         str | None,
@@ -137,18 +145,20 @@ def plan(
 ) -> None:
     """Print the stages with parameters, memory, snapshot bytes and time; train nothing."""
     from orchestrator.config.load import read_document
-    from orchestrator.runs.prepare import prepare_document
+    from orchestrator.runs.prepare import foresee_data, prepare_document
     from orchestrator.sweeps.prepare import is_sweep
 
-    document = read_document(config, overrides or ())
+    document = read_document(config, _given(overrides, settings))
     if is_sweep(document):
         _plan_sweep(document, as_json=as_json)
         return
     from orchestrator.config.devices import device_called
 
     known = None if device is None else device_called(device)
-    prepared = prepare_document(document, device=known)
-    _answer(prepared, known, ["segprop", "run", str(config), *(overrides or ())], as_json=as_json, trace=trace)
+    prepared = prepare_document(document, inspect=foresee_data, device=known)
+    _answer(
+        prepared, known, ["segprop", "run", str(config), *_given(overrides, settings)], as_json=as_json, trace=trace
+    )
 
 
 def _answer(prepared: Prepared, device: Device | None, command: list[str], *, as_json: bool, trace: bool) -> None:
@@ -193,17 +203,30 @@ def _plan_sweep(document: Document, *, as_json: bool) -> None:
 
 @app.command()
 def status(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or a configuration file.")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Folder of a run, a configuration file, or a folder that holds runs."),
+    ] = Path("runs"),
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again until the run has ended.")] = False,
     every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.2)] = 2.0,
     as_json: JsonOption = False,
 ) -> None:
     """How far a run is, from its store alone: whether a driver is at work or not, from any machine that sees it.
 
+    Of a folder that holds runs, such as runs (the default): each with its state, size and scores.
     With --watch --json one object a line."""
-    from orchestrator.status import view
+    from orchestrator.status import listing, view
     from orchestrator.status.observe import observe
 
+    if listing.is_listed(run):
+        if watch:
+            raise UserError(f"--watch: {run} is no run; name one of those in it")
+        found_runs = listing.list_runs(run)
+        if as_json:
+            print(json.dumps([found.to_json() for found in found_runs], indent=1))
+        else:
+            listing.show_runs(found_runs, run)
+        return
     observer = observe(str(run))
     if not as_json:
         if watch:
@@ -220,6 +243,53 @@ def status(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Folders of runs, two or more.")],
+    same: Annotated[bool, typer.Option("--all", help="Also settings that are the same; * marks the others.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Put runs side by side: the settings in which they differ, defaults included, and what each came to."""
+    from orchestrator.status import compare as comparing
+
+    found = comparing.compare(runs)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+    else:
+        comparing.show(found, same=same)
+
+
+@app.command()
+def clean(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or folders that hold runs, such as runs.")
+    ],
+    store: Annotated[
+        bool,
+        typer.Option("--store", help="Remove the whole store of finished runs; results and models stay."),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be freed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --store.")] = False,
+) -> None:
+    """Free the disk of what finished runs no longer need.
+
+    That is work of an earlier state of their data, snapshots, attempts that lost, and checkpoints. Runs under way or
+    unfinished, and stores outside run directories, are left alone. With --store nothing can be trained further from a
+    run, and no report or export be written again; summary.json, report.html and model/ stay."""
+    from orchestrator.status.clean import clean as clean_runs
+    from orchestrator.units import human_bytes
+
+    if store and not dry_run and not yes:
+        typer.confirm(f"Remove the stores of the finished runs in {', '.join(map(str, runs))}?", abort=True)
+    total = 0
+    for cleaned in clean_runs(runs, store=store, dry_run=dry_run):
+        total += cleaned.bytes
+        print(
+            f"{human_bytes(cleaned.bytes):>9}  {cleaned.path}{f': left alone: {cleaned.left}' if cleaned.left else ''}"
+        )
+    print(f"{'would free' if dry_run else 'freed'} {human_bytes(total)}")
+
+
+@app.command()
 def why(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or a configuration file.")],
     stage: Annotated[
@@ -227,6 +297,7 @@ def why(
         typer.Argument(metavar="STAGE", help="As `segprop status` shows it, such as segprop/stage2-seg2; or data."),
     ],
     overrides: OverridesArgument = None,
+    settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """What the identity of a stage (or another node) is made of, and for one that will run again, what differs from the
@@ -235,10 +306,10 @@ def why(
     from orchestrator.runs.why import look_at, why_text
 
     if run.is_file():
-        document = read_document(run, overrides or ())
+        document = read_document(run, _given(overrides, settings))
         place = Path(str(document.data.get("run_dir") or "RUN_DIR"))
     else:
-        document, place = _document(run, overrides or ()), run
+        document, place = _document(run, _given(overrides, settings)), run
     found = look_at(_single(document, place), stage)
     print(json.dumps(found.to_json(), indent=1) if as_json else why_text(found))
 
@@ -247,7 +318,9 @@ def why(
 def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")],
 ) -> None:
-    """Write summary.json (of a sweep sweep.json) and report.html again, from what the store holds."""
+    """Write summary.json (of a sweep sweep.json) and report.html again, from what the store holds.
+
+    Also while the run is under way. Of a run, neither the data set nor the original model is needed."""
     document = _document(run_dir)
     from orchestrator.sweeps.prepare import is_sweep
 
@@ -257,10 +330,9 @@ def report(
 
         session.report(prepare_sweep_document(document))
         return
-    prepared = _prepared(run_dir)
     from orchestrator.runs import results
 
-    results.report(prepared)
+    results.report(_recorded(run_dir))
 
 
 @app.command()
@@ -268,14 +340,99 @@ def export(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")],
     regime: Annotated[str | None, typer.Option(help="Only this regime; default: all.")] = None,
 ) -> None:
-    """Write each regime's final weights again, as safetensors that torchvision loads."""
-    prepared = _prepared(run_dir)
-    if regime is not None and regime not in prepared.plan.regimes:
-        known = ", ".join(prepared.plan.regimes)
+    """Write each regime's final weights again, as a folder that torchvision or transformers loads. Neither the data set
+    nor the original model is needed: everything is in the store."""
+    recorded = _recorded(run_dir)
+    if regime is not None and regime not in recorded.plan.regimes:
+        known = ", ".join(recorded.plan.regimes)
         raise UserError(f"--regime: {regime} is not in this run; it has {known}")
     from orchestrator.runs import results
 
-    results.export(prepared, regimes=[regime] if regime is not None else list(prepared.plan.regimes))
+    results.export(recorded, regimes=[regime] if regime is not None else list(recorded.plan.regimes))
+
+
+@app.command()
+def init(
+    config: Annotated[
+        Path, typer.Argument(metavar="[FILE]", help="Where to write the configuration; not one that is there.")
+    ] = Path("segprop.yaml"),
+    model: Annotated[
+        str | None, typer.Option(help="resnet18, vit_b_16, …, or the folder or hub id of a language model.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A folder of images or texts, a file of chats, or digits, cifar10, mmlu, ….")
+    ] = None,
+    regimes: Annotated[str, typer.Option(help="What to compare.")] = "e2e,segprop",
+    device: Annotated[str | None, typer.Option(help="A card to plan for: l4, rtx4090, a100-80, h100, ….")] = None,
+) -> None:
+    """Write a commented configuration for a model, data and a card, and check it by planning; trains nothing.
+
+    Asks in a terminal for what the options leave out. Beside it lies the schema by which editors complete keys."""
+    from orchestrator.config.devices import device_called
+    from orchestrator.config.load import read_document
+    from orchestrator.runs import starter
+    from orchestrator.runs.prepare import foresee_data, prepare_document
+
+    known = None if device is None else device_called(device)
+    wanted = starter.Wanted(
+        _asked("--model", model, "Model (resnet18, …, or the folder or id of a language model)"),
+        _asked("--data", data, "Data (a folder, a file, or digits, cifar10, …)"),
+        _names(regimes),
+        device,
+    )
+    starter.write(config, starter.configuration(wanted), _schema())
+    try:
+        prepared = prepare_document(read_document(config), inspect=foresee_data, device=known)
+    except UserError:
+        config.unlink()
+        raise
+    _answer(prepared, known, ["segprop", "run", str(config)], as_json=False, trace=False)
+    print(f"\nwritten to {config}. Next:\n  " + "\n  ".join(starter.next_steps(config)))
+
+
+def _asked(option: str, given: str | None, question: str) -> str:
+    """Return what was given, or else what somebody in a terminal answers. UserError where nobody can be asked."""
+    if given is not None:
+        return given
+    if not sys.stdin.isatty():
+        raise UserError(f"{option}: is missing, and there is no terminal to ask in")
+    return str(typer.prompt(question)).strip()
+
+
+def _schema() -> bytes:
+    from orchestrator.config.json_schema import json_schema
+
+    return (json.dumps(json_schema(), indent=1) + "\n").encode()
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of configurations, by which editors complete keys and mark mistakes.
+
+    segprop schema > segprop.schema.json, and in the first line of a configuration:
+    # yaml-language-server: $schema=segprop.schema.json"""
+    sys.stdout.write(_schema().decode())
+
+
+@app.command()
+def doctor(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where results will go.")] = Path("runs"),
+    store: Annotated[str | None, typer.Option(help="Also try a store: a folder or URI.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What this machine has of what runs need, and how to get what is missing. Exit code 1 where something is wrong.
+
+    Looks at versions, optional packages, GPUs, memory, the disk and its speed, and which tokens are set."""
+    from orchestrator.runs import doctor as examining
+
+    findings = examining.examine(folder, store)
+    if as_json:
+        seen = list(findings)
+        print(json.dumps([dataclasses.asdict(found) for found in seen], indent=1))
+    else:
+        seen = examining.show(findings)
+    if any(found.state == examining.PROBLEM for found in seen):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -329,6 +486,7 @@ def judge(
 def show(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
+    settings: SetOption = None,
     rows: Annotated[int, typer.Option(help="Documents to show.", min=1, max=10_000)] = 3,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
     tokens: Annotated[bool, typer.Option("--tokens", help="Also list the numbers of the tokens.")] = False,
@@ -339,8 +497,13 @@ def show(
     from orchestrator.config.load import read_document
     from orchestrator.runs import data_show
 
-    found = data_show.preview(read_document(config, overrides or ()), split, rows)
+    found = data_show.preview(read_document(config, _given(overrides, settings)), split, rows)
     data_show.show(found, split, tokens=tokens)
+
+
+def _given(overrides: Sequence[str] | None, settings: Sequence[str] | None) -> list[str]:
+    """Return the settings of the command line: those behind CONFIG, then those of --set."""
+    return [*(overrides or ()), *(settings or ())]
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -359,8 +522,14 @@ def _document(run_dir: Path, overrides: Sequence[str] = ()) -> Document:
     return read_document(source, [f"run_dir={json.dumps(str(run_dir))}", *overrides])
 
 
-def _prepared(run_dir: Path) -> Prepared:
-    return _single(_document(run_dir), run_dir)
+def _recorded(run_dir: Path) -> Recorded:
+    """Read what the results of a run are written from; of a directory without a record of it, plan again."""
+    from orchestrator.runs.recorded import Recorded, read_recorded
+    from orchestrator.sweeps.prepare import is_sweep
+
+    document = _document(run_dir)
+    found = None if is_sweep(document) else read_recorded(run_dir, str(document.data["store"]))
+    return found or Recorded.of(_single(document, run_dir))
 
 
 def _single(document: Document, place: Path) -> Prepared:

@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -106,19 +107,25 @@ def gc(
     older_than: Annotated[
         str, typer.Option("--older-than", metavar="AGE", help="Leave alone what is younger, such as 90m, 12h, 7d.")
     ] = "7d",
+    keep: Annotated[
+        list[Path] | None,
+        typer.Option("--keep", metavar="RUN", help="Also delete finished work that none of these runs has."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete what no committed or running plan needs: sets, attempts that lost or never committed, quarantine.
+    """Delete what no committed or running plan needs: sets, attempts that lost or never committed, quarantine; with
+    --keep also weights, data and scores that belong to none of the runs named.
 
     Ages go by the store's own clock. A plan that nothing was written of for longer than AGE counts as abandoned."""
-    from orchestrator.cache.contents import open_store, store_facts
+    from orchestrator.cache.contents import nodes_of_run, open_store, store_facts
     from orchestrator.cache.garbage import Waste, collect, delete
     from orchestrator.units import human_age, human_bytes
 
     limit = age(older_than)
     storage = open_store(store)
-    waste: list[Waste] = collect(store_facts(storage), limit)
+    wanted = None if not keep else frozenset[str]().union(*(nodes_of_run(storage, run) for run in keep))
+    waste: list[Waste] = collect(store_facts(storage), limit, wanted)
     if not dry_run:
         for item in waste:
             delete(storage, item)

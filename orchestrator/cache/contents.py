@@ -17,6 +17,7 @@ from cache_store.storage.open import existing_storage
 from orchestrator.cache.garbage import CommitFacts, StoreFacts
 from orchestrator.cache.inventory import SetFiles, Survey, survey
 from orchestrator.execution.plan_record import read_plans
+from orchestrator.execution.run_record import read_pointer, read_run
 
 
 def open_store(place: str, *, repair: bool = False) -> Storage:
@@ -36,6 +37,17 @@ def open_store(place: str, *, repair: bool = False) -> Storage:
         elif not path.is_dir():
             raise UserError(f"{place}: no such folder")
     return existing_storage(place, repair=repair)
+
+
+def nodes_of_run(storage: Storage, run_dir: Path) -> frozenset[str]:
+    """Return the nodes of a run, by its record in this store. UserError when the directory names none that is there."""
+    digest = read_pointer(run_dir)
+    record = None if digest is None else read_run(storage, digest)
+    if record is None:
+        raise UserError(
+            f"{run_dir}: no run of {storage.uri}; allowed: a run directory whose run was started on this store"
+        )
+    return frozenset(record.nodes)
 
 
 @dataclass(frozen=True)

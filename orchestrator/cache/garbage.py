@@ -4,12 +4,14 @@ A set of snapshots is needed while a plan that is under way has an unfinished re
 keep it; decoded data as long as a commit names it, since nothing would decode it again. A plan is under way while it
 is unfinished and something of it was written within the limit. Whatever is younger than the limit stays: it may
 belong to work whose record is not there yet.
+
+Finished work is waste only where it is said which nodes to keep: then what neither these nor a plan under way have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import Storage
@@ -51,6 +53,12 @@ def _delete_folder(storage: Storage, path: str) -> None:
     storage.delete_tree(path)
 
 
+def _delete_node(storage: Storage, path: str) -> None:
+    """Delete a node, its commit first: what is left of a deletion that was killed is no commit."""
+    storage.delete(f"{path}/commit.json")
+    storage.delete_tree(path)
+
+
 def _delete_probe(storage: Storage, path: str) -> None:
     """Delete what looking whether a store works left behind: a file or a folder."""
     storage.delete_tree(path)
@@ -67,6 +75,7 @@ class WasteKind:
 
 WASTE_KINDS: Mapping[str, WasteKind] = {
     "set": WasteKind(_delete_set, holds=True),
+    "node": WasteKind(_delete_node, holds=True),
     "attempt": WasteKind(_delete_folder),
     "checkpoint": WasteKind(_delete_folder),
     "quarantine": WasteKind(_delete_folder),
@@ -94,12 +103,33 @@ class StoreFacts:
     now: float
 
 
-def collect(facts: StoreFacts, older_than_s: float) -> list[Waste]:
-    """Return what to delete, in an order in which it can be deleted."""
-    found = [*_sets(facts, older_than_s), *_shards(facts), *_nodes(facts, older_than_s), *_rest(facts, older_than_s)]
+def collect(facts: StoreFacts, older_than_s: float, keep: frozenset[str] | None = None) -> list[Waste]:
+    """Return what to delete, in an order in which it can be deleted. `keep`: the nodes that are wanted; None: all."""
+    dropped = frozenset[str]() if keep is None else _unwanted(facts, older_than_s, keep)
+    nodes = [
+        _waste(facts, "node", f"nodes/{node}", facts.survey.nodes[node].all, "no kept run has it")
+        for node in sorted(dropped)
+    ]
+    facts = replace(facts, commits={node: commit for node, commit in facts.commits.items() if node not in dropped})
+    found = [
+        *nodes,
+        *_sets(facts, older_than_s),
+        *_shards(facts),
+        *_nodes(facts, older_than_s),
+        *_rest(facts, older_than_s),
+    ]
     old = [waste for waste in found if waste.age_s >= older_than_s]
     whole = {waste.path for waste in old if WASTE_KINDS[waste.kind].holds}
     return [waste for waste in old if waste.path in whole or "/".join(waste.path.split("/")[:2]) not in whole]
+
+
+def _unwanted(facts: StoreFacts, older_than_s: float, keep: frozenset[str]) -> frozenset[str]:
+    """Return the nodes that are neither to be kept nor of a plan under way, and older than the limit. A node whose
+    commit is damaged stays: `segprop cache verify` decides about it."""
+    busy = {node for path, plan in facts.plans.items() if under_way(facts, path, older_than_s) for node in plan.nodes}
+    damaged = {node for node, commit in facts.commits.items() if commit.attempt is None}
+    old = {node for node, files in facts.survey.nodes.items() if facts.now - files.all.newest >= older_than_s}
+    return frozenset(old - keep - busy - damaged)
 
 
 def is_finished(plan: PlanRecord, commits: Mapping[str, CommitFacts]) -> bool:

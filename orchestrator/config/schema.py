@@ -183,6 +183,11 @@ class EvaluationConfig(Section):
         description="Score the whole chain on validation after every stage; of a language model also the truncated "
         "one, whose missing blocks are simply left out.",
     )
+    yardstick: str | None = Field(
+        default=None,
+        description="Regime that results compare the others with. null: the end-to-end regime without `training` or "
+        "`split` of its own, else the first one.",
+    )
 
 
 class BlocksConfig(Section):

@@ -52,6 +52,13 @@ from orchestrator.reports.words import (
 from orchestrator.units import DASH, bytes_text, percent_text, ratio_text, seconds_text, source_words
 from workers.specs.experiment import MOST_SWALLOWED
 
+#: Files beside the report, and what they are.
+FILES = {
+    "config.yaml": "the configuration, every default written out",
+    "summary.json": "every figure of this page",
+    "log.jsonl": "what happened when",
+    "tb/": "for TensorBoard",
+}
 #: What the template is given: texts, flags and rows of texts.
 PageRow = dict[str, Any]
 
@@ -98,6 +105,10 @@ def render(summary: Summary) -> str:
         data_rows=_data_rows(summary.data),
         data_lines=[] if summary.data is None else data_lines(summary.data),
         exports=_exports(page),
+        yardstick=_yardstick(page),
+        about=summary.about,
+        settings=_settings(page),
+        files=FILES,
         environment=environment_rows(summary.environment),
         machine=machine_words(summary.environment),
         charts={key: Markup(value) if value else None for key, value in drawn.items()},
@@ -406,6 +417,23 @@ def _figure_texts(figures: WorkFigures) -> dict[str, str]:
         "snapshot_bytes": bytes_text(figures.snapshot_bytes),
         "seconds": seconds_text(figures.seconds),
     }
+
+
+def _yardstick(page: _Page) -> str:
+    """Return what to call the regime that the others are compared with."""
+    name = baseline_of(page.summary)
+    return "end-to-end" if name in (None, "e2e") else page.names[name]
+
+
+def _settings(page: _Page) -> dict[str, Any] | None:
+    """Return what the regimes were trained with, a row each; None of summaries from before that was written down."""
+    known = {name: regime.settings for name, regime in page.summary.regimes.items() if regime.settings}
+    columns = list(dict.fromkeys(key for settings in known.values() for key in settings))
+    rows = [
+        {"title": page.names[name], "cells": [settings.get(key, DASH) for key in columns]}
+        for name, settings in known.items()
+    ]
+    return {"columns": columns, "rows": rows} if rows else None
 
 
 def _exports(page: _Page) -> list[dict[str, str]]:

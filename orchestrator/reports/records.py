@@ -259,6 +259,8 @@ class RegimeSummary:
     notes: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
     #: As `StageSummary.trained_at_once`.
     trained_at_once: int | None = field(default=None, metadata=OPTIONAL)
+    #: What its stages are trained with, in words; several values where stages differ.
+    settings: Mapping[str, str] | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def done(self) -> bool:
@@ -293,6 +295,16 @@ class DataSummary:
     splits: Mapping[str, SplitSummary]
     skipped: Mapping[str, int]
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class About:
+    """What was configured, in words. `yardstick`: the regime that the others are compared with; None: there is none."""
+
+    model: str
+    data: str
+    seed: int
+    yardstick: str | None
 
 
 @dataclass(frozen=True)
@@ -348,3 +360,4 @@ class Summary:
     failures: tuple[Failure, ...]
     #: None before the data are prepared.
     data: DataSummary | None = field(default=None, metadata=OPTIONAL)
+    about: About | None = field(default=None, metadata=OPTIONAL)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from orchestrator.reports.quality import Quality, improvements, original_of, perplexity_text, quality_of
 from orchestrator.reports.records import Metrics, RegimeSummary, Summary
-from orchestrator.reports.words import MemoryBasis, is_baseline, of_kind, trained_text
+from orchestrator.reports.words import MemoryBasis, baseline_of, of_kind, trained_text
 from orchestrator.units import DASH, bytes_text, percent_text, ratio_text, seconds_text
 
 
@@ -81,16 +81,17 @@ def _result_rows(summary: Summary) -> list[list[str]]:
     quality = quality_of(summary)
     gains = improvements(summary, quality)
     short = "acc." if quality.metric == "accuracy" else "loss"
+    yardstick = baseline_of(summary) or "e2e"
     header = [
         "regime",
         f"test {short}",
         *(["perplexity"] if quality.metric == "loss" else []),
         f"val. {short}",
-        *(["of e2e's gain"] if gains else []),
+        *([f"of {yardstick}'s gain"] if gains else []),
         "peak device memory" if memory.device else "peak host growth",
-        "of e2e",
+        f"of {yardstick}",
         "time",
-        "of e2e",
+        f"of {yardstick}",
         "trained",
         "snapshots",
         "stages",
@@ -99,7 +100,8 @@ def _result_rows(summary: Summary) -> list[list[str]]:
     if original_of(summary) or original_of(summary, "validation"):
         scores = _scores(original_of(summary), original_of(summary, "validation"), quality)
         rows.append(["as it came", *scores, *[DASH] * (len(header) - 1 - len(scores))])
-    base = next((regime for regime in summary.regimes.values() if is_baseline(regime) and regime.done), None)
+    whole = summary.regimes.get(yardstick)
+    base = whole if whole is not None and whole.done else None
     for name, regime in summary.regimes.items():
         peak, compared = memory.of(regime), base is not None and regime.done
         ratio = regime.seconds / base.seconds if base and compared and base.seconds else None

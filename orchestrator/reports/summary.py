@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from orchestrator.environment import Environment
 from orchestrator.reports.commit_view import CommitFigures, CommitView, data_summary, maximum, shard_counts, sum_known
 from orchestrator.reports.record_json import to_json
 from orchestrator.reports.records import (
+    About,
     BoundaryFigures,
     BoundarySummary,
     EndedEarly,
@@ -63,6 +64,7 @@ def summarize(
     reused: Collection[str] = (),
     failures: Mapping[str, str] | None = None,
     exports: Mapping[str, str] | None = None,
+    about: About | None = None,
 ) -> Summary:
     """Sum up `plan` given the commits that exist (node -> commit).
 
@@ -91,6 +93,7 @@ def summarize(
         failures=tuple(
             Failure(key, nodes[key].label if key in nodes else key, message) for key, message in failures.items()
         ),
+        about=about,
         data=next((data_summary(own[key].read(DataFigures)) for key in own if nodes[key].prepares), None),
     )
 
@@ -139,7 +142,36 @@ def _regime(view: CommitView, name: str, regime: RegimePlan, export: str | None)
         variant=regime.variant,
         notes=regime.notes or None,
         trained_at_once=maximum(stage.trained_at_once for stage in done),
+        settings=settings_of([view.nodes[node_id].task["train"] for node_id in regime.stages]) or None,
     )
+
+
+#: What a regime is trained with: name -> where the task of a stage has it.
+_SETTINGS = {
+    "optimizer": ("optimizer", "name"),
+    "learning rate": ("optimizer", "lr"),
+    "weight decay": ("optimizer", "weight_decay"),
+    "schedule": ("schedule", "name"),
+    "batch": ("batch_size",),
+    "micro-batch": ("micro_batch",),
+    "epochs": ("epochs",),
+    "precision": ("precision",),
+    "LoRA rank": ("lora", "rank"),
+}
+
+
+def settings_of(trainings: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Write what stages are trained with, given the `train` sections of their tasks: each value once, in order."""
+    found = {name: [_setting(training, keys) for training in trainings] for name, keys in _SETTINGS.items()}
+    return {
+        name: ", ".join(dict.fromkeys(texts)) for name, values in found.items() if (texts := list(filter(None, values)))
+    }
+
+
+def _setting(section: Any, keys: Sequence[str]) -> str:
+    for key in keys:
+        section = section.get(key) if isinstance(section, Mapping) else None
+    return f"{section:g}" if isinstance(section, float) else "" if section is None else str(section)
 
 
 def _ended_early(stages: tuple[StageSummary, ...], regime: RegimePlan) -> EndedEarly | None:

@@ -89,12 +89,14 @@ def trained_text(item: RegimeSummary | StageSummary) -> str:
 
 
 def is_baseline(regime: RegimeSummary) -> bool:
-    """Tell whether others are compared with this regime."""
+    """Tell whether a regime is of a kind that others may be compared with."""
     return of_kind(regime.kind).baseline
 
 
 def baseline_of(summary: Summary) -> str | None:
-    """Return the name of the first regime that others are compared with; None where the run has none."""
+    """Return the name of the regime that others are compared with; None where the run has none."""
+    if summary.about is not None and summary.about.yardstick in summary.regimes:
+        return summary.about.yardstick
     return next((name for name, regime in summary.regimes.items() if is_baseline(regime)), None)
 
 
@@ -105,9 +107,9 @@ class MemoryBasis:
         stages = [stage for regime in summary.regimes.values() for stage in regime.stages]
         self.device = any(stage.peak_device_bytes for stage in stages)
         self.words = "peak device memory" if self.device else "peak host memory above idle"
-        whole = [regime for regime in summary.regimes.values() if is_baseline(regime)]
-        #: Of the first finished baseline that has one.
-        self.reference = next((peak for regime in whole if (peak := self.of(regime)) and regime.done), None)
+        base = summary.regimes.get(baseline_of(summary) or "")
+        #: Of the finished baseline; None where it has none.
+        self.reference = (self.of(base) or None) if base is not None and base.done else None
 
     def of(self, item: RegimeSummary | StageSummary) -> float | None:
         """Return the peak of a regime or stage in bytes."""

@@ -283,6 +283,12 @@ def look_at_data(data: AnyData, seed: int) -> AnyOutline:
     return outline
 
 
+def foresee_data(data: AnyData, seed: int) -> AnyOutline:
+    """As `look_at_data`, for a plan that nothing is run of: downloads nothing."""
+    outline: AnyOutline = planning_of_data(data).foresee(data, seed)
+    return outline
+
+
 def _data_problems(error: UserError, document: Document, known: Sequence[Problem]) -> list[Problem]:
     """The messages of an inspection, located at the keys they begin with."""
     found = []

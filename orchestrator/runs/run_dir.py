@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import yaml
@@ -11,10 +13,20 @@ from cache_store.errors import ConfigError, StoreError
 from cache_store.storage.durable import read_regular, write_atomically
 from orchestrator.config import load as configuration
 from orchestrator.config.yaml_loader import MAX_BYTES, parse_document
+from orchestrator.plan.differences import differences
+from orchestrator.plan.graph import Plan
+from orchestrator.plan.identity import identity_of
 from orchestrator.runs.prepare import Prepared
+from orchestrator.runs.recorded import FILE as RECORD_FILE
+from orchestrator.runs.recorded import Recorded, read_recorded
 from orchestrator.units import human_bytes
 
 CONFIG_FILE = "config.yaml"
+#: What a run comes to, in its directory, and the folder where that is kept when something else takes its place.
+RESULTS = ("summary.json", "report.html", "model", "tb")
+EARLIER = "earlier"
+#: Keys of a difference that are named.
+MOST_KEYS = 3
 
 
 def check_run_dir(prepared: Prepared) -> None:
@@ -39,14 +51,63 @@ def claim_run_dir(prepared: Prepared) -> None:
     ConfigError, leaving everything as it was, when the directory holds another configuration or cannot be written."""
     existing = _held_text(prepared)
     _check_held(prepared, existing)
+    _keep_earlier(prepared)
     text = f"# Resolved from {prepared.source}: every setting, defaults included.\n"
     text += yaml.safe_dump(prepared.config.resolved(), sort_keys=False, width=110)
-    if text == existing:
-        return
     try:
-        write_atomically(prepared.run_dir / CONFIG_FILE, text.encode())
+        if text != existing:
+            write_atomically(prepared.run_dir / CONFIG_FILE, text.encode())
+        _record(prepared)
     except StoreError as error:
         raise ConfigError(f"run_dir: {error.message}") from error
+
+
+def _record(prepared: Prepared) -> None:
+    """Leave what results are written from. A plan too long for a record goes without: whoever needs it plans again."""
+    path = prepared.run_dir / RECORD_FILE
+    try:
+        data = Recorded.of(prepared).to_bytes()
+    except StoreError:
+        path.unlink(missing_ok=True)
+        return
+    write_atomically(path, data)
+
+
+def _keep_earlier(prepared: Prepared) -> None:
+    """Move results aside that came of other data, weights or versions than those that the same configuration means now,
+    and say so: what is trained now would take their place."""
+    run_dir = prepared.run_dir
+    before = read_recorded(run_dir, prepared.config.store)
+    if before is None or prepared.plan.unmeasured or not (run_dir / "summary.json").exists():
+        return
+    now, then = prepared.plan.regimes, before.plan.regimes
+    if all(now[name].weights == then[name].weights for name in now.keys() & then.keys()):
+        return
+    target = run_dir / EARLIER / before.digest[:12]
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name in RESULTS:
+            if (run_dir / name).exists() and not (target / name).exists():
+                os.replace(run_dir / name, target / name)
+    except OSError as error:
+        raise ConfigError(f"run_dir: earlier results cannot be moved to {target}: {error}") from error
+    again = sum(node.id not in before.plan for node in prepared.plan.nodes)
+    print(
+        f"segprop: {_changed(before.plan, prepared.plan)} changed since the results in {run_dir} were written: {again} "
+        f"of {len(prepared.plan.nodes)} tasks are others now; the earlier results are kept in {target}",
+        file=sys.stderr,
+    )
+
+
+def _changed(before: Plan, now: Plan) -> str:
+    """Name what the first task is made of that is not the one it was."""
+    earlier = {node.label: node for node in before.nodes}
+    for node in now.nodes:
+        other = earlier.get(node.label)
+        if other is not None and other.id != node.id:
+            keys = [found.key for found in differences(identity_of(node), identity_of(other), {})]
+            return f"{', '.join(keys[:MOST_KEYS])}{' and more' if len(keys) > MOST_KEYS else ''} of {node.label}"
+    return "the plan"
 
 
 def _held_text(prepared: Prepared) -> str | None:

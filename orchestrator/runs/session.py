@@ -30,7 +30,8 @@ from orchestrator.runners.base import RunnerRequest
 from orchestrator.runners.factory import make_runner
 from orchestrator.runners.gang_size import runs_together
 from orchestrator.runs.prepare import Prepared, with_figures
-from orchestrator.runs.results import _export_finished, _write_results
+from orchestrator.runs.recorded import Recorded
+from orchestrator.runs.results import export_finished, write_results
 from orchestrator.runs.run_dir import CONFIG_FILE, check_space, claim_run_dir
 from orchestrator.runs.signals import stop_on_signals
 
@@ -57,6 +58,7 @@ def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False)
         outcome = carry_out(prepared, planned.measuring(), ledger, claim, quiet, take_over)
         if outcome.status == "done":
             prepared = with_figures(prepared)
+            claim = partial(claim_run_dir, prepared)
             check_space(prepared)
             ledger = CommitLog.read(storage, prepared.plan)
     if outcome.status == "done" and any(target not in ledger.commits for target in prepared.plan.targets):
@@ -64,9 +66,10 @@ def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False)
         outcome = carry_out(prepared, prepared.plan, ledger, claim, quiet, take_over)
         if measured:
             outcome.reused &= earlier  # what was measured just now was not there before
-    exports = _export_finished(prepared, ledger, list(prepared.plan.regimes))
+    recorded = Recorded.of(prepared)
+    exports = export_finished(recorded, ledger, list(prepared.plan.regimes))
     reach("driver.exported")
-    summary = _write_results(prepared, ledger, outcome, exports)
+    summary = write_results(recorded, ledger, outcome, exports)
     print_table(summary)
     print_places(prepared.run_dir, summary)
     if outcome.status == "stopped":
@@ -196,5 +199,6 @@ def driver_settings(config: Config) -> DriverSettings:
 
 def finish(prepared: Prepared, ledger: CommitLog, outcome: Outcome, *, export: bool) -> Summary:
     """Write what a run leaves behind, of a run that somebody else drove; `export`: its models too."""
-    exports = _export_finished(prepared, ledger, list(prepared.plan.regimes) if export else [])
-    return _write_results(prepared, ledger, outcome, exports)
+    recorded = Recorded.of(prepared)
+    exports = export_finished(recorded, ledger, list(prepared.plan.regimes) if export else [])
+    return write_results(recorded, ledger, outcome, exports)

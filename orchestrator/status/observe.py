@@ -350,13 +350,17 @@ def observe(place: str) -> Observer:
     if not source.is_file():
         what = "no such folder" if not path.is_dir() else "not a run directory, it has no config.yaml"
         raise UserError(f"{place}: {what}")
-    digest = read_pointer(path)
-    if digest is not None:
-        storage = existing_storage(_store_of(source, path))
-        record = read_run(storage, digest)
-        if record is not None:
-            return Observer(storage, record, digest)
-    return _planned(source, [f"run_dir={path}"])
+    return observe_recorded(path) or _planned(source, [f"run_dir={path}"])
+
+
+def observe_recorded(run_dir: Path) -> Observer | None:
+    """Find a run by the records it left; None where there are none. UserError where its store is gone."""
+    digest = read_pointer(run_dir)
+    if digest is None:
+        return None
+    storage = existing_storage(_store_of(run_dir / "config.yaml", run_dir))
+    record = read_run(storage, digest)
+    return None if record is None else Observer(storage, record, digest)
 
 
 def _store_of(source: Path, run_dir: Path) -> str:

@@ -23,6 +23,7 @@ from orchestrator.config.values import default_store
 from orchestrator.config.yaml_loader import Document, KeyPath, Problem, raise_problems
 from orchestrator.plan.graph import Plan
 from orchestrator.runs.prepare import Prepared, look_at_data, prepare_document
+from orchestrator.runs.recorded import FILE as RECORD_FILE
 from orchestrator.runs.run_dir import CONFIG_FILE, check_run_dir, check_start, claim_run_dir
 from orchestrator.sweeps import metric as sweep_metric
 from orchestrator.sweeps import plan as sweep_plan
@@ -262,7 +263,8 @@ def _scheduler_problems(section: SweepConfig, document: Document, trials: Sequen
 
 def renew(prepared: Prepared) -> None:
     """Claim a trial's folder whatever configuration it holds: pbt changes it on the way."""
-    (prepared.run_dir / CONFIG_FILE).unlink(missing_ok=True)
+    for name in (CONFIG_FILE, RECORD_FILE):
+        (prepared.run_dir / name).unlink(missing_ok=True)
     claim_run_dir(prepared)
 
 

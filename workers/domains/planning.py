@@ -78,6 +78,10 @@ class DomainPlanning(ABC, Generic[DataT, OutlineT]):
     def inspect(self, data: DataT, seed: int) -> OutlineT:
         """Look at the files. DataError or ConfigError, all problems at once."""
 
+    def foresee(self, data: DataT, seed: int) -> OutlineT:
+        """As `inspect`, but without downloading what the configuration says how to download."""
+        return self.inspect(data, seed)
+
     @abstractmethod
     def rows(self, data: DataT, outline: OutlineT) -> SplitRows:
         """Samples of every split."""

@@ -111,7 +111,9 @@ def _build(hint: Any, value: Any, read: _Reader) -> Any:
     arguments = typing.get_args(hint)
     if origin is tuple and isinstance(value, list):
         return _tuple(arguments, value, read)
-    if origin is Mapping and dataclasses.is_dataclass(arguments[1]):
+    if origin in (Mapping, dict) and (
+        dataclasses.is_dataclass(arguments[1]) or typing.get_origin(arguments[1]) is tuple
+    ):
         return {key: _build(arguments[1], item, read) for key, item in value.items()}
     if origin in (typing.Union, types.UnionType) and value is not None:
         return _one_of(arguments, value, read)

@@ -117,6 +117,17 @@ def pipelines(config: Config) -> Iterator[Finding]:
         yield ("pipeline",), f"wavefront: is for {waving}, and no regime here is one; allowed: sequential"
 
 
+def yardstick(config: Config) -> Iterator[Finding]:
+    """Check that results are compared with a regime that there is."""
+    name = config.evaluation.yardstick
+    if name is not None and name not in config.regimes:
+        known = ", ".join(config.regimes)
+        yield (
+            ("evaluation", "yardstick"),
+            f"{name}: no such regime{did_you_mean(name, config.regimes)}; allowed: {known}",
+        )
+
+
 def variants(config: Config) -> Iterator[Finding]:
     """Check that `variant` is asked of a regime and a family that have it, and not together with what it overrules."""
     refusal = config.family.traits.can.variant

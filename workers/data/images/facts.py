@@ -31,6 +31,8 @@ class ImageFacts:
     class_names: tuple[str, ...] = ()
     #: Side of the stored images; None: they are stored at the side given by `resize`.
     side: int | None = None
+    #: Images for training and for testing, of data sets that can be downloaded.
+    rows: tuple[int, int] | None = None
 
 
 DIGITS = ImageFacts(
@@ -45,12 +47,14 @@ CIFAR10 = ImageFacts(
     std=(0.2023, 0.1994, 0.2010),
     class_names=tuple(_CIFAR10_NAMES.split()),
     side=32,
+    rows=(50_000, 10_000),
 )
 CIFAR100 = ImageFacts(
     mean=(0.5071, 0.4865, 0.4409),
     std=(0.2673, 0.2564, 0.2762),
     class_names=tuple(_CIFAR100_NAMES.split()),
     side=32,
+    rows=(50_000, 10_000),
 )
 #: Of images of any kind: the figures of ImageNet.
 ANY_IMAGES = ImageFacts(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
-from cache_store.errors import ConfigError
+from dataclasses import replace
+
+from cache_store.errors import ConfigError, DataError
 from workers.data.images.formats.base import ImageFiles
 from workers.data.images.formats.table import IMAGE_FORMATS
-from workers.data.images.outline import DataOutline
+from workers.data.images.outline import NOT_HERE, DataOutline
 from workers.specs.experiment import ImageSpec
 
 
@@ -19,6 +21,30 @@ def inspect(data: ImageSpec) -> DataOutline:
     `resize` is smaller than `image_size`.
     """
     return outline_of(data, locate(data))
+
+
+def foresee(data: ImageSpec) -> DataOutline:
+    """As `inspect`, but downloads nothing: describes a known data set that is to be downloaded as it will be."""
+    rows = IMAGE_FORMATS[data.name].facts.rows
+    if not data.download or rows is None:
+        return inspect(data)
+    try:
+        return inspect(replace(data, download=False))
+    except DataError as error:
+        if "problems" in error.details:  # something is there, and damaged
+            raise
+    facts = IMAGE_FORMATS[data.name].facts
+    side = facts.side or resize_of(data)
+    return DataOutline(
+        classes=len(facts.class_names),
+        class_names=facts.class_names,
+        native=(3, side, side),
+        train_rows=rows[0],
+        test_rows=rows[1],
+        fingerprint=NOT_HERE,
+        mean=facts.mean,
+        std=facts.std,
+    )
 
 
 def outline_of(data: ImageSpec, source: ImageFiles) -> DataOutline:

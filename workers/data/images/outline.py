@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from workers.data.images.facts import Triple
 
+#: Fingerprint of a data set that is still to be downloaded.
+NOT_HERE = "not downloaded"
+
 
 @dataclass(frozen=True)
 class DataOutline:

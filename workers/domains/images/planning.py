@@ -37,6 +37,11 @@ class ImagePlanning(DomainPlanning[ImageSpec, "DataOutline"]):
 
         return inspect(data)
 
+    def foresee(self, data: ImageSpec, seed: int) -> DataOutline:
+        from workers.data.images.inspect import foresee
+
+        return foresee(data)
+
     def rows(self, data: ImageSpec, outline: DataOutline) -> SplitRows:
         return split_rows(data, outline.train_rows, outline.test_rows, outline.held_out)
 
@@ -103,12 +108,16 @@ class ImagePlanning(DomainPlanning[ImageSpec, "DataOutline"]):
         return DataTask(data=decoded, fingerprint=fingerprint)
 
     def words(self, data: ImageSpec, outline: DataOutline, count_text: Callable[[int], str]) -> str:
+        from workers.data.images.outline import NOT_HERE
+
         rows, size = self.rows(data, outline), data.image_size
         if _own(data):
             shape = "x".join(map(str, outline.native))
             return f"{data.build}: {rows.train} + {rows.validation} + {rows.test} samples, {shape}"
         words = f"{data.name}: {rows.train} + {rows.validation} + {rows.test} images, {size}x{size}"
         words += f", views {self.views(data)}"
+        if outline.fingerprint == NOT_HERE:
+            words += " (not here yet: the run downloads them)"
         if not outline.skipped:
             return words
         found = ", ".join(f"{count} {suffix}" for suffix, count in outline.skipped)

@@ -130,6 +130,23 @@ def test_a_node_with_a_damaged_commit_is_left_alone() -> None:
     assert deleted(facts([("nodes/n/attempts/a/f", 30.0)], commits={"n": CommitFacts(None)})) == set()
 
 
+def test_finished_work_goes_only_where_it_is_said_what_to_keep() -> None:
+    record, commits = plan(committed_reader=True)
+    files = [("sets/images/set.json", 9.0), *((f"nodes/{node}/commit.json", 9.0) for node in "dmt")]
+    found = facts(files, {"plans/p.json": record}, commits)
+    assert collect(found, 0.0) == []
+    kept = collect(found, 0.0, frozenset("dm"))
+    assert [waste.path for waste in kept] == ["nodes/t"]
+    gone = {waste.path for waste in collect(found, 0.0, frozenset("t"))}
+    assert gone == {"nodes/d", "nodes/m", "sets/images"}
+    # Younger than the limit, of a plan under way, or damaged: they stay.
+    assert collect(found, 10 * DAY, frozenset()) == []
+    under_way = facts(files, {"plans/p.json": record}, {"d": commits["d"], "m": commits["m"]})
+    assert not {waste.path for waste in collect(under_way, 20 * DAY, frozenset())}
+    damaged = facts(files, {}, {**commits, "t": CommitFacts(None)})
+    assert "nodes/t" not in {waste.path for waste in collect(damaged, 0.0, frozenset())}
+
+
 def test_quarantine_probes_and_unlisted_shards_go() -> None:
     record, commits = plan()
     shards = [f"sets/snap/shards/00000{i}.a.arrow" for i in range(2)]

@@ -190,3 +190,27 @@ def test_exit_codes_of_a_run_come_from_its_session(
     # The session claims the run directory, under the run's lease.
     assert not (tmp_path / "run").exists()
     assert capsys.readouterr().err == "segprop: no space left on /store\n"
+
+
+def test_a_plan_of_data_that_are_to_be_downloaded_downloads_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from torchvision import datasets
+
+    from orchestrator.cli import main
+
+    def fetch(*arguments: object, **options: object) -> None:
+        raise AssertionError("downloaded")
+
+    monkeypatch.setattr(datasets, "CIFAR10", fetch)
+    path = tmp_path / "cifar.yaml"
+    place = tmp_path / "data"
+    path.write_text(
+        f"data: {{name: cifar10, path: {place}, download: true, image_size: 32}}\n"
+        f"regimes: [e2e]\nrun_dir: {tmp_path}/run\nmodel: {{name: resnet18}}\n"
+    )
+    assert main(["plan", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "45000 + 5000 + 10000 images" in said
+    assert "not here yet: the run downloads them" in said
+    assert not place.exists()

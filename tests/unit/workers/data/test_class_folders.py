@@ -274,3 +274,11 @@ def test_class_folders_are_read_from_other_file_systems() -> None:
             memory.pipe(f"/class-folders/{split}/{name}", image)
     outline = inspect(ImageSpec(name="folder", path="memory://class-folders"))
     assert (outline.class_names, outline.train_rows, outline.skipped) == (("a", "b"), 3, ((".txt", 2),))
+
+
+def test_one_class_alone_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "only").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "only" / name)
+    with pytest.raises(DataError, match="has one class alone, only: there is nothing to tell it from"):
+        inspect(ImageSpec(name="folder", path=str(tmp_path), image_size=8))

@@ -60,6 +60,11 @@ class ClassFolders(DataFormat, FileFormat):
             validation = parts[_VALIDATION] if len(parts) == 2 else ()
             files = {"train": (*train, *validation), "test": parts[own[-1]] if own else ()}
             held_out = len(validation)
+        if len(listing.names) == 1:
+            listing.problems.append(
+                f"data.path: {root} has one class alone, {listing.names[0]}: there is nothing to tell it from; "
+                "allowed: two classes or more"
+            )
         fail(listing.problems)
         skipped = tuple(sorted(listing.skipped.items()))
         return ImageFiles(self, root, filesystem, files, listing.names, held_out=held_out, skipped=skipped)

@@ -1,0 +1,67 @@
+"""Runs side by side: what differs in their settings, and what each came to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from summaries import bare_regime, bare_summary
+
+from orchestrator.cli import main
+from orchestrator.reports.summary import write_summary
+
+
+def run_of(folder: Path, settings: dict[str, Any], accuracy: float | None) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"run": folder.name, "run_dir": str(folder), **settings}))
+    if accuracy is not None:
+        regime = bare_regime("e2e", metrics={"accuracy": accuracy}, seconds=30.0)
+        write_summary(folder / "summary.json", bare_summary(regimes={"e2e": regime}))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[str]:
+    settings = {"seed": 0, "training": {"epochs": 3, "optimizer": {"lr": 1e-3}}}
+    first = run_of(tmp_path / "runs" / "first", settings, 0.5)
+    changed = {"seed": 0, "training": {"epochs": 3, "optimizer": {"lr": 1e-2}, "clip": 1.0}}
+    second = run_of(tmp_path / "runs" / "second", changed, 0.75)
+    return [str(first), str(second), str(run_of(tmp_path / "runs" / "third", settings, None))]
+
+
+def test_settings_that_differ_and_results_stand_beside_each_other(
+    runs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", *runs]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["setting", "first", "second", "third"]
+    assert ["training.optimizer.lr", "0.001", "0.01", "0.001"] in lines
+    assert ["training.clip", "–", "1.0", "–"] in lines
+    assert not any("seed" in line or "run_dir" in line for line in lines)
+    assert "75.00" in next(" ".join(line) for line in lines if line[:2] == ["e2e", "test"])
+    assert main(["compare", *runs, "--all"]) == 0
+    said = capsys.readouterr().out
+    assert "* training.optimizer.lr" in said
+    assert "\nseed" in said
+
+
+def test_the_same_as_json(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *runs, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"] == {"training.optimizer.lr": [0.001, 0.01, 0.001], "training.clip": [None, 1.0, None]}
+    assert [each and each["test"]["accuracy"] for each in found["results"]["e2e"]] == [0.5, 0.75, None]
+
+
+def test_what_is_no_run_or_one_alone_is_refused(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", runs[0]]) == 2
+    assert "name two runs or more" in capsys.readouterr().err
+    assert main(["compare", runs[0], str(tmp_path)]) == 2
+    assert "not a run directory" in capsys.readouterr().err
+    (Path(runs[1]) / "summary.json").write_text("{")
+    assert main(["compare", *runs]) == 2
+    assert "segprop report" in capsys.readouterr().err
