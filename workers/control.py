@@ -28,6 +28,19 @@ class Update:
     accuracy: float | None = None
     #: Share of the time spent waiting for input, 0..1.
     stalled: float | None = None
+    #: Optimizer steps of the stage, and since the last update: loss, accuracy.
+    global_step: int | None = None
+    recent_loss: float | None = None
+    recent_accuracy: float | None = None
+    #: Of the last step: its rate, and the norm of its gradients where they are clipped.
+    lr: float | None = None
+    gradient_norm: float | None = None
+    #: Most that tensors have taken on the device so far in this process.
+    device_bytes: int | None = None
+    #: Epochs that are validated, and what the last of these came to.
+    validated: int | None = None
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
     tokens_rate: float | None = None
     #: Snapshot shards found and not found, and bytes of snapshots.
     hits: int | None = None

@@ -15,6 +15,7 @@ _FREE = (
     ("resources",),
     ("reuse_versions",),
     ("evaluation",),
+    ("tracking",),
     ("data", "download"),
     ("data", "allow_loss"),
     ("training", "checkpoint_every_s"),

@@ -190,6 +190,17 @@ class EvaluationConfig(Section):
     )
 
 
+class TrackingConfig(Section):
+    """Dashboards that are told of a run while it trains, an experiment a regime. TensorBoard's files always are."""
+
+    trackers: tuple[Literal["wandb", "mlflow", "trackio", "swanlab"], ...] = Field(
+        default=(),
+        description="Services beside TensorBoard, whose own settings and tokens are theirs (WANDB_MODE, "
+        "MLFLOW_TRACKING_URI, …). One that is away stops nothing.",
+    )
+    project: NonBlank = Field(default="segprop", description="What they gather runs under.")
+
+
 class BlocksConfig(Section):
     """Which parts of the network take turns, and for how long (badam, lisa)."""
 
@@ -411,6 +422,7 @@ class Config(Section):
     budget: BudgetConfig | None = Field(
         default=None, description="What every regime may spend on training; null: each has its epochs as they are set."
     )
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     reuse_versions: dict[Literal["torch", "transformers", "tokenizers", "numpy", "pillow"], str] = Field(
         default_factory=dict,
         description="Package -> version whose results count as those of the installed one, e.g. {torch: 2.8.0}. Other "

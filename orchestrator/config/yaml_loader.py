@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,15 @@ MAX_LISTED = 50
 #: Longer keys and overrides are cut in messages.
 _LONG_KEY = 200
 _WORDS_OF_NUMBERS = "must be a finite number, a whole one below 2^63"
+
+
+def leaves(section: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return the settings of a section by dotted key; lists and empty sections are values."""
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        path = f"{above}{key}"
+        found |= leaves(value, f"{path}.") if isinstance(value, dict) and value else {path: value}
+    return found
 
 
 @dataclass(frozen=True)

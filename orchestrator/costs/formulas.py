@@ -82,16 +82,17 @@ def epochs_to_run(train: TrainSpec, rows: int) -> int:
     """Epochs a stage can reach: its setting, or fewer where a step limit ends it before."""
     if train.exit.steps is None:
         return train.epochs
-    return min(train.epochs, math.ceil(train.exit.steps / _steps_an_epoch(train, rows)))
+    return min(train.epochs, math.ceil(train.exit.steps / steps_an_epoch(train, rows)))
 
 
 def steps_to_run(train: TrainSpec, rows: int) -> int:
     """Optimizer steps a stage can reach."""
-    steps = train.epochs * _steps_an_epoch(train, rows)
+    steps = train.epochs * steps_an_epoch(train, rows)
     return steps if train.exit.steps is None else min(steps, train.exit.steps)
 
 
-def _steps_an_epoch(train: TrainSpec, rows: int) -> int:
+def steps_an_epoch(train: TrainSpec, rows: int) -> int:
+    """Optimizer steps of one epoch."""
     return max(1, rows // train.batch_size if train.drop_last else math.ceil(rows / train.batch_size))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -14,7 +14,10 @@ from cache_store.errors import ConfigError, SegpropError, StorageDenied, UserErr
 from cache_store.storage.base import Storage
 from cache_store.storage.open import open_storage
 from orchestrator.config.schema import Config
+from orchestrator.config.yaml_loader import leaves
+from orchestrator.costs.formulas import steps_an_epoch, steps_to_run
 from orchestrator.execution import schedule
+from orchestrator.execution.beat import Beat
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Driver, DriverSettings, Outcome
 from orchestrator.execution.event_log import journal
@@ -22,6 +25,7 @@ from orchestrator.execution.plan_record import plan_digest, write_plan
 from orchestrator.execution.retry import NodeRetries
 from orchestrator.execution.run_lease import Claim, RunLease, check_neighbour
 from orchestrator.execution.run_record import RunRecord, read_pointer, write_pointer, write_run
+from orchestrator.plan.experiment import rows_of
 from orchestrator.plan.graph import Plan
 from orchestrator.progress import Progress
 from orchestrator.reports.records import Summary
@@ -34,10 +38,22 @@ from orchestrator.runs.recorded import Recorded
 from orchestrator.runs.results import export_finished, write_results
 from orchestrator.runs.run_dir import CONFIG_FILE, check_space, claim_run_dir
 from orchestrator.runs.signals import stop_on_signals
+from orchestrator.trackers.live import LiveTracking, Tracked, TrackedStage
+from workers.control import Update
+from workers.specs.as_json import from_json
+from workers.specs.experiment import TrainSpec
 
 _log = logging.getLogger("segprop.plan")
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
+
+
+#: Takes what running nodes told last.
+Tell = Callable[[Mapping[str, Update]], None]
+
+
+def _nobody(updates: Mapping[str, Update]) -> None:
+    """Take what running nodes told, for nobody."""
 
 
 def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False) -> int:
@@ -61,15 +77,22 @@ def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False)
             claim = partial(claim_run_dir, prepared)
             check_space(prepared)
             ledger = CommitLog.read(storage, prepared.plan)
+    tracking = LiveTracking(_tracked(prepared))
     if outcome.status == "done" and any(target not in ledger.commits for target in prepared.plan.targets):
         earlier, measured = outcome.reused, prepared.plan is not planned
-        outcome = carry_out(prepared, prepared.plan, ledger, claim, quiet, take_over)
+        try:
+            outcome = carry_out(prepared, prepared.plan, ledger, claim, quiet, take_over, tracking.tell)
+        except BaseException:
+            tracking.close()
+            raise
         if measured:
             outcome.reused &= earlier  # what was measured just now was not there before
     recorded = Recorded.of(prepared)
     exports = export_finished(recorded, ledger, list(prepared.plan.regimes))
     reach("driver.exported")
     summary = write_results(recorded, ledger, outcome, exports)
+    tracking.finish(summary)
+    tracking.close()
     print_table(summary)
     print_places(prepared.run_dir, summary)
     if outcome.status == "stopped":
@@ -95,12 +118,14 @@ def carry_out(
     claim_directory: Callable[[], None],
     quiet: bool,
     take_over: bool,
+    tell: Tell = _nobody,
 ) -> Outcome:
-    """Drive a plan of this run under its lease, as `leased`; `ledger` then knows what is done."""
+    """Drive a plan of this run under its lease, as `leased`; `ledger` then knows what is done. `tell` is told now and
+    then what running tasks report."""
     with leased(prepared, plan, ledger.storage, claim_directory, take_over) as lease:
         # What others have done while this waited for the lease is done.
         ledger.look_up(plan.nodes)
-        outcome = _drive(prepared, plan, ledger, quiet, lease)
+        outcome = _drive(prepared, plan, ledger, quiet, lease, tell)
         if lease.superseded:
             # What it leaves in the run directory is the other driver's business now.
             raise SegpropError("stopped: another driver has taken this run over and goes on with it")
@@ -154,11 +179,33 @@ def _claim(prepared: Prepared, digest: str, take_over: bool) -> Claim:
     return Claim(digest, prepared.config.run, str(run_dir.absolute()), take_over, before=read_pointer(run_dir))
 
 
-def _drive(prepared: Prepared, plan: Plan, ledger: CommitLog, quiet: bool, lease: RunLease) -> Outcome:
+def _tracked(prepared: Prepared) -> Tracked:
+    """Describe a run as trackers see it."""
+    config, plan = prepared.config, prepared.plan
+    rows = rows_of(config, prepared.data).train
+    stages: dict[str, TrackedStage] = {}
+    for name, regime in plan.regimes.items():
+        before = 0
+        for stage_id in regime.stages:
+            task = plan.node(stage_id).task
+            train = from_json(TrainSpec, task["train"])
+            stage = TrackedStage(name, task["name"], before, steps_an_epoch(train, rows))
+            stages |= dict.fromkeys(regime.work_of(stage_id), stage)
+            before += steps_to_run(train, rows)
+    settings = config.tracking
+    return Tracked(config.run, prepared.run_dir, settings.project, settings.trackers, stages, leaves(config.resolved()))
+
+
+def _drive(prepared: Prepared, plan: Plan, ledger: CommitLog, quiet: bool, lease: RunLease, tell: Tell) -> Outcome:
     config = prepared.config
     runner = make_runner(RunnerRequest(config.resources, prepared.plan, config.store))
     done = sum(node.id in ledger.commits for node in plan.nodes)
     total = sum(not schedule.superfluous(plan, node, committed=ledger.commits.keys()) for node in plan.nodes)
+
+    def report(beat: Beat) -> None:
+        lease.report(beat)
+        tell({node: task.progress for node, task in beat.running.items()})
+
     with Progress(total, done, quiet=quiet) as progress:
         try:
             runner.start()
@@ -170,7 +217,7 @@ def _drive(prepared: Prepared, plan: Plan, ledger: CommitLog, quiet: bool, lease
                     progress,
                     driver_settings(config),
                     stop_requested=lambda: stop_requested() or lease.superseded,
-                    report=lease.report,
+                    report=report,
                 )
                 outcome = driver.run()
                 lease.outcome = outcome.status
@@ -201,4 +248,9 @@ def finish(prepared: Prepared, ledger: CommitLog, outcome: Outcome, *, export: b
     """Write what a run leaves behind, of a run that somebody else drove; `export`: its models too."""
     recorded = Recorded.of(prepared)
     exports = export_finished(recorded, ledger, list(prepared.plan.regimes) if export else [])
-    return write_results(recorded, ledger, outcome, exports)
+    summary = write_results(recorded, ledger, outcome, exports)
+    if prepared.config.tracking.trackers:
+        tracking = LiveTracking(_tracked(prepared))
+        tracking.finish(summary)
+        tracking.close()
+    return summary

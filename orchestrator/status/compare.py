@@ -14,7 +14,7 @@ from rich.console import Console
 
 from cache_store.errors import CorruptRecord, UserError
 from cache_store.records.record_io import read_local
-from orchestrator.config.yaml_loader import load_document
+from orchestrator.config.yaml_loader import leaves, load_document
 from orchestrator.reports.record_json import from_json
 from orchestrator.reports.records import RegimeSummary, Summary
 from orchestrator.reports.result_table import print_rows
@@ -73,7 +73,7 @@ def _read(run_dir: Path) -> ComparedRun:
     source = run_dir / CONFIG_FILE
     if not source.is_file():
         raise UserError(f"{run_dir}: not a run directory, it has no {CONFIG_FILE}")
-    settings = dict(_leaves(load_document(source).data))
+    settings = leaves(load_document(source).data)
     try:
         found = read_local(run_dir / "summary.json")
         summary = None if found is None else from_json(Summary, found)
@@ -82,15 +82,6 @@ def _read(run_dir: Path) -> ComparedRun:
             f"{run_dir}: summary.json cannot be read: {error}; `segprop report {run_dir}` writes it"
         ) from error
     return ComparedRun(str(run_dir), settings, summary)
-
-
-def _leaves(section: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
-    """List the settings of a file by dotted key; lists and empty sections are values."""
-    found: list[tuple[str, Any]] = []
-    for key, value in section.items():
-        path = f"{above}{key}"
-        found += _leaves(value, f"{path}.") if isinstance(value, dict) and value else [(path, value)]
-    return found
 
 
 def _figures(run: ComparedRun, name: str) -> dict[str, Any] | None:

@@ -17,26 +17,26 @@ from orchestrator.reports.records import Metrics, RegimeSummary, StageSummary
 
 #: Field of an epoch -> name of the figure.
 EPOCH_FIGURES = {
-    "train_loss": "loss/train",
-    "validation_loss": "loss/validation",
-    "train_accuracy": "accuracy/train",
-    "validation_accuracy": "accuracy/validation",
-    "lr": "learning_rate",
-    "images_per_s": "images_per_second",
-    "samples_per_s": "samples_per_second",
+    "train_loss": "train/loss",
+    "validation_loss": "validation/loss",
+    "train_accuracy": "train/accuracy",
+    "validation_accuracy": "validation/accuracy",
+    "lr": "train/learning_rate",
+    "images_per_s": "train/images_per_second",
+    "samples_per_s": "train/samples_per_second",
     "peak_device_bytes": "memory/peak_device_bytes",
     "peak_device_reserved_bytes": "memory/peak_device_reserved_bytes",
     "peak_host_bytes": "memory/peak_host_bytes",
 }
 #: Metric of an epoch's own validation -> name of the figure.
-VALIDATION_FIGURES = {"perplexity": "perplexity/validation", "token_accuracy": "token_accuracy/validation"}
+VALIDATION_FIGURES = {"perplexity": "validation/perplexity", "token_accuracy": "validation/token_accuracy"}
 #: Metrics of the test split after an epoch -> names of the figures.
 TEST_FIGURES = {
-    "test": {"accuracy": "accuracy/test", "loss": "loss/test"},
-    "test_auxiliary": {"accuracy": "accuracy/test_auxiliary", "loss": "loss/test_auxiliary"},
+    "test": {"accuracy": "test/accuracy", "loss": "test/loss"},
+    "test_auxiliary": {"accuracy": "test_auxiliary/accuracy", "loss": "test_auxiliary/loss"},
 }
 #: Metric of the assembled network after a stage -> name of the figure.
-ASSEMBLED_FIGURES = {"accuracy": "accuracy/assembled", "loss": "loss/assembled", "perplexity": "perplexity/assembled"}
+ASSEMBLED_FIGURES = {"accuracy": "assembled/accuracy", "loss": "assembled/loss", "perplexity": "assembled/perplexity"}
 
 
 @dataclass(frozen=True)

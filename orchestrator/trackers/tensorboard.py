@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event
@@ -21,6 +21,8 @@ from orchestrator.trackers.base import LoggedPoint, Tracker
 
 #: Below the run directory.
 FOLDER = "tb"
+#: Below the run directory: what stages tell while they train, by optimizer steps.
+LIVE_FOLDER = "tb_live"
 
 
 @contextmanager
@@ -64,3 +66,42 @@ class _EventFiles:
     def _write(self, event: Event) -> None:
         self._writer.write(event.SerializeToString())
         self._writer.flush()
+
+
+class LiveEvents:
+    """Event files that grow while a run trains: one a regime and invocation, in `tb_live/<regime>`. A disk that does
+    not take them stops nothing."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._folder = run_dir / LIVE_FOLDER
+        self._files = ExitStack()
+        self._writers: dict[str, RecordWriter | None] = {}
+
+    def log(self, regime: str, step: int, when: float, figures: Mapping[str, float]) -> None:
+        """Append figures of a regime, after so many optimizer steps of it; `when`: unix seconds."""
+        if regime not in self._writers:
+            self._writers[regime] = self._open(regime, when)
+        writer = self._writers[regime]
+        if writer is None:
+            return
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
+        try:
+            writer.write(Event(wall_time=when, step=step, summary=Summary(value=values)).SerializeToString())
+            writer.flush()
+        except OSError:
+            self._writers[regime] = None
+
+    def _open(self, regime: str, when: float) -> RecordWriter | None:
+        try:
+            (self._folder / regime).mkdir(parents=True, exist_ok=True)
+            path = self._folder / regime / f"events.out.tfevents.{int(when)}.{os.getpid()}.segprop"
+            writer = RecordWriter(self._files.enter_context(path.open("ab")))
+            writer.write(Event(wall_time=when, file_version="brain.Event:2").SerializeToString())
+        except OSError:
+            return None
+        return writer
+
+    def close(self) -> None:
+        """Close the files."""
+        with suppress(OSError):
+            self._files.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,5 +37,9 @@ class Sums:
 
     def mean(self) -> tuple[float, float | None]:
         """(mean loss, accuracy 0..1 or None where it was not counted)."""
-        loss, correct, count = self.read()
+        return self.mean_of(self.read())
+
+    def mean_of(self, values: Sequence[float]) -> tuple[float, float | None]:
+        """As `mean`, of sums that were read before, or of the difference of two."""
+        loss, correct, count = values
         return loss / max(count, 1.0), correct / max(count, 1.0) if self._counted else None

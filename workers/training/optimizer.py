@@ -88,6 +88,8 @@ class StageStep:
         self._schedule, self._turn = task.schedule, 0
         if task.schedule is not None:
             path.activate(active_parts(task.schedule, self._seed, 0))
+        #: Norm of the gradients of the last step, before they were clipped; None where they are not.
+        self.gradient_norm: torch.Tensor | None = None
         self._tiered: TieredOptimizer | None = None
         self._zero3: Zero3 | None = None
         if task.tiers.moves_updates:
@@ -190,7 +192,7 @@ class StageStep:
             self._tiered.gather()
         if self._train.clip is not None:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self._updated(), self._train.clip)
+            self.gradient_norm = torch.nn.utils.clip_grad_norm_(self._updated(), self._train.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 
 import torch
@@ -53,8 +53,11 @@ from workers.weights import Weights
 class _Epoch:
     """Count what happens while one epoch runs."""
 
-    def __init__(self, sums: Sums, earlier_s: float, steps: int, device: torch.device) -> None:
+    def __init__(self, sums: Sums, told: Sequence[float], earlier_s: float, steps: int, device: torch.device) -> None:
+        """`told`: the sums at the beginning."""
         self.sums = sums
+        #: What the last update told of them.
+        self.told = list(told)
         self.clock = Clock(earlier_s)
         self.waits = Waits()
         #: Steps of this epoch.
@@ -154,7 +157,8 @@ class StageTrainer:
     def _run_epoch(self) -> None:
         progress = self.state.progress
         steps = min(self.inputs.per_epoch, self.inputs.total_steps - progress.epoch * self.inputs.per_epoch)
-        epoch = _Epoch(Sums(self.device, progress.sums, gang=self.gang), progress.epoch_seconds, steps, self.device)
+        sums = Sums(self.device, progress.sums, gang=self.gang)
+        epoch = _Epoch(sums, progress.sums, progress.epoch_seconds, steps, self.device)
         self.path.module.train(True)
         peak = self._train_epoch(epoch)
         seconds = epoch.clock.seconds()
@@ -284,7 +288,14 @@ class StageTrainer:
     def _reached(self, epoch: _Epoch) -> Update:
         """Say how far the stage is. Every rank of a gang must ask."""
         progress = self.state.progress
-        loss, accuracy = epoch.sums.mean()
+        sums = epoch.sums.read()
+        loss, accuracy = epoch.sums.mean_of(sums)
+        recent_loss, recent_accuracy = epoch.sums.mean_of(
+            [now - then for now, then in zip(sums, epoch.told, strict=True)]
+        )
+        epoch.told = sums
+        last = progress.history[-1] if progress.history else None
+        norm = self.step.gradient_norm
         done = progress.epoch * self.inputs.per_epoch + progress.step
         rate = progress.step / max(epoch.clock.seconds(), 1e-9)
         counters = self.inputs.counters() if self.inputs.boundaries else None
@@ -301,13 +312,20 @@ class StageTrainer:
             accuracy=accuracy,
             stalled=epoch.waits.share(),
             # Targets of text are tokens.
-            tokens_rate=epoch.sums.read()[2] / max(epoch.clock.seconds(), 1e-9)
-            if self.domain.row_unit == "tokens"
-            else None,
+            tokens_rate=sums[2] / max(epoch.clock.seconds(), 1e-9) if self.domain.row_unit == "tokens" else None,
             hits=None if counters is None else counters.hits,
             misses=None if counters is None else counters.misses,
             bytes_read=None if counters is None else counters.bytes_read,
             bytes_written=None if counters is None else counters.bytes_written,
+            global_step=progress.global_step,
+            recent_loss=recent_loss,
+            recent_accuracy=recent_accuracy,
+            lr=self._rate(progress.global_step - 1),
+            gradient_norm=None if norm is None else float(norm),
+            device_bytes=torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None,
+            validated=len(progress.history),
+            validation_loss=None if last is None else last.validation_loss,
+            validation_accuracy=None if last is None else last.validation_accuracy,
         )
 
     def _check_finite(self, bad_step: Tensor) -> None:

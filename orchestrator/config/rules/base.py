@@ -117,6 +117,16 @@ def pipelines(config: Config) -> Iterator[Finding]:
         yield ("pipeline",), f"wavefront: is for {waving}, and no regime here is one; allowed: sequential"
 
 
+def trackers(config: Config) -> Iterator[Finding]:
+    """Check that services that are to be told of a run are installed."""
+    for name in config.tracking.trackers:
+        if importlib.util.find_spec(name) is None:
+            yield (
+                ("tracking", "trackers"),
+                f"{name}: is not installed here; pip install 'segprop[trackers]', or {name} alone",
+            )
+
+
 def yardstick(config: Config) -> Iterator[Finding]:
     """Check that results are compared with a regime that there is."""
     name = config.evaluation.yardstick

@@ -132,6 +132,7 @@ def _rules(
     yield from base.pipelines(config)
     yield from base.variants(config)
     yield from base.yardstick(config)
+    yield from base.trackers(config)
     yield from blocks.settings(config)
     if wrong is not None:
         yield models.finding_of(wrong)

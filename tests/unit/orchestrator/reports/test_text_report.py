@@ -171,9 +171,9 @@ def test_event_files_have_rate_and_perplexity(tmp_path: Path, summary: dict[str,
     track(tmp_path, read(summary))
     events = EventAccumulator(str(tmp_path / "tb" / "segprop"))
     events.Reload()
-    assert {scalar.value for scalar in events.Scalars("samples_per_second")} == {50.0}
-    assert "images_per_second" not in events.Tags()["scalars"]
-    for tag in ("perplexity/validation", "perplexity/assembled", "loss/assembled"):
+    assert {scalar.value for scalar in events.Scalars("train/samples_per_second")} == {50.0}
+    assert "train/images_per_second" not in events.Tags()["scalars"]
+    for tag in ("validation/perplexity", "assembled/perplexity", "assembled/loss"):
         assert len(events.Scalars(tag)) == 12
 
 

@@ -40,7 +40,7 @@ def test_every_epoch_of_every_regime_is_read_back(tmp_path: Path, summary: dict[
             scalars = events.Scalars(tag)
             assert [scalar.step for scalar in scalars] == list(range(1, len(epochs) + 1))
             assert [scalar.value for scalar in scalars] == pytest.approx(expected)
-        assembled = events.Scalars("accuracy/assembled")
+        assembled = events.Scalars("assembled/accuracy")
         assert len(assembled) == len(regime["stages"])
 
 
@@ -54,8 +54,8 @@ def test_scores_of_the_test_split_after_every_epoch_are_read_back(tmp_path: Path
     events = EventAccumulator(str(tmp_path / "tb" / "segprop"))
     events.Reload()
     expected = [index / 100 for index in range(len(epochs))]
-    assert [scalar.value for scalar in events.Scalars("accuracy/test")] == pytest.approx(expected)
-    assert [(scalar.step, scalar.value) for scalar in events.Scalars("loss/test_auxiliary")] == [(1, 1.25)]
+    assert [scalar.value for scalar in events.Scalars("test/accuracy")] == pytest.approx(expected)
+    assert [(scalar.step, scalar.value) for scalar in events.Scalars("test_auxiliary/loss")] == [(1, 1.25)]
 
 
 def test_writing_again_gives_the_same_bytes_and_no_second_file(tmp_path: Path, summary: dict[str, Any]) -> None:

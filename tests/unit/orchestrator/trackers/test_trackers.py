@@ -55,9 +55,9 @@ def test_one_more_row_is_filled_by_a_real_run(tmp_path: Path, monkeypatch: pytes
     summary = json.loads((run_dir / "summary.json").read_text())
     for name, regime in summary["regimes"].items():
         curve = [epoch for stage in regime["stages"] for epoch in stage["curve"]]
-        mine = [line for line in lines if line["regime"] == name and "loss/train" in line]
+        mine = [line for line in lines if line["regime"] == name and "train/loss" in line]
         assert [line["step"] for line in mine] == list(range(1, len(curve) + 1))
-        assert [line["loss/train"] for line in mine] == [epoch["train_loss"] for epoch in curve]
+        assert [line["train/loss"] for line in mine] == [epoch["train_loss"] for epoch in curve]
     assert {line["regime"] for line in lines} == {"e2e", "segprop"}
     assert (run_dir / "tb" / "segprop").is_dir()
 
