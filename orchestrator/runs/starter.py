@@ -18,7 +18,8 @@ import yaml
 from cache_store.errors import UserError
 from cache_store.storage.durable import write_atomically
 from cache_store.suggest import did_you_mean
-from workers.models.registry import FAMILIES
+from workers.domains.registry import planning_of_family
+from workers.models.registry import DEFAULT, FAMILIES
 
 #: Data that are named rather than found under a path, and the kind of model that they are for.
 NAMED = {
@@ -49,9 +50,10 @@ def configuration(wanted: Wanted) -> str:
     """Return a configuration as YAML with comments. UserError where the model does not suit the data."""
     family = family_called(wanted.model)
     name, kind = data_called(wanted.data)
-    if (family == "causal_lm") != (kind == "text"):
+    reads = planning_of_family(family).raw
+    if reads != kind:
         raise UserError(
-            f"--model {wanted.model}: {'a language model' if family == 'causal_lm' else 'a network for images'}, and "
+            f"--model {wanted.model}: {'a language model' if reads == 'text' else 'a network for images'}, and "
             f"--data {wanted.data} is {'text' if kind == 'text' else 'images'}; allowed: both of one kind"
         )
     lines = ["# Written by `segprop init`; docs/configuration.md has every key.", "#"]
@@ -133,8 +135,8 @@ def _text_data(name: str, data: str) -> dict[str, Any]:
 
 def _images(wanted: Wanted, family: str, data: Mapping[str, Any]) -> list[str]:
     small = int(data["image_size"]) <= 64
-    model: dict[str, Any] = {**({} if family == "resnet" else {"family": family}), "name": wanted.model}
-    if family == "resnet" and small:
+    model: dict[str, Any] = {**({} if family == DEFAULT else {"family": family}), "name": wanted.model}
+    if small and "stem" in typing.get_type_hints(FAMILIES[family].spec):
         model["stem"] = "small"
     return [
         "# What is trained. `weights` continues from a file; `stem: small` is for images of 64 pixels or less.",
