@@ -106,7 +106,9 @@ def yardstick_of(config: Config) -> str | None:
     plain = [
         name
         for name, regime in ((name, config.regime(name)) for name in whole)
-        if (regime.training, regime.split) == (config.training, config.split)
+        # A budget gives every regime epochs of its own.
+        if dataclasses.replace(regime.training, epochs=config.training.epochs) == config.training
+        and regime.split == config.split
     ]
     return next(iter((*plain, *whole)), None)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -88,7 +87,7 @@ def _keep_earlier(prepared: Prepared) -> None:
         target.mkdir(parents=True, exist_ok=True)
         for name in RESULTS:
             if (run_dir / name).exists() and not (target / name).exists():
-                os.replace(run_dir / name, target / name)
+                shutil.move(run_dir / name, target / name)
     except OSError as error:
         raise ConfigError(f"run_dir: earlier results cannot be moved to {target}: {error}") from error
     again = sum(node.id not in before.plan for node in prepared.plan.nodes)

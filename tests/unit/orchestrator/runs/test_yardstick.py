@@ -17,7 +17,7 @@ from orchestrator.reports.result_table import print_table
 from orchestrator.reports.summary import settings_of
 from orchestrator.runs.recorded import yardstick_of
 
-LORA: dict[str, Any] = {"kind": "e2e", "training": {"epochs": 1}}
+LORA: dict[str, Any] = {"kind": "e2e", "training": {"batch_size": 8}}
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,7 @@ LORA: dict[str, Any] = {"kind": "e2e", "training": {"epochs": 1}}
         ({"regimes": {"short": LORA, "segprop": {}, "e2e": {}}}, "e2e"),
         ({"regimes": {"short": LORA, "whole": {"kind": "e2e"}}}, "whole"),
         ({"regimes": {"short": LORA, "segprop": {}}}, "short"),
+        ({"regimes": {"short": LORA, "longer": {"kind": "e2e", "training": {"epochs": 9}}}}, "longer"),
         ({"regimes": ["segprop"]}, None),
         ({"regimes": {"short": LORA, "e2e": {}}, "evaluation.yardstick": "short"}, "short"),
     ],

@@ -18,6 +18,7 @@ from orchestrator.runs.prepare import prepare
 from orchestrator.runs.run_dir import claim_run_dir
 from orchestrator.runs.session import execute
 from orchestrator.trackers.base import LoggedPoint, Tracker
+from orchestrator.trackers.live import read_points
 from orchestrator.trackers.table import TRACKERS, track
 
 ROOT = Path(__file__).parents[4]
@@ -58,6 +59,11 @@ def test_one_more_row_is_filled_by_a_real_run(tmp_path: Path, monkeypatch: pytes
         mine = [line for line in lines if line["regime"] == name and "train/loss" in line]
         assert [line["step"] for line in mine] == list(range(1, len(curve) + 1))
         assert [line["train/loss"] for line in mine] == [epoch["train_loss"] for epoch in curve]
+        # What trackers were told while it trained has each epoch's validation, and the end's score.
+        told = [point for point in read_points(run_dir) if point.get("regime") == name]
+        validated = [point["figures"]["validation/loss"] for point in told if point["kind"] == "validation"]
+        assert validated == [epoch["validation_loss"] for epoch in curve]
+        assert told[-1]["figures"]["test/accuracy"] == regime["final"]["metrics"]["accuracy"]
     assert {line["regime"] for line in lines} == {"e2e", "segprop"}
     assert (run_dir / "tb" / "segprop").is_dir()
 
