@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from pathlib import Path
@@ -69,6 +70,9 @@ def _record(prepared: Prepared) -> None:
     except StoreError:
         path.unlink(missing_ok=True)
         return
+    with contextlib.suppress(OSError):
+        if read_regular(path, len(data) + 1) == data:
+            return
     write_atomically(path, data)
 
 
