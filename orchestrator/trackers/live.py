@@ -26,7 +26,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any
 
-from cache_store.storage.durable import open_appending
+from cache_store.storage.durable import open_appending, read_regular
 from orchestrator.reports.records import Summary
 from orchestrator.trackers.services import Opening
 from orchestrator.trackers.tensorboard import LiveEvents
@@ -39,6 +39,8 @@ _log = logging.getLogger("segprop.trackers")
 FILE = "points.jsonl"
 #: Lines that wait for a service; more are left out.
 _WAITING = 10_000
+#: Bytes of points that are read: about ten million lines.
+_MAX_BYTES = 1 << 31
 #: Seconds that a service has for what is left when the run ends.
 CLOSING_S = 60.0
 
@@ -206,7 +208,7 @@ class LiveTracking:
 def read_points(run_dir: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a run's points; none where there are none. A line that a kill cut short is passed over."""
     try:
-        text = (run_dir / FILE).read_text(encoding="utf-8")
+        text = read_regular(run_dir / FILE, _MAX_BYTES).decode(errors="replace")
     except OSError:
         return
     for line in text.splitlines():

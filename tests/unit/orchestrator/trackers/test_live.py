@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,6 +87,16 @@ def test_a_line_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
     with (tmp_path / "points.jsonl").open("a") as file:
         file.write('{"regime": "segp')
     assert len(points(tmp_path)) == 5
+
+
+def test_a_pipe_in_the_place_of_the_points_is_waited_for_by_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.mkfifo(tmp_path / "points.jsonl")
+    with caplog.at_level(logging.WARNING, "segprop.trackers"):
+        story(tmp_path)
+    assert all("points of trackers cannot be written" in record.getMessage() for record in caplog.records)
+    assert caplog.records
 
 
 def test_a_service_that_fails_stops_nothing_and_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
