@@ -113,11 +113,11 @@ class LiveTracking:
             stage = self._tracked.stages.get(node)
             if stage is None or update.global_step is None:
                 continue
-            figures = {name: getattr(update, key) for key, name in LIVE_FIGURES.items()}
-            self._point(stage, "train", stage.before + update.global_step, figures)
             if update.validated:
                 figures = {"validation/loss": update.validation_loss, "validation/accuracy": update.validation_accuracy}
                 self._point(stage, "validation", stage.before + update.validated * stage.epoch_steps, figures)
+            figures = {name: getattr(update, key) for key, name in LIVE_FIGURES.items()}
+            self._point(stage, "train", stage.before + update.global_step, figures)
 
     def finish(self, summary: Summary) -> None:
         """Tell what came of the stages that was not told while they ran."""

@@ -52,9 +52,12 @@ class _Wandb:
             resume="allow",
             settings=wandb.Settings(console="off", silent=True),
         )
+        # Its own steps may not go back, and what was validated is known a little later than the steps after it.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, when: float, figures: Mapping[str, float]) -> None:
-        self._run.log(dict(figures), step=step)
+        self._run.log({"step": step, **figures})
 
     def close(self) -> None:
         self._run.finish()

@@ -55,8 +55,8 @@ def test_points_count_steps_over_all_stages_and_a_run_that_goes_on_repeats_none(
     story(tmp_path)
     assert [(line["kind"], line["step"]) for line in points(tmp_path)] == [
         ("train", 2),
-        ("train", 5),
         ("validation", 4),
+        ("train", 5),
         ("train", 7),
         ("train", 9),
     ]
