@@ -24,10 +24,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from orchestrator.config.budget import BudgetConfig  # noqa: E402
-from orchestrator.config.json_schema import field_comments  # noqa: E402
 from orchestrator.config.schema import RegimeConfig, config_class  # noqa: E402
 from orchestrator.config.sweep_schema import Draw, SweepConfig  # noqa: E402
 from orchestrator.config.values import Bytes, OneOf, Seconds  # noqa: E402
+from orchestrator.runs.json_schema import field_comments  # noqa: E402
 
 TARGET = ROOT / "docs" / "configuration.md"
 INTRO = """\

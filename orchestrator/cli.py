@@ -400,7 +400,7 @@ def _asked(option: str, given: str | None, question: str) -> str:
 
 
 def _schema() -> bytes:
-    from orchestrator.config.json_schema import json_schema
+    from orchestrator.runs.json_schema import json_schema
 
     return (json.dumps(json_schema(), indent=1) + "\n").encode()
 

@@ -92,7 +92,7 @@ def test_models_are_told_by_name_and_others_get_the_nearest(tmp_path: Path) -> N
 
 
 def test_a_language_models_configuration_is_one_that_the_schema_allows() -> None:
-    from orchestrator.config.json_schema import json_schema
+    from orchestrator.runs.json_schema import json_schema
 
     text = configuration(Wanted("meta-llama/Llama-3.1-8B", "stdlib", device="h100"))
     Draft202012Validator(json_schema()).validate(yaml.safe_load(text))

@@ -41,7 +41,7 @@ class JsonLines:
 def json_lines(run_dir: Path) -> Iterator[Tracker]:
     tracker = JsonLines()
     yield tracker
-    (run_dir / "points.jsonl").write_text("".join(json.dumps(line) + "\n" for line in tracker.lines))
+    (run_dir / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in tracker.lines))
 
 
 def test_one_more_row_is_filled_by_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +52,7 @@ def test_one_more_row_is_filled_by_a_real_run(tmp_path: Path, monkeypatch: pytes
     prepared = prepare(ROOT / "configs" / "quickstart.yaml", [f"run_dir={run_dir}", *settings])
     claim_run_dir(prepared)
     assert execute(prepared, quiet=True) == 0
-    lines = [json.loads(line) for line in (run_dir / "points.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run_dir / "lines.jsonl").read_text().splitlines()]
     summary = json.loads((run_dir / "summary.json").read_text())
     for name, regime in summary["regimes"].items():
         curve = [epoch for stage in regime["stages"] for epoch in stage["curve"]]

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from orchestrator.config.json_schema import json_schema
 from orchestrator.config.yaml_loader import load_document
+from orchestrator.runs.json_schema import json_schema
 
 CONFIGS = sorted((Path(__file__).parents[4] / "configs").glob("*.yaml"))
 IMAGES: dict[str, Any] = {"model": {"name": "resnet18"}, "data": {"name": "digits"}}
