@@ -19,7 +19,7 @@ from cache_store.keys import digest_json
 from cache_store.records.record_io import MAX_RECORD_BYTES, dump_record, parse_record
 from cache_store.storage.durable import read_regular
 from orchestrator.config.schema import Config
-from orchestrator.plan.experiment import experiment_of, outputs_of
+from orchestrator.plan.experiment import experiment_of
 from orchestrator.plan.graph import FORMAT as PLAN_FORMAT
 from orchestrator.plan.graph import Plan
 from orchestrator.regimes.table import REGIMES
@@ -55,14 +55,13 @@ class Recorded:
     def of(cls, prepared: Prepared) -> Recorded:
         """Take from a prepared run what its results are written from."""
         config, found = prepared.config, prepared.found
-        classes = outputs_of(config, prepared.data, found)
         return cls(
             run=config.run,
             run_dir=prepared.run_dir,
             store=config.store,
             plan=prepared.plan,
             experiments={
-                name: experiment_of(config, config.regime(name), classes, found) for name in prepared.plan.regimes
+                name: experiment_of(config, config.regime(name), prepared.data, found) for name in prepared.plan.regimes
             },
             data_facts=config.domain.export_facts(config.data, prepared.data),
             reads_data=config.domain.export_reads_data(config.data),
