@@ -84,7 +84,10 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "workers.models.base.ModelFamily.regime_settings",
         "workers.specs.model.ModelSpec.variant",
     ),
-    "the schema of configurations, in the terms of JSON schema": ("orchestrator.runs.json_schema.json_schema",),
+    "the schema of configurations, in the terms of JSON schema, and the tables that it names the keys of": (
+        "orchestrator.config.values.OneOf.table",
+        "orchestrator.runs.json_schema.json_schema",
+    ),
     "the file that describes an export": (
         "orchestrator.runs.recorded.Recorded.data_facts",
         "workers.domains.planning.DomainPlanning.export_facts",
