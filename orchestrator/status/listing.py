@@ -63,7 +63,7 @@ def run_dirs(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
 
 def is_listed(place: Path) -> bool:
     """Tell whether a place is a folder that holds runs, and no run itself."""
-    return place.is_dir() and not (place / CONFIG_FILE).is_file()
+    return place.is_dir() and not (place / CONFIG_FILE).is_file() and any(run_dirs(place))
 
 
 def list_runs(folder: Path) -> list[ListedRun]:
@@ -128,9 +128,6 @@ def folder_bytes(folder: Path) -> int:
 def show_runs(runs: Sequence[ListedRun], folder: Path, stream: TextIO | None = None) -> None:
     """Print a line a run, and what all of them take."""
     stream = stream or sys.stdout
-    if not runs:
-        stream.write(f"no runs in {folder}\n")
-        return
     rows = [("run", "state", "size", "store", "models", "last activity", "test")]
     for run in runs:
         scores = ", ".join(f"{name} {score_text(metrics)}" for name, metrics in run.scores.items())

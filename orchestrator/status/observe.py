@@ -348,7 +348,8 @@ def observe(place: str) -> Observer:
         return _planned(path)
     source = path / "config.yaml"
     if not source.is_file():
-        what = "no such folder" if not path.is_dir() else "not a run directory, it has no config.yaml"
+        none = "no run directory, it has no config.yaml, and no folder that holds any"
+        what = none if path.is_dir() else "no such folder"
         raise UserError(f"{place}: {what}")
     return observe_recorded(path) or _planned(source, [f"run_dir={path}"])
 

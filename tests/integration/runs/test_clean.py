@@ -54,8 +54,8 @@ def test_a_folder_of_runs_is_listed_with_state_size_and_score(runs: Path, capsys
     said = capsys.readouterr().out
     assert "2 runs" in said
     assert "e2e" in said
-    assert main(["status", str(runs / "run" / "model")]) == 0
-    assert "no runs in" in capsys.readouterr().out
+    assert main(["status", str(runs / "run" / "model")]) == 2
+    assert "no run directory, it has no config.yaml" in capsys.readouterr().err
 
 
 def test_what_the_run_no_longer_has_goes_and_the_rest_of_it_stays(

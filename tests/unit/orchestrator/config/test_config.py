@@ -830,7 +830,7 @@ def test_claiming_a_run_directory(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"another configuration.*\n  seed"):
         claim_run_dir(prepare(path, ["seed=4"], inspect=lambda data, seed: CIFAR))
     assert (run_dir / "config.yaml").read_text() == second
-    assert sorted(item.name for item in run_dir.iterdir()) == ["config.yaml"]
+    assert sorted(item.name for item in run_dir.iterdir()) == ["config.yaml", "plan.json"]
 
 
 def test_a_run_directory_that_is_a_file_or_has_no_room_is_bad_input(

@@ -125,7 +125,7 @@ def test_the_language_configurations_leave_the_precision_to_the_device_and_drop_
     if "causal_lm" not in text:
         return
     assert "precision: auto" in text
-    folder = Path(__file__).parents[3] / "data" / "llama-3.1-8b"
+    folder = Path(__file__).parents[3] / "data" / ("llama-3.1-70b" if "70b" in path.stem else "llama-3.1-8b")
     config = load(path, [f"model.path={folder}"] if "path:" in text.split("data:")[0] else [])
     assert config.training.drop_last is False
     assert config.training.precision in ("bf16", "fp16", "fp32")
