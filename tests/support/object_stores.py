@@ -137,7 +137,8 @@ def seaweed_server(folder: Path) -> Iterator[S3Server]:
         "-ip.bind=127.0.0.1",
         "-master.telemetry=false",
         "-master.volumeSizeLimitMB=64",
-        "-volume.max=40",
+        # Deleted objects keep their room for a while, and all tests of a process write to the same server.
+        "-volume.max=400",
         "-filer",
         f"-filer.localSocket={folder / 'filer.sock'}",
         "-s3",
