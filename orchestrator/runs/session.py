@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 
 from cache_store.crashpoints import reach
@@ -77,22 +77,17 @@ def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False)
             claim = partial(claim_run_dir, prepared)
             check_space(prepared)
             ledger = CommitLog.read(storage, prepared.plan)
-    tracking = LiveTracking(_tracked(prepared))
-    if outcome.status == "done" and any(target not in ledger.commits for target in prepared.plan.targets):
-        earlier, measured = outcome.reused, prepared.plan is not planned
-        try:
+    with closing(LiveTracking(_tracked(prepared))) as tracking:
+        if outcome.status == "done" and any(target not in ledger.commits for target in prepared.plan.targets):
+            earlier, measured = outcome.reused, prepared.plan is not planned
             outcome = carry_out(prepared, prepared.plan, ledger, claim, quiet, take_over, tracking.tell)
-        except BaseException:
-            tracking.close()
-            raise
-        if measured:
-            outcome.reused &= earlier  # what was measured just now was not there before
-    recorded = Recorded.of(prepared)
-    exports = export_finished(recorded, ledger, list(prepared.plan.regimes))
-    reach("driver.exported")
-    summary = write_results(recorded, ledger, outcome, exports)
-    tracking.finish(summary)
-    tracking.close()
+            if measured:
+                outcome.reused &= earlier  # what was measured just now was not there before
+        recorded = Recorded.of(prepared)
+        exports = export_finished(recorded, ledger, list(prepared.plan.regimes))
+        reach("driver.exported")
+        summary = write_results(recorded, ledger, outcome, exports)
+        tracking.finish(summary)
     print_table(summary)
     print_places(prepared.run_dir, summary)
     if outcome.status == "stopped":

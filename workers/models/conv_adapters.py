@@ -77,14 +77,14 @@ def build_adapter(chain: ChainOutline, source: int, target: int, seed: int, devi
     stride = chain.adapter_stride(source, target)
     with torch.device("meta"):
         adapter = Adapter(_channels(chain, source), outputs, stride)
-    return _initialise(adapter, seed).to(device)
+    return initialise(adapter, seed).to(device)
 
 
 def build_aux(chain: ChainOutline, source: int, seed: int, device: str | torch.device) -> nn.Module:
     """LW's local head: boundary `source` -> logits (B, classes), initialised from `seed` alone."""
     with torch.device("meta"):
         aux = _local_head(chain, source)
-    return _initialise(aux, seed).to(device)
+    return initialise(aux, seed).to(device)
 
 
 def _local_head(chain: ChainOutline, source: int) -> nn.Module:
@@ -98,7 +98,7 @@ def _channels(chain: ChainOutline, source: int) -> int:
     return sum(shape[0] for shape in chain.boundaries[source])
 
 
-def _initialise(module: nn.Module, seed: int) -> nn.Module:
+def initialise(module: nn.Module, seed: int) -> nn.Module:
     """Allocate on the CPU and initialise from a generator of its own: the global one is not touched.
 
     Weights after He, biases zero, as published for adapters and local heads.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from workers.models.conv_adapters import initialise
 from workers.models.counting import Shape
 from workers.models.python.outline import TOKENS, VECTOR, bridge, features, places
 
@@ -88,27 +89,11 @@ def build_adapter(source: Shape, target: Shape, seed: int, device: torch.device)
             adapter = MapAdapter(source, target, way.stride)
         else:
             adapter = LinearAdapter(source, target, way.inputs, way.outputs)
-    return _initialise(adapter, seed).to(device)
+    return initialise(adapter, seed).to(device)
 
 
 def build_aux(source: Shape, classes: int, seed: int, device: torch.device) -> nn.Module:
     """LW's local head on boundary `source`, initialised from `seed` alone."""
     with torch.device("meta"):
         aux = LocalHead(source, classes)
-    return _initialise(aux, seed).to(device)
-
-
-def _initialise(module: nn.Module, seed: int) -> nn.Module:
-    """Allocate on the CPU, with weights after He and biases zero, as published for adapters and local heads; the global
-    generator is left alone."""
-    module = module.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(seed)
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-        elif isinstance(layer, nn.BatchNorm2d):
-            layer.reset_parameters()
-        elif isinstance(layer, nn.Linear):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu", generator=generator)
-            nn.init.zeros_(layer.bias)
-    return module
+    return initialise(aux, seed).to(device)
