@@ -10,6 +10,7 @@ from cache_store.formats.dtypes import ITEM_BYTES
 from orchestrator.config.rates import Rates
 from orchestrator.costs import formulas
 from orchestrator.costs.formulas import Estimate
+from orchestrator.costs.host_updates import Updated, update_seconds, with_updates
 from orchestrator.costs.link import link_bytes, with_link
 from orchestrator.regimes.blocks import choices
 from orchestrator.regimes.stages import Stage
@@ -65,6 +66,10 @@ class Estimator:
         if not self.on_host:
             crossing = link_bytes(how.memory, away=away, trained=trained)
             predicted = with_link(predicted, train, self.rows.train, crossing, self.rates)
+        waits = update_seconds(
+            train.optimizer, how.memory, Updated(predicted.trainable, trained), self.rates, on_host=self.on_host
+        )
+        predicted = with_updates(predicted, train, self.rows.train, waits)
         batch = train.micro * inputs.elements * inputs.item_bytes
         return formulas.with_host(predicted, parts, trained=trained, committed=committed, batch=batch, away=away)
 
