@@ -5,10 +5,9 @@ from __future__ import annotations
 #: By kind of device. The float32 copies of so many numbers stay in a core's cache; a GPU wants more of them, so that a
 #: kernel runs longer than its launch takes. A dozen such copies are there meanwhile.
 SLICE = {"cpu": 1 << 16, "cuda": 1 << 22}
-#: Copies that hold the random bits of stochastic rounding, for as long as the optimizer is there.
-DRAWS = 3
-#: Copies beside them and those of moments at the worst moment, when what rounding took is measured: the weight before,
-#: as computed and as stored, the gradient or what was meant, what arrived, and two on the way to their sums.
+#: Copies beside those of moments at the worst moment, when what rounding took is measured: the weight before, as
+#: computed and as stored, the gradient or what was meant, what arrived, and two on the way to their sums. The random
+#: bits of stochastic rounding, three copies, are gone by then.
 WORKING = 7
 
 

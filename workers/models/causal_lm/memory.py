@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from workers.models.base import FrozenBytes, StageMemory, two_at_a_time
 from workers.models.causal_lm.kept import Part, Types, held_activations, hidden_width, is_head
-from workers.models.causal_lm.network.pieces import block_rows, chunk_rows, loss_rows
+from workers.models.causal_lm.network.pieces import block_rows, chunk_rows, in_one_piece, loss_rows
 from workers.models.causal_lm.outline import LinearFacts, LMPartOutline
 from workers.specs.experiment import TrainSpec
 from workers.specs.language import LoraSpec
 from workers.specs.memory import ON_DEVICE, Activations, MemorySpec
 from workers.specs.tier_bytes import LEAVING_BYTES, tier_bytes
-from workers.update_slices import DRAWS, WORKING, slice_size
+from workers.update_slices import WORKING, slice_size
 
 #: Bytes of a weight of a frozen part, with its share of a scale: a row's (int8), a block of 64's (nf4).
 _QUANTIZED = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
@@ -59,13 +59,8 @@ def stage_memory(
     apart = memory.updates_on_host and not on_host
     leaving = apart or memory.masters != "none"
     # Elsewhere, or in float32, updating takes nothing beside what changes.
-    draws, updating = (0, 0) if leaving else _update(parts, train, types, kind)
-    held = (
-        weights
-        + tiers.in_peak(on_host=on_host)
-        + draws
-        + _waiting(path, tokens, train, types, stored_item_bytes, on_host)
-    )
+    updating = 0 if leaving else _update(parts, train, types, kind)
+    held = weights + tiers.in_peak(on_host=on_host) + _waiting(path, tokens, train, types, stored_item_bytes, on_host)
     if on_host and train.commit == "best" and train.epochs > 1:
         # Of all that the stage trains in time.
         held += sum(_part(part, part.name in trained, train, types, memory).trainable_bytes for part in path)
@@ -83,11 +78,13 @@ def stage_memory(
     moments = [kept.resting + loss]
     made = 0
     for index, part in reversed(list(enumerate(saving))):
-        fresh = _largest_gradient(part) if accumulates else part.trainable_bytes
+        # The LM head's gradient is added to what is there in the product that makes it, where nobody waits for it.
+        added = accumulates and not leaving and _keeps_logits(part, tokens, types)
+        fresh = (0 if added else _largest_gradient(part)) if accumulates else part.trainable_bytes
         brought = streamed.backward[first + index]
-        moments.append(kept.during[index] + made + brought + _backward(part, tokens, types))
+        moments.append(kept.during[index] + made + brought + _backward(part, tokens, types, added))
         # What the LM head gives to a shared matrix waits for what the embedding gives: these are added at the end.
-        made += (0 if accumulates else part.trainable_bytes) + types.master * part.shared
+        made += (0 if accumulates else part.trainable_bytes) + (0 if added else types.master * part.shared)
         moments.append(kept.after[index] + made + (fresh if accumulates else 0))
     for index, brought in enumerate(streamed.forward):
         if brought:
@@ -186,9 +183,8 @@ def _vocabulary(outline: LMPartOutline) -> int:
 
 
 def _loss(part: Part, tokens: int, train: TrainSpec, types: Types, kind: str) -> int:
-    """Pieces of logits, and the LM head's gradient in float32. The loss is outside of autocast, so its products are in
-    the
-    type of the weights."""
+    """Pieces of logits, and the LM head's gradient in float32; or the gradient of all logits. The loss is outside of
+    autocast, so its products are in the type of the weights."""
     vocabulary, hidden, item = _vocabulary(part.outline), hidden_width(part), types.master
     matrix = vocabulary * hidden
     rows = min(tokens, chunk_rows(vocabulary))
@@ -199,25 +195,27 @@ def _loss(part: Part, tokens: int, train: TrainSpec, types: Types, kind: str) ->
     if item == 4:
         # torch's own.
         return (4 * matrix if trains else 0) + 2 * 4 * rows * vocabulary
+    if trains and _keeps_logits(part, tokens, types):
+        return item * tokens * vocabulary + 2 * 4 * min(tokens, block_rows(vocabulary, kind)) * vocabulary
     rows = loss_rows(vocabulary, item, 4 * matrix if trains else 0)
     narrow = item * min(tokens, rows) * vocabulary
-    blocks = 3 * 4 * min(tokens, rows, block_rows(vocabulary, kind)) * vocabulary
+    blocks = 2 * 4 * min(tokens, rows, block_rows(vocabulary, kind)) * vocabulary
     if not trains:
         return narrow + blocks
     # The first piece's gradient is made in the narrow type; later ones are added to what there is.
     return narrow + max((4 + item) * matrix, 4 * matrix * (tokens > rows) + blocks)
 
 
-def _update(parts: Sequence[Part], train: TrainSpec, types: Types, kind: str) -> tuple[int, int]:
-    """What updating narrow weights takes: always, and while a slice of them is changed. Others are changed in place."""
+def _update(parts: Sequence[Part], train: TrainSpec, types: Types, kind: str) -> int:
+    """What updating narrow weights takes while a slice of them is changed. Others are changed in place."""
     spec = train.optimizer
     own = [part for part in parts if part.trainable and not part.adapted]
     if types.master == 4 or not own:
-        return 0, 0
+        return 0
     size = slice_size(kind)
     moments = {"adamw": 2, "sgd": int(spec.momentum > 0)}.get(spec.name, 0) if spec.rounding != "compensated" else 0
     largest = max(_largest_tensor(part) for part in own)
-    return 4 * DRAWS * size * (spec.rounding == "stochastic"), 4 * (WORKING + moments) * min(size, largest)
+    return 4 * (WORKING + moments) * min(size, largest)
 
 
 def _largest_tensor(part: Part) -> int:
@@ -227,15 +225,30 @@ def _largest_tensor(part: Part) -> int:
     )
 
 
-def _backward(part: Part, tokens: int, types: Types) -> int:
-    """Gradients of activations on the way through a part, and those of weights that are not in their own type yet."""
+def _keeps_logits(part: Part, tokens: int, types: Types) -> bool:
+    """Whether the gradient of all logits waits for the backward pass, in place of the LM head's own."""
+    if not is_head(part.outline) or types.master == 4 or not _trains_matrix(part):
+        return False
+    return in_one_piece(tokens, _vocabulary(part.outline), hidden_width(part), types.master)
+
+
+def _trains_matrix(head: Part) -> bool:
+    return head.trainable + head.shared >= _vocabulary(head.outline) * hidden_width(head)
+
+
+def _backward(part: Part, tokens: int, types: Types, added: bool) -> int:
+    """Gradients of activations on the way through a part, and those of weights that are not in their own type yet.
+    `added`: the LM head's needs no place of its own."""
     if part.outline.name == "embed":
         return 0
     if is_head(part.outline):
         # The float32 gradient of the LM head, until it is in the type of the weights.
-        matrix = _vocabulary(part.outline) * hidden_width(part)
-        trains = part.trainable + part.shared >= matrix
-        return (4 * matrix + (types.master * matrix if types.master < 4 else 0)) if trains else 0
+        vocabulary, width = _vocabulary(part.outline), hidden_width(part)
+        if not _trains_matrix(part):
+            return 0
+        if _keeps_logits(part, tokens, types):
+            return types.master * vocabulary * (tokens + (0 if added else width))
+        return (4 + (types.master if types.master < 4 else 0)) * vocabulary * width
     kept = part.facts.kept
     if part.trained and not part.adapted and kept.gated:
         # The product of both branches, which it keeps, is gone when their gradients come.

@@ -37,28 +37,19 @@ MEASURE_EVERY = 16
 _LOW_BITS = (1 << 16) - 1
 
 
-class Draws:
-    """Random bits as a function of a key and of where a number lies in its parameter: the same on every device, however
-    the work is cut, and as fast as the arithmetic they belong to."""
-
-    def __init__(self, device: torch.device, size: int) -> None:
-        """`size`: most numbers asked for at one time."""
-        self._places = torch.arange(size, dtype=torch.int32, device=device)
-        self._mixed = torch.empty_like(self._places)
-        self._shifted = torch.empty_like(self._places)
-
-    def mixed(self, key: int, begin: int, count: int) -> Tensor:
-        """32 bits for each of the numbers `begin` .. `begin + count - 1`: int32 (count,), valid until the next call."""
-        mixed, shifted = self._mixed[:count], self._shifted[:count]
-        # Streams of different keys are pieces of one sequence of 2^32 that begin anywhere.
-        torch.add(self._places[:count], _int32(begin + key), out=mixed)
-        # The finalizer of MurmurHash3, which changes every bit of the result with probability 1/2 for any of the input.
-        for shift, factor in ((16, _int32(0x85EBCA6B)), (13, _int32(0xC2B2AE35)), (16, None)):
-            torch.bitwise_right_shift(mixed, shift, out=shifted)
-            mixed.bitwise_xor_(shifted.bitwise_and_((1 << (32 - shift)) - 1))
-            if factor is not None:
-                mixed.mul_(factor)
-        return mixed
+def random_bits(key: int, begin: int, count: int, device: torch.device) -> Tensor:
+    """32 bits for each of the numbers `begin` .. `begin + count - 1` of a parameter: int32 (count,), a function of
+    `key` and of where a number lies: the same on every device, however the work is cut."""
+    # Streams of different keys are pieces of one sequence of 2^32 that begin anywhere.
+    mixed = torch.arange(count, dtype=torch.int32, device=device).add_(_int32(begin + key))
+    shifted = torch.empty_like(mixed)
+    # The finalizer of MurmurHash3, which changes every bit of the result with probability 1/2 for any of the input.
+    for shift, factor in ((16, _int32(0x85EBCA6B)), (13, _int32(0xC2B2AE35)), (16, None)):
+        torch.bitwise_right_shift(mixed, shift, out=shifted)
+        mixed.bitwise_xor_(shifted.bitwise_and_((1 << (32 - shift)) - 1))
+        if factor is not None:
+            mixed.mul_(factor)
+    return mixed
 
 
 def _int32(value: int) -> int:
@@ -171,7 +162,6 @@ class LowPrecisionUpdates:
         `derive_seed`."""
         self._rule, self._rounding, self._seed = rule_of(spec), spec.rounding, tuple(seed)
         self._size = slice_size(kind_of(device))
-        self._draws = Draws(device, self._size) if spec.rounding == "stochastic" else None
         self.swallowed = Swallowed(device)
 
     def fresh(self, parameter: Tensor, zeros: Zeros = zeros_beside) -> ParameterState:
@@ -209,10 +199,10 @@ class LowPrecisionUpdates:
         """Put the weight and its moments (float32) where they are kept."""
         if targets[0].dtype == torch.float32:
             return  # changed in place
-        if self._draws is not None:
+        if self._rounding == "stochastic":
             for pair in range(0, len(values), 2):
                 key = derive_seed(*self._seed, "rounding", place.step, place.index, pair)
-                store_pair(values[pair : pair + 2], targets[pair : pair + 2], self._draws, key, place.begin)
+                store_pair(values[pair : pair + 2], targets[pair : pair + 2], key, place.begin)
             return
         for value, target in zip(values, targets, strict=True):
             target.copy_(value)
@@ -273,9 +263,9 @@ def flat_state(state: ParameterState) -> ParameterState:
     }
 
 
-def store_pair(values: Sequence[Tensor], targets: Sequence[Tensor], draws: Draws, key: int, begin: int) -> None:
+def store_pair(values: Sequence[Tensor], targets: Sequence[Tensor], key: int, begin: int) -> None:
     """Round one or two slices stochastically: 16 bits each of the 32 that are drawn for a number."""
-    mixed = draws.mixed(key, begin, len(values[0]))
+    mixed = random_bits(key, begin, len(values[0]), values[0].device)
     if len(values) == 2:
         store_rounded(values[1], targets[1], (mixed >> 16).bitwise_and_(_LOW_BITS))
     store_rounded(values[0], targets[0], mixed.bitwise_and_(_LOW_BITS))
@@ -304,7 +294,6 @@ def eight_bit_adamw(
     library: Any = optimizer_class()
     device = parameters[0].device
     size = slice_size(kind_of(device))
-    draws = Draws(device, size)
 
     class Faithful(library):  # type: ignore[misc]  # as above
         swallowed = Swallowed(device)
@@ -328,7 +317,7 @@ def eight_bit_adamw(
                 exact = copy.detach()
                 meant = None if before is None else exact - before
                 if spec.rounding == "stochastic":
-                    store_pair([exact], [weights[part]], draws, key, part.start)
+                    store_pair([exact], [weights[part]], key, part.start)
                 else:
                     weights[part] = exact
                 if before is not None and meant is not None:

@@ -179,6 +179,43 @@ def test_bfloat16_heads_sum_their_pieces_in_float32() -> None:
     assert value.dtype == torch.float32
 
 
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("link", LINKS)
+def test_a_bfloat16_heads_gradient_is_one_product_and_joins_what_is_there(link: Link, watched: bool) -> None:
+    """Beside float64: as near as rounding once a micro-batch allows, whether a hook takes the gradient or the product
+    adds to it."""
+    readout, targets = make(30, 64, 50, link=link, bias=False)
+    head = readout.lm_head.bfloat16()
+    hidden = readout.hidden.detach().bfloat16()
+    want = torch.zeros(50, 64, dtype=torch.float64)
+    arrived: list[Tensor] = []
+    if watched:
+        head.weight.register_post_accumulate_grad_hook(lambda weight: arrived.append(weight.grad.clone()))  # type: ignore[arg-type, union-attr]
+    for factor in (1.0, 0.37, 2.0):
+        given = hidden * factor
+        torch.autograd.backward(loss(Readout(given.clone().requires_grad_(), head, link), targets) * factor)
+        exact = nn.Linear(64, 50, bias=False).double()
+        exact.weight = nn.Parameter(head.weight.detach().double())
+        value = F.cross_entropy(Readout(given.double(), exact, link).logits(), targets) * factor
+        want += torch.autograd.grad(value, exact.weight)[0]
+    assert len(arrived) == (3 if watched else 0)
+    assert isinstance(head.weight.grad, Tensor)
+    assert head.weight.grad.dtype == torch.bfloat16
+    assert float((head.weight.grad - want).norm() / want.norm()) < 0.01
+
+
+def test_large_heads_make_the_same_gradient_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    readout, targets = make(30, 64, 50, bias=False)
+    head = readout.lm_head.bfloat16()
+    narrow = Readout(readout.hidden.detach().bfloat16().requires_grad_(), head, Link())
+    whole = gradients(narrow, loss(narrow, targets))
+    monkeypatch.setattr(linear_loss, "in_one_piece", lambda *given: False)
+    in_pieces = gradients(narrow, loss(narrow, targets))
+    assert torch.equal(whole[0], in_pieces[0])
+    assert not torch.equal(whole[1], in_pieces[1]), "summed over pieces, and rounded otherwise"
+    assert float((whole[1] - in_pieces[1]).norm() / whole[1].norm()) < 0.01
+
+
 def test_no_targets_give_zero_and_no_nan() -> None:
     readout, _ = make()
     empty = Readout(readout.hidden[:0], readout.lm_head, Link())

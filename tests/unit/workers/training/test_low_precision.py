@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from workers.specs.experiment import OptimizerSpec
 from workers.training.optimizer import optimizer_tensors, restore_optimizer
-from workers.training.updates.low_precision import LOW_PRECISION, Draws, share_of, store_rounded
+from workers.training.updates.low_precision import LOW_PRECISION, random_bits, share_of, store_rounded
 from workers.update_slices import SLICE
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ NAMES = ["matrix", "filter"]
 
 
 def draws(count: int, key: int = 7) -> Tensor:
-    return Draws(CPU, count).mixed(key, 0, count) & 0xFFFF
+    return random_bits(key, 0, count, CPU) & 0xFFFF
 
 
 def parameters(dtype: torch.dtype) -> list[nn.Parameter]:
@@ -67,14 +67,14 @@ def test_what_a_bfloat16_holds_and_what_is_no_number_stay_as_they_are() -> None:
 
 
 def test_draws_are_uniform_and_do_not_depend_on_how_the_work_is_cut() -> None:
-    whole = Draws(CPU, 1 << 16).mixed(123, 0, 1 << 16).clone()
-    pieces = Draws(CPU, 1 << 14)
-    assert torch.equal(whole, torch.cat([pieces.mixed(123, at, 1 << 14).clone() for at in range(0, 1 << 16, 1 << 14)]))
+    whole = random_bits(123, 0, 1 << 16, CPU)
+    pieces = [random_bits(123, at, 1 << 14, CPU) for at in range(0, 1 << 16, 1 << 14)]
+    assert torch.equal(whole, torch.cat(pieces))
     for half in (whole & 0xFFFF, (whole >> 16) & 0xFFFF):
         counts = torch.bincount(half >> 12, minlength=16).float()
         # 4096 expected in each of 16 bins: 62 is one standard deviation.
         assert float((counts - 4096).abs().max()) < 5 * 62
-    other = Draws(CPU, 1 << 16).mixed(124_000_001, 0, 1 << 16)
+    other = random_bits(124_000_001, 0, 1 << 16, CPU)
     assert abs(float(torch.corrcoef(torch.stack([whole & 0xFFFF, other & 0xFFFF]).float())[0, 1])) < 0.02
 
 

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from workers.device import has_values, kind_of, pieces
 from workers.models.causal_lm.network.link import Link
-from workers.models.causal_lm.network.pieces import block_rows, chunk_rows, loss_rows
+from workers.models.causal_lm.network.pieces import block_rows, chunk_rows, in_one_piece, loss_rows
+
+_TRACKER = "torch.distributed._tools.mem_tracker"
 
 
 def nll_sum(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
@@ -60,7 +62,9 @@ def _by_torch(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tens
 
 class _Chunked(torch.autograd.Function):
     """Gradients are made in the forward pass, unscaled (in [-1, 1] before the products, so float16 holds them);
-    the backward pass only scales them."""
+    the backward pass only scales them. Where the gradient of all logits takes no more than that of a bfloat16 matrix,
+    it is kept instead, and the matrix's is made of it in the backward pass: one product, rounded once, without a sum
+    in float32 beside it."""
 
     @staticmethod
     def forward(
@@ -77,9 +81,12 @@ class _Chunked(torch.autograd.Function):
         matrix = weight.to(dtype)
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         d_weight: Tensor | None = None
+        ctx.product = None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias and bias is not None else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        whole = wants_weight and _kept_whole(hidden, weight, dtype)
         step = loss_rows(weight.shape[0], dtype.itemsize, 4 * weight.numel() if wants_weight else 0)
+        step = max(1, hidden.shape[0]) if whole else step
         for rows in pieces(hidden.shape[0], step):
             x = hidden[rows].to(dtype)
             if link.before != 1.0:
@@ -91,7 +98,9 @@ class _Chunked(torch.autograd.Function):
             total += _to_gradient(logits, targets[rows], link, smoothing, d_bias)
             if d_hidden is not None:
                 d_hidden[rows] = (logits @ matrix) * link.before
-            if wants_weight:
+            if whole:
+                ctx.product = (weight, logits, x)
+            elif wants_weight:
                 d_weight = _added(d_weight, logits, x)
         ctx.grads = (d_hidden, d_weight, d_bias)
         ctx.types = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
@@ -107,7 +116,34 @@ class _Chunked(torch.autograd.Function):
         for grad, dtype in zip(ctx.grads, ctx.types, strict=True):
             made.append(None if grad is None else grad.mul_(factor.to(grad.dtype)).to(dtype))
         ctx.grads = None
+        if ctx.product is not None:
+            (weight, grad, x), ctx.product = ctx.product, None
+            made[1] = _product(weight, grad, x, factor)
         return (*made, None, None, None, None)
+
+
+def _kept_whole(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
+    narrow = dtype == weight.dtype == torch.bfloat16
+    return narrow and in_one_piece(hidden.shape[0], weight.shape[0], weight.shape[1], dtype.itemsize)
+
+
+def _product(weight: Tensor, grad: Tensor, x: Tensor, factor: Tensor) -> Tensor | None:
+    """Gradient (V, D) of the weight from that of all logits, grad (N, V), times `factor`; x (N, D). None where it was
+    added to what earlier micro-batches left: in the product itself, where nobody waits for gradients to arrive."""
+    x = x * factor.to(x.dtype)
+    left = weight.grad
+    if left is None or left.dtype != x.dtype or not weight.is_leaf or _watched(weight):
+        return grad.T @ x
+    with torch.no_grad():
+        left.addmm_(grad.T, x)
+    return None
+
+
+def _watched(parameter: Tensor) -> bool:
+    """Whether hooks of a parameter wait for its gradient: of gangs, or of gradients that leave the device. torch's
+    memory tracker only looks on: a trace takes the steps that training takes."""
+    kinds = (getattr(parameter, "_post_accumulate_grad_hooks", None), parameter._backward_hooks)
+    return any(hook.__module__ != _TRACKER for hooks in kinds if hooks for hook in hooks.values())
 
 
 def _added(total: Tensor | None, grad: Tensor, x: Tensor) -> Tensor:
@@ -149,6 +185,8 @@ def _to_gradient(logits: Tensor, targets: Tensor, link: Link, smoothing: float, 
         if d_bias is not None:
             d_bias += grad.sum(dim=0)
         logits[rows] = grad
+        # Before the next block is made, not after it.
+        del log_p, grad, slope
     return total
 
 

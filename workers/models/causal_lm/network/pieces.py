@@ -29,6 +29,12 @@ def loss_rows(vocabulary: int, item_bytes: int, gradient_bytes: int = 0) -> int:
     return max(1, size // (item_bytes * vocabulary))
 
 
+def in_one_piece(rows: int, vocabulary: int, width: int, item_bytes: int) -> bool:
+    """Whether the gradient of all logits is kept until the backward pass, for the LM head's to be made of it: where it
+    is no larger than that, or than one piece."""
+    return rows * vocabulary * item_bytes <= max(LOSS_BYTES, width * vocabulary * item_bytes)
+
+
 def block_rows(vocabulary: int, device: str = "cpu") -> int:
     """Rows of a piece whose softmax is taken at once, in float32; `device`: its type."""
     return max(1, (BLOCK_BYTES if device == "cpu" else DEVICE_BLOCK_BYTES) // (4 * vocabulary))
