@@ -38,11 +38,15 @@ class Case:
 
 #: The 70B model on one card with the host's memory, as the head of its configuration says.
 _ONE_CARD = "resources.gang.size=null memory.optimizer=host memory.frozen=host training.micro_batch=4"
+#: Everything on the device, the segment and the global head alone.
+_EIGHT_BITS = "split.intermediate=omit training.optimizer.name=adamw8bit training.micro_batch=1"
 
 #: Name -> what is traced. Sweeps: the trials that need most and least.
 SHIPPED = {
     "llama_segprop": Case("llama_segprop", "llama-3.1-8b"),
+    "llama_segprop 8 bits": Case("llama_segprop", "llama-3.1-8b", _EIGHT_BITS, stages=(1, -1)),
     "llama_segprop_24gb": Case("llama_segprop_24gb", "llama-3.1-8b"),
+    "llama_segprop_24gb e2e": Case("llama_segprop_24gb", "llama-3.1-8b", "regimes=[e2e]"),
     "llama_segprop_12gb": Case("llama_segprop_12gb", "llama-3.1-8b", stages=(0, 1, 6, -1)),
     "mistral_nemo_segprop": Case("mistral_nemo_segprop", "mistral-nemo-12b"),
     "mistral_nemo_segprop_24gb": Case("mistral_nemo_segprop_24gb", "mistral-nemo-12b", stages=(0, 1, 5, -1)),

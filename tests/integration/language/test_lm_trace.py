@@ -175,3 +175,11 @@ def test_the_command_line_shows_plan_and_trace_side_by_side() -> None:
     stages = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)["trace"]
     assert [stage["name"] for stage in stages] == ["stage1-base", "stage2-layer4"]
     assert all(stage["found"]["peak"] > 0 for stage in stages)
+
+
+def test_an_8b_stage_behind_the_base_trains_in_seven_gib_with_eight_bit_states_and_everything_on_the_device() -> None:
+    omit = ["split.intermediate=omit", "training.optimizer.name=adamw8bit", "training.micro_batch=1"]
+    found = traced(prepare(ROOT / "configs" / "llama_segprop.yaml", [*EIGHT_BILLION, *omit]), -1)
+    assert abs(found.deviation) < 0.05, found
+    assert max(found.found.peak, found.predicted_bytes) < 7 * 2**30
+    assert found.found.host == 0
