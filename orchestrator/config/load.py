@@ -98,10 +98,10 @@ def _look_beside(section: Any, folder: Path) -> None:
 
 
 def with_values(document: Document, values: Mapping[str, Any], word: str) -> Document:
-    """A copy without the `sweep` section and with these keys set, dotted -> value; problems with them begin with
-    `word`."""
+    """A copy that is no sweep, with these keys set, dotted -> value; problems with them begin with `word`."""
     changed = copy.deepcopy(document)
     changed.data.pop("sweep", None)
+    changed.data.pop("seeds", None)
     apply_overrides(changed, [f"{key}={json.dumps(value)}" for key, value in values.items()], word)
     _name_regimes(changed)
     return changed

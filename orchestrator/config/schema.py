@@ -428,6 +428,12 @@ class Config(Section):
         description="Package -> version whose results count as those of the installed one, e.g. {torch: 2.8.0}. Other "
         "versions may give other numbers, so without this an upgrade computes everything again.",
     )
+    seeds: tuple[Annotated[int, Field(ge=0, lt=1 << 63)], ...] | None = Field(
+        default=None,
+        min_length=2,
+        description="Run the file once with each of these in place of `seed`, side by side on one store, and report "
+        "means, spread and paired differences: the same as a grid of `seed` in `sweep` (docs/sweeps.md).",
+    )
     sweep: SweepConfig | None = Field(
         default=None, description="Run the file many times with other settings (docs/sweeps.md)."
     )
@@ -517,7 +523,7 @@ class Config(Section):
         """Every setting written out and loadable again: what `config.yaml` in a run directory holds."""
         # How stages overlap, or end a run, is said by the regimes that do: the others are what they were before there
         # was a choice. A sweep is no setting of a run, and what a budget says is in the epochs of the regimes.
-        by_regime = ("regimes", "pipeline", "wavefront", "run_exit", "sweep", "budget")
+        by_regime = ("regimes", "pipeline", "wavefront", "run_exit", "sweep", "seeds", "budget")
         dump: dict[str, Any] = {
             name: plain(getattr(self, name)) for name in type(self).model_fields if name not in by_regime
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -15,11 +16,13 @@ from rich.console import Console
 from cache_store.errors import CorruptRecord, UserError
 from cache_store.records.record_io import read_local
 from orchestrator.config.yaml_loader import leaves, load_document
+from orchestrator.reports.quality import Quality, quality_of
 from orchestrator.reports.record_json import from_json
 from orchestrator.reports.records import RegimeSummary, Summary
 from orchestrator.reports.result_table import print_rows
-from orchestrator.reports.words import MemoryBasis
+from orchestrator.reports.words import MemoryBasis, baseline_of
 from orchestrator.status.listing import CONFIG_FILE
+from orchestrator.sweeps import seeds
 from orchestrator.units import DASH, bytes_text, score_text, seconds_text
 
 #: Characters of a value in a table.
@@ -54,11 +57,32 @@ class Comparison:
         """Return the regimes that some run has results of."""
         return list(dict.fromkeys(name for run in self.runs if run.summary for name in run.summary.regimes))
 
+    @property
+    def quality(self) -> Quality | None:
+        """What the runs are judged by; None where none has results, or they are not judged by the same."""
+        found = {quality_of(run.summary) for run in self.runs if run.summary is not None}
+        return found.pop() if len(found) == 1 else None
+
+    def over_seeds(self) -> tuple[seeds.SeedRow, ...]:
+        """Return the regimes' test scores summed up over seeds, by the other settings in which runs differ."""
+        quality, others = self.quality, [key for key in self.keys() if key != "seed"]
+        if quality is None:
+            return ()
+        scores = [
+            seeds.Score(_settings(run, others), name, int(run.settings["seed"]), value)
+            for run in self.runs
+            for name, regime in (run.summary.regimes if run.summary else {}).items()
+            if "seed" in run.settings and (value := quality.value(regime.final.metrics)) is not None
+        ]
+        baseline = next((baseline_of(run.summary) for run in self.runs if run.summary is not None), None)
+        return seeds.over_seeds(scores, baseline)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "runs": [run.path for run in self.runs],
             "settings": {key: [run.settings.get(key) for run in self.runs] for key in self.keys()},
             "results": {name: [_figures(run, name) for run in self.runs] for name in self.regimes()},
+            "over_seeds": [dataclasses.asdict(row) for row in self.over_seeds()],
         }
 
 
@@ -121,6 +145,15 @@ def show(found: Comparison, *, same: bool = False, stream: TextIO | None = None)
         print_rows(console, rows)
     else:
         console.print("no run has results yet")
+    over, quality = found.over_seeds(), found.quality
+    if over and quality is not None:
+        console.print(f"\ntest {quality.metric} over seeds")
+        print_rows(console, [seeds.HEADS, *seeds.cells(over, accuracy=quality.metric == "accuracy")])
+        console.print(seeds.NOTE)
+
+
+def _settings(run: ComparedRun, keys: Sequence[str]) -> str:
+    return ", ".join(f"{key} {_text(run.settings.get(key, DASH))}" for key in keys)
 
 
 def _test(run: ComparedRun, regime: RegimeSummary) -> str:

@@ -16,7 +16,8 @@ from cache_store.storage.durable import write_atomically
 from orchestrator.reports.machine import environment_rows, machine_words
 from orchestrator.reports.page_template import template
 from orchestrator.reports.result_table import print_rows
-from orchestrator.reports.words import SWEEP_WORDS, TRIAL_WORDS
+from orchestrator.reports.words import SWEEP_WORDS, TRIAL_WORDS, of_kind
+from orchestrator.sweeps import seeds
 from orchestrator.sweeps.metric import Metric
 from orchestrator.sweeps.records import NO_SHARING, DrawRecord, SweepSummary, TrialRegime, TrialSummary
 from orchestrator.sweeps.space import value_text
@@ -62,6 +63,9 @@ def render(summary: SweepSummary) -> str:
         tested=metric.split != "test",
         trials=[_row(trial, summary) for trial in _ranked(summary)],
         baselines=_baselines(summary),
+        seed_heads=seeds.HEADS,
+        seed_note=seeds.NOTE,
+        seed_rows=seed_rows(summary),
         memory="device memory" if summary.on_device else "host memory",
         failures=summary.failures,
         environment=environment_rows(summary.environment),
@@ -242,6 +246,27 @@ def _baselines(summary: SweepSummary) -> list[dict[str, str]]:
     return rows
 
 
+def seed_rows(summary: SweepSummary) -> list[tuple[str, ...]]:
+    """Return what every regime of the trials that are through has on the test split over their seeds, as texts; []
+    where the sweep has one seed."""
+    if "seed" not in summary.parameters:
+        return []
+    trials = [trial for trial, _ in summary.through]
+    found = [(trial, name, regime) for trial in trials for name, regime in trial.regimes.items()]
+    metric = summary.metric.name if summary.metric.split else next((_main_metric(each) for _, _, each in found), "loss")
+    scores = [
+        seeds.Score(_others(trial, summary), name, int(trial.parameters["seed"]), float(value))
+        for trial, name, regime in found
+        if (value := regime.test.get(metric)) is not None
+    ]
+    baseline = next((name for _, name, regime in found if of_kind(regime.kind).baseline), None)
+    return seeds.cells(seeds.over_seeds(scores, baseline), accuracy=metric.endswith("accuracy"))
+
+
+def _others(trial: TrialSummary, summary: SweepSummary) -> str:
+    return _settings({key: value for key, value in trial.parameters.items() if key != "seed"}, summary)
+
+
 def print_trials(summary: SweepSummary, stream: TextIO | None = None) -> None:
     """Print the trials, the best first, as a table or aligned text; then what was shared."""
     metric = summary.compared_by
@@ -266,6 +291,11 @@ def print_trials(summary: SweepSummary, stream: TextIO | None = None) -> None:
     total, stages = summary.sharing.total, summary.sharing.stages or NO_SHARING
     console = Console(file=stream or sys.stdout, highlight=False)
     print_rows(console, rows)
+    over = seed_rows(summary)
+    if over:
+        console.print()
+        print_rows(console, [seeds.HEADS, *over])
+        console.print(seeds.NOTE)
     text = (
         f"{stages.run} stages run of {stages.asked} asked, {total.run} tasks of {total.asked}; "
         f"{seconds_text(total.seconds_run)} computed, {seconds_text(total.seconds_asked)} without sharing"

@@ -89,8 +89,8 @@ class PreparedSweep:
 
 
 def is_sweep(document: Document) -> bool:
-    """Tell whether a file has a `sweep` section."""
-    return document.data.get("sweep") is not None
+    """Tell whether a file has a `sweep` section, or asks for several seeds."""
+    return document.data.get("sweep") is not None or document.data.get("seeds") is not None
 
 
 def prepare_sweep(
@@ -109,8 +109,9 @@ def prepare_sweep_document(
         raise ConfigError(
             f"{document.source}: has no sweep section; `segprop run` runs it, docs/sweeps.md says how to add one"
         )
+    raise_problems(document.source, _seed_problems(document))
     problems: list[Problem] = []
-    raw = json.loads(json.dumps(document.data["sweep"]))
+    raw = _with_seeds(document)
     findings: list[Finding] = []
     section = validated(SweepConfig, raw, ("sweep",), findings)
     problems += document.located(findings)
@@ -128,6 +129,30 @@ def prepare_sweep_document(
     raise_problems(document.source, problems)
     plan = sweep_plan.union({trial.name: trial.prepared.plan for trial in trials})
     return PreparedSweep(document.source, document, section, metric, trials, plan)
+
+
+def _with_seeds(document: Document) -> Any:
+    """The `sweep` section, in which `seeds` are a grid."""
+    raw = json.loads(json.dumps(document.data.get("sweep") or {}))
+    seeds = document.data.get("seeds")
+    if seeds is not None and isinstance(raw, dict):
+        raw["parameters"] = {**(raw.get("parameters") or {}), "seed": {"grid": seeds}}
+    return raw
+
+
+def _seed_problems(document: Document) -> list[Problem]:
+    seeds, sweep = document.data.get("seeds"), document.data.get("sweep")
+    if seeds is None:
+        return []
+    whole = isinstance(seeds, list) and all(type(seed) is int and 0 <= seed < 1 << 63 for seed in seeds)
+    if not whole or len(set(seeds)) != len(seeds) or len(seeds) < 2:
+        return [
+            document.problem(("seeds",), "must be a list of two or more different whole numbers, such as [0, 1, 2]")
+        ]
+    parameters = sweep.get("parameters") if isinstance(sweep, dict) else None
+    if isinstance(parameters, dict) and "seed" in parameters:
+        return [document.problem(("seeds",), "sweep.parameters.seed says it too; leave one of the two out")]
+    return []
 
 
 def _parameter_problems(section: SweepConfig, document: Document) -> list[Problem]:
@@ -284,6 +309,7 @@ def claim_sweep_dir(sweep: PreparedSweep) -> None:
         else:
             claim_run_dir(trial.prepared)
     resolved = {**sweep.document.data, "sweep": plain(sweep.section)}
+    resolved.pop("seeds", None)
     if resolved["store"] == default_store(str(resolved["run_dir"])):
         del resolved["store"]  # so that a run directory can be moved
     text = f"# From {sweep.source}; every trial's own, with all defaults, is in trials/.\n"

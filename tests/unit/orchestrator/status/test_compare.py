@@ -65,3 +65,29 @@ def test_what_is_no_run_or_one_alone_is_refused(
     (Path(runs[1]) / "summary.json").write_text("{")
     assert main(["compare", *runs]) == 2
     assert "segprop report" in capsys.readouterr().err
+
+
+def test_runs_of_several_seeds_are_summed_up_and_compared_within_a_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The figures of docs/results.md, worked out by hand: t with two degrees of freedom is 4.303."""
+    accuracies = {0: (0.5101, 0.5089), 1: (0.5073, 0.5042), 2: (0.5127, 0.5074)}
+    runs = []
+    for seed, (e2e, segprop) in accuracies.items():
+        folder = run_of(tmp_path / f"run-{seed}", {"seed": seed, "training": {"epochs": 3}}, None)
+        regimes = {
+            name: bare_regime(name, metrics={"accuracy": value}) for name, value in (("e2e", e2e), ("segprop", segprop))
+        }
+        write_summary(folder / "summary.json", bare_summary(regimes=regimes))
+        runs.append(str(folder))
+    assert main(["compare", *runs, "--json"]) == 0
+    base, other = json.loads(capsys.readouterr().out)["over_seeds"]
+    assert (base["regime"], base["difference"]) == ("e2e", None)
+    assert other["values"] == [0.5089, 0.5042, 0.5074]
+    difference = other["difference"]
+    assert (difference["against"], difference["n"]) == ("e2e", 3)
+    assert difference["mean"] == pytest.approx(-0.0032, abs=1e-9)
+    assert difference["interval"] == pytest.approx([-0.00830, 0.00190], abs=2e-5)
+    assert main(["compare", *runs]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "segprop 3 50.68 50.42 to 50.89 -0.32 to e2e -0.83 to +0.19 no difference shown" in said

@@ -495,6 +495,51 @@ def test_the_summary_counts_what_was_asked_and_what_was_run(tmp_path: Path) -> N
     assert any(trial["pareto"] for trial in summary["trials"])
 
 
+def test_seeds_are_a_sweep_whose_regimes_are_compared_within_each_seed(tmp_path: Path) -> None:
+    path = tmp_path / "seeds.yaml"
+    path.write_text(yaml.safe_dump({**BASE, "run_dir": str(tmp_path / "run"), "seeds": [3, 0, 5]}))
+    sweep = prepare_sweep(path)
+    assert [trial.parameters for trial in sweep.trials] == [{"seed": seed} for seed in (3, 0, 5)]
+    assert [trial.prepared.config.seed for trial in sweep.trials] == [3, 0, 5]
+    claim_sweep_dir(sweep)
+    again = prepare_sweep(tmp_path / "run" / "config.yaml", [f"run_dir={tmp_path / 'run'}"])
+    assert {node.id for node in again.plan.nodes} == {node.id for node in sweep.plan.nodes}
+    courses = [Course(t.name, t.folder, t.prepared.plan, t.parameters, status="done") for t in sweep.trials]
+    made = make_commits(sweep.plan)
+    summary = sweep_summary("small", sweep.section, sweep.metric, courses, made, Invocation(status="done"))
+    stream = io.StringIO()
+    print_trials(summary, stream)
+    rows = [line.split() for line in stream.getvalue().splitlines()]
+    assert ["e2e", "3"] in [row[:2] for row in rows]
+    segprop = next(row for row in rows if row[:2] == ["segprop", "3"])
+    values = [trial.regimes["segprop"].test["accuracy"] for trial in summary.trials]
+    assert segprop[2] == f"{100 * sum(map(float, values)) / 3:.2f}"  # type: ignore[arg-type]
+    assert "e2e" in segprop
+    page = render(summary)
+    assert "Over seeds" in page
+    (tmp_path / "other").mkdir()
+    assert "Over seeds" not in render(summary_of(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "sweep", "words"),
+    [
+        ([1], None, "two or more different"),
+        ([1, 1], None, "two or more different"),
+        ([0, "x"], None, "two or more different"),
+        (3, None, "two or more different"),
+        ([0, 1], {"parameters": {"seed": {"grid": [0, 1]}}}, "leave one of the two out"),
+        ([0, 1], {"samples": 0}, "samples"),
+    ],
+)
+def test_seeds_that_are_none_are_refused(tmp_path: Path, seeds: Any, sweep: Any, words: str) -> None:
+    more = {} if sweep is None else {"sweep": sweep}
+    path = tmp_path / "seeds.yaml"
+    path.write_text(yaml.safe_dump({**BASE, "run_dir": str(tmp_path / "run"), "seeds": seeds, **more}))
+    with pytest.raises(ConfigError, match=words):
+        prepare_sweep(path)
+
+
 def test_the_front_has_what_nothing_beats() -> None:
     points = {"a": (1.0, 1.0), "b": (2.0, 0.0), "c": (0.5, 0.5), "d": (2.0, 0.0), "e": (2.0, -1.0)}
     assert pareto(points) == {"a", "b", "d"}
