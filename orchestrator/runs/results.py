@@ -15,8 +15,8 @@ from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Outcome
 from orchestrator.reports.page import write_report
 from orchestrator.reports.records import Summary
-from orchestrator.reports.result_table import print_places, print_table
 from orchestrator.reports.summary import summarize, write_summary
+from orchestrator.reports.tables.result_table import print_places, print_table
 from orchestrator.runs.recorded import Recorded
 from orchestrator.trackers.table import track
 from workers.export import Trained

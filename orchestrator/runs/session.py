@@ -29,7 +29,7 @@ from orchestrator.plan.experiment import rows_of
 from orchestrator.plan.graph import Plan
 from orchestrator.progress import Progress
 from orchestrator.reports.records import Summary
-from orchestrator.reports.result_table import print_places, print_table
+from orchestrator.reports.tables.result_table import print_places, print_table
 from orchestrator.runners.base import RunnerRequest
 from orchestrator.runners.factory import make_runner
 from orchestrator.runners.gang_size import runs_together

@@ -19,10 +19,10 @@ from orchestrator.config.yaml_loader import leaves, load_document
 from orchestrator.reports.quality import Quality, quality_of
 from orchestrator.reports.record_json import from_json
 from orchestrator.reports.records import RegimeSummary, Summary
-from orchestrator.reports.result_table import print_rows
+from orchestrator.reports.tables import seeds
+from orchestrator.reports.tables.result_table import print_rows
 from orchestrator.reports.words import MemoryBasis, baseline_of
 from orchestrator.status.listing import CONFIG_FILE
-from orchestrator.sweeps import seeds
 from orchestrator.units import DASH, bytes_text, score_text, seconds_text
 
 #: Characters of a value in a table.

@@ -16,7 +16,7 @@ from cache_store.records.record_io import read_local
 from orchestrator.config.yaml_loader import load_document
 from orchestrator.reports.record_json import from_json
 from orchestrator.reports.records import Summary
-from orchestrator.reports.result_table import print_rows
+from orchestrator.reports.tables.result_table import print_rows
 from orchestrator.reports.words import STATE_WORDS
 from orchestrator.status.observe import observe_recorded
 from orchestrator.units import DASH, bytes_text, score_text, seconds_text

@@ -15,9 +15,9 @@ from rich.text import Text
 from cache_store.storage.durable import write_atomically
 from orchestrator.reports.machine import environment_rows, machine_words
 from orchestrator.reports.page_template import template
-from orchestrator.reports.result_table import print_rows
+from orchestrator.reports.tables import seeds
+from orchestrator.reports.tables.result_table import print_rows
 from orchestrator.reports.words import SWEEP_WORDS, TRIAL_WORDS, of_kind
-from orchestrator.sweeps import seeds
 from orchestrator.sweeps.metric import Metric
 from orchestrator.sweeps.records import NO_SHARING, DrawRecord, SweepSummary, TrialRegime, TrialSummary
 from orchestrator.sweeps.space import value_text

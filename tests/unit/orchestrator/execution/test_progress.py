@@ -14,7 +14,7 @@ from summaries import read
 
 from orchestrator.environment import describe_environment
 from orchestrator.progress import Progress, completed, describe
-from orchestrator.reports.result_table import print_table
+from orchestrator.reports.tables.result_table import print_table
 from workers.control import Update
 
 

@@ -17,7 +17,7 @@ from summaries import read
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from orchestrator.reports.page import render
-from orchestrator.reports.result_table import print_table
+from orchestrator.reports.tables.result_table import print_table
 from orchestrator.reports.verdict import verdict
 from orchestrator.runs.dry_run import print_plan, regime_rows
 from orchestrator.runs.prepare import prepare

@@ -13,8 +13,8 @@ from summaries import bare_regime, bare_summary
 from cache_store.errors import ConfigError
 from orchestrator.reports.page import render
 from orchestrator.reports.records import About
-from orchestrator.reports.result_table import print_table
 from orchestrator.reports.summary import settings_of
+from orchestrator.reports.tables.result_table import print_table
 from orchestrator.runs.recorded import yardstick_of
 
 LORA: dict[str, Any] = {"kind": "e2e", "training": {"batch_size": 8}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.sweeps.seeds import Score, cells, over_seeds, quantile
+from orchestrator.reports.tables.seeds import Score, cells, over_seeds, quantile
 
 
 def scores(group: str, regime: str, *values: float) -> list[Score]:
