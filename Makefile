@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 UV     := $(BIN)/python -m uv
 READY  := $(VENV)/.ready
 DEEPSPEED := $(VENV)/deepspeed/.ready
+TORCHAO := $(VENV)/torchao/.ready
 # `make test-cuda PYTHON_HERE=python3` uses an interpreter that has what is needed, without setting one up.
 PYTHON_HERE ?= $(BIN)/python
 
@@ -40,6 +41,11 @@ $(DEEPSPEED): requirements-deepspeed.lock $(READY)
 		--no-build-isolation -r requirements-deepspeed.lock
 	@touch $@
 
+# The same: transformers and peft load it where they find it.
+$(TORCHAO): requirements-torchao.lock $(READY)
+	$(UV) pip install --python $(BIN)/python --target $(VENV)/torchao --require-hashes --no-deps -r requirements-torchao.lock
+	@touch $@
+
 run: $(READY) ## Train the quickstart, all three regimes (CONFIG=… for another configuration)
 	$(BIN)/python -m orchestrator.run $(CONFIG)
 
@@ -48,14 +54,14 @@ run: $(READY) ## Train the quickstart, all three regimes (CONFIG=… for another
 JOBS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) < 7 ? $$(getconf _NPROCESSORS_ONLN) + 1 : 8 )))
 SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-test: $(READY) $(DEEPSPEED) ## Run the tests: unit, integration, crash; without the long ones (a quarter of an hour on two cores)
+test: $(READY) $(DEEPSPEED) $(TORCHAO) ## Run the tests: unit, integration, crash; without the long ones (a quarter of an hour on two cores)
 	$(BIN)/python -m pytest tests/unit -n auto --dist worksteal
 	$(BIN)/python -m pytest tests/crash tests/integration -m "not long" $(SPREAD)
 
 test-long: $(READY) ## Run the rest: minutes each of clusters that lose machines, and of kills
 	$(BIN)/python -m pytest tests/crash tests/integration -m long
 
-test-unit: $(READY) ## Run the unit tests: no Ray, minutes
+test-unit: $(READY) $(TORCHAO) ## Run the unit tests: no Ray, minutes
 	$(BIN)/python -m pytest tests/unit -n auto --dist worksteal
 
 test-integration: $(READY) $(DEEPSPEED) ## Run the integration tests: real small models, local Ray
@@ -95,6 +101,9 @@ lock: $(READY) ## Resolve requirements.lock again (UPGRADE=--upgrade for newer v
 	$(UV) pip compile requirements-deepspeed.in --no-deps --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
 		$(UPGRADE) --quiet --output-file requirements-deepspeed.lock
+	$(UV) pip compile requirements-torchao.in --no-deps --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
+		$(UPGRADE) --quiet --output-file requirements-torchao.lock
 
 clean: ## Remove caches and build products (keeps .venv and runs)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -144,12 +144,18 @@ def trace_stage(task: StageTask, sample: Shape, device: str = "cuda") -> TracedM
 
     `sample`: shape of one sample before the first block. Steps of several micro-batches are taken as steps of two, fp16
     is traced as bf16, which has as many bytes. Of a stage whose parts take turns, two steps of as many turns as it has
-    blocks. UserError for matrices in few bits, whose library makes no tensors without bytes.
+    blocks. UserError for matrices, and optimizer states, whose libraries make no tensors without bytes.
     """
     if task.train.frozen_weights != "full":
         raise UserError(
             f"{task.name}: training.frozen_weights {task.train.frozen_weights} cannot be traced: bitsandbytes makes no "
             "tensors without bytes; allowed: full"
+        )
+    if task.train.optimizer.name == "adamw4bit":
+        raise UserError(
+            f"{task.name}: training.optimizer.name adamw4bit cannot be traced: torchao makes its tables of codes of "
+            "numbers, which tensors without bytes do not have; the plan's own figure counts its states. Traced: "
+            "adamw, sgd, adamw8bit"
         )
     started = time.perf_counter()
     micro = task.train.micro

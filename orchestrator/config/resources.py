@@ -37,17 +37,25 @@ RUNNERS: dict[str, RunnerKind] = {
 class Zero3Config(Section):
     """Where the ranks of a gang with strategy zero3 keep their parts. See docs/cluster.md."""
 
-    parameters: Literal["device", "host"] = Field(
-        default="device", description="host: weights come to the device when they are used, the next ones on their way."
-    )
-    optimizer: Literal["device", "host"] = Field(
+    parameters: Literal["device", "host", "disk"] = Field(
         default="device",
-        description="Optimizer states, float32 weights and gradients. host: updates are computed there.",
+        description="host: weights come to the device when they are used, the next ones on their way. disk: "
+        "they are read from files when they are used, not ahead of it.",
+    )
+    optimizer: Literal["device", "host", "disk"] = Field(
+        default="device",
+        description="Optimizer states, float32 weights and gradients. host: updates are computed there. disk: the same "
+        "of what is read from files, 100 million numbers at a time.",
+    )
+    disk: NonBlank | None = Field(
+        default=None,
+        description="Folder for the files of what is on disk, on every machine that trains; best on an NVMe disk of "
+        "its own. They go when the stage ends; what a killed process left goes when the next one comes.",
     )
 
     def spec(self) -> Zero3Spec:
         """Return what workers are told."""
-        return Zero3Spec(self.parameters, self.optimizer)
+        return Zero3Spec(self.parameters, self.optimizer, self.disk)
 
 
 class GangConfig(Section):

@@ -38,6 +38,7 @@ EXTRAS: Mapping[str, tuple[str, str]] = {
     "lm_eval": ("eval", "`segprop judge`"),
     "obstore": ("s3", "stores on S3, GCS and Azure"),
     "bitsandbytes": ("quantized", "8-bit optimizers and weights (CUDA)"),
+    "torchao": ("torchao", "optimizers with 4-bit states"),
     "deepspeed": ("deepspeed", "resources.gang.strategy: zero3"),
 }
 #: Environment variables that hold what others ask for, and what for; never shown.

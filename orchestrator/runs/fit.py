@@ -223,7 +223,7 @@ class _Search:
 def _goes_together(prepared: Prepared, config: Config, regime: Regime) -> bool:
     """Whether the settings of a changed configuration may stand beside each other."""
     train = regime.training
-    if train.optimizer.name == "adamw8bit" and train.optimizer.rounding == "compensated":
+    if train.optimizer.name in ("adamw8bit", "adamw4bit") and train.optimizer.rounding == "compensated":
         return False
     sample = prepared.config.domain.sample(prepared.config.data, prepared.data)
     return next(models.chain(config, regime, prepared.found, sample), None) is None

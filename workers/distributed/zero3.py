@@ -14,7 +14,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -24,6 +26,8 @@ from torch.nn import functional
 from cache_store.errors import ConfigError
 from workers.distributed import partitions
 from workers.distributed.gang import Gang
+from workers.distributed.partitions import is_partitioned
+from workers.distributed.swap_files import SwapFolder, check_room, stand_in
 from workers.specs.orders import Zero3Spec
 
 #: Elements that travel together: gradients on their way to their sums, and parameters that are fetched ahead of use.
@@ -58,13 +62,82 @@ def deepspeed_for(device: torch.device) -> Any:
     return deepspeed
 
 
-def partition(module: nn.Module, gang: Gang, device: torch.device) -> None:
-    """Split a module's parameters over the ranks, in place; they are gathered whenever it runs in a `Zero3`."""
-    deepspeed = deepspeed_for(device)
-    deepspeed.zero.Init(module=module, config_dict_or_path=_configuration(gang.zero3, device), dtype=torch.float32)
+class Partitioner:
+    """Split the parameters of a stage over the ranks, module by module; they are gathered whenever they run in a
+    `Zero3`. With files it has a folder until `close`."""
+
+    def __init__(self, gang: Gang, device: torch.device) -> None:
+        """UserError where a folder for files cannot be written."""
+        self.spec, self._size, self._device = gang.zero3, gang.size, device
+        self._deepspeed = deepspeed_for(device)
+        self._folder: SwapFolder | None = None
+        #: Ranks of this machine.
+        self._here = 1
+        if self.spec.files and self.spec.disk is not None:
+            stand_in()
+            self._folder = SwapFolder(Path(self.spec.disk))
+            self._here = gang.gather(socket.gethostname()).count(socket.gethostname())
+        #: DeepSpeed's keeper of parameters in files; one for all, since each begins by removing what is there.
+        self._swapper: Any = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where this rank's files are."""
+        return None if self._folder is None else self._folder.path
+
+    def split(self, module: nn.Module) -> None:
+        """Split a module's parameters, in place. StorageFull where a disk has no room for them."""
+        parameters = [each for each in module.parameters() if not is_partitioned(each)]
+        if not parameters:
+            return
+        parts = [-(-parameter.numel() // self._size) for parameter in parameters]
+        widest = max(parts)
+        if self.spec.parameters == "disk":
+            self._check_room(4 * sum(parts))
+        if self._swapper is not None:
+            self._widen(widest)
+        settings = configuration(self.spec, self._device, folder=self.folder, widest=widest)
+        # Without a type, which makes it float32: of one that is given DeepSpeed makes bfloat16 on CPUs, in files too.
+        self._deepspeed.zero.Init(module=module, config_dict_or_path=settings, param_swapper=self._swapper)
+        self._swapper = getattr(parameters[0], "nvme_swapper", None)
+
+    def check_updates(self, optimizer: torch.optim.Optimizer, numbers: int) -> None:
+        """Raise StorageFull where a disk has no room for what updates of so many numbers, over all ranks, have there:
+        weights, gradients and moments in float32."""
+        if self.spec.optimizer == "disk":
+            moments = 2 if "betas" in optimizer.defaults else int(optimizer.defaults.get("momentum", 0) > 0)
+            self._check_room(4 * (2 + moments) * -(-numbers // self._size))
+
+    def _check_room(self, needed: int) -> None:
+        if self.folder is not None:
+            check_room(self.folder, needed, self._here)
+
+    def _widen(self, numbers: int) -> None:
+        """Make the buffers of parameters on their way larger. Between modules none is in use."""
+        keeper = self._swapper
+        if numbers <= keeper.elements_per_buffer:
+            return
+        keeper.elements_per_buffer = numbers
+        keeper.aligned_elements_per_buffer = keeper._io_aligned_numel(numbers)
+        keeper.aio_read_handle.free_cpu_locked_tensor(keeper.buffers)
+        whole = keeper.aligned_elements_per_buffer * keeper.param_buffer_count
+        keeper.buffers = keeper.aio_read_handle.new_cpu_locked_tensor(whole, keeper.buffers)
+
+    def close(self) -> None:
+        """Remove the files. Parameters that are in some can no longer be read."""
+        if self._folder is not None:
+            self._folder.close()
 
 
-def _configuration(spec: Zero3Spec, device: torch.device, clip: float | None = None) -> dict[str, Any]:
+def configuration(
+    spec: Zero3Spec,
+    device: torch.device,
+    *,
+    clip: float | None = None,
+    folder: Path | None = None,
+    widest: int = 0,
+) -> dict[str, Any]:
+    """Return DeepSpeed's configuration. `folder`: for files. `widest`: most numbers that a rank has of a parameter."""
     pinned = device.type == "cuda"
     zero: dict[str, Any] = {
         "stage": 3,
@@ -79,6 +152,14 @@ def _configuration(spec: Zero3Spec, device: torch.device, clip: float | None = N
         zero["offload_param"] = {"device": "cpu", "pin_memory": pinned}
     if spec.optimizer == "host":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": pinned}
+    on_disk = {"device": "nvme", "nvme_path": str(folder), "pin_memory": pinned}
+    if spec.parameters == "disk":
+        # Nothing stays in memory between uses. A weight has one of few buffers until its part of the model is through,
+        # so none is kept for its next use, and none fetched ahead: DeepSpeed fails where buffers run out.
+        zero["offload_param"] = {**on_disk, "buffer_size": widest, "max_in_cpu": 0}
+        zero |= {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
+    if spec.optimizer == "disk":
+        zero["offload_optimizer"] = on_disk
     return {
         # Only counts samples for its log: a step says itself where it ends, and how micro-batches are weighed.
         "train_micro_batch_size_per_gpu": 1,
@@ -105,7 +186,7 @@ class WithUse(nn.Module):
 
 
 class Zero3:
-    """The engine of one stage, whose parameters `partition` has split. All ranks must call everything, in the same
+    """The engine of one stage, whose parameters a `Partitioner` has split. All ranks must call everything, in the same
     order."""
 
     def __init__(
@@ -113,24 +194,26 @@ class Zero3:
         path: nn.Module,
         last: nn.Module,
         optimizer: torch.optim.Optimizer,
-        gang: Gang,
+        partitioner: Partitioner,
         device: torch.device,
         clip: float | None,
     ) -> None:
-        """`last`: the part of the path whose weights are used outside its own forward. `optimizer`: one of torch's; a
-        group of parameters has one count of steps."""
+        """`path`: what `partitioner` has split. `last`: the part of the path whose weights are used outside its own
+        forward. `optimizer`: one of torch's; a group of parameters has one count of steps. StorageFull where a disk has
+        no room for its files."""
         deepspeed = deepspeed_for(device)
         self._inner = optimizer
         #: Of every group, which DeepSpeed empties.
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         #: Whether no gradient of a step that is not over is there.
         self.between_updates = True
+        partitioner.check_updates(optimizer, sum(partitions.numel(each) for each in self.parameters))
         self._module = WithUse(path)
         self._engine, self._zero, _, _ = deepspeed.initialize(
             model=self._module,
             model_parameters=self.parameters,
             optimizer=optimizer,
-            config=_configuration(gang.zero3, device, clip),
+            config=configuration(partitioner.spec, device, clip=clip, folder=partitioner.folder),
             dist_init_required=False,
         )
         self._outside = list(last.parameters())
@@ -170,9 +253,11 @@ class Zero3:
         for index, members in self._by_piece(names).items():
             state = self._inner.state.get(self._piece(index), {})
             for name, parameter in members:
+                place = partitions.stretch(parameter)
                 for key, value in sorted(state.items()):
-                    own = value.clone() if value.ndim == 0 else self._own(value, parameter)
-                    found[f"{name}//{key}"] = own if value.ndim == 0 else partitions.whole(parameter, own)
+                    # A count of steps is one number for a whole piece.
+                    kept = partitions.whole(parameter, place.read(value)) if value.ndim else value.clone()
+                    found[f"{name}//{key}"] = kept
         return found
 
     def restore(self, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
@@ -181,16 +266,16 @@ class Zero3:
             kept = {name: _of(tensors, name) for name, _ in members if _of(tensors, name)}
             if not kept:
                 continue
-            piece = self._piece(index)
-            state = {
-                key: value.to(piece.device, copy=True) if value.ndim == 0 else torch.zeros_like(piece)
-                for key, value in next(iter(kept.values())).items()
-            }
-            for name, parameter in members:
-                for key, value in kept.get(name, {}).items():
-                    if value.ndim:
-                        self._own(state[key], parameter).copy_(partitions.part(parameter, value))
-            self._inner.state[piece] = state
+            with partitions.at_hand(self._zero, index) as piece:
+                state = {
+                    key: value.to(piece.device, copy=True) if value.ndim == 0 else torch.zeros_like(piece)
+                    for key, value in next(iter(kept.values())).items()
+                }
+                for name, parameter in members:
+                    for key, value in kept.get(name, {}).items():
+                        if value.ndim:
+                            self._own(state[key], parameter).copy_(partitions.part(parameter, value))
+                self._inner.state[piece] = state
 
     def _by_piece(self, names: Sequence[str]) -> dict[int, list[tuple[str, nn.Parameter]]]:
         """Group parameters by the flat piece that they are updated in."""

@@ -18,6 +18,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from workers.distributed.partitions import is_partitioned
+from workers.distributed.sharded import is_sharded
 from workers.specs.memory import Activations
 from workers.transfers import Copy, Transfers
 
@@ -116,6 +118,7 @@ class OnHost(Keeping):
         super().__init__(parts)
         self._last = frozenset(id(part) for part in parts[-2:])
         self._staying: frozenset[int] = frozenset()
+        self._shares = False
         self._transfers: Transfers | None = None
         #: Storages that have left in this pass, by address, version and type: most are saved more than once.
         self._left: dict[tuple[int, int, torch.dtype], _Left] = {}
@@ -123,8 +126,11 @@ class OnHost(Keeping):
 
     def begin(self, boundary: Boundary, context: Any) -> None:
         self.end()
-        weights = (tensor for part in self._parts for tensor in (*part.parameters(), *part.buffers()))
-        self._staying = frozenset(_address(tensor) for tensor in (*weights, *tensors_in((boundary, context))))
+        weights = [tensor for part in self._parts for tensor in (*part.parameters(), *part.buffers())]
+        # Of weights that ranks share out, the whole is elsewhere: it is found while its part runs (`weight_in`).
+        lying = [tensor for tensor in weights if not _is_shared_out(tensor)]
+        self._shares = len(lying) < len(weights)
+        self._staying = frozenset(_address(tensor) for tensor in (*lying, *tensors_in((boundary, context))))
 
     def run(self, part: nn.Module, value: Boundary, beside: tuple[Any, ...]) -> Any:
         return self._saving(part, lambda: part(value, *beside))
@@ -133,7 +139,7 @@ class OnHost(Keeping):
         return self._saving(part, lambda: super(OnHost, self).run_again(part, value, beside, prepare))
 
     def _saving(self, part: nn.Module, forward: Callable[[], Any]) -> Any:
-        group = _Group(self, self._latest, stays=id(part) in self._last)
+        group = _Group(self, self._latest, part, stays=id(part) in self._last)
         with saved_tensors_hooks(group.pack, group.unpack):
             made = forward()
         if self._latest is not None:
@@ -149,6 +155,14 @@ class OnHost(Keeping):
         if tensor.untyped_storage().nbytes() < LEAST_BYTES:
             return False
         return _address(tensor) not in self._staying
+
+    def weight_in(self, part: nn.Module, tensor: Tensor) -> nn.Parameter | None:
+        """Find the weight of a running part that ranks share out, and whose gathered values a tensor is."""
+        if not self._shares:
+            return None
+        address = _address(tensor)
+        whole = (each for each in part.parameters() if not is_sharded(each) and each.data.numel())
+        return next((each for each in whole if _address(each.data) == address), None)
 
     def left(self, tensor: Tensor) -> tuple[_Left, bool]:
         """Give the copy of a tensor's storage, and whether it is new."""
@@ -207,17 +221,33 @@ class _Packed:
     offset: int
 
 
+@dataclasses.dataclass(frozen=True)
+class _Weight:
+    """What stands for a saved weight that DeepSpeed shares out: a view of what is gathered again for the backward pass.
+    Whoever kept the gathered values would keep the whole model."""
+
+    weight: nn.Parameter
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+
 class _Group:
     """What one part saves."""
 
-    def __init__(self, owner: OnHost, before: _Group | None, *, stays: bool) -> None:
+    def __init__(self, owner: OnHost, before: _Group | None, part: nn.Module, *, stays: bool) -> None:
         """`stays`: on the device, all of it."""
-        self._owner, self._before, self._stays = owner, before, stays
+        self._owner, self._before, self._part, self._stays = owner, before, part, stays
         self._left: list[_Left] = []
         self._after: _Group | None = None
         self._asked = False
 
-    def pack(self, tensor: Tensor) -> Tensor | _Packed:
+    def pack(self, tensor: Tensor) -> Tensor | _Packed | _Weight:
+        weight = self._owner.weight_in(self._part, tensor)
+        if weight is not None:
+            # FSDP2 gathers into the same storage again, so a tensor of it may be kept; DeepSpeed gathers into another.
+            view = tensor.size(), tensor.stride(), int(tensor.storage_offset())
+            return _Weight(weight, *view) if is_partitioned(weight) else tensor
         if self._stays or not self._owner.leaves(tensor):
             return tensor
         with torch.no_grad():
@@ -226,9 +256,11 @@ class _Group:
             self._left.append(left)
         return _Packed(left, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 
-    def unpack(self, packed: Tensor | _Packed) -> Tensor:
+    def unpack(self, packed: Tensor | _Packed | _Weight) -> Tensor:
         if not self._asked:
             self._begin_backward()
+        if isinstance(packed, _Weight):
+            return packed.weight.data.as_strided(packed.size, packed.stride, packed.offset)
         if not isinstance(packed, _Packed):
             return packed
         return packed.left.whole().as_strided(packed.size, packed.stride, packed.offset)
@@ -275,6 +307,11 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from tensors_in(getattr(value, field.name))
+
+
+def _is_shared_out(tensor: Tensor) -> bool:
+    """Tell whether each rank has a part of a tensor only."""
+    return is_sharded(tensor) or is_partitioned(tensor)
 
 
 def _address(tensor: Tensor) -> int:

@@ -170,8 +170,8 @@ class OptimizerSpec:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     #: Update rule; momentum and nesterov count for sgd, betas and eps for adamw. adamw8bit: its moments in 8 bits
-    #: (bitsandbytes).
-    name: Literal["adamw", "sgd", "adamw8bit"] = "adamw"
+    #: (bitsandbytes). adamw4bit: in 4 bits (torchao).
+    name: Literal["adamw", "sgd", "adamw8bit", "adamw4bit"] = "adamw"
     #: How weights in bfloat16 take updates smaller than their precision; float32 weights take all. stochastic: up or
     #: down by chance, right on average. compensated: the error is kept and added to the next update (6 more bytes a
     #: parameter). nearest: small updates are lost.

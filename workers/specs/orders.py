@@ -24,9 +24,16 @@ Strategy = Literal["ddp", "fsdp2", "zero3"]
 class Zero3Spec:
     """Say where the ranks of a `zero3` gang keep their parts. Nothing here changes a result."""
 
-    parameters: Literal["device", "host"] = "device"
+    parameters: Literal["device", "host", "disk"] = "device"
     #: With the float32 weights that updates change, and the gradients on their way there.
-    optimizer: Literal["device", "host"] = "device"
+    optimizer: Literal["device", "host", "disk"] = "device"
+    #: Folder for the files of what is on disk, on every machine.
+    disk: str | None = None
+
+    @property
+    def files(self) -> bool:
+        """Whether anything is in files."""
+        return "disk" in (self.parameters, self.optimizer)
 
 
 #: Where nobody says.

@@ -9,6 +9,8 @@ from workers.specs.memory import MemorySpec
 
 #: bitsandbytes: two moments of a byte, and two float32 scales a block of 256.
 _EIGHT_BIT_BYTES = 2 + 2 * 4 / 256
+#: torchao: two moments of half a byte, and two float32 scales a block of 128.
+_FOUR_BIT_BYTES = 1 + 2 * 4 / 128
 #: Pinned buffers of copies between a GPU and the host: two for each direction.
 BUFFER_BYTES = 32 << 20
 BUFFERS = 4
@@ -41,6 +43,8 @@ def optimizer_bytes(spec: OptimizerSpec, trainable: int, weights_bytes: int) -> 
     """State of an optimizer over parameters of this number and size: torch's has the type of its parameters."""
     if spec.name == "adamw8bit":
         return round(trainable * _EIGHT_BIT_BYTES)
+    if spec.name == "adamw4bit":
+        return round(trainable * _FOUR_BIT_BYTES)
     if spec.rounding == "compensated" and weights_bytes < 4 * trainable:
         # Moments in float32, and the error that was made, in the type of the weights.
         moments = 2 if spec.name == "adamw" else int(spec.momentum > 0)

@@ -23,6 +23,7 @@ from workers.training.stage_path import StagePath
 from workers.training.tiers.optimizer import TieredOptimizer
 from workers.training.updates.active_parts import active_parts, turn_of
 from workers.training.updates.eight_bit import adamw8bit
+from workers.training.updates.four_bit import adamw4bit, is_packed, plain_state
 from workers.training.updates.low_precision import LOW_PRECISION, Swallowed, share_of
 
 
@@ -54,6 +55,7 @@ OPTIMIZERS: dict[str, Callable[[OptimizerSpec, Sequence[nn.Parameter]], torch.op
     "adamw": _adamw,
     "sgd": _sgd,
     "adamw8bit": adamw8bit,
+    "adamw4bit": adamw4bit,
 }
 
 
@@ -95,10 +97,10 @@ class StageStep:
         if task.tiers.moves_updates:
             self._tiered = TieredOptimizer(train.optimizer, path.parameters, seed, task.tiers, device)
         made: torch.optim.Optimizer | None = self._tiered
-        if gang.partitions:
+        if path.partitioner is not None:
             groups: Any = [{"params": members} for members in by_part(path.names, path.parameters)]
             made = OPTIMIZERS[train.optimizer.name](train.optimizer, groups)
-            self._zero3 = Zero3(path.module, path.last, made, gang, device, train.clip)
+            self._zero3 = Zero3(path.module, path.last, made, path.partitioner, device, train.clip)
         parameters = [parameter for _, parameter in path.active]
         self.optimizer = made or build_optimizer(train.optimizer, parameters, self._seed)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
@@ -260,7 +262,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) ->
         f"{name}//{key}": gathered(torch.as_tensor(value))
         for name, parameter in zip(names, parameters, strict=True)
         # All ranks in the same order: a state that was read from a file has that of the file's index, any order.
-        for key, value in sorted(optimizer.state.get(parameter, {}).items())
+        for key, value in sorted(plain_state(optimizer.state.get(parameter, {})).items())
         if isinstance(value, torch.Tensor | int)
     }
 
@@ -287,7 +289,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], te
     # What is shaped otherwise is copied too: nothing that goes on may hang on a file that will be pruned.
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and not is_packed(value):
                 alike = value.shape == parameter.shape
                 values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value) if alike else value.clone()
     if isinstance(optimizer, torch.optim.SGD) and state:

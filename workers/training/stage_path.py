@@ -13,7 +13,7 @@ from workers.device import host_beside
 from workers.distributed.gang import ALONE, Gang
 from workers.distributed.sharded import assembled, held, like, mesh_of, numel, on_host, put_back, release, shard
 from workers.distributed.sync_batch_norm import synchronize
-from workers.distributed.zero3 import partition
+from workers.distributed.zero3 import Partitioner
 from workers.domains.base import Domain
 from workers.models.chain import ModulePath, State, module_bytes
 from workers.models.host_blocks import HostBlocks
@@ -33,6 +33,8 @@ class StagePath:
         self._task, self._domain, self._weights, self._device = task, domain, weights, device
         self._gang = gang
         mesh = mesh_of(gang, device)
+        #: Who splits parameters in a gang of `zero3`.
+        self.partitioner = Partitioner(gang, device) if gang.partitions else None
         trained = {*task.trained, *({ADAPTER, AUX} & set(task.path))}
         parts: dict[str, nn.Module] = {}
         sharing = set(domain.sharing_parts()) if task.tied else set()
@@ -77,10 +79,15 @@ class StagePath:
 
     def _split(self, module: nn.Module, mesh: Any, *, keep_gathered: bool) -> None:
         """Leave this rank with its part of a module's parameters, where they are shared out."""
-        if self._gang.partitions:
-            partition(module, self._gang, self._device)
+        if self.partitioner is not None:
+            self.partitioner.split(module)
         else:
             shard(module, mesh, keep_gathered=keep_gathered)
+
+    def close(self) -> None:
+        """Remove files that parameters and states were in, where they were: nothing of the stage is needed any more."""
+        if self.partitioner is not None:
+            self.partitioner.close()
 
     @property
     def last(self) -> nn.Module:

@@ -112,6 +112,10 @@ class StageTrainer:
         Raises TrainingDiverged when a loss is not finite (the last good checkpoint stays) and Interrupted, after
         a checkpoint, when asked to stop.
         """
+        with closing(self.path):
+            return self._run()
+
+    def _run(self) -> Commit | None:
         if self.gang.leads:
             name_emulated(self.device, self.train.precision)
         self.state.restore(self._parents)

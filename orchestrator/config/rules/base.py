@@ -82,8 +82,10 @@ def training(config: Config, train: TrainSpec) -> Iterator[tuple[tuple[str, ...]
         yield ("optimizer", "betas"), f"{list(optimizer.betas)}: both must be at least 0 and below 1"
     if optimizer.nesterov and (optimizer.name != "sgd" or optimizer.momentum == 0):
         yield ("optimizer", "nesterov"), "true: needs sgd with a momentum above 0"
-    if optimizer.name == "adamw8bit" and optimizer.rounding == "compensated":
-        yield ("optimizer", "rounding"), "compensated: not with adamw8bit; allowed there: stochastic, nearest"
+    if optimizer.name in ("adamw8bit", "adamw4bit") and optimizer.rounding == "compensated":
+        yield ("optimizer", "rounding"), f"compensated: not with {optimizer.name}; allowed there: stochastic, nearest"
+    if optimizer.name == "adamw4bit":
+        yield from _four_bits(train)
     if importlib.util.find_spec("bitsandbytes") is None:
         needs = "needs bitsandbytes: pip install 'segprop[quantized]'"
         if optimizer.name == "adamw8bit":
@@ -93,6 +95,13 @@ def training(config: Config, train: TrainSpec) -> Iterator[tuple[tuple[str, ...]
     if train.precision == "fp16" and config.resources.device == "cpu":
         yield ("precision",), "fp16: not available on resources.device cpu; allowed there: fp32, bf16"
     yield from gangs.training_problems(config.resources.gang, train)
+
+
+def _four_bits(train: TrainSpec) -> Iterator[tuple[tuple[str, ...], str]]:
+    if importlib.util.find_spec("torchao") is None:
+        yield ("optimizer", "name"), "adamw4bit: needs torchao: pip install 'segprop[torchao]'"
+    if train.channels_last:
+        yield ("channels_last",), "true: not with adamw4bit, whose blocks lie in plain order; allowed there: false"
 
 
 def stores(config: Config) -> Iterator[Finding]:

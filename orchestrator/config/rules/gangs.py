@@ -37,6 +37,8 @@ def problems(config: Config) -> Iterator[Finding]:
             (*at, "strategy"),
             "zero3: needs DeepSpeed: pip install --no-build-isolation 'segprop[deepspeed]'; without it: fsdp2",
         )
+    if gang.strategy == "zero3":
+        yield from _zero3_files(gang.zero3, (*at, "zero3"))
     if gang.strategy == "ddp":
         return
     if config.evaluation.every is not None:
@@ -49,6 +51,15 @@ def problems(config: Config) -> Iterator[Finding]:
         yield (*at, "strategy"), f"{gang.strategy}: {refusal}"
     if gang.strategy == "zero3" and getattr(config.model, "master", "float32") == "bfloat16":
         yield ("model", "master"), "bfloat16: not with resources.gang.strategy zero3; allowed there: float32"
+
+
+def _zero3_files(zero3: Zero3Config, at: KeyPath) -> Iterator[Finding]:
+    if zero3.spec().files and zero3.disk is None:
+        message = "null: parameters or optimizer are on disk; allowed: a folder for their files, best on an NVMe disk"
+        yield (*at, "disk"), message
+    if zero3.parameters == "disk" and zero3.optimizer == "device":
+        message = "device: with parameters on disk it would hold more than they do; allowed with them: host, disk"
+        yield (*at, "optimizer"), message
 
 
 def training_problems(gang: GangConfig, train: TrainSpec) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -66,7 +77,7 @@ def training_problems(gang: GangConfig, train: TrainSpec) -> Iterator[tuple[tupl
         yield ("lora",), f"{among}; allowed: ddp"
     if train.precision == "fp16":
         yield ("precision",), f"fp16: {among}; allowed there: fp32, bf16"
-    if train.optimizer.name == "adamw8bit":
-        yield ("optimizer", "name"), f"adamw8bit: {among}; allowed there: adamw, sgd"
+    if train.optimizer.name in ("adamw8bit", "adamw4bit"):
+        yield ("optimizer", "name"), f"{train.optimizer.name}: {among}; allowed there: adamw, sgd"
     if train.frozen_weights != "full":
         yield ("frozen_weights",), f"{train.frozen_weights}: {among}; allowed: full"

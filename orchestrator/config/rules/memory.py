@@ -55,6 +55,10 @@ def _problems(config: Config, regime: Regime, train: TrainSpec, memory: MemorySp
         yield "disk", "null: optimizer or masters are on disk; allowed: a folder for their files, best on an NVMe disk"
     if memory.optimizer == "disk" and train.optimizer.name == "adamw8bit":
         yield "optimizer", "disk: not with adamw8bit, whose states bitsandbytes makes in memory; allowed: device, host"
+    if train.optimizer.name == "adamw4bit" and memory.moves_updates:
+        key, value = ("optimizer", memory.optimizer) if memory.updates_on_host else ("masters", memory.masters)
+        allowed = "device" if memory.updates_on_host else "none"
+        yield key, f"{value}: not with adamw4bit, whose states torchao keeps beside its weights; allowed: {allowed}"
     if memory.masters != "none":
         yield from _masters(regime, train, memory)
     if memory.frozen == "host" and train.frozen_weights != "full":
@@ -103,9 +107,6 @@ def _activation_problems(config: Config, train: TrainSpec, memory: MemorySpec) -
         where = f"not with resources.gang.strategy {gang.strategy}"
         if memory.frozen == "host":
             yield "frozen", f"host: {where}, whose ranks hold a part of every block each; allowed there: device"
-        if kept in ("selective", "host"):
-            reason = "which gathers weights inside of blocks, among what would be counted or moved"
-            yield "activations", f"{kept}: {where}, {reason}; allowed there: keep, recompute"
 
 
 def _written(config: Config, regime: Regime, stage: Stage, key: str) -> KeyPath:

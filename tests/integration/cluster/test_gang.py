@@ -17,7 +17,9 @@ from running import Lab, digests
 from cache_store.errors import Interrupted, SegpropError, TrainingDiverged
 from workers.distributed.gang import lost_contact
 from workers.domains.registry import domain_of
+from workers.models import saved_activations
 from workers.specs import as_json
+from workers.specs.memory import Activations
 from workers.specs.orders import ON_DEVICE, Strategy, Zero3Spec
 from workers.specs.tasks import StageTask
 from workers.tasks import execute
@@ -54,14 +56,25 @@ ZERO3 = pytest.param("zero3", marks=needs_deepspeed)
 
 
 def in_gang(
-    lab: Lab, ranks: Ranks, label: str, strategy: Strategy, zero3: Zero3Spec = ON_DEVICE, **options: Any
+    lab: Lab,
+    ranks: Ranks,
+    label: str,
+    strategy: Strategy,
+    zero3: Zero3Spec = ON_DEVICE,
+    *,
+    activations: Activations | None = None,
+    **options: Any,
 ) -> list[Any]:
-    """The node on all ranks, after whatever it needs."""
+    """The node on all ranks, after whatever it needs. `activations`: instead of what its task says."""
     node = lab.node(label)
     for parent in node.parents.values():
         if lab.nodes.commit_of(parent) is None:
             lab._run(lab.prepared.plan.node(parent))
-    return ranks.run(replace(lab.order(node), strategy=strategy, zero3=zero3), **options)
+    order = replace(lab.order(node), strategy=strategy, zero3=zero3)
+    if activations is not None:
+        memory = {**(order.task.get("memory") or {}), "activations": activations}
+        order = replace(order, task={**order.task, "memory": memory})
+    return ranks.run(order, **options)
 
 
 def start_of(lab: Lab, label: str) -> dict[str, torch.Tensor]:
@@ -270,6 +283,69 @@ def test_zero3_beside_the_device_is_stopped_resumed_and_comes_to_the_weights_of_
     resumed = in_gang(stopped, ranks, label, "zero3", zero3)[0]
     assert resumed.result["resumed"] == 1
     assert digests(resumed) == digests(commit)
+
+
+#: DeepSpeed leaves in memory what is less than 1 MiB of a rank: of these layers the MLP's matrices are more, and
+#: the optimizer's pieces; the embedding is less of both.
+WIDE = {**LLAMA, "hidden_size": 128, "intermediate_size": 4096, "num_hidden_layers": 2, "initializer_range": 0.05}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A Llama with matrices large enough for files, on one device."""
+    folder = tmp_path_factory.mktemp("wide")
+    changes = {**lm_changes(folder), **TEXT, "model.config": WIDE, "regimes": ["e2e"], "training.commit": "best"}
+    lab = Lab.make(folder, {**changes, "training.checkpoint_every_s": 1e-6, "training.optimizer.lr": 1e-3})
+    lab.prepare("e2e/e2e")
+    lab.run("e2e/e2e")
+    return lab
+
+
+@needs_deepspeed
+@pytest.mark.parametrize(
+    "places", [{"parameters": "disk", "optimizer": "disk"}, {"parameters": "host", "optimizer": "disk"}], ids=str
+)
+def test_zero3_in_files_is_killed_resumed_and_comes_to_the_weights_of_one_device(
+    tmp_path: Path, wide: Lab, ranks: Ranks, places: dict[str, Any]
+) -> None:
+    label, disk = "e2e/e2e", tmp_path / "nvme"
+    zero3 = Zero3Spec(**places, disk=str(disk))
+    lab, killed = wide.linked_copy(tmp_path / "whole"), wide.linked_copy(tmp_path / "killed")
+    for copy in (lab, killed):
+        copy.forget(label)
+    whole = in_gang(lab, ranks, label, "zero3", zero3)[0]
+    assert distance(lab.weights(label), wide.weights(label), start_of(lab, label)) < TOLERANCE
+    assert_same_figures(whole.result, wide.commit(label).result)
+    assert not list(disk.iterdir()), "files go with the stage"
+    with Ranks(tmp_path, crash=f"stage.step:6:{tmp_path / 'crashed'}") as doomed:
+        survivor, dead = in_gang(killed, doomed, label, "zero3", zero3)
+        assert dead is None
+        assert lost_contact(survivor), repr(survivor)
+        left = [path for path in disk.rglob("*.swp") if path.stat().st_size >= 1 << 20]
+        assert left, "the killed rank could not remove its files"
+    resumed = in_gang(killed, ranks, label, "zero3", zero3)[0]
+    assert resumed.result["resumed"] == 1
+    assert digests(resumed) == digests(whole)
+    assert not list(disk.iterdir()), "what the killed rank left is gone, too"
+
+
+@pytest.mark.parametrize("activations", ["selective", "host"])
+@pytest.mark.parametrize("strategy", ["fsdp2", ZERO3])
+def test_ranks_that_share_weights_out_have_the_bits_of_activations_that_stay(
+    tmp_path: Path, single: Lab, ranks: Ranks, strategy: Strategy, activations: Activations
+) -> None:
+    label = "e2e/e2e"
+    kept, moved = single.linked_copy(tmp_path / "kept"), single.linked_copy(tmp_path / "moved")
+    for copy in (kept, moved):
+        copy.forget(label)
+    expected = in_gang(kept, ranks, label, strategy)[0]
+    found = in_gang(moved, ranks, label, strategy, activations=activations, meddle=small_ones_leave_too)[0]
+    assert digests(found) == digests(expected)
+
+
+def small_ones_leave_too() -> None:
+    """On the rank: this network's activations are smaller than what is worth a copy."""
+    saved_activations.LEAST_BYTES = 0
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_is_everybodys(tmp_path: Path, ranks: Ranks) -> None:

@@ -283,17 +283,27 @@ def test_a_checkpoint_without_weights_can_be_planned_for(
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("training.optimizer.name", "adamw8bit"), ("training.frozen_weights", "int8")]
+    ("key", "value", "package"),
+    [
+        ("training.optimizer.name", "adamw8bit", "bitsandbytes"),
+        ("training.frozen_weights", "int8", "bitsandbytes"),
+        ("training.optimizer.name", "adamw4bit", "torchao"),
+    ],
 )
 def test_few_bits_without_their_package_are_refused(
-    tmp_path: Path, key: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    key: str,
+    value: str,
+    package: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     # What Python itself takes for: there is no such package.
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, package, None)
     config = write_config(tmp_path, {**lm_changes(tmp_path), key: value})
     assert main(["run", str(config), "--quiet"]) == 2
     error = capsys.readouterr().err
-    assert [line for line in error.splitlines() if key in line and "bitsandbytes" in line], error
+    assert [line for line in error.splitlines() if key in line and package in line], error
     assert not (tmp_path / "run").exists()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from four_bits import needs_torchao, torchao_there
 from lm_running import LLAMA, imported, lm_changes
 from running import Lab, StopAfter, checksums, digests
 
@@ -20,10 +21,11 @@ WIDE = {**LLAMA, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers
 SPLIT = {"base": 2, "head": 1, "train_base": False, "intermediate": "frozen"}
 
 
-def lab(folder: Path, **training: Any) -> Lab:
+def lab(folder: Path, *, master: str = "float32", **training: Any) -> Lab:
     folder.mkdir(exist_ok=True)
     changes = {
         **lm_changes(folder),
+        "model.master": master,
         "model.config": WIDE,
         "split": SPLIT,
         "snapshots.retention": "keep",
@@ -95,6 +97,25 @@ def test_a_stopped_stage_with_few_bits_everywhere_goes_on_to_the_same_weights(
     with pytest.raises(Interrupted):
         broken.run(label, StopAfter(3))
     commit = broken.run(label)
+    assert commit.result["resumed"]
+    assert digests(commit) == wanted
+
+
+@needs_torchao
+@pytest.mark.parametrize("master", ["float32", "bfloat16"])
+def test_a_stopped_stage_with_moments_in_4_bits_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, master: str
+) -> None:
+    monkeypatch.setattr(clocks, "REPORT_EVERY_S", 0.0)
+    with torchao_there():
+        changes = {"optimizer.name": "adamw4bit", "epochs": 2}
+        whole, broken = (lab(tmp_path / name, master=master, **changes) for name in ("whole", "broken"))
+        label = labels(whole, "train")[0]
+        wanted = digests(whole.run(label))
+        broken.prepare(label)
+        with pytest.raises(Interrupted):
+            broken.run(label, StopAfter(3))
+        commit = broken.run(label)
     assert commit.result["resumed"]
     assert digests(commit) == wanted
 

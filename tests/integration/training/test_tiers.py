@@ -111,6 +111,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"training.optimizer": {"name": "adamw8bit"}, "memory": {"optimizer": "disk", "disk": "here"}},
         r"memory\.optimizer: disk: not with adamw8bit",
     ),
+    "4 bits on the host": (
+        {"training.optimizer": {"name": "adamw4bit"}, "memory": {"optimizer": "host"}},
+        r"memory\.optimizer: host: not with adamw4bit",
+    ),
+    "4 bits in another order": (
+        {"training.optimizer": {"name": "adamw4bit"}, "training.channels_last": True},
+        r"training\.channels_last: true: not with adamw4bit",
+    ),
 }
 
 

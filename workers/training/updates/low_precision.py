@@ -30,6 +30,7 @@ from workers.distributed.sharded import held
 from workers.seeds import derive_seed
 from workers.specs.experiment import OptimizerSpec
 from workers.training.updates.eight_bit import BLOCK, optimizer_class
+from workers.training.updates.four_bit import adamw4bit
 from workers.update_slices import slice_size
 
 #: Every so many steps the share of the updates that rounding swallows is measured.
@@ -350,4 +351,5 @@ LOW_PRECISION: dict[str, _Maker] = {
     "adamw": LowPrecisionOptimizer,
     "sgd": LowPrecisionOptimizer,
     "adamw8bit": eight_bit_adamw,
+    "adamw4bit": adamw4bit,
 }

@@ -91,6 +91,14 @@ def test_a_gang_runs_the_train_nodes_that_are_large_enough(tmp_path: Path) -> No
             {"gang.size": 2, "gang.zero3.optimizer": "host"},
             "resources.gang.zero3: is for resources.gang.strategy zero3, which is ddp",
         ),
+        (
+            {"gang.size": 2, "gang.strategy": "zero3", "gang.zero3.optimizer": "disk"},
+            "resources.gang.zero3.disk: null: parameters or optimizer are on disk",
+        ),
+        (
+            {"gang.size": 2, "gang.strategy": "zero3", "gang.zero3.parameters": "disk", "gang.zero3.disk": "/nvme"},
+            "resources.gang.zero3.optimizer: device: with parameters on disk",
+        ),
         ({"gang.size": 1}, "resources.gang.size: 1"),
         ({"gang.size": 128}, "training.batch_size: 64: fewer samples than the gang has ranks (128)"),
         ({"gang.size": 2, "training.compile": True}, "training.compile: true: not in a gang"),
