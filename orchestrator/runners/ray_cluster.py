@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -105,8 +106,10 @@ def _own_token(path: Path) -> None:
 
 
 def init(options: Mapping[str, Any], attempts: int) -> None:
-    """Call `ray.init`, again where Ray's own processes did not come up in time. SegpropError when they never do."""
+    """Call `ray.init`, again where Ray's own processes did not come up in time. SegpropError when they never do. What a
+    start that failed has started is ended: Ray forgets it, and it would outlive this process."""
     for left in reversed(range(attempts)):
+        before = _descendants(os.getpid())
         try:
             ray.init(**options)
             return
@@ -114,9 +117,27 @@ def init(options: Mapping[str, Any], attempts: int) -> None:
             if type(error) is not Exception:
                 raise
             ray.shutdown()
+            _end(_descendants(os.getpid()) - before)
             if not left:
                 raise SegpropError(f"Ray does not start on this machine: {first_line(error)}") from error
             _log.warning("Ray did not start in its own time, once more: %s", first_line(error))
+
+
+def _descendants(process: int) -> set[int]:
+    """List the living processes below one; none where the system does not say."""
+    found: set[int] = set()
+    for listing in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found.update(map(int, listing.read_text().split()))
+    return found.union(*map(_descendants, found))
+
+
+def _end(processes: set[int]) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process, 0)
 
 
 def living_nodes() -> list[dict[str, Any]]:
