@@ -22,15 +22,16 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import _TOTAL_KEY, MemTracker, _MemRefType
 from torch.distributed._tools.mod_tracker import ModTracker
 
-from cache_store.errors import UserError
+from cache_store.errors import SegpropError, UserError
 from cache_store.formats.torch_dtypes import TORCH
 from workers.device import autocast, standing_in_for
-from workers.distributed.gang import ALONE
+from workers.distributed.gang import ALONE, Gang
 from workers.domains.base import Batch, Domain
 from workers.domains.registry import domain_of
 from workers.domains.sums import Sums
@@ -64,6 +65,8 @@ class _Tracker(MemTracker):  # type: ignore[no-untyped-call, unused-ignore]  # t
     def __init__(self, path: StagePath) -> None:
         """`path`: what gets gradients."""
         super().__init__()
+        #: Where it is not 0 nothing is counted.
+        self.paused = 0
         self._mod_tracker = _Calls()  # type: ignore[no-untyped-call]  # torch's
         # A hook is refused for what is frozen until its turn.
         waiting = [parameter for parameter in path.parameters if not parameter.requires_grad]
@@ -99,7 +102,7 @@ class _Tracker(MemTracker):  # type: ignore[no-untyped-call, unused-ignore]  # t
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """As torch's, without a look through results that are no tensors, of which there are most."""
-        if func.namespace == "prim":
+        if func.namespace == "prim" or self.paused:
             return func(*args, **(kwargs or {}))
         return super().__torch_dispatch__(func, types, args, kwargs)  # type: ignore[no-untyped-call]  # torch's
 
@@ -139,12 +142,14 @@ class _Shapes:
         return self._domain.build_part(part, _HOST if device is None else device)
 
 
-def trace_stage(task: StageTask, sample: Shape, device: str = "cuda") -> TracedMemory:
+def trace_stage(task: StageTask, sample: Shape, device: str = "cuda", gang: Gang = ALONE) -> TracedMemory:
     """Take two steps of a stage with tensors without bytes; return what a device of this kind would hold at most.
 
-    `sample`: shape of one sample before the first block. Steps of several micro-batches are taken as steps of two, fp16
+    `sample`: shape of one sample before the first block. `gang`: the rank whose device it is; what the others would
+    send is never asked for. Steps of several micro-batches are taken as steps of two, fp16
     is traced as bf16, which has as many bytes. Of a stage whose parts take turns, two steps of as many turns as it has
-    blocks. UserError for matrices, and optimizer states, whose libraries make no tensors without bytes.
+    blocks. UserError for matrices, and optimizer states, whose libraries make no tensors without bytes, and for ranks
+    of `zero3`, for which DeepSpeed needs tensors with them.
     """
     if task.train.frozen_weights != "full":
         raise UserError(
@@ -157,30 +162,42 @@ def trace_stage(task: StageTask, sample: Shape, device: str = "cuda") -> TracedM
             "numbers, which tensors without bytes do not have; the plan's own figure counts its states. Traced: "
             "adamw, sgd, adamw8bit"
         )
+    if gang.partitions:
+        raise UserError(
+            f"{task.name}: resources.gang.strategy zero3 cannot be traced: DeepSpeed needs tensors with bytes; "
+            "allowed: ddp, fsdp2"
+        )
     started = time.perf_counter()
     micro = task.train.micro
-    # Of many micro-batches two: gradients that grow are there with the second.
-    batch_size = min(task.train.batch_size, 2 * micro)
+    # Of many micro-batches two: gradients that grow are there with the second. A rank has its part of a step.
+    rows = -(-task.train.batch_size // gang.size)
+    micro = min(micro, rows)
+    batch_size = min(rows, 2 * micro)
     train = dataclasses.replace(task.train, batch_size=batch_size, micro_batch=micro, accumulate=1, compile=False)
     if train.precision == "fp16":
         train = dataclasses.replace(train, precision="bf16")
     task = dataclasses.replace(task, train=train)
     domain = domain_of(task.experiment)
     batch = _batch(task, domain, micro, sample)
-    with standing_in_for(device), FakeTensorMode(allow_non_fake_inputs=True) as mode, warnings.catch_warnings():
+    with (
+        standing_in_for(device),
+        _alone_in(gang),
+        FakeTensorMode(allow_non_fake_inputs=True) as mode,
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         given = _without_bytes(batch, mode, {})
         with _tensors_replaced():
             weights = _Shapes(domain)
-            path = StagePath(task, domain, weights, _HOST)
+            path = StagePath(task, domain, weights, _HOST, gang)
             prefix = _prefix(task, weights)
-        step = StageStep(task, path, domain, _HOST, ALONE)
+        step = StageStep(task, path, domain, _HOST, gang)
         path.module.train(True)
         tracker = _Tracker(path)
         modules = [path.module, *([] if prefix is None else [prefix])]
         away = [tensor for module in modules for tensor in module.tensors_on_host()]
         tracker.track_external(*modules, *away, *given.boundary, given.targets)
-        with tracker:
+        with tracker, _shapes_not_counted(tracker, gang):
             for first in _first_steps(task):
                 step.enter(first)
                 # The first step makes the optimizer's state; the second one holds it throughout.
@@ -202,18 +219,66 @@ def trace_stage(task: StageTask, sample: Shape, device: str = "cuda") -> TracedM
 
 
 @contextmanager
+def _alone_in(gang: Gang) -> Iterator[None]:
+    """Make a process group of this rank and others that are not there: what they send arrives at once, as it is."""
+    if gang.size == 1:
+        yield
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if dist.is_initialized():
+        raise SegpropError("a rank that is alone cannot be traced in a process that belongs to a gang")
+    dist.init_process_group("fake", store=FakeStore(), rank=gang.rank, world_size=gang.size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+class _Pause:
+    """A context in which a tracker counts nothing."""
+
+    def __init__(self, tracker: _Tracker) -> None:
+        self._tracker = tracker
+
+    def __enter__(self) -> None:
+        self._tracker.paused += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._tracker.paused -= 1
+
+
+@contextmanager
+def _shapes_not_counted(tracker: _Tracker, gang: Gang) -> Iterator[None]:
+    """Count nothing where torch finds out the shape of a sharded result by an operation on whole tensors: nobody holds
+    those."""
+    if not gang.shards:
+        yield
+        return
+    from torch.distributed.tensor._sharding_prop import ShardingPropagator
+
+    # torch takes it around exactly those operations.
+    with patch.object(ShardingPropagator, "_fake_mode_lock", _Pause(tracker)):
+        yield
+
+
+@contextmanager
 def _tensors_replaced() -> Iterator[None]:
     """Let modules that are moved or cast take new parameters. torch's own way for tensors without bytes, to swap what
-    is
-    in them, is refused for those that anything else has noted."""
+    is in them, is refused for those that anything else has noted."""
 
     def apply(module: nn.Module, made: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         for child in module.children() if recurse else ():
             apply(child, made)
         with torch.no_grad():
             for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    module._parameters[name] = nn.Parameter(made(parameter.detach()), parameter.requires_grad)
+                if parameter is None:
+                    continue
+                own = parameter.detach()
+                changed = made(own)
+                # What is where it belongs stays: those who split it have noted it.
+                if changed is not own:
+                    module._parameters[name] = nn.Parameter(changed, parameter.requires_grad)
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = made(buffer)

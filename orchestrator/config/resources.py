@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from orchestrator.config.values import Bytes, NonBlank, OneOf, Seconds, Section
-from workers.specs.orders import CHECKPOINT_MEMORY, INTERRUPTIONS_EVERY_S, Strategy, Zero3Spec
+from workers.specs.orders import CHECKPOINT_MEMORY, INTERRUPTIONS_EVERY_S, Ranks, Strategy, Zero3Spec
 
 #: Most CPU threads of a slot with a GPU that nobody gave a number: they load and augment beside the device's steps.
 GPU_THREADS = 8
@@ -81,6 +81,16 @@ class GangConfig(Section):
         le=LONGEST_S,
         description="A rank that keeps the others waiting longer than this (seconds) counts as lost.",
     )
+
+    @property
+    def shares(self) -> bool:
+        """Whether each rank of a gang holds a part of a stage only."""
+        return self.size is not None and self.strategy != "ddp"
+
+    def ranks(self, devices: int | None) -> Ranks:
+        """Return what a plan counts with. `devices`: what size auto comes to, where that is known; else one."""
+        size = devices or 1 if self.size == "auto" else self.size or 1
+        return Ranks(size, self.strategy, self.zero3.spec())
 
 
 class ResourceConfig(Section):

@@ -18,6 +18,7 @@ from workers.domains.planning import LoadSeconds, SplitRows
 from workers.models.base import StageMemory, StageParts
 from workers.specs.experiment import TrainSpec
 from workers.specs.memory import ON_DEVICE, FrozenTier, MemorySpec
+from workers.specs.orders import ONE_DEVICE, Ranks
 from workers.specs.tasks import BoundarySpec
 
 if TYPE_CHECKING:
@@ -48,18 +49,39 @@ class Estimator:
     on_host: bool
     #: Where networks lie that run frozen as a whole, if not on the device.
     frozen_beside: FrozenTier | None = None
+    #: The devices that train stages together, of so many trainable parameters and more.
+    ranks: Ranks = ONE_DEVICE
+    ranks_from: int = 0
 
     def stage(self, stage: Stage, how: Trained, boundary: BoundarySpec | None, source: str) -> Estimate:
         """Predict a stage over its whole schedule. `boundary`: where it starts (None: at the raw inputs); `source`: how
         it gets there."""
         parts, inputs = self._stage(stage, how, boundary, source)
-        train, tied = how.train, how.tied
+        alone = self._beside(parts, inputs, how, stage)
+        if self.ranks.size == 1 or alone.trainable < self.ranks_from:
+            return alone
+        of_rank = dataclasses.replace(parts, ranks=self.ranks, train=self.rank_train(parts))
+        rank = self._beside(of_rank, inputs, dataclasses.replace(how, train=of_rank.train), stage)
+        return formulas.with_rank(alone, rank, self.ranks.size)
+
+    def rank_train(self, parts: StageParts) -> TrainSpec:
+        """The settings of a stage with what one rank takes of a step: its part of the samples, in micro-batches as
+        large as on one device; of smaller ones where normalization keeps what they are made of."""
+        train, size = parts.train, self.ranks.size
+        batch = -(-train.batch_size // size)
+        norms = any(part.buffer_elements for part in parts.path) and self.regime.traits.can.auto_micro is not None
+        micro = -(-train.micro // size) if norms else min(train.micro, batch)
+        return dataclasses.replace(train, batch_size=batch, micro_batch=micro, accumulate=1)
+
+    def _beside(self, parts: StageParts, inputs: formulas.StageInputs, how: Trained, stage: Stage) -> Estimate:
+        """Predict a stage on one of its devices, with what it takes beside it."""
+        train = how.train
         predicted, memory = self._predicted(parts, inputs)
-        trained, away = 4 * predicted.trainable, 0 if self.on_host else formulas.away_bytes(parts)
+        trained, away = 4 * parts.ranks.share(predicted.trainable), 0 if self.on_host else formulas.away_bytes(parts)
         committed = 4 * sum(self.outline.part(name).parameters for name in stage.trained)
         if memory is not None:
             trained, committed, away = memory.gradients, memory.committed, memory.away
-        schedule = self.regime.schedule(stage, tied=tied)
+        schedule = self.regime.schedule(stage, tied=how.tied)
         if schedule is not None:
             turns = [dataclasses.replace(parts, active=active) for active in choices(schedule)]
             predicted = formulas.by_turns(predicted, [self._predicted(turn, inputs)[0] for turn in turns])

@@ -61,6 +61,8 @@ class Estimate:
     disk_bytes: int | None = field(default=None, metadata={"optional": True})
     #: Of a stage: what crosses the link between host and device in all of it, either way.
     link_bytes: int | None = field(default=None, metadata={"optional": True})
+    #: Of a stage that a gang trains: its ranks. Memory of device and host is then one rank's, the first one's.
+    ranks: int | None = field(default=None, metadata={"optional": True})
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "seconds": round(self.seconds, 3)}
@@ -133,14 +135,15 @@ def train_estimate(stage: StageParts, inputs: StageInputs, rates: Rates) -> Esti
     """Predict one stage over its whole schedule."""
     updated = [part for part in stage.path if part.name in stage.updated]
     trainable = sum(part.parameters for part in updated)
-    tiers = tier_bytes(stage.train.optimizer, stage.memory, trainable, 4 * trainable, on_host=stage.on_host)
+    own = stage.ranks.share(trainable)
+    tiers = tier_bytes(stage.train.optimizer, stage.memory, own, 4 * own, on_host=stage.on_host)
     apart = stage.memory.updates_on_host and not stage.on_host
-    gradients = min(LEAVING_BYTES, 4 * trainable) if apart else 4 * trainable
+    gradients = min(LEAVING_BYTES, 4 * own) if apart else 4 * own
     frozen = [part for part in stage.path if part.name not in stage.trained]
     peak = (
-        _weights_bytes(updated, stage.train.precision)
-        + _lying_bytes(frozen, stage)
+        stage.ranks.share(_weights_bytes(updated, stage.train.precision) + _lying_bytes(frozen, stage))
         + gradients
+        + _gang_bytes(stage, trainable)
         + tiers.in_peak(on_host=stage.on_host)
         + _activation_bytes(stage, inputs)
     )
@@ -164,6 +167,14 @@ def train_estimate(stage: StageParts, inputs: StageInputs, rates: Rates) -> Esti
         seconds=seconds,
         optimizer_bytes=tiers.state_in_peak(stage.memory, on_host=stage.on_host),
     )
+
+
+def _gang_bytes(stage: StageParts, trainable: int) -> int:
+    """What a rank holds beside its part: copies of gradients on their way to their sums; or, of parts that are shared
+    out, two that are gathered at one time, and the gradients of one, twice."""
+    if stage.ranks.replicates:
+        return 4 * trainable
+    return 4 * 4 * max(part.parameters for part in stage.path) if stage.ranks.splits else 0
 
 
 def away_bytes(stage: StageParts) -> int:
@@ -253,6 +264,18 @@ def by_turns(whole: Estimate, turns: Sequence[Estimate]) -> Estimate:
     )
 
 
+def with_rank(alone: Estimate, rank: Estimate, ranks: int) -> Estimate:
+    """A stage's predictions with the memory that one of so many ranks takes of its device and its host. Work and time
+    stay those of one device: what ranks send to each other has no price here."""
+    return dataclasses.replace(
+        alone,
+        peak_bytes=rank.peak_bytes,
+        optimizer_bytes=rank.optimizer_bytes,
+        host_bytes=rank.host_bytes,
+        ranks=ranks,
+    )
+
+
 def with_memory(predicted: Estimate, memory: StageMemory) -> Estimate:
     """A stage's predictions with the memory that its family knows better."""
     return dataclasses.replace(
@@ -269,12 +292,17 @@ def with_host(
     """A stage's predictions with what it takes beside the device. Bytes: `trained` of what is updated, `committed` of
     the parts that it belongs to, `batch` of a micro-batch as it is read, `away` of what lies there in place of the
     device."""
-    train = stage.train
-    tiers = tier_bytes(train.optimizer, stage.memory, predicted.trainable, trained, on_host=stage.on_host)
+    train, ranks = stage.train, stage.ranks
+    own = dataclasses.replace(stage.memory, optimizer="host") if ranks.updates_on_host else stage.memory
+    tiers = tier_bytes(train.optimizer, own, ranks.share(predicted.trainable), trained, on_host=stage.on_host)
     best = trained if train.commit == "best" and train.epochs > 1 else 0
     # What counts as the device's is known by turns of parts, too.
     checkpoint = trained + (predicted.optimizer_bytes or tiers.state) + tiers.masters + best
     beside = 0 if stage.on_host else tiers.host
+    if ranks.splits:
+        # Checkpoints are whole: the first rank puts them together on its host.
+        checkpoint *= ranks.parts
+        beside += checkpoint
     return dataclasses.replace(
         predicted,
         host_bytes=best + CHECKPOINT_BUFFER + WAITING_BATCHES * batch + away + beside,

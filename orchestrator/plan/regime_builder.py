@@ -313,12 +313,14 @@ class _Settling:
         if train.micro_batch != "auto" or usable is None:
             return train
 
-        def peak(size: int) -> int:
+        def predicted(size: int) -> Estimate:
             own = dataclasses.replace(train, micro_batch=size)
-            return self.state.estimator.stage(*self._asked(own, memory)).peak_bytes
+            return self.state.estimator.stage(*self._asked(own, memory))
 
-        size, _ = largest_micro(peak, usable, 1, train.batch_size) or (1, 0)
-        return dataclasses.replace(train, micro_batch=evened(size, train.batch_size))
+        # A rank of a gang takes its part of a step.
+        batch = -(-train.batch_size // (predicted(1).ranks or 1))
+        size, _ = largest_micro(lambda size: predicted(size).peak_bytes, usable, 1, batch) or (1, 0)
+        return dataclasses.replace(train, micro_batch=evened(size, batch))
 
     def _asked(self, train: TrainSpec, memory: MemorySpec) -> tuple[Stage, Trained, BoundarySpec | None, str]:
         """What the estimator wants to know."""

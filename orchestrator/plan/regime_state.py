@@ -41,6 +41,8 @@ class Speeds:
     on_host: bool = False
     device_bytes: int | None = None
     host_bytes: int | None = None
+    #: The devices of a gang whose size is `auto`; None: not known.
+    devices: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,13 +133,22 @@ class RegimeState:
         self.estimator = Estimator(regime, outline, inputs.rows, inputs.rates, inputs.found, load, inputs.on_host)
         #: Where networks lie that run frozen as a whole, if not on the device.
         self.frozen_beside = self._frozen_beside()
-        self.estimator = dataclasses.replace(self.estimator, frozen_beside=self.frozen_beside)
+        gang = config.resources.gang
+        ranks = gang.ranks(inputs.speeds.devices)
+        self.estimator = dataclasses.replace(
+            self.estimator, frozen_beside=self.frozen_beside, ranks=ranks, ranks_from=gang.min_parameters
+        )
 
     def _frozen_beside(self) -> FrozenTier | None:
-        """With `memory.frozen: auto` on the host where the device cannot hold the whole network while it is scored."""
-        usable = self.inputs.speeds.device_bytes
-        if self.regime.memory.frozen != AUTO or usable is None:
-            return self.regime.frozen_beside
+        """With `memory.frozen: auto`, or a gang whose ranks share stages out, on the host where the device cannot hold
+        the whole network while it is scored, which one device does alone."""
+        usable, asked = self.inputs.speeds.device_bytes, self.regime.frozen_beside
+        shares = self.inputs.config.resources.gang.shares and not self.inputs.on_host
+        if (self.regime.memory.frozen != AUTO and not shares) or asked is not None:
+            return asked
+        if usable is None:
+            # A network that is shared out is one that fits no device, as far as anybody knows here.
+            return "host" if shares else None
         rows = max(self.inputs.config.evaluation_batch, self.regime.group_rows)
         whole = [*self.outline.blocks, self.outline.head]
         scoring = self.estimator.frozen(whole, rows, rows=rows, precision=self.regime.training.precision)

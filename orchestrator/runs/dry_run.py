@@ -153,6 +153,7 @@ def _notes(prepared: Prepared) -> Iterator[str]:
     plan, config = prepared.plan, prepared.config
     everything = total(node.estimate for node in plan.nodes)
     slots = config.resources.slots
+    yield from gang_words(prepared)
     for regime in plan.regimes.values():
         if regime.rounds:
             yield overlap_words(plan, regime, slots)
@@ -183,6 +184,27 @@ def _notes(prepared: Prepared) -> Iterator[str]:
         f"at most {human_bytes(plan.peak_snapshot_bytes)} of snapshots at one time, "
         f"{human_bytes(everything.snapshot_bytes)} written. Times are rough: {basis}. Nothing was run."
     )
+
+
+def gang_words(prepared: Prepared) -> Iterator[str]:
+    """Say whose memory the figures of stages are, where a gang trains them."""
+    gang = prepared.config.resources.gang
+    if gang.size is None:
+        return
+    stages = [node for node in prepared.plan.nodes if node.trains]
+    together = [node for node in stages if node.estimate.ranks]
+    if gang.size == "auto":
+        counted = max((node.estimate.ranks or 1 for node in together), default=1)
+        basis = f"the {counted} GPUs of this machine" if counted > 1 else "one device, since nobody knows here of more"
+        yield f"resources.gang.size auto is counted as {basis}; a number says what a rank of so many would hold."
+    if together:
+        only = (
+            "" if len(together) == len(stages) else f" ({len(together)} of {len(stages)}; others train on one device)"
+        )
+        yield (
+            f"Memory of stages is that of one rank of {together[0].estimate.ranks} (resources.gang.strategy "
+            f"{gang.strategy}){only}; work and time are those of one device, without what ranks send to each other."
+        )
 
 
 def overlap_words(plan: Plan, regime: RegimePlan, slots: int | str) -> str:

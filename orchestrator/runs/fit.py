@@ -14,7 +14,7 @@ from rich.text import Text
 
 from cache_store.errors import ConfigError
 from orchestrator.config.devices import Device
-from orchestrator.config.rules import models
+from orchestrator.config.rules import gangs, models
 from orchestrator.config.rules.memory import goes_together
 from orchestrator.config.schema import Config, Regime, merge
 from orchestrator.costs.fit import PIECES, Fit, Settings, nearest_fit, section_of
@@ -46,6 +46,8 @@ class StageFit:
     seconds: float
     change: Settings | None
     changed_host_bytes: int | None = None
+    #: Of a gang that trains it together: memory of device and host is one's.
+    ranks: int | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class _Search:
             seconds=found.seconds,
             change=None if change is None else change.settings,
             changed_host_bytes=None if change is None else self._host(index, change.settings),
+            ranks=found.ranks,
         )
 
     def nearest(self, index: int | None) -> Fit | None:
@@ -225,6 +228,8 @@ def _goes_together(prepared: Prepared, config: Config, regime: Regime) -> bool:
     train = regime.training
     if train.optimizer.name in ("adamw8bit", "adamw4bit") and train.optimizer.rounding == "compensated":
         return False
+    if next(gangs.training_problems(config.resources.gang, train), None) is not None:
+        return False
     sample = prepared.config.domain.sample(prepared.config.data, prepared.data)
     return next(models.chain(config, regime, prepared.found, sample), None) is None
 
@@ -267,7 +272,7 @@ def render(fit: DeviceFit, command: str) -> RenderableType:
         table.add_row(
             stage.regime,
             stage.name,
-            human_bytes(stage.peak_bytes),
+            human_bytes(stage.peak_bytes) + (f" a rank of {stage.ranks}" if stage.ranks else ""),
             human_bytes(stage.host_bytes),
             human_bytes(stage.disk_bytes),
             human_seconds(stage.seconds),

@@ -190,7 +190,13 @@ def _planned(document: Document, basis: PlanBasis) -> Prepared:
             data,
             found=found,
             weights_digest=basis.weights_digest,
-            speeds=Speeds(_rates(config, basis.device), not _on_gpu(config), memory, _host_bytes(config, basis.device)),
+            speeds=Speeds(
+                _rates(config, basis.device),
+                not _on_gpu(config),
+                memory,
+                _host_bytes(config, basis.device),
+                _devices(config, basis.device),
+            ),
             figures=figures,
             versions=versions_of(config),
         )
@@ -356,6 +362,13 @@ def _host_bytes(config: Config, device: Device | None) -> int | None:
         return None
     tasks = max(1, len(gpus())) if resources.slots == "auto" else resources.slots
     return int(psutil.virtual_memory().total * OF_HOST) // tasks
+
+
+def _devices(config: Config, device: Device | None) -> int | None:
+    """Count this machine's GPUs where they are what a gang of size auto gets; None where nobody knows."""
+    resources = config.resources
+    elsewhere = device is not None or resources.accelerator is not None or resources.address is not None
+    return None if elsewhere or not _on_gpu(config) else len(gpus()) or None
 
 
 def _on_gpu(config: Config) -> bool:

@@ -31,6 +31,8 @@ class StageTrace:
     predicted_bytes: int
     found: TracedMemory
     waiting_bytes: int = 0
+    #: Of a gang that trains it together; figures are those of its first.
+    ranks: int | None = None
 
     @property
     def deviation(self) -> float:
@@ -52,13 +54,16 @@ def trace(prepared: Prepared) -> Iterator[StageTrace]:
 def trace_node(prepared: Prepared, regime: str, node_id: str) -> StageTrace:
     """Trace one stage of a plan as on a GPU."""
     # torch, transformers and the training code: only for those who ask.
+    from workers.distributed.gang import ALONE, Gang
     from workers.tracing import trace_stage
 
     node = prepared.plan.node(node_id)
     task = from_json(StageTask, node.task)
-    found = trace_stage(task, prepared.config.domain.sample(prepared.config.data, prepared.data))
+    sample = prepared.config.domain.sample(prepared.config.data, prepared.data)
+    gang, ranks = prepared.config.resources.gang, node.estimate.ranks or 1
+    found = trace_stage(task, sample, gang=Gang(size=ranks, strategy=gang.strategy) if ranks > 1 else ALONE)
     waiting = waiting_bytes(prepared, task, node.estimate.trainable)
-    return StageTrace(regime, task.name, node.estimate.peak_bytes, found, waiting)
+    return StageTrace(regime, task.name, node.estimate.peak_bytes, found, waiting, node.estimate.ranks)
 
 
 def waiting_bytes(prepared: Prepared, task: StageTask, trainable: int) -> int:
@@ -97,7 +102,7 @@ def render(stages: list[StageTrace]) -> RenderableType:
         table.add_row(
             stage.regime,
             stage.name,
-            human_bytes(stage.predicted_bytes),
+            human_bytes(stage.predicted_bytes) + (f" a rank of {stage.ranks}" if stage.ranks else ""),
             human_bytes(stage.found.peak),
             human_bytes(stage.waiting_bytes),
             f"{stage.deviation:+.1%}",

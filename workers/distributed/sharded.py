@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from workers.device import with_values
 from workers.distributed import partitions
 from workers.distributed.gang import Gang
 from workers.distributed.partitions import is_partitioned
@@ -21,7 +22,9 @@ def mesh_of(gang: Gang, device: torch.device) -> Any:
     # Imported here and below: seconds that a single device need not spend.
     from torch.distributed.device_mesh import init_device_mesh
 
-    return init_device_mesh(device.type, (gang.size,))
+    # A mesh is a tensor of ranks with values, also where a stage is traced without any.
+    with with_values():
+        return init_device_mesh(device.type, (gang.size,))
 
 
 def shard(module: nn.Module, mesh: Any, *, keep_gathered: bool = False) -> None:

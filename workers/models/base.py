@@ -16,6 +16,7 @@ from workers.specs.experiment import ImageSpec, TrainSpec
 from workers.specs.language import CausalLMSpec, TextSpec
 from workers.specs.memory import ON_DEVICE, MemorySpec
 from workers.specs.model import FileDigests, ModelSpec
+from workers.specs.orders import ONE_DEVICE, Ranks
 from workers.specs.results import PartRecord
 
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ class StageParts:
     on_host: bool = False
     #: Where the stage keeps what it holds.
     memory: MemorySpec = ON_DEVICE
+    #: The devices that hold it together; `train` then says what one of them takes of a step.
+    ranks: Ranks = ONE_DEVICE
 
     @property
     def updated(self) -> frozenset[str]:

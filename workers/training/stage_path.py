@@ -37,6 +37,7 @@ class StagePath:
         self.partitioner = Partitioner(gang, device) if gang.partitions else None
         trained = {*task.trained, *({ADAPTER, AUX} & set(task.path))}
         parts: dict[str, nn.Module] = {}
+        trains: dict[str, set[str]] = {}
         sharing = set(domain.sharing_parts()) if task.tied else set()
         together = bool(sharing) and sharing <= set(task.path)
         on_host = HostBlocks(device) if task.tiers.frozen == "host" else None
@@ -48,16 +49,20 @@ class StagePath:
             if name not in trained or task.train.lora is not None:
                 # At once: a stretch of frozen matrices that only fits in 4 bits never lies there whole.
                 domain.prepare_frozen(name, parts[name], task.train)
+            if name in trained:
+                # Before it is split: low-rank adapters are split with what they adapt.
+                trains[name] = self._prepare(name, parts[name])
             # At once, too: a model that is shared because it fits nowhere is never whole but for one part, and for
             # parts that hold a tensor together: those are split as one.
             if not (together and name in sharing):
                 self._split(parts[name], mesh, keep_gathered=name == task.path[-1])
         self.module = ModulePath(parts, trained, activations=task.activations, on_host=on_host)
-        for name in sorted(trained):
-            seed = derive_seed(task.experiment.seed, "lora", task.name, name)
-            domain.prepare_training(name, parts[name], task.train, seed)
+        for name, chosen in trains.items():
+            for key, parameter in parts[name].named_parameters():
+                parameter.requires_grad_(key in chosen)
         self.module.to(device)
-        if task.train.channels_last:
+        if task.train.channels_last and not gang.shards:
+            # Parts of a weight have no such layout; what they are gathered into is laid out as it comes.
             self.module.to(memory_format=torch.channels_last)
         if task.tied:
             domain.tie(parts, task.train)
@@ -71,6 +76,15 @@ class StagePath:
         self._changing_names = {name: _changing_names(part) for name, part in self._trained()}
         #: Later name -> the one in `names`, of what parts of the path share.
         self.shared_names = self.module.shared_names()
+
+    def _prepare(self, name: str, part: nn.Module) -> set[str]:
+        """Make a part ready to be trained; return the names of what of it trains."""
+        for parameter in part.parameters():
+            # Packed matrices are integers.
+            parameter.requires_grad_(parameter.is_floating_point())
+        seed = derive_seed(self._task.experiment.seed, "lora", self._task.name, name)
+        self._domain.prepare_training(name, part, self._task.train, seed)
+        return {key for key, parameter in part.named_parameters() if parameter.requires_grad}
 
     def _on_host(self, name: str) -> nn.Module:
         """Build a frozen part in the host's memory, laid out as the path is."""

@@ -32,7 +32,7 @@ def problems(config: Config) -> Iterator[Finding]:
     if gang.strategy != "zero3":
         if gang.zero3 != Zero3Config():
             yield (*at, "zero3"), f"is for resources.gang.strategy zero3, which is {gang.strategy}"
-    elif importlib.util.find_spec("deepspeed") is None:
+    elif not has_deepspeed():
         yield (
             (*at, "strategy"),
             "zero3: needs DeepSpeed: pip install --no-build-isolation 'segprop[deepspeed]'; without it: fsdp2",
@@ -62,6 +62,11 @@ def _zero3_files(zero3: Zero3Config, at: KeyPath) -> Iterator[Finding]:
         yield (*at, "optimizer"), message
 
 
+def has_deepspeed() -> bool:
+    """Whether DeepSpeed is installed here."""
+    return importlib.util.find_spec("deepspeed") is not None
+
+
 def training_problems(gang: GangConfig, train: TrainSpec) -> Iterator[tuple[tuple[str, ...], str]]:
     """(key inside `training`, message) of what these settings ask of a gang that it cannot do."""
     if gang.size is None:
@@ -73,8 +78,8 @@ def training_problems(gang: GangConfig, train: TrainSpec) -> Iterator[tuple[tupl
     if gang.strategy == "ddp":
         return
     among = f"not with resources.gang.strategy {gang.strategy}"
-    if train.lora is not None:
-        yield ("lora",), f"{among}; allowed: ddp"
+    if train.lora is not None and gang.strategy == "zero3":
+        yield ("lora",), f"{among}; allowed: ddp, fsdp2"
     if train.precision == "fp16":
         yield ("precision",), f"fp16: {among}; allowed there: fp32, bf16"
     if train.optimizer.name in ("adamw8bit", "adamw4bit"):

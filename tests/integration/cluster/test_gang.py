@@ -178,6 +178,35 @@ def test_ranks_train_a_tied_embedding_and_lm_head_as_one_matrix(
 
 
 @pytest.fixture(scope="module")
+def adapting(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """Stages that train low-rank adapters, of the LM head too, with the state of the head's carried on."""
+    folder = tmp_path_factory.mktemp("adapting")
+    lora = {"training.lora": {"rank": 2}, "training.lm_head": "lora", "training.checkpoint_every_s": 1e-6}
+    lab = Lab.make(folder, {**lm_changes(folder), **TEXT, **lora, "regimes": ["segprop"]})
+    lab.run_all(("data", "model", "train", "materialize"))
+    return lab
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("label", ["segprop/stage1-base", "segprop/stage2-layer1"])
+def test_two_ranks_train_low_rank_adapters_as_one_device_does_and_after_a_stop(
+    tmp_path: Path, adapting: Lab, ranks: Ranks, label: str, strategy: Strategy
+) -> None:
+    lab, stopped = adapting.linked_copy(tmp_path / "whole"), adapting.linked_copy(tmp_path / "stopped")
+    for copy in (lab, stopped):
+        copy.forget(label)
+    first, second = in_gang(lab, ranks, label, strategy)
+    assert first == second == lab.commit(label), (first, second)
+    assert distance(lab.weights(label), adapting.weights(label), start_of(lab, label)) < TOLERANCE
+    assert_same_figures(first.result, adapting.commit(label).result)
+    for error in in_gang(stopped, ranks, label, strategy, looks=2):
+        assert isinstance(error, Interrupted), repr(error)
+    resumed = in_gang(stopped, ranks, label, strategy)[0]
+    assert resumed.result["resumed"] == 1
+    assert digests(resumed) == digests(first)
+
+
+@pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """Stages of a ResNet without dropout on one device; micro-batches of 12 samples, so that ranks do share them."""
     lab = Lab.make(

@@ -59,6 +59,7 @@ LANGUAGE_MODELS = (
     "trials",
     "pretrained",
     "memory",
+    "gathered",
     "kept",
     "network",
     "counting",

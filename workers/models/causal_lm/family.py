@@ -176,6 +176,7 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
             stored_item_bytes=stage.stored_item_bytes,
             on_host=stage.on_host,
             memory=stage.memory,
+            ranks=stage.ranks,
         )
 
     def frozen_bytes(

@@ -8,16 +8,20 @@ go: the peak is the largest moment of it, not the sum of everything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from workers.models.base import FrozenBytes, StageMemory, two_at_a_time
-from workers.models.causal_lm.kept import Part, Types, held_activations, hidden_width, is_head
+from workers.models.causal_lm.gathered import Gathered, gathered
+from workers.models.causal_lm.kept import Held, Part, Types, held_activations, hidden_width, is_head
 from workers.models.causal_lm.network.pieces import block_rows, chunk_rows, in_one_piece, loss_rows
 from workers.models.causal_lm.outline import LinearFacts, LMPartOutline
 from workers.specs.experiment import TrainSpec
 from workers.specs.language import LoraSpec
 from workers.specs.memory import ON_DEVICE, Activations, MemorySpec
+from workers.specs.orders import ONE_DEVICE, Ranks
 from workers.specs.tier_bytes import LEAVING_BYTES, tier_bytes
 from workers.update_slices import WORKING, slice_size
 
@@ -40,58 +44,52 @@ def stage_memory(
     on_host: bool = False,
     memory: MemorySpec = ON_DEVICE,
     active: frozenset[str] | None = None,
+    ranks: Ranks = ONE_DEVICE,
 ) -> StageMemory:
     """Memory of the stage that trains the parts `trained` of `path`, or (at one time) `active` ones of them.
 
     master: type of the weights. prefix: frozen parts that run on the device before every micro-batch.
     stored_item_bytes: of an element of the snapshots the stage reads; None: it reads tokens. on_host: the device is the
-    host, so the batches that wait and the best epoch's weights count too. memory: what lies beside the device.
+    host, so the batches that wait and the best epoch's weights count too. memory: what lies beside the device. ranks:
+    the devices that hold the stage together; figures are one rank's, but for `trainable` and `committed`, and `train`
+    says what a rank takes of a step.
     """
     types = Types.of(master, train.precision)
     now = trained if active is None else trained & active
     parts = [_part(part, part.name in now, train, types, memory) for part in path]
     tokens = train.micro * max(part.outline.tokens for part in parts)
     trainable = sum(part.trainable for part in parts)
-    gradients = sum(part.trainable_bytes for part in parts)
-    weights = sum(part.weights_bytes for part in parts if not part.away)
-    tiers = tier_bytes(train.optimizer, memory, trainable, gradients, on_host=on_host)
-    kind = "cpu" if on_host else "cuda"
+    gradients = ranks.share(sum(part.trainable_bytes for part in parts))
+    weights = ranks.share(sum(part.weights_bytes for part in parts if not part.away))
+    beside = dataclasses.replace(memory, optimizer="host") if ranks.updates_on_host else memory
+    tiers = tier_bytes(train.optimizer, beside, ranks.share(trainable), gradients, on_host=on_host)
     apart = memory.updates_on_host and not on_host
     leaving = apart or memory.masters != "none"
+    accumulates = train.micro < train.batch_size or leaving or ranks.strategy == "zero3"
+    # The LM head's gradient is added to what is there in the product that makes it, where nobody waits for it.
+    adds = accumulates and not leaving and ranks.size == 1 and _keeps_logits(parts[-1], tokens, types)
+    walk = _Walk(parts, types, train, memory, ranks, tokens, accumulates, adds, "cpu" if on_host else "cuda")
     # Elsewhere, or in float32, updating takes nothing beside what changes.
-    updating = 0 if leaving else _update(parts, train, types, kind)
-    held = weights + tiers.in_peak(on_host=on_host) + _waiting(path, tokens, train, types, stored_item_bytes, on_host)
+    updating = 0 if leaving else walk.update()
+    held = (
+        (0 if ranks.weights_on_host else weights)
+        + walk.gathered.always
+        + tiers.in_peak(on_host=on_host)
+        + _waiting(path, tokens, train, types, stored_item_bytes, on_host)
+    )
     if on_host and train.commit == "best" and train.epochs > 1:
         # Of all that the stage trains in time.
-        held += sum(_part(part, part.name in trained, train, types, memory).trainable_bytes for part in path)
-    accumulates = train.micro < train.batch_size or leaving
+        in_time = [_part(part, part.name in trained, train, types, memory) for part in path]
+        held += ranks.share(sum(part.trainable_bytes for part in in_time))
     if apart:
         held += min(LEAVING_BYTES, gradients)
-    elif accumulates and not leaving:
+    elif accumulates and not leaving and not ranks.updates_on_host:
         held += gradients
-    first = next((index for index, part in enumerate(parts) if part.trainable), len(parts))
-    saving, streamed = parts[first:], _streamed(parts)
-    if stored_item_bytes is not None and not first:
-        held -= _batch_kept(saving[0], tokens, types, memory.activations_of(train))
-    kept = held_activations(saving, tokens, train.micro, types, memory.activations_of(train))
-    loss = _loss(parts[-1], tokens, train, types, kind)
-    moments = [kept.resting + loss]
-    made = 0
-    for index, part in reversed(list(enumerate(saving))):
-        # The LM head's gradient is added to what is there in the product that makes it, where nobody waits for it.
-        added = accumulates and not leaving and _keeps_logits(part, tokens, types)
-        fresh = (0 if added else _largest_gradient(part)) if accumulates else part.trainable_bytes
-        brought = streamed.backward[first + index]
-        moments.append(kept.during[index] + made + brought + _backward(part, tokens, types, added))
-        # What the LM head gives to a shared matrix waits for what the embedding gives: these are added at the end.
-        made += (0 if accumulates else part.trainable_bytes) + (0 if added else types.master * part.shared)
-        moments.append(kept.after[index] + made + (fresh if accumulates else 0))
-    for index, brought in enumerate(streamed.forward):
-        if brought:
-            saved = kept.forward[index - first] if index >= first else 0
-            moments.append(saved + brought + _forward(parts[index].outline, tokens, types))
-    moments.append((0 if accumulates else gradients) + updating)
-    away = kept.away + sum(part.weights_bytes for part in parts if part.away)
+    if stored_item_bytes is not None and not walk.first:
+        held -= _batch_kept(walk.saving[0], tokens, types, memory.activations_of(train))
+    moments = [*walk.backward(), *walk.forward(), (0 if accumulates else gradients) + updating]
+    away = walk.kept.away + sum(part.weights_bytes for part in parts if part.away)
+    away += weights if ranks.weights_on_host else 0
     if prefix:
         # Its blocks stay, unless they lie on the host; what it works with is gone when the step begins.
         sizes = [_elements([part]) * types.master for part in prefix]
@@ -104,10 +102,104 @@ def stage_memory(
             moments.append(working)
     if on_host:
         held, away = held + away, 0
-    peak = held + max(moments)
     committed = types.master * _elements([part for part in path if part.name in trained])
-    state = tiers.state_in_peak(memory, on_host=on_host)
-    return StageMemory(trainable, weights, gradients, state, kept.resting, loss, peak, committed, away)
+    state = tiers.state_in_peak(beside, on_host=on_host)
+    return StageMemory(
+        trainable=trainable,
+        weights=weights,
+        gradients=gradients,
+        optimizer=state,
+        activations=walk.kept.resting,
+        loss=walk.loss,
+        peak=held + max(moments),
+        committed=committed,
+        away=away,
+    )
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """A step of a stage, moment by moment. Bytes beside what is there all the time."""
+
+    parts: Sequence[Part]
+    types: Types
+    train: TrainSpec
+    memory: MemorySpec
+    ranks: Ranks
+    #: Of a micro-batch.
+    tokens: int
+    #: Gradients of earlier micro-batches are there all the time.
+    accumulates: bool
+    #: The LM head's are added to them where they are made.
+    adds: bool
+    #: Type of the device.
+    kind: str
+
+    @cached_property
+    def first(self) -> int:
+        """The first part that trains."""
+        return next((index for index, part in enumerate(self.parts) if part.trainable), len(self.parts))
+
+    @cached_property
+    def saving(self) -> Sequence[Part]:
+        return self.parts[self.first :]
+
+    @cached_property
+    def gathered(self) -> Gathered:
+        return gathered(self.parts, self.ranks, self.types)
+
+    @cached_property
+    def streamed(self) -> _Streamed:
+        return _streamed(self.parts)
+
+    @cached_property
+    def kept(self) -> Held:
+        activations = self.memory.activations_of(self.train)
+        return held_activations(self.saving, self.tokens, self.train.micro, self.types, activations)
+
+    @cached_property
+    def loss(self) -> int:
+        return _loss(self.parts[-1], self.tokens, self.train, self.types, self.kind)
+
+    def backward(self) -> Iterator[int]:
+        """Yield what is there when the forward pass is through, and while and after each part's backward pass."""
+        yield self.kept.resting + self.loss + self.gathered.loss
+        made = 0
+        for index, part in reversed(list(enumerate(self.saving))):
+            number = self.first + index
+            brought = self.streamed.backward[number] + self.gathered.backward[number]
+            added = self.adds and is_head(part.outline)
+            yield self.kept.during[index] + made + brought + _backward(part, self.tokens, self.types, added)
+            # What the LM head gives to a shared matrix waits for what the embedding gives: these are added at the end.
+            made += 0 if self.accumulates else self.ranks.share(part.trainable_bytes)
+            made += 0 if added else self.types.master * part.shared
+            fresh = 0 if added or self.ranks.splits or not self.accumulates else _largest_gradient(part)
+            yield self.kept.after[index] + made + fresh + self.gathered.ending[number]
+
+    def forward(self) -> Iterator[int]:
+        """Yield what is there while each part's forward pass runs, where weights come for it."""
+        for index, (streamed, brought) in enumerate(zip(self.streamed.forward, self.gathered.forward, strict=True)):
+            if streamed or brought:
+                saved = self.kept.forward[index - self.first] if index >= self.first else 0
+                yield saved + streamed + brought + self._passing(self.parts[index].outline)
+
+    def _passing(self, outline: LMPartOutline) -> int:
+        """What works in a part's forward pass. Logits are made by the loss."""
+        if is_head(outline):
+            return self.tokens * outline.inputs[0][-1] * (2 * self.types.master + 4)
+        return _forward(outline, self.tokens, self.types)
+
+    def update(self) -> int:
+        """Return what updating narrow weights takes while a slice of them is changed. Others are changed in place."""
+        spec = self.train.optimizer
+        own = [part for part in self.parts if part.trainable and not part.adapted]
+        if self.types.master == 4 or not own:
+            return 0
+        size = slice_size(self.kind)
+        moments = {"adamw": 2, "sgd": int(spec.momentum > 0)}.get(spec.name, 0)
+        moments = moments if spec.rounding != "compensated" else 0
+        largest = self.ranks.share(max(_largest_tensor(part) for part in own))
+        return 4 * (WORKING + moments) * min(size, largest)
 
 
 @dataclass(frozen=True)
@@ -204,18 +296,6 @@ def _loss(part: Part, tokens: int, train: TrainSpec, types: Types, kind: str) ->
         return narrow + blocks
     # The first piece's gradient is made in the narrow type; later ones are added to what there is.
     return narrow + max((4 + item) * matrix, 4 * matrix * (tokens > rows) + blocks)
-
-
-def _update(parts: Sequence[Part], train: TrainSpec, types: Types, kind: str) -> int:
-    """What updating narrow weights takes while a slice of them is changed. Others are changed in place."""
-    spec = train.optimizer
-    own = [part for part in parts if part.trainable and not part.adapted]
-    if types.master == 4 or not own:
-        return 0
-    size = slice_size(kind)
-    moments = {"adamw": 2, "sgd": int(spec.momentum > 0)}.get(spec.name, 0) if spec.rounding != "compensated" else 0
-    largest = max(_largest_tensor(part) for part in own)
-    return 4 * (WORKING + moments) * min(size, largest)
 
 
 def _largest_tensor(part: Part) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workers.distributed.sharded import gathered, is_sharded
 from workers.models.causal_lm.errors import refuse, require
 from workers.models.causal_lm.network.parts import Embed, Head
 from workers.models.causal_lm.network.quantized import dequantized, is_quantized, is_transposed
@@ -94,7 +95,8 @@ def merged_state(part: nn.Module) -> dict[str, Tensor]:
 
     Sums are made in float32 and rounded once to the matrix's own type. Matrices in few bits (QLoRA) come as the
     rounded ones that were trained on, in the type they had before. The part itself is left as it is; tensors without
-    adapters are its own, not copies.
+    adapters are its own, not copies. Of sharded ones all ranks must ask, and the first gets them, as `gathered` gives
+    them.
     """
     adapters: dict[str, Any] = {
         f"{name}.weight": module for name, module in part.named_modules() if hasattr(module, "get_delta_weight")
@@ -103,13 +105,28 @@ def merged_state(part: nn.Module) -> dict[str, Tensor]:
     for name, tensor in _whole(part).items():
         plain = name.replace(".base_layer.", ".")
         adapter = adapters.get(plain)
+        tensor = gathered(tensor)
         if adapter is not None and _ADAPTER in adapter.lora_A:
-            delta = adapter.get_delta_weight(_ADAPTER).float()
+            delta = _delta(adapter).float()
             if is_transposed(adapter.get_base_layer()):
                 delta = delta.t()
-            tensor = (tensor.float() + delta).to(tensor.dtype)
+            # Only the first rank has both.
+            tensor = (tensor.float() + delta).to(tensor.dtype) if delta.numel() else tensor
         state[plain] = tensor
     return state
+
+
+def _delta(adapter: Any) -> Tensor:
+    """What an adapter adds to its matrix; of a sharded one on the first rank alone, as peft computes it."""
+    down, up = (each[_ADAPTER].weight for each in (adapter.lora_A, adapter.lora_B))
+    if not (is_sharded(down) or is_sharded(up)):
+        made: Tensor = adapter.get_delta_weight(_ADAPTER)
+        return made
+    down, up = gathered(down), gathered(up)
+    if not down.numel():
+        return down
+    product = up @ down
+    return (product.t() if adapter.fan_in_fan_out else product) * float(adapter.scaling[_ADAPTER])
 
 
 def _whole(part: nn.Module) -> dict[str, Tensor]:
