@@ -13,6 +13,7 @@ from typing import Any
 
 from workers.models.base import ModelFamily, Traits
 from workers.models.causal_lm.family import CAUSAL_LM
+from workers.models.library.family import HF_IMAGE, TIMM, TORCHVISION
 from workers.models.python.family import PYTHON
 from workers.models.resnet.family import RESNET
 from workers.models.vgg.family import VGG
@@ -22,7 +23,9 @@ from workers.specs.model import ModelSpec, entries, family_error, family_name, i
 #: A family as its table gives it: it takes specs of its own class, and what its own `inspect` found.
 Family = ModelFamily[Any, Any]
 
-FAMILIES: dict[str, Family] = {"resnet": RESNET, "vgg": VGG, "vit": VIT, "causal_lm": CAUSAL_LM, "python": PYTHON}
+FAMILIES: dict[str, Family] = {
+    row.name: row for row in (RESNET, VGG, VIT, CAUSAL_LM, PYTHON, TORCHVISION, TIMM, HF_IMAGE)
+}
 #: What a configuration without `model.family` means.
 DEFAULT = RESNET.name
 

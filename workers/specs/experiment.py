@@ -119,6 +119,53 @@ class PythonSpec(ModelSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TorchvisionSpec(ModelSpec):
+    """A classifier of torchvision, cut by itself (docs/libraries.md)."""
+
+    family: Literal["torchvision"] = "torchvision"
+    #: As `torchvision.models.get_model` knows it: swin_t, convnext_tiny, efficientnet_b0, …
+    name: str
+    #: Arguments of the function that builds it, by name, such as {dropout: 0.1}.
+    args: dict[str, Any] = field(default_factory=dict)
+    #: Blocks. auto: at every joint; a number: so many, of about equal cost.
+    segments: Literal["auto"] | Annotated[int, Ge(1), Le(100_000)] = "auto"
+    #: A state dict (.safetensors, or .pth read with weights_only) to start from; None: random. A classifier of other
+    #: classes stays random.
+    weights: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmSpec(ModelSpec):
+    """A classifier of timm (the extra segprop[timm]), cut by itself (docs/libraries.md)."""
+
+    family: Literal["timm"] = "timm"
+    #: As `timm.create_model` knows it: vit_tiny_patch16_224, convnext_atto, …
+    name: str
+    #: Arguments of timm.create_model, by name, such as {img_size: 32, drop_path_rate: 0.1}.
+    args: dict[str, Any] = field(default_factory=dict)
+    #: Blocks. auto: at every joint; a number: so many, of about equal cost.
+    segments: Literal["auto"] | Annotated[int, Ge(1), Le(100_000)] = "auto"
+    #: A state dict (.safetensors, or .pth read with weights_only) to start from; None: random. A classifier of other
+    #: classes stays random.
+    weights: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HFImageSpec(ModelSpec):
+    """An image classifier of transformers, cut by itself (docs/libraries.md)."""
+
+    family: Literal["hf_image"]
+    #: A folder as `save_pretrained` writes it, with config.json and weights in *.safetensors; a classifier of other
+    #: classes stays random. Null: random weights for `config`.
+    path: str | None = None
+    #: Architecture (the contents of a config.json, `model_type` included) for a random start, or settings laid over
+    #: those of `path`. In tasks: the whole architecture.
+    config: dict[str, Any] | None = None
+    #: Blocks. auto: at every joint; a number: so many, of about equal cost.
+    segments: Literal["auto"] | Annotated[int, Ge(1), Le(100_000)] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageSpec:
     """An image classification data set and the views made of it."""
 

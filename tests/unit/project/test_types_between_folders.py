@@ -56,6 +56,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "workers.models.causal_lm.pretrained.numbering.layer_kinds",
         "workers.models.causal_lm.pretrained.numbering.pruned",
         "workers.models.causal_lm.trials.tiny_configs.tiny_config",
+        "workers.specs.experiment.HFImageSpec.config",
         "workers.specs.language.CausalLMSpec.config",
     ),
     "values of other libraries: arguments of a layer, messages of a chat template, what fsspec knows of a file": (
@@ -63,9 +64,11 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "workers.data.text.corpora.conversations.Conversation.messages",
         "workers.models.causal_lm.network.recording.accepts",
     ),
-    "arguments of a function that a user wrote": (
+    "arguments of a function that a user wrote or names": (
         "workers.specs.experiment.ImageSpec.args",
         "workers.specs.experiment.PythonSpec.args",
+        "workers.specs.experiment.TimmSpec.args",
+        "workers.specs.experiment.TorchvisionSpec.args",
     ),
     "YAML before the schema, and sections that are laid over others": (
         "orchestrator.config.load.document_of",

@@ -71,6 +71,21 @@ class LocalHead(nn.Module):
         return cast("Tensor", self.fc(by_places(boundary[0]).mean(dim=1)))
 
 
+class Turned(nn.Module):
+    """What works on maps with channels first, for boundaries that have them last."""
+
+    def __init__(self, held: nn.Module, *, before: bool, after: bool) -> None:
+        super().__init__()
+        self.held = held
+        self._before, self._after = before, after
+
+    def forward(self, boundary: Boundary) -> Boundary | Tensor:
+        if self._before:
+            boundary = (boundary[0].permute(0, 3, 1, 2),)
+        given = self.held(boundary)
+        return (given[0].permute(0, 2, 3, 1).contiguous(),) if self._after else given
+
+
 def by_places(x: Tensor) -> Tensor:
     """(B, places, features) of maps, tokens, vectors, and of whatever has its channels first."""
     if x.ndim == 1 + TOKENS:
@@ -78,22 +93,29 @@ def by_places(x: Tensor) -> Tensor:
     return x.unsqueeze(1) if x.ndim == 1 + VECTOR else x.flatten(2).transpose(1, 2)
 
 
-def build_adapter(source: Shape, target: Shape, seed: int, device: torch.device) -> nn.Module:
-    """Lead from boundary `source` to `target`; initialised from `seed` alone, the same on every device."""
+def build_adapter(
+    source: Shape, target: Shape, seed: int, device: torch.device, last: tuple[bool, bool] = (False, False)
+) -> nn.Module:
+    """Lead from boundary `source` to `target`; initialised from `seed` alone, the same on every device. Shapes of maps
+    have their channels first; `last`: of which of the two the boundary has them last."""
     way = bridge(source, target)
     if way.layer == "none":
-        return Same()
+        return Same() if last[0] == last[1] else Turned(Same(), before=last[0], after=last[1])
     with torch.device("meta"):
         adapter: nn.Module
         if way.layer == "conv":
             adapter = MapAdapter(source, target, way.stride)
         else:
             adapter = LinearAdapter(source, target, way.inputs, way.outputs)
+        if any(last):
+            adapter = Turned(adapter, before=last[0], after=last[1])
     return initialise(adapter, seed).to(device)
 
 
-def build_aux(source: Shape, classes: int, seed: int, device: torch.device) -> nn.Module:
-    """LW's local head on boundary `source`, initialised from `seed` alone."""
+def build_aux(source: Shape, classes: int, seed: int, device: torch.device, *, last: bool = False) -> nn.Module:
+    """LW's local head on boundary `source`, initialised from `seed` alone. Shape and `last` as of `build_adapter`."""
     with torch.device("meta"):
-        aux = LocalHead(source, classes)
+        aux: nn.Module = LocalHead(source, classes)
+        if last:
+            aux = Turned(aux, before=True, after=False)
     return initialise(aux, seed).to(device)

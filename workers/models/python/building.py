@@ -37,9 +37,18 @@ def build(model: PythonSpec, seed: int) -> nn.Module:
     return network
 
 
-def refuse(message: str) -> ConfigError:
-    """Return a ConfigError about what `model.build` gives."""
-    return ConfigError(f"{WHERE}: {message}", where=WHERE)
+class Refused(ConfigError):  # noqa: N818  named as the other errors are
+    """A network that cannot be trained in segments. `problem`: why."""
+
+    @property
+    def problem(self) -> str:
+        return str(self.details["problem"])
+
+
+def refuse(problem: str, advice: str = "") -> Refused:
+    """Return an error about what `model.build` gives. `advice`: what the author of a network of their own can do."""
+    message = f"{problem}; {advice}" if advice else problem
+    return Refused(f"{WHERE}: {message}", where=WHERE, problem=problem)
 
 
 def builds_alike(network: nn.Module, again: nn.Module) -> None:

@@ -19,9 +19,12 @@ from workers.models.outline import PartOutline, Piece, join
 from workers.models.python.building import build, builds_alike, refuse, seeded
 from workers.models.python.chain_module import Chain
 from workers.models.python.following import Followed, Joint, follow, name_of, part_of, runs_alike, units
+from workers.models.python.layout import channels_last
 from workers.models.python.outline import PythonOutline
 from workers.specs.as_json import to_json
 from workers.specs.experiment import PythonSpec
+
+Segments = str | int
 
 _SAMPLES = 2
 
@@ -57,11 +60,21 @@ class _Key:
 def _cut(key: _Key, sample: Shape) -> Cut:
     network = build(key.model, 0)
     builds_alike(network, build(key.model, 0))
+    return cut_network(network, sample, key.model.segments)
+
+
+def cut_network(network: nn.Module, sample: Shape, segments: Segments, *, by_sample: bool = False) -> Cut:
+    """Cut a network and try it on samples of this shape. Refused for what cannot be trained so. The outline's classes
+    are the network's scores.
+
+    by_sample: a network of a library, which is followed with a sample; see `following`.
+    """
     with seeded(0):
         x = torch.rand(_SAMPLES, *sample)
     network.eval()
     _try(network, x)
-    parts = _parts(network, key.model, x)
+    followed = follow(network, x if by_sample else None)
+    parts = _parts(network, followed, segments, x)
     _own_states(network, parts)
     scores = runs_alike(network, list(parts.values()), x)
     if scores.ndim != 2 or len(scores) != _SAMPLES:
@@ -69,17 +82,20 @@ def _cut(key: _Key, sample: Shape) -> Cut:
             f"gives {tuple(scores.shape)} for {_SAMPLES} samples; the head must give one row of scores for each, "
             f"({_SAMPLES}, classes)"
         )
-    return Cut(parts, _outline(parts, x))
+    if by_sample:
+        # What was decided by sizes must not have been decided by the number of samples.
+        for others in (x[:1], torch.cat([x, x[:1]])):
+            runs_alike(network, list(parts.values()), others)
+    return Cut(parts, _outline(parts, x, by_sample=by_sample))
 
 
-def _parts(network: nn.Module, model: PythonSpec, x: Tensor) -> dict[str, nn.Module]:
-    followed = follow(network)
+def _parts(network: nn.Module, followed: Followed, segments: Segments, x: Tensor) -> dict[str, nn.Module]:
     grouped = units(network, followed)
     names: list[str] = []
     if isinstance(network, Chain):
         names += network.blocks
     else:
-        grouped = _merged(followed, grouped, model.segments, x)
+        grouped = _merged(followed, grouped, segments, x)
         for joints in grouped[:-1]:
             names.append(name_of(followed, joints, set(names)))
     names.append("head")
@@ -110,7 +126,8 @@ def _own_states(network: nn.Module, parts: Mapping[str, nn.Module]) -> None:
             if first[0] != part:
                 raise refuse(
                     f"{first[0]} and {part} share {first[1]}: blocks that share weights cannot be trained one after "
-                    "the other; put what shares into one block of a segprop.Chain"
+                    "the other",
+                    "put what shares into one block of a segprop.Chain",
                 )
             names[name] = part
     unused = [name for name in network.state_dict() if name not in names]
@@ -119,7 +136,7 @@ def _own_states(network: nn.Module, parts: Mapping[str, nn.Module]) -> None:
         raise refuse(f"{', '.join(unused[:4])}{more}: in the network, but its forward does not use it")
 
 
-def _merged(followed: Followed, grouped: list[list[Joint]], segments: str | int, x: Tensor) -> list[list[Joint]]:
+def _merged(followed: Followed, grouped: list[list[Joint]], segments: Segments, x: Tensor) -> list[list[Joint]]:
     """Put units before the head together into `segments` blocks of about equal cost."""
     blocks = len(grouped) - 1
     if isinstance(segments, str):
@@ -152,13 +169,15 @@ def _runs(items: Sequence[list[Joint]], costs: Sequence[int], count: int) -> lis
     return [*runs, list(items[start:])]
 
 
-def _outline(parts: Mapping[str, nn.Module], x: Tensor) -> PythonOutline:
+def _outline(parts: Mapping[str, nn.Module], x: Tensor, *, by_sample: bool) -> PythonOutline:
+    layouts: list[bool] = []
     pieces: list[PartOutline] = []
     boundaries: list[tuple[Shape, ...]] = []
     value = x
     for name, part in parts.items():
         shape = tuple(value.shape[1:])
         boundaries.append((shape,))
+        layouts.append(by_sample and channels_last(part, value))
         cost, value = _cost(part, value)
         if not value.is_floating_point() or len(value) != _SAMPLES:
             kind = str(value.dtype).removeprefix("torch.")
@@ -172,6 +191,7 @@ def _outline(parts: Mapping[str, nn.Module], x: Tensor) -> PythonOutline:
         head_input=boundaries[-1],
         classes=value.shape[-1],
         aux_channels=boundaries[-1][0][0],
+        last=tuple(layouts),
     )
 
 

@@ -2,8 +2,9 @@
 
 A sample of shape (C, H, W) is a map, (T, D) are tokens, (D,) is a vector. Between shapes that are equal nothing is
 needed. Between maps a 1x1 convolution, BN and ReLU as published, with the stride that reaches the grid, or on the mean
-over its cells where no stride does; to tokens and vectors a linear layer, over the last axis of tokens (their number is
-met by means over neighbours); from maps to vectors after the mean over the grid.
+over its cells where no stride does (maps with channels last, (H, W, C), are turned before and after); to tokens and
+vectors a linear layer, over the last axis of tokens (their number is met by means over neighbours); from maps to
+vectors after the mean over the grid.
 """
 
 from __future__ import annotations
@@ -63,10 +64,23 @@ def places(shape: Shape) -> int:
 
 @dataclass(frozen=True)
 class PythonOutline(ChainOutline):
-    """See the module."""
+    """See the module. `last`: of every boundary, whether it is a map with its channels last; empty: none is."""
+
+    last: tuple[bool, ...] = ()
+
+    def channels_first(self, boundary: int) -> Shape:
+        """The shape of a boundary, of a map with its channels first."""
+        (shape,) = self.boundaries[boundary]
+        return (shape[-1], *shape[:-1]) if self.has_channels_last(boundary) else shape
+
+    def has_channels_last(self, boundary: int) -> bool:
+        """Tell whether a boundary is a map with its channels last."""
+        return bool(self.last) and self.last[boundary]
 
     def adapter(self, source: int, target: int) -> PartOutline:
-        (inputs,), (outputs,) = self.boundaries[source], self.adapter_target(target)
+        self._check_boundary("source", source)
+        self._check_boundary("target", target)
+        inputs, outputs = self.channels_first(source), self.channels_first(target)
         way = bridge(inputs, outputs)
         cost = Cost()
         if way.layer == "conv":
@@ -76,12 +90,12 @@ class PythonOutline(ChainOutline):
             each = 1 if VECTOR in (len(inputs), len(outputs)) else places(outputs)
             one = Cost.linear(way.inputs, way.outputs)
             cost = Cost(one.parameters, 0, one.flops * each, one.saved_elements * each)
-        return join("adapter", [Piece("adapter", (inputs,), (outputs,), cost)])
+        return join("adapter", [Piece("adapter", self.boundaries[source], self.boundaries[target], cost)])
 
     def aux(self, source: int) -> PartOutline:
         """LW's local head: the mean over all places, and a linear layer."""
-        (inputs,) = self.boundaries[source]
+        inputs = self.channels_first(source)
         cost = Cost.linear(features(inputs), self.classes)
         # The mean keeps nothing, but what the block ends with may keep its result.
         cost += Cost(saved_elements=elements(inputs))
-        return join("aux", [Piece("aux", (inputs,), ((self.classes,),), cost)])
+        return join("aux", [Piece("aux", self.boundaries[source], ((self.classes,),), cost)])

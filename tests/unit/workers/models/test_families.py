@@ -40,7 +40,8 @@ def test_an_unknown_family_is_refused_with_those_there_are() -> None:
         with pytest.raises(ConfigError) as caught:
             ask("resnets")
         assert caught.value.message == (
-            "model.family: 'resnets' is not known; did you mean 'resnet'?; allowed: causal_lm, python, resnet, vgg, vit"
+            "model.family: 'resnets' is not known; did you mean 'resnet'?; allowed: "
+            "causal_lm, hf_image, python, resnet, timm, torchvision, vgg, vit"
         )
 
 
@@ -64,7 +65,7 @@ def asked(site: Path, name: str = "mlp") -> str:
 
 def test_a_package_adds_a_family(tmp_path: Path) -> None:
     assert asked(install_mlp(tmp_path)) == "MLPFamily"
-    assert "did you mean 'mlp'?; allowed: causal_lm, mlp, python, resnet, vgg, vit" in asked(tmp_path, "mlq")
+    assert "did you mean 'mlp'?; allowed: causal_lm, hf_image, mlp, python" in asked(tmp_path, "mlq")
 
 
 def test_planning_with_a_family_of_a_package_loads_no_torch(tmp_path: Path) -> None:
