@@ -64,7 +64,7 @@ test-long: $(READY) ## Run the rest: minutes each of clusters that lose machines
 test-unit: $(READY) $(TORCHAO) ## Run the unit tests: no Ray, minutes
 	$(BIN)/python -m pytest tests/unit -n auto --dist worksteal
 
-test-integration: $(READY) $(DEEPSPEED) ## Run the integration tests: real small models, local Ray
+test-integration: $(READY) $(DEEPSPEED) $(TORCHAO) ## Run the integration tests: real small models, local Ray
 	$(BIN)/python -m pytest tests/integration -m "not long" $(SPREAD)
 
 test-crash: $(READY) ## Run the tests that kill processes

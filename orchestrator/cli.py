@@ -482,6 +482,31 @@ def judge(
     judging.table(judging.judge(folders, settings, out=out, quiet=quiet))
 
 
+@app.command()
+def generate(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Model folder, or a run that has one model.")],
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="[PROMPT]", help="What to answer; without it, every line of the input.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt of the conversation.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is; no chat template.")] = False,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0: the likeliest token each time.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Decides what is drawn at a temperature above 0.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="auto (the model's own), float32, bfloat16, float16.")] = "auto",
+) -> None:
+    """Try a trained language model: answer a prompt, or a conversation line by line.
+
+    segprop generate runs/x/model/segprop "What is a segment?"
+    """
+    from orchestrator import generating
+    from workers.judge.answering import Sampling
+
+    sampling = Sampling(max_tokens, temperature, seed)
+    generating.generate(folder, prompt, sampling, system=system, raw=raw, device=device, dtype=dtype)
+
+
 @data_app.command()
 def show(
     config: ConfigArgument,

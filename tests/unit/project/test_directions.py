@@ -20,6 +20,7 @@ ORDER = {
         "cli",
         "sweeps status",
         "runs cache",
+        "generating",
         "execution judging",
         "trackers runners",
         "reports",
