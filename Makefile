@@ -15,7 +15,7 @@ PYTHON_HERE ?= $(BIN)/python
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-long test-unit test-integration test-crash test-damage test-simulation test-cuda check bench lock clean
+.PHONY: help setup run test test-long test-unit test-integration test-crash test-damage test-simulation test-cuda architectures check bench lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ ON_CUDA := $(addprefix training/test_,plain_loop snapshots stages window encoded
 	runs/test_resume $(addprefix language/test_lm_,plain_loop snapshots stages quantized)
 test-cuda: ## Run the tests that a GPU has something to say about (a machine with one; not part of make test)
 	SEGPROP_TEST_DEVICE=cuda $(PYTHON_HERE) -m pytest tests/cuda $(ON_CUDA:%=tests/integration/%.py)
+
+architectures: $(READY) ## Try all image classifiers of docs/architectures.md anew, and write it (minutes)
+	$(BIN)/python docs/generate_architectures.py
 
 check: $(READY) ## Lint, formatting, types, import direction
 	$(BIN)/ruff check .

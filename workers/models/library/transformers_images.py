@@ -124,7 +124,10 @@ class Transformers(Library):
         from transformers import AutoConfig
 
         values = {key: value for key, value in self.config.items() if key != "model_type"}
-        return AutoConfig.for_model(self.config["model_type"], **values, num_labels=classes)
+        config = AutoConfig.for_model(self.config["model_type"], **values, num_labels=classes)
+        # Of several classes of one kind transformers takes the first; it looks for their names without asking if any.
+        config.architectures = config.architectures or []
+        return config
 
     def _check(self, said: Mapping[str, Any], classifier: list[str]) -> None:
         """Only the classifier may be missing from a checkpoint, or of other classes."""

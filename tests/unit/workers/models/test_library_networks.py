@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from cache_store.errors import ConfigError
 from workers.models.base import Export, Start
 from workers.models.library.networks import cut
+from workers.models.python.cutting import cut_network
 from workers.models.registry import family
 from workers.specs.experiment import HFImageSpec, TimmSpec, TorchvisionSpec
 
@@ -178,3 +179,52 @@ def test_a_folder_without_weights_is_planned_for_and_not_trained(tmp_path: Path)
     assert len(own.outline(model, own.inspect(model), SAMPLE, CLASSES).blocks) == 4
     assert "no *.safetensors" in str(own.missing_weights(model, None))
     assert own.weights_digest(model, None) is None
+
+
+class _Windows(nn.Module):
+    """Gives tokens and, beside them, their grid."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(channels, 6, 3, padding=1), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        given = self.conv(x)
+        return self.norm(given.flatten(2).transpose(1, 2)), (given.shape[2], given.shape[3])
+
+
+class _Sized(nn.Module):
+    """Decides by sizes and types, hands sizes and tuples on, and makes the number of samples anew late."""
+
+    def __init__(self, *, by_samples: bool = False) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList([_Windows(3), _Windows(6), _Windows(6)])
+        self.fc, self.by_samples = nn.Linear(6, 5), by_samples
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count = x.shape[0]
+        if x.dtype != torch.float32 or x.shape[-1] % 2:
+            raise ValueError("even sizes alone")
+        for stage in self.stages:
+            tokens, (height, width) = stage(x)
+            x = tokens.transpose(1, 2).reshape(count, -1, height, width)
+        if self.by_samples and count == 2:
+            x = x + 1
+        return self.fc(x.view(count, 6, height * width).mean(-1))
+
+
+def test_sizes_decide_and_cross_joints_and_the_number_of_samples_stays_open() -> None:
+    network = _Sized()
+    found = cut_network(network, (3, 8, 8), "auto", by_sample=True)
+    assert list(found.parts) == ["stages_0", "stages_1", "stages_2", "head"]
+    for samples in (1, 4, 9):
+        x = torch.rand(samples, 3, 8, 8)
+        value: Any = (x,)
+        for part in found.parts.values():
+            value = part(value)
+        assert torch.equal(value, network(x))
+
+
+def test_what_the_number_of_samples_decides_is_refused() -> None:
+    with pytest.raises(ConfigError, match="does something else as a chain than as a whole"):
+        cut_network(_Sized(by_samples=True), (3, 8, 8), "auto", by_sample=True)
