@@ -434,7 +434,7 @@ def test_missing_sections_and_wrong_shapes(tmp_path: Path) -> None:
         (
             "training.optimizer=rmsprop",
             "training.optimizer: rmsprop: must be a section with keys of its own; write {name: …}, one of adamw, sgd, "
-            "adamw8bit",
+            "adamw8bit, adamw4bit",
         ),
         ("data.flip=no", "data.flip: no: must be true or false"),
         (
