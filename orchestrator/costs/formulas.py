@@ -293,7 +293,7 @@ def with_host(
     the parts that it belongs to, `batch` of a micro-batch as it is read, `away` of what lies there in place of the
     device."""
     train, ranks = stage.train, stage.ranks
-    own = dataclasses.replace(stage.memory, optimizer="host") if ranks.updates_on_host else stage.memory
+    own = dataclasses.replace(stage.memory, optimizer=ranks.zero3.optimizer) if ranks.updates_on_host else stage.memory
     tiers = tier_bytes(train.optimizer, own, ranks.share(predicted.trainable), trained, on_host=stage.on_host)
     best = trained if train.commit == "best" and train.epochs > 1 else 0
     # What counts as the device's is known by turns of parts, too.

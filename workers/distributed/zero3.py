@@ -28,11 +28,8 @@ from workers.distributed import partitions
 from workers.distributed.gang import Gang
 from workers.distributed.partitions import is_partitioned
 from workers.distributed.swap_files import SwapFolder, check_room, stand_in
-from workers.specs.orders import Zero3Spec
+from workers.specs.orders import ZERO3_BUCKET, Zero3Spec
 
-#: Elements that travel together: gradients on their way to their sums, and parameters that are fetched ahead of use.
-#: 64 MB of float32, held by every rank. DeepSpeed's own 500 million would be 2 GB.
-BUCKET = 1 << 24
 #: Elements of the optimizer's state that are updated at a time.
 GROUP = 10**8
 
@@ -144,8 +141,8 @@ def configuration(
         "overlap_comm": True,
         # None stays whole: what a rank holds between steps is its part of everything.
         "stage3_param_persistence_threshold": 0,
-        "stage3_prefetch_bucket_size": BUCKET,
-        "reduce_bucket_size": BUCKET,
+        "stage3_prefetch_bucket_size": ZERO3_BUCKET,
+        "reduce_bucket_size": ZERO3_BUCKET,
         "sub_group_size": GROUP,
     }
     if spec.parameters == "host":

@@ -74,7 +74,9 @@ def _bucketed(parts: Sequence[Part], ranks: Ranks, types: Types) -> Gathered:
     and one for gradients."""
     size = sum(part.weights_bytes for part in parts)
     largest = max(part.weights_bytes for part in parts)
-    live = min(size, types.master * (ZERO3_LIVE + ZERO3_BUCKET) + largest)
+    # What comes from files is not fetched ahead, and none of it is kept for its next use.
+    ahead = 0 if ranks.zero3.parameters == "disk" else types.master * (ZERO3_LIVE + ZERO3_BUCKET)
+    live = min(size, ahead + largest)
     kept = 0 if ranks.updates_on_host else 4 * sum(ranks.share(part.trainable) for part in parts)
     buckets = min(2 * 4 * ZERO3_BUCKET, 2 * sum(part.trainable_bytes for part in parts))
     return Gathered((live,) * len(parts), (live + buckets,) * len(parts), (live + buckets,) * len(parts), kept, live)

@@ -61,7 +61,7 @@ def stage_memory(
     trainable = sum(part.trainable for part in parts)
     gradients = ranks.share(sum(part.trainable_bytes for part in parts))
     weights = ranks.share(sum(part.weights_bytes for part in parts if not part.away))
-    beside = dataclasses.replace(memory, optimizer="host") if ranks.updates_on_host else memory
+    beside = dataclasses.replace(memory, optimizer=ranks.zero3.optimizer) if ranks.updates_on_host else memory
     tiers = tier_bytes(train.optimizer, beside, ranks.share(trainable), gradients, on_host=on_host)
     apart = memory.updates_on_host and not on_host
     leaving = apart or memory.masters != "none"
@@ -89,7 +89,7 @@ def stage_memory(
         held -= _batch_kept(walk.saving[0], tokens, types, memory.activations_of(train))
     moments = [*walk.backward(), *walk.forward(), (0 if accumulates else gradients) + updating]
     away = walk.kept.away + sum(part.weights_bytes for part in parts if part.away)
-    away += weights if ranks.weights_on_host else 0
+    away += weights if ranks.weights_on_host and ranks.zero3.parameters == "host" else 0
     if prefix:
         # Its blocks stay, unless they lie on the host; what it works with is gone when the step begins.
         sizes = [_elements([part]) * types.master for part in prefix]

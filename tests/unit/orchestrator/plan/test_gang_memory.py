@@ -163,6 +163,8 @@ def test_zero3_keeps_weights_twice_and_its_buckets() -> None:
     assert set(found.backward) == {size + 2 * 4 * trainable}, "less than two buckets"
     beside = gathered(path, Ranks(2, "zero3", Zero3Spec(optimizer="host")), types)
     assert beside.always == 0
+    files = gathered(path, Ranks(2, "zero3", Zero3Spec(parameters="disk", disk="/x")), types)
+    assert set(files.forward) == {max(part.weights_bytes for part in path)}, "nothing is fetched ahead of its use"
 
 
 def test_ranks_share_what_they_split() -> None:
