@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from orchestrator.config.values import Bytes, NonBlank, OneOf, Seconds, Section
-from workers.specs.orders import CHECKPOINT_MEMORY, INTERRUPTIONS_EVERY_S, Ranks, Strategy, Zero3Spec
+from workers.specs.orders import CHECKPOINT_MEMORY, INTERRUPTIONS_EVERY_S
+from workers.specs.ranks import Ranks, Strategy, Zero3Spec
 
 #: Most CPU threads of a slot with a GPU that nobody gave a number: they load and augment beside the device's steps.
 GPU_THREADS = 8

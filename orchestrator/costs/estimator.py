@@ -18,7 +18,7 @@ from workers.domains.planning import LoadSeconds, SplitRows
 from workers.models.base import StageMemory, StageParts
 from workers.specs.experiment import TrainSpec
 from workers.specs.memory import ON_DEVICE, FrozenTier, MemorySpec
-from workers.specs.orders import ONE_DEVICE, Ranks
+from workers.specs.ranks import ONE_DEVICE, Ranks
 from workers.specs.tasks import BoundarySpec
 
 if TYPE_CHECKING:

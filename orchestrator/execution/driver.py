@@ -34,17 +34,8 @@ from orchestrator.runners.base import Event, Failed, Runner, Succeeded
 from orchestrator.units import score_text, seconds_text
 from workers.control import NOTHING, Update
 from workers.specs.data_results import DataFigures
-from workers.specs.orders import (
-    CHECKPOINT_MEMORY,
-    INTERRUPTIONS_EVERY_S,
-    ON_DEVICE,
-    Production,
-    Strategy,
-    WorkOrder,
-    Zero3Spec,
-    node_of,
-    order_key,
-)
+from workers.specs.orders import CHECKPOINT_MEMORY, INTERRUPTIONS_EVERY_S, Production, WorkOrder, node_of, order_key
+from workers.specs.ranks import ON_DEVICE, Strategy, Zero3Spec
 from workers.specs.results import NodeFigures
 
 WAIT_S = 0.5

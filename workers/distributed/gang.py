@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cache_store.errors import SegpropError
-from workers.specs.orders import ON_DEVICE, Strategy, Zero3Spec
+from workers.specs.ranks import ON_DEVICE, Strategy, Zero3Spec
 
 T = TypeVar("T")
 

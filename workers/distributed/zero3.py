@@ -28,7 +28,7 @@ from workers.distributed import partitions
 from workers.distributed.gang import Gang
 from workers.distributed.partitions import is_partitioned
 from workers.distributed.swap_files import SwapFolder, check_room, stand_in
-from workers.specs.orders import ZERO3_BUCKET, Zero3Spec
+from workers.specs.ranks import ZERO3_BUCKET, Zero3Spec
 
 #: Elements of the optimizer's state that are updated at a time.
 GROUP = 10**8

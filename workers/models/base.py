@@ -16,7 +16,7 @@ from workers.specs.experiment import ImageSpec, TrainSpec
 from workers.specs.language import CausalLMSpec, TextSpec
 from workers.specs.memory import ON_DEVICE, MemorySpec
 from workers.specs.model import FileDigests, ModelSpec
-from workers.specs.orders import ONE_DEVICE, Ranks
+from workers.specs.ranks import ONE_DEVICE, Ranks
 from workers.specs.results import PartRecord
 
 if TYPE_CHECKING:

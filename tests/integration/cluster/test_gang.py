@@ -20,7 +20,7 @@ from workers.domains.registry import domain_of
 from workers.models import saved_activations
 from workers.specs import as_json
 from workers.specs.memory import Activations
-from workers.specs.orders import ON_DEVICE, Strategy, Zero3Spec
+from workers.specs.ranks import ON_DEVICE, Strategy, Zero3Spec
 from workers.specs.tasks import StageTask
 from workers.tasks import execute
 from workers.weights import Weights

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workers.models.causal_lm.kept import Part, Types
-from workers.specs.orders import ZERO3_BUCKET, ZERO3_LIVE, Ranks
+from workers.specs.ranks import ZERO3_BUCKET, ZERO3_LIVE, Ranks
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from workers.models.causal_lm.outline import LinearFacts, LMPartOutline
 from workers.specs.experiment import TrainSpec
 from workers.specs.language import LoraSpec
 from workers.specs.memory import ON_DEVICE, Activations, MemorySpec
-from workers.specs.orders import ONE_DEVICE, Ranks
+from workers.specs.ranks import ONE_DEVICE, Ranks
 from workers.specs.tier_bytes import LEAVING_BYTES, tier_bytes
 from workers.update_slices import WORKING, slice_size
 

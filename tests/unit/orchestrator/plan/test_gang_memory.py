@@ -21,7 +21,7 @@ from workers.models.causal_lm.outline import LMPartOutline, lm_chain
 from workers.specs.experiment import TrainSpec
 from workers.specs.language import CausalLMSpec
 from workers.specs.memory import ON_DEVICE
-from workers.specs.orders import ONE_DEVICE, Ranks, Zero3Spec
+from workers.specs.ranks import ONE_DEVICE, Ranks, Zero3Spec
 
 ROOT = Path(__file__).parents[4]
 SEVENTY = [f"model.path={ROOT / 'tests' / 'data' / 'llama-3.1-70b'}", "data.name=stdlib", "resources.device=cuda"]
