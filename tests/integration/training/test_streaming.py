@@ -137,8 +137,6 @@ def test_resident_weights_leave_out_what_lies_on_the_host(tmp_path: Path) -> Non
         ({"activations": "host"}, {"training.compile": True}, r"memory\.activations: host: not with training\.comp"),
         ({"activations": "selective"}, {"training.compile": True}, r"selective: not with training\.compile.*recompute"),
         ({"frozen": "host"}, "gang", r"memory\.frozen: host: not with resources\.gang\.strategy fsdp2"),
-        ({"activations": "host"}, "gang", r"memory\.activations: host: not with resources\.gang\.strategy fsdp2"),
-        ({"activations": "selective"}, "gang", r"memory\.activations: selective: not with resources\.gang\.strategy"),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_the_plan(
