@@ -14,8 +14,8 @@ from workers.specs.experiment import OptimizerSpec, TrainSpec
 from workers.specs.memory import MemorySpec
 from workers.specs.tier_bytes import tier_bytes
 
-#: Nanoseconds of one core for each number of a weight. One core of a cloud machine (Xeon, 2 cores, AVX-512), processor
-#: time of 16 Mi numbers at once; moments in 8 bits: wall time beside other work, so an upper bound.
+#: Nanoseconds of one core for each number of a weight, of 16 Mi numbers at once on a machine of two cores that did other
+#: things, too: bfloat16 in processor time, float32 and moments in 8 bits (535) on the clock. Orders of magnitude.
 FLOAT32_NS = 3.3
 ROUNDED_NS = {"stochastic": 22.0, "compensated": 6.0, "nearest": 6.0}
 EIGHT_BIT_NS = 500.0
