@@ -14,11 +14,11 @@ from workers.specs.experiment import OptimizerSpec, TrainSpec
 from workers.specs.memory import MemorySpec
 from workers.specs.tier_bytes import tier_bytes
 
-#: Nanoseconds of one core for each number of a weight, of 16 Mi numbers at once on a machine of two cores that did other
-#: things, too: bfloat16 in processor time, float32 and moments in 8 bits (535) on the clock. Orders of magnitude.
-FLOAT32_NS = 3.3
-ROUNDED_NS = {"stochastic": 22.0, "compensated": 6.0, "nearest": 6.0}
-EIGHT_BIT_NS = 500.0
+#: Nanoseconds of one core for each number of a weight: medians of five updates of 16 Mi numbers, by the clock, on an
+#: AMD EPYC without bfloat16 and with nothing beside them (3.4 to 4.5; 14 to 17, 5.2 to 7.1, 4.0 to 5.2; 139 to 162).
+FLOAT32_NS = 4.0
+ROUNDED_NS = {"stochastic": 16.0, "compensated": 5.6, "nearest": 4.5}
+EIGHT_BIT_NS = 150.0
 #: Bytes a second that a slot's cores move through the host's memory: eight cores of a server with eight channels.
 MEMORY_BYTES_PER_S = 50e9
 #: The same of files on an NVMe disk of today, reading and writing in turn.

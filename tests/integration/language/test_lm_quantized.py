@@ -85,12 +85,10 @@ def test_a_layer_that_was_frozen_in_few_bits_is_trained_and_committed_whole(labs
     assert 0 < float((tensors[key] - origin[key]).abs().max()) < 0.1
 
 
-def test_a_stopped_stage_with_few_bits_everywhere_goes_on_to_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def assert_goes_on_to_the_same_weights(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+    """A stage that is stopped after three steps ends with the weights of one that is not."""
     monkeypatch.setattr(clocks, "REPORT_EVERY_S", 0.0)
-    settings: dict[str, Any] = {"frozen_weights": "nf4", "optimizer.name": "adamw8bit", "epochs": 2}
-    whole, broken = (lab(tmp_path / name, **settings) for name in ("whole", "broken"))
+    whole, broken = (lab(folder / name, epochs=2, **settings) for name in ("whole", "broken"))
     label = labels(whole, "train")[0]
     wanted = digests(whole.run(label))
     broken.prepare(label)
@@ -101,23 +99,21 @@ def test_a_stopped_stage_with_few_bits_everywhere_goes_on_to_the_same_weights(
     assert digests(commit) == wanted
 
 
+def test_a_stopped_stage_with_few_bits_everywhere_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"frozen_weights": "nf4", "optimizer.name": "adamw8bit"}
+    assert_goes_on_to_the_same_weights(tmp_path, monkeypatch, **settings)
+
+
 @needs_torchao
 @pytest.mark.parametrize("master", ["float32", "bfloat16"])
 def test_a_stopped_stage_with_moments_in_4_bits_goes_on_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, master: str
 ) -> None:
-    monkeypatch.setattr(clocks, "REPORT_EVERY_S", 0.0)
+    settings: dict[str, Any] = {"master": master, "optimizer.name": "adamw4bit"}
     with torchao_there():
-        changes = {"optimizer.name": "adamw4bit", "epochs": 2}
-        whole, broken = (lab(tmp_path / name, master=master, **changes) for name in ("whole", "broken"))
-        label = labels(whole, "train")[0]
-        wanted = digests(whole.run(label))
-        broken.prepare(label)
-        with pytest.raises(Interrupted):
-            broken.run(label, StopAfter(3))
-        commit = broken.run(label)
-    assert commit.result["resumed"]
-    assert digests(commit) == wanted
+        assert_goes_on_to_the_same_weights(tmp_path, monkeypatch, **settings)
 
 
 def test_adapters_over_few_bits_go_on_after_a_stop_and_commit_whole_weights(

@@ -23,7 +23,7 @@ from workers.specs.language import LoraSpec
 from workers.specs.memory import ON_DEVICE, Activations, MemorySpec
 from workers.specs.ranks import ONE_DEVICE, Ranks
 from workers.specs.tier_bytes import LEAVING_BYTES, tier_bytes
-from workers.update_slices import WORKING, slice_size
+from workers.update_slices import FOUR_BIT_WORKING, WORKING, slice_size
 
 #: Bytes of a weight of a frozen part, with its share of a scale: a row's (int8), a block of 64's (nf4).
 _QUANTIZED = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
@@ -190,15 +190,19 @@ class _Walk:
         return _forward(outline, self.tokens, self.types)
 
     def update(self) -> int:
-        """Return what updating narrow weights takes while a slice of them is changed. Others are changed in place."""
+        """Return what updating narrow weights takes while a slice of them is changed, and torchao on a CPU for a whole
+        tensor. Others are changed in place."""
         spec = self.train.optimizer
         own = [part for part in self.parts if part.trainable and not part.adapted]
-        if self.types.master == 4 or not own:
+        whole = spec.name == "adamw4bit" and self.kind == "cpu"
+        if not own or (self.types.master == 4 and not whole):
             return 0
         size = slice_size(self.kind)
         moments = {"adamw": 2, "sgd": int(spec.momentum > 0)}.get(spec.name, 0)
         moments = moments if spec.rounding != "compensated" else 0
         largest = self.ranks.share(max(_largest_tensor(part) for part in own))
+        if whole:
+            return 4 * FOUR_BIT_WORKING * largest
         return 4 * (WORKING + moments) * min(size, largest)
 
 
