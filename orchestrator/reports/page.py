@@ -38,6 +38,7 @@ from orchestrator.reports.records import (
     WorkFigures,
     WorkSummary,
 )
+from orchestrator.reports.tables.time_table import shown_groups, time_rows
 from orchestrator.reports.verdict import gain_text, verdict
 from orchestrator.reports.words import (
     STATUS_WORDS,
@@ -95,6 +96,9 @@ def render(summary: Summary) -> str:
         rounded=any(stage.swallowed is not None for regime in regimes.values() for stage in regime.stages),
         forwards=_forward_rows(page),
         boundaries=_boundary_rows(page),
+        resumed=any(stage.resumed for regime in regimes.values() for stage in regime.stages),
+        time_groups=shown_groups(regimes),
+        times=[row for name in regimes for row in time_rows(page.names[name], regimes[name], page.palette[name])],
         work=[_work_row(item) for item in summary.work],
         legend=[{"title": page.names[name], "colour": page.palette[name]} for name in regimes],
         layer_legend=_layer_legend(curve, page.names, page.palette),

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from orchestrator.costs.formulas import Estimate
 from orchestrator.environment import Environment
 from orchestrator.reports.record_json import OPTIONAL, REST
+from workers.specs.results import TimeSpent
 
 #: Of a model on one split, by name: loss, accuracy, perplexity, token_accuracy.
 Metrics = Mapping[str, float | None]
@@ -152,6 +153,8 @@ class StageSummary:
     swallowed: float | None = field(default=None, metadata=OPTIONAL)
     #: Of a stage whose parts take turns: the most parameters that are trained at one time.
     trained_at_once: int | None = field(default=None, metadata=OPTIONAL)
+    #: Where its time went; of rounds all together.
+    times: TimeSpent | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def done(self) -> bool:

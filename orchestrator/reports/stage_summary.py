@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 from typing import TYPE_CHECKING
 
 from orchestrator.reports.commit_view import NO_FIGURES, CommitFigures, CommitView, maximum, shard_counts, sum_known
 from orchestrator.reports.records import EpochSummary, Metrics, StageEstimate, StageMeasured, StageSummary, WorkPlace
+from workers.specs.results import HeldTimes, TimeSpent
 
 if TYPE_CHECKING:
     from orchestrator.costs.formulas import Estimate
@@ -70,6 +72,7 @@ def summarize_stage(view: CommitView, node_id: str, regime: RegimePlan) -> Stage
         curve=newest.epochs,
         swallowed=maximum(part.swallowed for part in work.done),
         trained_at_once=newest.trained_at_once,
+        times=_times(view, rounds),
     )
 
 
@@ -120,6 +123,13 @@ class _Work:
             peak_kind="device" if device else "host",
             seconds=sum_known(part.seconds for part in self.done),
         )
+
+
+def _times(view: CommitView, rounds: tuple[str, ...]) -> TimeSpent | None:
+    """Return where the time of a stage's rounds went; None where one of those that are done does not say it."""
+    found = [view.commits[part].read(HeldTimes).times for part in rounds if part in view.commits]
+    known = [times for times in found if times is not None]
+    return reduce(add, known) if known and len(known) == len(found) else None
 
 
 def _is_auxiliary(figures: CommitFigures, path: tuple[str, ...]) -> bool:

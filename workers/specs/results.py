@@ -16,6 +16,12 @@ from workers.specs.as_json import read_record, write_record
 
 #: The file of a model node that holds every tensor of the network.
 INITIAL_STATE = "state.safetensors"
+#: What a stage spends its time on, in the order in which it comes (`TimeSpent`). `opening` ends with the first step;
+#: `prefix` are the frozen blocks before a stage that computes its inputs again; `rest` is what no other name covers.
+PHASES = (
+    *("opening", "data", "copies", "prefix", "forward", "loss", "backward", "update", "checkpoints"),
+    *("validation", "test", "measuring", "publishing", "rest"),
+)
 
 
 class Record:
@@ -215,10 +221,66 @@ class LeftSets(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TimeSpent(Record):
+    """Where the time of a stage's last attempt went, from the start of its worker's order until its result was written;
+    of a gang, of its first rank. Keys of the mappings are those of `PHASES` that took any time."""
+
+    OMITTED = ("host",)
+
+    #: On the clock.
+    seconds: float
+    #: They add up to `seconds`. On a CUDA device the steps are divided by the device's own timeline, which is that of
+    #: the steps that were looked at: the host is ahead of it.
+    phases: Mapping[str, float]
+    #: Processor seconds of all threads of the process while the phase ran; of steps estimated from those looked at.
+    processor: Mapping[str, float]
+    #: Processor seconds of the process, all threads; of the thread that trains alone; and in the kernel.
+    processor_seconds: float
+    thread_seconds: float
+    system_seconds: float
+    #: Part of the path -> its seconds of `phases["forward"]`, estimated; empty where no step was looked at.
+    forward: Mapping[str, float] = field(default_factory=dict)
+    steps: int = 0
+    #: Steps in which processor time, the device and the parts were looked at, too.
+    looked_at: int = 0
+    #: With a CUDA device: the host's clock by phase, which says where the host waited.
+    host: Mapping[str, float] | None = None
+
+    def __add__(self, other: TimeSpent) -> TimeSpent:
+        """Add the time of another piece of the same stage's work."""
+        hosts = [each.host for each in (self, other) if each.host is not None]
+        return TimeSpent(
+            seconds=self.seconds + other.seconds,
+            phases=_added(self.phases, other.phases),
+            processor=_added(self.processor, other.processor),
+            processor_seconds=self.processor_seconds + other.processor_seconds,
+            thread_seconds=self.thread_seconds + other.thread_seconds,
+            system_seconds=self.system_seconds + other.system_seconds,
+            forward=_added(self.forward, other.forward),
+            steps=self.steps + other.steps,
+            looked_at=self.looked_at + other.looked_at,
+            host=_added(*hosts) if hosts else None,
+        )
+
+
+def _added(*counts: Mapping[str, float]) -> dict[str, float]:
+    """Add up values by their keys, in the order in which keys come first."""
+    names = dict.fromkeys(name for each in counts for name in each)
+    return {name: sum(each.get(name, 0.0) for each in counts) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldTimes(Record):
+    """Where the time of a stage went: the part of a `StageResult` that says so, without the rest."""
+
+    times: TimeSpent | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageResult(Record):
     """A stage, or a round of one, that was trained; or left out by the run's exit (`epochs` empty, no `memory`)."""
 
-    OMITTED = ("scaler", "train_spec", "swallowed", "warnings", "emulated", "partial", "waited_s")
+    OMITTED = ("scaler", "train_spec", "swallowed", "warnings", "emulated", "partial", "waited_s", "times")
 
     stage: str
     parts: Mapping[str, PartRecord]
@@ -250,6 +312,8 @@ class StageResult(Record):
     #: Where others worked on its sets: those that are not whole, and how long it waited for somebody else's shards.
     partial: Mapping[str, PartialSet] | None = None
     waited_s: float | None = None
+    #: Where its time went; None of stages that were left out, and of earlier versions.
+    times: TimeSpent | None = None
 
     def to_json(self) -> dict[str, Any]:
         plain: dict[str, Any] = {}

@@ -21,6 +21,7 @@ from workers.snapshots.geometry import Geometry
 from workers.specs.experiment import Precision
 from workers.training.clocks import DeviceClock
 from workers.training.prefetch import prefetch
+from workers.training.timing.stage_times import UNTIMED, Phases
 
 #: Batches loaded ahead of the step. Two hide the loader's jitter; more only hold memory.
 AHEAD = 2
@@ -35,6 +36,8 @@ class Inputs(Protocol):
     source: Source
     #: Batches to load ahead of the step in a background thread; 0 loads each in the step's own thread.
     ahead: int
+    #: Is told when `finish` copies a batch, and when it runs frozen blocks.
+    times: Phases
 
     @property
     def seconds(self) -> float | None:
@@ -70,6 +73,7 @@ class RawInputs:
         # Augmenting computes. Beside a step on the same cores it would only take turns with it, with a second
         # pool of threads: measured 10% slower than one after the other on two cores.
         self.ahead = 0 if device.type == "cpu" else AHEAD
+        self.times = UNTIMED
         self.domain = domain
         self.source = source
         self._device = device
@@ -96,6 +100,7 @@ class RawInputs:
         """Nothing was prepared."""
 
     def finish(self, rows: Rows, boundary: Boundary) -> Batch:
+        self.times.at("copies")
         started = time.perf_counter()
         batch = self.domain.batch(
             rows,
@@ -106,6 +111,7 @@ class RawInputs:
             channels_last=self._channels_last,
         )
         if self._prefix is not None:
+            self.times.at("prefix")
             with torch.no_grad(), self._on_device:
                 batch = self._prefix(batch)
         # A device works on when the call returns: what it takes there its own clock says.
@@ -135,6 +141,7 @@ class StoredInputs:
     ) -> None:
         self._decode = decode
         self.ahead = AHEAD  # reading mostly waits for the store
+        self.times = UNTIMED
         self.domain = domain
         self.source = source
         self._readers = readers
@@ -179,6 +186,7 @@ class StoredInputs:
         return reader.gather(wanted, tuple(tensor[: len(wanted)] for tensor in buffer))
 
     def finish(self, rows: Rows, boundary: Boundary) -> Batch:
+        self.times.at("copies")
         # On the device: what is copied there are the stored columns, fewer bytes than they decode to.
         moved = tuple(tensor.to(self._device, non_blocking=True) for tensor in boundary)
         started = time.perf_counter()

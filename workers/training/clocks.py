@@ -5,24 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
-from typing import Any, Protocol, TypeVar, cast
+from typing import TypeVar
 
 import torch
 
 from workers.distributed.gang import Gang
+from workers.training.timing.events import Event, make_event
+from workers.training.timing.stage_times import UNTIMED, Phases
 
 T = TypeVar("T")
 #: Seconds between looks at the loss, the stop flag and the clock. On a device each look is one synchronization.
 REPORT_EVERY_S = 1.0
-
-
-class _Event(Protocol):
-    """The part of torch.cuda.Event that is used here; torch annotates none of it."""
-
-    def record(self) -> None: ...
-    def query(self) -> bool: ...
-    def synchronize(self) -> None: ...
-    def elapsed_time(self, end: _Event) -> float: ...
 
 
 class Clock:
@@ -44,12 +37,12 @@ class DeviceClock:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._open: list[tuple[_Event, _Event]] = []
+        self._open: list[tuple[Event, Event]] = []
         self._milliseconds = 0.0
 
     def __enter__(self) -> None:
         if self._cuda:
-            begin, end = (_event() for _ in range(2))
+            begin, end = make_event(), make_event()
             begin.record()
             self._open.append((begin, end))
 
@@ -73,14 +66,11 @@ class DeviceClock:
         return self._milliseconds / 1000
 
 
-def _event() -> _Event:
-    return cast("_Event", cast("Any", torch.cuda.Event)(enable_timing=True))
-
-
 class Waits:
     """Measure how long the step loop waits for its input, of the time since it was made."""
 
-    def __init__(self) -> None:
+    def __init__(self, times: Phases = UNTIMED) -> None:
+        self._times = times
         self._started = time.monotonic()
         self._seconds = 0.0
 
@@ -89,6 +79,7 @@ class Waits:
         iterator = iter(items)
         while True:
             before = time.monotonic()
+            self._times.at("data")
             try:
                 item = next(iterator)
             except StopIteration:

@@ -21,6 +21,7 @@ from workers.specs.tasks import StageTask
 from workers.training.batches import MicroBatch
 from workers.training.stage_path import StagePath
 from workers.training.tiers.optimizer import TieredOptimizer
+from workers.training.timing.stage_times import UNTIMED, Phases
 from workers.training.updates.active_parts import active_parts, turn_of
 from workers.training.updates.eight_bit import adamw8bit
 from workers.training.updates.four_bit import adamw4bit, is_packed, plain_state
@@ -82,7 +83,10 @@ class StageStep:
         domain: Domain,
         device: torch.device,
         gang: Gang,
+        times: Phases = UNTIMED,
     ) -> None:
+        """`times`: is told whether a step computes its forward pass, its loss or its gradients."""
+        self._times = times
         train, seed = task.train, (task.experiment.seed, "stage", task.name)
         # Ranks that hold the same weights must round them the same way; those that hold parts draw for their own.
         rank = ("rank", gang.rank) if gang.shards else ()
@@ -153,6 +157,7 @@ class StageStep:
             sums.add(loss, correct, len(batch.targets))
         weight = micro.share * self._gang.loss_scale
         weighted = loss if weight == 1.0 else loss * weight
+        self._times.at("backward")
         if micro.last and self._gradients is not None:
             self._gradients.begin()
         if self._zero3 is not None:
@@ -165,10 +170,12 @@ class StageStep:
         batch, zero3 = micro.batch, self._zero3
 
         def run() -> Any:
+            self._times.at("forward")
             with autocast(self._train.precision, self._device):
                 return self._forward(batch.boundary, batch.context)
 
         def use(output: Any) -> tuple[Tensor, Tensor | None]:
+            self._times.at("loss")
             loss, correct = self._domain.loss(output, batch.targets, self._train)
             return (loss + zero3.anchor(), correct) if zero3 is not None and not len(batch.targets) else (loss, correct)
 

@@ -18,6 +18,7 @@ from workers.training.checkpoint import StageState
 from workers.training.optimizer import StageStep
 from workers.training.stage_inputs import StageInputs
 from workers.training.stage_path import StagePath
+from workers.training.timing.stage_times import StageTimes
 from workers.weights import ADAPTER, AUX
 
 
@@ -36,6 +37,7 @@ class Finished:
     state: StageState
     first_step: float
     host_baseline: int
+    times: StageTimes
     #: Of how the stage was trained.
     warnings: tuple[str, ...] = ()
 
@@ -43,6 +45,7 @@ class Finished:
         """Write and publish what the stage came to, then drop its checkpoints. Every rank of a gang must take part,
         and gets the commit that counts."""
         gang, train = self.environment.gang, self.task.train
+        self.times.at("publishing")
         if train.commit == "best":
             self.path.load(self.state.best)
         parts: dict[str, PartRecord] = {}
@@ -64,6 +67,7 @@ class Finished:
         )
         if waited_s is not None:
             result = replace(result, partial=partial, waited_s=waited_s)
+        result = replace(result, times=self.times.spent())
         commit = self.attempt.commit(result.to_json())
         self.environment.nodes.drop_checkpoints(self.attempt.node_id)
         return gang.agree(commit)

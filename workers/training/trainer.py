@@ -47,23 +47,24 @@ from workers.training.stage_inputs import StageInputs
 from workers.training.stage_path import StagePath
 from workers.training.stage_result import Finished
 from workers.training.stopping import exit_reason, is_better
+from workers.training.timing.stage_times import StageTimes
 from workers.weights import Weights
 
 
 class _Epoch:
     """Count what happens while one epoch runs."""
 
-    def __init__(self, sums: Sums, told: Sequence[float], earlier_s: float, steps: int, device: torch.device) -> None:
+    def __init__(self, sums: Sums, told: Sequence[float], earlier_s: float, steps: int, times: StageTimes) -> None:
         """`told`: the sums at the beginning."""
         self.sums = sums
         #: What the last update told of them.
         self.told = list(told)
         self.clock = Clock(earlier_s)
-        self.waits = Waits()
+        self.waits = Waits(times)
         #: Steps of this epoch.
         self.steps = steps
         #: The first step with a loss that is not finite, kept on the device until the next look at it.
-        self.bad_step = torch.full((), math.inf, dtype=torch.float64, device=device)
+        self.bad_step = torch.full((), math.inf, dtype=torch.float64, device=sums.own.device)
 
 
 class StageTrainer:
@@ -78,9 +79,12 @@ class StageTrainer:
         production: Production = ALONE,
         *,
         warnings: tuple[str, ...] = (),
+        times: StageTimes | None = None,
     ) -> None:
-        """`warnings`: what the commit is to say of how the stage was trained."""
+        """`warnings`: what the commit is to say of how the stage was trained. `times`: what counts its time; None: one
+        that began with the order."""
         self._warnings = warnings
+        self.times = times or StageTimes(environment.device, started=environment.started)
         self.task = task
         self.train = task.train
         self.environment = environment
@@ -98,10 +102,13 @@ class StageTrainer:
         rank = () if self.gang.leads else ("rank", self.gang.rank)
         torch.manual_seed(derive_seed(task.experiment.seed, "stage", task.name, *rank))
         self.path = StagePath(task, self.domain, self.weights, self.device, self.gang)
-        self.step = StageStep(task, self.path, self.domain, self.device, self.gang)
+        self.step = StageStep(task, self.path, self.domain, self.device, self.gang, self.times)
+        if not self.train.compile:  # with hooks it would be compiled again
+            self.times.watch(dict(self.path.module.parts.items()))
         self.inputs = StageInputs(
             task, parents, environment, self.domain, self.weights, made=Made(attempt), production=production
         )
+        self.inputs.by_split["train"].times = self.times
         self._tests = self._epoch_tests()
         self.state = StageState(task, self.path, self.step, environment, attempt)
         self._looks = Looks(self.gang)
@@ -121,11 +128,14 @@ class StageTrainer:
         self.state.restore(self._parents)
         # What lies before it is hand-over.
         first_step = time.time()
+        self.times.at("rest")
         self._looks.begin(self.state.progress.global_step)
         try:
             while self.state.progress.exit is None:
                 self._run_epoch()
         finally:
+            self.times.at("checkpoints")
+            self.times.close()
             self.step.close()
             self.state.close()
         finished = Finished(
@@ -140,6 +150,7 @@ class StageTrainer:
             first_step=first_step,
             host_baseline=self._host_baseline,
             warnings=self._warnings,
+            times=self.times,
         )
         return finished.commit()
 
@@ -161,18 +172,19 @@ class StageTrainer:
     def _run_epoch(self) -> None:
         progress = self.state.progress
         steps = min(self.inputs.per_epoch, self.inputs.total_steps - progress.epoch * self.inputs.per_epoch)
-        sums = Sums(self.device, progress.sums, gang=self.gang)
-        epoch = _Epoch(sums, progress.sums, progress.epoch_seconds, steps, self.device)
-        self.path.module.train(True)
+        epoch = self._epoch(steps)
         peak = self._train_epoch(epoch)
         seconds = epoch.clock.seconds()
         train_loss, train_accuracy = epoch.sums.mean()
+        self.times.at("validation")
         validation = self.gang.agree(self._validate())
         if not math.isfinite(validation["loss"]):
             # The last step's own loss was finite, but not what it made of the weights.
             self._check_finite(epoch.bad_step.clamp(max=progress.global_step - 1))
         validated = epoch.clock.seconds()
+        self.times.at("test")
         tested = None if self._tests is None else self._tests.score(self.path)
+        self.times.at("rest")
         figures = EpochFigures(
             epoch=progress.epoch,
             train_loss=train_loss,
@@ -196,9 +208,17 @@ class StageTrainer:
         progress.history.append(self.gang.agree(figures))
         self._end_epoch()
 
+    def _epoch(self, steps: int) -> _Epoch:
+        """Begin an epoch of so many steps, or go on with it."""
+        progress = self.state.progress
+        self.path.module.train(True)
+        sums = Sums(self.device, progress.sums, gang=self.gang)
+        return _Epoch(sums, progress.sums, progress.epoch_seconds, steps, self.times)
+
     def _train_epoch(self, epoch: _Epoch) -> Peak:
         """Run the steps of the epoch that are left; returns the highest peak of all ranks."""
-        progress = self.state.progress
+        progress, times = self.state.progress, self.times
+        times.at("measuring")
         loaded = micro_batches(
             self.inputs.by_split["train"],
             self.inputs.order(progress.epoch),
@@ -211,22 +231,32 @@ class StageTrainer:
         )
         sampled = progress.epoch < SAMPLED_EPOCHS
         with PeakMeter(self.device, host=sampled) as meter, self._saved_waiting(epoch), closing(loaded):
+            times.begin_steps()
             for micro in epoch.waits.timed(loaded):
                 loss = self.step.backward(micro, epoch.sums)
+                times.at("rest")
                 at = epoch.bad_step.clamp(max=progress.global_step)
                 epoch.bad_step = torch.where(loss.isfinite(), epoch.bad_step, at)
                 if not micro.last:
                     continue
+                times.at("checkpoints")
                 self.state.before_update()
+                times.at("update")
                 self.step.update(self._rate(progress.global_step))
+                times.at("rest")
                 progress.step, progress.global_step = micro.step + 1, progress.global_step + 1
                 # Now and not at the next step: a checkpoint of this moment holds no state that ended with it.
                 self.step.enter(progress.global_step)
                 reach("stage.step")
                 if self._looks.due(progress.global_step):
                     self._look(epoch)
+                times.step_done()
+            times.end_steps()
+            times.at("measuring")
             self._check_finite(epoch.bad_step)
-            return highest(self.gang.gather(meter.stop()))
+            peak = highest(self.gang.gather(meter.stop()))
+        times.at("rest")
+        return peak
 
     @contextmanager
     def _saved_waiting(self, epoch: _Epoch) -> Iterator[None]:
@@ -241,12 +271,15 @@ class StageTrainer:
 
     def _save(self, sums: list[float], clock: Clock, *, at_once: bool) -> None:
         """Save a checkpoint in the middle of an epoch."""
+        before = self.times.at("checkpoints")
         self.state.progress.sums, self.state.progress.epoch_seconds = sums, clock.seconds()
         self.state.save(at_once=at_once)
+        self.times.at(before)
 
     def _end_epoch(self) -> None:
         progress, monitor = self.state.progress, self.domain.monitor
         self.inputs.let_go()
+        self.times.at("checkpoints")
         if is_better(progress.history, progress.best_epoch, monitor):
             progress.best_epoch = progress.epoch
             if self.train.commit == "best":
@@ -259,6 +292,7 @@ class StageTrainer:
             progress.exit = "round"
         if progress.exit is None and self.gang.agree(self.state.due()):
             self.state.save()
+        self.times.at("rest")
         reach("stage.epoch")
 
     def _rate(self, step: int) -> float:
@@ -276,6 +310,7 @@ class StageTrainer:
 
     def _look(self, epoch: _Epoch) -> None:
         """Report, checkpoint and stop where due. The only place inside an epoch that waits for the device."""
+        before = self.times.at("measuring")
         self._check_finite(epoch.bad_step)
         self.environment.control.progress(self._reached(epoch))
         due = self.train.checkpoint_every_s is not None and self.state.due()
@@ -288,6 +323,7 @@ class StageTrainer:
                 f"{self.task.name} stopped at epoch {progress.epoch + 1}, step {progress.step}; "
                 "its checkpoint is kept: run the same command to go on"
             )
+        self.times.at(before)
 
     def _reached(self, epoch: _Epoch) -> Update:
         """Say how far the stage is. Every rank of a gang must ask."""
