@@ -243,6 +243,28 @@ def status(
 
 
 @app.command()
+def ui(
+    place: Annotated[
+        Path, typer.Argument(metavar="[RUN_OR_FOLDER]", help="Folder of a run, or a folder that holds runs.")
+    ] = Path("runs"),
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; any but this machine's own asks visitors for a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8420,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File that only you may read, with the token in its first line; else one is made."),
+    ] = None,
+) -> None:
+    """Show runs in the browser, live: stages, curves, memory, log; compare runs, filter sweeps, plan, stop.
+
+    Reads what runs leave behind, and loads nothing from the network."""
+    from orchestrator.ui.server import Listening, serve
+
+    serve(place, Listening(host, port, token_file))
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Folders of runs, two or more.")],
     same: Annotated[bool, typer.Option("--all", help="Also settings that are the same; * marks the others.")] = False,

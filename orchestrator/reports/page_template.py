@@ -1,4 +1,4 @@
-"""Load the page templates: one Jinja environment for all reports."""
+"""Load the page templates: one Jinja environment for all reports, and for the live page, which shares their parts."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+_OWN = Path(__file__).parent / "templates"
 
-def template(name: str) -> Template:
-    """Return the page template called `name`. HTML is escaped, and a value that is missing is an error."""
-    return _environment().get_template(name)
+
+def template(name: str, folder: Path = _OWN) -> Template:
+    """Return the page template called `name`, of `folder` or of the reports. HTML is escaped, and a value that is
+    missing is an error."""
+    return _environment(folder).get_template(name)
 
 
 @cache
-def _environment() -> Environment:
+def _environment(folder: Path) -> Environment:
     return Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader([folder, _OWN]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

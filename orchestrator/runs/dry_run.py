@@ -70,9 +70,9 @@ def regime_rows(plan: Plan, regime: RegimePlan, domain: Planning) -> list[Row]:
         stage = plan.node(stage_id)
         rounds = tuple(plan.node(node_id) for node_id in regime.work_of(stage_id))
         read = [set_id for node in rounds for set_id in regime.reads[node.id]]
-        fresh = [plan.node(set_id) for set_id in _with_previous(plan, read) if set_id not in shown]
-        for boundary in dict.fromkeys(_boundary(node) for node in fresh):
-            nodes = tuple(node for node in fresh if _boundary(node) == boundary)
+        fresh = [plan.node(set_id) for set_id in with_previous(plan, read) if set_id not in shown]
+        for boundary in dict.fromkeys(boundary_of(node) for node in fresh):
+            nodes = tuple(node for node in fresh if boundary_of(node) == boundary)
             shown.update(node.id for node in nodes)
             rows.append(Row(f"snapshots after {boundary[-1][-1]}", nodes, _sets_detail(nodes, domain)))
         decision = regime.decisions[stage_id]
@@ -96,7 +96,7 @@ def _seen_words(regime: RegimePlan, stage: str) -> str:
     return f", {seen.views} view{'s' if seen.views != 1 else ''} in {seen.epochs} epochs"
 
 
-def _with_previous(plan: Plan, set_ids: Sequence[str]) -> list[str]:
+def with_previous(plan: Plan, set_ids: Sequence[str]) -> list[str]:
     """The sets and, before them, those they are rolled forward from."""
     found: dict[str, None] = {}
     for set_id in set_ids:
@@ -109,7 +109,8 @@ def _with_previous(plan: Plan, set_ids: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _boundary(node: Node) -> tuple[tuple[str, ...], ...]:
+def boundary_of(node: Node) -> tuple[tuple[str, ...], ...]:
+    """Return the blocks that the rows of a set went through, by hop."""
     return tuple(tuple(hop) for hop in node.task["boundary"]["hops"])
 
 
@@ -118,7 +119,7 @@ def _sets_detail(nodes: Sequence[Node], domain: Planning) -> str:
     versions = sum(node.task["split"] == "validation" for node in nodes)
     train = domain.train_sets_words(views)
     made = "rolled forward by " if "previous" in nodes[0].parents else "from the start by "
-    hops = _boundary(nodes[0])
+    hops = boundary_of(nodes[0])
     blocks = hops[-1] if "previous" in nodes[0].parents else tuple(block for hop in hops for block in hop)
     if versions > 1:
         train = f"{versions} versions, {train}"

@@ -125,24 +125,17 @@ def _figures(run: ComparedRun, name: str) -> dict[str, Any] | None:
 def show(found: Comparison, *, same: bool = False, stream: TextIO | None = None) -> None:
     """Print the settings that differ, then the results, a column a run; `same`: all settings, the others marked `*`."""
     console = Console(file=stream or sys.stdout, highlight=False)
-    heads = _names([run.path for run in found.runs])
-    keys = found.keys(same=same)
-    rows = [("setting", *heads)]
-    for key in keys:
-        mark = "* " if same and found.differs(key) else ""
-        rows.append((f"{mark}{key}", *(_text(run.settings.get(key, DASH)) for run in found.runs)))
-    if len(rows) > 1:
-        print_rows(console, rows)
+    heads = run_names([run.path for run in found.runs])
+    rows = setting_rows(found, same=same)
+    settings = [(f"{'* ' if same and found.differs(row[0]) else ''}{row[0]}", *row[1:]) for row in rows]
+    if settings:
+        print_rows(console, [("setting", *heads), *settings])
     else:
         console.print("no setting differs")
     console.print()
-    rows = [("result", *heads)]
-    for name in found.regimes():
-        regimes = [(run, run.summary.regimes.get(name) if run.summary else None) for run in found.runs]
-        for words, figure in _FIGURES.items():
-            rows.append((f"{name} {words}", *(DASH if each is None else figure(run, each) for run, each in regimes)))
-    if len(rows) > 1:
-        print_rows(console, rows)
+    results = result_rows(found)
+    if results:
+        print_rows(console, [("result", *heads), *results])
     else:
         console.print("no run has results yet")
     over, quality = found.over_seeds(), found.quality
@@ -150,6 +143,21 @@ def show(found: Comparison, *, same: bool = False, stream: TextIO | None = None)
         console.print(f"\ntest {quality.metric} over seeds")
         print_rows(console, [seeds.HEADS, *seeds.cells(over, accuracy=quality.metric == "accuracy")])
         console.print(seeds.NOTE)
+
+
+def setting_rows(found: Comparison, *, same: bool = False) -> list[tuple[str, ...]]:
+    """Return the settings that differ (`same`: all) as texts: the key, then a cell a run."""
+    return [(key, *(_text(run.settings.get(key, DASH)) for run in found.runs)) for key in found.keys(same=same)]
+
+
+def result_rows(found: Comparison) -> list[tuple[str, ...]]:
+    """Return what the runs came to as texts: the figure's name, then a cell a run."""
+    rows = []
+    for name in found.regimes():
+        regimes = [(run, run.summary.regimes.get(name) if run.summary else None) for run in found.runs]
+        for words, figure in _FIGURES.items():
+            rows.append((f"{name} {words}", *(DASH if each is None else figure(run, each) for run, each in regimes)))
+    return rows
 
 
 def _settings(run: ComparedRun, keys: Sequence[str]) -> str:
@@ -172,7 +180,7 @@ def _time(run: ComparedRun, regime: RegimeSummary) -> str:
 _FIGURES = {"test": _test, "peak memory": _peak, "time": _time}
 
 
-def _names(paths: Sequence[str]) -> list[str]:
+def run_names(paths: Sequence[str]) -> list[str]:
     """Return the paths without the folders that all of them are in."""
     absolute = [os.path.abspath(path) for path in paths]
     above = os.path.commonpath([os.path.dirname(path) for path in absolute])

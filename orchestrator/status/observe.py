@@ -108,11 +108,17 @@ class Observer:
     record: RunRecord
     digest: str
     stale_s: float = STALE_S
+    #: Leave nothing in the store, not even for a moment: its clock is then taken for this machine's.
+    reads_only: bool = False
     _figures: dict[str, CommitFigures] = field(default_factory=dict)
     _data: DataSummary | None = None
     #: The storage's clock less this machine's.
     _offset: float | None = None
     _latest: RunStatus | None = None
+
+    def figures(self, node_id: str) -> CommitFigures | None:
+        """Return what a node had committed at the last look; None before it has."""
+        return self._figures.get(node_id)
 
     def look(self) -> RunStatus:
         """Look at the run as it is now; as it was at the last look, with the reason, while the store cannot be reached.
@@ -140,6 +146,8 @@ class Observer:
         return self._status(held, self._is_alive(held), present)
 
     def _now(self) -> float:
+        if self._offset is None and self.reads_only:
+            self._offset = 0.0
         if self._offset is None:
             try:
                 self._offset = self.storage.now() - time.time()
@@ -354,22 +362,22 @@ def observe(place: str) -> Observer:
     return observe_recorded(path) or _planned(source, [f"run_dir={path}"])
 
 
-def observe_recorded(run_dir: Path) -> Observer | None:
+def observe_recorded(run_dir: Path, *, reads_only: bool = False) -> Observer | None:
     """Find a run by the records it left; None where there are none. UserError where its store is gone."""
     digest = read_pointer(run_dir)
     if digest is None:
         return None
-    storage = existing_storage(_store_of(run_dir / "config.yaml", run_dir))
+    storage = existing_storage(store_of(run_dir))
     record = read_run(storage, digest)
-    return None if record is None else Observer(storage, record, digest)
+    return None if record is None else Observer(storage, record, digest, reads_only=reads_only)
 
 
-def _store_of(source: Path, run_dir: Path) -> str:
-    """Read the store of a resolved configuration, checked when it was written; the folder may have moved."""
+def store_of(run_dir: Path) -> str:
+    """Read the store from a run directory's configuration, checked when it was written; the folder may have moved."""
     from orchestrator.config.values import default_store
     from orchestrator.config.yaml_loader import load_document
 
-    found = load_document(source).data.get("store")
+    found = load_document(run_dir / "config.yaml").data.get("store")
     return found if isinstance(found, str) else default_store(str(run_dir))
 
 

@@ -61,7 +61,7 @@ def render(summary: SweepSummary) -> str:
         parameters=[(key, summary.short[key], _draw_words(draw)) for key, draw in summary.parameters.items()],
         keys=[summary.short[key] for key in summary.parameters],
         tested=metric.split != "test",
-        trials=[_row(trial, summary) for trial in _ranked(summary)],
+        trials=[_row(trial, summary) for trial in ranked(summary)],
         baselines=_baselines(summary),
         seed_heads=seeds.HEADS,
         seed_note=seeds.NOTE,
@@ -170,7 +170,7 @@ def _draw_words(draw: DrawRecord) -> str:
     return f"{draw.kind} from {' to '.join(texts)}" if words is None else f"{words} {', '.join(texts)}"
 
 
-def _ranked(summary: SweepSummary) -> list[TrialSummary]:
+def ranked(summary: SweepSummary) -> list[TrialSummary]:
     """Sort the trials: the best first, then those that have no final figure, as they come."""
     sign = summary.compared_by.sign
 
@@ -267,17 +267,17 @@ def _others(trial: TrialSummary, summary: SweepSummary) -> str:
     return _settings({key: value for key, value in trial.parameters.items() if key != "seed"}, summary)
 
 
-def print_trials(summary: SweepSummary, stream: TextIO | None = None) -> None:
-    """Print the trials, the best first, as a table or aligned text; then what was shared."""
+def trial_cells(summary: SweepSummary) -> list[tuple[str, ...]]:
+    """Return the trials as rows of texts, in the order of `ranked`; the first row has the heads."""
     metric = summary.compared_by
     memory = "peak device memory" if summary.on_device else "peak host growth"
     keys = [summary.short[key] for key in summary.parameters]
-    rows = [["trial", *keys, "status", metric.key, "test", memory, "time alone", "stages", "shared"]]
-    for trial in _ranked(summary):
+    rows = [("trial", *keys, "status", metric.key, "test", memory, "time alone", "stages", "shared")]
+    for trial in ranked(summary):
         row = _row(trial, summary)
         rows.append(
-            [
-                f"{row['name']}{' best' if row['best'] else ''}",
+            (
+                row["name"],
                 *row["values"],
                 row["status"],
                 f"({metric.written(trial.rungs[-1].metric)})" if trial.status == "stopped" else row["metric"],
@@ -286,8 +286,16 @@ def print_trials(summary: SweepSummary, stream: TextIO | None = None) -> None:
                 row["seconds"],
                 row["stages"],
                 str(row["shared"]),
-            ]
+            )
         )
+    return rows
+
+
+def print_trials(summary: SweepSummary, stream: TextIO | None = None) -> None:
+    """Print the trials, the best first, as a table or aligned text; then what was shared."""
+    rows = [list(row) for row in trial_cells(summary)]
+    for row, trial in zip(rows[1:], ranked(summary), strict=True):
+        row[0] += " best" if trial.best else ""
     total, stages = summary.sharing.total, summary.sharing.stages or NO_SHARING
     console = Console(file=stream or sys.stdout, highlight=False)
     print_rows(console, rows)

@@ -18,6 +18,7 @@ ORDER = {
     "orchestrator": (
         "run",
         "cli",
+        "ui",
         "sweeps status",
         "runs cache",
         "generating",
