@@ -202,6 +202,42 @@ def _plan_sweep(document: Document, *, as_json: bool) -> None:
 
 
 @app.command()
+def profile(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    settings: SetOption = None,
+    stage: Annotated[
+        str | None,
+        typer.Option(help="Its name or number, such as stage2-seg2 or 2; the first one by default.", metavar="STAGE"),
+    ] = None,
+    regime: Annotated[
+        str | None, typer.Option(help="The regime it is of; by default the first one that has it.", metavar="REGIME")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps to count, behind a few to warm up.", min=1, max=100_000)] = 20,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the trace and the tables; default: profiles/RUN-REGIME-STAGE.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where the time of a stage's steps goes: on the clock and in processor seconds, by phase and by operator.
+
+    Runs the first steps of one stage in this process, without Ray. Writes trace.json, which https://ui.perfetto.dev
+    and chrome://tracing open, profile.txt (the tables) and profile.json. The run directory stays as it is: what its
+    store has is used, and initial weights stand in for stages that are not trained yet."""
+    from orchestrator import profiling
+    from orchestrator.config.load import read_document
+
+    prepared = _single(read_document(config, _given(overrides, settings)), config)
+    found = profiling.find_stage(prepared.plan, stage, regime)
+    taken, folder = profiling.profile(prepared, found, steps, out)
+    if as_json:
+        print(json.dumps({"regime": found.regime, **taken.to_json()}, indent=1))
+        return
+    profiling.show(taken, found.regime)
+    print(f"\nwritten to {folder}: {profiling.TRACE} (ui.perfetto.dev), {profiling.TABLES}, {profiling.FIGURES}")
+
+
+@app.command()
 def status(
     run: Annotated[
         Path,

@@ -33,7 +33,7 @@ def local_runner(request: RunnerRequest) -> Runner:
     from orchestrator.runners.local import LocalRunner
 
     resources = request.resources
-    slots, threads, device = _settle_here(request)
+    slots, threads, device = settle_here(request)
     # One task at a time: on a CPU it has the cores of all slots.
     alone = resources.threads == "auto" and device == "cpu"
     return LocalRunner(threads=slots * threads if alone else threads, device=device)
@@ -59,7 +59,7 @@ def ray_runner(request: RunnerRequest) -> Runner:
         return _gang_runner(resources, resources.gang.size, wanted)
     # What is here says nothing of a cluster: the runner looks at its machines once it is connected.
     if not wanted.address:
-        slots, threads, device = _settle_here(request)
+        slots, threads, device = settle_here(request)
         wanted = dataclasses.replace(wanted, slots=slots, threads=threads, device=device, store=None)
     return RayRunner(wanted)
 
@@ -76,7 +76,7 @@ def _gang_runner(resources: ResourceConfig, size: int | str, wanted: RaySettings
     return GangRunner(wanted, GangSettings(size=size, timeout_s=resources.gang.timeout_s))
 
 
-def _settle_here(request: RunnerRequest) -> tuple[int, int, Literal["cpu", "cuda"]]:
+def settle_here(request: RunnerRequest) -> tuple[int, int, Literal["cpu", "cuda"]]:
     """Return (slots, threads of each, device) of this machine."""
     resources = request.resources
     device = _device(resources.device)

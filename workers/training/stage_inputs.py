@@ -42,6 +42,8 @@ class StageInputs:
         """`made` counts what is made of the sets that nobody has finished yet (`production.unfinished`)."""
         self._task, self._environment, self._domain, self._weights = task, environment, domain, weights
         self._made, self._production = made, production
+        #: Samples of the train split that are trained on; None: all.
+        self._first: int | None = None
         train = task.train
         self.sources: dict[str, Source] = {
             split: domain.source(parents["data"], environment.snapshots, split) for split in SPLITS
@@ -125,8 +127,17 @@ class StageInputs:
 
     # -- during training ------------------------------------------------------------------------------------
 
+    def only_first(self, samples: int) -> None:
+        """Train on the first so many samples alone, at least a batch of them. For looking at some steps."""
+        self._first = max(samples, min(self._task.train.batch_size, self.sources["train"].rows))
+        self.per_epoch = steps_per_epoch(self._first, self._task.train.batch_size, self._task.train.drop_last)
+
     def order(self, epoch: int) -> np.ndarray:
         """Give the samples of the train split in the order of an epoch: int64."""
+        order = self._order(epoch)
+        return order if self._first is None else order[order < self._first]
+
+    def _order(self, epoch: int) -> np.ndarray:
         seed, source = order_seed(self._task.experiment.seed, self._task.ordered_by), self.sources["train"]
         if self._task.window is None:
             return epoch_order(seed, epoch, source.rows)

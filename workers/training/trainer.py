@@ -154,6 +154,21 @@ class StageTrainer:
         )
         return finished.commit()
 
+    def first_steps(self, steps: int) -> None:
+        """Train the first steps of the stage and stop: nothing is validated or committed, and no stage can be trained
+        with this object afterwards. Where an epoch has fewer steps it is repeated."""
+        progress = self.state.progress
+        with closing(self.path):
+            self.times.at("rest")
+            try:
+                while progress.global_step < steps:
+                    self._train_epoch(self._epoch(min(self.inputs.per_epoch, steps - progress.global_step)))
+                    progress.step, progress.sums = 0, [0.0, 0.0, 0.0]
+            finally:
+                self.times.close()
+                self.step.close()
+                self.state.close()
+
     def _epoch_tests(self) -> EpochTests | None:
         if self.task.test is None:
             return None

@@ -28,6 +28,7 @@ from cache_store.records.nodes import NodeStore
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotStore
 from cache_store.storage.base import PIECE_BYTES, Storage, Stream
+from cache_store.storage.layered import LayeredStorage
 from cache_store.storage.object_reading import PART_BYTES
 from cache_store.storage.object_store import ObjectStorage
 from cache_store.storage.open import open_storage, parse_address
@@ -48,12 +49,14 @@ class Place:
     uri: str
 
     def open(self) -> Storage:
+        if self.kind == "layered":
+            return LayeredStorage(open_storage(f"{self.uri}-over"), open_storage(self.uri))
         # Without the probe, which rclone rightly fails.
         return ObjectStorage(parse_address(self.uri)) if self.kind == "rclone" else open_storage(self.uri)
 
 
 def place(kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    if kind == "folder":
+    if kind in ("folder", "layered"):
         return Place(kind, str(tmp_path / "store"))
     if kind == "memory":
         return Place(kind, f"memory://{uuid.uuid4().hex}")
@@ -62,12 +65,12 @@ def place(kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch
     return Place(kind, server.address())
 
 
-@pytest.fixture(params=["memory", "folder", "seaweed", "rclone"])
+@pytest.fixture(params=["memory", "folder", "layered", "seaweed", "rclone"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     return place(request.param, request, tmp_path, monkeypatch).open()
 
 
-@pytest.fixture(params=["memory", "folder", "seaweed"])
+@pytest.fixture(params=["memory", "folder", "layered", "seaweed"])
 def exclusive(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     return place(request.param, request, tmp_path, monkeypatch).open()
 

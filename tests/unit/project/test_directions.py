@@ -19,7 +19,7 @@ ORDER = {
         "run",
         "cli",
         "ui",
-        "sweeps status",
+        "sweeps status profiling",
         "runs cache",
         "generating",
         "execution judging",
