@@ -397,16 +397,24 @@ def report(
 def export(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")],
     regime: Annotated[str | None, typer.Option(help="Only this regime; default: all.")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="The whole network as it was after this stage: its number, from 1, or its name.")
+    ] = None,
 ) -> None:
-    """Write each regime's final weights again, as a folder that torchvision or transformers loads. Neither the data set
-    nor the original model is needed: everything is in the store."""
+    """Write each regime's final weights again, as a folder that torchvision or transformers loads; with --stage those
+    after a stage, below stages/ in the run directory. Neither the data set nor the original model is needed: everything
+    is in the store."""
     recorded = _recorded(run_dir)
     if regime is not None and regime not in recorded.plan.regimes:
         known = ", ".join(recorded.plan.regimes)
         raise UserError(f"--regime: {regime} is not in this run; it has {known}")
     from orchestrator.runs import results
 
-    results.export(recorded, regimes=[regime] if regime is not None else list(recorded.plan.regimes))
+    regimes = [regime] if regime is not None else list(recorded.plan.regimes)
+    if stage is not None:
+        results.export_stage(recorded, regimes, stage)
+        return
+    results.export(recorded, regimes)
 
 
 @app.command()

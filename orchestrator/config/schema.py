@@ -27,6 +27,7 @@ from orchestrator.regimes.table import REGIMES, RegimeKind, layout
 from orchestrator.regimes.wavefront import FINAL, final_stage
 from workers.domains.planning import AnyData
 from workers.domains.registry import Planning, planning_of, planning_of_family
+from workers.judge.judges import JUDGES
 from workers.models.base import Traits
 from workers.models.registry import DEFAULT, Family, family, family_of
 from workers.specs.as_json import to_json
@@ -165,6 +166,46 @@ class RunExitConfig(Section):
         return GateSpec(accuracy=self.accuracy, loss=self.loss)
 
 
+class JudgeConfig(Section):
+    """Public benchmarks that the network of a language model is asked after every stage (docs/language-models.md)."""
+
+    tasks: tuple[Annotated[str, OneOf(JUDGES)], ...] = Field(
+        default=("mmlu", "winogrande"),
+        min_length=1,
+        description="mmlu, winogrande, humaneval, humaneval_plus; each is a task of the plan of its own.",
+    )
+    data: NonBlank = Field(
+        description="Folder that holds `mmlu/`, `winogrande/`, `humaneval/`. The contents of its files are part of what "
+        "a score is known by, so the hub is not asked."
+    )
+    of: tuple[Literal["original", "stages", "final"], ...] = Field(
+        default=("original", "stages", "final"),
+        min_length=1,
+        description="Which networks are asked: the untouched model, the whole network after every stage, and what each "
+        "regime comes to, which is that of its last stage.",
+    )
+    limit: int | None = Field(
+        default=None, ge=1, le=1 << 40, description="Questions a task, for MMLU a subject. null: all."
+    )
+    shots: int = Field(default=5, ge=0, le=5, description="Example answers before a question of MMLU or WinoGrande.")
+    subjects: tuple[NonBlank, ...] | None = Field(
+        default=None, min_length=1, description="Only these of MMLU. null: all that there are."
+    )
+    batch_size: int = Field(default=8, ge=1, le=1 << 24, description="Sequences at once.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Type of the judged weights. auto: the one that the model's config names."
+    )
+    seed: int = Field(default=1234, ge=0, lt=1 << 63, description="Draws WinoGrande's examples.")
+    max_new_tokens: int = Field(default=512, ge=1, le=1 << 24, description="Of an answer to HumanEval.")
+    allow_code_execution: bool = Field(
+        default=False, description="Run code that the models write (HumanEval), in a jail."
+    )
+    allow_unisolated: bool = Field(default=False, description="Run it even where the machine has no way to isolate it.")
+    allow_contaminated: bool = Field(
+        default=False, description="Judge by questions that are trained on, too, and mark the scores."
+    )
+
+
 class EvaluationConfig(Section):
     batch_size: int | None = Field(
         default=None,
@@ -187,6 +228,9 @@ class EvaluationConfig(Section):
         default=None,
         description="Regime that results compare the others with. null: the end-to-end regime without `training` or "
         "`split` of its own, else the first one.",
+    )
+    judge: JudgeConfig | None = Field(
+        default=None, description="Public benchmarks, after every stage (language models); null: none."
     )
 
 

@@ -46,8 +46,9 @@ class ReadyQueue:
         self._failed = set(failed)
         self._targets = frozenset(plan.targets)
         self._place: dict[str, Place] = {
-            # Nothing but the final table waits for an evaluation; stages and snapshots have followers.
-            node.id: (int(node.scores), position)
+            # Nothing but the final table waits for an evaluation; stages and snapshots have followers. What is judged
+            # takes longest.
+            node.id: (node.scores + node.judges, position)
             for position, node in enumerate(plan.nodes)
         }
         overlapping = plan.overlapping if overlapping is None else overlapping

@@ -1,4 +1,5 @@
-"""Ask questions of the network after every stage: one row a question, each answered by a node of the plan.
+"""Ask questions of the network after every stage: one row a question, each answered by a node of the plan. Benchmarks
+(`evaluation.judge`) are asked beside them, a node for each.
 
 A diagnosis after each stage is a task kind (`workers.specs.task_kinds`, `workers.tasks.execute`), a row here that adds
 its node, and a section of the summary that shows its answers (`orchestrator.reports.sections`).
@@ -9,12 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+from orchestrator.config.schema import JudgeConfig
+from orchestrator.costs.formulas import Estimate
 from orchestrator.plan.regime_state import RegimeState
 from orchestrator.regimes.stages import Stage
+from workers.judge.judges import JUDGES
 from workers.specs.as_json import to_json
-from workers.specs.tasks import EvaluateTask
+from workers.specs.tasks import EvaluateTask, JudgeTask, QuestionsTask
 
 Question = Callable[[RegimeState, Stage], str | None]
+#: What reading a benchmark's questions takes, with the harness.
+QUESTIONS_S = 10.0
 
 
 def evaluate_node(
@@ -43,6 +49,72 @@ def evaluate_node(
         load_row_seconds=state.estimator.load.evaluate,
     )
     return state.add("evaluate", label, to_json(task), parents, predicted)
+
+
+def judge_nodes(state: RegimeState, label: str, *, untouched: bool = False) -> dict[str, str]:
+    """Add, for every benchmark that is asked for, a node that judges the network as it is now: all of its parts, as
+    `evaluate_node` scores it. `untouched`: it is the model as it came. Benchmark -> node; {} where none is asked."""
+    return {task: _judge_node(state, task, label, untouched) for task in state.inputs.questions}
+
+
+def _judge_node(state: RegimeState, benchmark: str, label: str, untouched: bool) -> str:
+    judge, asked = _asking(state), state.inputs.questions[benchmark]
+    row, path = JUDGES[benchmark], (*state.blocks, "head")
+    task = JudgeTask(
+        experiment=state.experiment,
+        benchmark=benchmark,
+        batch_size=judge.batch_size,
+        dtype=judge.dtype,
+        limit=judge.limit,
+        **{name: getattr(judge, name) for name in sorted(row.uses)},
+        allow_code_execution=judge.allow_code_execution,
+        allow_unisolated=judge.allow_unisolated,
+        libraries=asked.libraries,
+    )
+    parents = {"questions": _questions_node(state, benchmark, untouched), "model": state.model_node}
+    parents |= {f"weights/{part}": state.weights[part] for part in path}
+    return state.add("judge", f"{benchmark} {label}", to_json(task), parents, _judging(state, asked.tokens))
+
+
+def _questions_node(state: RegimeState, benchmark: str, untouched: bool) -> str:
+    """Add the node that keeps a benchmark's questions. What trains on questions of its own is compared with them as
+    soon as its data are prepared, long before anything is judged."""
+    config, judge, asked = state.inputs.config, _asking(state), state.inputs.questions[benchmark]
+    task = QuestionsTask(
+        benchmark=benchmark,
+        fingerprint=asked.fingerprint,
+        path=judge.data,
+        limit=judge.limit,
+        subjects=judge.subjects if "subjects" in JUDGES[benchmark].uses else None,
+        allow_code_execution=judge.allow_code_execution,
+        allow_unisolated=judge.allow_unisolated,
+        allow_contaminated=judge.allow_contaminated,
+    )
+    parents = {"model": state.model_node}
+    if not untouched and config.domain.export_reads_data(config.data):
+        parents["data"] = state.data_node
+    return state.add("questions", f"questions of {benchmark}", to_json(task), parents, Estimate(seconds=QUESTIONS_S))
+
+
+def _asking(state: RegimeState) -> JudgeConfig:
+    judge = state.inputs.config.evaluation.judge
+    if judge is None:
+        raise ValueError("a plan with questions for a configuration that asks none")
+    return judge
+
+
+def _judging(state: RegimeState, tokens: int) -> Estimate:
+    """Predict so many tokens going once through the whole network, as samples of the run's own length."""
+    config, parts = state.inputs.config, [state.outline.part(part) for part in (*state.blocks, "head")]
+    length, *_ = config.domain.sample(config.data, state.inputs.data)
+    rows = max(1, tokens // length)
+    return state.estimator.frozen(
+        state.outline.held_together(parts) if state.tied else parts,
+        min(rows, _asking(state).batch_size),
+        rows=rows,
+        precision=state.regime.training.precision,
+        load_row_seconds=0.0,
+    )
 
 
 def _assembled(state: RegimeState, stage: Stage) -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from orchestrator.plan.graph import Plan
 from orchestrator.plan.node_table import NodeTable
 from orchestrator.plan.regime_builder import add_regime
-from orchestrator.plan.regime_state import Collected, PlanInputs, Speeds
+from orchestrator.plan.regime_state import Collected, FilesRead, PlanInputs, Speeds
 
 if TYPE_CHECKING:
     from orchestrator.config.schema import Config
@@ -27,17 +27,17 @@ def build_plan(
     data: AnyOutline,
     *,
     found: object | None = None,
-    weights_digest: str | None = None,
+    read: FilesRead | None = None,
     speeds: Speeds | None = None,
     figures: Mapping[str, MeasuredCosts] | None = None,
     versions: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Plan:
     """Build the graph of all regimes. `outlines`: regime name -> its chain. `found`: what the model's family found when
-    it looked at the model. `weights_digest`: identity of the initial weights' files. `speeds`: of the
-    workers. `figures`: what measure nodes found, by node id; a
-    plan without them decides by counting and names the nodes as `unmeasured`. `versions`: kind of node -> package ->
-    version, part of the ids. Raises ConfigError when a regime insists on snapshots that exceed the budget."""
-    inputs = PlanInputs(config, data, found, weights_digest, speeds or Speeds(), figures or {})
+    it looked at the model. `read`: identities of files. `speeds`: of the workers. `figures`: what measure nodes found,
+    by node id; a plan without them decides by counting and names the nodes as `unmeasured`. `versions`: kind of node ->
+    package -> version, part of the ids. Raises ConfigError when a regime insists on snapshots that exceed the budget."""
+    read = read or FilesRead()
+    inputs = PlanInputs(config, data, found, read.weights, speeds or Speeds(), figures or {}, read.questions)
     collected = Collected(NodeTable(versions))
     regimes = {name: add_regime(inputs, collected, config.regime(name), outlines[name]) for name in config.regimes}
     return Plan(
@@ -46,4 +46,5 @@ def build_plan(
         regimes,
         collected.original,
         tuple(collected.unmeasured),
+        judged=collected.judged,
     )

@@ -56,6 +56,11 @@ class Node:
         return TASKS[self.kind].scores
 
     @property
+    def judges(self) -> bool:
+        """Whether it asks a network questions, for which even other scores do not wait."""
+        return TASKS[self.kind].judges
+
+    @property
     def initializes(self) -> bool:
         """Whether it makes the weights that training starts from."""
         return TASKS[self.kind].initializes
@@ -130,6 +135,8 @@ class RegimePlan:
     notes: tuple[str, ...] = ()
     #: Train node -> the views of every sample that the stage sees; none where samples have no views.
     views: dict[str, ViewsSeen] = dataclasses.field(default_factory=dict)
+    #: Benchmark -> train node -> judge node of the whole network after that stage.
+    judged: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
     def work_of(self, stage: str) -> tuple[str, ...]:
         """Return all train nodes of a stage, in order, given the one in `stages`."""
@@ -137,7 +144,7 @@ class RegimePlan:
 
     def to_json(self) -> dict[str, Any]:
         written = dataclasses.asdict(self)
-        for name in ("diagnoses", "variant", "notes"):
+        for name in ("diagnoses", "variant", "notes", "judged"):
             if not written[name]:
                 del written[name]
         return written
@@ -157,6 +164,8 @@ class Plan:
     unmeasured: tuple[str, ...] = ()
     #: Materialize nodes that are read by what is not asked for yet (a sweep's later trials).
     held: frozenset[str] = frozenset()
+    #: Benchmark -> judge node of the model as it came.
+    judged: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def measuring(self) -> Plan:
         """Return what has to be done before the plan can be made for good: the unmeasured nodes and what they need."""
@@ -242,6 +251,7 @@ class Plan:
             "regimes": {name: regime.to_json() for name, regime in self.regimes.items()},
             "original": dict(self.original),
             "unmeasured": list(self.unmeasured),
+            **({"judged": dict(self.judged)} if self.judged else {}),
         }
 
 

@@ -15,7 +15,7 @@ from orchestrator.costs.estimator import Trained
 from orchestrator.costs.fit import evened, largest_micro
 from orchestrator.costs.formulas import Estimate
 from orchestrator.costs.tiers import Limits, Option, cheapest, smallest, ways
-from orchestrator.plan.after_stage import QUESTIONS, evaluate_node
+from orchestrator.plan.after_stage import QUESTIONS, evaluate_node, judge_nodes
 from orchestrator.plan.experiment import data_task, model_task
 from orchestrator.plan.graph import RegimePlan
 from orchestrator.plan.regime_state import Collected, Ended, PlanInputs, RegimeState
@@ -41,7 +41,7 @@ def add_regime(inputs: PlanInputs, collected: Collected, regime: Regime, outline
     """Add the nodes and targets of one regime; return where its outcome is found."""
     state = RegimeState(inputs, collected, regime, outline)
     state.data_node = _data_node(state)
-    model = _model_node(state)
+    model = state.model_node = _model_node(state)
     state.weights = dict.fromkeys((*state.blocks, "head"), model)
     _settle_costs(state)
     regime_plan = RegimeBuilder(state).build()
@@ -70,7 +70,8 @@ class RegimeBuilder:
         validation = evaluate_node(state, "final validation", "validation")
         test = evaluate_node(state, "final test", "test")
         answers = [node for question in QUESTIONS for node in ended.answered(question).values()]
-        state.collected.targets.update(dict.fromkeys((*ended.stages, *answers, validation, test)))
+        judged = [node for nodes in ended.judged.values() for node in nodes.values()]
+        state.collected.targets.update(dict.fromkeys((*ended.stages, *answers, validation, test, *judged)))
         return RegimePlan(
             name=regime.name,
             kind=regime.kind,
@@ -99,6 +100,7 @@ class RegimeBuilder:
             else 1,
             notes=tuple(self._notes()),
             diagnoses={name: found for name, found in ended.answers.items() if name not in ("assembled", "truncated")},
+            judged=ended.judged,
         )
 
     def _notes(self) -> Iterator[str]:
@@ -121,7 +123,10 @@ class RegimeBuilder:
         splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
         for split in splits:
             collected.original[split] = evaluate_node(self._state, f"original {split}", split)
-        collected.targets.update(dict.fromkeys(collected.original.values()))
+        judge = inputs.config.evaluation.judge
+        if judge is not None and "original" in judge.of:
+            collected.judged |= judge_nodes(self._state, "of the original", untouched=True)
+        collected.targets.update(dict.fromkeys((*collected.original.values(), *collected.judged.values())))
 
     def _sequential(self) -> None:
         """Add one stage after the other."""
@@ -173,6 +178,10 @@ class RegimeBuilder:
             answer = ask(state, stage)
             if answer is not None:
                 ended.answers.setdefault(name, {})[node] = answer
+        judge = state.inputs.config.evaluation.judge
+        if judge is not None and ("stages" in judge.of or ("final" in judge.of and stage is state.stages[-1])):
+            for benchmark, answer in judge_nodes(state, f"after {stage.name}").items():
+                ended.judged.setdefault(benchmark, {})[node] = answer
 
     def _stage_node(
         self,

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.config.rates import Rates
+from orchestrator.config.rules.judged import Questions
 from orchestrator.costs.boundary_costs import Costs
 from orchestrator.costs.estimator import Estimator
 from orchestrator.costs.formulas import Estimate
@@ -46,6 +47,15 @@ class Speeds:
 
 
 @dataclasses.dataclass(frozen=True)
+class FilesRead:
+    """Identities of files that a plan is made for. `weights`: of the initial weights; `questions`: benchmark -> what it
+    will ask."""
+
+    weights: str | None = None
+    questions: Mapping[str, Questions] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class PlanInputs:
     """What all regimes of a plan share. `found`: what the model's family found when it looked at the
     model; `weights_digest`: identity of the initial weights' files; `figures`: what measure nodes found, by node id."""
@@ -56,6 +66,8 @@ class PlanInputs:
     weights_digest: str | None
     speeds: Speeds
     figures: Mapping[str, MeasuredCosts]
+    #: Benchmark -> what it will ask.
+    questions: Mapping[str, Questions] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def rates(self) -> Rates:
@@ -85,6 +97,8 @@ class Collected:
     unmeasured: dict[str, None] = dataclasses.field(default_factory=dict)
     #: Split -> evaluate node of the model as it came (pretrained language models).
     original: dict[str, str] = dataclasses.field(default_factory=dict)
+    #: Benchmark -> judge node of the same.
+    judged: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class RegimeState:
@@ -119,6 +133,7 @@ class RegimeState:
         #: Version of the blocks that move while a wave goes on.
         self.version = 0
         self.data_node = ""
+        self.model_node = ""
         #: Evaluate node that may say that nothing more needs to be trained.
         self.gate: str | None = None
         trained = [(stage, self.training[stage.name]) for stage in self.stages]
@@ -221,6 +236,8 @@ class Ended:
     rounds: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     views: dict[str, ViewsSeen] = dataclasses.field(default_factory=dict)
     averages: list[str] = dataclasses.field(default_factory=list)
+    #: Benchmark -> train node -> judge node.
+    judged: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
     def answered(self, question: str) -> dict[str, str]:
         return self.answers.get(question, {})

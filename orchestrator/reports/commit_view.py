@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cache_store.records.nodes import Commit
 from orchestrator.reports.record_json import REST, finite, from_json
-from orchestrator.reports.records import DataSummary, EpochSummary, Metrics, ShardCounts, SplitSummary, WorkPlace
+from orchestrator.reports.records import (
+    Benchmarks,
+    BenchmarkScore,
+    ContaminatedBy,
+    DataSummary,
+    EpochSummary,
+    Metrics,
+    ShardCounts,
+    SplitSummary,
+    WorkPlace,
+)
 from workers.specs.data_results import DataFigures, SplitStatistics
+from workers.specs.results import JudgeResult
 
 if TYPE_CHECKING:
     from orchestrator.plan.graph import Node
@@ -102,6 +113,28 @@ class CommitView:
     def of(self, node_id: str) -> CommitFigures:
         """Return the figures of a node; none before it has committed."""
         return self.figures.get(node_id, NO_FIGURES)
+
+    def judged(self, nodes: Mapping[str, str]) -> Benchmarks | None:
+        """Return what benchmarks say, of those whose judge node (`nodes`: benchmark -> node) has committed."""
+        found = {
+            benchmark: _benchmark_score(self.commits[node].read(JudgeResult))
+            for benchmark, node in nodes.items()
+            if node in self.commits
+        }
+        return found or None
+
+
+def _benchmark_score(result: JudgeResult) -> BenchmarkScore:
+    score, overlap = result.score, result.contaminated
+    return BenchmarkScore(
+        metric=score.metric,
+        value=score.value,
+        stderr=score.stderr,
+        n=score.n,
+        shots=score.shots,
+        contaminated=None if overlap is None else ContaminatedBy(overlap.asked, overlap.same, overlap.near),
+        groups={part.task: part.value for part in score.parts} or None,
+    )
 
 
 def data_summary(found: DataFigures) -> DataSummary:

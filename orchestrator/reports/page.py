@@ -402,6 +402,8 @@ _RELEVANT: Mapping[str, Sequence[str]] = {
     "materialize": ("snapshot_bytes", "seconds"),
     "evaluate": ("seconds",),
     "average": ("seconds",),
+    "questions": ("seconds",),
+    "judge": ("seconds",),
     "data": ("seconds",),
     "model": ("seconds",),
 }

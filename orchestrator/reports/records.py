@@ -99,6 +99,34 @@ class StageEstimate:
 
 
 @dataclass(frozen=True)
+class ContaminatedBy:
+    """Of `asked` questions a model, or what it comes from, was trained on `same`, and on near-duplicates of `near`."""
+
+    asked: int
+    same: int
+    near: int
+
+
+@dataclass(frozen=True)
+class BenchmarkScore:
+    """A network's score on a benchmark: `value` (0..1) of `metric` over `n` questions, each asked after `shots`
+    examples; `stderr` is the standard error of the mean."""
+
+    metric: str
+    value: float
+    stderr: float | None
+    n: int
+    shots: int
+    contaminated: ContaminatedBy | None = field(default=None, metadata=OPTIONAL)
+    #: Of a benchmark in groups (MMLU): group -> value.
+    groups: Mapping[str, float] | None = field(default=None, metadata=OPTIONAL)
+
+
+#: Benchmark -> score.
+Benchmarks = Mapping[str, BenchmarkScore]
+
+
+@dataclass(frozen=True)
 class StageSummary:
     """One stage; its rounds, if it was trained in rounds, as one piece of work."""
 
@@ -155,6 +183,8 @@ class StageSummary:
     trained_at_once: int | None = field(default=None, metadata=OPTIONAL)
     #: Where its time went; of rounds all together.
     times: TimeSpent | None = field(default=None, metadata=OPTIONAL)
+    #: The whole network after the stage on benchmarks, as far as they have been asked; None: none has.
+    judged: Benchmarks | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def done(self) -> bool:
@@ -269,6 +299,11 @@ class RegimeSummary:
     def done(self) -> bool:
         return self.status in FINISHED
 
+    @property
+    def judged(self) -> Benchmarks:
+        """What it comes to on benchmarks: the network after its last stage."""
+        return (self.stages[-1].judged or {}) if self.stages else {}
+
 
 @dataclass(frozen=True)
 class SplitSummary:
@@ -364,3 +399,5 @@ class Summary:
     #: None before the data are prepared.
     data: DataSummary | None = field(default=None, metadata=OPTIONAL)
     about: About | None = field(default=None, metadata=OPTIONAL)
+    #: The model as it came on benchmarks; None: not asked.
+    judged: Benchmarks | None = field(default=None, metadata=OPTIONAL)

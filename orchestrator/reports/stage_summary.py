@@ -73,6 +73,7 @@ def summarize_stage(view: CommitView, node_id: str, regime: RegimePlan) -> Stage
         swallowed=maximum(part.swallowed for part in work.done),
         trained_at_once=newest.trained_at_once,
         times=_times(view, rounds),
+        judged=view.judged({name: asked[node_id] for name, asked in regime.judged.items() if node_id in asked}),
     )
 
 

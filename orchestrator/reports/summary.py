@@ -94,6 +94,7 @@ def summarize(
             Failure(key, nodes[key].label if key in nodes else key, message) for key, message in failures.items()
         ),
         about=about,
+        judged=view.judged(plan.judged),
         data=next((data_summary(own[key].read(DataFigures)) for key in own if nodes[key].prepares), None),
     )
 

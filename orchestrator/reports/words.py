@@ -38,6 +38,8 @@ NODE_WORDS = {
     "materialize": "snapshot sets",
     "evaluate": "evaluations",
     "measure": "measurements",
+    "questions": "sets of questions",
+    "judge": "benchmarks",
 }
 SHORT_NODE_WORDS = {
     "data": "data",
@@ -45,6 +47,7 @@ SHORT_NODE_WORDS = {
     "train": "stages",
     "materialize": "snapshot sets",
     "evaluate": "evaluations",
+    "judge": "benchmarks",
 }
 
 

@@ -85,6 +85,9 @@ def regime_rows(plan: Plan, regime: RegimePlan, domain: Planning) -> list[Row]:
     evaluations = dict.fromkeys((*regime.assembled.values(), regime.validation, regime.test))
     nodes = tuple(plan.node(node_id) for node_id in evaluations)
     rows.append(Row("evaluations", nodes, f"{len(nodes)} of the whole chain"))
+    for benchmark, judged in regime.judged.items():
+        nodes = tuple(plan.node(node_id) for node_id in judged.values())
+        rows.append(Row(f"{benchmark} of stages", nodes, f"asks the whole network, {len(nodes)} times"))
     return rows
 
 

@@ -24,7 +24,7 @@ from orchestrator.config import load as configuration
 from orchestrator.config.devices import Device, device_of_accelerator, usable
 from orchestrator.config.precision import has_gpu, planned_device
 from orchestrator.config.rates import Rates
-from orchestrator.config.rules import ray_jobs
+from orchestrator.config.rules import judged, ray_jobs
 from orchestrator.config.rules.check import sound
 from orchestrator.config.rules.models import chain, finding_of, trainable
 from orchestrator.config.schema import MEMORY, Config, Regime
@@ -34,7 +34,7 @@ from orchestrator.plan import budget
 from orchestrator.plan.builder import build_plan
 from orchestrator.plan.experiment import outline_of, rows_of
 from orchestrator.plan.graph import Plan
-from orchestrator.plan.regime_state import Speeds
+from orchestrator.plan.regime_state import FilesRead, Speeds
 from orchestrator.plan.views import unequal_views
 from workers.domains.planning import AnyData, AnyOutline
 from workers.domains.registry import planning_of_data
@@ -106,7 +106,7 @@ def prepare_document(
     checked = configuration.check(source)
     document, problems = checked.document, list(checked.problems)
     data: AnyOutline | None = None
-    digest: str | None = None
+    read = FilesRead()
     kind: type[UserError] = ConfigError
     if checked.data is not None:
         try:
@@ -117,14 +117,15 @@ def prepare_document(
             problems += found
     if checked.config is not None:
         findings: list[Finding] = []
-        if checked.inspected:
-            digest = _weights_digest(checked.config, checked.found, findings)
+        questions = judged.look(checked.config, findings)
+        digest = _weights_digest(checked.config, checked.found, findings) if checked.inspected else None
+        read = FilesRead(digest, questions)
         problems += document.located([*findings, *_further_problems(checked.config, data)])
     config = sound(document, problems, checked.config, kind)
     if data is None:
         raise ConfigError(f"{document.source}: its data cannot be looked at")
     raise_problems(document.source, document.located(_late_chains(config, data, checked.found)))
-    return _planned(document, PlanBasis(config, data, checked.found, digest, device))
+    return _planned(document, PlanBasis(config, data, checked.found, read, device))
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class PlanBasis:
     config: Config
     data: AnyOutline
     found: object | None
-    weights_digest: str | None
+    read: FilesRead
     device: Device | None = None
 
 
@@ -189,7 +190,7 @@ def _planned(document: Document, basis: PlanBasis) -> Prepared:
             outlines,
             data,
             found=found,
-            weights_digest=basis.weights_digest,
+            read=basis.read,
             speeds=Speeds(
                 _rates(config, basis.device),
                 not _on_gpu(config),

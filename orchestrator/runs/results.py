@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from cache_store.storage.open import existing_storage
 from orchestrator.environment import describe_environment
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Outcome
+from orchestrator.plan.graph import Plan
 from orchestrator.reports.page import write_report
 from orchestrator.reports.records import Summary
 from orchestrator.reports.summary import summarize, write_summary
@@ -22,6 +23,9 @@ from orchestrator.trackers.table import track
 from workers.export import Trained
 from workers.export import export as write_export
 from workers.specs.export_files import TRAINED_QUESTIONS
+
+#: Of networks as they were after a stage, in a run directory.
+STAGES = "stages"
 
 
 def report(recorded: Recorded) -> None:
@@ -49,6 +53,60 @@ def export(recorded: Recorded, regimes: Sequence[str]) -> None:
         print(recorded.run_dir / path)
 
 
+def export_stage(recorded: Recorded, regimes: Sequence[str], stage: str) -> None:
+    """Write the whole networks as they were after a stage: its name, or its number in its regime, counted from 1.
+
+    UserError when no regime has such a stage, or when it is not finished."""
+    found = {name: node for name in regimes if (node := _stage_called(recorded.plan, name, stage)) is not None}
+    if not found:
+        known = "; ".join(f"{name}: {', '.join(_stage_names(recorded.plan, name))}" for name in regimes)
+        raise UserError(f"--stage: {stage}: there is no such stage; there are {known}")
+    ledger = CommitLog.read(existing_storage(recorded.store), recorded.plan)
+    for name, node in found.items():
+        weights, label = weights_after(recorded.plan, name, node), recorded.plan.node(node).task["name"]
+        if any(needed not in ledger.commits for needed in (*weights.values(), *_beside(recorded))):
+            raise UserError(f"{name}/{label}: not finished, there are no weights to export yet; run it first")
+        folder = recorded.run_dir / STAGES / name / label
+        _write(recorded, name, _trained(recorded, name, weights, ledger), NodeStore(ledger.storage), folder)
+        print(folder)
+
+
+def _stage_called(plan: Plan, regime: str, stage: str) -> str | None:
+    """Find a stage of a regime by its name or number."""
+    nodes, names = plan.regimes[regime].stages, _stage_names(plan, regime)
+    if stage.isdecimal():
+        return nodes[int(stage) - 1] if 1 <= int(stage) <= len(nodes) else None
+    return nodes[names.index(stage)] if stage in names else None
+
+
+def _stage_names(plan: Plan, regime: str) -> list[str]:
+    return [plan.node(node).task["name"] for node in plan.regimes[regime].stages]
+
+
+def weights_after(plan: Plan, regime: str, stage: str) -> dict[str, str]:
+    """Part -> the node that holds it after a stage, given its train node: what is scored and judged then.
+
+    UserError for stages that overlap, of which nothing was asked when they ended."""
+    planned = plan.regimes[regime]
+    asked = [planned.assembled, *planned.judged.values()]
+    scoring = next((answers[stage] for answers in asked if stage in answers), None)
+    if stage == planned.stages[-1]:
+        return dict(planned.weights)
+    if scoring is not None:
+        roles = plan.node(scoring).parents
+        return {part: roles[f"weights/{part}"] for part in planned.weights}
+    if planned.rounds:
+        raise UserError(
+            f"{regime}: its stages overlap, and what the network was when one ended was not scored "
+            "(evaluation.stages: false); the last stage can be exported"
+        )
+    model = next(node.id for node in plan.nodes if node.initializes and regime in node.regimes)
+    weights = dict.fromkeys(planned.weights, model)
+    for node in planned.stages[: planned.stages.index(stage) + 1]:
+        weights.update(dict.fromkeys(plan.node(node).task["trained"], node))
+    return weights
+
+
 def _is_finished(recorded: Recorded, regime: str, ledger: CommitLog) -> bool:
     """Tell whether all that an export of the regime is made of is committed."""
     needed = (*recorded.plan.regimes[regime].weights.values(), *_beside(recorded))
@@ -70,20 +128,28 @@ def export_finished(
         if not _is_finished(recorded, name, ledger):
             continue
         folder = _export_folder(recorded, name)
-        try:
-            write_export(_trained(recorded, name, ledger), nodes, folder, anew=anew)
-        except CorruptShard as error:
-            raise CorruptShard(
-                f"{error.message}, so {name} cannot be exported; `segprop cache verify {recorded.run_dir} --repair` "
-                "moves what is damaged away, and `segprop run` then makes it again",
-                **error.details,
-            ) from error
+        trained = _trained(recorded, name, recorded.plan.regimes[name].weights, ledger)
+        _write(recorded, name, trained, nodes, folder, anew=anew)
         written[name] = str(folder.relative_to(recorded.run_dir))
     return written
 
 
-def _trained(recorded: Recorded, name: str, ledger: CommitLog) -> Trained:
-    parts = {part: ledger.commits[node] for part, node in recorded.plan.regimes[name].weights.items()}
+def _write(
+    recorded: Recorded, name: str, trained: Trained, nodes: NodeStore, folder: Path, *, anew: bool = True
+) -> None:
+    """Export; damage is said with what to do about it."""
+    try:
+        write_export(trained, nodes, folder, anew=anew)
+    except CorruptShard as error:
+        raise CorruptShard(
+            f"{error.message}, so {name} cannot be exported; `segprop cache verify {recorded.run_dir} --repair` "
+            "moves what is damaged away, and `segprop run` then makes it again",
+            **error.details,
+        ) from error
+
+
+def _trained(recorded: Recorded, name: str, weights: Mapping[str, str], ledger: CommitLog) -> Trained:
+    parts = {part: ledger.commits[node] for part, node in weights.items()}
     return Trained(
         recorded.experiments[name],
         parts,

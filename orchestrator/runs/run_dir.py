@@ -23,7 +23,7 @@ from orchestrator.units import human_bytes
 
 CONFIG_FILE = "config.yaml"
 #: What a run comes to, in its directory, and the folder where that is kept when something else takes its place.
-RESULTS = ("summary.json", "report.html", "model", "tb", "tb_live", "points.jsonl")
+RESULTS = ("summary.json", "report.html", "model", "stages", "tb", "tb_live", "points.jsonl")
 EARLIER = "earlier"
 #: Keys of a difference that are named.
 MOST_KEYS = 3

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cache_store.errors import DataError, UserError
-from workers.judge import harness, humaneval, problems
+from workers.judge import harness, humaneval, outlook, problems
 from workers.judge.model import Dtype, JudgedModel
 from workers.judge.scores import Answered, Score
 
@@ -64,6 +65,15 @@ class Judge:
     check: Callable[[str, JudgeSettings], None]
     score: Callable[[JudgedModel, str, JudgeSettings, Answered], Score]
     asked: Callable[[str, JudgeSettings], list[str]] = lambda task, settings: []
+    #: What it will ask, from local files alone.
+    outlook: Callable[[outlook.Asking], outlook.Outlook] = lambda asking: outlook.Outlook()
+    #: The settings, beside `limit`, `batch_size` and `dtype`, that decide its score.
+    uses: frozenset[str] = frozenset()
+    #: Packages that ask, beside what computes the model.
+    libraries: tuple[str, ...] = ()
+    #: It runs what the model writes.
+    executes: bool = False
+    title: str = ""
 
 
 def _check_questions(task: str, settings: JudgeSettings) -> None:
@@ -96,12 +106,38 @@ def _problems(task: str, settings: JudgeSettings) -> tuple[problems.CodeProblem,
     return problems.read_problems(problems.find_file(settings.data, task))
 
 
-QUESTIONS = Judge(_check_questions, _score_questions, _asked)
-CODE = Judge(_check_code, _score_code)
+_HARNESS = ("lm_eval",)
+_GENERATED = frozenset({"max_new_tokens"})
 
 JUDGES: Mapping[str, Judge] = {
-    "mmlu": QUESTIONS,
-    "winogrande": QUESTIONS,
-    "humaneval": CODE,
-    "humaneval_plus": CODE,
+    "mmlu": Judge(
+        _check_questions,
+        _score_questions,
+        _asked,
+        outlook.mmlu,
+        frozenset({"shots", "subjects"}),
+        _HARNESS,
+        title="MMLU",
+    ),
+    "winogrande": Judge(
+        _check_questions,
+        _score_questions,
+        _asked,
+        outlook.winogrande,
+        # The seed draws its examples.
+        frozenset({"shots", "seed"}),
+        _HARNESS,
+        title="WinoGrande",
+    ),
+    **{
+        task: Judge(
+            _check_code,
+            _score_code,
+            outlook=partial(outlook.code, task),
+            uses=_GENERATED,
+            executes=True,
+            title=title,
+        )
+        for task, title in (("humaneval", "HumanEval"), ("humaneval_plus", "HumanEval+"))
+    },
 }

@@ -61,6 +61,8 @@ class Capabilities:
     channels_last: str | None = None
     #: training.micro_batch: auto.
     auto_micro: str | None = "auto: batch normalization learns from what a micro-batch is made of; allowed: a number"
+    #: evaluation.judge: questions in words, which an exported network answers.
+    judged: str | None = _LANGUAGE
     #: regimes.<name>.head_convs.
     head_convs: str | None = "is for ResNets and VGGs"
     #: regimes.<name>.variant: of LW, which needs a chain that can be cut before pooling.

@@ -148,7 +148,7 @@ class NodeFigures(Record):
     bytes: int | None = None
     #: Sentences for the user, of a text data set.
     warnings: tuple[str, ...] = ()
-    #: Of an evaluation.
+    #: Of an evaluation, or of a benchmark.
     metrics: Mapping[str, float] = field(default_factory=dict)
     #: Of a stage: its epochs, and the one whose weights it committed.
     epochs: tuple[EpochFigures, ...] = ()
@@ -398,5 +398,57 @@ class EvaluateResult(Record):
 
     metrics: Mapping[str, float]
     rows: int
+    seconds: float
+    where: Where
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap(Record):
+    """Of `asked` questions a model was trained on `same`, and on near-duplicates of `near` more; `example`: one."""
+
+    asked: int
+    same: int
+    near: int
+    example: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionsResult(Record):
+    """Questions of a benchmark, kept in a file of the commit. `contaminated`: those that are trained on."""
+
+    OMITTED = ("contaminated",)
+
+    benchmark: str
+    contaminated: Overlap | None = None
+    seconds: float
+    where: Where
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedScore(Record):
+    """What a benchmark says of a model (`workers.judge.scores.Score`): `value` (0..1) of `metric` over `n` questions,
+    each asked after `shots` examples, with the standard error of the mean; and the same of its groups and subjects."""
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    n: int
+    shots: int
+    parts: tuple[JudgedScore, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeResult(Record):
+    """A network's score on a benchmark. `contaminated`: questions that it, or what it comes from, was trained on."""
+
+    OMITTED = ("contaminated",)
+
+    benchmark: str
+    score: JudgedScore
+    contaminated: Overlap | None = None
+    #: The share of right answers as `accuracy`, for whoever shows scores of any kind.
+    metrics: Mapping[str, float]
     seconds: float
     where: Where

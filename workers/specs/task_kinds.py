@@ -41,6 +41,8 @@ class TaskKind:
     makes_set: bool = False
     #: Scores a network: only the results wait for it, so it starts when nothing else is ready.
     scores: bool = False
+    #: Asks a network questions, which takes long: it starts when no other score is ready either.
+    judges: bool = False
     #: Makes the weights that training starts from.
     initializes: bool = False
     #: Puts the data set into the store.
@@ -90,6 +92,22 @@ def _stage_identity(task: Json) -> Json:
     return {**_without(task, "memory"), "train": train, **rounds, **({"memory": memory} if memory else {})}
 
 
+def _questions_identity(task: Json) -> Json:
+    """Leave out where files lie (the fingerprint says which they are), and what is allowed."""
+    return _without(task, "path", *_ALLOWED)
+
+
+def _judge_identity(task: Json) -> Json:
+    """Leave out what is allowed, and what of the experiment made the weights: those have ids of their own, and the
+    untouched model is the same whatever is trained on."""
+    task = _whole(_without(task, *_ALLOWED))
+    return {**task, "experiment": _without(task["experiment"], "data", "seed")}
+
+
+#: Permissions, which change no result.
+_ALLOWED = ("allow_code_execution", "allow_unisolated", "allow_contaminated")
+
+
 def _without(section: Json, *keys: str) -> dict[str, Any]:
     return {key: value for key, value in section.items() if key not in keys}
 
@@ -107,4 +125,9 @@ TASKS: dict[str, TaskKind] = {
     ),
     "evaluate": TaskKind(spec=tasks.EvaluateTask, scores=True, identity=_wherever),
     "average": TaskKind(spec=tasks.AverageTask),
+    "questions": TaskKind(spec=tasks.QuestionsTask, shared=True, identity=_questions_identity),
+    # Generating has no deterministic kernels on every device.
+    "judge": TaskKind(
+        spec=tasks.JudgeTask, scores=True, judges=True, identity=_judge_identity, deterministic=lambda task: False
+    ),
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from cache_store.formats.encodings import EncodingName
@@ -256,4 +257,62 @@ class AverageTask:
     parts: tuple[str, ...]
 
 
-Task = DataTask | ModelTask | MeasureTask | MaterializeTask | StageTask | EvaluateTask | AverageTask
+#: The type that weights of a judged model are held in; `auto`: the one that its config names.
+JudgedType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionsTask:
+    """Put the questions of one benchmark into the store, once they are known to be sound and not to be trained on.
+    Parents: `model`, whose weights may have been trained on some before, and `data` where the run trains on questions.
+    `fingerprint` identifies the files (names and contents)."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("limit", "subjects")
+
+    #: A key of `workers.judge.judges.JUDGES`.
+    benchmark: str
+    fingerprint: str
+    #: The folder that holds the benchmarks' own.
+    path: str
+    limit: int | None = None
+    subjects: tuple[str, ...] | None = None
+    allow_code_execution: bool = False
+    allow_unisolated: bool = False
+    #: Go on where some are trained on; scores are then marked.
+    allow_contaminated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeTask:
+    """Ask an assembled language model the questions of one benchmark. Parents: `questions`, `model` (whose commit has
+    what goes beside the weights), weights/<part> for every part of the network."""
+
+    #: Settings that the benchmark has no use for are None, so that they change no id.
+    LATER: ClassVar[tuple[str, ...]] = ("limit", "subjects", "shots", "seed", "max_new_tokens")
+
+    experiment: Experiment
+    benchmark: str
+    batch_size: int
+    dtype: JudgedType = "auto"
+    limit: int | None = None
+    subjects: tuple[str, ...] | None = None
+    shots: int | None = None
+    seed: int | None = None
+    max_new_tokens: int | None = None
+    allow_code_execution: bool = False
+    allow_unisolated: bool = False
+    #: Package -> version, of those that ask, beside what computes the model.
+    libraries: Mapping[str, str] = field(default_factory=dict)
+
+
+Task = (
+    DataTask
+    | ModelTask
+    | MeasureTask
+    | MaterializeTask
+    | StageTask
+    | EvaluateTask
+    | AverageTask
+    | QuestionsTask
+    | JudgeTask
+)

@@ -21,6 +21,7 @@ from workers.specs.task_kinds import TASKS
 from workers.tasks.average import average
 from workers.tasks.data import _prepare_data
 from workers.tasks.evaluate import evaluate
+from workers.tasks.judge import judge, keep_questions
 from workers.tasks.materialize import materialize
 from workers.tasks.measure import measure
 from workers.tasks.model import _initial_model
@@ -101,4 +102,6 @@ HANDLERS: dict[str, Callable[[Work], Commit | None]] = {
     "train": lambda work: train(work.task, work.order, work.environment, work.attempt),
     "evaluate": lambda work: evaluate(work.task, work.order.parents, work.environment, work.attempt),
     "average": lambda work: average(work.task, work.order.parents, work.environment, work.attempt),
+    "questions": lambda work: keep_questions(work.task, work.order.parents, work.environment, work.attempt),
+    "judge": lambda work: judge(work.task, work.order.parents, work.environment, work.attempt),
 }

@@ -16,7 +16,12 @@ from workers.models.base import Finding
 from workers.user_code import PACKAGE
 
 WRITTEN: tuple[KeyPath, ...] = (("run_dir",), ("store",))
-READ: tuple[KeyPath, ...] = (("data", "path"), ("model", "path"), ("model", "weights"))
+READ: tuple[KeyPath, ...] = (
+    ("data", "path"),
+    ("model", "path"),
+    ("model", "weights"),
+    ("evaluation", "judge", "data"),
+)
 
 
 def problems(config: Config, folder: Path, exists: Callable[[Path], bool] = Path.exists) -> Iterator[Finding]:

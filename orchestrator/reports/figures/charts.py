@@ -240,6 +240,7 @@ _PREDICTED: Mapping[str, Sequence[str]] = {
     "train": ("peak_bytes", "seconds"),
     "materialize": ("snapshot_bytes", "seconds"),
     "evaluate": ("seconds",),
+    "judge": ("seconds",),
 }
 
 

@@ -70,6 +70,7 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
             omit=None,
             fp8=None,
             sharding=None,
+            judged=None,
             channels_last="true: is for images",
             head_convs="is for ResNets and VGGs; a decoder has split.head",
             variant="is for ResNets and VGGs; a decoder's local heads are copies of its own",

@@ -1,0 +1,109 @@
+"""Benchmarks after every stage: the scores of the exported folders, kept, and asked again only when something changed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_running import lm_changes, write_checkpoint
+from running import Lab, summary_of, write_config
+from text_makers import mmlu_folder
+
+pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install segprop[eval]")
+
+from orchestrator.cli import main
+from workers.specs.results import JudgeResult
+
+JUDGE: dict[str, Any] = {"tasks": ["mmlu"], "subjects": ["anatomy"], "shots": 0, "limit": 2, "batch_size": 4}
+
+
+@dataclass
+class World:
+    """A finished run and the folder of its questions."""
+
+    config: Path
+    data: Path
+
+    @property
+    def run_dir(self) -> Path:
+        return self.config.parent / "run"
+
+    def answers(self, folder: Path, out: Path) -> Any:
+        """What `segprop judge` says of a folder."""
+        given = ["--tasks", "mmlu", "--subjects", "anatomy", "--shots", "0", "--limit", "2", "--batch-size", "4"]
+        assert main(["judge", str(folder), *given, "--data", str(self.data), "--quiet", "--out", str(out)]) == 0
+        [model] = json.loads(out.read_text())["models"]
+        return model["scores"][0]
+
+    def nodes(self) -> set[str]:
+        return {path.parent.name for path in (self.run_dir / "store" / "nodes").glob("*/commit.json")}
+
+    def lab(self) -> Lab:
+        from orchestrator.runs.prepare import prepare
+
+        return Lab(prepare(self.config))
+
+    def score(self, label: str) -> Any:
+        return self.lab().commit(label).read(JudgeResult).score.to_json()
+
+
+def changes(folder: Path, data: Path) -> dict[str, Any]:
+    return {
+        **lm_changes(folder),
+        "model": {"family": "causal_lm", "path": str(write_checkpoint(folder / "model"))},
+        "regimes": {"e2e": {}, "segprop": {}},
+        "evaluation": {"stages": False, "judge": {**JUDGE, "data": str(data)}},
+    }
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("judged")
+    data = folder / "data"
+    mmlu_folder(data / "mmlu", ("anatomy",))
+    config = write_config(folder, changes(folder, data))
+    assert main(["run", str(config), "--quiet"]) == 0
+    return World(config, data)
+
+
+def test_a_judged_stage_scores_as_its_exported_folder(world: World, tmp_path: Path) -> None:
+    for label, options in (
+        ("segprop/mmlu after stage1-base", ["--regime", "segprop", "--stage", "1"]),
+        ("segprop/mmlu after stage2-layer1", ["--regime", "segprop"]),
+    ):
+        assert main(["export", str(world.run_dir), *options]) == 0
+        folder = "stages/segprop/stage1-base" if "--stage" in options else "model/segprop"
+        assert world.answers(world.run_dir / folder, tmp_path / "scores.json") == world.score(label)
+    original = world.answers(world.config.parent / "model", tmp_path / "scores.json")
+    assert original == world.score("e2e/mmlu of the original")
+    # The digests of all log-likelihoods tell the networks apart.
+    digests = [
+        world.score(f"segprop/mmlu after {name}")["notes"]["answers"] for name in ("stage1-base", "stage2-layer1")
+    ]
+    assert len({*digests, original["notes"]["answers"]}) == 3
+
+
+def test_the_summary_has_the_scores_of_the_original_of_stages_and_of_regimes(world: World) -> None:
+    summary = summary_of(world.run_dir)
+    assert summary["judged"]["mmlu"]["n"] == 2
+    for regime in ("e2e", "segprop"):
+        for stage in summary["regimes"][regime]["stages"]:
+            assert stage["judged"]["mmlu"]["shots"] == 0
+            assert stage["judged"]["mmlu"]["stderr"] is not None
+
+
+def test_what_was_judged_is_kept_and_other_settings_are_judged_anew(world: World) -> None:
+    before = world.nodes()
+    assert main(["run", str(world.config), "--quiet"]) == 0
+    assert world.nodes() == before
+    assert main(["run", str(world.config), "--quiet", "evaluation.judge.limit=3"]) == 0
+    added = world.nodes() - before
+    kinds = {
+        json.loads((world.run_dir / "store" / "nodes" / node / "commit.json").read_text())["identity"]["kind"]
+        for node in added
+    }
+    # The original, e2e, two stages of segprop, and the questions.
+    assert (len(added), kinds) == (5, {"judge", "questions"})
