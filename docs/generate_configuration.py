@@ -187,6 +187,12 @@ def _rows(kind: type[Any], prefix: str, *, nested: bool) -> Iterator[Row]:
                 continue
             if kind is IMAGES and name in ("sweep", "budget"):
                 continue  # sections of their own below
+            members = typing.get_args(field.annotation)
+            optional = [member for member in members if _is_section(member) and type(None) in members]
+            if optional and kind is not IMAGES:
+                yield Row(prefix + name, "section or null", "null", field.description or "")
+                yield from _rows(optional[0], f"{prefix}{name}.", nested=True)
+                continue
             default = "" if field.is_required() else _default(field.get_default(call_default_factory=True))
             if kind is IMAGES and name in ("run", "run_dir", "store"):
                 default = ""  # these have one: it depends on the file's name and stands in the description

@@ -503,8 +503,10 @@ def doctor(
 
 @app.command()
 def judge(
+    context: typer.Context,
     folders: Annotated[
-        list[Path], typer.Argument(metavar="FOLDER...", help="Model folders, such as runs/x/model/segprop.")
+        list[Path],
+        typer.Argument(metavar="FOLDER...", help="Model folders, such as runs/x/model/segprop; or one run, runs/x."),
     ],
     tasks: Annotated[str, typer.Option(help="mmlu, winogrande, humaneval, humaneval_plus.")] = "mmlu,winogrande",
     data: Annotated[Path | None, typer.Option(help="Folder with mmlu/, winogrande/, humaneval/; else the hub.")] = None,
@@ -527,10 +529,19 @@ def judge(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
 ) -> None:
-    """Score language models by public benchmarks, side by side: the original, E2E, SegProp."""
+    """Score language models by public benchmarks, side by side: the original, E2E, SegProp.
+
+    Of a run: the original, every stage and regime that is there, as its evaluation.judge says but for the options
+    given. What was judged before is reused; summary and report are written again. Trains nothing."""
     from orchestrator import judging
+    from orchestrator.runs.run_dir import CONFIG_FILE
     from workers.judge.judges import JudgeSettings
 
+    runs = [folder for folder in folders if (folder / CONFIG_FILE).is_file()]
+    if runs:
+        if len(folders) > 1:
+            raise UserError(f"{runs[0]}: is a run, which is judged alone; name model folders, or this run")
+        raise typer.Exit(_judge_run(runs[0], context, quiet=quiet))
     settings = JudgeSettings(
         tasks=_names(tasks),
         data=data,
@@ -546,6 +557,30 @@ def judge(
         allow_contaminated=allow_contaminated,
     )
     judging.table(judging.judge(folders, settings, out=out, quiet=quiet))
+
+
+def _judge_run(run_dir: Path, context: typer.Context, *, quiet: bool) -> int:
+    """Judge the networks of a run; what the command line says stands in for what the run's configuration says."""
+    from orchestrator.config.schema import JudgeConfig
+    from orchestrator.runs import session
+
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+    }
+    elsewhere = {"device": "resources.device says where", "out": "summary.json has the scores"}
+    for name, words in elsewhere.items():
+        if name in given:
+            raise UserError(f"--{name}: is for model folders; of a run {words}")
+    values = {name: given[name] for name in JudgeConfig.model_fields if name in given}
+    for name in {"tasks", "subjects"} & values.keys():
+        values[name] = list(_names(values[name]))
+    overrides = [f"evaluation.judge.{name}={json.dumps(value, default=str)}" for name, value in values.items()]
+    document = _document(run_dir, overrides)
+    if not (document.data.get("evaluation") or {}).get("judge"):
+        raise UserError(f"{run_dir}: its evaluation.judge asks nothing; say what to ask, such as --data DIR")
+    return session.judge(_single(document, run_dir), quiet=quiet)
 
 
 @app.command()

@@ -175,8 +175,8 @@ class JudgeConfig(Section):
         description="mmlu, winogrande, humaneval, humaneval_plus; each is a task of the plan of its own.",
     )
     data: NonBlank = Field(
-        description="Folder that holds `mmlu/`, `winogrande/`, `humaneval/`. The contents of its files are part of what "
-        "a score is known by, so the hub is not asked."
+        description="Folder that holds `mmlu/`, `winogrande/`, `humaneval/`. The contents of its files are part of "
+        "what a score is known by, so the hub is not asked."
     )
     of: tuple[Literal["original", "stages", "final"], ...] = Field(
         default=("original", "stages", "final"),

@@ -35,7 +35,7 @@ def build_plan(
     """Build the graph of all regimes. `outlines`: regime name -> its chain. `found`: what the model's family found when
     it looked at the model. `read`: identities of files. `speeds`: of the workers. `figures`: what measure nodes found,
     by node id; a plan without them decides by counting and names the nodes as `unmeasured`. `versions`: kind of node ->
-    package -> version, part of the ids. Raises ConfigError when a regime insists on snapshots that exceed the budget."""
+    package -> version, part of the ids. ConfigError when a regime insists on snapshots that exceed the budget."""
     read = read or FilesRead()
     inputs = PlanInputs(config, data, found, read.weights, speeds or Speeds(), figures or {}, read.questions)
     collected = Collected(NodeTable(versions))

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from cache_store.storage.durable import write_atomically
 from orchestrator.reports.figures import learning_curves, svg
+from orchestrator.reports.figures.benchmark_curve import benchmark_curve
 from orchestrator.reports.figures.layer_curve import LayerCurve, layer_curve
 from orchestrator.reports.machine import environment_rows, machine_words
 from orchestrator.reports.page_template import template
@@ -38,6 +39,7 @@ from orchestrator.reports.records import (
     WorkFigures,
     WorkSummary,
 )
+from orchestrator.reports.tables import benchmarks
 from orchestrator.reports.tables.time_table import shown_groups, time_rows
 from orchestrator.reports.verdict import gain_text, verdict
 from orchestrator.reports.words import (
@@ -75,10 +77,11 @@ def render(summary: Summary) -> str:
     from orchestrator.reports.figures import charts
 
     page, regimes = _Page(summary), summary.regimes
-    curve = layer_curve(summary)
+    curve, judged = layer_curve(summary), benchmark_curve(summary)
     drawn = {
         "curves": learning_curves.learning_curves(regimes, page.names, page.quality),
         "layers": charts.layers(curve, regimes),
+        "benchmarks": charts.layers(judged, regimes, "benchmarks", "Benchmarks against layer index"),
         "timeline": charts.timeline(summary.work, regimes),
         "predictions": charts.predictions(summary.work, regimes),
     }
@@ -102,6 +105,8 @@ def render(summary: Summary) -> str:
         work=[_work_row(item) for item in summary.work],
         legend=[{"title": page.names[name], "colour": page.palette[name]} for name in regimes],
         layer_legend=_layer_legend(curve, page.names, page.palette),
+        benchmarks=_benchmarks(page),
+        benchmark_legend=_layer_legend(judged, page.names, page.palette),
         tested=any(epoch.test for each in regimes.values() for stage in each.stages for epoch in stage.curve),
         reference_line=len(regimes) > 1 and any(each.done and is_baseline(each) for each in regimes.values()),
         failures=summary.failures,
@@ -343,6 +348,37 @@ def _layer_legend(
         }
         for regime, model in lines
     ]
+
+
+def _benchmarks(page: _Page) -> PageRow | None:
+    """Return the scores on benchmarks: the original, what regimes come to, and their stages; None without any."""
+    summary = page.summary
+    names = benchmarks.asked_of(summary)
+    if not names:
+        return None
+    rows = [
+        {
+            "title": "As it came",
+            "colour": "#1c2733",
+            "stage": "",
+            "last": True,
+            "cells": benchmarks.cells(summary.judged, names),
+        }
+    ]
+    for name, regime in summary.regimes.items():
+        for stage in regime.stages:
+            if stage.judged:
+                cells = benchmarks.cells(stage.judged, names)
+                rows.append(
+                    {
+                        "title": page.names[name],
+                        "colour": page.palette[name],
+                        "stage": stage.name,
+                        "last": stage is regime.stages[-1],
+                        "cells": cells,
+                    }
+                )
+    return {"heads": [benchmarks.title(name) for name in names], "rows": rows, "notes": benchmarks.notes_of(summary)}
 
 
 def _forward_rows(page: _Page) -> list[dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 
@@ -90,6 +90,47 @@ def execute(prepared: Prepared, *, quiet: bool = False, take_over: bool = False)
         tracking.finish(summary)
     print_table(summary)
     print_places(prepared.run_dir, summary)
+    return _exit_code(outcome)
+
+
+def judge(prepared: Prepared, *, quiet: bool = False) -> int:
+    """Judge the networks of a run that are there, as its `evaluation.judge` says, and write the results. Trains
+    nothing; returns the exit code, as `execute`. UserError when there is none to judge."""
+    storage = open_store(prepared.config.store)
+    ledger = CommitLog.read(storage, prepared.plan)
+    targets = _judgeable(prepared.plan, ledger.commits.keys())
+    if not targets:
+        raise UserError(
+            f"{prepared.run_dir}: has no network yet that evaluation.judge.of asks for; run it first: segprop run"
+        )
+    plan, claim = dataclasses.replace(prepared.plan, targets=targets), partial(claim_run_dir, prepared)
+    outcome = Outcome("done", reused=set(ledger.commits))
+    if all(target in ledger.commits for target in targets):
+        claim_idle(prepared, storage, plan, claim, take_over=False)
+    else:
+        outcome = carry_out(prepared, plan, ledger, claim, quiet, take_over=False)
+    code = _exit_code(outcome)
+    whole = all(target in ledger.commits for target in prepared.plan.targets)
+    recorded = Recorded.of(prepared)
+    exports = export_finished(recorded, ledger, list(prepared.plan.regimes))
+    shown = dataclasses.replace(outcome, status="stopped" if outcome.status == "done" and not whole else outcome.status)
+    summary = write_results(recorded, ledger, shown, exports)
+    print_table(summary)
+    print_places(prepared.run_dir, summary)
+    return code
+
+
+def _judgeable(plan: Plan, committed: Collection[str]) -> tuple[str, ...]:
+    """Return the judge nodes whose networks are there: all but the questions."""
+    return tuple(
+        node.id
+        for node in plan.nodes
+        if node.judges and all(parent in committed for role, parent in node.parents.items() if role != "questions")
+    )
+
+
+def _exit_code(outcome: Outcome) -> int:
+    """Return the exit code of what was driven. SegpropError when it was stopped."""
     if outcome.status == "stopped":
         raise SegpropError("stopped; finished work and checkpoints are kept: run the same command to go on")
     if outcome.status == "done":

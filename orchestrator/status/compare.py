@@ -17,9 +17,9 @@ from cache_store.errors import CorruptRecord, UserError
 from cache_store.records.record_io import read_local
 from orchestrator.config.yaml_loader import leaves, load_document
 from orchestrator.reports.quality import Quality, quality_of
-from orchestrator.reports.record_json import from_json
+from orchestrator.reports.record_json import from_json, to_json
 from orchestrator.reports.records import RegimeSummary, Summary
-from orchestrator.reports.tables import seeds
+from orchestrator.reports.tables import benchmarks, seeds
 from orchestrator.reports.tables.result_table import print_rows
 from orchestrator.reports.words import MemoryBasis, baseline_of
 from orchestrator.status.listing import CONFIG_FILE
@@ -119,6 +119,7 @@ def _figures(run: ComparedRun, name: str) -> dict[str, Any] | None:
         "seconds": regime.seconds,
         "peak_bytes": MemoryBasis(run.summary).of(regime),
         "trainable_parameters": regime.trainable_parameters,
+        **({"judged": to_json(regime)["stages"][-1]["judged"]} if regime.judged else {}),
     }
 
 
@@ -157,6 +158,9 @@ def result_rows(found: Comparison) -> list[tuple[str, ...]]:
         regimes = [(run, run.summary.regimes.get(name) if run.summary else None) for run in found.runs]
         for words, figure in _FIGURES.items():
             rows.append((f"{name} {words}", *(DASH if each is None else figure(run, each) for run, each in regimes)))
+        for benchmark in benchmarks.asked(each.judged for _, each in regimes if each is not None):
+            scores = [None if each is None else each.judged.get(benchmark) for _, each in regimes]
+            rows.append((f"{name} {benchmarks.title(benchmark)}", *map(benchmarks.cell, scores)))
     return rows
 
 

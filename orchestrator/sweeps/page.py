@@ -15,7 +15,8 @@ from rich.text import Text
 from cache_store.storage.durable import write_atomically
 from orchestrator.reports.machine import environment_rows, machine_words
 from orchestrator.reports.page_template import template
-from orchestrator.reports.tables import seeds
+from orchestrator.reports.records import Benchmarks
+from orchestrator.reports.tables import benchmarks, seeds
 from orchestrator.reports.tables.result_table import print_rows
 from orchestrator.reports.words import SWEEP_WORDS, TRIAL_WORDS, of_kind
 from orchestrator.sweeps.metric import Metric
@@ -62,6 +63,8 @@ def render(summary: SweepSummary) -> str:
         keys=[summary.short[key] for key in summary.parameters],
         tested=metric.split != "test",
         trials=[_row(trial, summary) for trial in ranked(summary)],
+        benchmarks=[benchmarks.title(name) for name in _asked(summary)],
+        benchmark_notes=benchmarks.notes(_judged(summary)),
         baselines=_baselines(summary),
         seed_heads=seeds.HEADS,
         seed_note=seeds.NOTE,
@@ -126,6 +129,15 @@ def _sharing_words(summary: SweepSummary) -> list[str]:
 
 def _settings(parameters: Mapping[str, Any], summary: SweepSummary) -> str:
     return ", ".join(f"{summary.short[key]} {value_text(value)}" for key, value in parameters.items())
+
+
+def _judged(summary: SweepSummary) -> list[Benchmarks | None]:
+    """List the scores on benchmarks of the untouched model and of all trials' regimes."""
+    return [summary.judged, *(regime.judged for trial in summary.trials for regime in trial.regimes.values())]
+
+
+def _asked(summary: SweepSummary) -> list[str]:
+    return benchmarks.asked(_judged(summary))
 
 
 def _cards(summary: SweepSummary) -> list[dict[str, str]]:
@@ -207,6 +219,7 @@ def _row(trial: TrialSummary, summary: SweepSummary) -> dict[str, Any]:
         "stages": f"{trial.stages.done} of {trial.stages.planned}",
         "shared": trial.stages.shared,
         "nodes": f"{trial.nodes.shared} of {trial.nodes.asked}",
+        "benchmarks": benchmarks.cells(own.judged, _asked(summary)),
     }
 
 
@@ -241,6 +254,7 @@ def _baselines(summary: SweepSummary) -> list[dict[str, str]]:
                 "test": metric.written(test),
                 "memory": bytes_text(summary.peak(regime)) if regime else DASH,
                 "seconds": seconds_text(regime.seconds or None) if regime else DASH,
+                "benchmarks": benchmarks.cells(regime.judged if regime else summary.judged, _asked(summary)),
             }
         )
     return rows
@@ -272,7 +286,8 @@ def trial_cells(summary: SweepSummary) -> list[tuple[str, ...]]:
     metric = summary.compared_by
     memory = "peak device memory" if summary.on_device else "peak host growth"
     keys = [summary.short[key] for key in summary.parameters]
-    rows = [("trial", *keys, "status", metric.key, "test", memory, "time alone", "stages", "shared")]
+    heads = map(benchmarks.title, _asked(summary))
+    rows = [("trial", *keys, "status", metric.key, "test", *heads, memory, "time alone", "stages", "shared")]
     for trial in ranked(summary):
         row = _row(trial, summary)
         rows.append(
@@ -282,6 +297,7 @@ def trial_cells(summary: SweepSummary) -> list[tuple[str, ...]]:
                 row["status"],
                 f"({metric.written(trial.rungs[-1].metric)})" if trial.status == "stopped" else row["metric"],
                 row["test"],
+                *row["benchmarks"],
                 row["memory"],
                 row["seconds"],
                 row["stages"],
@@ -296,9 +312,18 @@ def print_trials(summary: SweepSummary, stream: TextIO | None = None) -> None:
     rows = [list(row) for row in trial_cells(summary)]
     for row, trial in zip(rows[1:], ranked(summary), strict=True):
         row[0] += " best" if trial.best else ""
+    if _asked(summary):
+        # What a base depth is compared with (the source's Table 2).
+        before = len(summary.parameters) + 1
+        rows += [
+            [row["name"], *[""] * before, row["metric"], row["test"], *row["benchmarks"], *[""] * 4]
+            for row in _baselines(summary)
+        ]
     total, stages = summary.sharing.total, summary.sharing.stages or NO_SHARING
     console = Console(file=stream or sys.stdout, highlight=False)
     print_rows(console, rows)
+    for sentence in benchmarks.notes(_judged(summary)):
+        console.file.write(f"{sentence}\n")
     over = seed_rows(summary)
     if over:
         console.print()

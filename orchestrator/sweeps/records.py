@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from orchestrator.environment import Environment
 from orchestrator.reports.record_json import OPTIONAL
-from orchestrator.reports.records import FINISHED, Metrics
+from orchestrator.reports.records import FINISHED, Benchmarks, Metrics
 from orchestrator.sweeps.metric import Metric, MetricMode
 from orchestrator.sweeps.plan import Shared
 
@@ -88,6 +88,8 @@ class TrialRegime:
     export: str | None
     test: Metrics
     validation: Metrics
+    #: On benchmarks; None: not asked.
+    judged: Benchmarks | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def done(self) -> bool:
@@ -198,6 +200,8 @@ class SweepSummary:
     sharing: Sharing
     wall_seconds: float | None
     failures: tuple[TrialFailure, ...]
+    #: The model as it came on benchmarks; None: not asked.
+    judged: Benchmarks | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def compared_by(self) -> Metric:

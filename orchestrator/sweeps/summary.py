@@ -14,7 +14,7 @@ from cache_store.records.nodes import Commit
 from orchestrator.config.sweep_schema import SweepConfig
 from orchestrator.environment import Environment
 from orchestrator.plan.graph import Node
-from orchestrator.reports.records import Metrics, RegimeSummary, Summary
+from orchestrator.reports.records import Benchmarks, Metrics, RegimeSummary, Summary
 from orchestrator.reports.summary import summarize
 from orchestrator.sweeps import plan as sweep_plan
 from orchestrator.sweeps.metric import Metric
@@ -69,13 +69,14 @@ def sweep_summary(
             users[node.id] = users.get(node.id, 0) + 1
     trials: list[TrialSummary] = []
     original: Mapping[str, Metrics] = {}
+    judged: Benchmarks | None = None
     for course in courses:
         exports = invocation.exports.get(course.name, {})
         own = summarize(
             course.name, course.plan, commits, status=course.status, environment=Environment(), exports=exports
         )
         trials.append(_trial(course, metric, own, _Asked(asked[course.name], users, commits)))
-        original = original or own.original
+        original, judged = original or own.original, judged or own.judged
     marked = _marked(trials, metric)
     return SweepSummary(
         run=run,
@@ -93,6 +94,7 @@ def sweep_summary(
         sharing=_sharing(courses, asked, commits, invocation.before),
         wall_seconds=invocation.wall_seconds,
         failures=tuple(TrialFailure(course.name, course.message) for course in courses if course.status == "failed"),
+        judged=judged,
     )
 
 
@@ -175,6 +177,7 @@ def _trial_regime(regime: RegimeSummary) -> TrialRegime:
         export=regime.export,
         test=regime.final.metrics,
         validation=regime.final.validation,
+        judged=regime.judged or None,
     )
 
 

@@ -16,22 +16,32 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from orchestrator.reports.figures.layer_curve import METRICS, LayerCurve
+from orchestrator.reports.figures.layer_curve import LayerCurve
 from orchestrator.reports.figures.svg import INK, MUTED, PANEL, STYLE, colours, slug, spacious, svg
 from orchestrator.reports.records import RegimeSummary, WorkFigures, WorkPlace, WorkSummary
 from orchestrator.units import bytes_text, seconds_text
 
 
-def layers(curve: LayerCurve | None, regimes: Mapping[str, RegimeSummary]) -> str | None:
-    """Draw score against layer index: loss on the left, accuracy on the right; truncated models dashed, full solid."""
-    shown = [metric for metric in METRICS if curve is not None and curve.lines[metric]]
+def layers(
+    curve: LayerCurve | None,
+    regimes: Mapping[str, RegimeSummary],
+    name: str = "layers",
+    title: str = "Score against layer index",
+) -> str | None:
+    """Draw score against layer index, a panel a metric, two beside each other; truncated models dashed, full solid."""
+    shown = [] if curve is None else [metric for metric, lines in curve.lines.items() if lines]
     if curve is None or not shown:
         return None
     palette = colours(regimes)
     first, last = curve.ticks[0][0], curve.ticks[-1][0]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.7 * len(shown), 3.7), layout=spacious())
-        for axes, metric in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        columns = min(2, len(shown))
+        rows = -(-len(shown) // columns)
+        figure = Figure(figsize=(5.7 * columns, 3.7 * rows), layout=spacious())
+        panels = [axes for row in figure.subplots(rows, columns, squeeze=False) for axes in row]
+        for axes in panels[len(shown) :]:
+            axes.set_visible(False)
+        for axes, metric in zip(panels, shown, strict=False):
             _layer_lines(axes, curve, metric, palette)
             _layer_scale(axes, curve, metric)
             positions, labels = zip(*_thinned(curve.ticks), strict=True)
@@ -40,14 +50,14 @@ def layers(curve: LayerCurve | None, regimes: Mapping[str, RegimeSummary]) -> st
             axes.set_xlim(first - margin, last + margin)
             axes.set_xlabel("layer trained last")
             axes.grid(axis="x", visible=False)
-        return svg(figure, "layers", "Score against layer index")
+        return svg(figure, name, title)
 
 
 def _layer_lines(axes: Axes, curve: LayerCurve, metric: str, palette: Mapping[str, str]) -> None:
     """Draw what stands across, then a line for each regime's truncated and full model."""
     for index, (name, value) in enumerate(curve.across[metric]):
         colour, style = (INK, ":") if name is None else (palette[name], "-.")
-        axes.axhline(value, color=colour, lw=1.3, ls=style, gid=f"across-{index}-{metric}")
+        axes.axhline(value, color=colour, lw=1.3, ls=style, gid=f"across-{index}-{slug(metric)}")
     for line in curve.lines[metric]:
         full = line.model == "full"
         axes.plot(
@@ -58,15 +68,19 @@ def _layer_lines(axes: Axes, curve: LayerCurve, metric: str, palette: Mapping[st
             marker="o" if full else "s",
             ms=4,
             mfc=palette[line.regime] if full else "white",
-            gid=f"{slug(line.regime)}-{line.model}-{metric}",
+            gid=f"{slug(line.regime)}-{line.model}-{slug(metric)}",
         )
+        if line.errors:
+            places, values = zip(*line.points, strict=True)
+            low, high = ([v + sign * e for v, e in zip(values, line.errors, strict=True)] for sign in (-1, 1))
+            axes.fill_between(places, low, high, color=palette[line.regime], alpha=0.13, lw=0)
 
 
 def _layer_scale(axes: Axes, curve: LayerCurve, metric: str) -> None:
     values = [value for line in curve.lines[metric] for _, value in line.points]
     values += [value for _, value in curve.across[metric]]
     axes.set_title(metric, loc="left", fontsize=10.5)
-    if metric == "accuracy":
+    if metric in curve.shares:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
     elif min(values) > 0 and max(values) > 4 * min(values):
         # A truncated pretrained model is far off at first; what is compared lies at the other end.

@@ -13,8 +13,8 @@ An `e2e` regime is a line across: its last stage's `full`, else `regimes.<name>.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from orchestrator.reports.records import Metrics, RegimeSummary, StageSummary, Summary
 from orchestrator.reports.words import is_baseline
@@ -32,6 +32,8 @@ class Line:
     regime: str
     model: str
     points: tuple[tuple[int, float], ...]
+    #: Standard errors of the points; none where they are not known.
+    errors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class LayerCurve:
     ticks: tuple[tuple[int, str], ...]
     lines: Mapping[str, tuple[Line, ...]]
     across: Mapping[str, tuple[tuple[str | None, float], ...]]
+    #: The metrics that are shares, 0..1.
+    shares: frozenset[str] = field(default=frozenset({"accuracy"}))
 
 
 def layer_curve(summary: Summary) -> LayerCurve | None:
@@ -50,11 +54,7 @@ def layer_curve(summary: Summary) -> LayerCurve | None:
     judged = [stage for regime in staged.values() for stage in regime.stages if _is_judged(stage)]
     if not judged:
         return None
-    numbers = sorted({stage.layer for stage in judged if isinstance(stage.layer, int)})
-    head = numbers[-1] + 1 if numbers else 0
-    ticks = [(number, str(number)) for number in numbers]
-    if any(stage.layer == "head" for stage in judged):
-        ticks.append((head, HEAD))
+    ticks, head = ticks_of(judged)
     lines = {
         metric: tuple(
             line
@@ -64,7 +64,16 @@ def layer_curve(summary: Summary) -> LayerCurve | None:
         )
         for metric in METRICS
     }
-    return LayerCurve(tuple(ticks), lines, {metric: _across(summary, metric) for metric in METRICS})
+    return LayerCurve(ticks, lines, {metric: _across(summary, metric) for metric in METRICS})
+
+
+def ticks_of(stages: Iterable[StageSummary]) -> tuple[tuple[tuple[int, str], ...], int]:
+    """Return (position, label) of the layers that stages finish, and where the LM head stands."""
+    layers = {stage.layer for stage in stages if stage.layer is not None}
+    numbers = sorted(layer for layer in layers if isinstance(layer, int))
+    head = numbers[-1] + 1 if numbers else 0
+    ticks = [(number, str(number)) for number in numbers]
+    return tuple([*ticks, (head, HEAD)] if "head" in layers else ticks), head
 
 
 def _is_judged(stage: StageSummary) -> bool:

@@ -51,7 +51,7 @@ def colours(regimes: Mapping[str, RegimeSummary]) -> dict[str, str]:
 
 def slug(text: str) -> str:
     """Return `text` as part of an SVG id."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
+    return re.sub(r"[^a-z0-9]+", "-", text.lower().replace("+", " plus")).strip("-") or "x"
 
 
 def spacious() -> ConstrainedLayoutEngine:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from orchestrator.reports.quality import Quality, improvements, original_of, perplexity_text, quality_of
 from orchestrator.reports.records import Metrics, RegimeSummary, Summary
+from orchestrator.reports.tables import benchmarks
 from orchestrator.reports.words import MemoryBasis, baseline_of, of_kind, trained_text
 from orchestrator.units import DASH, bytes_text, percent_text, ratio_text, seconds_text
 
@@ -25,6 +26,7 @@ def print_table(summary: Summary, stream: TextIO | None = None) -> None:
     rows = _result_rows(summary)
     if not console.is_terminal or _widest(rows) <= console.width:
         print_rows(console, rows)
+        _print_notes(console, summary)
         return
     header, *body = rows
     while body:
@@ -34,6 +36,13 @@ def print_table(summary: Summary, stream: TextIO | None = None) -> None:
         )
         print_rows(console, _turned(header, body[:count]))
         body = body[count:]
+    _print_notes(console, summary)
+
+
+def _print_notes(console: Console, summary: Summary) -> None:
+    for sentence in benchmarks.notes_of(summary):
+        console.file.write(f"{sentence}\n")
+    console.file.flush()
 
 
 def print_places(run_dir: Path, summary: Summary) -> None:
@@ -81,7 +90,7 @@ def _result_rows(summary: Summary) -> list[list[str]]:
     quality = quality_of(summary)
     gains = improvements(summary, quality)
     short = "acc." if quality.metric == "accuracy" else "loss"
-    yardstick = baseline_of(summary) or "e2e"
+    yardstick, judged = baseline_of(summary) or "e2e", benchmarks.asked_of(summary)
     header = [
         "regime",
         f"test {short}",
@@ -96,9 +105,11 @@ def _result_rows(summary: Summary) -> list[list[str]]:
         "snapshots",
         "stages",
     ]
+    header[1:1] = map(benchmarks.title, judged)
     rows = [header]
-    if original_of(summary) or original_of(summary, "validation"):
+    if original_of(summary) or original_of(summary, "validation") or summary.judged:
         scores = _scores(original_of(summary), original_of(summary, "validation"), quality)
+        scores = [*benchmarks.cells(summary.judged, judged), *scores]
         rows.append(["as it came", *scores, *[DASH] * (len(header) - 1 - len(scores))])
     whole = summary.regimes.get(yardstick)
     base = whole if whole is not None and whole.done else None
@@ -109,6 +120,7 @@ def _result_rows(summary: Summary) -> list[list[str]]:
         rows.append(
             [
                 name if title == name else f"{title} ({name})",
+                *benchmarks.cells(regime.judged, judged),
                 *_scores(regime.final.metrics, regime.final.validation, quality),
                 *([percent_text(gain.share if gain else None, 0).replace("-", "−")] if gains else []),
                 bytes_text(peak),

@@ -1,4 +1,4 @@
-"""Benchmarks after every stage: the scores of the exported folders, kept, and asked again only when something changed."""
+"""Benchmarks after every stage: the scores of the exported folders, kept, and asked again where settings change."""
 
 from __future__ import annotations
 
@@ -40,6 +40,10 @@ class World:
 
     def nodes(self) -> set[str]:
         return {path.parent.name for path in (self.run_dir / "store" / "nodes").glob("*/commit.json")}
+
+    def kind(self, node: str) -> str:
+        commit = json.loads((self.run_dir / "store" / "nodes" / node / "commit.json").read_text())
+        return str(commit["identity"]["kind"])
 
     def lab(self) -> Lab:
         from orchestrator.runs.prepare import prepare
@@ -101,9 +105,21 @@ def test_what_was_judged_is_kept_and_other_settings_are_judged_anew(world: World
     assert world.nodes() == before
     assert main(["run", str(world.config), "--quiet", "evaluation.judge.limit=3"]) == 0
     added = world.nodes() - before
-    kinds = {
-        json.loads((world.run_dir / "store" / "nodes" / node / "commit.json").read_text())["identity"]["kind"]
-        for node in added
-    }
-    # The original, e2e, two stages of segprop, and the questions.
-    assert (len(added), kinds) == (5, {"judge", "questions"})
+    # The original, e2e, two stages of segprop.
+    assert sorted(world.kind(node) for node in added) == [*["judge"] * 4, "questions"]
+
+
+def test_networks_that_are_there_are_judged_afterwards_with_nothing_trained(world: World) -> None:
+    """As of a run that was killed between its stages: the rest of it is not trained, and a later run goes on."""
+    before = world.nodes()
+    commit = world.run_dir / "store" / "nodes" / world.lab().node("segprop/stage2-layer1").id / "commit.json"
+    held = json.loads(commit.read_text())
+    commit.unlink()
+    assert main(["judge", str(world.run_dir), "--limit", "4", "--quiet"]) == 0
+    added = world.nodes() - before
+    assert sorted(world.kind(node) for node in added) == [*["judge"] * 3, "questions"]
+    stages = summary_of(world.run_dir)["regimes"]["segprop"]["stages"]
+    assert (stages[0]["judged"]["mmlu"]["n"], "judged" in stages[1]) == (4, False)
+    assert main(["run", str(world.config), "--quiet", "evaluation.judge.limit=4"]) == 0
+    assert json.loads(commit.read_text())["attempt"] != held["attempt"]
+    assert [world.kind(node) for node in world.nodes() - before - added] == ["judge"]

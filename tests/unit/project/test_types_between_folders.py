@@ -46,6 +46,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "workers.judge.scores.Score.notes",
         "workers.specs.data_results.ImageDataResult.origin",
         "workers.specs.data_results.TextDataResult.origin",
+        "workers.specs.results.JudgedScore.notes",
         "workers.specs.results.StageResult.scaler",
         "workers.specs.results.StageResult.train_spec",
     ),
