@@ -237,7 +237,7 @@ def _main_metric(regime: TrialRegime) -> str:
     return "accuracy" if "accuracy" in regime.test or not regime.test else next(iter(regime.test))
 
 
-def _baselines(summary: SweepSummary) -> list[dict[str, str]]:
+def _baselines(summary: SweepSummary) -> list[dict[str, Any]]:
     """Return regimes beside the one that is compared, where all trials have the same, and the untouched model."""
     from orchestrator.sweeps.figures import references
 
