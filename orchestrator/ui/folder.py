@@ -9,16 +9,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from cache_store.errors import ConfigError, CorruptRecord, UserError
+from cache_store.errors import CorruptRecord, UserError
 from cache_store.records.record_io import read_local
 from cache_store.storage.durable import read_regular
-from orchestrator.config.yaml_loader import load_document
 from orchestrator.reports.record_json import from_json
 from orchestrator.reports.records import Summary
 from orchestrator.status.listing import CONFIG_FILE, folder_bytes, run_dirs
 from orchestrator.ui.records import ListedView, RunView
 from orchestrator.ui.run_view import LOOKING, RESULTS, WatchedRun
-from orchestrator.ui.sweep_view import TRIALS
+from orchestrator.ui.sweep_view import TRIALS, settings_of
 from orchestrator.units import score_text
 
 #: Seconds between two additions of a run's bytes, and looks at a run that has ended and whose files are as they were.
@@ -41,6 +40,8 @@ class _Known:
     looked: float = 0.0
     mark: tuple[float, ...] = ()
     sizes: tuple[int, int] = (0, 0)
+    sweep: bool = False
+    scores: Mapping[str, str] = field(default_factory=dict)
     measured: float = -SIZES_S
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -140,8 +141,8 @@ class Folder:
             bytes=known.sizes[0],
             store_bytes=known.sizes[1],
             seen=None if view is None else view.seen,
-            scores=_scores(run_dir),
-            sweep=is_sweep_dir(run_dir),
+            scores=known.scores,
+            sweep=known.sweep,
             trial=run_dir.parent.name == TRIALS,
         )
 
@@ -150,6 +151,8 @@ class Folder:
         now, run_dir = time.monotonic(), known.watched.run_dir
         mark = _mark(run_dir)
         ended = known.view is not None and known.view.state not in ("running", "waiting")
+        if mark != known.mark:
+            known.sweep, known.scores = is_sweep_dir(run_dir), _scores(run_dir)
         if not ended or mark != known.mark or now - known.looked > ENDED_S:
             try:
                 known.view, known.reason = known.watched.look(), ""
@@ -186,17 +189,13 @@ def _yaml_files(folder: Path, depth: int) -> Iterator[Path]:
 
 def is_sweep_dir(run_dir: Path) -> bool:
     """Tell whether a directory holds a sweep: its configuration has one."""
-    try:
-        found: Mapping[str, object] = load_document(run_dir / CONFIG_FILE).data
-    except ConfigError:
-        return False
-    return found.get("sweep") is not None
+    return settings_of(run_dir / CONFIG_FILE).get("sweep") is not None
 
 
 def _mark(run_dir: Path) -> tuple[float, ...]:
     """Return something that changes when a driver begins or ends to work in a directory."""
     found = []
-    for name in ("driver.json", "log.jsonl", "summary.json", "sweep.json"):
+    for name in (CONFIG_FILE, "driver.json", "log.jsonl", "summary.json", "sweep.json"):
         try:
             found.append((run_dir / name).stat().st_mtime)
         except OSError:

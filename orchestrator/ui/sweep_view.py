@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from cache_store.errors import ConfigError, CorruptRecord
@@ -62,12 +63,12 @@ def _final(summary: SweepSummary, path: str) -> SweepTable:
 
 
 def _live(sweep_dir: Path, path: str, regimes: Sequence[RegimeView]) -> SweepTable:
-    keys, before = _swept(sweep_dir), f"{_document(sweep_dir / CONFIG_FILE).get('run')}-"
+    keys, before = _swept(sweep_dir), f"{settings_of(sweep_dir / CONFIG_FILE).get('run')}-"
     short = short_keys(keys)
     rows: list[tuple[str, ...]] = []
     paths: list[str | None] = []
     for folder in sorted((sweep_dir / TRIALS).glob(f"*/{CONFIG_FILE}")):
-        settings = _settings(folder)
+        settings = leaves(settings_of(folder))
         name = str(settings.get("run", folder.parent.name)).removeprefix(before)
         own = [regime for regime in regimes if regime.name.startswith(f"{name}{SEPARATOR}")]
         values = (value_text(settings.get(key, DASH)) for key in keys)
@@ -85,16 +86,22 @@ def _live(sweep_dir: Path, path: str, regimes: Sequence[RegimeView]) -> SweepTab
 
 
 def _swept(sweep_dir: Path) -> list[str]:
-    section = _document(sweep_dir / CONFIG_FILE).get("sweep")
+    section = settings_of(sweep_dir / CONFIG_FILE).get("sweep")
     parameters = section.get("parameters") if isinstance(section, dict) else None
     return list(parameters) if isinstance(parameters, dict) else []
 
 
-def _settings(source: Path) -> dict[str, object]:
-    return dict(leaves(_document(source)))
+def settings_of(source: Path) -> Mapping[str, object]:
+    """Read a configuration, again only when the file has changed; {} for one that cannot be read."""
+    try:
+        status = source.stat()
+    except OSError:
+        return {}
+    return _read(str(source), status.st_mtime_ns, status.st_size)
 
 
-def _document(source: Path) -> dict[str, object]:
+@lru_cache(maxsize=4096)
+def _read(source: str, changed_ns: int, size: int) -> Mapping[str, object]:
     try:
         return dict(load_document(source).data)
     except ConfigError:
