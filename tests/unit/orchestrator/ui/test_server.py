@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from orchestrator.cli import main
 from orchestrator.ui.guard import read_token
 from orchestrator.ui.server import Listening, open_server
 
+ROOT = Path(__file__).parents[4]
 HOSTILE = "<script>alert(1)</script>"
 
 
@@ -233,13 +235,12 @@ def test_the_driver_is_asked_once_and_only_after_it_is_known(run: PageRun, visit
         "print('ready', flush=True); sys.stdin.readline()\n"
     )
     support = str(Path(__file__).parents[3] / "support")
-    root = str(Path(__file__).parents[4])
     driver = subprocess.Popen(
         [sys.executable, "-c", script, str(run.run_dir), support],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=root,
+        cwd=ROOT,
     )
     assert driver.stdin is not None
     assert driver.stdout is not None
@@ -284,6 +285,18 @@ def test_bad_places_and_taken_ports_are_said(
     assert "--port N names another" in capsys.readouterr().err
     with pytest.raises(UserError, match="cannot be used"):
         open_server(run.run_dir, Listening("no-such-host.invalid", 0))
+
+
+def test_ctrl_c_ends_it_with_0(run: PageRun) -> None:
+    command = [sys.executable, "-m", "orchestrator.cli", "ui", str(run.run_dir), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        said = process.stdout.readline()
+        assert re.match(r"segprop ui: http://127\.0\.0\.1:\d+/ shows ", said)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+        assert process.stderr.read() == ""
 
 
 def test_nonsense_is_answered_and_the_server_goes_on(visitor: Visitor) -> None:
