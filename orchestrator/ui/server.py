@@ -265,16 +265,14 @@ def open_server(place: Path, listening: Listening) -> Server:
 
 def serve(place: Path, listening: Listening) -> None:
     """Serve the page until Ctrl-C or SIGTERM. UserError as `open_server`."""
-    with open_server(place, listening) as server:
+    with open_server(place, listening) as server, contextlib.suppress(KeyboardInterrupt):
+        # Also where a shell has started this in the background, with SIGINT ignored.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.default_int_handler)
         host, port = listening.host, server.server_port
         shown = f"[{host}]" if ":" in host else host
         print(f"segprop ui: http://{shown}:{port}/ shows {place}; Ctrl-C ends it", flush=True)
         if server.site.guard.token is not None and listening.token_file is None:
             print(f"token: {server.site.guard.token}", flush=True)
-        # Also where a shell has started this in the background, with SIGINT ignored.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.default_int_handler)
-        with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever(poll_interval=0.2)
-        server.site.closing.set()
-        print("segprop ui: ended", flush=True)
+        server.serve_forever(poll_interval=0.2)
+    print("segprop ui: ended", flush=True)
