@@ -19,6 +19,7 @@ NAMES = {
     "startup": ("driver", "how long until something happens"),
     "augment": ("data", "images a second of the view pipeline, beside torchvision's transforms"),
     "checkpoints": ("training", "a stage with a checkpoint every 20 s beside one without: time and memory"),
+    "clocks": ("training", "what counting the time of a stage costs its steps"),
     "memory": ("training", "peak memory of each stage, beside end-to-end training"),
     "overhead": ("driver", "an orchestrated run beside a plain PyTorch loop"),
     "production": ("store", "the first epoch of a stage whose snapshots are made before it, or while it trains"),
