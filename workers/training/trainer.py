@@ -197,8 +197,10 @@ class StageTrainer:
             # The last step's own loss was finite, but not what it made of the weights.
             self._check_finite(epoch.bad_step.clamp(max=progress.global_step - 1))
         validated = epoch.clock.seconds()
-        self.times.at("test")
-        tested = None if self._tests is None else self._tests.score(self.path)
+        tested = None
+        if self._tests is not None:
+            self.times.at("test")
+            tested = self._tests.score(self.path)
         self.times.at("rest")
         figures = EpochFigures(
             epoch=progress.epoch,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 
 from orchestrator.reports.part_names import follows
 from orchestrator.reports.records import RegimeSummary
@@ -95,9 +97,12 @@ class TimeRow:
 
 
 def time_rows(name: str, regime: RegimeSummary, colour: str) -> list[TimeRow]:
-    """Return a row of the report for each stage of a regime that says where its time went. `name`: of the regime, as
-    people read it."""
+    """Return a row of the report for each stage of a regime that says where its time went, and one for all of them
+    where there are several. `name`: of the regime, as people read it."""
     known = [(stage.name, stage.times) for stage in regime.stages if stage.times is not None]
+    if len(known) > 1:
+        # Parts of different stages are not parts of one forward pass.
+        known.append(("together", replace(reduce(add, (times for _, times in known)), forward={})))
     return [_row(name, index == 0, colour, stage, times) for index, (stage, times) in enumerate(known)]
 
 

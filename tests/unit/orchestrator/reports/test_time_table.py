@@ -15,6 +15,7 @@ from orchestrator.reports.page import render
 from orchestrator.reports.record_json import to_json
 from orchestrator.reports.summary import summarize
 from orchestrator.reports.tables.time_table import GROUPS, WORDS, part_shares, share
+from orchestrator.units import seconds_text
 from workers.specs.results import PHASES, TimeSpent
 
 HOSTILE = "<script>alert('x')</script>&\"'"
@@ -81,10 +82,11 @@ def test_the_page_has_a_bar_a_stage_and_none_for_runs_from_before(summary: dict[
     stages[0]["name"] = HOSTILE
     stages[0]["times"]["forward"] = {HOSTILE: 4.0}
     page = render(read(told))
-    assert page.count('<div class="spent">') == len(stages)
+    assert page.count('<div class="spent">') == len(stages) + 1, "and one of all together"
     widths = [float(width) for width in re.findall(r'<i style="width:([0-9.]+)%', page.split('class="spent"')[1])]
     assert sum(widths[:6]) == pytest.approx(100.0)
     assert 'title="hand-over: reading weights, building: 5.0 s"' in page
+    assert f"<td>{seconds_text(50.0 * len(stages))}</td>" in page
     assert "<td>1.80</td>" in page, "90 processor seconds in 50"
     assert "<td>40.0 %</td>" in page
     assert "<script" not in page
