@@ -7,13 +7,16 @@ its node, and a section of the summary that shows its answers (`orchestrator.rep
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
+from cache_store.errors import ConfigError
 from orchestrator.config.schema import JudgeConfig
 from orchestrator.costs.formulas import Estimate
 from orchestrator.plan.regime_state import RegimeState
 from orchestrator.regimes.stages import Stage
+from orchestrator.units import human_bytes
 from workers.judge.judges import JUDGES
 from workers.specs.as_json import to_json
 from workers.specs.tasks import EvaluateTask, JudgeTask, QuestionsTask
@@ -104,17 +107,27 @@ def _asking(state: RegimeState) -> JudgeConfig:
 
 
 def _judging(state: RegimeState, tokens: int) -> Estimate:
-    """Predict so many tokens going once through the whole network, as samples of the run's own length."""
+    """Predict so many tokens going once through the whole network, as samples of the run's own length. ConfigError
+    where it does not fit the device, wherever the run itself keeps its weights."""
     config, parts = state.inputs.config, [state.outline.part(part) for part in (*state.blocks, "head")]
     length, *_ = config.domain.sample(config.data, state.inputs.data)
     rows = max(1, tokens // length)
-    return state.estimator.frozen(
+    predicted = dataclasses.replace(state.estimator, frozen_beside=None).frozen(
         state.outline.held_together(parts) if state.tied else parts,
         min(rows, _asking(state).batch_size),
         rows=rows,
         precision=state.regime.training.precision,
         load_row_seconds=0.0,
     )
+    usable = state.inputs.speeds.device_bytes
+    if usable is not None and predicted.peak_bytes > usable and not state.inputs.on_host:
+        raise ConfigError(
+            f"a benchmark is asked of the whole network on the device: about {human_bytes(predicted.peak_bytes)}, and "
+            f"it has {human_bytes(usable)} for tensors; allowed: a smaller evaluation.judge.batch_size, or null and "
+            "segprop judge on the exported folders, on a larger device or with --device cpu",
+            where="evaluation.judge",
+        )
+    return predicted
 
 
 def _assembled(state: RegimeState, stage: Stage) -> str | None:

@@ -141,7 +141,7 @@ def _reporting(control: Control) -> Answered:
         if now - looked < _LOOK_S and done < total:
             return
         looked = now
-        if control.should_stop():
+        if done < total and control.should_stop():
             raise Interrupted("judging was stopped; the benchmark begins anew with the next run")
         rate = done / max(now - started, 1e-9)
         control.progress(

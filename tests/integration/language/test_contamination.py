@@ -119,6 +119,32 @@ def test_questions_that_were_not_trained_on_are_judged(world: World, tmp_path: P
     assert "contaminated" not in score["notes"]
 
 
+def test_a_run_judges_by_no_questions_it_trains_on_unless_it_is_asked_to(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Found before anything is judged; the untouched model was trained on none of them."""
+    judge = {
+        "tasks": ["mmlu"],
+        "subjects": ["anatomy"],
+        "shots": 0,
+        "data": str(world.data),
+        "of": ["original", "final"],
+    }
+    asked = [str(world.config), "--quiet", f"evaluation.judge={json.dumps(judge)}"]
+    assert main(["run", *asked]) == 2
+    said = " ".join(capfd.readouterr().err.split())
+    assert "mmlu: the model is trained on 1 of the 11 questions it is to be judged by" in said
+    assert "evaluation.judge.allow_contaminated: true judges it all the same" in said
+    summary = json.loads((world.config.parent / "run" / "summary.json").read_text())
+    assert (summary["judged"]["mmlu"]["n"], "judged" in summary["regimes"]["e2e"]["stages"][0]) == (11, False)
+    assert main(["run", *asked, "evaluation.judge.allow_contaminated=true"]) == 0
+    summary = json.loads((world.config.parent / "run" / "summary.json").read_text())
+    marked = summary["regimes"]["e2e"]["stages"][0]["judged"]["mmlu"]
+    assert marked["contaminated"] == {"asked": 11, "same": 1, "near": 1}
+    assert "contaminated" not in summary["judged"]["mmlu"]
+    assert "* trained on 1 of them" in capfd.readouterr().out
+
+
 def test_what_a_model_was_trained_on_before_stays_known(world: World, tmp_path: Path) -> None:
     """The export is trained further, on other questions."""
     other = mmlu_folder(tmp_path / "other", ("anatomy",), training=30)

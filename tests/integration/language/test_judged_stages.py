@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from lm_running import lm_changes, write_checkpoint
-from running import Lab, summary_of, write_config
+from running import Lab, StopAfter, summary_of, write_config
 from text_makers import mmlu_folder
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install segprop[eval]")
 
+from cache_store.errors import Interrupted
 from orchestrator.cli import main
 from workers.specs.results import JudgeResult
 
@@ -88,6 +89,26 @@ def test_a_judged_stage_scores_as_its_exported_folder(world: World, tmp_path: Pa
         world.score(f"segprop/mmlu after {name}")["notes"]["answers"] for name in ("stage1-base", "stage2-layer1")
     ]
     assert len({*digests, original["notes"]["answers"]}) == 3
+
+
+def test_a_stage_that_is_not_there_is_said_with_those_that_are(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    for stage in ("3", "stage9"):
+        assert main(["export", str(world.run_dir), "--stage", stage]) == 2
+        said = capfd.readouterr().err
+        assert (
+            f"--stage: {stage}: there is no such stage; there are e2e: e2e; segprop: stage1-base, stage2-layer1" in said
+        )
+
+
+def test_judging_that_is_stopped_begins_anew(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.tasks.judge._LOOK_S", 0.0)
+    lab = world.lab().linked_copy(tmp_path)
+    lab.forget("segprop/mmlu after stage1-base")
+    with pytest.raises(Interrupted, match="begins anew"):
+        lab.run("segprop/mmlu after stage1-base", StopAfter(1))
+    assert lab.run("segprop/mmlu after stage1-base").read(JudgeResult).score.to_json() == world.score(
+        "segprop/mmlu after stage1-base"
+    )
 
 
 def test_the_summary_has_the_scores_of_the_original_of_stages_and_of_regimes(world: World) -> None:

@@ -182,6 +182,15 @@ def test_what_cannot_be_asked_is_said_before_anything_starts(place: Path, judge:
     assert words in caught.value.message
 
 
+def test_a_network_that_does_not_fit_the_device_as_a_whole_is_not_judged_there(place: Path) -> None:
+    device = ("resources.device=cuda", "training.precision=fp32")
+    assert judged(plan_of(place, None, *device, "resources.device_memory=24GB"))
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.judge: a benchmark is asked of the whole network on the device"
+    ):
+        plan_of(place, None, *device, "resources.device_memory=1GB")
+
+
 def test_a_missing_harness_is_said_before_anything_starts(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outlook.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install segprop\[eval\]"):

@@ -34,6 +34,8 @@ KINDS = {
     "measure": results.MeasureResult,
     "average": results.AverageResult,
     "evaluate": results.EvaluateResult,
+    "questions": results.QuestionsResult,
+    "judge": results.JudgeResult,
     "train": results.StageResult,
 }
 
