@@ -51,6 +51,7 @@ def mmlu(asking: Asking) -> Outlook:
     for subject in subjects:
         rows = local_data.mmlu(folder, subject)
         questions = rows["test"][: asking.limit]
+        _demand_examples(folder / "dev" / f"{subject}_dev.csv", rows["dev"], asking.shots)
         examples = asking.shots * _mean_length(rows["dev"])
         requests += 4 * len(questions)
         characters += 4 * (len(questions) * examples + sum(map(_length, questions)))
@@ -64,6 +65,7 @@ def winogrande(asking: Asking) -> Outlook:
     folder = asking.data / "winogrande"
     rows, examples_from = local_data.winogrande(folder)
     questions = rows["validation"][: asking.limit]
+    _demand_examples(folder / examples_from, rows["train"], asking.shots)
     examples = asking.shots * _mean_length(rows["train"])
     characters = 2 * (len(questions) * examples + sum(map(_length, questions)))
     return Outlook((folder / examples_from, folder / "dev.jsonl"), 2 * len(questions), characters // _CHARACTERS)
@@ -80,6 +82,15 @@ def code(task: str, asking: Asking) -> Outlook:
 def _demand_harness() -> None:
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("judging by MMLU and WinoGrande needs lm-evaluation-harness: pip install segprop[eval]")
+
+
+def _demand_examples(file: Path, rows: local_data.QuestionRows, shots: int) -> None:
+    """DataError where there are too few to stand before a question; the harness takes each once."""
+    different = len({tuple(_texts(row.values())) for row in rows})
+    if different < shots:
+        raise DataError(
+            f"{file}: has {different} different examples, and {shots} are to stand before a question (shots)"
+        )
 
 
 def _length(row: Mapping[str, Any]) -> int:

@@ -45,7 +45,7 @@ def plan_of(place: Path, judge: dict[str, Any] | None = None, *overrides: str) -
         **lm_changes(place),
         "model": {"family": "causal_lm", "path": str(place / "model")},
         "regimes": {"e2e": {}, "lw": {}, "segprop": {}},
-        "evaluation": {"judge": {"data": str(place / "data"), **(judge or {})}},
+        "evaluation": {"judge": {"data": str(place / "data"), "shots": 1, **(judge or {})}},
     }
     return prepare(write_config(place / "configs", changes), overrides).plan
 
@@ -172,6 +172,8 @@ def test_questions_are_compared_with_those_trained_on_as_soon_as_these_are_there
         ({"tasks": ["winogrande"], "subjects": ["law"]}, "are those of MMLU, which is not among the tasks"),
         ({"subjects": ["lore"]}, "has no files of lore; it has those of anatomy, law"),
         ({"shots": 6}, "evaluation.judge.shots: 6"),
+        ({"shots": 5}, "anatomy_dev.csv: has 3 different examples, and 5 are to stand before a question"),
+        ({"shots": 2}, "train_xs.jsonl: has 1 different examples"),
         ({"tasks": ["humaneval"]}, "evaluation.judge.allow_code_execution: false"),
         ({"tasks": ["humaneval_plus"], "allow_code_execution": True}, "has none of HumanEvalPlus*.jsonl"),
     ],

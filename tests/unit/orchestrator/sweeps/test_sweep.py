@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from orchestrator.environment import Environment
 from orchestrator.execution import schedule
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Outcome
-from orchestrator.reports.record_json import to_json
+from orchestrator.reports.record_json import from_json, to_json
 from orchestrator.sweeps import metric, space
 from orchestrator.sweeps import plan as sweep_plan
 from orchestrator.sweeps.dry_run import print_sweep
@@ -493,6 +494,28 @@ def test_the_summary_counts_what_was_asked_and_what_was_run(tmp_path: Path) -> N
     assert best["name"] == summary["best"]
     assert best["metric"] == max(t["metric"] for t in summary["trials"] if t["status"] == "done")
     assert any(trial["pareto"] for trial in summary["trials"])
+
+
+def test_benchmarks_are_columns_and_what_is_compared_with_are_rows(tmp_path: Path) -> None:
+    """The publication's table of base depths."""
+    values = to_json(summary_of(tmp_path))
+    known = {"metric": "acc", "stderr": 0.01, "n": 100, "shots": 5}
+    for number, trial in enumerate(values["trials"]):
+        trial["regimes"]["segprop"]["judged"] = {"mmlu": {**known, "value": 0.5 + number / 100}}
+        trial["regimes"]["e2e"]["judged"] = {"mmlu": {**known, "value": 0.7}}
+    summary = from_json(SweepSummary, {**values, "judged": {"mmlu": {**known, "value": 0.4}}})
+    stream = io.StringIO()
+    print_trials(summary, stream)
+    lines = stream.getvalue().splitlines()
+    assert "MMLU" in lines[0].split()
+    cells = [re.search(r"\d\d\.00 ± 1\.00", line) for line in lines[1:8]]
+    assert sorted(cell.group() for cell in cells if cell) == [f"{50 + n}.00 ± 1.00" for n in range(6)] + [
+        "70.00 ± 1.00"
+    ]
+    assert "MMLU: 5-shot, 100 questions" in lines
+    page = render(summary)
+    assert "<th>MMLU</th>" in page
+    assert "<td>53.00 ± 1.00</td>" in page
 
 
 def test_seeds_are_a_sweep_whose_regimes_are_compared_within_each_seed(tmp_path: Path) -> None:

@@ -39,10 +39,10 @@ def names(data: Path, seen: outlook.Outlook) -> list[str]:
 
 
 def test_an_outlook_counts_requests_and_names_every_file(data: Path) -> None:
-    law = JUDGES["mmlu"].outlook(Asking(data=data, subjects=("law",), limit=2, shots=2))
+    law = JUDGES["mmlu"].outlook(Asking(data=data, subjects=("law",), limit=2, shots=1))
     assert names(data, law) == ["mmlu/dev/law_dev.csv", "mmlu/test/law_test.csv"]
-    # 4 choices of 2 questions: 34 characters and those of two examples, 4 a token.
-    assert (law.requests, law.tokens) == (8, 8 * 3 * 34 // 4)
+    # 4 choices of 2 questions: 34 characters and those of an example, 4 a token.
+    assert (law.requests, law.tokens) == (8, 8 * 2 * 34 // 4)
     assert JUDGES["mmlu"].outlook(Asking(data=data)).requests == 24
     sentences = JUDGES["winogrande"].outlook(Asking(data=data))
     # Examples come from the largest training file there is.
