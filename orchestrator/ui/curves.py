@@ -11,6 +11,8 @@ from orchestrator.ui.records import Curve, Line
 
 #: Colours of the page's palette.
 COLOURS = 6
+#: Steps and values beyond these are no figures: a file may hold any number.
+MOST_STEPS, MOST_VALUE = 1 << 53, 1e300
 #: Points of a line that are kept, and that are drawn.
 MOST_KEPT, MOST_DRAWN = 4000, 160
 #: Figures in the order of the page; others follow by name.
@@ -31,11 +33,11 @@ class CurveBook:
         """Take lines of `points.jsonl`; what has another shape, or is not finite, is passed over."""
         for point in points:
             figures, step = point.get("figures"), point.get("step")
-            if not isinstance(figures, dict) or not isinstance(step, int):
+            if not isinstance(figures, dict) or not isinstance(step, int) or not 0 <= step < MOST_STEPS:
                 continue
             key = (str(point.get("regime", "")), str(point.get("stage", "")))
             for name, value in figures.items():
-                if isinstance(value, int | float) and math.isfinite(value):
+                if isinstance(value, int | float) and abs(value) < MOST_VALUE:  # no NaN, either
                     line = self._lines.setdefault(str(name), {}).setdefault(key, [])
                     line.append((step, float(value)))
                     if len(line) > MOST_KEPT:

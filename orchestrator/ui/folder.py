@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import Generic, TypeVar
 
 from cache_store.errors import CorruptRecord, UserError
 from cache_store.records.record_io import read_local
 from cache_store.storage.durable import read_regular
+from orchestrator.execution.run_record import POINTER
 from orchestrator.reports.record_json import from_json
 from orchestrator.reports.records import Summary
 from orchestrator.status.listing import CONFIG_FILE, folder_bytes, run_dirs
@@ -20,8 +23,11 @@ from orchestrator.ui.run_view import LOOKING, RESULTS, WatchedRun
 from orchestrator.ui.sweep_view import TRIALS, settings_of
 from orchestrator.units import score_text
 
-#: Seconds between two additions of a run's bytes, and looks at a run that has ended and whose files are as they were.
-SIZES_S, ENDED_S = 60.0, 30.0
+Found = TypeVar("Found")
+
+#: Seconds between two additions of a run's bytes, looks at a run that has ended and whose files are as they were, and
+#: walks through the folder.
+SIZES_S, ENDED_S, RUNS_S = 60.0, 30.0, 2.0
 #: Configurations that are offered for a plan, and folders looked into for them.
 MOST_CONFIGS, _DEPTH = 200, 4
 #: Runs that are kept in mind.
@@ -46,6 +52,20 @@ class _Known:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
+class Recent(Generic[Found]):
+    """Something that takes long to find, found again after some seconds."""
+
+    def __init__(self, keep_s: float) -> None:
+        self._keep_s = keep_s
+        self._found: tuple[float, Found] | None = None
+
+    def get(self, find: Callable[[], Found]) -> Found:
+        now = time.monotonic()
+        if self._found is None or now - self._found[0] > self._keep_s:
+            self._found = (now, find())
+        return self._found[1]
+
+
 class Folder:
     """The folder that was named when the page was started. Safe to use from many threads."""
 
@@ -53,12 +73,17 @@ class Folder:
         self.root = root.resolve()
         self._known: dict[str, _Known] = {}
         self._lock = threading.Lock()
+        self._found_runs: Recent[list[Path]] = Recent(RUNS_S)
+        self._found_configs: Recent[list[str]] = Recent(ENDED_S)
 
     def run_dir(self, path: str) -> Path:
         """Return the run directory of this name. UserError when there is none, or it leads out of the folder."""
         found = self._inside(path)
         if not (found / CONFIG_FILE).is_file():
             raise UserError(f"{path}: no run here")
+        for name in (*RESULTS, POINTER):
+            if (found / name).is_symlink():
+                self._inside(f"{path}/{name}")
         return found
 
     def config(self, path: str) -> Path:
@@ -122,11 +147,19 @@ class Folder:
 
     def runs(self) -> list[ListedView]:
         """Return every run in the folder. What cannot be looked at is listed with the reason."""
-        return [self._listed(run_dir) for run_dir in run_dirs(self.root)]
+        return [listed for run_dir in self.run_dirs() if (listed := self._listed(run_dir)) is not None]
 
-    def _listed(self, run_dir: Path) -> ListedView:
+    def run_dirs(self) -> list[Path]:
+        """Return the run directories, as they were at most some seconds ago."""
+        return self._found_runs.get(lambda: list(run_dirs(self.root)))
+
+    def _listed(self, run_dir: Path) -> ListedView | None:
+        """Look at a run for the list; None where it is gone, or its files lead out of the folder."""
         path = os.path.relpath(run_dir, self.root)
-        known = self._of(path)
+        try:
+            known = self._of(path)
+        except UserError:
+            return None
         with known.lock:
             self._refresh(known)
         view = known.view
@@ -165,12 +198,9 @@ class Folder:
 
     def configs(self) -> list[str]:
         """Return the YAML files in the folder whose plan may be asked for: those that stand in no run."""
-        found: list[str] = []
-        for path in _yaml_files(self.root, _DEPTH):
-            found.append(os.path.relpath(path, self.root))
-            if len(found) == MOST_CONFIGS:
-                break
-        return found
+        return self._found_configs.get(
+            lambda: [os.path.relpath(path, self.root) for path in islice(_yaml_files(self.root, _DEPTH), MOST_CONFIGS)]
+        )
 
 
 def _yaml_files(folder: Path, depth: int) -> Iterator[Path]:
@@ -195,7 +225,7 @@ def is_sweep_dir(run_dir: Path) -> bool:
 def _mark(run_dir: Path) -> tuple[float, ...]:
     """Return something that changes when a driver begins or ends to work in a directory."""
     found = []
-    for name in (CONFIG_FILE, "driver.json", "log.jsonl", "summary.json", "sweep.json"):
+    for name in (CONFIG_FILE, POINTER, "log.jsonl", "summary.json", "sweep.json"):
         try:
             found.append((run_dir / name).stat().st_mtime)
         except OSError:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cache_store.errors import StoreError, UserError
+from cache_store.errors import StoreError, UserError, first_line
 from cache_store.storage.open import existing_storage
 from orchestrator.execution.beat import NOTHING_DONE, RunningTask
 from orchestrator.execution.event_log import FILE as LOG_FILE
@@ -51,8 +51,16 @@ class WatchedRun:
         self._begun = (0, 0)
 
     def look(self) -> RunView:
-        """Look at the run as it is now. UserError where it has left no record yet; StoreError where its store cannot
-        be read."""
+        """Look at the run as it is now. UserError where it has left no record yet; StoreError where its store, or what
+        stands in its records, cannot be read."""
+        try:
+            return self._look()
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            # A record of another shape: the other runs in the folder are shown all the same.
+            kind = type(error).__name__
+            raise StoreError(f"{self.path}: its records cannot be read: {kind}: {first_line(error)}") from error
+
+    def _look(self) -> RunView:
         observer = self.observer()
         status = observer.look()
         held = read_held(observer.storage, observer.digest)

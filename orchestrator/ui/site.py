@@ -15,7 +15,6 @@ from http import HTTPStatus
 
 from cache_store.errors import UserError
 from orchestrator.status.compare import compare
-from orchestrator.status.listing import run_dirs
 from orchestrator.ui import pages
 from orchestrator.ui.folder import Folder, is_sweep_dir
 from orchestrator.ui.guard import REPORT_POLICY, Guard
@@ -103,7 +102,7 @@ class Site:
 
     def compare(self, query: Query) -> Answer:
         chosen = list(dict.fromkeys(query.get("run", [])))[:MOST_COMPARED]
-        known = [os.path.relpath(path, self.folder.root) for path in run_dirs(self.folder.root)]
+        known = [os.path.relpath(path, self.folder.root) for path in self.folder.run_dirs()]
         same = query.get("all", ["0"])[0] == "1"
         if len(chosen) < 2:
             problem = "Choose two runs or more." if chosen else ""

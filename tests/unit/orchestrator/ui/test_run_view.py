@@ -6,11 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
-from live_page import PageRun
+from live_page import DIGEST, PageRun
 
 from cache_store.errors import UserError
+from cache_store.records.record_io import dump_record
 from orchestrator.execution.beat import Beat, RunningTask
 from orchestrator.ui.curves import CurveBook, colours_of, thinned
+from orchestrator.ui.folder import Folder
 from orchestrator.ui.records import Part, RunView
 from orchestrator.ui.run_view import WatchedRun
 from orchestrator.ui.tails import Tail
@@ -112,6 +114,21 @@ def test_curves_grow_and_the_log_is_read_once(run: PageRun) -> None:
     assert curve.lines[0].points == ((1, 9.0),)
 
 
+def test_records_of_another_shape_are_said_and_the_other_runs_are_shown(run: PageRun) -> None:
+    other = PageRun(run.run_dir.parent / "other")
+    lease = other.lease()
+    running = {other.id("data"): {"attempt": 1, "progress": {"total": "many", "done": {}, "epoch": "x"}}}
+    beat = {"state": "running", "running": running, "failed": {}, "attempts": {}}
+    other.log(stage=["x"], event={"y": 1}, seconds="long", message=10**400)
+    lease.report(Beat())
+    lease.release("stopped")
+    other.storage.write(f"runs/{DIGEST}/beat-000001.json", dump_record(beat, "a beat"))
+    listed = {each.path: each for each in Folder(run.run_dir.parent).runs()}
+    assert listed["first"].state == "waiting"
+    assert listed["other"].state == "unknown"
+    assert "its records cannot be read: TypeError" in listed["other"].reason
+
+
 def test_a_directory_without_a_record_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("run: x\n")
     with pytest.raises(UserError, match="no record"):
@@ -142,6 +159,8 @@ def test_thinned_lines_keep_their_ends_and_their_spikes() -> None:
 
 def test_points_of_another_shape_are_passed_over() -> None:
     book = CurveBook()
+    huge: dict[str, object] = {"step": 10**400, "figures": {"a": 1}}
+    book.add([huge, {"step": 1, "figures": {"a": 10**400, "b": float("inf")}}, {"step": -1, "figures": {"a": 1}}])
     book.add([{}, {"step": 1}, {"step": "1", "figures": {}}, {"step": 1, "figures": {"a": "b"}}, {"token": "x"}])
     assert book.curves({}) == ()
 

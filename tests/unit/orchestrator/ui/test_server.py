@@ -94,7 +94,14 @@ def test_hostile_names_are_escaped(run: PageRun, visitor: Visitor) -> None:
             "/files/link/config.yaml",
             "/files/leads/config.yaml",
         ),
-        *("/compare?run=first&run=..", "/nothing", "/static/../server.py", "/api/run?run=.."),
+        *(
+            "/compare?run=first&run=..",
+            "/compare?run=first&run=leads",
+            "/run?run=leads",
+            "/nothing",
+            "/static/../server.py",
+            "/api/run?run=..",
+        ),
     ],
 )
 def test_nothing_outside_the_folder_is_shown(run: PageRun, visitor: Visitor, path: str) -> None:
