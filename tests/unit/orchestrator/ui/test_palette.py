@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from orchestrator.reports.page_template import template
 from orchestrator.ui.pages import style
 
 #: Text and what it stands on: WCAG AA asks for 4.5.
@@ -60,6 +61,14 @@ def test_contrasts_meet_wcag_aa(scheme: str) -> None:
 def test_the_judge_knows_black_from_white() -> None:
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+def test_reports_have_the_same_palette_by_day_and_by_night() -> None:
+    light, dark = (f"--ink:{palettes()[scheme]['ink']}" for scheme in ("light", "dark"))
+    sheet = template("style.css.j2").render()
+    assert light in sheet
+    assert dark in sheet
+    assert set(re.findall(r"var\(--([\w-]+)\)", sheet)) <= {*palettes()["light"], "c"}
 
 
 def test_every_colour_of_the_style_sheet_is_of_the_palette() -> None:
