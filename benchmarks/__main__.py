@@ -24,6 +24,7 @@ NAMES = {
     "overhead": ("driver", "an orchestrated run beside a plain PyTorch loop"),
     "production": ("store", "the first epoch of a stage whose snapshots are made before it, or while it trains"),
     "driver_scale": ("driver", "what the driver alone can do: thousands of nodes, hundreds of made-up devices"),
+    "growth": ("driver", "how the work of the driver grows: nodes of a plan, trials of a sweep, files of a store"),
     "segprop_vs_e2e": ("training", "a whole SegProp run beside an end-to-end run"),
     "sweep": ("training", "a sweep beside its trials as runs of their own"),
     "snapcheck": ("store", "the snapshot store beside the hardware and other formats"),

@@ -131,6 +131,8 @@ class FakeDevices:
     def wait(self, timeout_s: float) -> list[Any]:
         from orchestrator.runners.base import Succeeded
 
+        if not self._running:
+            return []
         # One event at a time: the worst case, since every event is a round of the driver's loop.
         order = self._running.popleft()
         self._free += 1
@@ -156,26 +158,43 @@ def commit_of(node_id: str, kind: str) -> Commit:
     if kind == "materialize":
         result |= {"set": node_id, "rows": 1000, "bytes": 1 << 20, "snapshot": {"hits": 0, "misses": 0}}
     if kind == "train":
-        result["epochs"] = [{"epoch": epoch, "train_loss": 1.0 / (epoch + 1)} for epoch in range(COMMIT_EPOCHS)]
+        figures = {"train_accuracy": 0.9, "validation_loss": 0.3, "validation_accuracy": 0.9, "lr": 0.1, "seconds": 1.0}
+        result["epochs"] = [
+            {"epoch": epoch, "train_loss": 1.0 / (epoch + 1), **figures} for epoch in range(COMMIT_EPOCHS)
+        ]
     return Commit(node_id, node_id, {}, json.loads(json.dumps(result)))
 
 
-def make_plan(count: int, folder: Path) -> tuple[Any, float]:
-    """(a plan of about `count` nodes, seconds it took to build)."""
+def make_plan(count: int, folder: Path, chains: int = 1) -> tuple[Any, float]:
+    """(a plan of about `count` nodes in so many SegProp chains, seconds it took to build)."""
+    # A chain reads every view of three boundaries, and has a dozen nodes beside.
+    views = max(1, min(count // 6, 10_000 if chains == 1 else count // (3 * chains)))
+    regimes = ["e2e: {}", "lw: {}", "segprop: {}"] + [
+        f"r{number}: {{kind: segprop, training: {{optimizer: {{lr: {0.001 * (number + 1):.3f}}}}}}}"
+        for number in range(chains - 2)
+    ]
+    return _planned(folder, views, "0.1", f"{{{', '.join(regimes)}}}")
+
+
+def trial_plan(folder: Path, lr: float) -> Any:
+    """The plan of one trial of a sweep over rates: SegProp alone, two views, 18 nodes."""
+    return _planned(folder, 2, f"{lr:.6f}", "[segprop]")[0]
+
+
+def _planned(folder: Path, views: int, lr: str, regimes: str) -> tuple[Any, float]:
     from orchestrator.config import load as configuration
     from orchestrator.plan.builder import build_plan
     from workers.data.images.outline import DataOutline
     from workers.models.resnet.outline import resnet_outline as outline
     from workers.specs.experiment import ImageSpec, ResNetSpec
 
-    # Two regimes over three boundaries: each view is six sets.
     file = folder / "scale.yaml"
     file.write_text(
         "model: {name: resnet18, stem: small}\n"
-        f"data: {{name: digits, image_size: 32, views: {max(1, count // 6)}}}\n"
-        f"training: {{epochs: {max(1, count // 6)}, batch_size: 64}}\n"
+        f"data: {{name: digits, image_size: 32, views: {views}}}\n"
+        f"training: {{epochs: {views}, batch_size: 64, optimizer: {{lr: {lr}}}}}\n"
         "snapshots: {mode: always}\n"
-        "regimes: [e2e, lw, segprop]\n"
+        f"regimes: {regimes}\n"
     )
     config = configuration.load(file)
     data = DataOutline(10, tuple("0123456789"), (1, 8, 8), 1437, 360, "digits", (0.3,) * 3, (0.3,) * 3)
@@ -188,6 +207,11 @@ def make_plan(count: int, folder: Path) -> tuple[Any, float]:
     started = time.monotonic()
     plan = build_plan(config, outlines, data)
     return plan, time.monotonic() - started
+
+
+def peak_bytes() -> int:
+    """Most memory this process ever had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def resident_bytes() -> int:
@@ -208,7 +232,7 @@ def main(name: str, count: int, devices: int) -> Json:
         return dispatch(plan, folder, devices)
 
 
-def dispatch(plan: Any, folder: Path, devices: int) -> Json:
+def dispatch(plan: Any, folder: Path, devices: int, steering: Any = None) -> Json:
     from cache_store.storage.open import open_storage
     from orchestrator.execution.commits import CommitLog
     from orchestrator.execution.driver import Driver, DriverSettings
@@ -238,6 +262,7 @@ def dispatch(plan: Any, folder: Path, devices: int) -> Json:
             progress,
             DriverSettings(str(folder / "store"), NodeRetries(max_attempts=3)),
             report=lambda beat: beats.__setitem__(slice(None), [beat]),
+            steering=steering,
         )
         started = time.monotonic()
         with journal(folder, "scale"):
@@ -269,6 +294,8 @@ def commits_bytes(commits: Mapping[str, Any]) -> int:
             stack += [*value.keys(), *value.values()]
         elif isinstance(value, list):
             stack += value
+        elif isinstance(value, Commit):
+            stack += vars(value).values()
     return total
 
 
@@ -282,11 +309,11 @@ def resume(plan: Any, folder: Path) -> Json:
         path = Path(storage.uri) / "nodes" / node.id / "commit.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(commit_of(node.id, node.kind).to_json()))
-    started = time.monotonic()
+    started, processor = time.monotonic(), time.process_time()
     ledger = CommitLog.read(storage, plan)
     seconds = time.monotonic() - started
     assert len(ledger.commits) == len(plan.nodes)
-    return {"nodes": len(plan.nodes), "seconds": seconds}
+    return {"nodes": len(plan.nodes), "seconds": seconds, "processor_seconds": time.process_time() - processor}
 
 
 if __name__ == "__main__":

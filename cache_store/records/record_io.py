@@ -17,6 +17,8 @@ from cache_store.storage.base import Storage
 from cache_store.storage.durable import read_regular
 
 MAX_RECORD_BYTES = 16 << 20
+#: Of records that grow with a plan: 10^5 nodes take about 20 MB.
+MAX_PLAN_BYTES = 128 << 20
 _SEAL = re.compile(rb',"check":"([0-9a-f]{32})"}')
 _SEAL_BYTES = len(',"check":""}') + 32
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
@@ -39,16 +41,16 @@ def check_name(name: str) -> str:
     return name
 
 
-def dump_record(record: Mapping[str, Any], what: str) -> bytes:
+def dump_record(record: Mapping[str, Any], what: str, limit: int = MAX_RECORD_BYTES) -> bytes:
     """Write a record as JSON bytes, with a checksum of themselves as the last key, `check`. StoreError when it is not
-    JSON (NaN included) or longer than 16 MiB."""
+    JSON (NaN included) or longer than `limit` bytes."""
     try:
         data = json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise StoreError(f"{what} is not JSON: {error}") from error
     data = data[:-1] + b',"check":"' + xxhash.xxh3_128_hexdigest(data).encode() + b'"}'
-    if len(data) > MAX_RECORD_BYTES:
-        raise StoreError(f"{what} takes {len(data)} bytes; at most {MAX_RECORD_BYTES} are allowed")
+    if len(data) > limit:
+        raise StoreError(f"{what} takes {len(data)} bytes; at most {limit} are allowed")
     return data
 
 
@@ -56,15 +58,15 @@ def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is not JSON")
 
 
-def parse_record(data: bytes, path: str) -> dict[str, Any]:
-    """Read the object in `data`, without its `check`. CorruptRecord when it is not a JSON object, longer than 16 MiB,
-    or does not match its checksum.
+def parse_record(data: bytes, path: str, limit: int = MAX_RECORD_BYTES) -> dict[str, Any]:
+    """Read the object in `data`, without its `check`. CorruptRecord when it is not a JSON object, longer than `limit`
+    bytes, or does not match its checksum.
 
     Records without a checksum pass (older programs wrote none): compare the keys with `has_keys`, so that damage
     to the checksum's own name is found.
     """
-    if len(data) > MAX_RECORD_BYTES:
-        raise CorruptRecord(f"{path} is longer than {MAX_RECORD_BYTES} bytes", path=path)
+    if len(data) > limit:
+        raise CorruptRecord(f"{path} is longer than {limit} bytes", path=path)
     try:
         record = json.loads(data, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
@@ -88,10 +90,10 @@ def has_keys(record: Mapping[str, Any], keys: str) -> bool:
     return set(record) == set(keys.split())
 
 
-def read_bounded(storage: Storage, path: str) -> bytes | None:
-    """Read the bytes of a record, cut just above 16 MiB (which `parse_record` refuses); None when absent."""
+def read_bounded(storage: Storage, path: str, limit: int = MAX_RECORD_BYTES) -> bytes | None:
+    """Read the bytes of a record, cut just above `limit` (which `parse_record` refuses); None when absent."""
     try:
-        return storage.read(path, limit=MAX_RECORD_BYTES + 1)
+        return storage.read(path, limit=limit + 1)
     except FileNotFoundError:
         return None
 

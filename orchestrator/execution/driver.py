@@ -118,7 +118,7 @@ class Driver:
         self._stop_requested = stop_requested
         self._report = report
         self._steering = steering
-        self._queues = Queues(plan, ledger)
+        self._queues = Queues(plan, ledger, steered=steering is not None)
         self._attempts = Attempts()
         self._store = StoreWatch(partial(look_at, ledger.storage), settings.store_deadline_s)
         #: Order keys of those who only make shards of a running materialize node's set (`Production.helper`).
@@ -174,6 +174,10 @@ class Driver:
         """Go on with another plan. What is running stays; what is new to us may be committed already."""
         if plan is None:
             return
+        if plan.nodes is self._plan.nodes:
+            self._plan = plan
+            self._queues.ask(plan)
+            return
         self._nodes |= {node.id: node for node in plan.nodes}
         known = set(self._ledger.commits)
         self._ledger.look_up([node for node in plan.nodes if node.id not in self._looked_up])
@@ -181,7 +185,7 @@ class Driver:
         self._outcome.reused |= self._ledger.commits.keys() - known
         self._plan = plan
         running, failed = self._attempts.running.keys(), self._outcome.failures.keys()
-        self._queues = Queues(plan, self._ledger, running=running, failed=failed)
+        self._queues = Queues(plan, self._ledger, running=running, failed=failed, steered=True)
 
     def _submit_ready(self) -> bool:
         """Fill free slots; True when something is ready but has to wait (for a slot or a retry)."""

@@ -11,11 +11,20 @@ from typing import Any
 
 from cache_store.errors import CorruptRecord
 from cache_store.keys import digest_json
-from cache_store.records.record_io import dump_record, has_keys, is_name, parse_record, read_bounded
+from cache_store.records.record_io import (
+    MAX_PLAN_BYTES,
+    dump_record,
+    has_keys,
+    is_name,
+    parse_record,
+    read_bounded,
+)
 from cache_store.storage.base import Storage
 from orchestrator.plan.graph import Plan
 
-FORMAT = 1
+FORMAT = 2
+#: Those that are read: in the first one parents were written by their ids.
+FORMATS = (1, 2)
 FOLDER = "plans"
 
 
@@ -41,7 +50,7 @@ class PlanRecord:
 def write_plan(storage: Storage, run: str, plan: Plan) -> str:
     """Leave the plan of a run that starts now; returns its digest, which names the record."""
     body, digest = _body(run, plan)
-    storage.write(f"{FOLDER}/{digest}.json", dump_record(body, f"the plan of {run}"))
+    storage.write(f"{FOLDER}/{digest}.json", dump_record(body, f"the plan of {run}", MAX_PLAN_BYTES))
     return digest
 
 
@@ -51,11 +60,17 @@ def plan_digest(run: str, plan: Plan) -> str:
 
 
 def _body(run: str, plan: Plan) -> tuple[dict[str, Any], str]:
+    place = {node.id: number for number, node in enumerate(plan.nodes)}
     body = {
         "format": FORMAT,
         "run": run,
+        # Parents by their places: of long chains they would be most of the record.
         "nodes": {
-            node.id: {"kind": node.kind, "label": node.label, "parents": sorted(set(node.parents.values()))}
+            node.id: {
+                "kind": node.kind,
+                "label": node.label,
+                "parents": sorted({place[parent] for parent in node.parents.values()}),
+            }
             for node in plan.nodes
         },
         "targets": sorted(plan.targets),
@@ -69,21 +84,30 @@ def read_plans(storage: Storage) -> dict[str, PlanRecord]:
     found: dict[str, PlanRecord] = {}
     for name in storage.list(FOLDER):
         path = f"{FOLDER}/{name}"
-        data = read_bounded(storage, path)
+        data = read_bounded(storage, path, MAX_PLAN_BYTES)
         if data is None:
             continue
         try:
-            found[path] = _parse(parse_record(data, path))
+            found[path] = _parse(parse_record(data, path, MAX_PLAN_BYTES))
         except (CorruptRecord, KeyError, TypeError, ValueError, AttributeError):
             continue
     return found
 
 
 def _parse(record: dict[str, Any]) -> PlanRecord:
-    if not has_keys(record, "format run nodes targets kept") or record["format"] != FORMAT:
-        raise ValueError("not a plan of this version")
+    if not has_keys(record, "format run nodes targets kept") or record["format"] not in FORMATS:
+        raise ValueError("not a plan of a known version")
+    ids = [str(node_id) for node_id in record["nodes"]]
+
+    def parent(written: Any) -> str:
+        if not isinstance(written, int):
+            return str(written)
+        if not 0 <= written < len(ids):
+            raise ValueError("no place of a node")
+        return ids[written]
+
     nodes = {
-        str(node_id): PlannedNode(str(node["kind"]), str(node["label"]), tuple(map(str, node["parents"])))
+        str(node_id): PlannedNode(str(node["kind"]), str(node["label"]), tuple(map(parent, node["parents"])))
         for node_id, node in record["nodes"].items()
         if is_name(node_id)
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
 from orchestrator.execution import schedule
@@ -12,7 +13,7 @@ from orchestrator.plan.graph import Plan
 
 class Queues:
     """`starting` says what may start, `releasing` which sets may go. They differ where stages overlap: such a stage
-    does not wait for its sets, but they stay until it has ended."""
+    does not wait for its sets, but they stay until it has ended; and where more may be asked for later."""
 
     def __init__(
         self,
@@ -21,8 +22,11 @@ class Queues:
         *,
         running: AbstractSet[str] = schedule.NONE,
         failed: AbstractSet[str] = schedule.NONE,
+        steered: bool = False,
     ) -> None:
-        def queue(overlapping: AbstractSet[str] | None) -> ReadyQueue:
+        """`steered`: the plan's targets change (`ask`)."""
+
+        def queue(overlapping: AbstractSet[str] | None, coming: Iterable[str] = ()) -> ReadyQueue:
             return ReadyQueue(
                 plan,
                 committed=ledger.commits.keys(),
@@ -31,11 +35,18 @@ class Queues:
                 running=running,
                 failed=failed,
                 overlapping=overlapping,
+                targets={*plan.targets, *coming},
             )
 
         self.starting = queue(None)
-        self.releasing = queue(schedule.NONE) if plan.overlapping else self.starting
-        self._all = (self.starting, self.releasing) if plan.overlapping else (self.starting,)
+        apart = steered or bool(plan.overlapping or plan.coming)
+        self.releasing = queue(schedule.NONE, plan.coming) if apart else self.starting
+        self._all = (self.starting, self.releasing) if apart else (self.starting,)
+
+    def ask(self, plan: Plan) -> None:
+        """Take the targets of a plan of the same nodes."""
+        self.starting.ask(set(plan.targets))
+        self.releasing.ask({*plan.targets, *plan.coming})
 
     def start(self, node_id: str) -> None:
         for queue in self._all:

@@ -35,16 +35,18 @@ class ReadyQueue:
         failed: AbstractSet[str] = schedule.NONE,
         partial: AbstractSet[str] = schedule.NONE,
         overlapping: AbstractSet[str] | None = None,
+        targets: AbstractSet[str] | None = None,
     ) -> None:
         """`overlapping`: stages that do not wait for their sets, those of the plan unless given. For releasing, a set
-        is needed by such a stage as by any other: ask an agenda in which none overlaps."""
+        is needed by such a stage as by any other: ask an agenda in which none overlaps. `targets`: what is to be
+        finished, those of the plan unless given."""
         self._plan = plan
         self._partial = set(partial)
         self._committed = set(committed)
         self._released = set(released)
         self._running: set[str] = set()
         self._failed = set(failed)
-        self._targets = frozenset(plan.targets)
+        self._targets = frozenset(plan.targets if targets is None else targets)
         self._place: dict[str, Place] = {
             # Nothing but the final table waits for an evaluation; stages and snapshots have followers. What is judged
             # takes longest.
@@ -71,7 +73,11 @@ class ReadyQueue:
         #: Sets to look at: something about them has changed.
         self._maybe: dict[str, None] = {}
         for node_id in schedule.wanted(
-            plan, committed=self._committed, released=self._released, overlapping=overlapping
+            plan,
+            committed=self._committed,
+            released=self._released,
+            overlapping=overlapping,
+            targets=self._targets,
         ):
             self._enter(node_id)
         self._maybe |= dict.fromkeys(node.id for node in plan.sets)
@@ -179,6 +185,13 @@ class ReadyQueue:
             return
         self._failed.add(node_id)
         self._requeue(node_id)
+
+    def ask(self, targets: AbstractSet[str]) -> None:
+        """Note that these are the targets from now on."""
+        changed = self._targets ^ targets
+        self._targets = frozenset(targets)
+        for node_id in changed:
+            self._look(node_id)
 
     # -- keeping up ---------------------------------------------------------------------------------------
 

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from cache_store.errors import CorruptRecord
-from cache_store.records.record_io import dump_record, is_name, parse_record, read_bounded, read_local
+from cache_store.records.record_io import (
+    MAX_PLAN_BYTES,
+    dump_record,
+    is_name,
+    parse_record,
+    read_bounded,
+    read_local,
+)
 from cache_store.storage.base import Storage
 from cache_store.storage.durable import write_atomically
 from orchestrator.execution.run_lease import FOLDER
@@ -119,17 +126,17 @@ def write_run(storage: Storage, digest: str, record: RunRecord) -> None:
             for name, regime in record.regimes.items()
         },
     }
-    storage.write(_path(digest), dump_record(body, f"the stages of {record.run}"))
+    storage.write(_path(digest), dump_record(body, f"the stages of {record.run}", MAX_PLAN_BYTES))
 
 
 def read_run(storage: Storage, digest: str) -> RunRecord | None:
     """Read the record of a run. None when there is none of this version, or it is damaged."""
     path = _path(digest)
-    data = read_bounded(storage, path)
+    data = read_bounded(storage, path, MAX_PLAN_BYTES)
     if data is None:
         return None
     try:
-        body = parse_record(data, path)
+        body = parse_record(data, path, MAX_PLAN_BYTES)
         if body.get("format") != FORMAT:
             return None
         return _parse(body)

@@ -10,7 +10,7 @@ reason to wait, and making it beforehand is work for slots that have nothing els
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 
 from orchestrator.plan.graph import Node, Plan
@@ -28,13 +28,20 @@ def awaited(plan: Plan, node: Node, overlapping: Ids) -> tuple[str, ...]:
     return tuple(parent for parent in parents if not plan.node(parent).makes_set)
 
 
-def wanted(plan: Plan, *, committed: Ids, released: Ids = NONE, overlapping: Ids | None = None) -> frozenset[str]:
+def wanted(
+    plan: Plan,
+    *,
+    committed: Ids,
+    released: Ids = NONE,
+    overlapping: Ids | None = None,
+    targets: Iterable[str] | None = None,
+) -> frozenset[str]:
     """Return ids of nodes that have to run (again) before every target is finished, failed and running ones too.
     `released`: committed materialize nodes whose set is not in the store any more; `overlapping`: stages that do not
-    wait for their sets, those of the plan unless given."""
+    wait for their sets; `targets`: what is to be finished. Both are those of the plan unless given."""
     overlapping = plan.overlapping if overlapping is None else overlapping
     result: set[str] = set()
-    stack = [target for target in plan.targets if target not in committed]
+    stack = [target for target in (plan.targets if targets is None else targets) if target not in committed]
     while stack:
         node_id = stack.pop()
         if node_id in result:
@@ -139,11 +146,13 @@ def releasable(
     plan: Plan, *, committed: Ids, released: Ids = NONE, running: Ids = NONE, partial: Ids = NONE
 ) -> list[str]:
     """Return ids of materialize nodes whose set nobody will read any more: every reader (a stage or the next
-    roll-forward) is finished or no longer needed. Never one that a regime asked to keep.
+    roll-forward) is finished or no longer needed, and will not be asked for later (`plan.coming`). Never one that a
+    regime asked to keep.
 
     `partial`: materialize nodes without a commit whose sets are in part in the store."""
     # As if every stage waited for its sets: what an unfinished one reads, or rolls forward, is needed.
-    todo = wanted(plan, committed=committed, released=released, overlapping=NONE)
+    targets = (*plan.targets, *plan.coming)
+    todo = wanted(plan, committed=committed, released=released, overlapping=NONE, targets=targets)
     busy = todo | running
     return [
         node.id

@@ -150,6 +150,10 @@ class RegimePlan:
         return written
 
 
+#: What a plan finds out once about its nodes and regimes, whatever its targets.
+_OF_NODES = ("_by_id", "_position", "_readers", "sets", "kept", "overlapping")
+
+
 @dataclass(frozen=True)
 class Plan:
     """Nodes in topological order, which is also the order of preference."""
@@ -162,10 +166,10 @@ class Plan:
     original: dict[str, str] = dataclasses.field(default_factory=dict)
     #: Measure nodes whose figures were not there when the plan was made: what they decide is provisional.
     unmeasured: tuple[str, ...] = ()
-    #: Materialize nodes that are read by what is not asked for yet (a sweep's later trials).
-    held: frozenset[str] = frozenset()
     #: Benchmark -> judge node of the model as it came.
     judged: dict[str, str] = dataclasses.field(default_factory=dict)
+    #: What may be asked for later (of a sweep's trials): the sets that it reads stay.
+    coming: tuple[str, ...] = ()
 
     def measuring(self) -> Plan:
         """Return what has to be done before the plan can be made for good: the unmeasured nodes and what they need."""
@@ -185,6 +189,13 @@ class Plan:
             for name, regime in self.regimes.items()
         }
         return dataclasses.replace(self, regimes=regimes) if notes else self
+
+    def asking(self, targets: tuple[str, ...], coming: tuple[str, ...]) -> Plan:
+        """Return the plan with other targets, at no cost that grows with its nodes."""
+        plan = dataclasses.replace(self, targets=targets, coming=coming)
+        # What is looked up by nodes and regimes, which are the same ones.
+        plan.__dict__.update({name: self.__dict__[name] for name in _OF_NODES if name in self.__dict__})
+        return plan
 
     def node(self, node_id: str) -> Node:
         return self._by_id[node_id]
@@ -207,9 +218,9 @@ class Plan:
 
     @cached_property
     def kept(self) -> frozenset[str]:
-        """Materialize nodes that some regime wants to keep after their last use, or that somebody will read later."""
+        """Materialize nodes that some regime wants to keep after their last use."""
         keeping = {name for name, regime in self.regimes.items() if regime.retention == "keep"}
-        return self.held | frozenset(node.id for node in self.sets if not keeping.isdisjoint(node.regimes))
+        return frozenset(node.id for node in self.sets if not keeping.isdisjoint(node.regimes))
 
     @property
     def width(self) -> int:

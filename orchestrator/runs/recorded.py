@@ -16,7 +16,7 @@ from typing import Any
 
 from cache_store.errors import CorruptRecord
 from cache_store.keys import digest_json
-from cache_store.records.record_io import MAX_RECORD_BYTES, dump_record, parse_record
+from cache_store.records.record_io import MAX_PLAN_BYTES, dump_record, parse_record
 from cache_store.storage.durable import read_regular
 from orchestrator.config.schema import Config
 from orchestrator.plan.experiment import experiment_of
@@ -80,20 +80,19 @@ class Recorded:
         return digest_json(sorted(node.id for node in self.plan.nodes))
 
     def to_bytes(self) -> bytes:
-        """Write the record. StoreError when it is longer than records may be (some thousand nodes)."""
-        plan = to_json(dataclasses.replace(self.plan, held=frozenset()))
+        """Write the record. StoreError when it is longer than records may be (some ten thousand nodes)."""
         body = {
             "format": FORMAT,
             "plan_format": PLAN_FORMAT,
             "run": self.run,
-            "plan": {**plan, "held": sorted(self.plan.held)},
+            "plan": to_json(self.plan),
             "experiments": {name: to_json(each) for name, each in self.experiments.items()},
             "data_facts": dict(self.data_facts),
             "reads_data": self.reads_data,
             "reuse_versions": dict(self.reuse_versions),
             "about": None if self.about is None else to_json(self.about),
         }
-        return dump_record(json.loads(json.dumps(body)), f"the plan of {self.run}")
+        return dump_record(json.loads(json.dumps(body)), f"the plan of {self.run}", MAX_PLAN_BYTES)
 
 
 def yardstick_of(config: Config) -> str | None:
@@ -116,16 +115,16 @@ def read_recorded(run_dir: Path, store: str) -> Recorded | None:
     """Read what a run directory holds; None where there is no record, or none of this version."""
     path = run_dir / FILE
     try:
-        body = parse_record(read_regular(path, MAX_RECORD_BYTES + 1), str(path))
+        body = parse_record(read_regular(path, MAX_PLAN_BYTES + 1), str(path), MAX_PLAN_BYTES)
         if (body.get("format"), body.get("plan_format")) != (FORMAT, PLAN_FORMAT):
             return None
-        plan = dict(body["plan"])
-        held = frozenset(plan.pop("held"))
+        # Older programs wrote sets that are held.
+        plan = {key: value for key, value in body["plan"].items() if key != "held"}
         return Recorded(
             run=body["run"],
             run_dir=run_dir,
             store=store,
-            plan=dataclasses.replace(from_json(Plan, {**plan, "held": []}), held=held),
+            plan=from_json(Plan, {"coming": [], **plan}),
             experiments={name: from_json(Experiment, each) for name, each in body["experiments"].items()},
             data_facts=body["data_facts"],
             reads_data=bool(body["reads_data"]),

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from orchestrator.execution import schedule
 from orchestrator.plan.graph import Node, Plan, RegimePlan
 
 #: Between a trial's name and a regime's, in the union's names.
@@ -54,29 +53,6 @@ def closure(plan: Plan, targets: Iterable[str]) -> frozenset[str]:
             found.add(node_id)
             stack.extend(plan.node(node_id).parents.values())
     return frozenset(found)
-
-
-def held(
-    plan: Plan,
-    targets: Iterable[str],
-    *,
-    committed: AbstractSet[str],
-    released: AbstractSet[str],
-    partial: AbstractSet[str] = schedule.NONE,
-) -> frozenset[str]:
-    """Return the sets that are there, or in part, and that `targets` will read, though some are not asked for yet."""
-    todo = schedule.wanted(
-        dataclasses.replace(plan, targets=tuple(targets)),
-        committed=committed,
-        released=released,
-        overlapping=schedule.NONE,
-    )
-    return frozenset(
-        node.id
-        for node in plan.sets
-        if (node.id in partial or (node.id in committed and node.id not in released))
-        and not todo.isdisjoint(plan.readers(node.id))
-    )
 
 
 def level_targets(plan: Plan, regime: str, stages: int) -> tuple[str, ...]:

@@ -37,6 +37,8 @@ from orchestrator.units import seconds_text
 from workers.specs.results import NodeFigures
 
 SUMMARY_FILE, REPORT_FILE, JOURNAL_FILE = "sweep.json", "report.html", "decisions.jsonl"
+#: Between two looks at how far a sweep is, and how many times as long as the last one took, where that is longer.
+SHOW_EVERY_S, SHOW_REST = 0.5, 50
 
 
 def execute(sweep: PreparedSweep, *, quiet: bool = False, take_over: bool = False) -> int:
@@ -193,7 +195,7 @@ class _Run:
             own = Outcome(
                 "done" if course.status == "done" else "failed" if course.status == "failed" else "partial",
                 # Another trial's work is as good as an earlier run's.
-                reused=(outcome.reused | seen) & mine,
+                reused={node for node in mine if node in outcome.reused or node in seen},
                 failures={node: text for node, text in outcome.failures.items() if node in mine},
             )
             seen |= mine
@@ -323,11 +325,13 @@ def _ended(run: _Run, course: Course) -> str:
 
 
 class _Shown:
-    """A steering whose every step is followed by a look at how far things are."""
+    """A steering whose steps are followed by a look at how far things are, at most once in a while: the look goes over
+    all trials and nodes."""
 
     def __init__(self, steering: SweepSteering, show: Callable[[], None]) -> None:
         self._steering = steering
         self._show = show
+        self._next = 0.0
 
     @property
     def open(self) -> bool:
@@ -335,5 +339,8 @@ class _Shown:
 
     def __call__(self, ledger: CommitLog, outcome: Outcome) -> Plan | None:
         plan = self._steering(ledger, outcome)
-        self._show()
+        now = time.monotonic()
+        if now >= self._next:
+            self._show()
+            self._next = time.monotonic() + max(SHOW_EVERY_S, SHOW_REST * (time.monotonic() - now))
         return plan

@@ -6,7 +6,7 @@ else: the driver runs what is asked for, once, whoever asked. No Ray and no cloc
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -153,8 +153,18 @@ class SweepSteering:
         self._clock = clock
         self._heard = clock()
         self.plan = self._union()
-        self._known: tuple[int, int] = (-1, -1)
-        self._version = 0
+        self._nodes = self.plan.nodes
+        self._place = {name: place for place, name in enumerate(self.courses)}
+        #: Trials to look at in the next step, whatever was committed. The driver calls once an event: looking at all
+        #: trials, or nodes, in every step would take minutes of a sweep of a thousand.
+        self._changed: set[str] = set(self.courses)
+        #: Node -> trials that are looked at when it is committed; how many commits and failures are known.
+        self._awaited: dict[str, set[str]] = {}
+        self._known = (0, 0)
+        #: What each trial asks for now, and what it may ask for later.
+        self._asked: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+        #: What a trial's targets need, and of which plan and targets that is said.
+        self._needed: dict[str, tuple[Plan, tuple[str, ...], frozenset[str]]] = {}
 
     @property
     def open(self) -> bool:
@@ -168,17 +178,32 @@ class SweepSteering:
     def __call__(self, ledger: CommitLog, outcome: Outcome) -> Plan | None:
         for message in self.decider.poll():
             self._hear(message)
-        for course in self.courses.values():
-            if course.status == "running":
-                self._advance(course, ledger, outcome)
-        if (self._version, len(ledger.commits)) == self._known:
+        changed = [self._look(self.courses[name], ledger, outcome) for name in self._due(ledger, outcome)]
+        if self.plan.nodes is self._nodes and not any(changed):
             return None
-        self._known = (self._version, len(ledger.commits))
-        plan = self._wanted(ledger)
-        if (plan.nodes, plan.targets, plan.held) == (self.plan.nodes, self.plan.targets, self.plan.held):
-            return None
-        self.plan = plan
-        return plan
+        self._nodes = self.plan.nodes
+        return self._wanted()
+
+    def _due(self, ledger: CommitLog, outcome: Outcome) -> list[str]:
+        """Return the trials that may go on, or have failed, in their order."""
+        due, self._changed = self._changed, set()
+        commits, failures = self._known
+        self._known = (len(ledger.commits), len(outcome.failures))
+        if failures != self._known[1]:
+            due |= self.courses.keys()
+        # New commits come last; one that is made again is none that a trial waits for.
+        for node_id in itertools.islice(reversed(ledger.commits), self._known[0] - commits):
+            due |= self._awaited.pop(node_id, set())
+        return sorted(due, key=self._place.__getitem__)
+
+    def _look(self, course: Course, ledger: CommitLog, outcome: Outcome) -> bool:
+        """Let a trial go on if it can; returns whether it asks for something else than before."""
+        if course.status == "running":
+            self._advance(course, ledger, outcome)
+        asked = self.targets(course), course.plan.targets if course.status in ("waiting", "running") else ()
+        changed = self._asked.get(course.name) != asked
+        self._asked[course.name] = asked
+        return changed
 
     def targets(self, course: Course) -> tuple[str, ...]:
         """Return what a trial has to run now."""
@@ -188,28 +213,18 @@ class SweepSteering:
 
     def _union(self) -> Plan:
         whole = sweep_plan.union({course.name: course.plan for course in self.courses.values()})
-        return dataclasses.replace(whole, targets=())
+        return whole.asking((), whole.targets)
 
-    def _wanted(self, ledger: CommitLog) -> Plan:
-        targets = dict.fromkeys(target for course in self.courses.values() for target in self.targets(course))
-        coming = dict.fromkeys(
-            target
-            for course in self.courses.values()
-            if course.status in ("waiting", "running")
-            for target in course.plan.targets
-        )
-        held = sweep_plan.held(
-            self.plan,
-            coming,
-            committed=ledger.commits.keys(),
-            released=ledger.released,
-            partial=ledger.partial.keys(),
-        )
-        return dataclasses.replace(self.plan, targets=tuple(targets), held=held)
+    def _wanted(self) -> Plan:
+        every = self._asked.values()
+        targets = dict.fromkeys(itertools.chain.from_iterable(now for now, _ in every))
+        coming = dict.fromkeys(itertools.chain.from_iterable(later for _, later in every))
+        self.plan = self.plan.asking(tuple(targets), tuple(coming))
+        return self.plan
 
     def _hear(self, message: Message) -> None:
         course = self.courses[message.trial]
-        self._version += 1
+        self._changed.add(course.name)
         self._heard = self._clock()
         if isinstance(message, Begun):
             if message.history or dict(message.parameters) != dict(course.parameters):
@@ -235,8 +250,7 @@ class SweepSteering:
             self._trials.ended(course)
 
     def _advance(self, course: Course, ledger: CommitLog, outcome: Outcome) -> None:
-        targets = self.targets(course)
-        broken = outcome.failures.keys() & sweep_plan.closure(course.plan, targets)
+        broken = outcome.failures.keys() & self._closure(course) if outcome.failures else frozenset[str]()
         if broken:
             self._fail(course, "; ".join(dict.fromkeys(outcome.failures[node] for node in sorted(broken))))
             return
@@ -245,7 +259,13 @@ class SweepSteering:
         last = course.level >= self.stages(course)
         stage = course.plan.regimes[self.metric.regime].stages[course.level - 1]
         # On the way a stage's own commit says how it stands; its evaluations may come later.
-        if not all(node in ledger.commits for node in (targets if last else (stage,))) or not self._turn(course):
+        awaited = self.targets(course) if last else (stage,)
+        missing = next((node for node in awaited if node not in ledger.commits), None)
+        if missing is not None:
+            self._awaited.setdefault(missing, set()).add(course.name)
+            return
+        if not self._turn(course):
+            self._changed.add(course.name)
             return
         value = self._trials.score(course) if last else self.metric.of_stage(ledger.commits[stage])
         course.judged, course.asked = course.level, True
@@ -253,9 +273,18 @@ class SweepSteering:
         self._heard = self._clock()
         self.decider.report(course.name, course.level, value, last=last)
 
+    def _closure(self, course: Course) -> frozenset[str]:
+        """Return what a trial's targets need, itself included."""
+        targets = self.targets(course)
+        known = self._needed.get(course.name)
+        if known is None or known[0] is not course.plan or known[1] != targets:
+            known = course.plan, targets, sweep_plan.closure(course.plan, targets)
+            self._needed[course.name] = known
+        return known[2]
+
     def _fail(self, course: Course, message: str) -> None:
         course.status, course.message = "failed", message
-        self._version += 1
+        self._changed.add(course.name)
         self.decider.fail(course.name, message)
         self._trials.ended(course)
 

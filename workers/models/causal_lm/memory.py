@@ -194,7 +194,7 @@ class _Walk:
         tensor. Others are changed in place."""
         spec = self.train.optimizer
         own = [part for part in self.parts if part.trainable and not part.adapted]
-        whole = spec.name == "adamw4bit" and self.kind == "cpu"
+        whole = FOUR_BIT_WORKING.get(self.kind, 0) if spec.name == "adamw4bit" else 0
         if not own or (self.types.master == 4 and not whole):
             return 0
         size = slice_size(self.kind)
@@ -202,7 +202,7 @@ class _Walk:
         moments = moments if spec.rounding != "compensated" else 0
         largest = self.ranks.share(max(_largest_tensor(part) for part in own))
         if whole:
-            return 4 * FOUR_BIT_WORKING * largest
+            return 4 * whole * largest
         return 4 * (WORKING + moments) * min(size, largest)
 
 

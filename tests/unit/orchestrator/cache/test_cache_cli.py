@@ -228,9 +228,25 @@ def test_a_plan_record_says_what_the_plan_says_and_starting_again_makes_it_young
     assert time.time() - (tmp_path / "store" / path).stat().st_mtime < 60
     assert set(record.nodes) == {node.id for node in planned.nodes}
     assert record.targets == set(planned.targets)
-    assert record.nodes[planned.targets[0]].parents == tuple(
-        sorted(set(planned.node(planned.targets[0]).parents.values()))
-    )
+    assert {node_id: set(node.parents) for node_id, node in record.nodes.items()} == {
+        node.id: set(node.parents.values()) for node in planned.nodes
+    }
+
+
+def test_plan_records_of_older_programs_are_read(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path / "store"))
+    write_plan(storage, "small", small_plan(tmp_path))
+    ((path, record),) = read_plans(storage).items()
+    nodes = {
+        node_id: {"kind": node.kind, "label": node.label, "parents": sorted(node.parents)}
+        for node_id, node in record.nodes.items()
+    }
+    older = {"format": 1, "run": "small", "nodes": nodes, "targets": sorted(record.targets), "kept": []}
+    storage.write(path, dump_record(older, "a plan"))
+    found = read_plans(storage)[path].nodes
+    assert {node_id: set(node.parents) for node_id, node in found.items()} == {
+        node_id: set(node.parents) for node_id, node in record.nodes.items()
+    }
 
 
 def test_damaged_plan_records_are_passed_over(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_it_says_what_schedule_says_whatever_happens(plan: Plan, data: st.DataOb
     both = Both(plan, committed, released)
     both.check()
     for _ in range(data.draw(st.integers(1, 25))):
-        action = data.draw(st.sampled_from(["start", "stop", "commit", "commit", "fail", "release"]))
+        action = data.draw(st.sampled_from(["start", "stop", "commit", "commit", "fail", "release", "ask"]))
         node_id = data.draw(st.sampled_from(ids))
         match action:
             case "start" if node_id not in both.running:
@@ -76,6 +76,9 @@ def test_it_says_what_schedule_says_whatever_happens(plan: Plan, data: st.DataOb
             case "release" if node_id in sets and node_id in both.committed:
                 both.released.add(node_id)
                 both.agenda.release(node_id)
+            case "ask":
+                both.plan = both.plan.asking(tuple(data.draw(st.sets(st.sampled_from(ids)))), ())
+                both.agenda.ask(set(both.plan.targets))
             case _:
                 continue
         both.check()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import math
@@ -266,16 +265,13 @@ def test_a_set_that_a_later_trial_reads_is_not_released(tmp_path: Path) -> None:
     shared = {node.id for node in first.sets} & {node.id for node in second.sets}
     assert shared
     committed = {node.id for node in first.nodes}
-    plan = sweep.plan
-    held = sweep_plan.held(plan, second.targets, committed=committed, released=frozenset())
-    assert held == shared
-    alone = dataclasses.replace(plan, targets=first.targets)
+    alone = sweep.plan.asking(first.targets, ())
     assert shared <= set(schedule.releasable(alone, committed=committed))
-    kept = dataclasses.replace(plan, targets=first.targets, held=held)
-    assert shared.isdisjoint(schedule.releasable(kept, committed=committed))
+    both = sweep.plan.asking(first.targets, second.targets)
+    assert shared.isdisjoint(schedule.releasable(both, committed=committed))
     # And it goes once the second has read it.
     everything = committed | {node.id for node in second.nodes}
-    assert sweep_plan.held(plan, second.targets, committed=everything, released=frozenset()) == frozenset()
+    assert shared <= set(schedule.releasable(both, committed=everything))
 
 
 def test_time_left_is_corrected_by_how_predictions_fared(tmp_path: Path) -> None:
@@ -628,3 +624,27 @@ def test_shipped_sweeps_open_with_their_command_and_cost(name: str) -> None:
     assert f"segprop sweep configs/{name}.yaml" in head
     assert "Expected cost" in head
     assert "sweep" in yaml.safe_load(text)
+
+
+def test_a_step_looks_only_at_trials_that_something_happened_to(tmp_path: Path) -> None:
+    """By counting, not by the clock: where every commit meant a look at every trial, it would be trials² of them."""
+
+    def looks_a_trial(count: int) -> float:
+        rates = [1e-4 * (number + 1) for number in range(count)]
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        sweep = sweep_of(folder, {"training.optimizer.lr": {"grid": rates}})
+        world = World(folder, sweep, Judge, gated=True)
+        looks, look = 0, world.steering._look
+
+        def counted(*args: Any) -> bool:
+            nonlocal looks
+            looks += 1
+            return look(*args)
+
+        world.steering._look = counted  # type: ignore[method-assign]
+        world.run()
+        assert {course.status for course in world.courses} == {"done"}
+        return looks / count
+
+    assert looks_a_trial(12) <= 1.2 * looks_a_trial(3)

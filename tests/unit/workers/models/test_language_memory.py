@@ -264,7 +264,7 @@ def test_a_tied_matrix_is_counted_once() -> None:
 @pytest.mark.parametrize("master", ["float32", "bfloat16"])
 def test_on_a_cpu_an_update_of_moments_in_four_bits_takes_copies_of_the_largest_matrix(master: str) -> None:
     train = training(optimizer=OptimizerSpec(name="adamw4bit"), batch_size=1)
-    held, working = memory(train, master=master, on_host=True), 4 * FOUR_BIT_WORKING * MATRIX
+    held, working = memory(train, master=master, on_host=True), 4 * FOUR_BIT_WORKING["cpu"] * MATRIX
     resting = held.weights + held.optimizer + held.gradients
     assert resting + working <= held.peak < resting + working + 4 * MATRIX
     # On a GPU it is compiled into one kernel.
