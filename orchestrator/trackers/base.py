@@ -78,9 +78,14 @@ def points_of(regime: RegimeSummary) -> Iterator[LoggedPoint]:
                 tested: Metrics = getattr(epoch, path) or {}
                 figures |= {name: tested.get(key) for key, name in names.items()}
             yield LoggedPoint(step, when, _known(figures))
-        whole = _known({name: stage.assembled.get(key) for key, name in ASSEMBLED_FIGURES.items()})
+        whole = _known({name: stage.assembled.get(key) for key, name in ASSEMBLED_FIGURES.items()}) | judged(stage)
         if whole and stage.curve:
             yield LoggedPoint(step, when, whole)
+
+
+def judged(stage: StageSummary) -> dict[str, float]:
+    """Return what the whole network after a stage has on benchmarks, as figures by name."""
+    return {f"judged/{name}": score.value for name, score in (stage.judged or {}).items()}
 
 
 def began(stage: StageSummary) -> float:

@@ -28,6 +28,7 @@ from typing import IO, Any
 
 from cache_store.storage.durable import open_appending, read_regular
 from orchestrator.reports.records import Summary
+from orchestrator.trackers.base import judged
 from orchestrator.trackers.services import Opening
 from orchestrator.trackers.tensorboard import LiveEvents
 from workers.control import Update
@@ -135,9 +136,8 @@ class LiveTracking:
                         "validation/accuracy": epoch.validation_accuracy,
                     }
                     self._point(stage, "validation", last, figures)
-                self._point(
-                    stage, "assembled", last, {f"assembled/{key}": found.assembled.get(key) for key in _METRICS}
-                )
+                whole = {f"assembled/{key}": found.assembled.get(key) for key in _METRICS} | judged(found)
+                self._point(stage, "assembled", last, whole)
             if stages and regime.done:
                 final = {f"test/{key}": regime.final.metrics.get(key) for key in _METRICS}
                 self._point(next(reversed(stages.values())), "test", last, final)

@@ -44,6 +44,17 @@ def test_every_epoch_of_every_regime_is_read_back(tmp_path: Path, summary: dict[
         assert len(assembled) == len(regime["stages"])
 
 
+def test_benchmarks_after_a_stage_are_read_back(tmp_path: Path, summary: dict[str, Any]) -> None:
+    asked = copy.deepcopy(summary)
+    stages = asked["regimes"]["segprop"]["stages"]
+    for index, stage in enumerate(stages):
+        stage["judged"] = {"mmlu": {"metric": "acc", "value": index / 8, "stderr": None, "n": 8, "shots": 5}}
+    track(tmp_path, read(asked))
+    events = EventAccumulator(str(tmp_path / "tb" / "segprop"))
+    events.Reload()
+    assert [scalar.value for scalar in events.Scalars("judged/mmlu")] == [index / 8 for index in range(len(stages))]
+
+
 def test_scores_of_the_test_split_after_every_epoch_are_read_back(tmp_path: Path, summary: dict[str, Any]) -> None:
     tested = copy.deepcopy(summary)
     epochs = [epoch for stage in tested["regimes"]["segprop"]["stages"] for epoch in stage["curve"]]
