@@ -179,7 +179,9 @@ class RegimeBuilder:
             if answer is not None:
                 ended.answers.setdefault(name, {})[node] = answer
         judge = state.inputs.config.evaluation.judge
-        if judge is not None and ("stages" in judge.of or ("final" in judge.of and stage is state.stages[-1])):
+        if judge is not None and (
+            "stages" in judge.of or ("final" in judge.of and stage.name == state.stages[-1].name)
+        ):
             for benchmark, answer in judge_nodes(state, f"after {stage.name}").items():
                 ended.judged.setdefault(benchmark, {})[node] = answer
 

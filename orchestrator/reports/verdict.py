@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from orchestrator.reports.quality import (
     Improvement,
@@ -14,7 +14,8 @@ from orchestrator.reports.quality import (
     perplexity_text,
     quality_of,
 )
-from orchestrator.reports.records import Metrics, RegimeSummary, Summary
+from orchestrator.reports.records import BenchmarkScore, Metrics, RegimeSummary, Summary
+from orchestrator.reports.tables.benchmarks import asked_of, title
 from orchestrator.reports.words import MemoryBasis, baseline_of, titles
 from orchestrator.units import bytes_text, percent_text, ratio_text, seconds_text
 from workers.specs.experiment import MOST_SWALLOWED
@@ -46,6 +47,7 @@ def verdict(summary: Summary) -> list[str]:
         return [
             *sentences,
             *_against_original(summary, quality, names),
+            *_benchmarks(summary, names),
             *_overlaps(regimes, names),
             *_ended_early(regimes, names),
             *_rounding(regimes, names),
@@ -59,6 +61,7 @@ def verdict(summary: Summary) -> list[str]:
     return [
         *sentences,
         *_against_original(summary, quality, names),
+        *_benchmarks(summary, names),
         *_costs(summary, names, memory),
         *_overlaps(regimes, names),
         *_ended_early(regimes, names),
@@ -66,6 +69,34 @@ def verdict(summary: Summary) -> list[str]:
         *_notes(regimes, names),
         *_data(summary),
     ]
+
+
+def _benchmarks(summary: Summary, names: Mapping[str, str]) -> Iterator[str]:
+    """Say how regimes stand against the untouched model on benchmarks, and where that may be chance."""
+    for benchmark in asked_of(summary):
+        original = (summary.judged or {}).get(benchmark)
+        found = {
+            name: regime.judged[benchmark] for name, regime in summary.regimes.items() if benchmark in regime.judged
+        }
+        if original is None or not found:
+            continue
+        against = ", ".join(f"{names[name]} {_points(score, original)}" for name, score in found.items())
+        yield (
+            f"On {title(benchmark)} ({original.n:,} question{'s' if original.n != 1 else ''}) the original has "
+            f"{percent_text(original.value, 2)}; against that, in points: {against}."
+        )
+
+
+def _points(score: BenchmarkScore, original: BenchmarkScore) -> str:
+    """`+1.20`, or `+0.30 (no difference shown)` where that lies within the 95% interval of two samples of questions:
+    a wide one, since both were asked the same."""
+    difference = score.value - original.value
+    text = f"{100 * difference:+.2f}".replace("-", "−")
+    if score.stderr is None or original.stderr is None:
+        return text
+    return (
+        text if abs(difference) > 1.96 * math.hypot(score.stderr, original.stderr) else f"{text} (no difference shown)"
+    )
 
 
 def _score(quality: Quality, metrics: Metrics) -> str:

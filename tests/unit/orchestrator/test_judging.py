@@ -90,6 +90,23 @@ def test_the_command_prints_a_table_and_nothing_else_when_quiet(
 
 
 @pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--device", "cuda"], "--device: is for model folders; of a run resources.device says where"),
+        (["--out", "scores.json"], "--out: is for model folders; of a run summary.json has the scores"),
+        (["runs/y/model/e2e"], "is a run, which is judged alone"),
+        ([], "its evaluation.judge asks nothing; say what to ask, such as --data DIR"),
+    ],
+)
+def test_a_run_is_judged_as_its_configuration_says(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], options: list[str], complaint: str
+) -> None:
+    (tmp_path / "config.yaml").write_text("model: {family: causal_lm}\ndata: {name: stdlib}\n")
+    assert cli.main(["judge", str(tmp_path), *options]) == 2
+    assert complaint in " ".join(capfd.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (

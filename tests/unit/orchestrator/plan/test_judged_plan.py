@@ -11,7 +11,7 @@ from lm_running import lm_changes, write_checkpoint
 from running import write_config
 from text_makers import mmlu_folder
 
-from cache_store.errors import ConfigError
+from cache_store.errors import ConfigError, UserError
 from orchestrator.execution.ready_queue import ReadyQueue
 from orchestrator.plan.graph import Node, Plan
 from orchestrator.runs.prepare import prepare
@@ -90,6 +90,21 @@ def test_networks_after_a_stage_are_found_without_their_scores(place: Path) -> N
     for name, regime in scored.regimes.items():
         for stage in regime.stages:
             assert weights_after(silent, name, stage) == weights(scored.node(regime.judged["mmlu"][stage]))
+
+
+def test_stages_that_overlap_are_judged_as_they_end(place: Path) -> None:
+    wave = ("pipeline=wavefront", "training.epochs=4", "regimes=[segprop]")
+    plan = plan_of(place, {"tasks": ["mmlu"]}, *wave)
+    regime = plan.regimes["segprop"]
+    assert list(regime.judged["mmlu"]) == list(regime.stages)
+    assert all(
+        weights(plan.node(node)) == weights_after(plan, "segprop", s) for s, node in regime.judged["mmlu"].items()
+    )
+    assert weights(plan.node(regime.judged["mmlu"][regime.stages[-1]])) == regime.weights
+    assert list(plan_of(place, {"of": ["final"]}, *wave).regimes["segprop"].judged["mmlu"]) == [regime.stages[-1]]
+    silent = plan_of(place, None, *wave, "evaluation.judge=null", "evaluation.stages=false")
+    with pytest.raises(UserError, match="its stages overlap, and what the network was when one ended was not scored"):
+        weights_after(silent, "segprop", silent.regimes["segprop"].stages[0])
 
 
 @pytest.mark.parametrize(

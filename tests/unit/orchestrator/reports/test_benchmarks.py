@@ -19,6 +19,7 @@ from orchestrator.reports.records import BenchmarkScore, ContaminatedBy, Summary
 from orchestrator.reports.summary import write_summary
 from orchestrator.reports.tables import benchmarks
 from orchestrator.reports.tables.result_table import print_table
+from orchestrator.reports.verdict import verdict
 
 
 def score(value: float, stderr: float | None = 0.004, shots: int = 5) -> BenchmarkScore:
@@ -104,6 +105,17 @@ def test_the_report_draws_and_lists_them(tmp_path: Path) -> None:
 
 def svgs(page: str) -> list[str]:
     return [f"<svg{part.partition('</svg>')[0]}</svg>" for part in page.split("<svg")[1:]]
+
+
+def test_the_verdict_says_what_changed_against_the_original_and_what_may_be_chance(tmp_path: Path) -> None:
+    values = make_lm_summary(tmp_path, stages=2)
+    values["judged"] = {"mmlu": to_json(score(0.48))}
+    values["regimes"]["e2e"]["stages"][-1]["judged"] = {"mmlu": to_json(score(0.47))}
+    values["regimes"]["segprop"]["stages"][-1]["judged"] = {"mmlu": to_json(score(0.50))}
+    assert (
+        "On MMLU (14,042 questions) the original has 48.00 %; against that, in points: End-to-end −1.00 (no difference "
+        "shown), SegProp +2.00."
+    ) in verdict(read(values))
 
 
 def test_runs_are_compared_by_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
