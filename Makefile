@@ -80,7 +80,7 @@ test-simulation: $(READY) ## Simulate COUNT interleavings of drivers, workers, l
 	PYTHONPATH=. $(BIN)/python tests/support/simulation.py --seeds $(COUNT) --first $(SEED)
 
 # The tests of stages, snapshots and losses that need no Ray, on a GPU, and what only a GPU can show.
-ON_CUDA := $(addprefix training/test_,plain_loop snapshots stages window encoded_snapshots measured_costs) \
+ON_CUDA := $(addprefix training/test_,plain_loop snapshots stages window encoded_snapshots measured_costs stage_times) \
 	runs/test_resume $(addprefix language/test_lm_,plain_loop snapshots stages quantized)
 test-cuda: ## Run the tests that a GPU has something to say about (a machine with one; not part of make test)
 	SEGPROP_TEST_DEVICE=cuda $(PYTHON_HERE) -m pytest tests/cuda $(ON_CUDA:%=tests/integration/%.py)

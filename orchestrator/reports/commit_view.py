@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from orchestrator.plan.graph import Node
 
 Number = TypeVar("Number", int, float)
+#: What a step does before it has its input, and behind that.
+INPUT_PHASES = ("data", "copies", "prefix")
+STEP_PHASES = ("forward", "loss", "backward", "update")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,20 @@ class PartOfSet:
 
     rows: int = 0
     others: Mapping[str, Any] = field(default_factory=dict, metadata=REST)
+
+
+@dataclass(frozen=True)
+class TimeFigures:
+    """Where the time of a stage went: seconds by phase (`workers.specs.results.PHASES`)."""
+
+    phases: Mapping[str, float] = field(default_factory=dict)
+    others: Mapping[str, Any] = field(default_factory=dict, metadata=REST)
+
+    @property
+    def waiting(self) -> float | None:
+        """Return the share of the steps' time in which they waited for their input, 0 to 1; None without steps."""
+        taken = [self.phases.get(phase, 0.0) for phase in (*INPUT_PHASES, *STEP_PHASES)]
+        return sum(taken[: len(INPUT_PHASES)]) / sum(taken) if sum(taken) > 0 else None
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,7 @@ class CommitFigures:
     host_baseline_bytes: int | None = None
     #: The share of a stage's updates that rounding to bfloat16 took.
     swallowed: float | None = None
+    times: TimeFigures | None = None
     others: Mapping[str, Any] = field(default_factory=dict, metadata=REST)
 
     @classmethod

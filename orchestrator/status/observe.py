@@ -51,6 +51,8 @@ class StageStatus:
     attempts: int = 0
     machine: str | None = None
     reason: str | None = None
+    #: Share of the steps' time in which they waited for their input, 0..1.
+    waiting: float | None = None
 
 
 @dataclass(frozen=True)
@@ -302,6 +304,7 @@ class _View:
             seconds=figures.seconds,
             attempts=max(self.attempts.get(node_id, 1), 1 + stage.resumed),
             machine=None if figures.where is None else figures.where.host,
+            waiting=None if figures.times is None else figures.times.waiting,
         )
 
     def _saved(self, node_id: str) -> StageProgress | None:
@@ -336,6 +339,7 @@ def _running(node: NodeRecord, task: RunningTask, saved: StageProgress, assemble
         seconds_left=progress.seconds_left,
         attempts=task.attempt,
         machine=task.machine,
+        waiting=progress.stalled,
     )
 
 

@@ -15,12 +15,12 @@ from rich.text import Text
 from orchestrator.progress import describe
 from orchestrator.reports.words import STATE_WORDS, data_lines
 from orchestrator.status.observe import FAILED, RUNNING, STOPPED, Observer, RegimeStatus, RunStatus, StageStatus
-from orchestrator.units import DASH, bytes_text, rate_text, score_text, seconds_text
+from orchestrator.units import DASH, bytes_text, percent_text, rate_text, score_text, seconds_text
 
 COLOURS = {"done": "green", RUNNING: "cyan", FAILED: "red", STOPPED: "yellow", "killed": "yellow"}
 #: Columns of a table that is written to a file.
 WIDE = 200
-HEADER = ("stage", "state", "epochs", "val.", "chain", "loss", "rate", "time", "left", "attempts", "machine")
+HEADER = ("stage", "state", "epochs", "val.", "chain", "loss", "rate", "waits", "time", "left", "attempts", "machine")
 LEFT = (0, 1, len(HEADER) - 1)
 
 
@@ -136,6 +136,7 @@ def _row(stage: StageStatus) -> tuple[str, ...]:
         score_text(stage.assembled) or DASH,
         DASH if stage.loss is None else f"{stage.loss:.4f}",
         DASH if stage.rate is None else f"{rate_text(stage.rate)}/s",
+        percent_text(stage.waiting, 0),
         seconds_text(stage.seconds),
         seconds_text(stage.seconds_left),
         str(stage.attempts) if stage.attempts else DASH,

@@ -20,12 +20,13 @@ PREFIX = "segprop: "
 
 class ProfiledTimes(StageTimes):
     """Looks at every step. Counts `steps` of them behind the first few, then lets torch's profiler record some more, in
-    which every phase is a range."""
+    which every phase is a range, and every part in the forward pass."""
 
     def __init__(self, device: torch.device, steps: int) -> None:
         self._ends = (WARM_STEPS, WARM_STEPS + steps, WARM_STEPS + steps + TRACED_STEPS)
         self._done = 0
         self._range: Any = None
+        self._part_range: Any = None
         self._tracing = False
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
         self.profiler = profile(activities=activities, acc_events=True)
@@ -73,6 +74,18 @@ class ProfiledTimes(StageTimes):
             self.end_steps()
             self.reset()
             self.begin_steps()
+
+    def _part_begins(self, name: str, *given: Any) -> None:
+        super()._part_begins(name, *given)
+        if self._tracing and self._phase == "forward":
+            self._part_range = record_function(f"{PREFIX}forward {name}")
+            self._part_range.__enter__()
+
+    def _part_ends(self, name: str, *given: Any) -> None:
+        if self._part_range is not None:
+            self._part_range.__exit__(None, None, None)
+            self._part_range = None
+        super()._part_ends(name, *given)
 
     def stop(self) -> None:
         """End the recording, if there is one."""

@@ -11,6 +11,7 @@ import pytest
 from fake_run import ENVIRONMENT, make_commits, make_plan, make_summary
 from summaries import read
 
+from orchestrator.reports.commit_view import CommitFigures, TimeFigures
 from orchestrator.reports.page import render
 from orchestrator.reports.record_json import to_json
 from orchestrator.reports.summary import summarize
@@ -71,6 +72,18 @@ def test_times_of_rounds_are_added_and_unknown_where_one_round_does_not_say(tmp_
     assert found[first] == spent()
     assert found[second] is None
     assert "times" not in to_json(summed)["regimes"]["segprop"]["stages"][1]
+
+
+def test_a_commit_says_how_much_of_its_steps_a_stage_waited_for_input(tmp_path: Path) -> None:
+    phases = {"opening": 9.0, "data": 1.0, "copies": 0.5, "forward": 3.0, "backward": 5.0, "update": 0.5, "rest": 7.0}
+    plan = make_plan(tmp_path, regimes="[segprop]", epochs=2)
+    commit = make_commits(plan)[plan.regimes["segprop"].stages[0]]
+    assert CommitFigures.of(commit).times is None
+    commit.result["times"] = {**TIMES, "phases": phases, "later": 1}  # type: ignore[index]  # of this test's own commit
+    times = CommitFigures.of(commit).times
+    assert times is not None
+    assert times.waiting == pytest.approx(0.15)
+    assert TimeFigures({"opening": 2.0}).waiting is None
 
 
 def test_the_page_has_a_bar_a_stage_and_none_for_runs_from_before(summary: dict[str, Any]) -> None:
