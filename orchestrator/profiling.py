@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -92,7 +92,9 @@ def profile(prepared: Prepared, found: Found, steps: int, out: Path | None) -> t
         raise UserError(f"--out: {folder}: cannot be made ({error.strerror})") from None
     with tempfile.TemporaryDirectory(prefix="segprop-profile-") as scratch:
         trace = Path(scratch) / TRACE
-        taken = profile_stage(_order(prepared, found, steps, trace), _storage(prepared.config.store, Path(scratch)))
+        storage, notes = _storage(prepared.config.store, Path(scratch))
+        taken = profile_stage(_order(prepared, found, steps, trace), storage)
+        taken = replace(taken, notes=(*notes, *taken.notes))
         shutil.move(trace, folder / TRACE)
     (folder / FIGURES).write_text(json.dumps({"regime": found.regime, **taken.to_json()}, indent=1) + "\n")
     with (folder / TABLES).open("w") as file:
@@ -100,13 +102,13 @@ def profile(prepared: Prepared, found: Found, steps: int, out: Path | None) -> t
     return taken, folder
 
 
-def _storage(store: str, scratch: Path) -> Storage:
-    """A store of its own, above that of the run where there is one."""
+def _storage(store: str, scratch: Path) -> tuple[Storage, list[str]]:
+    """A store of its own, above that of the run where there is one; and what to say of it."""
     own = open_storage(str(scratch / "store"))
     try:
-        return LayeredStorage(own, existing_storage(store))
-    except UserError:
-        return own
+        return LayeredStorage(own, existing_storage(store)), []
+    except UserError as error:
+        return own, [f"nothing of the run is used: {error.message}"]
 
 
 def _order(prepared: Prepared, found: Found, steps: int, trace: Path) -> ProfileOrder:

@@ -39,10 +39,10 @@ def execute(order: WorkOrder, control: Control) -> Commit | None:
     try:
         return _execute(order, control)
     except torch.OutOfMemoryError as error:
-        raise _too_small(order, str(error)) from None
+        raise too_small(order, str(error)) from None
 
 
-def _too_small(order: WorkOrder, said: str) -> OutOfDeviceMemory:
+def too_small(order: WorkOrder, said: str) -> OutOfDeviceMemory:
     """Say what ran out of memory and what helps. `said`: torch's message, whose first sentences tell how much was
     asked for and how much there is."""
     what = order.task.get("name", order.kind)

@@ -19,7 +19,7 @@ from workers.specs.orders import WorkOrder
 from workers.specs.results import Record, TimeSpent
 from workers.specs.task_kinds import TASKS
 from workers.specs.tasks import StageTask
-from workers.tasks.execute import HANDLERS, Work
+from workers.tasks.execute import HANDLERS, Work, too_small
 from workers.training.batches import micro_batches
 from workers.training.timing.profiled import PREFIX, ProfiledTimes
 from workers.training.trainer import StageTrainer
@@ -78,8 +78,16 @@ class StageProfile(Record):
 def profile_stage(asked: ProfileOrder, storage: Storage) -> StageProfile:
     """Run the first steps of a stage, write a Chrome trace of the last of them, and say where the time went.
 
-    `storage`: where commits are looked for and whatever is missing is put. Errors as those of the stage itself.
+    `storage`: where commits are looked for and whatever is missing is put. Errors as those of the stage itself, and
+    OutOfDeviceMemory.
     """
+    try:
+        return _profile(asked, storage)
+    except torch.OutOfMemoryError as error:
+        raise too_small(asked.order, str(error)) from None
+
+
+def _profile(asked: ProfileOrder, storage: Storage) -> StageProfile:
     order = asked.order
     device = torch.device(order.device)
     environment = WorkerEnvironment(

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from fake_run import make_plan
 
-from cache_store.errors import UserError
+from cache_store.errors import OutOfDeviceMemory, UserError
+from cache_store.storage.open import open_storage
 from orchestrator.plan.graph import Plan
 from orchestrator.profiling import Found, find_stage, phase_rows
+from workers.specs.orders import WorkOrder
 from workers.specs.results import TimeSpent
+from workers.tasks import profile
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +99,14 @@ def test_on_a_device_cores_go_by_the_clock_of_the_host() -> None:
         host={"forward": 0.5, "measuring": 1.5},
     )
     assert next(phase_rows(times)) == ["forward", "2000.00", "100.0 %", "500.00", "1.00", "500.00"]
+
+
+def test_a_device_that_is_too_small_is_told_with_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has 1 GiB.")
+
+    monkeypatch.setattr(profile, "_profile", full)
+    order = WorkOrder("n", "train", {"name": "stage2-seg2"}, {}, "store", "cuda", 1)
+    asked = profile.ProfileOrder(order=order, parents={}, makers={}, initial="m", steps=1, trace=tmp_path / "t.json")
+    with pytest.raises(OutOfDeviceMemory, match=r"stage2-seg2: out of memory on cuda: Tried to allocate 9 GiB\."):
+        profile.profile_stage(asked, open_storage(str(tmp_path / "store")))
