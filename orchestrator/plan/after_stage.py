@@ -8,7 +8,8 @@ its node, and a section of the summary that shows its answers (`orchestrator.rep
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Literal
 
 from cache_store.errors import ConfigError
@@ -54,13 +55,17 @@ def evaluate_node(
     return state.add("evaluate", label, to_json(task), parents, predicted)
 
 
-def judge_nodes(state: RegimeState, label: str, *, untouched: bool = False) -> dict[str, str]:
+def judge_nodes(
+    state: RegimeState, label: str, *, untouched: bool = False, before: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
     """Add, for every benchmark that is asked for, a node that judges the network as it is now: all of its parts, as
-    `evaluate_node` scores it. `untouched`: it is the model as it came. Benchmark -> node; {} where none is asked."""
-    return {task: _judge_node(state, task, label, untouched) for task in state.inputs.questions}
+    `evaluate_node` scores it. `untouched`: it is the model as it came; `before`: the nodes after the
+    stage before, where the run's exit may leave the network as it was. Benchmark -> node; {} where none is asked."""
+    earlier = {task: {} if task not in before else {"before": before[task]} for task in state.inputs.questions}
+    return {task: _judge_node(state, task, label, untouched, earlier[task]) for task in earlier}
 
 
-def _judge_node(state: RegimeState, benchmark: str, label: str, untouched: bool) -> str:
+def _judge_node(state: RegimeState, benchmark: str, label: str, untouched: bool, earlier: Mapping[str, str]) -> str:
     judge, asked = _asking(state), state.inputs.questions[benchmark]
     row, path = JUDGES[benchmark], (*state.blocks, "head")
     task = JudgeTask(
@@ -75,7 +80,7 @@ def _judge_node(state: RegimeState, benchmark: str, label: str, untouched: bool)
         libraries=asked.libraries,
     )
     parents = {"questions": _questions_node(state, benchmark, untouched), "model": state.model_node}
-    parents |= {f"weights/{part}": state.weights[part] for part in path}
+    parents |= {f"weights/{part}": state.weights[part] for part in path} | dict(earlier)
     return state.add("judge", f"{benchmark} {label}", to_json(task), parents, _judging(state, asked.tokens))
 
 

@@ -182,7 +182,9 @@ class RegimeBuilder:
         if judge is not None and (
             "stages" in judge.of or ("final" in judge.of and stage.name == state.stages[-1].name)
         ):
-            for benchmark, answer in judge_nodes(state, f"after {stage.name}").items():
+            before = {task: next(reversed(nodes.values())) for task, nodes in ended.judged.items()}
+            before = before if state.gate_spec is not None else {}
+            for benchmark, answer in judge_nodes(state, f"after {stage.name}", before=before).items():
                 ended.judged.setdefault(benchmark, {})[node] = answer
 
     def _stage_node(

@@ -121,11 +121,12 @@ def judge(prepared: Prepared, *, quiet: bool = False) -> int:
 
 
 def _judgeable(plan: Plan, committed: Collection[str]) -> tuple[str, ...]:
-    """Return the judge nodes whose networks are there: all but the questions."""
+    """Return the judge nodes whose networks are there; questions, and the score of the stage before, need not be."""
     return tuple(
         node.id
         for node in plan.nodes
-        if node.judges and all(parent in committed for role, parent in node.parents.items() if role != "questions")
+        if node.judges
+        and all(parent in committed for role, parent in node.parents.items() if role not in ("questions", "before"))
     )
 
 

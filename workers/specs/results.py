@@ -441,14 +441,16 @@ class JudgedScore(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeResult(Record):
-    """A network's score on a benchmark. `contaminated`: questions that it, or what it comes from, was trained on."""
+    """A network's score on a benchmark. `contaminated`: questions that it, or what it comes from, was trained on;
+    `weights`: identity of all of its weights."""
 
-    OMITTED = ("contaminated",)
+    OMITTED = ("contaminated", "weights")
 
     benchmark: str
     score: JudgedScore
     contaminated: Overlap | None = None
     #: The share of right answers as `accuracy`, for whoever shows scores of any kind.
     metrics: Mapping[str, float]
+    weights: str | None = None
     seconds: float
     where: Where

@@ -285,7 +285,8 @@ class QuestionsTask:
 @dataclass(frozen=True, kw_only=True)
 class JudgeTask:
     """Ask an assembled language model the questions of one benchmark. Parents: `questions`, `model` (whose commit has
-    what goes beside the weights), weights/<part> for every part of the network."""
+    what goes beside the weights), weights/<part> for every part of the network; and `before`, where a stage may leave
+    the network as it was: the judge node after the stage before it, whose score is then this one's."""
 
     #: Settings that the benchmark has no use for are None, so that they change no id.
     LATER: ClassVar[tuple[str, ...]] = ("limit", "subjects", "shots", "seed", "max_new_tokens")

@@ -6,11 +6,13 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
+from dataclasses import replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
 
 from cache_store.errors import DataError, Interrupted, UserError
+from cache_store.keys import digest_json
 from cache_store.records.nodes import Attempt, Commit, NodeStore
 from workers.control import Control, Update
 from workers.environment import WorkerEnvironment
@@ -25,7 +27,7 @@ from workers.models.base import COMPANION
 from workers.overlap import TrainedQuestions
 from workers.specs.export_files import TRAINED_QUESTIONS
 from workers.specs.orders import Parents
-from workers.specs.results import JudgedScore, JudgeResult, Overlap, QuestionsResult
+from workers.specs.results import HeldParts, JudgedScore, JudgeResult, Overlap, QuestionsResult
 from workers.specs.tasks import JudgeTask, QuestionsTask
 
 #: Seconds between two looks at whether the run is being stopped.
@@ -74,10 +76,16 @@ def keep_questions(task: QuestionsTask, parents: Parents, environment: WorkerEnv
 
 
 def judge(task: JudgeTask, parents: Parents, environment: WorkerEnvironment, attempt: Attempt) -> Commit:
-    """Export the network into a folder of its own for as long as it is asked, and commit what the benchmark says.
+    """Export the network into a folder of its own for as long as it is asked, and commit what the benchmark says. One
+    that the stage has left as it was has the score it had.
 
     Interrupted when the run is being stopped: the benchmark then begins anew."""
     started = time.monotonic()
+    weights = _weights_digest(parents)
+    before = None if "before" not in parents else parents["before"].read(JudgeResult)
+    if before is not None and before.weights == weights:
+        same = replace(before, seconds=time.monotonic() - started, where=environment.where())
+        return attempt.commit(same.to_json())
     questions = parents["questions"]
     with tempfile.TemporaryDirectory(prefix="segprop-judge-") as place:
         data, folder = Path(place, "data"), Path(place, "model")
@@ -93,10 +101,22 @@ def judge(task: JudgeTask, parents: Parents, environment: WorkerEnvironment, att
         score=JudgedScore.from_json(found.to_json()),
         contaminated=questions.read(QuestionsResult).contaminated,
         metrics={"accuracy": found.value},
+        weights=weights,
         seconds=time.monotonic() - started,
         where=environment.where(),
     )
     return attempt.commit(result.to_json())
+
+
+def _weights_digest(parents: Parents) -> str:
+    """Identify the weights of all parts, whichever nodes hold them."""
+    digests: dict[str, str] = {}
+    for role, commit in sorted(parents.items()):
+        if role.startswith("weights/"):
+            part, held = role.removeprefix("weights/"), commit.read(HeldParts)
+            known = held.parts.get(part)
+            digests[part] = commit.files[held.file_of(part)].sha256 if known is None else known.digest
+    return digest_json(digests)
 
 
 def settings_of(task: JudgeTask, data: Path) -> JudgeSettings:

@@ -111,6 +111,27 @@ def test_judging_that_is_stopped_begins_anew(world: World, tmp_path: Path, monke
     )
 
 
+def test_a_network_that_a_stage_left_as_it_was_is_not_asked_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers.tasks import judge as judging
+
+    asked: list[Path] = []
+    load = judging.load_model
+
+    def counted(folder: Path, **options: Any) -> Any:
+        asked.append(folder)
+        return load(folder, **options)
+
+    monkeypatch.setattr(judging, "load_model", counted)
+    settings = ["run_exit.loss=100", "evaluation.stages=true", "regimes=[segprop]", "evaluation.judge.of=[stages]"]
+    run_dir = world.config.parent / "exits"
+    assert main(["run", str(world.config), "--quiet", f"run_dir={run_dir}", *settings]) == 0
+    first, second = summary_of(run_dir)["regimes"]["segprop"]["stages"]
+    assert (second["exit"], second["judged"]) == ("run target", first["judged"])
+    assert len(asked) == 1
+
+
 def test_the_summary_has_the_scores_of_the_original_of_stages_and_of_regimes(world: World) -> None:
     summary = summary_of(world.run_dir)
     assert summary["judged"]["mmlu"]["n"] == 2

@@ -107,6 +107,14 @@ def test_stages_that_overlap_are_judged_as_they_end(place: Path) -> None:
         weights_after(silent, "segprop", silent.regimes["segprop"].stages[0])
 
 
+def test_a_score_waits_for_the_one_before_where_a_stage_may_be_left_out(place: Path) -> None:
+    exits = plan_of(place, {"tasks": ["mmlu"]}, "regimes=[segprop]", "run_exit.loss=9")
+    nodes = list(exits.regimes["segprop"].judged["mmlu"].values())
+    assert [exits.node(node).parents.get("before") for node in nodes] == [None, nodes[0]]
+    plain = plan_of(place, {"tasks": ["mmlu"]}, "regimes=[segprop]")
+    assert not any("before" in node.parents for node in plain.nodes)
+
+
 @pytest.mark.parametrize(
     ("of", "count", "original"),
     [(["original"], 0, True), (["stages"], 7, False), (["final"], 3, False), (["original", "final"], 3, True)],
