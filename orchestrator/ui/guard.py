@@ -121,8 +121,9 @@ class Guard:
         return self.token is not None and _equal(shown, self.token)
 
     def set_cookie(self) -> str:
-        """Return the `Set-Cookie` header of a visitor who has shown the token."""
-        return f"{self.cookie}={self._derived('session')}; HttpOnly; SameSite=Strict; Path=/"
+        """Return the `Set-Cookie` header of a visitor who has shown the token. It goes along with links from elsewhere,
+        such as those of a report, which has an origin of its own, and with no form."""
+        return f"{self.cookie}={self._derived('session')}; HttpOnly; SameSite=Lax; Path=/"
 
     def from_our_page(self, headers: Mapping[str, str], word: str) -> bool:
         """Tell whether a form was sent by one of our own pages."""

@@ -147,7 +147,7 @@ def test_elsewhere_a_token_is_needed(run: PageRun) -> None:
         assert (shown.status, shown.headers["Location"]) == (303, "/")
         cookie = shown.headers["Set-Cookie"]
         assert "HttpOnly" in cookie
-        assert "SameSite=Strict" in cookie
+        assert "SameSite=Lax" in cookie
         assert token not in cookie
         assert visitor.get("/run?run=first", Cookie=cookie.partition(";")[0]).status == 200
         assert visitor.get("/", Cookie=cookie.partition("=")[0] + "=wrong").status == 303
@@ -228,6 +228,24 @@ def test_runs_side_by_side_mark_what_differs(run: PageRun) -> None:
         assert re.search(r'class="differs"><th[^>]*><span class="unequal"[^>]*>≠.*?<code>lr</code>', text)
         assert not re.search(r'class="differs"><th[^>]*><span[^>]*>≠[^/]*/span></span><code>seed</code>', text)
         assert "Choose two runs or more." in visitor.get("/compare?run=first").text
+
+
+def test_a_plan_is_what_segprop_plan_says_and_one_is_made_at_a_time(run: PageRun, tmp_path: Path) -> None:
+    folder = run.run_dir.parent
+    (folder / "-wrong.yaml").write_text("training: {epochs: 3}\n<b>: 1\n")
+    with served(folder) as visitor:
+        assert visitor.get("/plan?config=-wrong.yaml").text.count("<option selected>-wrong.yaml</option>") == 1
+        form = {"word": visitor.word, "config": "-wrong.yaml"}
+        planner = visitor.server.site.planner
+        with planner._busy:
+            assert visitor.post("/plan", form).status == 503
+        said = visitor.post("/plan", form)
+        assert said.status == 200
+        assert "-wrong.yaml: no plan" in said.text
+        assert "&lt;b&gt;" in said.text
+        assert "<b>" not in said.text
+        assert visitor.post("/plan", {**form, "config": "../outside.yaml"}).status == 404
+        assert visitor.get("/plan?word=x&config=-wrong.yaml").text.count("no plan") == 0, "GET runs nothing"
 
 
 def test_the_driver_is_asked_once_and_only_after_it_is_known(run: PageRun, visitor: Visitor) -> None:
