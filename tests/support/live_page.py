@@ -129,9 +129,16 @@ class Visitor:
         connection.request("GET", f"/events?{urlencode({'page': page, 'since': since})}")
         answer = connection.getresponse()
         assert answer.status == 200
+        deadline = time.monotonic() + 30
+
+        def data() -> Iterator[str]:
+            for line in answer:
+                assert time.monotonic() < deadline, "no event came"
+                if line.startswith(b"data: "):
+                    yield line.decode().removeprefix("data: ").strip()
+
         try:
-            lines = (line.decode().strip() for line in answer)
-            yield (line.removeprefix("data: ") for line in lines if line.startswith("data: "))
+            yield data()
         finally:
             connection.close()
 
@@ -149,4 +156,3 @@ def served(folder: Path, *, host: str = "127.0.0.1", token_file: Path | None = N
         server.shutdown()
         thread.join()
         server.server_close()
-        time.sleep(0)
