@@ -59,7 +59,7 @@ test: $(READY) $(DEEPSPEED) $(TORCHAO) ## Run the tests: unit, integration, cras
 	$(BIN)/python -m pytest tests/crash tests/integration -m "not long" $(SPREAD)
 
 test-long: $(READY) ## Run the rest: minutes each of clusters that lose machines, and of kills
-	$(BIN)/python -m pytest tests/crash tests/integration -m long
+	$(BIN)/python -m pytest tests/crash tests/integration -m long -n 2 --dist loadfile
 
 test-unit: $(READY) $(TORCHAO) ## Run the unit tests: no Ray, minutes
 	$(BIN)/python -m pytest tests/unit -n auto --dist worksteal

@@ -97,12 +97,13 @@ def remembered_outline(spec: CausalLMSpec, look: Callable[[CausalLMSpec], LMOutl
 
 
 def _deciding(spec: CausalLMSpec) -> dict[str, Any] | None:
-    """What decides how a model is described; None where that cannot be told without looking."""
+    """What decides how a model is described; None where that cannot be told without looking. ConfigError, without the
+    seconds that loading torch and transformers takes, where there is no such model."""
     tokenizer = None if spec.tokenizer in (None, "bytes") else Path(str(spec.tokenizer)).expanduser()
     if spec.trust_remote_code or (tokenizer is not None and not tokenizer.is_dir()):
         return None
+    located = locate(spec, weights=False)
     try:
-        located = locate(spec, weights=False)
         return {
             "spec": to_json(spec),
             "commit": None if located is None else located.commit,

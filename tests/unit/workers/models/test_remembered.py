@@ -69,6 +69,18 @@ def test_the_second_plan_of_a_model_is_the_first_one_without_torch_and_transform
     assert second.stdout == f"[] {nodes}"
 
 
+def test_a_model_that_is_not_there_is_told_without_torch_and_transformers() -> None:
+    code = """
+import sys
+from orchestrator import cli
+code = cli.main(["plan", "configs/llama_segprop.yaml", "model.path=nowhere/at/all"])
+print(code, sorted({"torch", "transformers"} & set(sys.modules)))
+"""
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert "nowhere/at/all" in told.stderr
+    assert told.stdout == "2 []\n"
+
+
 def test_an_answer_from_the_record_is_the_answer(folder: Path) -> None:
     looks = Looks()
     found = [remembered_outline(spec_of(folder), looks) for _ in range(3)]
