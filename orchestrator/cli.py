@@ -71,7 +71,7 @@ def run(
     Paths in the configuration are relative to the current directory."""
     from orchestrator.config.load import read_document
     from orchestrator.runs.prepare import foresee_data, prepare_document
-    from orchestrator.runs.run_dir import check_run_dir
+    from orchestrator.runs.run_dir import check_run_dir, in_own_dir
     from orchestrator.sweeps.prepare import is_sweep
 
     document = read_document(config, _given(overrides, settings))
@@ -83,6 +83,7 @@ def run(
 
         print_plan(prepared)
         return
+    prepared = in_own_dir(document, prepared)
     check_run_dir(prepared)
     from orchestrator.runs import session
 

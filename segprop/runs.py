@@ -101,9 +101,10 @@ def run(config: AnyConfig, *, quiet: bool = False, take_over: bool = False, **ov
     SegpropError when a stage fails. `take_over`: also from another driver that works on this run.
     """
     from orchestrator.runs import session
-    from orchestrator.runs.run_dir import check_run_dir
+    from orchestrator.runs.run_dir import check_run_dir, in_own_dir
 
-    prepared = prepare_document(_document(config, overrides))
+    document = _document(config, overrides)
+    prepared = in_own_dir(document, prepare_document(document))
     check_run_dir(prepared)
     code = session.execute(prepared, quiet=quiet, take_over=take_over)
     done = _read(prepared.run_dir)

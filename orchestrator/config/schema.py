@@ -438,7 +438,10 @@ class Config(Section):
     run: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200, description="Name; default: the file's name."
     )
-    run_dir: NonBlank = Field(description="Folder of the results; default: runs/<run>.")
+    run_dir: NonBlank = Field(
+        description="Folder of the results; default: runs/<run>, or a numbered one beside it, such as runs/<run>-2, "
+        "where that holds another configuration."
+    )
     store: StoreAddress = Field(
         description="Storage root, a folder or URI (docs/storage.md); default: <run_dir>/store."
     )

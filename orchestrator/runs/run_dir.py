@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import sys
 from pathlib import Path
@@ -12,11 +13,12 @@ import yaml
 from cache_store.errors import ConfigError, StoreError
 from cache_store.storage.durable import read_regular, write_atomically
 from orchestrator.config import load as configuration
-from orchestrator.config.yaml_loader import MAX_BYTES, parse_document
+from orchestrator.config.values import default_store
+from orchestrator.config.yaml_loader import MAX_BYTES, Document, parse_document
 from orchestrator.plan.differences import differences
 from orchestrator.plan.graph import Plan
 from orchestrator.plan.identity import identity_of
-from orchestrator.runs.prepare import Prepared
+from orchestrator.runs.prepare import Prepared, prepare_document
 from orchestrator.runs.recorded import FILE as RECORD_FILE
 from orchestrator.runs.recorded import Recorded, read_recorded
 from orchestrator.units import human_bytes
@@ -29,13 +31,44 @@ EARLIER = "earlier"
 MOST_KEYS = 3
 
 
+def in_own_dir(document: Document, prepared: Prepared) -> Prepared:
+    """Return the run in a directory of its own, where its configuration names none and the usual one, `runs/NAME`,
+    holds another configuration: the first of `runs/NAME-2`, … that holds this one, or nothing. Says so; writes nothing.
+
+    `document`: what `prepared` was made from. ConfigError as `check_run_dir`, for a directory that cannot be read."""
+    usual = prepared.run_dir
+    chosen = ("run_dir",) in document.origins or ("run_dir",) in document.lines
+    keys, problems = ([], []) if chosen else _conflicts(usual, prepared)
+    if problems or not keys:  # a configuration that is damaged may be this run's
+        return prepared
+    numbered = (usual.with_name(f"{usual.name}-{number}") for number in itertools.count(2))
+    own = next(folder for folder in numbered if not any(_conflicts(folder, prepared)))
+    named = f"{', '.join(keys[:MOST_KEYS])}{' and more' if len(keys) > MOST_KEYS else ''}"
+    print(f"segprop: {usual} holds another configuration (differs in {named}): this run is in {own}", file=sys.stderr)
+    values = {"run_dir": str(own)}
+    if document.data["store"] == default_store(str(usual)):
+        values["store"] = default_store(str(own))
+    return prepare_document(configuration.with_values(document, values, "run_dir"))
+
+
+def _conflicts(run_dir: Path, prepared: Prepared) -> tuple[list[str], list[str]]:
+    """Return the keys in which a directory's configuration differs from that of a run that would go on there, and what
+    is wrong with it."""
+    text = _held_text(run_dir)
+    if text is None:
+        return [], []
+    held = parse_document(text, str(run_dir / CONFIG_FILE))
+    conflicts = configuration.compatible(held.data, prepared.config.resolved())
+    return conflicts, [str(problem) for problem in held.problems]
+
+
 def check_run_dir(prepared: Prepared) -> None:
     """Look whether the run can use its directory; writes nothing.
 
     Raises ConfigError when there are no weights to start from, when the directory holds another configuration, or when
     the disk has no room for the snapshots."""
     check_start(prepared)
-    _check_held(prepared, _held_text(prepared))
+    _check_held(prepared)
 
 
 def check_start(prepared: Prepared) -> None:
@@ -49,8 +82,8 @@ def claim_run_dir(prepared: Prepared) -> None:
 
     Only the driver that holds the run may do so: what a refused command wrote would shut out the one at work. Raises
     ConfigError, leaving everything as it was, when the directory holds another configuration or cannot be written."""
-    existing = _held_text(prepared)
-    _check_held(prepared, existing)
+    existing = _held_text(prepared.run_dir)
+    _check_held(prepared)
     _keep_earlier(prepared)
     text = f"# Resolved from {prepared.source}: every setting, defaults included.\n"
     text += yaml.safe_dump(prepared.config.resolved(), sort_keys=False, width=110)
@@ -113,9 +146,9 @@ def _changed(before: Plan, now: Plan) -> str:
     return "the plan"
 
 
-def _held_text(prepared: Prepared) -> str | None:
-    """Read the configuration that the directory holds; None where there is none."""
-    target = prepared.run_dir / CONFIG_FILE
+def _held_text(run_dir: Path) -> str | None:
+    """Read the configuration that a directory holds; None where there is none."""
+    target = run_dir / CONFIG_FILE
     try:
         return read_regular(target, MAX_BYTES).decode()
     except (FileNotFoundError, NotADirectoryError):
@@ -124,14 +157,11 @@ def _held_text(prepared: Prepared) -> str | None:
         raise ConfigError(f"run_dir: {target} cannot be read: {error}") from error
 
 
-def _check_held(prepared: Prepared, text: str | None) -> None:
-    """ConfigError when `text` is a configuration that this one may not follow."""
-    if text is None:
-        return
-    held = parse_document(text, str(prepared.run_dir / CONFIG_FILE))
-    conflicts = configuration.compatible(held.data, prepared.config.resolved())
-    if held.problems or conflicts:
-        listing = "\n".join(f"  {key}" for key in conflicts or [str(problem) for problem in held.problems])
+def _check_held(prepared: Prepared) -> None:
+    """ConfigError when the directory holds a configuration that this one may not follow."""
+    conflicts, problems = _conflicts(prepared.run_dir, prepared)
+    if conflicts or problems:
+        listing = "\n".join(f"  {key}" for key in conflicts or problems)
         raise ConfigError(
             f"run_dir: {prepared.run_dir} holds another configuration; nothing was started. "
             f"It differs in:\n{listing}\n"

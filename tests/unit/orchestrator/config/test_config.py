@@ -17,15 +17,15 @@ from cache_store import suggest
 from cache_store.errors import ConfigError, DataError
 from orchestrator.config import messages
 from orchestrator.config.compatibility import compatible
-from orchestrator.config.load import load
+from orchestrator.config.load import load, read_document
 from orchestrator.config.messages import WORDS_ELSEWHERE, _all_keys
 from orchestrator.config.rates import Rates
 from orchestrator.config.schema import Config, config_class
 from orchestrator.config.values import parse_size
 from orchestrator.config.yaml_loader import MAX_BYTES, key_text, parse_document
 from orchestrator.runs.dry_run import print_plan
-from orchestrator.runs.prepare import prepare
-from orchestrator.runs.run_dir import check_run_dir, claim_run_dir
+from orchestrator.runs.prepare import prepare, prepare_document
+from orchestrator.runs.run_dir import check_run_dir, claim_run_dir, in_own_dir
 from workers.specs.as_json import to_json
 from workers.specs.experiment import TrainSpec
 
@@ -831,6 +831,41 @@ def test_claiming_a_run_directory(tmp_path: Path) -> None:
         claim_run_dir(prepare(path, ["seed=4"], inspect=lambda data, seed: CIFAR))
     assert (run_dir / "config.yaml").read_text() == second
     assert sorted(item.name for item in run_dir.iterdir()) == ["config.yaml", "plan.json"]
+
+
+def test_a_run_that_names_no_directory_has_one_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write(
+        tmp_path, "model: {name: resnet18, stem: small}\ndata: {name: digits, image_size: 32}\nregimes: [e2e]\n"
+    )
+
+    def placed(*overrides: str) -> str:
+        document = read_document(path, overrides)
+        prepared = in_own_dir(document, prepare_document(document))
+        assert Path(prepared.config.store) == prepared.run_dir / "store"
+        claim_run_dir(prepared)
+        return str(prepared.run_dir)
+
+    usual = f"runs/{path.stem}"
+    assert [placed(), placed("seed=1"), placed("seed=2"), placed("training.epochs=3")] == [
+        usual,
+        f"{usual}-2",
+        f"{usual}-3",
+        f"{usual}-4",
+    ]
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == (f"segprop: {usual} holds another configuration (differs in seed): this run is in {usual}-2")
+    assert len(told) == 3
+    # The same command goes on where it was, grown or not.
+    assert [placed("seed=2"), placed(), placed("seed=1", "regimes=[e2e, lw]")] == [f"{usual}-3", usual, f"{usual}-2"]
+    # One that is named, or damaged, is not gone around.
+    with pytest.raises(ConfigError, match="another configuration"):
+        placed("seed=3", f"run_dir={usual}")
+    Path(usual, "config.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match=r"config.yaml: line 1: not valid YAML"):
+        placed()
 
 
 def test_a_run_directory_that_is_a_file_or_has_no_room_is_bad_input(
