@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import importlib
 import os
-import secrets
 import shutil
 import sys
 import weakref
@@ -28,6 +26,7 @@ import torch
 from torch import Tensor
 
 from cache_store.errors import StorageFull, UserError
+from cache_store.records.own_folder import OwnFolder
 
 #: Bytes that one thread reads or writes at a time.
 PIECE = 32 << 20
@@ -151,75 +150,19 @@ def _told(path: str) -> Iterator[None]:
         raise UserError(f"{place}: {error.strerror}; the last good checkpoint is kept") from None
 
 
-class SwapFolder:
+class SwapFolder(OwnFolder):
     """A folder of this process inside a given one, for the time of a stage. What processes that were killed left there
     goes when the next one comes."""
 
     def __init__(self, parent: Path) -> None:
         """UserError where nothing can be written there."""
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            _sweep(parent)
-            self.path, self._lock = _claimed(parent)
+            super().__init__(parent, PREFIX)
         except OSError as error:
             raise UserError(
                 f"resources.gang.zero3.disk: {parent}: cannot be written ({error.strerror}); allowed: a folder on a "
                 "local disk"
             ) from None
-
-    def close(self) -> None:
-        """Remove it."""
-        if self._lock < 0:
-            return
-        _remove(self.path)
-        os.close(self._lock)
-        self._lock = -1
-
-
-def _claimed(parent: Path) -> tuple[Path, int]:
-    """Make a folder, and the lock beside it that lives as long as this process."""
-    while True:
-        path = parent / f"{PREFIX}{secrets.token_hex(8)}"
-        lock = _locked(_lock_of(path), os.O_CREAT | os.O_EXCL)
-        if lock is not None:
-            path.mkdir()
-            return path, lock
-
-
-def _sweep(parent: Path) -> None:
-    """Remove folders whose process is gone."""
-    for each in parent.glob(f"{PREFIX}*.lock"):
-        lock = _locked(each, 0)
-        if lock is not None:
-            _remove(each.with_suffix(""))
-            os.close(lock)
-
-
-def _lock_of(path: Path) -> Path:
-    return path.with_suffix(".lock")
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):
-        _lock_of(path).unlink()
-
-
-def _locked(path: Path, flags: int) -> int | None:
-    """Open a file and lock it; None where another process has it, or removed it on the way."""
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        return None
-    if not os.fstat(file).st_nlink:
-        os.close(file)
-        return None
-    return file
 
 
 def check_room(folder: Path, needed: int, sharing: int) -> None:

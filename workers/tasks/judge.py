@@ -14,6 +14,7 @@ from pathlib import Path
 from cache_store.errors import DataError, Interrupted, UserError
 from cache_store.keys import digest_json
 from cache_store.records.nodes import Attempt, Commit, NodeStore
+from cache_store.records.own_folder import OwnFolder
 from workers.control import Control, Update
 from workers.environment import WorkerEnvironment
 from workers.export import Trained, export
@@ -30,6 +31,8 @@ from workers.specs.orders import Parents
 from workers.specs.results import HeldParts, JudgedScore, JudgeResult, Overlap, QuestionsResult
 from workers.specs.tasks import JudgeTask, QuestionsTask
 
+#: Name of a folder in the machine's temporary one, for a network while it is asked.
+PREFIX = "segprop-judge-"
 #: Seconds between two looks at whether the run is being stopped.
 _LOOK_S = 0.5
 
@@ -87,8 +90,8 @@ def judge(task: JudgeTask, parents: Parents, environment: WorkerEnvironment, att
         same = replace(before, seconds=time.monotonic() - started, where=environment.where())
         return attempt.commit(same.to_json())
     questions = parents["questions"]
-    with tempfile.TemporaryDirectory(prefix="segprop-judge-") as place:
-        data, folder = Path(place, "data"), Path(place, "model")
+    with OwnFolder(Path(tempfile.gettempdir()), PREFIX) as place:
+        data, folder = place / "data", place / "model"
         unpack(environment.nodes.read_file(questions.files[QUESTIONS_FILE]), data)
         environment.control.progress(Update(phase="export"))
         export(_network(task, parents), environment.nodes, folder)
