@@ -15,6 +15,7 @@ from orchestrator.status.compare import Comparison, result_rows, setting_rows
 from orchestrator.ui.chart import chart
 from orchestrator.ui.planning import PlanText
 from orchestrator.ui.records import ListedView, RunView, SweepTable
+from orchestrator.ui.sweep_view import magnitude
 from orchestrator.units import bytes_text, count_text
 
 _FOLDER = Path(__file__).parent / "templates"
@@ -101,6 +102,7 @@ class Pages:
             "moment": moment,
             "run_link": run_link,
             "part_words": PART_WORDS,
+            "magnitude": magnitude,
             "file_link": file_link,
         }
         return template(name, _FOLDER).render(**{**known, **values})

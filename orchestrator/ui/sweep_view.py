@@ -31,7 +31,11 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
 }
 _TERM = re.compile(r"([^<>=\s]+)(<=|>=|<|>|=)(\S+)")
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+#: Units of the cells. Times may have several: `3 min 20 s`.
+_TIMES = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZES = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_UNITS = {**_TIMES, **_SIZES, **{f"{name}B": factor for name, factor in _SIZES.items()}}
+_FIGURE = re.compile(r"(-?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*([A-Za-z]*)\s*")
 
 
 def sweep_table(sweep_dir: Path, path: str, regimes: Sequence[RegimeView], *, running: bool) -> SweepTable:
@@ -148,8 +152,8 @@ def _meets(heads: Sequence[str], row: Sequence[str], term: str) -> bool:
         return term.lower() in " ".join(row).lower()
     sign, wanted, cell = match.group(2), match.group(3), row[column]
     if sign == "=":
-        return cell.lower() == wanted.lower() or (_number(cell) is not None and _number(cell) == _number(wanted))
-    left, right = _number(cell), _number(wanted)
+        return cell.lower() == wanted.lower() or (magnitude(cell) is not None and magnitude(cell) == magnitude(wanted))
+    left, right = magnitude(cell), magnitude(wanted)
     return left is not None and right is not None and _OPERATORS[sign](left, right)
 
 
@@ -161,7 +165,18 @@ def _column(heads: Sequence[str], name: str) -> int | None:
     return next((index for index, head in enumerate(lower) if head.startswith(name.lower())), None)
 
 
-def _number(text: str) -> float | None:
-    """Return the number that a cell begins with (`97.3 %`, `1.2 GB`: what is shown); None where it begins with none."""
-    match = _NUMBER.match(text.replace(",", "").lstrip("("))
-    return float(match.group()) if match else None
+def magnitude(text: str) -> float | None:
+    """Return what a cell says as a number, in seconds, bytes or as it is: `3 min 20 s`, `1.2 GB`, `97.3 %`, `2 of 3`
+    (2). None for what begins with no number."""
+    text = text.strip().lstrip("(")
+    match = _FIGURE.match(text)
+    if match is None:
+        return None
+    total, unit = _value(match), match.group(2)
+    while unit in _TIMES and (match := _FIGURE.match(text, match.end())) and match.group(2) in _TIMES:
+        total += _value(match)
+    return total
+
+
+def _value(match: re.Match[str]) -> float:
+    return float(match.group(1).replace(",", "")) * _UNITS.get(match.group(2), 1.0)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from orchestrator.ui.records import Part, RegimeView, SweepTable
-from orchestrator.ui.sweep_view import filtered, sweep_table
+from orchestrator.ui.sweep_view import filtered, magnitude, sweep_table
 
 TABLE = SweepTable(
     metric="segprop.validation.accuracy",
@@ -44,6 +44,18 @@ def test_a_filter_takes_words_and_columns(text: str, left: list[str]) -> None:
     assert [row[0] for row in found.rows] == left
     assert found.shown == len(left) == len(found.paths) == len(found.best)
     assert found.total == 3
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [
+        *(("97.30 %", 97.3), ("3 min 20 s", 200.0), ("2 h 05 min", 7500.0), ("0.42 s", 0.42), ("1.2 GB", 1.2e9)),
+        *(("500MB", 5e8), ("11.2 M", 11.2e6), ("2 of 3", 2.0), ("(91.00 %)", 91.0), ("1e-3", 0.001), ("1,234", 1234.0)),
+        *(("-5", -5.0), ("–", None), ("t0", None), ("", None), ("segprop 50 %", None), ("7 d of 3 x", 604800.0)),
+    ],
+)
+def test_cells_are_compared_with_their_units(cell: str, value: float | None) -> None:
+    assert magnitude(cell) == (None if value is None else pytest.approx(value))
 
 
 def test_while_a_sweep_runs_its_trials_are_told_by_its_driver(tmp_path: Path) -> None:
