@@ -58,7 +58,7 @@ class World:
 def changes(folder: Path, data: Path) -> dict[str, Any]:
     return {
         **lm_changes(folder),
-        "model": {"family": "causal_lm", "path": str(write_checkpoint(folder / "model"))},
+        "model": {"family": "causal_lm", "path": str(write_checkpoint(folder / "model", tied=True))},
         "regimes": {"e2e": {}, "segprop": {}},
         "evaluation": {"stages": False, "judge": {**JUDGE, "data": str(data)}},
     }
