@@ -24,6 +24,8 @@ from orchestrator.units import DASH, bytes_text, score_text, seconds_text
 CONFIG_FILE = "config.yaml"
 #: Folders of a run that hold no other run.
 _OWN = ("store", "model", "tb", "earlier")
+#: Of a sweep, the folder that holds its trials.
+TRIALS = "trials"
 #: Folders looked into below the one that was named.
 _DEPTH = 4
 
@@ -92,11 +94,23 @@ def _state(run_dir: Path) -> tuple[str, str | None, float | None]:
             return "sweep", None, None
         observer = observe_recorded(run_dir)
         if observer is None:
-            return "unknown", "it left no record in its store", None
+            trial = _trial_state(run_dir)
+            return (trial, None, None) if trial else ("unknown", "it left no record in its store", None)
         found = observer.look()
         return found.state, found.away, found.last_activity_s
     except SegpropError as error:
         return "unknown", error.message, None
+
+
+def _trial_state(run_dir: Path) -> str | None:
+    """Return how far a trial of a sweep is, as the sweep last said: its driver is the sweep's. None for another run."""
+    sweep = run_dir.parent.parent
+    if run_dir.parent.name != TRIALS or "sweep" not in load_document(sweep / CONFIG_FILE).data:
+        return None
+    trials = (read_local(sweep / "sweep.json") or {}).get("trials")
+    told = trials if isinstance(trials, list) else []
+    mine = (trial for trial in told if isinstance(trial, Mapping) and trial.get("folder") == run_dir.name)
+    return str(next(mine, {}).get("status") or "waiting")
 
 
 def _scores(run_dir: Path) -> dict[str, dict[str, float]]:

@@ -17,10 +17,10 @@ from cache_store.storage.durable import read_regular
 from orchestrator.execution.run_record import POINTER
 from orchestrator.reports.record_json import from_json
 from orchestrator.reports.records import Summary
-from orchestrator.status.listing import CONFIG_FILE, folder_bytes, run_dirs
+from orchestrator.status.listing import CONFIG_FILE, TRIALS, folder_bytes, run_dirs
 from orchestrator.ui.records import ListedView, RunView
 from orchestrator.ui.run_view import LOOKING, RESULTS, WatchedRun
-from orchestrator.ui.sweep_view import TRIALS, settings_of
+from orchestrator.ui.sweep_view import settings_of
 from orchestrator.units import score_text
 
 Found = TypeVar("Found")

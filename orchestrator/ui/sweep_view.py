@@ -12,7 +12,7 @@ from cache_store.errors import ConfigError, CorruptRecord
 from cache_store.records.record_io import read_local
 from orchestrator.config.yaml_loader import leaves, load_document
 from orchestrator.reports.record_json import from_json
-from orchestrator.status.listing import CONFIG_FILE
+from orchestrator.status.listing import CONFIG_FILE, TRIALS
 from orchestrator.sweeps.page import ranked, trial_cells
 from orchestrator.sweeps.plan import SEPARATOR
 from orchestrator.sweeps.records import SweepSummary
@@ -21,7 +21,6 @@ from orchestrator.sweeps.space import short_keys, value_text
 from orchestrator.ui.records import RegimeView, SweepTable
 from orchestrator.units import DASH
 
-TRIALS = "trials"
 #: Characters of a filter, and its comparisons; longer ones first.
 MOST_FILTER = 200
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
