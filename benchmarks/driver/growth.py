@@ -2,8 +2,8 @@
 stores of a thousand to a million files.
 
 Real planner, driver, sweep and survey; workers are made up, and their tasks are over at once (`driver_scale`). Each
-case is a process of its own. What is fitted is the exponent of processor seconds over size, by least squares of
-logarithms: 1 is work in proportion. Sizes below a tenth of a second are left out of the fit.
+case is a process of its own. The exponent is that of processor seconds over size between the last two sizes: 1 is work
+in proportion. Smaller sizes are mostly start-up, and would flatter a fit over all.
 
     plan      build_plan of 64 SegProp chains with so many views that there are about so many nodes
     dispatch  that plan worked off on `--devices` made-up devices: ready queue, log, progress, commits, releases
@@ -40,8 +40,6 @@ SIZES: Mapping[str, Sequence[int]] = {
     "survey": (10_000, 100_000, 1_000_000),
 }
 TARGET = 1.1
-#: Shorter is start-up, not growth.
-SHORTEST_S = 0.1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,41 +55,39 @@ def run(options: argparse.Namespace) -> Report:
         return lambda: harness.child("-m", "benchmarks.driver.growth", name, str(size), str(options.devices))
 
     cases = {f"{name} {size}": case(name, size) for name, each in sizes.items() for size in each}
-    runs = harness.interleave(cases, repeats)
+    return report(harness.interleave(cases, repeats), sizes, {"devices": options.devices, "repeats": repeats})
+
+
+def report(runs: Mapping[str, Sequence[Json]], sizes: Mapping[str, Sequence[int]], settings: Json) -> Report:
+    """What `runs` ("case size" -> results) say."""
     rows: list[tuple[object, ...]] = []
     targets: list[tuple[str, str, bool | None]] = []
-    exponents: Json = {}
+    exponents: dict[str, float] = {}
     for name, each in sizes.items():
         seconds = {size: harness.summary(found["seconds"] for found in runs[f"{name} {size}"]) for size in each}
         memory = {size: max(found["bytes"] for found in runs[f"{name} {size}"]) for size in each}
-        exponents[name] = exponent({size: found["median"] for size, found in seconds.items()})
+        exponents[name] = exponent(*((size, seconds[size]["median"]) for size in each[-2:]))
         rows += [
             (name, f"{size:,}", harness.spread(seconds[size]), f"{memory[size] / 1e6:,.0f}", "") for size in each[:-1]
         ]
-        fitted = "too short" if exponents[name] is None else f"{exponents[name]:.2f}"
+        written = f"{exponents[name]:.2f}"
         rows.append(
-            (name, f"{each[-1]:,}", harness.spread(seconds[each[-1]]), f"{memory[each[-1]] / 1e6:,.0f}", fitted)
+            (name, f"{each[-1]:,}", harness.spread(seconds[each[-1]]), f"{memory[each[-1]] / 1e6:,.0f}", written)
         )
-        found = exponents[name]
-        targets.append((f"{name}: exponent <= {TARGET:g}", fitted, None if found is None else found <= TARGET))
+        targets.append((f"{name}: exponent <= {TARGET:g}", written, exponents[name] <= TARGET))
     return Report(
         title="how the driver's work grows",
-        settings={"devices": options.devices, "chains": CHAINS, "repeats": repeats},
-        results={"exponents": exponents, "runs": runs},
+        settings={**settings, "chains": CHAINS},
+        results={"exponents": exponents, "runs": dict(runs)},
         tables=[Table("processor seconds by size", ("", "size", "seconds", "MB at most", "exponent"), rows)],
         targets=targets,
         notes=["Trials of a sweep have 18 nodes each. What bounds larger plans: docs/scale.md."],
     )
 
 
-def exponent(seconds: Mapping[int, float]) -> float | None:
-    """Fit seconds = c * size^exponent. None where fewer than two sizes took long enough to tell."""
-    points = [(math.log(size), math.log(found)) for size, found in seconds.items() if found >= SHORTEST_S]
-    if len(points) < 2:
-        return None
-    mean_x, mean_y = (math.fsum(values) / len(points) for values in zip(*points, strict=True))
-    over = sum((x - mean_x) * (y - mean_y) for x, y in points)
-    return float(over / sum((x - mean_x) ** 2 for x, _ in points))
+def exponent(small: tuple[int, float], large: tuple[int, float]) -> float:
+    """The exponent x of seconds = c * size^x through two points (size, seconds)."""
+    return math.log(large[1] / small[1]) / math.log(large[0] / small[0])
 
 
 # --- one case, in a process of its own --------------------------------------------------------------------
