@@ -19,6 +19,7 @@ import typer
 
 from cache_store.errors import SegpropError, UserError
 from orchestrator.cache import commands
+from orchestrator.env_file import load_env_file
 
 if TYPE_CHECKING:
     from orchestrator.config.devices import Device
@@ -671,6 +672,7 @@ def _single(document: Document, place: Path) -> Prepared:
 
 def main(arguments: Sequence[str] | None = None, program: str = "segprop") -> int:
     """Run the program and return its exit code."""
+    load_env_file(Path())
     try:
         app(args=None if arguments is None else list(arguments), prog_name=program)
     except SegpropError as error:

@@ -200,7 +200,9 @@ def _tokens() -> Iterator[Finding]:
         elif name == "HF_TOKEN" and file.is_file():
             yield Finding(name, OK, "logged in")
         else:
-            yield Finding(name, NOTE, f"not set: no {purpose}", f"export {name}=… where that is wanted")
+            yield Finding(
+                name, NOTE, f"not set: no {purpose}", f"export {name}=… where that is wanted, or write it into .env"
+            )
 
 
 def show(findings: Iterator[Finding]) -> list[Finding]:

@@ -29,7 +29,7 @@ ORDER = {
         "costs",
         "config",
         "regimes progress",
-        "units environment",
+        "units environment env_file",
     ),
     "workers": (
         "tasks",
