@@ -11,6 +11,7 @@ from orchestrator.reports.record_json import REST, finite, from_json
 from orchestrator.reports.records import (
     Benchmarks,
     BenchmarkScore,
+    ClassCounts,
     ContaminatedBy,
     DataSummary,
     EpochSummary,
@@ -88,6 +89,7 @@ class CommitFigures:
     #: The share of a stage's updates that rounding to bfloat16 took.
     swallowed: float | None = None
     times: TimeFigures | None = None
+    by_class: ClassCounts | None = None
     others: Mapping[str, Any] = field(default_factory=dict, metadata=REST)
 
     @classmethod

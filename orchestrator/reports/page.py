@@ -40,6 +40,7 @@ from orchestrator.reports.records import (
     WorkSummary,
 )
 from orchestrator.reports.tables import benchmarks
+from orchestrator.reports.tables.class_table import class_table
 from orchestrator.reports.tables.time_table import shown_groups, time_rows
 from orchestrator.reports.verdict import gain_text, verdict
 from orchestrator.reports.words import (
@@ -106,6 +107,8 @@ def render(summary: Summary) -> str:
         legend=[{"title": page.names[name], "colour": page.palette[name]} for name in regimes],
         layer_legend=_layer_legend(curve, page.names, page.palette),
         benchmarks=_benchmarks(page),
+        classes=class_table(summary),
+        names=page.names,
         benchmark_legend=_layer_legend(judged, page.names, page.palette),
         tested=any(epoch.test for each in regimes.values() for stage in each.stages for epoch in stage.curve),
         reference_line=len(regimes) > 1 and any(each.done and is_baseline(each) for each in regimes.values()),

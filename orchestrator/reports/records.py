@@ -192,14 +192,27 @@ class StageSummary:
 
 
 @dataclass(frozen=True)
+class ClassCounts:
+    """How single classes fared, each a place in these: samples, those told right, how often it was said. `confused`:
+    [class, what it was taken for, how often]."""
+
+    samples: tuple[int, ...]
+    right: tuple[int, ...]
+    said: tuple[int, ...]
+    confused: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
 class FinalSummary:
-    """The finished model. `metrics` and `rows` are of `split`; `validation` are the metrics of the other split."""
+    """The finished model. `metrics`, `rows` and `by_class` are of `split`; `validation` are the metrics of the other
+    split."""
 
     metrics: Metrics
     split: str
     rows: int | None
     validation: Metrics
     status: Status
+    by_class: ClassCounts | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -343,6 +356,8 @@ class About:
     data: str
     seed: int
     yardstick: str | None
+    #: What classes are called, in their order.
+    class_names: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

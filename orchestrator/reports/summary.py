@@ -126,6 +126,7 @@ def _regime(view: CommitView, name: str, regime: RegimePlan, export: str | None)
             rows=view.of(regime.test).rows,
             validation=view.of(regime.validation).metrics,
             status=view.status(regime.test),
+            by_class=view.of(regime.test).by_class,
         ),
         seconds=sum(by_kind.get(kind, 0.0) for kind in _TRAINING),
         seconds_by_kind=by_kind,

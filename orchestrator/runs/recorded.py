@@ -71,6 +71,8 @@ class Recorded:
                 data=config.domain.words(config.data, prepared.data, human_count),
                 seed=config.seed,
                 yardstick=yardstick_of(config),
+                class_names=tuple(config.domain.export_facts(config.data, prepared.data).get("class_names", ()))
+                or None,
             ),
         )
 

@@ -18,6 +18,7 @@ from workers.models.chain import Boundary, State
 from workers.models.counting import Shape
 from workers.models.registry import family_of
 from workers.specs.experiment import Experiment, Precision, TrainSpec
+from workers.specs.results import ByClass
 from workers.versions import installed
 
 
@@ -75,6 +76,9 @@ class Scorer(Protocol):
 
     def metrics(self) -> dict[str, float]:
         """At least `loss` and `accuracy` (0..1). The only synchronization with the device."""
+
+    def by_class(self) -> ByClass | None:
+        """How single classes fared; None where that was not counted. Waits for the device."""
 
 
 class FamilyParts:
@@ -226,5 +230,5 @@ class Domain(Protocol):
     def loss(self, output: Any, targets: Tensor, train: TrainSpec) -> tuple[Tensor, Tensor | None]:
         """(mean loss over the targets, how many were predicted right or None), on the device."""
 
-    def scorer(self, source: Source, device: torch.device) -> Scorer:
-        """A fresh scorer for one pass over the split."""
+    def scorer(self, source: Source, device: torch.device, *, by_class: bool = False) -> Scorer:
+        """A fresh scorer for one pass over the split. `by_class`: single classes are counted, too, if there are any."""

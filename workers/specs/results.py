@@ -393,9 +393,25 @@ class AverageResult(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ByClass(Record):
+    """How single classes fared, each a place in these: how many samples of it there are, how many of them were told
+    `right`, and how often it was `said` at all. `confused`: (class, what it was taken for, how often), most often
+    first; a class that was never wrong is in none."""
+
+    samples: tuple[int, ...]
+    right: tuple[int, ...]
+    said: tuple[int, ...]
+    confused: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateResult(Record):
     """Scores of an assembled chain: at least mean cross-entropy (`loss`) and `accuracy` (0..1)."""
 
+    OMITTED = ("by_class",)
+
+    #: Where there are classes, and not too many of them.
+    by_class: ByClass | None = None
     metrics: Mapping[str, float]
     rows: int
     seconds: float

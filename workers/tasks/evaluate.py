@@ -21,7 +21,8 @@ def evaluate(
     environment: WorkerEnvironment,
     attempt: Attempt,
 ) -> Commit:
-    """The domain's metrics over the split: at least mean cross-entropy (`loss`) and `accuracy` (0..1)."""
+    """The domain's metrics over the split: at least mean cross-entropy (`loss`) and `accuracy` (0..1); and how single
+    classes fared."""
     started = time.monotonic()
     device = environment.device
     domain = domain_of(task.experiment)
@@ -37,8 +38,13 @@ def evaluate(
     )
     inputs = RawInputs(domain, source, device, task.precision, channels_last=task.channels_last)
     loaded = in_order(inputs, batch_size=task.batch_size, device=device)
-    metrics = score(path, loaded, domain.scorer(source, device), task.precision, device)
+    scorer = domain.scorer(source, device, by_class=True)
+    metrics = score(path, loaded, scorer, task.precision, device)
     result = EvaluateResult(
-        metrics=metrics, rows=source.rows, seconds=time.monotonic() - started, where=environment.where()
+        metrics=metrics,
+        by_class=scorer.by_class(),
+        rows=source.rows,
+        seconds=time.monotonic() - started,
+        where=environment.where(),
     )
     return attempt.commit(result.to_json())

@@ -25,7 +25,11 @@ from workers.models.registry import family_of
 from workers.specs.data_results import ImageDataResult
 from workers.specs.experiment import Experiment, ImageSpec, Precision, TrainSpec
 from workers.specs.model import expect
+from workers.specs.results import ByClass
 from workers.specs.tasks import DataTask
+
+#: Classes of which it is counted which are taken for which, and pairs that are kept.
+MOST_CLASSES, MOST_CONFUSED = 1024, 100
 
 
 def prepare_images(task: DataTask, snapshots: SnapshotStore, progress: Callable[..., None]) -> ImageDataResult:
@@ -103,20 +107,42 @@ class ImageDomain(FamilyParts):
         loss = F.cross_entropy(output.float(), targets, label_smoothing=train.label_smoothing)
         return loss, (output.detach().argmax(dim=1) == targets).sum()
 
-    def scorer(self, source: Source, device: torch.device) -> ImageScorer:
-        return ImageScorer(device)
+    def scorer(self, source: Source, device: torch.device, *, by_class: bool = False) -> ImageScorer:
+        classes = self._experiment.classes
+        return ImageScorer(device, classes if by_class and classes <= MOST_CLASSES else 0)
 
 
 class ImageScorer:
-    """Mean cross-entropy and accuracy."""
+    """Mean cross-entropy and accuracy; and, of so many classes, which were taken for which."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, classes: int = 0) -> None:
+        """`classes`: 0 counts none."""
         self._sums = Sums(device)
         self.sums = self._sums.own
+        self._classes = classes
+        self._taken = torch.zeros(classes * classes, dtype=torch.int64, device=device)
 
     def add(self, output: Any, batch: Batch) -> None:
         loss = F.cross_entropy(output.float(), batch.targets)
-        self._sums.add(loss, (output.argmax(dim=1) == batch.targets).sum(), len(batch.targets))
+        said = output.argmax(dim=1)
+        self._sums.add(loss, (said == batch.targets).sum(), len(batch.targets))
+        if self._classes:
+            self._taken.index_add_(0, batch.targets * self._classes + said, torch.ones_like(said))
+
+    def by_class(self) -> ByClass | None:
+        if not self._classes:
+            return None
+        taken = self._taken.view(self._classes, self._classes).cpu().numpy()
+        wrong = taken * (1 - np.eye(self._classes, dtype=np.int64))
+        # The first ones of those that are wrong equally often: a stable sort.
+        worst = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSED]
+        pairs = ((int(place) // self._classes, int(place) % self._classes) for place in worst)
+        return ByClass(
+            samples=tuple(taken.sum(axis=1).tolist()),
+            right=tuple(taken.diagonal().tolist()),
+            said=tuple(taken.sum(axis=0).tolist()),
+            confused=tuple((true, said, int(wrong[true, said])) for true, said in pairs if wrong[true, said]),
+        )
 
     def metrics(self) -> dict[str, float]:
         loss, accuracy = self._sums.mean()

@@ -139,7 +139,7 @@ class TextDomain(FamilyParts):
         loss = readout.loss(output, targets, train.label_smoothing)
         return readout.with_balance(output, loss), None
 
-    def scorer(self, source: Source, device: torch.device) -> TextScorer:
+    def scorer(self, source: Source, device: torch.device, *, by_class: bool = False) -> TextScorer:
         return TextScorer(cast("TextSource", source), device)
 
 
@@ -157,6 +157,9 @@ class TextScorer:
         text = cast("TextBatch", batch.rows.text)
         rows = torch.from_numpy(batch.rows.index)[text.where // text.ids.shape[1]].to(nll.device)
         self.sums.index_add_(1, rows, torch.stack((nll, correct.float())).double())
+
+    def by_class(self) -> None:
+        """There are none."""
 
     def metrics(self) -> dict[str, float]:
         nll, correct = self.sums.cpu().numpy()
