@@ -30,6 +30,7 @@ NAMES = {
     "snapcheck": ("store", "the snapshot store beside the hardware and other formats"),
     "wavefront": ("driver", "overlapping stages beside stages one after the other: time and quality"),
     "lm_stage": ("language", "tokens a second of a language model's stage, beside an end-to-end step"),
+    "lm_peers": ("language", "a fine-tune beside transformers' Trainer and PEFT"),
     "lm_loss": ("language", "the loss of a language model in pieces, beside the whole logits and Liger's kernel"),
     "encodings": ("store", "what an encoding of snapshots saves, costs, and does to the numbers"),
     "policy": ("store", "snapshots or recompute: do the predictions come true, is the decided way the faster one"),
