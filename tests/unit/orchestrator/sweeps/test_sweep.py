@@ -23,6 +23,7 @@ from orchestrator.environment import Environment
 from orchestrator.execution import schedule
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Outcome
+from orchestrator.execution.queues import Queues
 from orchestrator.reports.record_json import from_json, to_json
 from orchestrator.sweeps import metric, space
 from orchestrator.sweeps import plan as sweep_plan
@@ -272,6 +273,27 @@ def test_a_set_that_a_later_trial_reads_is_not_released(tmp_path: Path) -> None:
     # And it goes once the second has read it.
     everything = committed | {node.id for node in second.nodes}
     assert shared <= set(schedule.releasable(both, committed=everything))
+
+
+def test_what_may_go_follows_what_may_be_asked_for_later(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, {"split.segment_size": {"grid": [1, 2]}}, base={"snapshots": {"mode": "always"}})
+    first, second = (trial.prepared.plan for trial in sweep.trials)
+    shared = {node.id for node in first.sets} & {node.id for node in second.sets}
+    made = make_commits(sweep.plan)
+    ledger = CommitLog(open_storage(f"memory://coming-{tmp_path.name}"))
+    for node in first.nodes:
+        ledger.add(node.id, made[node.id])
+    begun = sweep.plan.asking(first.targets, second.targets)
+    queues = Queues(begun, ledger, steered=True)
+    for plan in (begun, sweep.plan.asking(first.targets, ()), begun):
+        queues.ask(plan)
+        known = {"committed": ledger.commits.keys(), "released": ledger.released}
+        assert queues.releasing.releasable() == schedule.releasable(plan, **known)
+        assert shared.isdisjoint(queues.releasing.releasable()) == bool(plan.coming)
+        # What may come is not asked for yet.
+        assert queues.starting.ready() == []
+    queues.ask(sweep.plan.asking((*first.targets, *second.targets), ()))
+    assert queues.starting.ready()
 
 
 def test_time_left_is_corrected_by_how_predictions_fared(tmp_path: Path) -> None:
