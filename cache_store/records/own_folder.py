@@ -49,12 +49,15 @@ def _claimed(parent: Path, prefix: str) -> tuple[Path, int]:
 
 
 def _sweep(parent: Path, prefix: str) -> None:
-    """Remove folders whose process is gone. Those of other users stay."""
+    """Remove folders whose process is gone. Those of other users stay, and whatever else has such a name."""
     for each in parent.glob(f"{prefix}*.lock"):
-        with contextlib.suppress(PermissionError):
+        with contextlib.suppress(OSError):
             lock = _locked(each, 0)
-            if lock is not None:
+            if lock is None:
+                continue
+            try:
                 _remove(each.with_suffix(""))
+            finally:
                 os.close(lock)
 
 

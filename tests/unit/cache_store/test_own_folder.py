@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,3 +32,16 @@ def test_what_a_killed_process_left_goes_with_the_next(tmp_path: Path) -> None:
     with OwnFolder(tmp_path, "mine-"):
         assert not left.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_what_others_left_under_such_names_stops_nobody(tmp_path: Path) -> None:
+    """In a machine's temporary folder anybody may put a link, a folder or a pipe where a lock would be."""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "mine-link.lock").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "mine-folder.lock").mkdir()
+    os.mkfifo(tmp_path / "mine-pipe.lock")
+    (tmp_path / "mine-pipe").symlink_to(tmp_path / "kept")
+    with OwnFolder(tmp_path, "mine-") as folder:
+        assert folder.is_dir()
+    assert (tmp_path / "kept").is_dir()
+    assert not (tmp_path / "elsewhere").exists()
