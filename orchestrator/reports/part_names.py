@@ -12,7 +12,7 @@ SHORTEST_RUN = 3
 def abbreviated(parts: Sequence[str]) -> list[str]:
     """Return `parts` in their order, every run of at least three names that only count up as `first–last`."""
     shown: list[str] = []
-    for run in _runs(parts):
+    for run in rows_of_layers(parts):
         shown += run if len(run) < SHORTEST_RUN else [f"{run[0]}–{run[-1]}"]
     return shown
 
@@ -28,7 +28,8 @@ def follows(first: str, second: str) -> bool:
     return number is not None and stem == other and after == number + 1
 
 
-def _runs(parts: Sequence[str]) -> list[list[str]]:
+def rows_of_layers(parts: Sequence[str]) -> list[list[str]]:
+    """Put layers that follow each other together; every other part stands alone."""
     runs: list[list[str]] = []
     for part in parts:
         # ResNet segments are few and their names are the publication's.

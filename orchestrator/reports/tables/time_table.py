@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 
-from orchestrator.reports.part_names import follows
+from orchestrator.reports.part_names import rows_of_layers
 from orchestrator.reports.records import RegimeSummary
 from orchestrator.units import DASH, percent_text, seconds_text
 from workers.specs.results import TimeSpent
@@ -137,17 +137,7 @@ def part_shares(times: TimeSpent) -> dict[str, float]:
     whole, found = times.phases.get("forward", 0.0), dict[str, float]()
     if not whole:
         return found
-    for names in _rows_of_layers(list(times.forward)):
+    for names in rows_of_layers(list(times.forward)):
         title = names[0] if len(names) == 1 else f"{names[0]}–{names[-1]}"
         found[title] = sum(times.forward[name] for name in names) / whole
     return found
-
-
-def _rows_of_layers(parts: Sequence[str]) -> list[list[str]]:
-    runs: list[list[str]] = []
-    for part in parts:
-        if runs and part.startswith("layer") and follows(runs[-1][-1], part):
-            runs[-1].append(part)
-        else:
-            runs.append([part])
-    return runs
