@@ -91,6 +91,6 @@ def settle(machines: Iterable[Machine], *, slots: int | str, threads: int | str,
 def beside_gpus(machines: Iterable[Machine]) -> int:
     """Return the CPU threads for each GPU: as many, up to GPU_THREADS, as leave no GPU without its own, and on every
     machine a core for what runs beside the slots."""
-    left = [replace(machine, cpus=machine.cpus - 1) for machine in machines]
+    left = [replace(machine, cpus=max(0, machine.cpus - 1)) for machine in machines]
     gpus = room(left, 1, 1)
     return next((width for width in range(GPU_THREADS, 1, -1) if gpus and room(left, width, 1) == gpus), 1)

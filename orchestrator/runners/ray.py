@@ -22,7 +22,7 @@ from cache_store.errors import SegpropError, UserError, first_line
 from orchestrator.runners import metrics
 from orchestrator.runners.base import Event, Failed, Succeeded
 from orchestrator.runners.machines import Machine, matching, room, settle, unmatched
-from orchestrator.runners.ray_cluster import connect, living_nodes, machine_of, probe_store
+from orchestrator.runners.ray_cluster import Process, connect, disconnect, living_nodes, machine_of, probe_store
 from orchestrator.runners.ray_worker import worker_class
 from orchestrator.runners.versions import differences, versions
 from workers.control import NOTHING, Update
@@ -91,6 +91,7 @@ class RayRunner:
         self._waiting = 0
         self._versions = versions()
         self._slots: list[_Slot] = []
+        self._started: frozenset[Process] = frozenset()
         self._latest: dict[str, Update] = {}
         self._polls: dict[str, Any] = {}
         self._polled = 0.0
@@ -103,7 +104,7 @@ class RayRunner:
     def start(self) -> None:
         wanted = self._settings
         if not wanted.started:
-            connect(wanted.address, (self._slots_wanted + self._ranks_wanted) * self.threads)
+            self._started = connect(wanted.address, (self._slots_wanted + self._ranks_wanted) * self.threads)
         nodes = living_nodes()
         every = [machine_of(node) for node in nodes]
         machines = matching(every, wanted.labels, wanted.accelerator)
@@ -305,7 +306,8 @@ class RayRunner:
             ray.kill(slot.actor)
         self._slots = []
         if not self._settings.started:
-            ray.shutdown()
+            disconnect(self._started)
+            self._started = frozenset()
 
 
 def _seconds(variable: str) -> float | None:

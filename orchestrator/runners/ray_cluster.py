@@ -9,7 +9,8 @@ import secrets
 import signal
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from orchestrator.runners.ray_worker import answer
 
 #: Ray gives its own processes 15 s each to come up, too few on a very busy machine, and then gives up.
 LOCAL_STARTS = 4
+#: What is left of a Ray that was started here gets this long to end by itself once it has been shut down.
+LEAVING_S = 5.0
 #: A machine that has not answered the probe of the store by then is left out of it, with a warning.
 PROBE_DEADLINE_S = 60.0
 
@@ -33,9 +36,36 @@ MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PAT
 _log = logging.getLogger("segprop.cluster")
 
 
-def connect(address: str | None, cpus: int) -> None:
-    """Join the cluster at `address`, else that of RAY_ADDRESS, else start one on this machine with `cpus` CPUs. Raises
-    UserError when the cluster does not let us in, does not fit this program, or would be started without a token."""
+@dataclass(frozen=True)
+class Process:
+    """A process of this machine; a later one with its number is another."""
+
+    pid: int
+    #: When it started, in ticks of the system's clock; None where there was no such process any more.
+    since: int | None
+
+    @classmethod
+    def now(cls, pid: int) -> Process:
+        """Return the process that has this number now."""
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return cls(pid, None)
+        # Fields 3 and 22 of proc(5). One that has ended and waits for its parent to ask is no process any more.
+        return cls(pid, None if fields[0] in "ZX" else int(fields[19]))
+
+
+def living(processes: Iterable[Process]) -> set[Process]:
+    """Return those that have not ended."""
+    return {process for process in processes if process.since is not None and process == Process.now(process.pid)}
+
+
+def connect(address: str | None, cpus: int) -> frozenset[Process]:
+    """Join the cluster at `address`, else that of RAY_ADDRESS, else start one on this machine with `cpus` CPUs.
+
+    Returns the processes that were started for it, for `disconnect`; none of a cluster that was there. Raises UserError
+    when the cluster does not let us in, does not fit this program, or would be started without a token.
+    """
     address = address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
@@ -47,7 +77,8 @@ def connect(address: str | None, cpus: int) -> None:
         # Ray's own default is 15: beside any other load on the machine its workers would hardly run.
         os.environ.setdefault("RAY_worker_niceness", "0")
     try:
-        init(options, attempts=1 if address else LOCAL_STARTS)
+        started = init(options, attempts=1 if address else LOCAL_STARTS)
+        return frozenset() if address else started
     except (ConnectionError, RayError) as error:  # of a missing token Ray says so itself, before it asks anybody
         cause = first_line(error.__cause__ or error)
         if not address:
@@ -105,14 +136,33 @@ def _own_token(path: Path) -> None:
         path.chmod(0o600)
 
 
-def init(options: Mapping[str, Any], attempts: int) -> None:
-    """Call `ray.init`, again where Ray's own processes did not come up in time. SegpropError when they never do. What a
-    start that failed has started is ended: Ray forgets it, and it would outlive this process."""
-    for left in reversed(range(attempts)):
+def disconnect(started: Collection[Process]) -> None:
+    """Leave the cluster, and end what is left of the processes `started` for it and of theirs, its workers among them.
+
+    Ray ends the workers it knows. One that has said goodbye to it and hangs in its exit, or what a worker started and
+    left, would stay for ever.
+    """
+    there = living(process for root in started for process in (root, *_descendants(root.pid)))
+    ray.shutdown()
+    deadline = time.monotonic() + LEAVING_S
+    while (there := living(there)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    _end(there)
+
+
+def init(options: Mapping[str, Any], attempts: int) -> frozenset[Process]:
+    """Call `ray.init`, again where Ray's own processes did not come up in time, and return the processes it started.
+
+    SegpropError when they never do. What a start that failed has started is ended: Ray forgets it, and it would outlive
+    this process.
+    """
+    left = attempts
+    while True:
+        left -= 1
         before = _descendants(os.getpid())
         try:
             ray.init(**options)
-            return
+            return frozenset(_descendants(os.getpid()) - before)
         except Exception as error:  # of its own processes Ray raises nothing more special
             if type(error) is not Exception:
                 raise
@@ -123,21 +173,21 @@ def init(options: Mapping[str, Any], attempts: int) -> None:
             _log.warning("Ray did not start in its own time, once more: %s", first_line(error))
 
 
-def _descendants(process: int) -> set[int]:
+def _descendants(pid: int) -> set[Process]:
     """List the living processes below one; none where the system does not say."""
-    found: set[int] = set()
-    for listing in Path(f"/proc/{process}/task").glob("*/children"):
+    found: set[Process] = set()
+    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
-            found.update(map(int, listing.read_text().split()))
-    return found.union(*map(_descendants, found))
+            found.update(Process.now(int(child)) for child in listing.read_text().split())
+    return found.union(*(_descendants(process.pid) for process in found))
 
 
-def _end(processes: set[int]) -> None:
-    for process in processes:
+def _end(processes: Iterable[Process]) -> None:
+    for process in living(processes):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+            os.kill(process.pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(process, 0)
+            os.waitpid(process.pid, 0)
 
 
 def living_nodes() -> list[dict[str, Any]]:

@@ -42,6 +42,9 @@ MACHINES = st.lists(
         ([Machine(64, 1), Machine(16, 4)], {}, Slots(5, 3, "cuda")),
         ([Machine(64, 1)], {}, Slots(1, 8, "cuda")),
         ([Machine(4, 8)], {}, Slots(4, 1, "cuda")),
+        # A head that has no core at all takes none from the others.
+        ([CPU_HEAD, Machine(8, 1)], {}, Slots(1, 7, "cuda")),
+        ([CPU_HEAD, Machine(1, 1)], {}, Slots(1, 1, "cuda")),
         ([Machine(4, 8)], {"threads": 2}, Slots(2, 2, "cuda")),
         # What is given stays as it is, fit or not.
         ([Machine(2)], {"slots": 3, "threads": 4}, Slots(3, 4, "cpu")),
