@@ -402,6 +402,9 @@ def export(
     stage: Annotated[
         str | None, typer.Option(help="The whole network as it was after this stage: its number, from 1, or its name.")
     ] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="The low-rank adapters alone, as a folder for PEFT: adapter/REGIME.")
+    ] = False,
 ) -> None:
     """Write each regime's final weights again, as a folder that torchvision or transformers loads; with --stage those
     after a stage, below stages/ in the run directory. Neither the data set nor the original model is needed: everything
@@ -413,6 +416,9 @@ def export(
     from orchestrator.runs import results
 
     regimes = [regime] if regime is not None else list(recorded.plan.regimes)
+    if adapter:
+        results.export_adapters(recorded, regimes, stage)
+        return
     if stage is not None:
         results.export_stage(recorded, regimes, stage)
         return

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache_store.errors import CorruptRecord
+from cache_store.errors import CorruptRecord, UserError
 from cache_store.records.nodes import Commit, NodeStore
 from cache_store.records.record_io import dump_record, read_local
 from cache_store.storage.durable import typed_errors, write_atomically
 from workers.file_digests import file_digest
-from workers.models.base import COMPANION, Export
+from workers.models.base import COMPANION, AdapterExport, AdapterPiece, Export
 from workers.models.registry import family_of
 from workers.overlap import TrainedQuestions
+from workers.specs.as_json import from_json
 from workers.specs.experiment import Experiment
 from workers.specs.export_files import EXPORTED, TRAINED_QUESTIONS
-from workers.specs.results import HeldParts, ModelResult
+from workers.specs.language import LoraSpec
+from workers.specs.model import ModelSpec
+from workers.specs.results import HeldParts, ModelResult, StageResult
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,8 +68,66 @@ def export(trained: Trained, nodes: NodeStore, target: Path, *, anew: bool = Fal
             target,
         )
         files = {name: [path.stat().st_size, file_digest(path)] for name, path in sorted(_files(target).items())}
+    _write_record(target, sources, files)
+
+
+def export_adapter(
+    trained: Trained, lineage: Mapping[str, Sequence[Commit]], base: ModelSpec, nodes: NodeStore, target: Path
+) -> None:
+    """Write the low-rank adapters that stages trained as the folder `target`, in place of what it holds.
+
+    `lineage`: part -> what trained it since the initial weights; `base`: as those were read. UserError where a stage
+    trained whole weights, or no adapters are kept; StoreErrors as `Storage.write`.
+    """
+    sources = sources_of(trained.parts)
+    pieces = {part: [*_pieces(part, found, nodes)] for part, found in lineage.items()}
+    with typed_errors("write", target):
+        family_of(trained.experiment.model).export_adapter(
+            AdapterExport(
+                model=trained.experiment.model,
+                base=base,
+                pieces=pieces,
+                companions=_companions(trained.model_commit(), trained.data_commit, nodes),
+                sources=sources,
+            ),
+            target,
+        )
+        files = {name: [path.stat().st_size, file_digest(path)] for name, path in sorted(_files(target).items())}
+    _write_record(target, sources, files)
+
+
+def _write_record(target: Path, sources: Mapping[str, list[str]], files: Mapping[str, Any]) -> None:
     record = {"format": FORMAT, "sources": sources, "files": files}
     write_atomically(target / EXPORTED, dump_record(record, f"the files of {target}"))
+
+
+def _pieces(part: str, lineage: Sequence[Commit], nodes: NodeStore) -> Iterator[AdapterPiece]:
+    """Yield what stages trained on a part; nothing of those that had no adapter on it, or were left out."""
+    from workers.weights import read_tensors
+
+    for commit in lineage:
+        result = commit.read(StageResult)
+        if not result.epochs:
+            continue
+        train = result.train_spec or {}
+        if train.get("lora") is None:
+            raise UserError(
+                f"--adapter: {result.stage} trained whole weights of {part} (training.lora: null), which no low-rank "
+                "adapter can say; leave --adapter out"
+            )
+        if result.adapters is None:
+            raise UserError(
+                f"--adapter: {result.stage} was trained by a version that kept its adapters merged alone; train it "
+                "again in another run directory and store, or leave --adapter out"
+            )
+        held = result.adapters.get(part)
+        if held is not None:
+            yield AdapterPiece(
+                tensors=partial(read_tensors, nodes, commit.files[held.file]),
+                lora=from_json(LoraSpec, train["lora"]),
+                frozen_weights=train["frozen_weights"],
+                precision=train["precision"],
+            )
 
 
 def _is_whole(target: Path, sources: Mapping[str, list[str]]) -> bool:

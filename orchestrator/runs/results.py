@@ -13,6 +13,7 @@ from cache_store.storage.open import existing_storage
 from orchestrator.environment import describe_environment
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Outcome
+from orchestrator.exports.lineage import trainings
 from orchestrator.plan.graph import Plan
 from orchestrator.reports.page import write_report
 from orchestrator.reports.records import Summary
@@ -22,10 +23,15 @@ from orchestrator.runs.recorded import Recorded
 from orchestrator.trackers.table import track
 from workers.export import Trained
 from workers.export import export as write_export
+from workers.export import export_adapter as write_adapter
+from workers.specs.as_json import from_json
 from workers.specs.export_files import TRAINED_QUESTIONS
+from workers.specs.tasks import ModelTask
 
 #: Of networks as they were after a stage, in a run directory.
 STAGES = "stages"
+#: Of low-rank adapters by themselves: of finished regimes, and of regimes up to a stage.
+ADAPTERS, ADAPTER_STAGES = "adapter", "adapter-stages"
 
 
 def report(recorded: Recorded) -> None:
@@ -47,8 +53,7 @@ def export(recorded: Recorded, regimes: Sequence[str]) -> None:
     """Write the final weights of these regimes again. UserError when one of them is not finished."""
     ledger = CommitLog.read(existing_storage(recorded.store), recorded.plan)
     for name in regimes:
-        if not _is_finished(recorded, name, ledger):
-            raise UserError(f"{name}: not finished, there are no final weights to export yet; run it first")
+        _require_finished(recorded, name, ledger)
     for path in export_finished(recorded, ledger, regimes, anew=True).values():
         print(recorded.run_dir / path)
 
@@ -57,18 +62,66 @@ def export_stage(recorded: Recorded, regimes: Sequence[str], stage: str) -> None
     """Write the whole networks as they were after a stage: its name, or its number in its regime, counted from 1.
 
     UserError when no regime has such a stage, or when it is not finished."""
+    ledger = CommitLog.read(existing_storage(recorded.store), recorded.plan)
+    for name, label, weights in _after_stage(recorded, regimes, stage, ledger):
+        folder = recorded.run_dir / STAGES / name / label
+        _write(recorded, name, _trained(recorded, name, weights, ledger), NodeStore(ledger.storage), folder)
+        print(folder)
+
+
+def export_adapters(recorded: Recorded, regimes: Sequence[str], stage: str | None) -> None:
+    """Write the low-rank adapters of these regimes by themselves, of the whole training or up to a stage, and leave out
+    regimes without any. UserError as `export` and `export_stage`, and where there are no adapters, or they do not say
+    all that was trained."""
+    ledger = CommitLog.read(existing_storage(recorded.store), recorded.plan)
+    adapted = [name for name in regimes if _adapts(recorded.plan, name)]
+    if not adapted:
+        raise UserError(
+            f"--adapter: {', '.join(regimes)}: no stage trained low-rank adapters (training.lora); leave --adapter out"
+        )
+    if stage is None:
+        for name in adapted:
+            _require_finished(recorded, name, ledger)
+        wanted = [(recorded.run_dir / ADAPTERS / name, name, recorded.plan.regimes[name].weights) for name in adapted]
+    else:
+        wanted = [
+            (recorded.run_dir / ADAPTER_STAGES / name / label, name, weights)
+            for name, label, weights in _after_stage(recorded, adapted, stage, ledger)
+        ]
+    for folder, name, weights in wanted:
+        _write_adapter(recorded, _trained(recorded, name, weights, ledger), weights, ledger, folder)
+        print(folder)
+
+
+def _adapts(plan: Plan, regime: str) -> bool:
+    return any(plan.node(node).task["train"]["lora"] is not None for node in plan.regimes[regime].stages)
+
+
+def _write_adapter(
+    recorded: Recorded, trained: Trained, weights: Mapping[str, str], ledger: CommitLog, folder: Path
+) -> None:
+    plan = recorded.plan
+    lineage = {part: [ledger.commits[each] for each in trainings(plan, node, part)] for part, node in weights.items()}
+    start = next(node for node in plan.nodes if node.initializes)
+    base = from_json(ModelTask, start.task).model
+    write_adapter(trained, lineage, base, NodeStore(ledger.storage), folder)
+
+
+def _after_stage(
+    recorded: Recorded, regimes: Sequence[str], stage: str, ledger: CommitLog
+) -> list[tuple[str, str, dict[str, str]]]:
+    """Find (regime, name of the stage, part -> node that holds it then). UserError as `export_stage`."""
     found = {name: node for name in regimes if (node := _stage_called(recorded.plan, name, stage)) is not None}
     if not found:
         known = "; ".join(f"{name}: {', '.join(_stage_names(recorded.plan, name))}" for name in regimes)
         raise UserError(f"--stage: {stage}: there is no such stage; there are {known}")
-    ledger = CommitLog.read(existing_storage(recorded.store), recorded.plan)
+    after = []
     for name, node in found.items():
         weights, label = weights_after(recorded.plan, name, node), recorded.plan.node(node).task["name"]
         if any(needed not in ledger.commits for needed in (*weights.values(), *_beside(recorded))):
             raise UserError(f"{name}/{label}: not finished, there are no weights to export yet; run it first")
-        folder = recorded.run_dir / STAGES / name / label
-        _write(recorded, name, _trained(recorded, name, weights, ledger), NodeStore(ledger.storage), folder)
-        print(folder)
+        after.append((name, label, weights))
+    return after
 
 
 def _stage_called(plan: Plan, regime: str, stage: str) -> str | None:
@@ -105,6 +158,11 @@ def weights_after(plan: Plan, regime: str, stage: str) -> dict[str, str]:
     for node in planned.stages[: planned.stages.index(stage) + 1]:
         weights.update(dict.fromkeys(plan.node(node).task["trained"], node))
     return weights
+
+
+def _require_finished(recorded: Recorded, regime: str, ledger: CommitLog) -> None:
+    if not _is_finished(recorded, regime, ledger):
+        raise UserError(f"{regime}: not finished, there are no final weights to export yet; run it first")
 
 
 def _is_finished(recorded: Recorded, regime: str, ledger: CommitLog) -> bool:

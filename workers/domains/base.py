@@ -118,6 +118,9 @@ class FamilyParts:
     def final_state(self, module: nn.Module) -> State:
         return self._parts.final_state(module)
 
+    def adapter_state(self, module: nn.Module) -> State:
+        return self._parts.adapter_state(module)
+
     def fields(self, blocks: int, dtype: str) -> tuple[Field, ...]:
         return tuple(Field(name, dtype, shape) for name, shape in self._parts.boundary(blocks).items())
 
@@ -168,6 +171,9 @@ class Domain(Protocol):
 
     def final_state(self, module: nn.Module) -> State:
         """A trained part's own tensors, named as `part_state_names` does, to be written before they change."""
+
+    def adapter_state(self, module: nn.Module) -> State:
+        """A trained part's low-rank adapters, which `final_state` has merged; {} where it has none."""
 
     # -- rows ---------------------------------------------------------------------------------------------
 

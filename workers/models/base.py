@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
+from cache_store.errors import UserError
 from workers.specs.experiment import ImageSpec, TrainSpec
-from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.language import CausalLMSpec, LoraSpec, TextSpec
 from workers.specs.memory import ON_DEVICE, MemorySpec
 from workers.specs.model import FileDigests, ModelSpec
 from workers.specs.ranks import ONE_DEVICE, Ranks
@@ -223,6 +224,33 @@ class Export:
     sources: Mapping[str, list[str]]
 
 
+@dataclass(frozen=True)
+class AdapterPiece:
+    """Low-rank adapters that one stage trained on a part: what they add is alpha / rank of `lora` times B @ A."""
+
+    #: `<linear>.lora_A.weight` (rank, in) and `<linear>.lora_B.weight` (out, rank), float32, read when asked for.
+    tensors: Callable[[], Mapping[str, Tensor]]
+    lora: LoraSpec
+    #: Into how many bits the part's matrices had been rounded (`TrainSpec.frozen_weights`), and what was computed in.
+    frozen_weights: str = "full"
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class AdapterExport:
+    """What low-rank adapters add to the weights that training started from."""
+
+    #: As the architecture is exported.
+    model: ModelSpec
+    #: As the initial weights were read: its path, revision and what was left out of it.
+    base: ModelSpec
+    #: Part -> what stages trained on it, in order; {} for a part that is as it was.
+    pieces: Mapping[str, Sequence[AdapterPiece]]
+    #: As in `Export`.
+    companions: Mapping[str, bytes]
+    sources: Mapping[str, list[str]]
+
+
 class ModelFamily(ABC, Generic[SpecT, FoundT]):
     """A family of models. One object serves all its models; its methods are given a model's spec and what `inspect`
     found. A package adds an instance by an entry point of the group `segprop.model_families`, and must be installed on
@@ -359,6 +387,11 @@ class ModelFamily(ABC, Generic[SpecT, FoundT]):
     def export(self, export: Export, target: Path) -> None:
         """Write the folder `target`, in place of what it holds, so that the family's own library loads it."""
 
+    def export_adapter(self, export: AdapterExport, target: Path) -> None:
+        """Write low-rank adapters as the folder `target`, in place of what it holds, for the base they were trained on.
+        UserError where they cannot be told apart from the weights."""
+        raise UserError(f"there are no low-rank adapters of {self.name}; leave --adapter out")
+
 
 class Parts(ABC):
     """The parts of one model: blocks in forward order, then `head`.
@@ -412,6 +445,10 @@ class Parts(ABC):
         from workers.models.chain import whole_state
 
         return whole_state(module)
+
+    def adapter_state(self, module: nn.Module) -> dict[str, Tensor]:
+        """The low-rank adapters of a trained part, which `final_state` has merged; {} where it has none."""
+        return {}
 
     @abstractmethod
     def identity(self) -> Any:

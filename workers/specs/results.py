@@ -280,7 +280,7 @@ class HeldTimes(Record):
 class StageResult(Record):
     """A stage, or a round of one, that was trained; or left out by the run's exit (`epochs` empty, no `memory`)."""
 
-    OMITTED = ("scaler", "train_spec", "swallowed", "warnings", "emulated", "partial", "waited_s", "times")
+    OMITTED = ("scaler", "train_spec", "swallowed", "warnings", "emulated", "partial", "waited_s", "times", "adapters")
 
     stage: str
     parts: Mapping[str, PartRecord]
@@ -314,6 +314,8 @@ class StageResult(Record):
     waited_s: float | None = None
     #: Where its time went; None of stages that were left out, and of earlier versions.
     times: TimeSpent | None = None
+    #: With `train.lora`, the low-rank adapters by themselves, of every part that has some; merged, they are in `parts`.
+    adapters: Mapping[str, PartRecord] | None = None
 
     def to_json(self) -> dict[str, Any]:
         plain: dict[str, Any] = {}

@@ -205,6 +205,10 @@ class StagePath:
         """Give the part's own tensors as they are committed, to be written before they change."""
         return self._domain.final_state(self.module.parts[part])
 
+    def adapters(self, part: str) -> State:
+        """Give the low-rank adapters that `final` has merged, to be written before they change."""
+        return self._domain.adapter_state(self.module.parts[part])
+
     def resident_bytes(self) -> int:
         release(self.module)
         return module_bytes(self.module)

@@ -21,6 +21,9 @@ from workers.training.stage_path import StagePath
 from workers.training.timing.stage_times import StageTimes
 from workers.weights import ADAPTER, AUX
 
+#: Behind a part's name, in that of the file with its low-rank adapters.
+ADAPTER_FILE = ".lora"
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -49,13 +52,16 @@ class Finished:
         if train.commit == "best":
             self.path.load(self.state.best)
         parts: dict[str, PartRecord] = {}
+        adapters: dict[str, PartRecord] = {}
         for part in self.task.trained:
-            tensors = self.path.final(part)
+            tensors, adapter = self.path.final(part), self.path.adapters(part)
             if gang.leads:
                 parts[part] = write_part(self.attempt, part, tensors)
+                if adapter:
+                    adapters[part] = write_part(self.attempt, f"{part}{ADAPTER_FILE}", adapter)
         if train.head_optimizer == "carry":
             self.state.write_optimizer()
-        result = self._result(parts)
+        result = self._result(parts, None if train.lora is None else adapters)
         if not gang.leads:
             return gang.agree(None)
         if self.task.goes_on:  # never in a gang
@@ -72,7 +78,7 @@ class Finished:
         self.environment.nodes.drop_checkpoints(self.attempt.node_id)
         return gang.agree(commit)
 
-    def _result(self, parts: dict[str, PartRecord]) -> StageResult:
+    def _result(self, parts: dict[str, PartRecord], adapters: dict[str, PartRecord] | None) -> StageResult:
         """Sum up the stage. Every rank of a gang must take part."""
         progress, task, precision = self.state.progress, self.task, self.task.train.precision
         own = [epoch for epoch in progress.history if epoch.epoch in task.epochs]
@@ -103,6 +109,7 @@ class Finished:
             warnings=(*self.warnings, *rounding_warnings(swallowed, task.train.optimizer.rounding)) or None,
             emulated=None if capability_of(self.environment.device).computes(precision) else precision,
             where=where,
+            adapters=adapters,
         )
 
     def _where(self) -> Where:

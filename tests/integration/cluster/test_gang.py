@@ -199,6 +199,8 @@ def test_two_ranks_train_low_rank_adapters_as_one_device_does_and_after_a_stop(
     assert first == second == lab.commit(label), (first, second)
     assert distance(lab.weights(label), adapting.weights(label), start_of(lab, label)) < TOLERANCE
     assert_same_figures(first.result, adapting.commit(label).result)
+    kept, theirs = first.result["adapters"], adapting.commit(label).result["adapters"]
+    assert {part: each["bytes"] for part, each in kept.items()} == {p: each["bytes"] for p, each in theirs.items()}
     for error in in_gang(stopped, ranks, label, strategy, looks=2):
         assert isinstance(error, Interrupted), repr(error)
     resumed = in_gang(stopped, ranks, label, strategy)[0]

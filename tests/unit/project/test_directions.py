@@ -21,6 +21,7 @@ ORDER = {
         "ui",
         "sweeps status profiling",
         "runs cache",
+        "exports",
         "generating",
         "execution judging",
         "trackers runners",

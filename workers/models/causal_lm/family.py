@@ -13,6 +13,7 @@ from cache_store.suggest import did_you_mean
 from workers.control import Update
 from workers.models.base import (
     COMPANION,
+    AdapterExport,
     Capabilities,
     Export,
     Finding,
@@ -34,7 +35,7 @@ from workers.models.causal_lm.remembered import Answer, remembered_outline
 from workers.models.causal_lm.tie import ties
 from workers.specs.as_json import to_json
 from workers.specs.experiment import MOST_SWALLOWED, ImageSpec, TrainSpec
-from workers.specs.export_files import FACTS, TRAINED_QUESTIONS
+from workers.specs.export_files import FACTS, Facts
 from workers.specs.language import CausalLMSpec, TextSpec
 from workers.specs.model import FileDigests, expect
 from workers.specs.results import PartRecord
@@ -215,19 +216,21 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
 
     def export(self, export: Export, target: Path) -> None:
         """A folder that `AutoModelForCausalLM` loads, one part in memory at a time."""
-        import json
         import shutil
 
         from workers.models.causal_lm.pretrained.export import write_folder
 
-        says: dict[str, object] = {"sources": dict(export.sources)}
-        if TRAINED_QUESTIONS in export.companions:
-            says["questions"] = TRAINED_QUESTIONS
-        facts = json.dumps(says, indent=2).encode() + b"\n"
+        facts = Facts(sources=export.sources, companions=export.companions).to_bytes()
         # The folder appears whole, with what says whose it is: an export that was killed has left another name behind.
         for outdated in (target, *target.parent.glob(f".{target.name}.*")):
             shutil.rmtree(outdated, ignore_errors=True)
         write_folder(expect(CausalLMSpec, export.model), export.states, {**export.companions, FACTS: facts}, target)
+
+    def export_adapter(self, export: AdapterExport, target: Path) -> None:
+        """A folder that PEFT loads on the base; merged into it, it is what `export` writes."""
+        from workers.models.causal_lm.pretrained.adapter_folder import write_adapter
+
+        write_adapter(export, target)
 
 
 def _look(model: CausalLMSpec) -> LMOutline:

@@ -14,7 +14,7 @@ from workers.models.base import TokenParts
 from workers.models.causal_lm.network import parts
 from workers.models.causal_lm.network.balance import routers
 from workers.models.causal_lm.network.context import Frame
-from workers.models.causal_lm.network.lora import add_lora, merged_state
+from workers.models.causal_lm.network.lora import adapter_state, add_lora, merged_state
 from workers.models.causal_lm.network.quantized import quantize
 from workers.models.causal_lm.network.skeleton import build_skeleton, master_dtype
 from workers.models.causal_lm.tie import EMBEDDING, HEAD
@@ -75,6 +75,9 @@ class CausalLMParts(TokenParts):
     def final_state(self, module: nn.Module) -> State:
         adapted = any("lora_" in name for name, _ in module.named_parameters())
         return merged_state(module) if adapted else whole_state(module)
+
+    def adapter_state(self, module: nn.Module) -> State:
+        return adapter_state(module)
 
     def boundary(self, blocks: int) -> Mapping[str, Shape]:
         return {"x": (self._hidden,)}

@@ -55,7 +55,7 @@ def add_lora(part: nn.Module, lora: LoraSpec, seed: int, lm_head: bool = False) 
 def _targets(part: nn.Module, lora: LoraSpec, lm_head: bool) -> list[str]:
     if isinstance(part, Embed):
         return []
-    linear = [name for name, module in part.named_modules() if _is_linear(module)]
+    linear = [name for name, module in part.named_modules() if is_linear(module)]
     if isinstance(part, Head):
         return linear if lm_head else []
     chosen = [name for name in linear if lora.adapts(name)]
@@ -70,7 +70,8 @@ def _targets(part: nn.Module, lora: LoraSpec, lm_head: bool) -> list[str]:
     return chosen
 
 
-def _is_linear(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> bool:
+    """Tell whether this is a linear layer that an adapter can go on."""
     # transformers' Conv1D (GPT-2) is a linear layer with its matrix the other way round; peft knows it too.
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
@@ -114,6 +115,22 @@ def merged_state(part: nn.Module) -> dict[str, Tensor]:
             tensor = (tensor.float() + delta).to(tensor.dtype) if delta.numel() else tensor
         state[plain] = tensor
     return state
+
+
+@torch.no_grad()
+def adapter_state(part: nn.Module) -> dict[str, Tensor]:
+    """The adapters of a part alone: float32 `<linear>.lora_A.weight` (rank, in) and `<linear>.lora_B.weight`
+    (out, rank) of every linear layer that has one, as peft's files name them. Of sharded ones all ranks must ask, and
+    the first gets them, as `gathered` gives them."""
+    found: dict[str, Tensor] = {}
+    for name, module in part.named_modules():
+        if not hasattr(module, "get_delta_weight"):
+            continue
+        adapter: Any = module
+        for side, matrices in (("lora_A", adapter.lora_A), ("lora_B", adapter.lora_B)):
+            if _ADAPTER in matrices:
+                found[f"{name}.{side}.weight"] = gathered(matrices[_ADAPTER].weight)
+    return found
 
 
 def _delta(adapter: Any) -> Tensor:
