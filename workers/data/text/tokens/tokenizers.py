@@ -15,6 +15,7 @@ import numpy as np
 
 from cache_store.errors import ConfigError
 from workers.data.text.corpora.base import clean
+from workers.data.text.gguf_reading import quicken
 from workers.specs.language import CausalLMSpec
 
 #: Tokens of `bytes`: 0..255 the bytes, then the end of a text.
@@ -143,6 +144,8 @@ def _load(model: CausalLMSpec) -> Any:
     if own and model.revision is not None and not os.path.isdir(local):
         options["revision"] = model.revision
     try:
+        if "gguf_file" in options:
+            quicken()
         return AutoTokenizer.from_pretrained(local if os.path.isdir(local) else source, **options)
     except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, RuntimeError) as error:
         # transformers reports a missing, gated, foreign or damaged tokenizer as any of these.

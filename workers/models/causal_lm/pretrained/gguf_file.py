@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from cache_store.errors import first_line
+from workers.data.text.gguf_reading import quicken
 from workers.models.causal_lm.errors import refuse, require
 
 # gguf decodes; accelerate is what transformers asks for when a user loads such a file with it.
@@ -24,9 +25,14 @@ _UNREADABLE = (ValueError, OSError, KeyError, IndexError, TypeError, NotImplemen
 
 def gguf_config(path: Path) -> dict[str, Any]:
     """The architecture a GGUF file describes, as in a config.json. ConfigError when it cannot be read."""
+    _prepare()
+    return cast("dict[str, Any]", json.loads(_config(str(path), path.stat().st_mtime_ns)))
+
+
+def _prepare() -> None:
     for package in _PACKAGES:
         require(package, "loading GGUF files", "model.gguf")
-    return cast("dict[str, Any]", json.loads(_config(str(path), path.stat().st_mtime_ns)))
+    quicken()
 
 
 @lru_cache(maxsize=4)
@@ -57,8 +63,7 @@ class GGUFTensors:
 
     def __init__(self, path: Path, model: PreTrainedModel) -> None:
         """`model`: the skeleton the names are those of."""
-        for package in _PACKAGES:
-            require(package, "loading GGUF files", "model.gguf")
+        _prepare()
         from gguf import GGUFReader
 
         # Without annotations.

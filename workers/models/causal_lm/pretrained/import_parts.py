@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cache_store.errors import first_line
+from workers.data.text.gguf_reading import quicken
 from workers.models.causal_lm.errors import refuse
 from workers.models.causal_lm.network.parts import part_names
 from workers.models.causal_lm.network.random_init import random_state
@@ -99,6 +100,7 @@ def _from_gguf(path: Path) -> dict[str, bytes]:
     from transformers import AutoTokenizer
 
     try:
+        quicken()
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     except (ValueError, OSError, KeyError, TypeError, ImportError, NotImplementedError) as e:
         raise refuse(f"the tokenizer inside {path} cannot be read: {first_line(e)}", "model.gguf") from e
