@@ -426,6 +426,27 @@ def export(
 
 
 @app.command()
+def push(
+    place: Annotated[Path, typer.Argument(metavar="RUN|FOLDER", help="A run, or a folder that export wrote.")],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the hub; made if it is not there.")],
+    regime: Annotated[str | None, typer.Option(help="Of a run with several: which one.")] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Of a run: the low-rank adapters that export --adapter wrote.")
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Only you and those you let may see it.")] = False,
+) -> None:
+    """Upload an exported model with its card to the Hugging Face Hub, by the token in HF_TOKEN.
+
+    The folder is first compared with what was written, and nothing is sent where something is missing."""
+    from orchestrator.exports import hub
+    from orchestrator.runs.results import ADAPTERS, MODELS
+    from orchestrator.runs.run_dir import CONFIG_FILE
+
+    folder = hub.exported_folder(place, ADAPTERS if adapter else MODELS, regime, CONFIG_FILE)
+    print(hub.push(folder, name, private=private))
+
+
+@app.command()
 def init(
     config: Annotated[
         Path, typer.Argument(metavar="[FILE]", help="Where to write the configuration; not one that is there.")

@@ -19,7 +19,7 @@ from workers.models.registry import family_of
 from workers.overlap import TrainedQuestions
 from workers.specs.as_json import from_json
 from workers.specs.experiment import Experiment
-from workers.specs.export_files import EXPORTED, TRAINED_QUESTIONS
+from workers.specs.export_files import CARD, EXPORTED, TRAINED_QUESTIONS
 from workers.specs.language import LoraSpec
 from workers.specs.model import ModelSpec
 from workers.specs.results import HeldParts, ModelResult, StageResult
@@ -136,19 +136,34 @@ def _is_whole(target: Path, sources: Mapping[str, list[str]]) -> bool:
         record = read_local(target / EXPORTED)
         if record is None or record.get("format") != FORMAT or record.get("sources") != sources:
             return False
-        files = _files(target)
-        return all(
-            name in files and files[name].stat().st_size == size and file_digest(files[name]) == digest
-            for name, (size, digest) in record["files"].items()
-        )
-    except (OSError, CorruptRecord, KeyError, TypeError, ValueError, AttributeError):
+    except (OSError, CorruptRecord, AttributeError):
         return False
+    return not damaged_files(target)
+
+
+def damaged_files(target: Path) -> list[str]:
+    """Name the files of an export that are missing, or not as they were written; the record of them, where that cannot
+    be read."""
+    try:
+        record = read_local(target / EXPORTED)
+        files = _files(target)
+        return [
+            name
+            for name, (size, digest) in (record or {})["files"].items()
+            if name not in files or files[name].stat().st_size != size or file_digest(files[name]) != digest
+        ]
+    except (OSError, CorruptRecord, KeyError, TypeError, ValueError, AttributeError):
+        return [EXPORTED]
 
 
 def _files(target: Path) -> dict[str, Path]:
-    """Return the regular files of an exported folder by name, without the record of them."""
+    """Return the regular files of an exported folder by name, without the record of them and the card."""
     found = {path.relative_to(target).as_posix(): path for path in target.rglob("*")}
-    return {name: path for name, path in found.items() if name != EXPORTED and path.is_file() and not path.is_symlink()}
+    return {
+        name: path
+        for name, path in found.items()
+        if name not in (EXPORTED, CARD) and path.is_file() and not path.is_symlink()
+    }
 
 
 def _companions(model: Commit, data: Commit | None, nodes: NodeStore) -> dict[str, bytes]:

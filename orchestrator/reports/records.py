@@ -358,6 +358,8 @@ class About:
     yardstick: str | None
     #: What classes are called, in their order.
     class_names: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
+    #: Name of the configuration file.
+    source: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ class Recorded:
                 yardstick=yardstick_of(config),
                 class_names=tuple(config.domain.export_facts(config.data, prepared.data).get("class_names", ()))
                 or None,
+                source=Path(prepared.source).name,
             ),
         )
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from cache_store.errors import CorruptShard, UserError
 from cache_store.records.nodes import Commit, NodeStore
+from cache_store.storage.durable import typed_errors, write_atomically
 from cache_store.storage.open import existing_storage
 from orchestrator.environment import describe_environment
 from orchestrator.execution.commits import CommitLog
 from orchestrator.execution.driver import Outcome
+from orchestrator.exports.card import Exported, card
 from orchestrator.exports.lineage import trainings
 from orchestrator.plan.graph import Plan
 from orchestrator.reports.page import write_report
@@ -25,9 +27,11 @@ from workers.export import Trained
 from workers.export import export as write_export
 from workers.export import export_adapter as write_adapter
 from workers.specs.as_json import from_json
-from workers.specs.export_files import TRAINED_QUESTIONS
+from workers.specs.export_files import CARD, TRAINED_QUESTIONS
 from workers.specs.tasks import ModelTask
 
+#: Of exported models, in a run directory.
+MODELS = "model"
 #: Of networks as they were after a stage, in a run directory.
 STAGES = "stages"
 #: Of low-rank adapters by themselves: of finished regimes, and of regimes up to a stage.
@@ -54,7 +58,9 @@ def export(recorded: Recorded, regimes: Sequence[str]) -> None:
     ledger = CommitLog.read(existing_storage(recorded.store), recorded.plan)
     for name in regimes:
         _require_finished(recorded, name, ledger)
-    for path in export_finished(recorded, ledger, regimes, anew=True).values():
+    summary = _summary(recorded, ledger, Outcome("done", reused=set(ledger.commits)), {})
+    for name, path in export_finished(recorded, ledger, regimes, anew=True).items():
+        _write_card(recorded, summary, recorded.run_dir / path, name)
         print(recorded.run_dir / path)
 
 
@@ -63,9 +69,11 @@ def export_stage(recorded: Recorded, regimes: Sequence[str], stage: str) -> None
 
     UserError when no regime has such a stage, or when it is not finished."""
     ledger = CommitLog.read(existing_storage(recorded.store), recorded.plan)
+    summary = _summary(recorded, ledger, Outcome("done", reused=set(ledger.commits)), {})
     for name, label, weights in _after_stage(recorded, regimes, stage, ledger):
         folder = recorded.run_dir / STAGES / name / label
         _write(recorded, name, _trained(recorded, name, weights, ledger), NodeStore(ledger.storage), folder)
+        _write_card(recorded, summary, folder, name, label)
         print(folder)
 
 
@@ -79,17 +87,18 @@ def export_adapters(recorded: Recorded, regimes: Sequence[str], stage: str | Non
         raise UserError(
             f"--adapter: {', '.join(regimes)}: no stage trained low-rank adapters (training.lora); leave --adapter out"
         )
+    wanted: list[tuple[Path, str, str | None, Mapping[str, str]]] = []
     if stage is None:
         for name in adapted:
             _require_finished(recorded, name, ledger)
-        wanted = [(recorded.run_dir / ADAPTERS / name, name, recorded.plan.regimes[name].weights) for name in adapted]
+            wanted.append((recorded.run_dir / ADAPTERS / name, name, None, recorded.plan.regimes[name].weights))
     else:
-        wanted = [
-            (recorded.run_dir / ADAPTER_STAGES / name / label, name, weights)
-            for name, label, weights in _after_stage(recorded, adapted, stage, ledger)
-        ]
-    for folder, name, weights in wanted:
+        for name, label, held in _after_stage(recorded, adapted, stage, ledger):
+            wanted.append((recorded.run_dir / ADAPTER_STAGES / name / label, name, label, held))
+    summary = _summary(recorded, ledger, Outcome("done", reused=set(ledger.commits)), {})
+    for folder, name, after, weights in wanted:
         _write_adapter(recorded, _trained(recorded, name, weights, ledger), weights, ledger, folder)
+        _write_card(recorded, summary, folder, name, after, adapter=True)
         print(folder)
 
 
@@ -172,7 +181,7 @@ def _is_finished(recorded: Recorded, regime: str, ledger: CommitLog) -> bool:
 
 
 def _export_folder(recorded: Recorded, regime: str) -> Path:
-    return recorded.run_dir / "model" / regime
+    return recorded.run_dir / MODELS / regime
 
 
 def export_finished(
@@ -235,8 +244,17 @@ def _model_commit(recorded: Recorded, ledger: CommitLog) -> Commit:
 
 def write_results(recorded: Recorded, ledger: CommitLog, outcome: Outcome, exports: dict[str, str]) -> Summary:
     """Write summary, report and what trackers are told; `exports`: regime -> folder of its model."""
-    run_dir = recorded.run_dir
-    summary = summarize(
+    run_dir, summary = recorded.run_dir, _summary(recorded, ledger, outcome, exports)
+    write_summary(run_dir / "summary.json", summary)
+    write_report(summary, run_dir / "report.html")
+    for name, folder in exports.items():
+        _write_card(recorded, summary, run_dir / folder, name)
+    track(run_dir, summary)
+    return summary
+
+
+def _summary(recorded: Recorded, ledger: CommitLog, outcome: Outcome, exports: Mapping[str, str]) -> Summary:
+    return summarize(
         recorded.run,
         recorded.plan,
         ledger.commits,
@@ -247,7 +265,14 @@ def write_results(recorded: Recorded, ledger: CommitLog, outcome: Outcome, expor
         exports=exports,
         about=recorded.about,
     )
-    write_summary(run_dir / "summary.json", summary)
-    write_report(summary, run_dir / "report.html")
-    track(run_dir, summary)
-    return summary
+
+
+def _write_card(
+    recorded: Recorded, summary: Summary, folder: Path, regime: str, stage: str | None = None, *, adapter: bool = False
+) -> None:
+    """Write the model card of an exported folder."""
+    with typed_errors("read", folder):
+        files = frozenset(path.name for path in folder.iterdir())
+    exported = Exported(regime, stage, adapter, files)
+    text = card(summary, recorded.plan, recorded.experiments[regime], exported)
+    write_atomically(folder / CARD, text.encode())

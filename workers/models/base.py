@@ -91,6 +91,8 @@ class Traits:
     large_optimizer: bool = False
     #: The initial weights depend on the shape of a sample.
     sized_weights: bool = False
+    #: What its models do, in the hub's words; None: nothing it has a word for.
+    pipeline: str | None = "image-classification"
     can: Capabilities = field(default_factory=Capabilities)
 
 

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 FACTS = "segprop.json"
 #: Length and digest of every file that an export wrote, so that damage is noticed.
 EXPORTED = "segprop_export.json"
+#: The model card, which is written again whenever something is known that was not.
+CARD = "README.md"
 #: Digests of the questions that the model was trained on; in the commit of a data node too.
 TRAINED_QUESTIONS = "segprop_questions.npz"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from lm_running import lm_changes, write_checkpoint
 from running import write_config
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -57,7 +58,9 @@ def export(folder: Path, regime: str, *more: str) -> int:
 @pytest.mark.parametrize("regime", ["e2e", "segprop", "base"])
 def test_peft_computes_and_merges_what_the_merged_export_holds(folder: Path, regime: str) -> None:
     assert export(folder, regime) == 0
-    model = peft.PeftModel.from_pretrained(base(folder), folder / "run" / "adapter" / regime)
+    target = folder / "run" / "adapter" / regime
+    assert ModelCard.load(target / "README.md").data.library_name == "peft"
+    model = peft.PeftModel.from_pretrained(base(folder), target)
     merged: Any = AutoModelForCausalLM.from_pretrained(folder / "run" / "model" / regime)
     assert not torch.allclose(logits(base(folder)), logits(merged), atol=1e-2)
     torch.testing.assert_close(logits(model), logits(merged), rtol=1e-4, atol=1e-4)

@@ -62,6 +62,7 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
         scores_original=True,
         # At a vocabulary of 128,000 it decides what fits.
         large_optimizer=True,
+        pipeline="text-generation",
         can=Capabilities(
             lora=None,
             lm_head=None,
