@@ -15,7 +15,7 @@ PYTHON_HERE ?= $(BIN)/python
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-long test-unit test-integration test-crash test-damage test-simulation test-cuda architectures check bench lock clean
+.PHONY: help setup run test test-long test-unit test-integration test-crash test-damage test-simulation test-matrix test-cuda architectures licences check bench lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,12 @@ test-damage: $(READY) ## Damage the files of small runs, COUNT times from SEED, 
 test-simulation: $(READY) ## Simulate COUNT interleavings of drivers, workers, leases and faults, from SEED
 	PYTHONPATH=. $(BIN)/python tests/support/simulation.py --seeds $(COUNT) --first $(SEED)
 
+# Hours; what MATRIX holds already is not played again, and LIMIT plays so many.
+MATRIX ?= matrix.jsonl
+LIMIT ?= 0
+test-matrix: $(READY) ## Break every part of a run at every moment on either kind of store (hours, resumable)
+	PYTHONPATH=.:tests/support $(BIN)/python tests/support/matrix.py --out $(MATRIX) --seed $(SEED) --count $(LIMIT)
+
 # The tests of stages, snapshots and losses that need no Ray, on a GPU, and what only a GPU can show.
 ON_CUDA := $(addprefix training/test_,plain_loop snapshots stages window encoded_snapshots measured_costs stage_times) \
 	runs/test_resume $(addprefix language/test_lm_,plain_loop snapshots stages quantized)
@@ -87,6 +93,9 @@ test-cuda: ## Run the tests that a GPU has something to say about (a machine wit
 
 architectures: $(READY) ## Try all image classifiers of docs/architectures.md anew, and write it (minutes)
 	$(BIN)/python docs/generate_architectures.py
+
+licences: $(READY) $(DEEPSPEED) $(TORCHAO) ## List what is installed and under which licences; write build/sbom.cdx.json
+	$(BIN)/python docs/generate_licences.py
 
 check: $(READY) ## Lint, formatting, types, import direction
 	$(BIN)/ruff check .
