@@ -264,13 +264,11 @@ def starve(stage: Stage) -> None:
 
 def fill(stage: Stage) -> None:
     filler = stage.folder / "filler"
-    with filler.open("wb") as file:
-        with contextlib.suppress(OSError):
-            for size in (1 << 20, 1 << 12, 1):
-                with contextlib.suppress(OSError):
-                    while True:
-                        file.write(b"\1" * size)
-                        file.flush()
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(b"\1" * size)
         time.sleep(OUTAGE_S)
     filler.unlink()
 
