@@ -1,11 +1,13 @@
-"""Bring the `regimes` section into its full form: names, kinds, parameters as nested keys."""
+"""Bring the `regimes` section into its full form: names, kinds, parameters as nested keys; and say which of them the
+others are compared with."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from orchestrator.config.messages import show
-from orchestrator.config.schema import OVERRIDES
+from orchestrator.config.schema import OVERRIDES, Config
 from orchestrator.config.sweep_schema import Draw
 from orchestrator.config.yaml_loader import Document, KeyPath
 from orchestrator.regimes.table import REGIMES
@@ -100,3 +102,19 @@ def _name_regimes(document: Document) -> None:
                     del settings[key]
                 if "kind" not in settings and name in REGIMES:
                     settings["kind"] = name
+
+
+def yardstick_of(config: Config) -> str | None:
+    """Name the regime that the others are compared with: as the configuration says, else the end-to-end regime without
+    training or split of its own, else the first one; None where there is no such regime."""
+    if config.evaluation.yardstick is not None:
+        return config.evaluation.yardstick
+    whole = [name for name, regime in config.regimes.items() if REGIMES[regime.kind].baseline]
+    plain = [
+        name
+        for name, regime in ((name, config.regime(name)) for name in whole)
+        # A budget gives every regime epochs of its own.
+        if dataclasses.replace(regime.training, epochs=config.training.epochs) == config.training
+        and regime.split == config.split
+    ]
+    return next(iter((*plain, *whole)), None)

@@ -34,7 +34,7 @@ from workers.specs.as_json import to_json
 from workers.specs.experiment import SnapshotDtype, TrainSpec
 from workers.specs.memory import FrozenTier, MemorySpec
 from workers.specs.model import ModelSpec
-from workers.specs.tasks import BlockSchedule, GateSpec
+from workers.specs.tasks import LEAST_MEASURED, BlockSchedule, GateSpec, Measure
 
 
 class SplitConfig(Section):
@@ -206,6 +206,30 @@ class JudgeConfig(Section):
     )
 
 
+class BoundariesConfig(Section):
+    """What the boundaries between blocks know of inputs and targets (docs/what-a-boundary-knows.md). Nothing is trained
+    for it: a finished run that is given this section measures alone."""
+
+    measures: tuple[Measure, ...] = Field(
+        default=("nhsic", "cka", "probe", "effective_rank"),
+        min_length=1,
+        description="nhsic: normalized HSIC with inputs and with targets; cka: alignment with the same boundary of the "
+        "end-to-end regime, where there is one; probe: what a linear probe tells right of validation; effective_rank.",
+    )
+    samples: int = Field(
+        default=10_000,
+        ge=LEAST_MEASURED,
+        le=1 << 24,
+        description="Training samples that are measured, and validation samples that probes are scored on, at most. "
+        "Every figure has its standard error.",
+    )
+    of: Literal["stages", "final"] = Field(
+        default="stages",
+        description="Which networks: the one after every stage (boundaries that a stage leaves as they were are not "
+        "measured again), or what each regime comes to.",
+    )
+
+
 class EvaluationConfig(Section):
     batch_size: int | None = Field(
         default=None,
@@ -231,6 +255,9 @@ class EvaluationConfig(Section):
     )
     judge: JudgeConfig | None = Field(
         default=None, description="Public benchmarks, after every stage (language models); null: none."
+    )
+    boundaries: BoundariesConfig | None = Field(
+        default=None, description="What boundaries know, after every stage (images); null: nothing is measured."
     )
 
 

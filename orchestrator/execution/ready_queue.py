@@ -49,8 +49,8 @@ class ReadyQueue:
         self._targets = frozenset(plan.targets if targets is None else targets)
         self._place: dict[str, Place] = {
             # Nothing but the final table waits for an evaluation; stages and snapshots have followers. What is judged
-            # takes longest.
-            node.id: (node.scores + node.judges, position)
+            # or measured takes longest, and no stage asks for it.
+            node.id: (node.scores + node.late, position)
             for position, node in enumerate(plan.nodes)
         }
         overlapping = plan.overlapping if overlapping is None else overlapping

@@ -13,18 +13,21 @@ from types import MappingProxyType
 from typing import Literal
 
 from cache_store.errors import ConfigError
-from orchestrator.config.schema import JudgeConfig
+from orchestrator.config.regimes import yardstick_of
+from orchestrator.config.schema import Config, JudgeConfig
 from orchestrator.costs.formulas import Estimate
 from orchestrator.plan.regime_state import RegimeState
 from orchestrator.regimes.stages import Stage
 from orchestrator.units import human_bytes
 from workers.judge.judges import JUDGES
 from workers.specs.as_json import to_json
-from workers.specs.tasks import EvaluateTask, JudgeTask, QuestionsTask
+from workers.specs.tasks import MOST_FEATURES, BoundariesTask, EvaluateTask, JudgeTask, QuestionsTask
 
 Question = Callable[[RegimeState, Stage], str | None]
 #: What reading a benchmark's questions takes, with the harness.
 QUESTIONS_S = 10.0
+#: Estimating all measures of a boundary, of a sample, in seconds on one core.
+ESTIMATING_S = 4e-4
 
 
 def evaluate_node(
@@ -158,6 +161,73 @@ def _truncated(state: RegimeState, stage: Stage) -> str | None:
     return evaluate_node(state, f"truncated after {stage.name}", "validation", shorter)
 
 
+def _boundaries(state: RegimeState, stage: Stage) -> str | None:
+    """Measure the boundaries that are not what they were when they were measured last."""
+    asked = state.inputs.config.evaluation.boundaries
+    last = stage.name == state.stages[-1].name
+    if asked is None or (asked.of == "final" and not last):
+        return None
+    before = [
+        tuple(state.weights[block] for block in state.blocks[:depth]) for depth in range(1, len(state.blocks) + 1)
+    ]
+    new = [depth for depth, nodes in enumerate(before, 1) if nodes not in state.measured]
+    if not new:
+        return None
+    state.measured |= set(before)
+    path = state.blocks[: new[-1]]
+    # The nearest boundary that some stage reads: after a stage, the next one's.
+    near = [hops for hops in state.boundaries.order if hops in state.stored and sum(map(len, hops)) <= new[0]]
+    collected, training = state.collected, state.regime.training
+    keeps = last and "cka" in asked.measures and state.regime.name == reference_of(state.inputs.config)
+    task = BoundariesTask(
+        experiment=state.experiment,
+        path=path,
+        boundaries=tuple(state.blocks[depth - 1] for depth in new),
+        measures=asked.measures,
+        samples=asked.samples,
+        batch_size=state.inputs.config.evaluation_batch,
+        precision=training.precision,
+        channels_last=training.channels_last,
+        stored=state.boundaries.specs[near[-1]] if near else None,
+        keeps=keeps or None,
+        frozen=state.frozen_beside,
+    )
+    parents = {"data": state.data_node} | {f"weights/{block}": state.weights[block] for block in path}
+    if "cka" in asked.measures and collected.reference is not None:
+        parents["reference"] = collected.reference
+    node = state.add("boundaries", f"boundaries after {stage.name}", to_json(task), parents, _measuring(state, task))
+    if keeps:
+        collected.reference = node
+    return node
+
+
+def reference_of(config: Config) -> str | None:
+    """Name the regime whose boundaries the others' are compared with, where they are: the yardstick, if it is trained
+    as a whole."""
+    asked, name = config.evaluation.boundaries, yardstick_of(config)
+    if asked is None or "cka" not in asked.measures or name is None:
+        return None
+    return name if config.regime(name).row.baseline else None
+
+
+def _measuring(state: RegimeState, task: BoundariesTask) -> Estimate:
+    """Predict the samples going through the blocks that are not read from snapshots, and the estimates."""
+    rows = {split: min(task.samples, state.inputs.rows.of(split)) for split in ("train", "validation")}
+    predicted = state.estimator.frozen(
+        [state.outline.part(block) for block in task.path],
+        min(task.batch_size, rows["train"]),
+        rows=sum(rows.values()),
+        precision=task.precision,
+        load_row_seconds=state.estimator.load.train,
+    )
+    held = 4 * MOST_FEATURES * (len(task.boundaries) + 1) * sum(rows.values())
+    return dataclasses.replace(
+        predicted,
+        seconds=predicted.seconds + len(task.boundaries) * rows["train"] * ESTIMATING_S,
+        peak_bytes=predicted.peak_bytes + (held if state.inputs.on_host else 0),
+    )
+
+
 #: Name -> what adds the node that answers it after a stage, None where the question does not arise. `assembled` and
 #: `truncated` are fields of `RegimePlan`; what others find is in its `diagnoses`, under their names.
-QUESTIONS: dict[str, Question] = {"assembled": _assembled, "truncated": _truncated}
+QUESTIONS: dict[str, Question] = {"assembled": _assembled, "truncated": _truncated, "boundaries": _boundaries}

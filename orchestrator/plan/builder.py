@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from orchestrator.plan.after_stage import reference_of
 from orchestrator.plan.graph import Plan
 from orchestrator.plan.node_table import NodeTable
 from orchestrator.plan.regime_builder import add_regime
@@ -39,7 +40,11 @@ def build_plan(
     read = read or FilesRead()
     inputs = PlanInputs(config, data, found, read.weights, speeds or Speeds(), figures or {}, read.questions)
     collected = Collected(NodeTable(versions))
-    regimes = {name: add_regime(inputs, collected, config.regime(name), outlines[name]) for name in config.regimes}
+    reference = reference_of(config)
+    # Nodes come before those that have them as parents.
+    ordered = sorted(config.regimes, key=lambda name: name != reference)
+    added = {name: add_regime(inputs, collected, config.regime(name), outlines[name]) for name in ordered}
+    regimes = {name: added[name] for name in config.regimes}
     return Plan(
         collected.table.nodes(),
         tuple(collected.targets),

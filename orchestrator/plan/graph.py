@@ -57,8 +57,13 @@ class Node:
 
     @property
     def judges(self) -> bool:
-        """Whether it asks a network questions, for which even other scores do not wait."""
+        """Whether it asks a network questions."""
         return TASKS[self.kind].judges
+
+    @property
+    def late(self) -> bool:
+        """Whether it starts when no other score is ready either."""
+        return TASKS[self.kind].late
 
     @property
     def initializes(self) -> bool:

@@ -26,7 +26,7 @@ def critical_path_s(nodes: Sequence[Node], seconds: Mapping[str, float]) -> floa
 def makespan_s(nodes: Sequence[Node], seconds: Mapping[str, float], slots: int) -> float:
     """Seconds with `slots` slots, if they are handed out as the driver does: whenever one is free, to the first node in
     the order of the plan that is ready, to evaluations last."""
-    order = {node.id: (node.scores + node.judges, position) for position, node in enumerate(nodes)}
+    order = {node.id: (node.scores + node.late, position) for position, node in enumerate(nodes)}
     waiting = {node.id: sum(parent in order for parent in {*node.parents.values()}) for node in nodes}
     readers: dict[str, list[str]] = {}
     for node in nodes:

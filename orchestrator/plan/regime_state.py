@@ -13,7 +13,7 @@ from orchestrator.costs.boundary_costs import Costs
 from orchestrator.costs.estimator import Estimator
 from orchestrator.costs.formulas import Estimate
 from orchestrator.costs.snapshot_policy import Decision
-from orchestrator.plan.boundaries import Boundaries
+from orchestrator.plan.boundaries import Boundaries, Hops
 from orchestrator.plan.experiment import experiment_of, rows_of
 from orchestrator.plan.node_table import NodeTable
 from orchestrator.plan.views import LEAST, ViewsSeen, views_to_give
@@ -99,6 +99,8 @@ class Collected:
     original: dict[str, str] = dataclasses.field(default_factory=dict)
     #: Benchmark -> judge node of the same.
     judged: dict[str, str] = dataclasses.field(default_factory=dict)
+    #: Node that keeps the features of boundaries that others are compared with; None: there is none (yet).
+    reference: str | None = None
 
 
 class RegimeState:
@@ -132,6 +134,10 @@ class RegimeState:
         self.weights: dict[str, str] = {}
         #: Version of the blocks that move while a wave goes on.
         self.version = 0
+        #: Boundaries whose sets stages read.
+        self.stored: frozenset[Hops] = frozenset()
+        #: Boundaries that are measured, by the nodes of all blocks before them.
+        self.measured: set[tuple[str, ...]] = set()
         self.data_node = ""
         self.model_node = ""
         #: Evaluate node that may say that nothing more needs to be trained.

@@ -33,6 +33,7 @@ class SnapshotNodes:
         if state.views == "auto":
             self._settle_views()
         self._decisions = self._decide(state.boundaries)
+        state.stored = frozenset(hops for hops, found in self._decisions.items() if found.source == "snapshots")
         #: Most snapshot bytes alive at one time.
         self.peak_bytes = self._peak_bytes(state.boundaries, self._decisions)
         #: Version of the blocks before it, boundary, split, view -> materialize node.

@@ -40,6 +40,7 @@ from orchestrator.reports.records import (
     WorkSummary,
 )
 from orchestrator.reports.tables import benchmarks
+from orchestrator.reports.tables.boundary_table import boundary_table
 from orchestrator.reports.tables.class_table import class_table
 from orchestrator.reports.tables.time_table import shown_groups, time_rows
 from orchestrator.reports.verdict import gain_text, verdict
@@ -75,7 +76,7 @@ def write_report(summary: Summary, path: Path) -> None:
 def render(summary: Summary) -> str:
     """Return the page of a summary. The same summary gives the same bytes."""
     # Imported late: a dry run never needs matplotlib.
-    from orchestrator.reports.figures import charts
+    from orchestrator.reports.figures import charts, information_plane
 
     page, regimes = _Page(summary), summary.regimes
     curve, judged = layer_curve(summary), benchmark_curve(summary)
@@ -83,6 +84,8 @@ def render(summary: Summary) -> str:
         "curves": learning_curves.learning_curves(regimes, page.names, page.quality),
         "layers": charts.layers(curve, regimes),
         "benchmarks": charts.layers(judged, regimes, "benchmarks", "Benchmarks against layer index"),
+        "knowledge": information_plane.measures(regimes, page.names),
+        "plane": information_plane.plane(regimes, page.names),
         "timeline": charts.timeline(summary.work, regimes),
         "predictions": charts.predictions(summary.work, regimes),
     }
@@ -108,6 +111,8 @@ def render(summary: Summary) -> str:
         layer_legend=_layer_legend(curve, page.names, page.palette),
         benchmarks=_benchmarks(page),
         classes=class_table(summary),
+        knowledge=boundary_table(summary),
+        palette=page.palette,
         names=page.names,
         benchmark_legend=_layer_legend(judged, page.names, page.palette),
         tested=any(epoch.test for each in regimes.values() for stage in each.stages for epoch in stage.curve),
@@ -443,6 +448,7 @@ _RELEVANT: Mapping[str, Sequence[str]] = {
     "average": ("seconds",),
     "questions": ("seconds",),
     "judge": ("seconds",),
+    "boundaries": ("seconds",),
     "data": ("seconds",),
     "model": ("seconds",),
 }

@@ -40,6 +40,7 @@ NODE_WORDS = {
     "measure": "measurements",
     "questions": "sets of questions",
     "judge": "benchmarks",
+    "boundaries": "measured networks",
 }
 SHORT_NODE_WORDS = {
     "data": "data",
@@ -48,6 +49,7 @@ SHORT_NODE_WORDS = {
     "materialize": "snapshot sets",
     "evaluate": "evaluations",
     "judge": "benchmarks",
+    "boundaries": "measured networks",
 }
 
 

@@ -88,6 +88,9 @@ def regime_rows(plan: Plan, regime: RegimePlan, domain: Planning) -> list[Row]:
     for benchmark, judged in regime.judged.items():
         nodes = tuple(plan.node(node_id) for node_id in judged.values())
         rows.append(Row(f"{benchmark} of stages", nodes, f"asks the whole network, {len(nodes)} times"))
+    for question, answers in regime.diagnoses.items():
+        nodes = tuple(plan.node(node_id) for node_id in answers.values())
+        rows.append(Row(question, nodes, f"measured after {len(nodes)} stage{'s' if len(nodes) != 1 else ''}"))
     return rows
 
 

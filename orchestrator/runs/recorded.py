@@ -7,7 +7,6 @@ plans again.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,11 +17,10 @@ from cache_store.errors import CorruptRecord
 from cache_store.keys import digest_json
 from cache_store.records.record_io import MAX_PLAN_BYTES, dump_record, parse_record
 from cache_store.storage.durable import read_regular
-from orchestrator.config.schema import Config
+from orchestrator.config.regimes import yardstick_of
 from orchestrator.plan.experiment import experiment_of
 from orchestrator.plan.graph import FORMAT as PLAN_FORMAT
 from orchestrator.plan.graph import Plan
-from orchestrator.regimes.table import REGIMES
 from orchestrator.reports.records import About
 from orchestrator.runs.prepare import Prepared
 from orchestrator.units import human_count
@@ -96,22 +94,6 @@ class Recorded:
             "about": None if self.about is None else to_json(self.about),
         }
         return dump_record(json.loads(json.dumps(body)), f"the plan of {self.run}", MAX_PLAN_BYTES)
-
-
-def yardstick_of(config: Config) -> str | None:
-    """Name the regime that the others are compared with: as the configuration says, else the end-to-end regime without
-    training or split of its own, else the first one; None where there is no such regime."""
-    if config.evaluation.yardstick is not None:
-        return config.evaluation.yardstick
-    whole = [name for name, regime in config.regimes.items() if REGIMES[regime.kind].baseline]
-    plain = [
-        name
-        for name, regime in ((name, config.regime(name)) for name in whole)
-        # A budget gives every regime epochs of its own.
-        if dataclasses.replace(regime.training, epochs=config.training.epochs) == config.training
-        and regime.split == config.split
-    ]
-    return next(iter((*plain, *whole)), None)
 
 
 def read_recorded(run_dir: Path, store: str) -> Recorded | None:

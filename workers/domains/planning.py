@@ -148,6 +148,11 @@ class DomainPlanning(ABC, Generic[DataT, OutlineT]):
         """What is wrong with the data as they were prepared: most samples lost something, and nothing allows that."""
         yield from ()
 
+    def measured(self, data: DataT) -> str | None:
+        """Say why it cannot be measured what boundaries know of the targets (evaluation.boundaries); None where it
+        can."""
+        return "is for images with classes: the boundaries of text are a row a token, and its targets are tokens"
+
     def export_reads_data(self, data: DataT) -> bool:
         """Tell whether an export copies files that preparing the data has left beside its sets."""
         return False

@@ -21,7 +21,7 @@ from cache_store.formats.torch_dtypes import BITS, TORCH
 from cache_store.snapshots.reader import RowReader
 from cache_store.snapshots.store import SnapshotSet
 from workers.device import autocast
-from workers.domains.base import Batch, Domain, Source
+from workers.domains.base import Batch, Domain, Rows, Source
 from workers.environment import WorkerEnvironment
 from workers.models.chain import Boundary, ModulePath
 from workers.snapshots.geometry import Geometry
@@ -71,6 +71,7 @@ class StoredBoundary:
         #: Read as it is found: not created, and perhaps not there at all.
         self._stored = SnapshotSet(environment.storage, self.spec)
         self._set: SnapshotSet | None = None
+        self._found: RowReader | None = None
         #: Samples each frozen block was run over by this object.
         self.forwards: Counter[str] = Counter()
 
@@ -80,6 +81,11 @@ class StoredBoundary:
         if self._set is None:
             self._set = self._environment.snapshots.open(self.spec, self._environment.kept)
         return self._set
+
+    @property
+    def found(self) -> SnapshotSet:
+        """The set as it is found: neither created nor, perhaps, there at all."""
+        return self._stored
 
     @property
     def samples(self) -> int:
@@ -101,6 +107,24 @@ class StoredBoundary:
                     column.append(tensor)
                 on_group()
         return [to_numpy(torch.cat(column)) for column in columns]
+
+    def activations(self, index: np.ndarray) -> tuple[Boundary, bool]:
+        """What the stored rows of some samples (int64) decode to, on the host, and whether they were read. What the
+        store does not have is computed for these samples alone, so that it equals what would have been stored up to
+        rounding, and is not stored. For domains in which a sample is a row."""
+        if self._found is None:
+            self._found = RowReader(self._stored)
+        try:
+            return self.encoding.decode(self._found.gather(self._domain.set_rows(self._source, index))), True
+        except (MissingShard, CorruptShard):
+            rows = self._domain.rows(self._source, index)
+            previous = self._previous
+            inputs = (
+                self._domain.load(self._source, rows, self._view)
+                if previous is None
+                else previous.activations(index)[0]
+            )
+            return self.encoding.decode(self._compute(rows, inputs)), False
 
     def let_go(self) -> None:
         """Drop the frozen blocks; they are loaded again when something is missing."""
@@ -125,22 +149,24 @@ class StoredBoundary:
 
     def _compute_group(self, group: int) -> Boundary:
         """Stored rows of one group, computed from what the stored rows before it decode to."""
-        device, domain = self._environment.device, self._domain
         samples = self.geometry.samples_of_group(group)
-        rows = domain.rows(self._source, np.arange(samples.start, samples.stop))
+        rows = self._domain.rows(self._source, np.arange(samples.start, samples.stop))
         previous = self._previous
         if previous is None:
-            inputs = domain.load(self._source, rows, self._view)
-        else:
-            inputs = previous.encoding.decode(previous._group(group))
+            return self._compute(rows, self._domain.load(self._source, rows, self._view))
+        return self._compute(rows, previous.encoding.decode(previous._group(group)))
+
+    def _compute(self, rows: Rows, inputs: Boundary) -> Boundary:
+        """Stored rows of some samples. `inputs`: raw, or what the stored rows before the last hop decode to."""
+        device, domain = self._environment.device, self._domain
         if self._hop is None:
             blocks = self._boundary.hops[-1]
             self._hop = frozen_path(
                 self._weights, blocks, device, tier=self._frozen, channels_last=self._boundary.channels_last
             )
         for block in self._boundary.hops[-1]:
-            self.forwards[block] += len(samples)
-        stored = previous is not None
+            self.forwards[block] += len(rows.index)
+        stored = self._previous is not None
         with torch.no_grad(), autocast(self._boundary.precision, device):
             batch: Batch = domain.batch(rows, inputs, stored=stored, device=device, precision=self._boundary.precision)
             outputs = domain.to_rows(self._hop(batch.boundary, batch.context), batch)
@@ -246,12 +272,17 @@ def _largest(rows: Tensor) -> float:
     return math.nan if math.isnan(low) else max(-low, high)
 
 
+def counters_of(found: SnapshotSet) -> SnapshotCounters:
+    """What was found, read and written of a set by this object."""
+    own = found.counters
+    return SnapshotCounters(
+        hits=own.hits, misses=own.misses, bytes_read=own.bytes_read, bytes_written=own.bytes_written
+    )
+
+
 def snapshot_counters(boundaries: Iterable[StoredBoundary]) -> SnapshotCounters:
     """Sum up what was found, read and written over the sets of a task."""
     total = SnapshotCounters()
     for boundary in boundaries:
-        own = boundary.snapshots.counters
-        total += SnapshotCounters(
-            hits=own.hits, misses=own.misses, bytes_read=own.bytes_read, bytes_written=own.bytes_written
-        )
+        total += counters_of(boundary.snapshots)
     return total

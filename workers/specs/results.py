@@ -8,6 +8,7 @@ durations seconds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -470,5 +471,46 @@ class JudgeResult(Record):
     #: The share of right answers as `accuracy`, for whoever shows scores of any kind.
     metrics: Mapping[str, float]
     weights: str | None = None
+    seconds: float
+    where: Where
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredValue(Record):
+    """A figure and its standard error."""
+
+    value: float
+    error: float
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.value) and math.isfinite(self.error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundaryMeasures(Record):
+    """What was measured behind a block, by name; `width`: numbers that stand for a sample there."""
+
+    width: int
+    measures: Mapping[str, MeasuredValue]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundariesResult(Record):
+    """What boundaries of a network know, by the block before them. `samples`: those measured, in blocks of `block`;
+    `held_out`: those that probes are scored on."""
+
+    samples: int
+    held_out: int
+    block: int
+    classes: int
+    boundaries: Mapping[str, BoundaryMeasures]
+    #: Samples, of both kinds, whose first boundary was read from snapshots; those that ran through the blocks before
+    #: it; and what reading took of the store.
+    read: int
+    ran: int
+    snapshot: SnapshotCounters = field(default_factory=SnapshotCounters)
+    #: Of `seconds`: forward passes, reading and loading; the rest is estimating.
+    forward_seconds: float
     seconds: float
     where: Where

@@ -41,8 +41,10 @@ class TaskKind:
     makes_set: bool = False
     #: Scores a network: only the results wait for it, so it starts when nothing else is ready.
     scores: bool = False
-    #: Asks a network questions, which takes long: it starts when no other score is ready either.
+    #: Asks a network questions.
     judges: bool = False
+    #: Waits until no other score is ready either: nothing but the results needs it, and it takes long.
+    late: bool = False
     #: Makes the weights that training starts from.
     initializes: bool = False
     #: Puts the data set into the store.
@@ -104,6 +106,14 @@ def _judge_identity(task: Json) -> Json:
     return {**task, "experiment": _without(task["experiment"], "data", "seed")}
 
 
+def _boundaries_identity(task: Json) -> Json:
+    """Leave out where frozen weights lie, and the plain encoding of what may be stored."""
+    task = _wherever(task)
+    if (task.get("stored") or {}).get("encoding") != "plain":
+        return task
+    return {**task, "stored": _without(task["stored"], "encoding")}
+
+
 #: Permissions, which change no result.
 _ALLOWED = ("allow_code_execution", "allow_unisolated", "allow_contaminated")
 
@@ -128,6 +138,12 @@ TASKS: dict[str, TaskKind] = {
     "questions": TaskKind(spec=tasks.QuestionsTask, shared=True, identity=_questions_identity),
     # Generating has no deterministic kernels on every device.
     "judge": TaskKind(
-        spec=tasks.JudgeTask, scores=True, judges=True, identity=_judge_identity, deterministic=lambda task: False
+        spec=tasks.JudgeTask,
+        scores=True,
+        judges=True,
+        late=True,
+        identity=_judge_identity,
+        deterministic=lambda task: False,
     ),
+    "boundaries": TaskKind(spec=tasks.BoundariesTask, scores=True, late=True, identity=_boundaries_identity),
 }

@@ -306,6 +306,41 @@ class JudgeTask:
     libraries: Mapping[str, str] = field(default_factory=dict)
 
 
+#: What is measured of boundaries (`workers.measures`).
+Measure = Literal["nhsic", "cka", "probe", "effective_rank"]
+#: Samples without which nothing is measured: with fewer no block has the four that an unbiased estimate needs.
+LEAST_MEASURED = 64
+#: Numbers that stand for a sample at a boundary, at most.
+MOST_FEATURES = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundariesTask:
+    """Measure what boundaries of an assembled network know of inputs and targets. Parents: data, weights/<part> for
+    every block up to the last of `boundaries`; and `reference`, where there is one: the node of the network that they
+    are compared with, which has kept the features of its own."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("stored", "keeps", "frozen")
+
+    experiment: Experiment
+    #: Blocks in forward order, from the first one on.
+    path: tuple[str, ...]
+    #: The blocks behind which is measured.
+    boundaries: tuple[str, ...]
+    measures: tuple[Measure, ...]
+    #: Training samples, and validation samples for probes, at most.
+    samples: int
+    batch_size: int
+    precision: Precision
+    channels_last: bool = False
+    #: Where it begins: a boundary that may be stored. None: at the raw inputs.
+    stored: BoundarySpec | None = None
+    #: true: the features are kept, for others to be compared with.
+    keeps: bool | None = None
+    #: Where the weights lie; None: on the device.
+    frozen: FrozenTier | None = None
+
+
 Task = (
     DataTask
     | ModelTask
@@ -316,4 +351,5 @@ Task = (
     | AverageTask
     | QuestionsTask
     | JudgeTask
+    | BoundariesTask
 )

@@ -19,6 +19,7 @@ from workers.specs import as_json
 from workers.specs.orders import WorkOrder
 from workers.specs.task_kinds import TASKS
 from workers.tasks.average import average
+from workers.tasks.boundaries import measure_boundaries
 from workers.tasks.data import _prepare_data
 from workers.tasks.evaluate import evaluate
 from workers.tasks.judge import judge, keep_questions
@@ -103,5 +104,6 @@ HANDLERS: dict[str, Callable[[Work], Commit | None]] = {
     "evaluate": lambda work: evaluate(work.task, work.order.parents, work.environment, work.attempt),
     "average": lambda work: average(work.task, work.order.parents, work.environment, work.attempt),
     "questions": lambda work: keep_questions(work.task, work.order.parents, work.environment, work.attempt),
+    "boundaries": lambda work: measure_boundaries(work.task, work.order.parents, work.environment, work.attempt),
     "judge": lambda work: judge(work.task, work.order.parents, work.environment, work.attempt),
 }

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from cache_store.errors import ConfigError, UserError
 from orchestrator.config.messages import validated
 from orchestrator.config.precision import settle
-from orchestrator.config.rules import base, blocks, gangs, judged, models
+from orchestrator.config.rules import base, blocks, gangs, judged, measured, models
 from orchestrator.config.schema import (
     MEMORY,
     OVERRIDES,
@@ -135,6 +135,7 @@ def _rules(
     yield from base.trackers(config)
     yield from blocks.settings(config)
     yield from judged.problems(config)
+    yield from measured.problems(config)
     if wrong is not None:
         yield models.finding_of(wrong)
     sample = config.domain.checked_sample(config.data)

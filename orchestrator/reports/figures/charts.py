@@ -255,6 +255,7 @@ _PREDICTED: Mapping[str, Sequence[str]] = {
     "materialize": ("snapshot_bytes", "seconds"),
     "evaluate": ("seconds",),
     "judge": ("seconds",),
+    "boundaries": ("seconds",),
 }
 
 

@@ -35,7 +35,7 @@ ORDER = {
     "workers": (
         "tasks",
         "tracing",
-        "training",
+        "training measures",
         "export snapshots",
         "weights environment",
         "domains",

@@ -126,6 +126,9 @@ class ImagePlanning(DomainPlanning[ImageSpec, "DataOutline"]):
     def train_sets_words(self, views: int) -> str:
         return f"{views} view{'s' if views != 1 else ''}"
 
+    def measured(self, data: ImageSpec) -> str | None:
+        return None
+
     def export_facts(self, data: ImageSpec, outline: DataOutline) -> dict[str, Any]:
         from workers.data.images.inspect import resize_of
 

@@ -11,11 +11,11 @@ from planning import small_config
 from summaries import bare_regime, bare_summary
 
 from cache_store.errors import ConfigError
+from orchestrator.config.regimes import yardstick_of
 from orchestrator.reports.page import render
 from orchestrator.reports.records import About
 from orchestrator.reports.summary import settings_of
 from orchestrator.reports.tables.result_table import print_table
-from orchestrator.runs.recorded import yardstick_of
 
 LORA: dict[str, Any] = {"kind": "e2e", "training": {"batch_size": 8}}
 
