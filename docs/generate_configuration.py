@@ -75,10 +75,11 @@ OF_FAMILY = {
         "networks of torchvision": "torchvision",
         "networks of timm": "timm",
         "image classifiers of transformers": "hf_image",
+        "text classifiers of transformers": "hf_text",
         "networks of your own": "python",
         "language models": "causal_lm",
     },
-    "data": {"images": "resnet", "language models": "causal_lm"},
+    "data": {"images": "resnet", "language models": "causal_lm", "labelled text": "hf_text"},
 }
 
 #: Words for keys whose names alone are enough in code.

@@ -16,16 +16,16 @@ from workers.models.base import Finding
 from workers.models.counting import Shape
 from workers.specs.data_results import DataFigures
 from workers.specs.experiment import ImageSpec
-from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.language import CausalLMSpec, LabelledTextSpec, TextSpec
 from workers.specs.tasks import DataTask
 
 if TYPE_CHECKING:
     from workers.data.text.preview import Preview
 
-AnyData = ImageSpec | TextSpec
+AnyData = ImageSpec | TextSpec | LabelledTextSpec
 
 #: The spec of a data set, and what looking at its files finds.
-DataT = TypeVar("DataT", ImageSpec, TextSpec)
+DataT = TypeVar("DataT", ImageSpec, TextSpec, LabelledTextSpec)
 OutlineT = TypeVar("OutlineT")
 
 

@@ -1,4 +1,4 @@
-"""The table of domains: what differs between images and text, in two halves.
+"""The table of domains: what differs between images, text and labelled text, in two halves.
 
 Planning (`workers.domains.planning`) loads no torch, and neither does importing this module. Training
 (`workers.domains.base`) is loaded when it is asked for: stages, snapshots and evaluations are written against it.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache_store.errors import ConfigError
 from workers.domains.images.planning import IMAGES
+from workers.domains.labelled.planning import LABELLED
 from workers.domains.planning import AnyData, DomainPlanning
 from workers.domains.text.planning import TEXT
 from workers.models.registry import Family, family, family_of
@@ -51,6 +52,12 @@ def _text() -> Training:
     return Training(TextDomain, prepare_tokens, questions_of)
 
 
+def _labelled() -> Training:
+    from workers.domains.labelled.training import LabelledDomain, prepare_rows
+
+    return Training(LabelledDomain, prepare_rows)
+
+
 @dataclass(frozen=True)
 class Halves:
     """A row of the table."""
@@ -62,6 +69,7 @@ class Halves:
 DOMAINS: dict[str, Halves] = {
     "images": Halves(IMAGES, _images),
     "text": Halves(TEXT, _text),
+    "labelled": Halves(LABELLED, _labelled),
 }
 
 

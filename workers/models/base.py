@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from cache_store.errors import UserError
 from workers.specs.experiment import ImageSpec, TrainSpec
-from workers.specs.language import CausalLMSpec, LoraSpec, TextSpec
+from workers.specs.language import CausalLMSpec, LabelledTextSpec, LoraSpec, TextSpec
 from workers.specs.memory import ON_DEVICE, MemorySpec
 from workers.specs.model import FileDigests, ModelSpec
 from workers.specs.ranks import ONE_DEVICE, Ranks
@@ -328,7 +328,9 @@ class ModelFamily(ABC, Generic[SpecT, FoundT]):
         """Settings of the model that each regime's section of a resolved configuration repeats."""
         return {}
 
-    def data_problems(self, model: SpecT, found: FoundT, data: ImageSpec | TextSpec) -> Iterator[Finding]:
+    def data_problems(
+        self, model: SpecT, found: FoundT, data: ImageSpec | TextSpec | LabelledTextSpec
+    ) -> Iterator[Finding]:
         """What is wrong with these data for this model, without looking at them."""
         yield from ()
 
@@ -470,3 +472,14 @@ class TokenParts(Parts):
     @abstractmethod
     def stream_dtype(self) -> torch.dtype:
         """The type of the residual stream."""
+
+
+class SequenceParts(Parts):
+    """Parts over token sequences that are classified: the first block takes ids (B, T), boundaries are hidden states
+    (B, T, D), the head gives scores (B, classes), and parts take a context beside it. What comes out at padding is of
+    no use, and nothing else may depend on what goes in there."""
+
+    @abstractmethod
+    def context(self, device: torch.device) -> Callable[[Tensor, Mapping[str, Tensor]], Any]:
+        """Give what makes the context of a batch, from ids or hidden states and, int64 (B, T) by name: `input_ids`,
+        `attention_mask` (0 at padding), and `token_type_ids` (which of two texts a token is of)."""

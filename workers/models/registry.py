@@ -13,6 +13,7 @@ from typing import Any
 
 from workers.models.base import ModelFamily, Traits
 from workers.models.causal_lm.family import CAUSAL_LM
+from workers.models.hf_text.family import HF_TEXT
 from workers.models.library.family import HF_IMAGE, TIMM, TORCHVISION
 from workers.models.python.family import PYTHON
 from workers.models.resnet.family import RESNET
@@ -24,7 +25,7 @@ from workers.specs.model import ModelSpec, entries, family_error, family_name, i
 Family = ModelFamily[Any, Any]
 
 FAMILIES: dict[str, Family] = {
-    row.name: row for row in (RESNET, VGG, VIT, CAUSAL_LM, PYTHON, TORCHVISION, TIMM, HF_IMAGE)
+    row.name: row for row in (RESNET, VGG, VIT, CAUSAL_LM, PYTHON, TORCHVISION, TIMM, HF_IMAGE, HF_TEXT)
 }
 #: What a configuration without `model.family` means.
 DEFAULT = RESNET.name

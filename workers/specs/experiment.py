@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from workers.specs.language import LoraSpec, TextSpec
+from workers.specs.language import LabelledTextSpec, LoraSpec, TextSpec
 from workers.specs.model import ModelSpec
 
 #: `auto` is for configurations alone: `orchestrator.config.precision` settles it before a plan is made.
@@ -317,7 +317,7 @@ class Experiment:
     """What all nodes of a regime share: the chain, the data and the seed."""
 
     model: ModelSpec
-    data: ImageSpec | TextSpec
+    data: ImageSpec | TextSpec | LabelledTextSpec
     #: Classes, or the size of the vocabulary.
     classes: int
     seed: int

@@ -129,3 +129,92 @@ class TextSpec:
     train_limit: Annotated[int, Ge(1)] | None = None
     validation_limit: Annotated[int, Ge(1)] | None = None
     test_limit: Annotated[int, Ge(1)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HFTextSpec(ModelSpec):
+    """A text classifier of transformers (BERT and its kin) as a chain: `embed`, `layer0` … `layer<n-1>`, `head`.
+
+    The base depth of a split counts layers: the embedding always goes with the base.
+    """
+
+    family: Literal["hf_text"]
+    #: A folder as `save_pretrained` writes it, or a hub id, with weights in *.safetensors; what a checkpoint lacks of
+    #: the head (a classifier of other classes, a pooler) stays random. Null: random weights for `config`.
+    path: str | None = None
+    #: Commit, tag or branch of a hub id.
+    revision: str | None = None
+    #: Architecture (the contents of a config.json, `model_type` included) for a random start, or settings laid over
+    #: those of `path`. In tasks: the whole architecture.
+    config: dict[str, Any] | None = None
+    #: Folder or hub id of the tokenizer; `bytes`: one token a byte; null: the model's own.
+    tokenizer: str | None = None
+    #: Attention kernel of transformers.
+    attention: Literal["sdpa", "eager"] = "sdpa"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledTextSpec:
+    """Texts, or pairs of texts, each of a class: rows of JSON lines, CSV, TSV, Parquet or Arrow files."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    name: Literal["labelled"] = "labelled"
+    #: File, folder or URI; also a folder of the hub's data sets, as downloaded.
+    path: str | None = None
+    #: File name patterns taken from a folder; `.gz`, `.bz2`, `.xz` and `.zst` behind them do not count.
+    include: tuple[str, ...] = (
+        "*.jsonl",
+        "*.ndjson",
+        "*.json",
+        "*.csv",
+        "*.tsv",
+        "*.parquet",
+        "*.arrow",
+        "*.feather",
+    )
+    #: Split (train, validation, test) -> pattern of its files below `path`, such as {train: "train-*", test:
+    #: "validation_matched-*"}. Null: by their names or folders, as train, validation (valid, val, dev) and test; where
+    #: none is called train, all are.
+    files: dict[Literal["train", "validation", "test"], str] | None = None
+    #: What a column is -> its name, where that is not the usual one: text, pair (a second text), label. Null: text or
+    #: sentence; or premise and hypothesis, sentence1 and sentence2, question1 and question2, question and sentence;
+    #: and label or labels.
+    columns: dict[str, str] | None = None
+    #: Names of the classes, in the order of their numbers; a label is a name, or a number of this list (from 0). Null:
+    #: the names that Parquet and Arrow files of the hub bring along, else all labels that there are, sorted.
+    labels: tuple[str, ...] | None = None
+    #: Rows that cannot be used (no text, no label, -1 for one, one that is not among `labels`): an error that names
+    #: them, or skipped and counted.
+    bad: Literal["refuse", "skip"] = "refuse"
+    #: Longest sample in tokens, those that the tokenizer puts around texts included.
+    sequence_length: Annotated[int, Ge(2), Le(1 << 24)] = 128
+    #: Longer samples: cut (of a pair the longer text, as transformers does) and counted, dropped and counted, or an
+    #: error before training.
+    overlong: Literal["truncate", "drop", "refuse"] = "truncate"
+    #: Held out of train for choosing epochs, and for the final score where the data has no such split of its own: a
+    #: fraction (< 1) or a count of samples.
+    validation: Annotated[float, Gt(0)] = 0.05
+    test: Annotated[float, Gt(0)] = 0.05
+    #: Use only this many samples, chosen by seed (null: all).
+    train_limit: Annotated[int, Ge(1)] | None = None
+    validation_limit: Annotated[int, Ge(1)] | None = None
+    test_limit: Annotated[int, Ge(1)] | None = None
+
+    def as_text(self) -> TextSpec:
+        """The same files as text whose documents are not joined: how they are found, split and limited is alike."""
+        return TextSpec(
+            name="text",
+            path=self.path,
+            columns=self.columns,
+            bad=self.bad,
+            include=self.include,
+            sequence_length=self.sequence_length,
+            pack=False,
+            overlong=self.overlong,
+            validation=self.validation,
+            test=self.test,
+            train_limit=self.train_limit,
+            validation_limit=self.validation_limit,
+            test_limit=self.test_limit,
+        )

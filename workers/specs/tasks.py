@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from cache_store.formats.encodings import EncodingName
 from workers.specs.experiment import Experiment, ImageSpec, Precision, TrainSpec
-from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.language import CausalLMSpec, LabelledTextSpec, TextSpec
 from workers.specs.memory import ON_DEVICE, Activations, FrozenTier, MemorySpec
 from workers.specs.model import ModelSpec
 
@@ -17,7 +17,7 @@ from workers.specs.model import ModelSpec
 class DataTask:
     """Decode a data set once into the store. `fingerprint` identifies the source files (names and contents)."""
 
-    data: ImageSpec | TextSpec
+    data: ImageSpec | TextSpec | LabelledTextSpec
     fingerprint: str
     #: Text is split and tokenized by this task: its seed, and the model whose tokenizer it takes.
     seed: int = 0

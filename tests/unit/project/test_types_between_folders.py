@@ -59,6 +59,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "workers.models.causal_lm.trials.tiny_configs.tiny_config",
         "workers.specs.experiment.HFImageSpec.config",
         "workers.specs.language.CausalLMSpec.config",
+        "workers.specs.language.HFTextSpec.config",
     ),
     "values of other libraries: arguments of a layer, messages of a chat template, what fsspec knows of a file": (
         "workers.data.files",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -55,21 +55,25 @@ class TextSource:
     the data set's files. Not for use by two threads at once.
     """
 
+    #: The spec class of its data, and what its identity begins with.
+    spec: ClassVar[type[Any]] = TextSpec
+    kind: ClassVar[str] = "text"
+
     def __init__(self, experiment: Experiment, prepared: TextDataResult, snapshots: SnapshotStore, split: str) -> None:
         """DataError when the sets can neither be read nor restored."""
-        self._data, self._seed = expect(TextSpec, experiment.data), experiment.seed
+        self._data, self._seed = expect(self.spec, experiment.data), experiment.seed
         #: Whose tokenizer made the tokens.
         self._model: ModelSpec | None = experiment.model
         if prepared.origin is not None:
             # An experiment names no files: a stage needs them only to make again what was lost.
             task = from_json(DataTask, prepared.origin)
-            self._data, self._model = expect(TextSpec, task.data), task.model
+            self._data, self._model = expect(self.spec, task.data), task.model
         self._prepared = prepared.split(split)
         self._split = split
         self._snapshots = snapshots
         self._pad = prepared.pad
         self.restarts = prepared.restarts
-        self.identity = digest_json(["text", self._prepared.digest])
+        self.identity = digest_json([self.kind, self._prepared.digest])
         columns = self._read_samples()
         self.rows = len(columns[0])
         self.offsets = offsets_of(columns[1])
@@ -140,12 +144,15 @@ class TextSource:
                 for shard in range(found.spec.shards):
                     with suppress(MissingShard, CorruptShard):
                         found.touch(shard)
-        again = prepare_text(self._data, expect(CausalLMSpec, self._model), self._seed, self._snapshots)
+        again = self._prepare_again()
         if again.split(self._split) != self._prepared:
             raise DataError(
                 f"data.path: prepared text is missing or damaged ({error}) and the files at {self._data.path} or the "
                 "tokenizer have changed since it was tokenized; run again to plan anew"
             ) from error
+
+    def _prepare_again(self) -> TextDataResult:
+        return prepare_text(self._data, expect(CausalLMSpec, self._model), self._seed, self._snapshots)
 
 
 def _copies(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -16,6 +16,7 @@ from workers.data.text.source import TextBatch, TextSource
 from workers.data.text.trained import trained_questions
 from workers.device import to_device
 from workers.domains.base import Batch, FamilyParts, Rows, Source, StandIn
+from workers.domains.ragged import flat_rows_of, padded_rows
 from workers.models.base import TokenParts
 from workers.models.causal_lm.network import readout
 from workers.models.chain import Boundary
@@ -94,7 +95,7 @@ class TextDomain(FamilyParts):
         (value,) = (to_device(tensor, device) for tensor in boundary)
         if stored:
             (value,) = self.as_input((value,), precision)
-            value = _padded(value, text)
+            value = padded_rows(value, text.ids.shape, text.attention_mask)
         context = self._context(device)(value, text.position_ids, text.attention_mask, text.where)
         return Batch((value,), to_device(rows.targets, device), context, rows)
 
@@ -126,9 +127,7 @@ class TextDomain(FamilyParts):
 
     def to_rows(self, boundary: Boundary, batch: Batch) -> Boundary:
         (hidden,) = boundary
-        mask = cast("TextBatch", batch.rows.text).attention_mask
-        flat = hidden.flatten(0, 1)
-        return (flat if mask is None else flat[to_device(_kept(mask), flat.device)],)
+        return (flat_rows_of(hidden, cast("TextBatch", batch.rows.text).attention_mask),)
 
     def view_identity(self, view: int | None) -> Any:
         return None
@@ -181,16 +180,3 @@ def _answered(nll: np.ndarray, group: np.ndarray, right: np.ndarray) -> float:
     order = np.lexsort((np.arange(len(nll)), nll, group))
     first = np.r_[True, np.diff(group[order]) != 0]
     return float(right[order][first].mean())
-
-
-def _kept(mask: Tensor) -> Tensor:
-    return mask.flatten().nonzero()[:, 0]
-
-
-def _padded(flat: Tensor, text: TextBatch) -> Tensor:
-    """Rows (tokens, D) as (B, T, D), zeros at padding."""
-    shape = (*text.ids.shape, flat.shape[-1])
-    if text.attention_mask is None:
-        return flat.view(shape)
-    padded = flat.new_zeros((shape[0] * shape[1], shape[2]))
-    return padded.index_copy_(0, to_device(_kept(text.attention_mask), flat.device), flat).view(shape)

@@ -36,7 +36,7 @@ from workers.models.causal_lm.tie import ties
 from workers.specs.as_json import to_json
 from workers.specs.experiment import MOST_SWALLOWED, ImageSpec, TrainSpec
 from workers.specs.export_files import FACTS, Facts
-from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.language import CausalLMSpec, LabelledTextSpec, TextSpec
 from workers.specs.model import FileDigests, expect
 from workers.specs.results import PartRecord
 
@@ -114,7 +114,9 @@ class CausalLMFamily(ModelFamily[CausalLMSpec, LMOutline]):
         # What matters to a tokenizer, its vocabulary and its positions.
         return replace(model, attention="sdpa", master="float32", prune=())
 
-    def data_problems(self, model: CausalLMSpec, found: LMOutline, data: ImageSpec | TextSpec) -> Iterator[Finding]:
+    def data_problems(
+        self, model: CausalLMSpec, found: LMOutline, data: ImageSpec | TextSpec | LabelledTextSpec
+    ) -> Iterator[Finding]:
         text = expect(TextSpec, data)
         yield from _positions(found, text)
         yield from _isolation(model, found, text)

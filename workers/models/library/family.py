@@ -132,7 +132,7 @@ class HFImageFamily(LibraryFamily[HFImageSpec, HFImageSpec]):
     libraries = ("torch", "transformers")
 
     def inspect(self, model: HFImageSpec) -> HFImageSpec:
-        from workers.models.library.transformers_images import with_architecture
+        from workers.models.library.transformers_classifiers import with_architecture
 
         return with_architecture(model)
 
@@ -143,7 +143,7 @@ class HFImageFamily(LibraryFamily[HFImageSpec, HFImageSpec]):
         return replace(self._whole(model, found), segments="auto")
 
     def weights_digest(self, model: HFImageSpec, found: HFImageSpec | None) -> str | None:
-        from workers.models.library.transformers_images import weights_digest
+        from workers.models.library.transformers_classifiers import weights_digest
 
         return weights_digest(model)
 
@@ -163,7 +163,7 @@ class HFImageFamily(LibraryFamily[HFImageSpec, HFImageSpec]):
         return f"{kind}, {model.path or 'random weights'},"
 
     def library(self, model: ModelSpec) -> Library:
-        from workers.models.library.transformers_images import Transformers
+        from workers.models.library.transformers_classifiers import Transformers
         from workers.specs.model import expect
 
         return Transformers(expect(HFImageSpec, model))

@@ -30,12 +30,14 @@ _CHECKED_ROWS = 256
 @dataclass(frozen=True)
 class Contents:
     """What the files of a data set hold: `kinds` of files, which `words` name, the columns of a document in a file
-    that has these columns (DataError: they make none), and the `check` of each document."""
+    that has these columns (DataError: they make none), the `check` of each document, and which files are of which of
+    the data's own `splits`."""
 
     kinds: tuple[Kind, ...]
     words: str
     columns: Callable[[TextSpec, str, Sequence[str]], Columns]
     check: Check
+    splits: Callable[[list[TextFile]], dict[str, list[TextFile]]] = by_split
 
 
 def _text_columns(data: TextSpec, where: str, found: Sequence[str]) -> Columns:
@@ -54,19 +56,21 @@ def _chat_columns(data: TextSpec, where: str, found: Sequence[str]) -> Columns:
     return turns_column(data.column, data.system)
 
 
-_ROWS: tuple[Kind, ...] = ("json", "csv", "tsv", "parquet", "arrow")
-TEXTS = Contents(("plain", *_ROWS), "plain text, JSON lines, CSV, TSV, Parquet or Arrow", _text_columns, text_of)
-CHATS = Contents(_ROWS, "JSON lines, CSV, TSV, Parquet or Arrow", _chat_columns, conversation_of)
+ROWS: tuple[Kind, ...] = ("json", "csv", "tsv", "parquet", "arrow")
+TEXTS = Contents(("plain", *ROWS), "plain text, JSON lines, CSV, TSV, Parquet or Arrow", _text_columns, text_of)
+CHATS = Contents(ROWS, "JSON lines, CSV, TSV, Parquet or Arrow", _chat_columns, conversation_of)
 
 
 @dataclass(frozen=True)
 class _Reader:
     """How files of a kind are read. `names`: of their columns; `records`: (number in the file, record) where wanted,
-    or of all; `rows`: (documents, bytes) without reading every one, None where that takes reading them."""
+    or of all; `rows`: (documents, bytes) without reading every one, None where that takes reading them; `classes`: the
+    names of a column's classes, None where files of the kind bring none along."""
 
     names: Callable[[Folder, TextFile], Sequence[str]]
     records: Callable[[Folder, TextFile, Columns, np.ndarray | None], Iterator[tuple[int, Record]]]
     rows: Callable[[Folder, TextFile, Columns], tuple[int, int]] | None = None
+    classes: Callable[[Folder, TextFile, str], tuple[str, ...] | None] | None = None
 
 
 def _plain_record(
@@ -84,8 +88,8 @@ _READERS: dict[Kind, _Reader] = {
     "json": _Reader(json_rows.json_names, json_rows.json_records),
     "csv": _Reader(delimited.delimited_names, delimited.delimited_records),
     "tsv": _Reader(delimited.delimited_names, delimited.delimited_records),
-    "parquet": _Reader(tables.parquet_names, tables.parquet_records, tables.parquet_rows),
-    "arrow": _Reader(tables.arrow_names, tables.arrow_records, tables.arrow_rows),
+    "parquet": _Reader(tables.parquet_names, tables.parquet_records, tables.parquet_rows, tables.parquet_classes),
+    "arrow": _Reader(tables.arrow_names, tables.arrow_records, tables.arrow_rows, tables.arrow_classes),
 }
 
 
@@ -101,7 +105,7 @@ class FileCorpus(Corpus):
         if not found:
             patterns = ", ".join(data.include)
             raise DataError(f"data.path: no files of {contents.words} at {data.path}; data.include allows: {patterns}")
-        self._files = by_split(found)
+        self._files = contents.splits(found)
         self._columns: dict[str, Columns] = {}
         self._rows: dict[str, list[int]] = {}
         self.documents: dict[str, int] = {}
@@ -137,7 +141,7 @@ class FileCorpus(Corpus):
             rows = sum(self._checked(file, record, problems) for record in records)
             return rows, file.size
         rows, size = reader.rows(self._folder, file, columns)
-        if file.kind in _ROWS:
+        if file.kind in ROWS:
             for record in itertools.islice(records, _CHECKED_ROWS):
                 self._checked(file, record, problems)
         return rows, size
@@ -153,6 +157,19 @@ class FileCorpus(Corpus):
         if error is not None:
             problems.row(file.path, error.message)
         return 1
+
+    def counts_rows(self, file: TextFile) -> bool:
+        """Tell whether a file says how many rows it has, so that not all of them have been looked at."""
+        return _READERS[file.kind].rows is not None
+
+    def class_names(self, file: TextFile, column: str) -> tuple[str, ...] | None:
+        """The names that a file brings along for the classes in a column; None where it does not."""
+        own = _READERS[file.kind].classes
+        return None if own is None else own(self._folder, file, column)
+
+    def read(self, file: TextFile, columns: Columns) -> Iterator[Record]:
+        """Yield all rows of a file, of these columns."""
+        yield from (record for _, record in _READERS[file.kind].records(self._folder, file, columns, None))
 
     def records(self, split: str, wanted: np.ndarray) -> Iterator[tuple[int, Record]]:
         """See `Corpus`."""

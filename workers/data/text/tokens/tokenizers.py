@@ -100,7 +100,7 @@ def load_tokenizer(model: CausalLMSpec) -> Tokenizer:
     ConfigError: it cannot be loaded, there is none, or it has more tokens than the model.
     """
     loaded: Tokenizer = ByteTokenizer() if model.tokenizer == "bytes" else PretrainedTokenizer(_load(model))
-    vocabulary = _setting(model, "vocab_size")
+    vocabulary = setting_of(model, "vocab_size")
     if vocabulary is not None and loaded.vocabulary > vocabulary:
         raise ConfigError(
             f"model.tokenizer: {model.tokenizer or model.path} has {loaded.vocabulary} tokens, the model's vocabulary "
@@ -113,12 +113,12 @@ def longest_sample(model: CausalLMSpec) -> int | None:
     """Return the tokens of the longest sample the model has positions for; None where its configuration does not
     say."""
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
-        if (found := _setting(model, name)) is not None:
+        if (found := setting_of(model, name)) is not None:
             return found
     return None
 
 
-def _setting(model: CausalLMSpec, name: str) -> int | None:
+def setting_of(model: CausalLMSpec, name: str) -> int | None:
     # Multimodal checkpoints keep their decoder's settings one level down.
     config = model.config or {}
     inner = config.get("text_config")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -70,6 +71,26 @@ def arrow_records(
     """Yield (number in the file, record) where `wanted` is set (None: of all)."""
     with _arrow(folder, file) as reader:
         yield from _records(_each(file, iter(reader)), file, columns, wanted)
+
+
+def parquet_classes(folder: Folder, file: TextFile, column: str) -> tuple[str, ...] | None:
+    """Return the names of a column's classes, by number, where `datasets` wrote them into the footer; else None."""
+    with _parquet(folder, file) as parquet:
+        return _class_names(parquet.schema_arrow, column)
+
+
+def arrow_classes(folder: Folder, file: TextFile, column: str) -> tuple[str, ...] | None:
+    """Return the names of a column's classes, by number, where `datasets` wrote them into the schema; else None."""
+    with _arrow(folder, file) as reader:
+        return _class_names(reader.schema, column)
+
+
+def _class_names(schema: Any, column: str) -> tuple[str, ...] | None:
+    try:
+        names = json.loads(schema.metadata[b"huggingface"])["info"]["features"][column]["names"]
+    except (TypeError, KeyError, ValueError):
+        return None
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def _records(

@@ -1,4 +1,4 @@
-"""Image classifiers of transformers: architecture from a config.json, weights from safetensors, no code of others."""
+"""Classifiers of transformers: architecture from a config.json, weights from safetensors, no code of others."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,21 +24,52 @@ from workers.models.python.building import seeded
 from workers.models.python.tracing import single_input
 from workers.models.torchvision_folder import write_folder
 from workers.specs.experiment import HFImageSpec
+from workers.specs.language import HFTextSpec
 
 #: What depends on the data, and what names the program that wrote a file.
 _NOT_ARCHITECTURE = ("id2label", "label2id", "num_labels", "transformers_version", "_name_or_path", "architectures")
 _SHOWN = 6
 
 
-def with_architecture(model: HFImageSpec) -> HFImageSpec:
-    """The spec with its whole architecture as `config`. ConfigError where there is none, or it names code of others."""
-    values = {**_config_file(model.path), **(model.config or {})}
+SpecT = TypeVar("SpecT", HFImageSpec, HFTextSpec)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of classifier of transformers. `auto`: its class that loads one; `models`: the table of its model types,
+    in `transformers.models.auto.modeling_auto`; `noun`: as messages call one."""
+
+    auto: str
+    models: str
+    noun: str
+
+    def factory(self) -> Any:
+        """transformers' class that builds and loads one."""
+        import transformers
+
+        return getattr(transformers, self.auto)
+
+    def known(self) -> tuple[str, ...]:
+        """The model types that there are of this kind."""
+        from transformers.models.auto import modeling_auto
+
+        return tuple(getattr(modeling_auto, self.models))
+
+
+IMAGES = Kind("AutoModelForImageClassification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES", "image classifier")
+
+
+def with_architecture(model: SpecT, kind: Kind = IMAGES, folder: str | None = None) -> SpecT:
+    """The spec with its whole architecture as `config`. ConfigError where there is none, or it names code of others.
+
+    folder: where `path` lies on this machine, where that is something else than a folder."""
+    values = {**_config_file(folder or model.path), **(model.config or {})}
     if not values:
         raise _refuse("config", "neither model.path nor model.config is given; one of them names the architecture")
     for key, value in _everything(values):
         if key == "auto_map" or (key.endswith("_implementation") and "/" in str(value)):
             raise _refuse("config", f"{key}: names code that comes with a checkpoint, which is not run")
-    return replace(model, config=_whole(values))
+    return replace(model, config=_whole(values, kind))
 
 
 def weights_digest(model: HFImageSpec) -> str | None:
@@ -56,17 +87,20 @@ class Transformers(Library):
     """One network; `model.config` is its whole architecture."""
 
     where = "model.config"
+    kind = IMAGES
+    loading: str
 
     def __init__(self, model: HFImageSpec) -> None:
         super().__init__(replace(model, path=None), model.segments)
-        self.config = with_architecture(model).config or {}
-        self.words, self.path = str(self.config["model_type"]), model.path
+        self._take(with_architecture(model).config or {}, model.path)
+        self.loading = _LOADING
+
+    def _take(self, config: dict[str, Any], path: str | None) -> None:
+        """`config`: the whole architecture; `path`: the folder of the weights, None for random ones."""
+        self.config, self.path, self.words = config, path, str(config["model_type"])
 
     def build(self, classes: int) -> nn.Module:
-        from transformers import AutoModelForImageClassification
-
-        kind: Any = AutoModelForImageClassification
-        network: nn.Module = kind.from_config(self._config(classes))
+        network: nn.Module = self.kind.factory().from_config(self._config(classes))
         return network.float()
 
     def with_one_input(self, network: nn.Module) -> nn.Module:
@@ -80,11 +114,9 @@ class Transformers(Library):
     def initial_state(self, classes: int, seed: int) -> dict[str, Tensor]:
         if self.path is None:
             return dict(self.built(classes, seed).state_dict())
-        from transformers import AutoModelForImageClassification
-
         with seeded(seed), _quiet():
             try:
-                network, said = AutoModelForImageClassification.from_pretrained(
+                network, said = self.kind.factory().from_pretrained(
                     self.path,
                     config=self._config(classes),
                     dtype=torch.float32,
@@ -96,8 +128,12 @@ class Transformers(Library):
                 )
             except (OSError, RuntimeError, ValueError) as error:
                 raise _refuse("path", f"{self.path} cannot be loaded: {str(error).splitlines()[0]}") from error
-        self._check(said, self.classifier(classes))
+        self._check(said, self.may_lack(classes))
         return dict(network.state_dict())
+
+    def may_lack(self, classes: int) -> list[str]:
+        """Names of the tensors that a checkpoint may lack, or have of other classes: they stay random."""
+        return self.classifier(classes)
 
     def export(self, export: Export, target: Path) -> None:
         """As `save_pretrained` writes it, and beside it facts and a file that loads it."""
@@ -118,7 +154,7 @@ class Transformers(Library):
                 else:
                     write_atomically(target / path.name, path.read_bytes())
             states = iter([("", dict(network.state_dict()))])
-            write_folder(replace(export, states=states), export.model, self.words, _LOADING, target)  # type: ignore[arg-type]
+            write_folder(replace(export, states=states), export.model, self.words, self.loading, target)  # type: ignore[arg-type]
 
     def _config(self, classes: int) -> Any:
         from transformers import AutoConfig
@@ -129,10 +165,10 @@ class Transformers(Library):
         config.architectures = config.architectures or []
         return config
 
-    def _check(self, said: Mapping[str, Any], classifier: list[str]) -> None:
-        """Only the classifier may be missing from a checkpoint, or of other classes."""
+    def _check(self, said: Mapping[str, Any], may_lack: list[str]) -> None:
+        """Nothing else may be missing from a checkpoint, or of other classes."""
         mismatched = [entry[0] if isinstance(entry, tuple | list) else entry for entry in said["mismatched_keys"]]
-        wrong = sorted({*said["missing_keys"], *mismatched} - {*classifier})
+        wrong = sorted({*said["missing_keys"], *mismatched} - {*may_lack})
         if wrong:
             more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
             raise _refuse("path", f"{self.path} lacks weights of {self.words}: {', '.join(wrong[:_SHOWN])}{more}")
@@ -182,15 +218,14 @@ def _config_file(path: str | None) -> dict[str, Any]:
     return values
 
 
-def _whole(values: Mapping[str, Any]) -> dict[str, Any]:
+def _whole(values: Mapping[str, Any], of: Kind) -> dict[str, Any]:
     """The architecture with every default written out. ConfigError where transformers refuses it."""
     from transformers import CONFIG_MAPPING, AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as KINDS
 
-    kind = values.get("model_type")
-    if not isinstance(kind, str) or kind not in KINDS or kind not in CONFIG_MAPPING:
-        close = did_you_mean(str(kind), sorted(KINDS))
-        raise _refuse("config", f"model_type {kind!r}: transformers has no image classifier of that kind{close}")
+    kind, known = values.get("model_type"), of.known()
+    if not isinstance(kind, str) or kind not in known or kind not in CONFIG_MAPPING:
+        close = did_you_mean(str(kind), sorted(known))
+        raise _refuse("config", f"model_type {kind!r}: transformers has no {of.noun} of that kind{close}")
     given = {key: value for key, value in values.items() if key not in ("model_type", *_NOT_ARCHITECTURE)}
     try:
         whole = AutoConfig.for_model(kind, **given).to_dict()
