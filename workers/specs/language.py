@@ -159,6 +159,7 @@ class LabelledTextSpec:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
+    #: Rows with a text, or two, and a label.
     name: Literal["labelled"] = "labelled"
     #: File, folder or URI; also a folder of the hub's data sets, as downloaded.
     path: str | None = None

@@ -36,6 +36,7 @@ class HFTextFamily(LibraryFamily[HFTextSpec, HFTextOutline]):
         adapters=False,
         copies_head=True,
         alike_layers=True,
+        pipeline="text-classification",
         can=Capabilities(
             lora=_DECODERS,
             lm_head=_DECODERS,

@@ -109,18 +109,16 @@ class TextTransformers(Transformers):
     """One network; `spec.config` is its whole architecture."""
 
     kind = TEXTS
-    loading = '''"""Load this model with transformers alone: `model, tokenizer = load()`. Scores for texts:
-`model(**tokenizer(texts, padding=True, return_tensors="pt")).logits`. Without an exported tokenizer it is None."""
+    loading = '''"""Load this model with transformers alone: `model = load()`. With the tokenizer of this folder, scores for texts are
+`model(**tokenizer(texts, padding=True, return_tensors="pt")).logits`."""
 
 from pathlib import Path
 
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 
 def load():
-    folder = Path(__file__).parent
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    return model, AutoTokenizer.from_pretrained(folder) if any(folder.glob("tokenizer*")) else None
+    return AutoModelForSequenceClassification.from_pretrained(Path(__file__).parent).eval()
 '''
 
     def __init__(self, model: HFTextSpec) -> None:

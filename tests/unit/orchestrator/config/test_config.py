@@ -518,7 +518,7 @@ def test_an_unknown_family_is_one_problem_among_all(tmp_path: Path) -> None:
     text = "model: {family: resnets, nam: x}\ndata: {name: digits, size: 3}\ntraining: {epochs: 0}\n"
     assert problems_of(tmp_path, text) == [
         "line 1: model.family: 'resnets' is not known; did you mean 'resnet'?; "
-        "allowed: causal_lm, hf_image, python, resnet, timm, torchvision, vgg, vit",
+        "allowed: causal_lm, hf_image, hf_text, python, resnet, timm, torchvision, vgg, vit",
         "line 3: training.epochs: 0: must be greater than or equal to 1",
     ]
 

@@ -26,7 +26,7 @@ from workers.specs.experiment import Experiment
 from workers.specs.language import CausalLMSpec, LabelledTextSpec
 from workers.specs.tasks import DataTask
 
-ROWS = [{"text": f"w{number} w{number + 1}", "label": "no yes maybe".split()[number % 3]} for number in range(20)]
+ROWS = [{"text": f"w{number} w{number + 1}", "label": ["no", "yes", "maybe"][number % 3]} for number in range(20)]
 
 
 def spec(path: Path | str, **given: Any) -> LabelledTextSpec:

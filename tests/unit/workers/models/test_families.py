@@ -9,16 +9,18 @@ import pytest
 from installed_family import install, install_mlp, python
 
 from cache_store.errors import ConfigError
+from workers.domains.planning import AnyData
 from workers.domains.registry import DOMAINS, planning_of_family
 from workers.models.registry import DEFAULT, FAMILIES, family
 from workers.specs.as_json import from_json, to_json
 from workers.specs.experiment import Experiment, ImageSpec, ResNetSpec
-from workers.specs.language import CausalLMSpec, TextSpec
+from workers.specs.language import CausalLMSpec, HFTextSpec, LabelledTextSpec, TextSpec
 from workers.specs.model import expect, family_name, spec_class
 
 EXPERIMENTS = [
     Experiment(model=ResNetSpec(name="resnet18"), data=ImageSpec(name="digits"), classes=10, seed=1),
     Experiment(model=CausalLMSpec(family="causal_lm", config={}), data=TextSpec(name="stdlib"), classes=9, seed=1),
+    Experiment(model=HFTextSpec(family="hf_text"), data=LabelledTextSpec(labels=("a", "b")), classes=2, seed=1),
 ]
 
 
@@ -26,7 +28,7 @@ def test_every_row_is_of_its_name_and_works_on_a_domain_there_is() -> None:
     for name, row in FAMILIES.items():
         assert (row.name, family_name(row.spec)) == (name, name)
         assert row.domain in DOMAINS
-        assert planning_of_family(name).data in get_args(ImageSpec | TextSpec)
+        assert planning_of_family(name).data in get_args(AnyData)
     assert DEFAULT in FAMILIES
 
 
@@ -41,7 +43,7 @@ def test_an_unknown_family_is_refused_with_those_there_are() -> None:
             ask("resnets")
         assert caught.value.message == (
             "model.family: 'resnets' is not known; did you mean 'resnet'?; allowed: "
-            "causal_lm, hf_image, python, resnet, timm, torchvision, vgg, vit"
+            "causal_lm, hf_image, hf_text, python, resnet, timm, torchvision, vgg, vit"
         )
 
 
@@ -65,7 +67,7 @@ def asked(site: Path, name: str = "mlp") -> str:
 
 def test_a_package_adds_a_family(tmp_path: Path) -> None:
     assert asked(install_mlp(tmp_path)) == "MLPFamily"
-    assert "did you mean 'mlp'?; allowed: causal_lm, hf_image, mlp, python" in asked(tmp_path, "mlq")
+    assert "did you mean 'mlp'?; allowed: causal_lm, hf_image, hf_text, mlp, python" in asked(tmp_path, "mlq")
 
 
 def test_planning_with_a_family_of_a_package_loads_no_torch(tmp_path: Path) -> None:
