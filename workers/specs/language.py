@@ -177,7 +177,7 @@ class LabelledTextSpec:
     #: Split (train, validation, test) -> pattern of its files below `path`, such as {train: "train-*", test:
     #: "validation_matched-*"}. Null: by their names or folders, as train, validation (valid, val, dev) and test; where
     #: none is called train, all are.
-    files: dict[Literal["train", "validation", "test"], str] | None = None
+    files: dict[str, str] | None = None
     #: What a column is -> its name, where that is not the usual one: text, pair (a second text), label. Null: text or
     #: sentence; or premise and hypothesis, sentence1 and sentence2, question1 and question2, question and sentence;
     #: and label or labels.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 #: Bytes of a text's token, about.
 _BYTES_PER_TOKEN = 4
+_SPLITS = ("train", "validation", "test")
 
 
 class LabelledPlanning(DomainPlanning[LabelledTextSpec, "LabelledOutline"]):
@@ -53,6 +54,10 @@ class LabelledPlanning(DomainPlanning[LabelledTextSpec, "LabelledOutline"]):
                 )
         if data.labels is not None and len(set(data.labels)) < max(2, len(data.labels)):
             yield ("data", "labels"), f"{', '.join(data.labels) or 'none'}: must be at least two, each of its own name"
+        for split in data.files or {}:
+            if split not in _SPLITS:
+                hint = did_you_mean(split, _SPLITS)
+                yield ("data", "files"), f"{split!r} is no split{hint}; allowed: {', '.join(_SPLITS)}"
         if data.files is not None and "train" not in data.files:
             yield ("data", "files"), "none given for train"
 

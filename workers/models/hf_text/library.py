@@ -105,12 +105,8 @@ def _positions(skeleton: PreTrainedModel, found: Structure) -> int | None:
     return positions
 
 
-class TextTransformers(Transformers):
-    """One network; `spec.config` is its whole architecture."""
-
-    kind = TEXTS
-    loading = '''"""Load this model with transformers alone: `model = load()`. With the tokenizer of this folder, scores for texts are
-`model(**tokenizer(texts, padding=True, return_tensors="pt")).logits`."""
+_LOADING = '''"""Load this model with transformers alone: `model = load()`. With the tokenizer of this folder, scores
+for texts are `model(**tokenizer(texts, padding=True, return_tensors="pt")).logits`."""
 
 from pathlib import Path
 
@@ -120,6 +116,13 @@ from transformers import AutoModelForSequenceClassification
 def load():
     return AutoModelForSequenceClassification.from_pretrained(Path(__file__).parent).eval()
 '''
+
+
+class TextTransformers(Transformers):
+    """One network; `spec.config` is its whole architecture."""
+
+    kind = TEXTS
+    loading = _LOADING
 
     def __init__(self, model: HFTextSpec) -> None:
         located = locate(as_language(model), weights=True)

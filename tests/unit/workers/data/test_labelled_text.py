@@ -236,6 +236,9 @@ def test_what_a_configuration_says_wrongly_is_named_without_looking_at_files() -
     assert "must be at least two" in problems(labels=("one",))[0]
     assert "each of its own name" in problems(labels=("one", "one"))[0]
     assert problems(files={"test": "x"}) == ["data.files: none given for train"]
+    assert problems(files={"train": "x", "tests": "x"}) == [
+        "data.files: 'tests' is no split; did you mean 'test'?; allowed: train, validation, test"
+    ]
     assert "whole number of samples" in problems(validation=1.5)[0]
 
 
