@@ -14,7 +14,7 @@ from typing import Any
 from markupsafe import Markup
 
 from cache_store.storage.durable import write_atomically
-from orchestrator.reports.figures import learning_curves, svg
+from orchestrator.reports.figures import learning_curves, points, svg
 from orchestrator.reports.figures.benchmark_curve import benchmark_curve
 from orchestrator.reports.figures.layer_curve import LayerCurve, layer_curve
 from orchestrator.reports.machine import environment_rows, machine_words
@@ -91,6 +91,7 @@ def render(summary: Summary) -> str:
     }
     return template("report.html.j2").render(
         run=summary.run,
+        figures=_figures(page, {"layers": curve, "benchmarks": judged}),
         status=summary.status,
         status_words=STATUS_WORDS.get(summary.status, summary.status),
         nodes=summary.nodes,
@@ -130,6 +131,17 @@ def render(summary: Summary) -> str:
         machine=machine_words(summary.environment),
         charts={key: Markup(value) if value else None for key, value in drawn.items()},
     )
+
+
+def _figures(page: _Page, layered: Mapping[str, LayerCurve | None]) -> dict[str, Any]:
+    """Return the points of the page's curves by the figure they are in."""
+    found = {"curves": points.learning_points(page.summary.regimes, page.names)}
+    found |= {
+        name: drawn
+        for name, curve in layered.items()
+        if (drawn := points.layer_points(curve, page.names, name)) is not None
+    }
+    return {name: drawn.to_json() for name, drawn in found.items() if drawn.lines}
 
 
 @dataclass(frozen=True)

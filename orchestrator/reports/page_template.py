@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 _OWN = Path(__file__).parent / "templates"
 
@@ -18,10 +21,27 @@ def template(name: str, folder: Path = _OWN) -> Template:
 
 @cache
 def _environment(folder: Path) -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader([folder, _OWN]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+    )
+    environment.globals |= {"script": Markup(_script()), "policy": _policy()}
+    return environment
+
+
+@cache
+def _script() -> str:
+    """Return the script of reports: all that runs in them."""
+    return (_OWN / "report.js.j2").read_text()
+
+
+def _policy() -> str:
+    """Return what a report may do: run that script, which it has inline as its styles, and load nothing."""
+    digest = base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode()
+    return (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
+        f"script-src 'sha256-{digest}'"
     )
