@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from workers.domains.metrics import METRICS, leading
+
 DASH = "–"
 #: How times may be written.
 TIMES = "90s, 12h or 7d"
@@ -75,14 +77,24 @@ def rate_text(value: float) -> str:
     return f"{value:,.0f}" if value >= 9.95 else f"{value:.2g}"
 
 
-def score_text(metrics: Mapping[str, float], *, named: bool = False) -> str:
-    """Write what a network was scored: its accuracy, of language its loss; empty without either.
+def metric_text(metric: str, value: float | None) -> str:
+    """Write a metric: a share of one as 97.30 %, anything else with four decimals."""
+    if value is None:
+        return DASH
+    return percent_text(value, 2) if METRICS[metric].share else f"{value:.4f}".replace("-", "−")
 
-    `named` puts the word before it, for where no heading has it."""
-    accuracy, loss = metrics.get("accuracy"), metrics.get("loss")
-    if accuracy is not None and "perplexity" not in metrics:
-        return f"{'accuracy ' if named else ''}{percent_text(accuracy, 2)}"
-    return f"{'loss ' if named else ''}{loss:.4f}" if loss is not None else ""
+
+def score_text(metrics: Mapping[str, float], *, named: bool = False) -> str:
+    """Write what a network was scored: its accuracy or what its targets have in the place of it, of language its loss;
+    empty without either.
+
+    `named` puts the word before it, for where no heading has it; what is neither accuracy nor loss is always named."""
+    metric = "loss" if "perplexity" in metrics else leading(metrics)
+    value = metrics.get(metric)
+    if value is None:
+        return ""
+    shown = named or metric not in ("accuracy", "loss")
+    return f"{METRICS[metric].title} " * shown + metric_text(metric, value)
 
 
 def source_words(source: str | None, *, text: bool) -> str:

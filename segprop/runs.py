@@ -41,6 +41,17 @@ class Run:
         return {name: value for name, value in found.items() if value is not None}
 
     @property
+    def scores(self) -> dict[str, dict[str, float]]:
+        """All metrics of the test split by regime, of those that are finished: accuracy, or what networks of other
+        targets are scored by (`f1_micro`, `r2`, …), and the loss."""
+        found = {name: regime.final.metrics for name, regime in self.summary.regimes.items()}
+        return {
+            name: {key: value for key, value in metrics.items() if value is not None}
+            for name, metrics in found.items()
+            if metrics
+        }
+
+    @property
     def models(self) -> dict[str, Path]:
         """The folder of every finished regime's model."""
         exports = {name: regime.export for name, regime in self.summary.regimes.items()}

@@ -41,6 +41,9 @@ class Update:
     validated: int | None = None
     validation_loss: float | None = None
     validation_accuracy: float | None = None
+    #: What it is scored by where that is neither loss nor accuracy, and how much that was.
+    score: str | None = None
+    validation_score: float | None = None
     tokens_rate: float | None = None
     #: Snapshot shards found and not found, and bytes of snapshots.
     hits: int | None = None

@@ -78,8 +78,10 @@ def _completed(document: Document, path: Path, overrides: Sequence[str]) -> Docu
     _name_regimes(document)
     _flatten_parameters(document)
     data = document.data
-    for section in ("model", "data"):
-        _look_beside(data.get(section), path.parent)
+    training = data.get("training")
+    loss = training.get("loss") if isinstance(training, dict) else None
+    for section in (data.get("model"), data.get("data"), loss):
+        _look_beside(section, path.parent)
     for key in fields_of(Config):
         # An empty section (`training:` and nothing below) means its defaults, not null.
         if key in data and data[key] is None:

@@ -31,7 +31,7 @@ from workers.judge.judges import JUDGES
 from workers.models.base import Traits
 from workers.models.registry import DEFAULT, Family, family, family_of
 from workers.specs.as_json import to_json
-from workers.specs.experiment import SnapshotDtype, TrainSpec
+from workers.specs.experiment import LossSpec, SnapshotDtype, TrainSpec
 from workers.specs.memory import FrozenTier, MemorySpec
 from workers.specs.model import ModelSpec
 from workers.specs.tasks import LEAST_MEASURED, BlockSchedule, GateSpec, Measure
@@ -658,13 +658,18 @@ def _family_name(raw: Mapping[str, Any]) -> str:
 
 def fill_in(raw: dict[str, Any]) -> None:
     """Put what a raw configuration leaves out of `training`, and its kind of data has a default of its own for, into
-    it, and write out `memory: auto`. What is no section is left for the checks that follow. ConfigError when the
-    family is not known."""
+    it, with what a loss says of targets, and write out `memory: auto`. What is no section is left for the checks that
+    follow. ConfigError when the family is not known."""
     write_out(raw)
     training = raw.setdefault("training", {})
     if isinstance(training, dict):
-        for key, value in planning_of_family(_family_name(raw)).training.items():
+        planning = planning_of_family(_family_name(raw))
+        for key, value in planning.training.items():
             training.setdefault(key, value)
+        loss, data = training.get("loss"), raw.get("data")
+        if isinstance(loss, dict) and isinstance(data, dict) and data.get("targets") is None:
+            targets = planning.targets(str(data.get("name")), str(loss.get("name", LossSpec.name)))
+            data.update({} if targets is None else {"targets": targets})
 
 
 #: The sections that a regime may override.

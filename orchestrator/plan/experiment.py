@@ -28,6 +28,7 @@ def experiment_of(config: Config, regime: Regime, data_outline: AnyOutline, foun
         classes=outputs_of(config, data_outline, found),
         seed=config.seed,
         code=config.family.file_digests(config.model, found).code,
+        loss=config.domain.loss(config.training),
     )
 
 

@@ -113,7 +113,10 @@ class RegimeState:
         self.blocks = tuple(block.name for block in outline.blocks)
         self.stages = regime.layout(self.blocks)
         self.training_blocks = regime.in_training(self.blocks)
-        self.training = {stage.name: regime.stage_training(stage) for stage in self.stages}
+        # What the loss is, the experiment says.
+        self.training = {
+            stage.name: dataclasses.replace(regime.stage_training(stage), loss=None) for stage in self.stages
+        }
         #: What is asked for; stored boundaries have those of `boundaries`.
         self.views = config.domain.views(config.data)
         self.experiment = experiment_of(config, regime, inputs.data, inputs.found)

@@ -257,6 +257,7 @@ def _improvement(page: _Page, name: str) -> PageRow:
 def _scores(test: Metrics, validation: Metrics, quality: Quality) -> dict[str, str]:
     """Return the columns that say how good a model is."""
     return {
+        "score": quality.written(quality.value(test)),
         "accuracy": percent_text(test.get("accuracy"), 2),
         "token_accuracy": percent_text(test.get("token_accuracy"), 2),
         "perplexity": perplexity_text(test),

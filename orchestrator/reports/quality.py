@@ -1,7 +1,8 @@
 """Decide what regimes are judged by: the figure that leads, whether more of it is better, how it is written.
 
-Classifiers are read by accuracy; language models by the loss on held-out text (perplexity is the same figure, written
-otherwise); language models on questions with candidates by the share that is answered.
+Classifiers are read by accuracy, networks of other targets by F1, R² or their loss; language models by the loss on
+held-out text (perplexity is the same figure, written otherwise); language models on questions with candidates by the
+share that is answered.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 
 from orchestrator.reports.records import Metrics, StageSummary, Summary
 from orchestrator.reports.words import baseline_of
-from orchestrator.units import DASH, percent_text
+from orchestrator.units import DASH, metric_text
+from workers.domains.metrics import METRICS, MetricRow, gain, leading
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,21 @@ class Quality:
         return None if found is None else float(found)
 
     def written(self, value: float | None) -> str:
-        if self.metric == "accuracy":
-            return percent_text(value, 2)
-        return loss_text(value)
+        return metric_text(self.metric, value)
+
+    @property
+    def row(self) -> MetricRow:
+        """What the metric is called, and which of two values is better."""
+        return METRICS[self.metric]
+
+    @property
+    def perplexed(self) -> bool:
+        """Whether perplexity stands beside the metric."""
+        return self.text and self.metric == "loss"
 
     def gain(self, value: float, before: float) -> float:
         """Return how much better `value` is than `before`; negative where it is worse."""
-        return value - before if self.metric == "accuracy" else before - value
+        return gain(self.metric, value, before)
 
     def ranked(self, values: Mapping[str, float]) -> list[str]:
         """Return the names, the best first; equals in their own order."""
@@ -61,7 +71,9 @@ def quality_of(summary: Summary) -> Quality:
     # Before anything is scored, a network that is cut at its layers is most likely one of text.
     layered = not metrics and any(stage.layer is not None for stage in _stages(summary))
     text = task or layered or any("perplexity" in found for found in metrics)
-    return Quality("accuracy" if task or not text else "loss", text, task)
+    if text:
+        return Quality("accuracy" if task else "loss", text, task)
+    return Quality(leading({name for found in metrics for name in found}), text, task)
 
 
 def original_of(summary: Summary, split: str = "test") -> Metrics:

@@ -75,8 +75,11 @@ class EpochSummary:
 
     def figure(self, name: str) -> float | None:
         """Return a figure by its key in the file; None where the epoch has none of that name."""
-        value: float | None = getattr(self, name) if name in _OF_EPOCHS else self.others.get(name)
-        return value
+        if name in _OF_EPOCHS:
+            value: float | None = getattr(self, name)
+            return value
+        split, _, metric = name.partition("_")
+        return (self.validation or {}).get(metric) if split == "validation" else self.others.get(name)
 
 
 _OF_EPOCHS = frozenset(EpochSummary.__dataclass_fields__) - {"validation", "test", "test_auxiliary", "others"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.reports.commit_view import NO_FIGURES, CommitFigures, CommitView, maximum, shard_counts, sum_known
 from orchestrator.reports.records import EpochSummary, Metrics, StageEstimate, StageMeasured, StageSummary, WorkPlace
+from workers.domains.metrics import leading
 from workers.specs.results import HeldTimes, TimeSpent
 
 if TYPE_CHECKING:
@@ -140,12 +141,16 @@ def _is_auxiliary(figures: CommitFigures, path: tuple[str, ...]) -> bool:
 
 
 def _own_metrics(epoch: EpochSummary, assembled: Metrics) -> Metrics:
-    """Return the figures of the committed epoch, and the accuracy of the whole chain after the stage."""
+    """Return the figures of the committed epoch, and the score of the whole chain after the stage."""
+    validation = epoch.validation or {}
+    score = leading(validation)
     metrics: dict[str, float | None] = {
         "train_accuracy": epoch.train_accuracy,
         "validation_loss": epoch.validation_loss,
         "validation_accuracy": epoch.validation_accuracy,
         "assembled_accuracy": assembled.get("accuracy"),
+        f"validation_{score}": validation.get(score, epoch.figure(f"validation_{score}")),
+        f"assembled_{score}": assembled.get(score),
     }
     return {key: value for key, value in metrics.items() if value is not None}
 

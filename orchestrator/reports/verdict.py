@@ -100,11 +100,16 @@ def _points(score: BenchmarkScore, original: BenchmarkScore) -> str:
 
 
 def _score(quality: Quality, metrics: Metrics) -> str:
-    """`95.50 % test accuracy`, `a test loss of 2.1034 (perplexity 8.19)`."""
+    """`95.50 % test accuracy`, `a test loss of 2.1034 (perplexity 8.19)`, `a test R² of 0.8123`."""
     text = quality.written(quality.value(metrics))
     if quality.metric == "accuracy":
         return f"{text} test accuracy"
-    return f"a test loss of {text} (perplexity {perplexity_text(metrics)})"
+    return f"a test {quality.row.title} of {text}{_beside(quality, metrics)}"
+
+
+def _beside(quality: Quality, metrics: Metrics) -> str:
+    """What stands in brackets behind a figure: the perplexity of a language model's loss."""
+    return f" (perplexity {perplexity_text(metrics)})" if quality.perplexed else ""
 
 
 def _ranking(
@@ -118,30 +123,34 @@ def _ranking(
     top = values[ranked[0]]
     equal = [name for name in ranked if quality.written(values[name]) == quality.written(top)]
     behind = [name for name in ranked if name not in equal]
-    if quality.metric == "accuracy":
-        what = f"the best test accuracy, {quality.written(top)}"
-        others = [
-            f"{names[name]} {quality.written(values[name])} (−{100 * (top - values[name]):.2f} points)"
-            for name in behind
-        ]
-    else:
-        written = {name: perplexity_text(regimes[name].final.metrics) for name in ranked}
-        what = f"the lowest test loss, {quality.written(top)} (perplexity {written[ranked[0]]})"
-        others = [
-            f"{names[name]} {quality.written(values[name])} (+{values[name] - top:.4f}, perplexity {written[name]})"
-            for name in behind
-        ]
+    superlative = "the best" if quality.metric == "accuracy" else "the highest" if quality.row.higher else "the lowest"
+    finals = {name: regimes[name].final.metrics for name in ranked}
+    top_text = f"{quality.written(top)}{_beside(quality, finals[ranked[0]])}"
+    what = f"{superlative} test {quality.row.title}, {top_text}"
+    others = [
+        f"{names[name]} {quality.written(values[name])} ({_behind(quality, values[name], top, finals[name])})"
+        for name in behind
+    ]
     verb = "has" if len(equal) == 1 else "share"
     tail = f"; {', '.join(others)}" if others else ""
     sentences = [f"{listed([names[name] for name in equal])} {verb} {what}{tail}."]
-    if not quality.text:
+    if quality.metric == "accuracy" and not quality.text:
         return sentences + _noise(values, ranked, names, regimes[ranked[0]].final.rows)
     if behind:
-        # Neither tokens nor candidates are independent of each other: their number says nothing of the noise.
+        # Neither tokens nor candidates are independent of each other, and F1 and R² are no shares of samples: how many
+        # there are says nothing of the noise.
         sentences.append(
             "One seed is one seed: how much of these differences another seed would turn round was not measured."
         )
     return sentences
+
+
+def _behind(quality: Quality, value: float, top: float, metrics: Metrics) -> str:
+    """`−1.20 points`, `+0.0488, perplexity 8.19`, `−0.0312`."""
+    if quality.row.share:
+        return f"−{100 * (top - value):.2f} points"
+    text = f"{value - top:+.4f}".replace("-", "−")
+    return f"{text}, perplexity {perplexity_text(metrics)}" if quality.perplexed else text
 
 
 def _against_original(summary: Summary, quality: Quality, names: Mapping[str, str]) -> list[str]:
@@ -153,9 +162,9 @@ def _against_original(summary: Summary, quality: Quality, names: Mapping[str, st
     base = names[baseline] if baseline is not None else ""
     told = [f"{names[name]} is {gain_text(item, quality, base)}" for name, item in found.items()]
     before = original_of(summary)
-    beside = "" if quality.metric == "accuracy" else f" (perplexity {perplexity_text(before)})"
+    beside = _beside(quality, before)
     return [
-        f"The model as it came has a test {quality.metric} of {quality.written(quality.value(before))}{beside}: "
+        f"The model as it came has a test {quality.row.title} of {quality.written(quality.value(before))}{beside}: "
         f"{', '.join(told)}."
     ]
 
@@ -163,7 +172,7 @@ def _against_original(summary: Summary, quality: Quality, names: Mapping[str, st
 def gain_text(item: Improvement, quality: Quality, base: str) -> str:
     """`0.6912 better (99 % of End-to-end's improvement)`, `0.0488 worse`."""
     size = abs(item.gain)
-    gain = f"{100 * size:.2f} points" if quality.metric == "accuracy" else f"{size:.4f}"
+    gain = f"{100 * size:.2f} points" if quality.row.share else f"{size:.4f}"
     if item.gain <= 0:
         return f"{gain} worse" if item.gain else "no better"
     return f"{gain} better" + (

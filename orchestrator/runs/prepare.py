@@ -160,6 +160,15 @@ def _unfit(
 ) -> Iterator[Finding]:
     """What does not fit between chains and data, once for all regimes."""
     sample = config.domain.sample(config.data, data)
+    outputs = dict.fromkeys(outlines[regime.name].head.outputs[-1][-1] for regime in regimes)
+    wrong = [
+        finding
+        for count in outputs
+        for finding in config.domain.output_problems(config.data, data, config.training, count)
+    ]
+    if wrong:
+        yield from wrong
+        return
     found = (regime.family.fit_problems(regime.model, outlines[regime.name], sample) for regime in regimes)
     yield from dict.fromkeys(itertools.chain.from_iterable(found))
 

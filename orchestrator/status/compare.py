@@ -141,8 +141,8 @@ def show(found: Comparison, *, same: bool = False, stream: TextIO | None = None)
         console.print("no run has results yet")
     over, quality = found.over_seeds(), found.quality
     if over and quality is not None:
-        console.print(f"\ntest {quality.metric} over seeds")
-        print_rows(console, [seeds.HEADS, *seeds.cells(over, accuracy=quality.metric == "accuracy")])
+        console.print(f"\ntest {quality.row.title} over seeds")
+        print_rows(console, [seeds.HEADS, *seeds.cells(over, share=quality.row.share)])
         console.print(seeds.NOTE)
 
 

@@ -19,6 +19,7 @@ from orchestrator.sweeps.plan import Shared
 from orchestrator.sweeps.records import SweepSummary, TrialRegime, TrialSummary
 from orchestrator.sweeps.space import value_text
 from orchestrator.units import bytes_text, seconds_text
+from workers.domains.metrics import METRICS
 
 FRONT, REST, STOPPED = of_kind("segprop").shades[0], "#9aa5b1", "#c2571a"
 SERIES = ("#0e8a6d", "#c2571a", "#3b6fb6", "#8a5bb0", "#b08a2e", "#5f9e2f", "#2a9fa6", "#7c3610")
@@ -188,7 +189,7 @@ def _colour(regime: TrialRegime) -> str:
 
 
 def _writer(metric: Metric) -> FuncFormatter:
-    if metric.name.endswith("accuracy"):
+    if metric.split is not None and METRICS[metric.name].share:
         return FuncFormatter(lambda value, _: f"{100 * value:.4g} %")
     return FuncFormatter(lambda value, _: metric.written(value) if metric.split is None else f"{value:.4g}")
 

@@ -11,7 +11,8 @@ from cache_store.suggest import did_you_mean
 from orchestrator.reports.commit_view import CommitFigures
 from orchestrator.reports.records import Summary
 from orchestrator.reports.words import of_kind
-from orchestrator.units import DASH, bytes_text, count_text, percent_text, seconds_text
+from orchestrator.units import bytes_text, count_text, metric_text, seconds_text
+from workers.domains.metrics import METRICS
 
 MetricMode = Literal["max", "min"]
 
@@ -67,9 +68,7 @@ class Metric:
     def written(self, value: float | None) -> str:
         if self.split is None:
             return FIGURES[self.name](value)
-        if self.name.endswith("accuracy"):
-            return percent_text(value, 2)
-        return DASH if value is None else f"{value:.4f}"
+        return metric_text(self.name, value)
 
 
 def parse(key: str | None, mode: MetricMode | None, regimes: Mapping[str, str], *, names: Sequence[str]) -> Metric:
@@ -84,7 +83,7 @@ def parse(key: str | None, mode: MetricMode | None, regimes: Mapping[str, str], 
     if len(rest) == 1 and rest[0] in FIGURES:
         return Metric(regime, None, rest[0], mode or "min")
     if len(rest) == 2 and rest[0] in SPLITS and rest[1] in names:
-        return Metric(regime, rest[0], rest[1], mode or ("max" if rest[1].endswith("accuracy") else "min"))
+        return Metric(regime, rest[0], rest[1], mode or ("max" if METRICS[rest[1]].higher else "min"))
     raise ValueError(f"{key}: {_allowed(regime, rest, names)}")
 
 

@@ -23,6 +23,7 @@ from orchestrator.sweeps.metric import Metric
 from orchestrator.sweeps.records import NO_SHARING, DrawRecord, SweepSummary, TrialRegime, TrialSummary
 from orchestrator.sweeps.space import value_text
 from orchestrator.units import DASH, bytes_text, count_text, percent_text, ratio_text, seconds_text
+from workers.domains.metrics import METRICS, leading
 
 SCHEDULERS = {
     "all": "every trial runs to its end",
@@ -234,7 +235,7 @@ def _share(trial: TrialSummary, summary: SweepSummary) -> float | None:
 
 
 def _main_metric(regime: TrialRegime) -> str:
-    return "accuracy" if "accuracy" in regime.test or not regime.test else next(iter(regime.test))
+    return leading(regime.test)
 
 
 def _baselines(summary: SweepSummary) -> list[dict[str, Any]]:
@@ -274,7 +275,7 @@ def seed_rows(summary: SweepSummary) -> list[tuple[str, ...]]:
         if (value := regime.test.get(metric)) is not None
     ]
     baseline = next((name for _, name, regime in found if of_kind(regime.kind).baseline), None)
-    return seeds.cells(seeds.over_seeds(scores, baseline), accuracy=metric.endswith("accuracy"))
+    return seeds.cells(seeds.over_seeds(scores, baseline), share=METRICS[metric].share)
 
 
 def _others(trial: TrialSummary, summary: SweepSummary) -> str:

@@ -246,7 +246,7 @@ def _remembering(inspect: Callable[[AnyData, int], AnyOutline]) -> Callable[[Any
 def _metric(section: SweepConfig, document: Document, config: Config) -> Metric:
     kinds = {name: regime.kind for name, regime in config.regimes.items()}
     try:
-        return sweep_metric.parse(section.metric, section.mode, kinds, names=config.domain.metrics)
+        return sweep_metric.parse(section.metric, section.mode, kinds, names=config.domain.metrics(config.data))
     except ValueError as error:
         raise_problems(document.source, [document.problem(("sweep", "metric"), str(error))])
         raise
@@ -261,10 +261,11 @@ def _metric_problems(
         return [document.problem(("sweep", "metric"), f"{metric.key}: {names} have no regime {metric.regime}")]
     if section.scheduler.name == "all" or metric.split == "validation":
         return []
+    config = trials[0].prepared.config
+    allowed = ", ".join(f"{metric.regime}.validation.{name}" for name in config.domain.metrics(config.data))
     message = (
         f"{metric.key}: {section.scheduler.name} decides after every stage, and stages are judged on validation alone "
-        f"(deciding on test would spoil it); allowed: {metric.regime}.validation.accuracy, "
-        f"{metric.regime}.validation.loss"
+        f"(deciding on test would spoil it); allowed: {allowed}"
     )
     return [document.problem(("sweep", "metric"), message)]
 

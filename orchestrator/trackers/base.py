@@ -28,15 +28,16 @@ EPOCH_FIGURES = {
     "peak_device_reserved_bytes": "memory/peak_device_reserved_bytes",
     "peak_host_bytes": "memory/peak_host_bytes",
 }
+#: Metrics that a network may be judged by.
+SCORES = ("accuracy", "loss", "f1_micro", "r2")
 #: Metric of an epoch's own validation -> name of the figure.
-VALIDATION_FIGURES = {"perplexity": "validation/perplexity", "token_accuracy": "validation/token_accuracy"}
-#: Metrics of the test split after an epoch -> names of the figures.
-TEST_FIGURES = {
-    "test": {"accuracy": "test/accuracy", "loss": "test/loss"},
-    "test_auxiliary": {"accuracy": "test_auxiliary/accuracy", "loss": "test_auxiliary/loss"},
+VALIDATION_FIGURES = {
+    name: f"validation/{name}" for name in ("perplexity", "token_accuracy", "f1_micro", "f1_macro", "r2", "rmse", "mae")
 }
+#: Metrics of the test split after an epoch -> names of the figures.
+TEST_FIGURES = {split: {name: f"{split}/{name}" for name in SCORES} for split in ("test", "test_auxiliary")}
 #: Metric of the assembled network after a stage -> name of the figure.
-ASSEMBLED_FIGURES = {"accuracy": "assembled/accuracy", "loss": "assembled/loss", "perplexity": "assembled/perplexity"}
+ASSEMBLED_FIGURES = {name: f"assembled/{name}" for name in (*SCORES, "perplexity")}
 
 
 @dataclass(frozen=True)

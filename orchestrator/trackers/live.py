@@ -28,7 +28,7 @@ from typing import IO, Any
 
 from cache_store.storage.durable import open_appending, read_regular
 from orchestrator.reports.records import Summary
-from orchestrator.trackers.base import judged
+from orchestrator.trackers.base import SCORES, judged
 from orchestrator.trackers.services import Opening
 from orchestrator.trackers.tensorboard import LiveEvents
 from workers.control import Update
@@ -58,7 +58,7 @@ LIVE_FIGURES = {
     "misses": "snapshots/misses",
 }
 #: Metric of the assembled or final network -> name of the figure, behind `assembled/` or `test/`.
-_METRICS = ("loss", "accuracy", "perplexity")
+_METRICS = (*SCORES, "perplexity")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,11 @@ class LiveTracking:
             if stage is None or update.global_step is None:
                 continue
             if update.validated:
-                figures = {"validation/loss": update.validation_loss, "validation/accuracy": update.validation_accuracy}
+                figures = {
+                    "validation/loss": update.validation_loss,
+                    "validation/accuracy": update.validation_accuracy,
+                    **({} if update.score is None else {f"validation/{update.score}": update.validation_score}),
+                }
                 self._point(stage, "validation", stage.before + update.validated * stage.epoch_steps, figures)
             figures = {name: getattr(update, key) for key, name in LIVE_FIGURES.items()}
             self._point(stage, "train", stage.before + update.global_step, figures)
@@ -131,10 +135,7 @@ class LiveTracking:
                     continue
                 for count, epoch in enumerate(found.curve, 1):
                     last = stage.before + count * stage.epoch_steps
-                    figures = {
-                        "validation/loss": epoch.validation_loss,
-                        "validation/accuracy": epoch.validation_accuracy,
-                    }
+                    figures = {f"validation/{key}": epoch.figure(f"validation_{key}") for key in SCORES}
                     self._point(stage, "validation", last, figures)
                 whole = {f"assembled/{key}": found.assembled.get(key) for key in _METRICS} | judged(found)
                 self._point(stage, "assembled", last, whole)

@@ -18,7 +18,9 @@ MOST_KEPT, MOST_DRAWN = 4000, 160
 #: Figures in the order of the page; others follow by name.
 FIRST = (
     *("train/loss", "validation/loss", "train/accuracy", "validation/accuracy"),
-    *("assembled/accuracy", "assembled/loss", "test/accuracy", "test/loss"),
+    *("validation/f1_micro", "validation/r2"),
+    *("assembled/accuracy", "assembled/f1_micro", "assembled/r2", "assembled/loss"),
+    *("test/accuracy", "test/f1_micro", "test/r2", "test/loss"),
     *("train/learning_rate", "train/gradient_norm", "train/samples_per_second", "train/tokens_per_second"),
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ class Rows:
     """Some samples on the host: which, what is to be predicted, and what their shape needs to be known."""
 
     index: np.ndarray
-    #: Images: classes (B,) int64. Text: next tokens (N,) int64 of the positions that count.
+    #: Images: classes (B,) int64, or targets of another kind (B, …). Text: next tokens (N,) int64 of the positions that
+    #: count.
     targets: Tensor
     #: Text: the padded batch; None for images.
     text: Any = None
@@ -75,7 +76,7 @@ class Scorer(Protocol):
         """Take in the path's output for one batch."""
 
     def metrics(self) -> dict[str, float]:
-        """At least `loss` and `accuracy` (0..1). The only synchronization with the device."""
+        """At least `loss` and what the domain's `monitor` names. The only synchronization with the device."""
 
     def by_class(self) -> ByClass | None:
         """How single classes fared; None where that was not counted. Waits for the device."""
@@ -131,8 +132,8 @@ class FamilyParts:
 class Domain(Protocol):
     """Images or text. One object serves one task."""
 
-    #: Which validation metric chooses epochs: `accuracy` (higher is better) or `loss` (lower is).
-    monitor: Literal["accuracy", "loss"]
+    #: Which validation metric chooses epochs, a key of `workers.domains.metrics.METRICS`.
+    monitor: str
     #: What a sample and a row of a snapshot set are called.
     unit: str
     row_unit: str

@@ -15,7 +15,7 @@ from cache_store.errors import ConfigError
 from workers.models.base import Finding
 from workers.models.counting import Shape
 from workers.specs.data_results import DataFigures
-from workers.specs.experiment import ImageSpec
+from workers.specs.experiment import ImageSpec, LossSpec, TargetKind, TrainSpec
 from workers.specs.language import CausalLMSpec, LabelledTextSpec, TextSpec
 from workers.specs.tasks import DataTask
 
@@ -69,10 +69,32 @@ class DomainPlanning(ABC, Generic[DataT, OutlineT]):
     evaluation_batch: ClassVar[int]
     #: Packages that prepare the data: another version of one may give other samples.
     libraries: ClassVar[tuple[str, ...]]
-    #: Metrics of an evaluation; the first is the one that trials of a sweep are compared by.
-    metrics: ClassVar[tuple[str, ...]]
     #: Settings of `training` that are other than `TrainSpec` says where nothing is said.
     training: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+
+    @abstractmethod
+    def metrics(self, data: DataT) -> tuple[str, ...]:
+        """Metrics of an evaluation, keys of `workers.domains.metrics.METRICS`; the first is the one that trials of a
+        sweep are compared by."""
+
+    def targets(self, name: str, loss: str) -> TargetKind | None:
+        """What `data.targets` of a data set of this name is where nothing is said, for a loss of this name; None to
+        leave it open."""
+        return None
+
+    def loss_refusals(self, data: DataT, train: TrainSpec) -> Iterator[Finding]:
+        """What is wrong with `training.loss`, and with settings that depend on it. The keys are those of the
+        configuration."""
+        if train.loss is not None:
+            yield ("training", "loss"), "is for images and data of your own; a language model has its own loss"
+
+    def loss(self, train: TrainSpec) -> LossSpec | None:
+        """The loss as tasks name it; None where it is the domain's own."""
+        return None
+
+    def output_problems(self, data: DataT, outline: OutlineT, train: TrainSpec, outputs: int) -> Iterator[Finding]:
+        """What does not fit between targets, loss and a head of so many outputs."""
+        yield from ()
 
     @abstractmethod
     def inspect(self, data: DataT, seed: int) -> OutlineT:

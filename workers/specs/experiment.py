@@ -30,6 +30,9 @@ ViTName = Literal["vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"]
 VGGName = Literal["vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"]
 ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "resnext50_32x4d"]
 
+#: What a sample's target is; the rows are `workers.data.images.targets.TARGETS`.
+TargetKind = Literal["classes", "labels", "numbers", "given"]
+
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 
 
@@ -167,10 +170,10 @@ class HFImageSpec(ModelSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
-    """An image classification data set and the views made of it."""
+    """A data set of images, or of samples of your own, and the views made of it."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
-    LATER: ClassVar[tuple[str, ...]] = ("build", "args", "sample", "classes")
+    LATER: ClassVar[tuple[str, ...]] = ("build", "args", "sample", "classes", "targets")
 
     name: Literal["digits", "cifar10", "cifar100", "folder", "python"]
     #: cifar: a folder or file of Parquet as on the Hugging Face hub, or torchvision's download folder.
@@ -200,7 +203,7 @@ class ImageSpec:
     #: Use only this many training / test samples, chosen by seed (None: all).
     train_limit: Annotated[int, Ge(1)] | None = None
     test_limit: Annotated[int, Ge(1)] | None = None
-    #: python: `module:function`, which returns `{"train": …, "test": …}`, data sets of (tensor, class), and may add
+    #: python: `module:function`, which returns `{"train": …, "test": …}`, data sets of (tensor, target), and may add
     #: `"validation"` (docs/own-network.md). Samples are taken as they are: image_size, resize, augment and views do not
     #: count.
     build: str | None = None
@@ -208,8 +211,13 @@ class ImageSpec:
     args: dict[str, Any] | None = None
     #: python: shape of one sample. null: that of the first.
     sample: tuple[Annotated[int, Ge(1)], ...] | None = None
-    #: python: number of classes. null: as the data set's `classes` says, or the largest class there is.
+    #: python: number of classes. null: as the data set's `classes` says, or the largest class there is. Of other
+    #: targets the number of outputs that the head has for them; null: as many as a target has.
     classes: Annotated[int, Ge(1), Le(1 << 24)] | None = None
+    #: python: what a target is. classes: a whole number. labels: a value of 0 to 1 for each of several labels. numbers:
+    #: one number or several. given: a number or array, as it is. null: what `training.loss` takes, for a loss of your
+    #: own given. It decides the metric, too: accuracy, micro-averaged F1, R², and for given the loss alone.
+    targets: TargetKind | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,14 +264,40 @@ class ExitSpec:
     #: Stop when the monitored metric has not improved by `min_delta` for this many epochs.
     plateau: Annotated[int, Ge(1)] | None = None
     min_delta: Annotated[float, Ge(0)] = 0.0
-    #: Stop when validation accuracy (0..1) reaches this.
+    #: Stop when validation accuracy (0..1) reaches this; of other targets than classes F1 or R².
     target: Annotated[float, Gt(0), Le(1)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSpec:
+    """What training makes small, the same for all regimes (docs/own-network.md)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    LATER: ClassVar[tuple[str, ...]] = ("delta", "build", "args", "path", "code")
+
+    #: cross_entropy: one class a sample. multi_label: binary cross-entropy with logits, the mean over labels. mse,
+    #: huber: the mean over outputs. python: a function of your own.
+    name: Literal["cross_entropy", "multi_label", "mse", "huber", "python"] = "cross_entropy"
+    #: huber: where the square ends and the line begins. null: 1.
+    delta: Annotated[float, Gt(0)] | None = None
+    #: python: `module:function`, called with the head's outputs (B, outputs) in float32 and the targets of B samples;
+    #: returns their mean loss.
+    build: str | None = None
+    #: python: more arguments of that function, by name.
+    args: dict[str, Any] | None = None
+    #: python: folder that the module lies in; null: that of the configuration.
+    path: str | None = None
+    #: sha256 of the source that the function comes from: a run with other source is refused. In tasks always given.
+    code: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    LATER: ClassVar[tuple[str, ...]] = ("loss",)
 
+    #: Of images and data of your own; null: cross_entropy. In tasks it is a part of the experiment.
+    loss: LossSpec | None = None
     epochs: Annotated[int, Ge(1), Le(1_000_000)] = 400
     batch_size: Annotated[int, Ge(1), Le(1 << 24)] = 256
     #: Micro-batches per optimizer step; batch_size must be a multiple.
@@ -316,10 +350,14 @@ class TrainSpec:
 class Experiment:
     """What all nodes of a regime share: the chain, the data and the seed."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("loss",)
+
     model: ModelSpec
     data: ImageSpec | TextSpec | LabelledTextSpec
-    #: Classes, or the size of the vocabulary.
+    #: Classes, or the size of the vocabulary; of other targets the outputs that the head has for them.
     classes: int
     seed: int
     #: Digest of the model code that comes with a trusted checkpoint.
     code: str | None = None
+    #: None: cross-entropy.
+    loss: LossSpec | None = None

@@ -108,7 +108,8 @@ class EpochFigures(Record):
     #: None where the domain does not count it.
     train_accuracy: float | None
     validation_loss: float
-    validation_accuracy: float
+    #: None where targets are no classes; what they are scored by is in `validation`.
+    validation_accuracy: float | None
     #: All metrics of the domain.
     validation: Mapping[str, float] = field(default_factory=dict)
     lr: float
@@ -125,6 +126,14 @@ class EpochFigures(Record):
     peak_device_bytes: int | None = None
     peak_device_reserved_bytes: int | None = None
     peak_host_bytes: int | None = None
+
+    def validation_of(self, metric: str) -> float:
+        """Return a metric of the validation split. KeyError where it was not counted."""
+        known = {"loss": self.validation_loss, "accuracy": self.validation_accuracy, **self.validation}
+        value = known[metric]
+        if value is None:
+            raise KeyError(metric)
+        return value
 
     def to_json(self) -> dict[str, Any]:
         named = {"rate": f"{self.unit}_per_s"}
@@ -156,11 +165,13 @@ class NodeFigures(Record):
     committed_epoch: int | None = None
 
     def score(self) -> Mapping[str, float]:
-        """Return `loss` and `accuracy` of an evaluation, or of a stage's weights on the validation split; else {}."""
+        """Return the metrics of an evaluation, or of a stage's weights on the validation split; else {}."""
         if self.metrics or not self.epochs:
             return self.metrics
         committed = self.epochs[min(self.committed_epoch or 0, len(self.epochs) - 1)]
-        return committed.validation or {"loss": committed.validation_loss, "accuracy": committed.validation_accuracy}
+        accuracy = committed.validation_accuracy
+        plain = {"loss": committed.validation_loss, **({} if accuracy is None else {"accuracy": accuracy})}
+        return committed.validation or plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -409,7 +420,7 @@ class ByClass(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateResult(Record):
-    """Scores of an assembled chain: at least mean cross-entropy (`loss`) and `accuracy` (0..1)."""
+    """Scores of an assembled chain: at least its mean `loss`; of classes and of text `accuracy` (0..1), too."""
 
     OMITTED = ("by_class",)
 

@@ -21,8 +21,7 @@ def evaluate(
     environment: WorkerEnvironment,
     attempt: Attempt,
 ) -> Commit:
-    """The domain's metrics over the split: at least mean cross-entropy (`loss`) and `accuracy` (0..1); and how single
-    classes fared."""
+    """The domain's metrics over the split, the mean `loss` among them; and how single classes fared."""
     started = time.monotonic()
     device = environment.device
     domain = domain_of(task.experiment)

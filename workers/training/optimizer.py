@@ -26,6 +26,7 @@ from workers.training.updates.active_parts import active_parts, turn_of
 from workers.training.updates.eight_bit import adamw8bit
 from workers.training.updates.four_bit import adamw4bit, is_packed, plain_state
 from workers.training.updates.low_precision import LOW_PRECISION, Swallowed, share_of
+from workers.training.updates.reached import check_loss, check_reached
 
 
 def _sgd(spec: OptimizerSpec, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -109,6 +110,8 @@ class StageStep:
         self.optimizer = made or build_optimizer(train.optimizer, parameters, self._seed)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
         self._train, self._path, self._domain, self._device, self._gang = train, path, domain, device, gang
+        # Where gradients stay with their parameters; all ranks of a gang run the same code, so one device tells.
+        self._stage, self._unchecked = task.name, made is None and gang.size == 1
         self._forward: Callable[..., Any] = torch.compile(path.module) if train.compile else path.module
         replicated = gang.size > 1 and not gang.shards
         self._gradients = GradientSum(path.parameters) if replicated else None
@@ -153,6 +156,8 @@ class StageStep:
         """Add the gradients of one micro-batch, weighted by its share of the step; returns its loss (on the device)."""
         batch = micro.batch
         loss, correct = self._loss(micro)
+        if self._unchecked:
+            check_loss(self._stage, loss)
         if batch.counts:
             sums.add(loss, correct, len(batch.targets))
         weight = micro.share * self._gang.loss_scale
@@ -199,6 +204,9 @@ class StageStep:
             return
         if self._tiered is not None:
             self._tiered.gather()
+        if self._unchecked:
+            check_reached(self._stage, self._path.active)
+            self._unchecked = False
         if self._train.clip is not None:
             self.scaler.unscale_(self.optimizer)
             self.gradient_norm = torch.nn.utils.clip_grad_norm_(self._updated(), self._train.clip)

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
+from workers.domains.metrics import METRICS
 from workers.specs.experiment import TrainSpec
 from workers.specs.results import EpochFigures
 
-#: The validation metric that chooses epochs: classifiers are judged by accuracy, language models by loss.
-Monitor = Literal["accuracy", "loss"]
 
-
-def _quality(epoch: EpochFigures, monitor: Monitor) -> tuple[float, float]:
-    """Higher is better; the other metric decides between equals."""
+def _quality(epoch: EpochFigures, monitor: str) -> tuple[float, float]:
+    """Higher is better; between equals the loss decides, between equal losses accuracy where it is counted."""
     accuracy, loss = epoch.validation_accuracy, epoch.validation_loss
-    return (accuracy, -loss) if monitor == "accuracy" else (-loss, accuracy)
+    if monitor == "loss":
+        return -loss, accuracy or 0.0
+    value = epoch.validation_of(monitor)
+    return (value if METRICS[monitor].higher else -value, -loss)
 
 
-def is_better(history: Sequence[EpochFigures], best_epoch: int | None, monitor: Monitor = "accuracy") -> bool:
+def is_better(history: Sequence[EpochFigures], best_epoch: int | None, monitor: str = "accuracy") -> bool:
     """Say whether the newest epoch beats the best one so far (ties keep the earlier)."""
     return best_epoch is None or _quality(history[-1], monitor) > _quality(history[best_epoch], monitor)
 
 
 def exit_reason(
-    train: TrainSpec, history: Sequence[EpochFigures], steps: int, total_steps: int, monitor: Monitor = "accuracy"
+    train: TrainSpec, history: Sequence[EpochFigures], steps: int, total_steps: int, monitor: str = "accuracy"
 ) -> str | None:
     """Say why the stage ends after its newest epoch (`target`, `plateau`, `steps`, `epochs`), or None to go on."""
     exit_ = train.exit
     values = [_quality(epoch, monitor)[0] for epoch in history]
-    if exit_.target is not None and history[-1].validation_accuracy >= exit_.target:
+    if exit_.target is not None and _reached(history[-1], monitor) >= exit_.target:
         return "target"
     if exit_.plateau is not None and _epochs_without_improvement(values, exit_.min_delta) >= exit_.plateau:
         return "plateau"
@@ -38,6 +38,11 @@ def exit_reason(
     if steps >= total_steps:
         return "steps"
     return None
+
+
+def _reached(epoch: EpochFigures, monitor: str) -> float:
+    """What a target is compared with: accuracy, of language too, or the score that stands in its place."""
+    return epoch.validation_of("accuracy" if monitor == "loss" else monitor)
 
 
 def _epochs_without_improvement(values: Sequence[float], min_delta: float) -> int:

@@ -207,7 +207,7 @@ class StageTrainer:
             train_loss=train_loss,
             train_accuracy=train_accuracy,
             validation_loss=validation["loss"],
-            validation_accuracy=validation["accuracy"],
+            validation_accuracy=validation.get("accuracy"),
             validation=validation,
             lr=self._rate(progress.global_step - 1),
             seconds=seconds,
@@ -356,6 +356,7 @@ class StageTrainer:
         done = progress.epoch * self.inputs.per_epoch + progress.step
         rate = progress.step / max(epoch.clock.seconds(), 1e-9)
         counters = self.inputs.counters() if self.inputs.boundaries else None
+        score = None if self.domain.monitor in ("accuracy", "loss") else self.domain.monitor
         return Update(
             phase="train",
             epoch=progress.epoch + 1,
@@ -383,6 +384,8 @@ class StageTrainer:
             validated=len(progress.history),
             validation_loss=None if last is None else last.validation_loss,
             validation_accuracy=None if last is None else last.validation_accuracy,
+            score=score,
+            validation_score=None if last is None or score is None else last.validation_of(score),
         )
 
     def _check_finite(self, bad_step: Tensor) -> None:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from cache_store.errors import ConfigError, UserError
 from orchestrator.config.messages import validated
 from orchestrator.config.precision import settle
-from orchestrator.config.rules import base, blocks, gangs, judged, measured, models
+from orchestrator.config.rules import base, blocks, gangs, judged, losses, measured, models
 from orchestrator.config.schema import (
     MEMORY,
     OVERRIDES,
@@ -81,7 +81,7 @@ def check(document: Document) -> Checked:
     found: object | None = None
     inspected = False
     if config is None:
-        data = _section(kind.model_fields["data"].annotation, document, "data")
+        data = _section(kind.model_fields["data"].annotation, raw, "data")
     else:
         data = config.data
         resolved = _resolve_regimes(config, findings)
@@ -107,10 +107,10 @@ def _unknown_family(document: Document, raw: Any, error: ConfigError) -> Checked
     return Checked(document, problems, None, None, None, inspected=False)
 
 
-def _section(kind: Any, document: Document, key: str) -> Any:
+def _section(kind: Any, raw: Any, key: str) -> Any:
     """One section when it is sound on its own, else None."""
     try:
-        return validate(kind, document.data.get(key, {}))
+        return validate(kind, raw.get(key, {}))
     except ValidationError:
         return None
 
@@ -128,6 +128,7 @@ def _rules(
 ) -> Iterator[Finding]:
     """All rules. Those about the chain are left out where `wrong` says why there is none."""
     yield from config.domain.problems(config.data)
+    yield from config.domain.loss_refusals(config.data, config.training)
     yield from base.stores(config)
     yield from base.pipelines(config)
     yield from base.variants(config)
@@ -142,6 +143,7 @@ def _rules(
     for regime in regimes.values():
         yield from models.refused(config, regime)
         yield from base.run_exit(config, regime)
+        yield from losses.regime(config, regime)
         if wrong is None and sample is not None:
             yield from models.chain(config, regime, found, sample)
         yield from base.trainings(config, regime)

@@ -20,6 +20,7 @@ READ: tuple[KeyPath, ...] = (
     ("data", "path"),
     ("model", "path"),
     ("model", "weights"),
+    ("training", "loss", "path"),
     ("evaluation", "judge", "data"),
 )
 

@@ -15,14 +15,15 @@ from orchestrator.reports.figures.svg import INK, MUTED, PANEL, STYLE, colours, 
 from orchestrator.reports.quality import Quality
 from orchestrator.reports.records import RegimeSummary, StageSummary
 from orchestrator.reports.words import is_baseline, of_kind
+from workers.domains.metrics import METRICS
 
 #: Characters of a stage's label that fit side by side over the wide one of the learning curves' panels.
 _LABEL_CHARACTERS = 96
 
 
 def learning_curves(regimes: Mapping[str, RegimeSummary], titles: Mapping[str, str], quality: Quality) -> str | None:
-    """Draw one row per regime, stages one after the other; accuracy on the left and loss on the right, of language
-    models the other way round."""
+    """Draw one row per regime, stages one after the other; accuracy, or what networks are judged by in its place, on
+    the left and loss on the right, of language models the other way round."""
     shown = {name: regime for name, regime in regimes.items() if any(stage.curve for stage in regime.stages)}
     if not shown:
         return None
@@ -30,29 +31,32 @@ def learning_curves(regimes: Mapping[str, RegimeSummary], titles: Mapping[str, s
     longest = max(sum(len(stage.curve) for stage in regime.stages) for regime in shown.values())
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11.4, 0.5 + 2.55 * len(shown)), layout=spacious())
-        grid = figure.subplots(len(shown), 2, squeeze=False, width_ratios=(3, 2))
         top = _loss_ceiling(shown)
-        metrics = ("loss", "accuracy") if quality.text else ("accuracy", "loss")
-        bottom = _loss_floor(shown, top) if quality.text else 0.0
+        score = "accuracy" if quality.text else quality.metric
+        metrics = tuple(dict.fromkeys(("loss", score) if quality.text else (score, "loss")))
+        grid = figure.subplots(len(shown), len(metrics), squeeze=False, width_ratios=(3, 2)[: len(metrics)])
+        bottom = _loss_floor(shown, top) if quality.text else min(0.0, *_values(shown, "loss"), 0.0)
         for row, (name, regime) in enumerate(shown.items()):
             panels = dict(zip(metrics, grid[row], strict=True))
-            accuracy, loss = panels["accuracy"], panels["loss"]
-            loss.set_ylim(bottom, top)
+            panels["loss"].set_ylim(bottom, top)
             _Row(panels, slug(name), palette[name], regime, longest).draw()
             grid[row][0].set_title(titles[name], loc="left", fontweight="bold", color=palette[name], pad=18)
-            grid[row][0].set_ylabel(metrics[0])
-            grid[row][1].set_title(metrics[1], loc="left", color=MUTED, fontsize=10, pad=18)
-            accuracy.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
-            for axes in (accuracy, loss):
+            grid[row][0].set_ylabel(METRICS[metrics[0]].title)
+            for metric, axes in panels.items():
+                if axes is not grid[row][0]:
+                    axes.set_title(METRICS[metric].title, loc="left", color=MUTED, fontsize=10, pad=18)
+                if METRICS[metric].share:
+                    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
                 axes.set_xlim(0.5, longest + 0.5)
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
                 axes.grid(axis="x", visible=False)
                 if row == len(shown) - 1:
                     axes.set_xlabel("epoch, counted over all stages")
-        floor, ceiling = _accuracy_limits(shown)
+        floor, ceiling = _score_limits(shown, score)
         reference = _reference(shown, metrics[0])
         for row, regime in enumerate(shown.values()):
-            grid[row][metrics.index("accuracy")].set_ylim(floor, ceiling + 0.03 * (ceiling - floor))
+            if score != "loss":
+                grid[row][metrics.index(score)].set_ylim(floor, ceiling + 0.03 * (ceiling - floor))
             if reference is not None and not is_baseline(regime):
                 value, colour = reference
                 grid[row][0].axhline(value, color=colour, lw=1, alpha=0.6, zorder=1)
@@ -262,9 +266,12 @@ def _values(regimes: Mapping[str, RegimeSummary], metric: str) -> list[float]:
     ]
 
 
-def _accuracy_limits(regimes: Mapping[str, RegimeSummary]) -> tuple[float, float]:
-    """Up to 100 %, unless the best is so far below that the curves would lie flat on the floor."""
-    values = _values(regimes, "accuracy")
+def _score_limits(regimes: Mapping[str, RegimeSummary], score: str) -> tuple[float, float]:
+    """Up to 100 % (R²: 1), unless the best is so far below that the curves would lie flat on the floor. Of an R² below
+    zero, which has no end, nothing is shown below −1."""
+    values = _values(regimes, score)
+    if not METRICS[score].share and min(values, default=0.0) < 0:
+        return max(-1.0, min(values) - 0.02), 1.0
     floor = max(0.0, int(10 * min(values, default=0.0)) / 10 - 0.02)
     best = max(values, default=1.0)
     if best >= 0.6 or best <= 0:

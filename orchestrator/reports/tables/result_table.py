@@ -89,12 +89,12 @@ def _result_rows(summary: Summary) -> list[list[str]]:
     memory = MemoryBasis(summary)
     quality = quality_of(summary)
     gains = improvements(summary, quality)
-    short = "acc." if quality.metric == "accuracy" else "loss"
+    short = quality.row.short
     yardstick, judged = baseline_of(summary) or "e2e", benchmarks.asked_of(summary)
     header = [
         "regime",
         f"test {short}",
-        *(["perplexity"] if quality.metric == "loss" else []),
+        *(["perplexity"] if quality.perplexed else []),
         f"val. {short}",
         *([f"of {yardstick}'s gain"] if gains else []),
         "peak device memory" if memory.device else "peak host growth",
@@ -147,5 +147,5 @@ def _stages(regime: RegimeSummary) -> str:
 
 
 def _scores(test: Metrics, validation: Metrics, quality: Quality) -> list[str]:
-    beside = [perplexity_text(test)] if quality.metric == "loss" else []
+    beside = [perplexity_text(test)] if quality.perplexed else []
     return [quality.written(quality.value(test)), *beside, quality.written(quality.value(validation))]

@@ -100,9 +100,9 @@ def _difference(
     return Difference(other[1] if within else other[0], len(pairs), mean, interval)
 
 
-def cells(rows: Sequence[SeedRow], *, accuracy: bool) -> list[tuple[str, ...]]:
-    """Write rows as texts under `HEADS`; accuracies in percent and points, losses as they are."""
-    one, gap = _FORMS[accuracy]
+def cells(rows: Sequence[SeedRow], *, share: bool) -> list[tuple[str, ...]]:
+    """Write rows as texts under `HEADS`; shares of one in percent and points, other metrics as they are."""
+    one, gap = _FORMS[share]
     lines: list[tuple[str, ...]] = []
     for row in rows:
         difference, verdict, interval = DASH, "", DASH

@@ -68,6 +68,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     ),
     "arguments of a function that a user wrote or names": (
         "workers.specs.experiment.ImageSpec.args",
+        "workers.specs.experiment.LossSpec.args",
         "workers.specs.experiment.PythonSpec.args",
         "workers.specs.experiment.TimmSpec.args",
         "workers.specs.experiment.TorchvisionSpec.args",

@@ -63,6 +63,7 @@ def outline_of(data: ImageSpec, source: ImageFiles) -> DataOutline:
         std=facts.std,
         held_out=source.held_out,
         skipped=source.skipped,
+        target=source.target,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workers.data.images.facts import Triple
+from workers.data.images.targets import CLASSES, Target
 
 #: Fingerprint of a data set that is still to be downloaded.
 NOT_HERE = "not downloaded"
@@ -18,7 +19,7 @@ class DataOutline:
     and where `test_rows` is 0, a test split is chosen among train's rows. `skipped`: files that are no images, counted
     by suffix. `native` is the shape of a sample as stored by `prepare`, of images (C, H, W); `fingerprint` (sha256,
     hex) changes when a file is added, removed, renamed or gets another content; `mean` and `std` normalise pixels
-    scaled to 0..1.
+    scaled to 0..1. `classes`: of targets that are no classes the outputs that the head has for them.
     """
 
     classes: int
@@ -31,3 +32,4 @@ class DataOutline:
     std: Triple
     held_out: int = 0
     skipped: tuple[tuple[str, int], ...] = ()
+    target: Target = CLASSES

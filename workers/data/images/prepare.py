@@ -41,12 +41,12 @@ def prepare(
 ) -> ImageDataResult:
     """Decode what is not in the store yet.
 
-    Rows are image uint8 (3, H, W) and label int64 (), in the order of
-    the files. Images of `folder` are turned as their EXIF data say, have their short side resized to `resize`
-    (antialiased bilinear, torchvision's v2 on Pillow images) and the centre square cut out. `progress(done=, total=,
-    unit="images")` counts both splits. Raises DataError: a corrupt image (file and row), an image of the wrong size, a
-    label that is missing or out of range (file, row, allowed range); the files' fingerprint is not `fingerprint`,
-    where one is given.
+    Rows are image uint8 (3, H, W) and label int64 () (samples and targets of a user's own: of their shapes and types),
+    in the order of the files. Images of `folder` are turned as their EXIF data say, have their short side resized to
+    `resize` (antialiased bilinear, torchvision's v2 on Pillow images) and the centre square cut out. `progress(done=,
+    total=, unit="images")` counts both splits. Raises DataError: a corrupt image (file and row), an image of the wrong
+    size, a label that is missing or out of range (file, row, allowed range); the files' fingerprint is not
+    `fingerprint`, where one is given.
     """
     source = locate(data)
     outline = outline_of(data, source)
@@ -83,7 +83,7 @@ def _fill(target: SnapshotSet, split: Split, decoder: Decoder, counter: Progress
         for shard in missing:
             rows = spec.shard_range(shard)
             images = np.empty((len(rows), *spec.fields[0].shape), dtype=spec.fields[0].dtype)
-            labels = np.empty(len(rows), dtype=np.int64)
+            labels = np.empty((len(rows), *spec.fields[1].shape), dtype=spec.fields[1].dtype)
             for count in decoder.decode(split, rows, images, labels):
                 counter.add(count)
             target.put(shard, (images, labels))
@@ -97,7 +97,8 @@ def set_spec(data: ImageSpec, source: ImageFiles, outline: DataOutline, split: S
     if IMAGE_FORMATS[data.name].facts.side is None:
         decoder["resize"] = outline.native[1]
     rows = source.rows(split)
-    row_bytes = int(np.prod(outline.native)) * np.dtype(source.dtype).itemsize + 8
+    label = Field("label", outline.target.dtype, outline.target.shape)
+    row_bytes = int(np.prod(outline.native)) * np.dtype(source.dtype).itemsize + label.bytes
     shard_rows = min(rows, rows_per_shard(row_bytes, SHARD_BYTES, 1))
     return SetSpec(
         key={
@@ -108,7 +109,7 @@ def set_spec(data: ImageSpec, source: ImageFiles, outline: DataOutline, split: S
             "decoder": decoder,
         },
         rows=rows,
-        fields=(Field("image", source.dtype, outline.native), Field("label", "int64", ())),
+        fields=(Field("image", source.dtype, outline.native), label),
         group_rows=shard_rows,
         shard_rows=shard_rows,
     )

@@ -33,9 +33,10 @@ SET_OF = {"train": "train", "validation": "train", "test": "test"}
 class ImageSource:
     """One split of a prepared data set.
 
-    `rows` samples; `labels` int64 (rows,); `classes`. `batch` gives images under a view. A set of at most
-    `cache_bytes` is held in memory, once in a process; a larger one stays mapped from the store. Shards that
-    are missing or damaged are decoded again from the data set's files. Not for use by two threads at once.
+    `rows` samples; `labels` int64 (rows,), of targets that are no classes (rows, …) of their type; `classes`. `batch`
+    gives images under a view. A set of at most `cache_bytes` is held in memory, once in a process; a larger one stays
+    mapped from the store. Shards that are missing or damaged are decoded again from the data set's files. Not for use
+    by two threads at once.
     """
 
     def __init__(
@@ -120,7 +121,8 @@ class _PreparedSet:
         self._memory: Tensor | None = None
         self._cache_bytes = cache_bytes
         self._held = spec.rows * int(np.prod(self._shape)) * self._dtype.itemsize <= cache_bytes
-        self.labels = np.empty(spec.rows, dtype=np.int64)
+        label = spec.fields[1]
+        self.labels = np.empty((spec.rows, *label.shape), dtype=label.dtype)
         for shard in range(spec.shards):
             rows = spec.shard_range(shard)
             self.labels[rows.start : rows.stop] = self._read(shard, 1)

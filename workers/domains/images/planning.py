@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from workers.data.images.targets import TARGETS, kind_for
 from workers.domains.planning import DomainPlanning, LoadSeconds, SplitRows
 from workers.models.base import Finding
 from workers.models.counting import Shape
-from workers.specs.experiment import ImageSpec
+from workers.specs.experiment import ImageSpec, LossSpec, TargetKind, TrainSpec
 from workers.specs.language import CausalLMSpec
 from workers.specs.tasks import DataTask
 
@@ -30,7 +31,30 @@ class ImagePlanning(DomainPlanning[ImageSpec, "DataOutline"]):
     libraries = ("numpy", "pillow")
     group_rows = 256
     evaluation_batch = 512
-    metrics = ("accuracy", "loss")
+
+    def metrics(self, data: ImageSpec) -> tuple[str, ...]:
+        return TARGETS[data.targets or "classes"].metrics
+
+    def targets(self, name: str, loss: str) -> TargetKind | None:
+        kind = kind_for(loss) if name == "python" else "classes"
+        return None if kind == "classes" else kind
+
+    def loss_refusals(self, data: ImageSpec, train: TrainSpec) -> Iterator[Finding]:
+        from workers.domains.images.objective import problems
+
+        yield from problems(data, train)
+
+    def loss(self, train: TrainSpec) -> LossSpec | None:
+        from workers.domains.images.objective import settled
+
+        return settled(train.loss)
+
+    def output_problems(
+        self, data: ImageSpec, outline: DataOutline, train: TrainSpec, outputs: int
+    ) -> Iterator[Finding]:
+        from workers.domains.images.objective import output_problems
+
+        yield from output_problems(outline, train, outputs)
 
     def inspect(self, data: ImageSpec, seed: int) -> DataOutline:
         from workers.data.images.inspect import inspect
@@ -86,7 +110,7 @@ class ImagePlanning(DomainPlanning[ImageSpec, "DataOutline"]):
         return LoadSeconds(_view_seconds(data.augment, data.image_size), _view_seconds("none", data.image_size))
 
     def without_files(self, data: ImageSpec, outline: DataOutline) -> ImageSpec:
-        alone = replace(data, path=None, download=False)
+        alone = replace(data, path=None, download=False, targets=_stored_kind(data))
         if not _own(data):
             return alone
         return replace(alone, build=None, args=None, classes=None, augment="none", sample=outline.native)
@@ -104,6 +128,7 @@ class ImagePlanning(DomainPlanning[ImageSpec, "DataOutline"]):
             args=data.args,
             sample=data.sample,
             classes=data.classes,
+            targets=_stored_kind(data),
         )
         return DataTask(data=decoded, fingerprint=fingerprint)
 
@@ -151,6 +176,12 @@ def _view_seconds(augment: str, side: int) -> float:
     return each + pixel * side * side
 
 
+def _stored_kind(data: ImageSpec) -> TargetKind | None:
+    """The kind of targets as tasks name it: classes, which is what all data sets had before there was a choice, are
+    not named."""
+    return None if data.targets == "classes" else data.targets
+
+
 def _own(data: ImageSpec) -> bool:
     """Tell whether samples come from a function of the user's, and so are taken as they are."""
     return data.name == "python"
@@ -171,7 +202,7 @@ def _own_problems(data: ImageSpec) -> Iterator[Finding]:
         if data.download:
             yield ("data", "download"), "true: a function's data are not downloaded; allowed for: cifar10, cifar100"
         return
-    for key in ("build", "args", "sample", "classes"):
+    for key in ("build", "args", "sample", "classes", "targets"):
         if getattr(data, key) is not None:
             yield ("data", key), f"is for data.name python; {data.name} has none"
 

@@ -1,35 +1,33 @@
-"""Square images and their classes."""
+"""Square images, or samples of a user's own, and their targets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from cache_store.errors import UserError
 from cache_store.records.nodes import Commit
 from cache_store.snapshots.store import SnapshotStore
 from workers.data.images.augment.augment import view_identity
 from workers.data.images.prepare import prepare
 from workers.data.images.source import ImageSource
+from workers.data.images.targets import TARGETS
 from workers.device import as_input, to_device
-from workers.domains.base import Batch, FamilyParts, Rows, Source, StandIn
+from workers.domains.base import Batch, FamilyParts, Rows, Scorer, Source, StandIn
+from workers.domains.images.losses import loss_of
 from workers.domains.images.planning import sample_shape
-from workers.domains.sums import Sums
+from workers.domains.images.scorers import MOST_CLASSES, SCORERS, ClassScorer
 from workers.models.chain import Boundary
 from workers.models.counting import Shape
 from workers.models.registry import family_of
 from workers.specs.data_results import ImageDataResult
 from workers.specs.experiment import Experiment, ImageSpec, Precision, TrainSpec
 from workers.specs.model import expect
-from workers.specs.results import ByClass
 from workers.specs.tasks import DataTask
-
-#: Classes of which it is counted which are taken for which, and pairs that are kept.
-MOST_CLASSES, MOST_CONFUSED = 1024, 100
 
 
 def prepare_images(task: DataTask, snapshots: SnapshotStore, progress: Callable[..., None]) -> ImageDataResult:
@@ -40,7 +38,6 @@ def prepare_images(task: DataTask, snapshots: SnapshotStore, progress: Callable[
 class ImageDomain(FamilyParts):
     """See `workers.domains.base.Domain`."""
 
-    monitor: Literal["accuracy", "loss"] = "accuracy"
     unit = "images"
     row_unit = "images"
 
@@ -49,6 +46,14 @@ class ImageDomain(FamilyParts):
         super().__init__(family_of(model).parts(model, sample_shape(data), experiment.classes), experiment)
         self._experiment = experiment
         self._data = data
+        kind = data.targets or "classes"
+        self._targets = TARGETS[kind]
+        #: None: targets are classes.
+        self._scorer = SCORERS.get(kind)
+        self.monitor = self._targets.metrics[0]
+        self._loss = loss_of(experiment.loss)
+        #: Label smoothing is cross-entropy's, which is what an experiment has that names no loss.
+        self._smooths = experiment.loss is None
 
     def source(self, data: Commit, snapshots: SnapshotStore, split: str) -> Source:
         return ImageSource(self._experiment, data.read(ImageDataResult), snapshots, split)
@@ -85,7 +90,10 @@ class ImageDomain(FamilyParts):
         return Batch(self.as_input(moved, precision) if stored else moved, targets, None, rows)
 
     def stand_in(self, samples: int, sample: Shape) -> StandIn:
-        labels = torch.zeros(samples, dtype=torch.int64)
+        if self._scorer is not None and not self._targets.sized:
+            raise UserError("targets that are taken as they are cannot be made up: no --trace")
+        of_one = (self._experiment.classes,) if self._targets.sized else ()
+        labels = torch.zeros((samples, *of_one), dtype=torch.float32 if of_one else torch.int64)
         return StandIn(Rows(np.arange(samples), labels), (torch.empty((samples, *sample)),), samples)
 
     def as_input(self, boundary: Boundary, precision: Precision) -> Boundary:
@@ -104,48 +112,13 @@ class ImageDomain(FamilyParts):
         return view_identity(self._data, self._experiment.seed, view)
 
     def loss(self, output: Any, targets: Tensor, train: TrainSpec) -> tuple[Tensor, Tensor | None]:
-        loss = F.cross_entropy(output.float(), targets, label_smoothing=train.label_smoothing)
-        return loss, (output.detach().argmax(dim=1) == targets).sum()
+        smoothing = {"label_smoothing": train.label_smoothing} if self._smooths else {}
+        loss = self._loss(output.float(), targets, **smoothing)
+        correct = (output.detach().argmax(dim=1) == targets).sum() if self._scorer is None else None
+        return loss, correct
 
-    def scorer(self, source: Source, device: torch.device, *, by_class: bool = False) -> ImageScorer:
-        classes = self._experiment.classes
-        return ImageScorer(device, classes if by_class and classes <= MOST_CLASSES else 0)
-
-
-class ImageScorer:
-    """Mean cross-entropy and accuracy; and, of so many classes, which were taken for which."""
-
-    def __init__(self, device: torch.device, classes: int = 0) -> None:
-        """`classes`: 0 counts none."""
-        self._sums = Sums(device)
-        self.sums = self._sums.own
-        self._classes = classes
-        self._taken = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-
-    def add(self, output: Any, batch: Batch) -> None:
-        loss = F.cross_entropy(output.float(), batch.targets)
-        said = output.argmax(dim=1)
-        self._sums.add(loss, (said == batch.targets).sum(), len(batch.targets))
-        if self._classes:
-            self._taken.index_add_(0, batch.targets * self._classes + said, torch.ones_like(said))
-
-    def by_class(self) -> ByClass | None:
-        if not self._classes:
-            return None
-        taken = self._taken.view(self._classes, self._classes).cpu().numpy()
-        wrong = taken * (1 - np.eye(self._classes, dtype=np.int64))
-        # The first ones of those that are wrong equally often: a stable sort.
-        worst = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSED]
-        pairs = ((int(place) // self._classes, int(place) % self._classes) for place in worst)
-        return ByClass(
-            samples=tuple(taken.sum(axis=1).tolist()),
-            right=tuple(taken.diagonal().tolist()),
-            said=tuple(taken.sum(axis=0).tolist()),
-            confused=tuple((true, said, int(wrong[true, said])) for true, said in pairs if wrong[true, said]),
-        )
-
-    def metrics(self) -> dict[str, float]:
-        loss, accuracy = self._sums.mean()
-        if accuracy is None:
-            raise RuntimeError("the predictions of this split were not counted")
-        return {"loss": loss, "accuracy": accuracy}
+    def scorer(self, source: Source, device: torch.device, *, by_class: bool = False) -> Scorer:
+        if self._scorer is None:
+            classes = self._experiment.classes
+            return ClassScorer(device, classes if by_class and classes <= MOST_CLASSES else 0, self._loss)
+        return self._scorer(cast("ImageSource", source), device, self._loss)

@@ -29,9 +29,11 @@ class TextPlanning(DomainPlanning[TextSpec, "TextOutline"]):
     libraries = ("tokenizers", "transformers")
     group_rows = 16
     evaluation_batch = 16
-    metrics = ("loss", "perplexity", "accuracy", "token_accuracy")
     # Fine-tuning is often one epoch of large batches: what the last one would leave out is seen by no epoch.
     training = MappingProxyType({"drop_last": False})
+
+    def metrics(self, data: TextSpec) -> tuple[str, ...]:
+        return ("loss", "perplexity", "accuracy", "token_accuracy")
 
     def inspect(self, data: TextSpec, seed: int) -> TextOutline:
         from workers.data.text.inspect import inspect_text

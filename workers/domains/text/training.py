@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ def questions_of(task: DataTask) -> TrainedQuestions | None:
 class TextDomain(FamilyParts):
     """See `workers.domains.base.Domain`."""
 
-    monitor: Literal["accuracy", "loss"] = "loss"
+    monitor = "loss"
     unit = "samples"
     row_unit = "tokens"
 

@@ -11,6 +11,7 @@ from summaries import bare_regime, bare_stage, bare_summary
 
 from orchestrator.reports.quality import improvements, loss_text, perplexity_text, quality_of
 from orchestrator.reports.records import EpochSummary, StageSummary, Summary
+from orchestrator.reports.verdict import verdict
 
 
 def summary(original: dict[str, Any] | None = None, **finals: dict[str, Any]) -> Summary:
@@ -43,6 +44,44 @@ def test_a_language_model_is_known_before_its_first_result() -> None:
     # An image network may be cut at its layers too.
     scored = (EpochSummary(validation={"loss": 0.1, "accuracy": 0.9}),)
     assert quality_of(begun(bare_stage(layer=3, curve=scored))).metric == "accuracy"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "metric", "words", "ranking"),
+    [
+        (
+            [{"f1_micro": 0.9, "f1_macro": 0.1, "loss": 0.5}, {"f1_micro": 0.95, "f1_macro": 0.2, "loss": 0.6}],
+            "f1_micro",
+            "95.00 %",
+            "LW has the highest test F1 (micro), 95.00 %; End-to-end 90.00 % (−5.00 points).",
+        ),
+        (
+            [{"r2": -0.5, "rmse": 2.0, "mae": 1.0, "loss": 4.0}, {"r2": 0.25, "rmse": 1.0, "mae": 0.5, "loss": 1.0}],
+            "r2",
+            "0.2500",
+            "LW has the highest test R², 0.2500; End-to-end −0.5000 (−0.7500).",
+        ),
+        (
+            [{"loss": 4.0}, {"loss": 1.0}],
+            "loss",
+            "1.0000",
+            "LW has the lowest test loss, 1.0000; End-to-end 4.0000 (+3.0000).",
+        ),
+    ],
+)
+def test_networks_of_other_targets_are_read_by_f1_by_r2_or_by_their_loss(
+    metrics: list[dict[str, Any]], metric: str, words: str, ranking: str
+) -> None:
+    found = bare_summary(
+        regimes={name: bare_regime(name, metrics=own) for name, own in zip(("e2e", "lw"), metrics, strict=True)}
+    )
+    quality = quality_of(found)
+    assert (quality.metric, quality.text, quality.perplexed) == (metric, False, False)
+    assert quality.written(quality.best(quality.value(own) for own in metrics)) == words
+    sentences = verdict(found)
+    assert sentences[0].replace("Layer-wise", "LW") == ranking
+    # How many samples there are says nothing of the noise of these.
+    assert not any("noise is" in sentence or "is noise" in sentence for sentence in sentences)
 
 
 @given(st.dictionaries(st.text(max_size=3), st.floats(0, 20), min_size=1), st.booleans())

@@ -29,7 +29,7 @@ def test_a_difference_is_shown_when_its_interval_leaves_zero_out() -> None:
     # Differences -0.010, -0.011, -0.009: standard deviation 0.001, half the interval 4.303 * 0.001 / sqrt(3).
     assert found[1].difference.interval == pytest.approx((-0.012484, -0.007516), abs=1e-6)
     assert found[1].difference.shown
-    assert cells(found, accuracy=True)[1] == (
+    assert cells(found, share=True)[1] == (
         "lw", "3", "59.00", "49.00 to 69.10", "-1.00 to e2e", "-1.25 to -0.75", "differs"
     )  # fmt: skip
 
@@ -40,7 +40,7 @@ def test_only_seeds_that_both_have_make_pairs_and_one_pair_has_no_interval() -> 
     assert row.difference is not None
     assert (row.difference.n, row.difference.interval, row.difference.shown) == (1, None, False)
     assert row.difference.mean == pytest.approx(-0.1)
-    assert cells([row], accuracy=False)[0][-1] == "no difference shown"
+    assert cells([row], share=False)[0][-1] == "no difference shown"
 
 
 def test_without_a_yardstick_groups_are_compared_with_the_first() -> None:

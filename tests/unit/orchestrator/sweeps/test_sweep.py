@@ -36,6 +36,8 @@ from orchestrator.sweeps.steering import Begun, Course, Ended, Message, SweepSte
 from orchestrator.sweeps.summary import Invocation, pareto, sweep_summary
 from workers.domains.images.planning import IMAGES
 from workers.domains.text.planning import TEXT
+from workers.specs.experiment import ImageSpec
+from workers.specs.language import TextSpec
 
 ROOT = Path(__file__).parents[4]
 BASE: dict[str, Any] = {
@@ -222,12 +224,17 @@ def test_an_override_reaches_into_dotted_parameters(tmp_path: Path) -> None:
 
 def test_the_metric_is_validation_of_the_first_segprop_regime_unless_said() -> None:
     kinds = {"e2e": "e2e", "two": "segprop"}
-    assert metric.parse(None, None, kinds, names=IMAGES.metrics).key == "two.validation.accuracy"
-    assert metric.parse(None, None, kinds, names=TEXT.metrics).key == "two.validation.loss"
-    assert metric.parse("e2e.test.loss", None, kinds, names=IMAGES.metrics).mode == "min"
-    assert metric.parse("e2e.test.accuracy", None, kinds, names=IMAGES.metrics).mode == "max"
-    assert metric.parse("e2e.seconds", None, kinds, names=IMAGES.metrics).mode == "min"
-    assert metric.parse("e2e.seconds", "max", kinds, names=IMAGES.metrics).mode == "max"
+    images, text = IMAGES.metrics(ImageSpec(name="digits")), TEXT.metrics(TextSpec(name="stdlib"))
+    assert metric.parse(None, None, kinds, names=images).key == "two.validation.accuracy"
+    assert metric.parse(None, None, kinds, names=text).key == "two.validation.loss"
+    assert metric.parse("e2e.test.loss", None, kinds, names=images).mode == "min"
+    assert metric.parse("e2e.test.accuracy", None, kinds, names=images).mode == "max"
+    assert metric.parse("e2e.seconds", None, kinds, names=images).mode == "min"
+    assert metric.parse("e2e.seconds", "max", kinds, names=images).mode == "max"
+    numbers = IMAGES.metrics(ImageSpec(name="python", targets="numbers"))
+    found = [metric.parse(key, None, kinds, names=numbers) for key in (None, "e2e.validation.rmse")]
+    assert [(each.name, each.mode) for each in found] == [("r2", "max"), ("rmse", "min")]
+    assert found[0].written(-0.25) == "−0.2500"
 
 
 # -- what is shared -------------------------------------------------------------------------------------------

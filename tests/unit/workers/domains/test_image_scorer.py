@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from workers.domains.base import Batch, Rows
-from workers.domains.images.training import ImageScorer
+from workers.domains.images.scorers import ClassScorer
 from workers.specs.results import ByClass, EvaluateResult, Where
 
 
@@ -19,7 +19,7 @@ def test_classes_are_counted_as_a_confusion_matrix_says() -> None:
     classes, count = 7, 500
     targets = torch.randint(classes - 1, (count,), generator=generator)  # the last one has no samples
     output = torch.randn(count, classes, generator=generator)
-    scorer = ImageScorer(torch.device("cpu"), classes)
+    scorer = ClassScorer(torch.device("cpu"), classes)
     for part in torch.arange(count).split(64):
         scorer.add(output[part], batch(targets[part]))
     found = scorer.by_class()
@@ -37,7 +37,7 @@ def test_classes_are_counted_as_a_confusion_matrix_says() -> None:
 
 
 def test_nothing_is_counted_where_nobody_asks() -> None:
-    scorer = ImageScorer(torch.device("cpu"))
+    scorer = ClassScorer(torch.device("cpu"))
     scorer.add(torch.eye(3), batch(torch.arange(3)))
     assert scorer.by_class() is None
     assert scorer.metrics()["accuracy"] == 1.0

@@ -19,6 +19,7 @@ from PIL import Image
 from cache_store.errors import DataError
 from workers.data.files import SourceFile, files_fingerprint
 from workers.data.images.facts import SPLITS, ImageFacts, Split
+from workers.data.images.targets import CLASSES, Target
 from workers.specs.experiment import ImageSpec
 
 #: Images a pool thread decodes at a time: enough to hide the cost of a task, few enough to share the work.
@@ -95,6 +96,11 @@ class ImageFiles:
     def dtype(self) -> str:
         """Type of the samples as they are stored."""
         return "uint8"
+
+    @property
+    def target(self) -> Target:
+        """What the targets are, and how they are stored."""
+        return CLASSES
 
     def rows(self, split: Split) -> int:
         """Count the samples in a split."""

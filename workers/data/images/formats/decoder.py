@@ -11,6 +11,7 @@ from cache_store.errors import DataError
 from workers.data.images.facts import Split
 from workers.data.images.formats.base import DECODE_ERRORS, ImageFiles, ImagePiece
 from workers.data.images.outline import DataOutline
+from workers.data.images.targets import CLASSES
 
 
 class Decoder:
@@ -22,8 +23,8 @@ class Decoder:
         self.pool = pool
 
     def decode(self, split: Split, rows: range, images: np.ndarray, labels: np.ndarray) -> Iterator[int]:
-        """Fill `images` (uint8 (N, 3, H, W), but for samples of other shapes) and `labels` int64 (N,); yields how many
-        rows were just done."""
+        """Fill `images` (uint8 (N, 3, H, W), but for samples of other shapes) and `labels` (int64 (N,), but for targets
+        that are no classes); yields how many rows were just done."""
         at = 0
         for piece in self.source.format.pieces(self.source, split, rows):
             labels[at : at + len(piece.labels)] = self._labels(piece)
@@ -59,6 +60,8 @@ class Decoder:
         return stop - start
 
     def _labels(self, piece: ImagePiece) -> np.ndarray:
+        if self.outline.target != CLASSES:
+            return np.stack(piece.labels)  # each was checked when it was read
         classes = self.outline.classes
         bad = [
             (row, label)

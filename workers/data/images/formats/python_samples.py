@@ -1,4 +1,4 @@
-"""Data sets that a user's own function returns: (tensor or array, class) by index, taken as they are.
+"""Data sets that a user's own function returns: (tensor or array, target) by index, taken as they are.
 
 What identifies them is the function's source, its arguments and their content: of all samples where they come to
 64 MiB or less, else of 256 of every split. Files that arguments name count by size and time of change, too.
@@ -21,7 +21,9 @@ from workers import user_code
 from workers.data.files import SourceFile
 from workers.data.images.facts import ImageFacts, Split
 from workers.data.images.formats.base import DataFormat, FileFormat, ImageFiles, ImagePiece, overlaps
-from workers.specs.experiment import ImageSpec
+from workers.data.images.formats.target_values import TargetValue, read_target, target_bytes
+from workers.data.images.targets import CLASSES, TARGETS, Target
+from workers.specs.experiment import ImageSpec, TargetKind
 
 _WHERE = "data.build"
 #: Data sets up to this are read whole to identify them; of larger ones this many samples of every split.
@@ -41,14 +43,21 @@ class Samples:
     rows: int
     shape: tuple[int, ...]
     dtype: str
+    target: Target = CLASSES
 
-    def read(self, index: int) -> tuple[np.ndarray, int]:
+    def read(self, index: int) -> tuple[np.ndarray, TargetValue]:
         """One sample. DataError naming it when the data set fails, or gives another kind of sample than the first."""
-        sample, label = read_sample(self.name, self.dataset, index)
+        sample, label = read_sample(self.name, self.dataset, index, self.target.kind)
         if sample.shape != self.shape or str(sample.dtype) != self.dtype:
             raise _refuse(
                 f"sample {index} of {self.name} is {sample.dtype} {sample.shape}, the first of train is {self.dtype} "
                 f"{self.shape}: all must be alike"
+            )
+        found = _target_of(self.target.kind, label)
+        if (found.dtype, found.shape) != (self.target.dtype, self.target.shape):
+            raise _refuse(
+                f"the target of sample {index} of {self.name} is {found.dtype} {found.shape}, that of the first of "
+                f"train is {self.target.dtype} {self.target.shape}: all must be alike"
             )
         return sample, label
 
@@ -66,6 +75,10 @@ class SampleFiles(ImageFiles):
     @property
     def dtype(self) -> str:
         return self.samples["train"][0].dtype
+
+    @property
+    def target(self) -> Target:
+        return self.samples["train"][0].target
 
 
 class PythonSamples(DataFormat, FileFormat):
@@ -102,13 +115,16 @@ class PythonSamples(DataFormat, FileFormat):
 def _located(data: ImageSpec, code: user_code.UserCode) -> SampleFiles:
     splits = _splits(user_code.call(code, data.args, _WHERE))
     lengths = {name: _length(name, dataset) for name, dataset in splits.items()}
-    first, _ = read_sample("train", splits["train"], 0)
+    kind = data.targets or "classes"
+    first, label = read_sample("train", splits["train"], 0, kind)
     _check_first(first, data, splits["train"])
+    target = _target_of(kind, label)
     checked = {
-        name: Samples(name, dataset, lengths[name], first.shape, str(first.dtype)) for name, dataset in splits.items()
+        name: Samples(name, dataset, lengths[name], first.shape, str(first.dtype), target)
+        for name, dataset in splits.items()
     }
     scanned = {name: _scan(samples) for name, samples in checked.items()}
-    names = _classes(data, splits["train"], scanned)
+    names = _classes(data, splits["train"], scanned) if target == CLASSES else _outputs(data, splits["train"], target)
     identity = digest_json([code.digest, data.build, data.args, _files_named(data, code)])
     files: dict[str, SourceFile] = {
         name: SourceFile(
@@ -150,29 +166,31 @@ def _length(name: str, dataset: Any) -> int:
     return rows
 
 
-def read_sample(name: str, dataset: Any, index: int) -> tuple[np.ndarray, int]:
-    """One sample as an array and its class. DataError naming it when there is none, or it is something else."""
+def read_sample(name: str, dataset: Any, index: int, kind: TargetKind) -> tuple[np.ndarray, TargetValue]:
+    """One sample as an array and its target. DataError naming it when there is none, or it is something else."""
     try:
         given = dataset[index]
     except Exception as error:  # whatever it raises is the user's own
         raise _refuse(f"sample {index} of {name} cannot be read: {user_code.words_of(error)}") from error
     if not isinstance(given, tuple | list) or len(given) != 2:
-        raise _refuse(f"sample {index} of {name} is a {type(given).__name__}; allowed: (tensor or array, class)")
+        raise _refuse(f"sample {index} of {name} is a {type(given).__name__}; allowed: (tensor or array, target)")
     sample, label = given
     if not (hasattr(sample, "__array__") and hasattr(sample, "shape")):
         raise _refuse(f"sample {index} of {name} holds a {type(sample).__name__}; allowed: a tensor or an array")
     array = np.ascontiguousarray(np.asarray(sample))
     if array.dtype not in (np.uint8, np.float32):
         raise _refuse(f"sample {index} of {name} holds {array.dtype}; allowed: float32, or uint8 of 0 to 255")
-    return array, _label(name, index, label)
+    try:
+        return array, read_target(kind, label)
+    except ValueError as error:
+        raise _refuse(f"the target of sample {index} of {name} is {error}; allowed: {TARGETS[kind].one}") from error
 
 
-def _label(name: str, index: int, label: Any) -> int:
-    number = label.item() if hasattr(label, "item") and getattr(label, "shape", ()) == () else label
-    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-        shown = repr(label) if len(repr(label)) < 40 else type(label).__name__
-        raise _refuse(f"the target of sample {index} of {name} is {shown}; allowed: a class, a whole number from 0")
-    return number
+def _target_of(kind: TargetKind, label: TargetValue) -> Target:
+    """Describe how a target is stored."""
+    if isinstance(label, int):
+        return CLASSES
+    return Target(kind, str(label.dtype), label.shape, label.tolist())
 
 
 def _check_first(first: np.ndarray, data: ImageSpec, dataset: Any) -> None:
@@ -180,7 +198,7 @@ def _check_first(first: np.ndarray, data: ImageSpec, dataset: Any) -> None:
         raise _refuse(f"samples have the shape {first.shape}; allowed: one dimension or more, none of them 0")
     if data.sample is not None and data.sample != first.shape:
         raise DataError(f"data.sample: {list(data.sample)}, but samples have the shape {list(first.shape)}")
-    again, _ = read_sample("train", dataset, 0)
+    again, _ = read_sample("train", dataset, 0, data.targets or "classes")
     if again.shape != first.shape or again.tobytes() != first.tobytes():
         raise _refuse(
             "sample 0 of train is another one when it is read again: samples are stored once, so they may not be drawn "
@@ -200,12 +218,14 @@ def _scan(samples: Samples) -> _Scan:
     size = int(np.prod(samples.shape)) * np.dtype(samples.dtype).itemsize
     whole = samples.rows * size <= WHOLE_BYTES or samples.rows <= SPREAD
     rows = range(samples.rows) if whole else np.linspace(0, samples.rows - 1, SPREAD).astype(int).tolist()
-    total, largest = hashlib.sha256(canonical_json([samples.rows, samples.dtype, samples.shape])), 0
+    target = samples.target
+    of_target = [] if target == CLASSES else [target.kind, target.dtype, target.shape]
+    total, largest = hashlib.sha256(canonical_json([samples.rows, samples.dtype, samples.shape, *of_target])), 0
     for row in rows:
         sample, label = samples.read(row)
-        largest = max(largest, label)
+        largest = max(largest, label) if isinstance(label, int) else largest
         total.update(sample.data.cast("B"))
-        total.update(label.to_bytes(8, "little"))
+        total.update(target_bytes(label))
     return _Scan(total.hexdigest(), largest, whole)
 
 
@@ -224,6 +244,24 @@ def _classes(data: ImageSpec, dataset: Any, scanned: Mapping[str, _Scan]) -> tup
         name = next(name for name, scan in scanned.items() if scan.largest == largest)
         raise DataError(f"data.classes: {name} has the class {largest}; allowed: 0 to {count - 1}")
     return tuple(own) if named and own is not None and len(own) == count else tuple(map(str, range(count)))
+
+
+def _outputs(data: ImageSpec, dataset: Any, target: Target) -> tuple[str, ...]:
+    """Names of the outputs that the head has for targets that are no classes. DataError when their number is unknown,
+    or another one than a target has."""
+    if not target.row.sized:
+        if data.classes is None:
+            raise DataError(
+                "data.classes: none given; targets are taken as they are, so say how many outputs the head has for them"
+            )
+        count = data.classes
+    else:
+        (count,) = target.shape
+        if data.classes not in (None, count):
+            raise DataError(f"data.classes: {data.classes}, but a target has {count} {target.row.parts}")
+    own = getattr(dataset, "classes", None)
+    named = isinstance(own, list | tuple) and all(isinstance(name, str) for name in own) and len(own) == count
+    return tuple(own) if named and own is not None else tuple(map(str, range(count)))
 
 
 def _files_named(data: ImageSpec, code: user_code.UserCode) -> list[list[Any]]:
