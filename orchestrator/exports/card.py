@@ -7,7 +7,7 @@ their last part. The same record gives the same bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from typing import Any
 import yaml
 
 from orchestrator.plan.graph import Plan
-from orchestrator.reports.quality import perplexity_text, quality_of
+from orchestrator.reports.quality import Quality, loss_text, perplexity_text, quality_of
 from orchestrator.reports.records import Metrics, RegimeSummary, StageSummary, Summary
 from orchestrator.reports.tables import benchmarks
 from orchestrator.reports.words import data_lines, of_kind, titles
-from orchestrator.units import DASH, percent_text
+from orchestrator.units import percent_text
 from workers.models.registry import family_of
 from workers.specs.experiment import Experiment
 
@@ -205,9 +205,15 @@ def _scores(summary: Summary, exported: Exported) -> list[str]:
     if not rows:
         return ["Not scored.", ""]
     asked = benchmarks.asked([row[3] for row in rows])
-    heads = ("", "split", "loss", "accuracy", "perplexity", *(benchmarks.title(name) for name in asked))
+    columns = _columns(quality_of(summary))
+    heads = ("", "split", *columns, *(benchmarks.title(name) for name in asked))
     shown = [
-        (plain(who), split, *_metric_cells(metrics), *map(plain, benchmarks.cells(scores or {}, asked)))
+        (
+            plain(who),
+            split,
+            *(write(metrics) for write in columns.values()),
+            *map(plain, benchmarks.cells(scores or {}, asked)),
+        )
         for who, split, metrics, scores in rows
     ]
     marked = any(plain(benchmarks.MARK) in cell for row in shown for cell in row[1:])
@@ -215,11 +221,15 @@ def _scores(summary: Summary, exported: Exported) -> list[str]:
     return [*_table(heads, shown), *note]
 
 
-def _metric_cells(metrics: Metrics) -> tuple[str, str, str]:
-    loss = metrics.get("loss")
-    accuracy = metrics.get("token_accuracy", metrics.get("accuracy"))
-    perplexity = perplexity_text(metrics) if "perplexity" in metrics else DASH
-    return DASH if loss is None else f"{loss:.4f}", percent_text(accuracy, 2), perplexity
+def _columns(quality: Quality) -> dict[str, Callable[[Metrics], str]]:
+    """Return the columns of metrics, and what writes their cells."""
+    columns: dict[str, Callable[[Metrics], str]] = {"loss": lambda metrics: loss_text(metrics.get("loss"))}
+    if quality.text or quality.metric == "accuracy":
+        columns["accuracy"] = lambda metrics: percent_text(metrics.get("token_accuracy", metrics.get("accuracy")), 2)
+        columns["perplexity"] = perplexity_text
+    elif quality.metric != "loss":
+        columns[quality.row.title] = lambda metrics: quality.written(quality.value(metrics))
+    return columns
 
 
 def _stages(summary: Summary, regime: RegimeSummary) -> list[str]:
@@ -233,7 +243,7 @@ def _stages(summary: Summary, regime: RegimeSummary) -> list[str]:
         )
         for stage in regime.stages
     ]
-    return _table(("stage", "trained", "epochs", f"{quality.metric} after it (validation)"), rows)
+    return _table(("stage", "trained", "epochs", f"{quality.row.title} after it (validation)"), rows)
 
 
 def _use(plan: Plan, experiment: Experiment, exported: Exported) -> list[str]:

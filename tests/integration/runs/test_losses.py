@@ -21,6 +21,7 @@ from cache_store.snapshots.store import SnapshotStore
 from orchestrator.cli import main
 from orchestrator.runs.prepare import prepare
 from workers.data.images.source import ImageSource
+from workers.domains.metrics import METRICS
 from workers.environment import prepare_process
 from workers.models.python.building import build
 from workers.seeds import derive_seed
@@ -122,6 +123,8 @@ def test_every_regime_trains_and_what_is_loaded_scores_as_the_run_says(
             assert stage["best_epoch"] == curve.index(max(curve))
             assert stage["metrics"][f"validation_{metric}"] == max(curve)
     assert "F1" in capsys.readouterr().out if metric == "f1_micro" else "R²" in capsys.readouterr().out
+    card = (tmp_path / "run" / "model" / "e2e" / "README.md").read_text()
+    assert f"| loss | {METRICS[metric].title} |" in card
     page = (tmp_path / "run" / "report.html").read_text()
     assert "accuracy" not in page.lower()
 

@@ -152,7 +152,8 @@ class ImagePlanning(DomainPlanning[ImageSpec, "DataOutline"]):
         return f"{views} view{'s' if views != 1 else ''}"
 
     def measured(self, data: ImageSpec) -> str | None:
-        return None
+        kind = data.targets or "classes"
+        return None if kind == "classes" else f"is for images with classes, and data.targets is {kind}"
 
     def export_facts(self, data: ImageSpec, outline: DataOutline) -> dict[str, Any]:
         from workers.data.images.inspect import resize_of

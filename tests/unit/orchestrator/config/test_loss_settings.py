@@ -120,6 +120,10 @@ def test_a_resolved_configuration_says_what_targets_are_and_is_read_again(tmp_pa
             ["regimes.segprop.training.label_smoothing: 0.1: is for cross_entropy"],
         ),
         (
+            {"evaluation": {"boundaries": {}}},
+            ["evaluation.boundaries: is for images with classes, and data.targets is numbers"],
+        ),
+        (
             {"split": {"intermediate": "frozen"}, "run_exit": {"accuracy": 0.9}},
             ["run_exit.accuracy: 0.9: these targets have no accuracy, but r2, rmse, mae, loss"],
         ),
