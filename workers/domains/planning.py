@@ -85,8 +85,8 @@ class DomainPlanning(ABC, Generic[DataT, OutlineT]):
     def loss_refusals(self, data: DataT, train: TrainSpec) -> Iterator[Finding]:
         """What is wrong with `training.loss`, and with settings that depend on it. The keys are those of the
         configuration."""
-        if train.loss is not None:
-            yield ("training", "loss"), "is for images and data of your own; a language model has its own loss"
+        if train.loss not in (None, LossSpec()):
+            yield ("training", "loss"), "is for images and data of your own; models of text have cross-entropy"
 
     def loss(self, train: TrainSpec) -> LossSpec | None:
         """The loss as tasks name it; None where it is the domain's own."""

@@ -29,7 +29,9 @@ class LabelledPlanning(DomainPlanning[LabelledTextSpec, "LabelledOutline"]):
     libraries = ("tokenizers", "transformers")
     group_rows = 32
     evaluation_batch = 64
-    metrics = ("accuracy", "loss")
+
+    def metrics(self, data: LabelledTextSpec) -> tuple[str, ...]:
+        return ("accuracy", "loss")
 
     def inspect(self, data: LabelledTextSpec, seed: int) -> LabelledOutline:
         from workers.data.text.labelled.corpus import inspect_labelled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from workers.data.text.labelled.prepare import prepare_labelled
 from workers.data.text.labelled.source import LabelledBatch, LabelledSource
 from workers.device import to_device
 from workers.domains.base import Batch, FamilyParts, Rows, Source, StandIn
-from workers.domains.images.training import MOST_CLASSES, ImageScorer
+from workers.domains.images.scorers import MOST_CLASSES, ClassScorer
 from workers.domains.ragged import flat_rows_of, padded_rows
 from workers.models.base import SequenceParts
 from workers.models.chain import Boundary
@@ -41,7 +41,7 @@ class LabelledDomain(FamilyParts):
     """See `workers.domains.base.Domain`. A row of a snapshot set is a token: padding is not stored, and made again from
     the lengths of the samples."""
 
-    monitor: Literal["accuracy", "loss"] = "accuracy"
+    monitor = "accuracy"
     unit = "samples"
     row_unit = "tokens"
 
@@ -125,6 +125,6 @@ class LabelledDomain(FamilyParts):
         loss = F.cross_entropy(output.float(), targets, label_smoothing=train.label_smoothing)
         return loss, (output.detach().argmax(dim=1) == targets).sum()
 
-    def scorer(self, source: Source, device: torch.device, *, by_class: bool = False) -> ImageScorer:
+    def scorer(self, source: Source, device: torch.device, *, by_class: bool = False) -> ClassScorer:
         classes = self._experiment.classes
-        return ImageScorer(device, classes if by_class and classes <= MOST_CLASSES else 0)
+        return ClassScorer(device, classes if by_class and classes <= MOST_CLASSES else 0)
