@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.runs.dry_run import print_plan
@@ -71,3 +73,38 @@ def test_a_frozen_head_and_8_bit_states_lower_what_a_stage_needs(llama: Prepared
     frozen = other.plan.node(other.plan.regimes["segprop"].stages[1]).estimate
     assert full.trainable - frozen.trainable == 525_336_576
     assert full.peak_bytes - frozen.peak_bytes > 3e9
+
+
+def test_a_mixture_of_experts_is_planned_with_all_its_experts() -> None:
+    data = ROOT / "tests" / "data"
+    plan = prepare(ROOT / "configs" / "moe.yaml", [f"model.path={data / 'olmoe-1b-7b'}", "data.name=stdlib"]).plan
+    model = next(node for node in plan.nodes if node.kind == "model")
+    assert model.estimate.parameters == 6_919_161_856
+    stages = [plan.node(node).estimate for node in plan.regimes["segprop"].stages]
+    # Two layers of 64 experts, and the head's layer with norm and LM head.
+    layer, lm_head, norm = 64 * 3 * 2048 * 1024 + 4 * 2048**2 + 64 * 2048 + 4 * 2048, 50304 * 2048, 2048
+    assert stages[1].trainable == 3 * layer + lm_head + norm
+    assert 35e9 < stages[0].peak_bytes < 45e9
+
+
+def test_bert_on_mnli_is_planned_at_its_published_size(tmp_path: Path) -> None:
+    rows = {"premise": ["one two"] * 40, "hypothesis": ["three"] * 40, "label": [number % 3 for number in range(40)]}
+    for name in ("train-00000-of-00001", "validation_matched-00000-of-00001", "validation_mismatched-00000-of-00001"):
+        pq.write_table(pa.table(rows), tmp_path / f"{name}.parquet")
+    model = ROOT / "tests" / "data" / "bert-base-uncased"
+    given = [f"model.path={model}", f"data.path={tmp_path}", "data.validation=8"]
+    prepared = prepare(ROOT / "configs" / "bert_mnli.yaml", given)
+    plan = prepared.plan
+    assert next(node for node in plan.nodes if node.kind == "model").estimate.parameters == 109_484_547
+    assert prepared.data.rows == {"train": 32, "validation": 8, "test": 40}  # type: ignore[union-attr]
+    assert [plan.node(node).task["name"] for node in plan.regimes["segprop"].stages] == [
+        "stage1-base",
+        "stage2-layer4-layer5",
+        "stage3-layer6-layer7",
+        "stage4-layer8-layer9",
+        "stage5-layer10",
+    ]
+    stream = io.StringIO()
+    print_plan(prepared, stream)
+    for word in ("bert, 12 layers", "no weights there", "3 classes", "bfloat16"):
+        assert word in stream.getvalue()

@@ -25,7 +25,8 @@ from workers.specs.task_kinds import TASKS
 
 CONFIGS = sorted((Path(__file__).parents[4] / "configs").glob("*.yaml"))
 TEXT_CONFIGS = [path for path in CONFIGS if "family: causal_lm" in path.read_text()]
-IMAGE_CONFIGS = [path for path in CONFIGS if path not in TEXT_CONFIGS]
+LABELLED_CONFIGS = [path for path in CONFIGS if "family: hf_text" in path.read_text()]
+IMAGE_CONFIGS = [path for path in CONFIGS if path not in (*TEXT_CONFIGS, *LABELLED_CONFIGS)]
 
 
 def names(plan: Plan, regime: str) -> list[str]:
@@ -530,6 +531,7 @@ ARCHITECTURES = {
     "mistral_nemo_segprop": "mistral-nemo-12b",
     "mistral_nemo_segprop_24gb": "mistral-nemo-12b",
     "llama70b_segprop": "llama-3.1-70b",
+    "moe": "olmoe-1b-7b",
 }
 
 
