@@ -7,6 +7,7 @@ UV     := $(BIN)/python -m uv
 READY  := $(VENV)/.ready
 DEEPSPEED := $(VENV)/deepspeed/.ready
 TORCHAO := $(VENV)/torchao/.ready
+DOCS := $(VENV)/docs/.ready
 # `make test-cuda PYTHON_HERE=python3` uses an interpreter that has what is needed, without setting one up.
 PYTHON_HERE ?= $(BIN)/python
 
@@ -15,7 +16,7 @@ PYTHON_HERE ?= $(BIN)/python
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-long test-unit test-integration test-crash test-damage test-simulation test-matrix test-cuda architectures licences check bench lock clean
+.PHONY: help setup run test test-long test-unit test-integration test-crash test-damage test-simulation test-matrix test-cuda architectures licences docs check bench lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +45,12 @@ $(DEEPSPEED): requirements-deepspeed.lock $(READY)
 # The same: transformers and peft load it where they find it.
 $(TORCHAO): requirements-torchao.lock $(READY)
 	$(UV) pip install --python $(BIN)/python --target $(VENV)/torchao --require-hashes --no-deps -r requirements-torchao.lock
+	@touch $@
+
+# An environment of its own: what makes the site has nothing to do with what it describes.
+$(DOCS): requirements-docs.lock $(READY)
+	$(UV) venv --quiet --clear $(VENV)/docs
+	$(UV) pip install --python $(VENV)/docs/bin/python --require-hashes -r requirements-docs.lock
 	@touch $@
 
 run: $(READY) ## Train the quickstart, all three regimes (CONFIG=… for another configuration)
@@ -97,7 +104,10 @@ architectures: $(READY) ## Try all image classifiers of docs/architectures.md an
 licences: $(READY) $(DEEPSPEED) $(TORCHAO) ## List what is installed and under which licences; write build/sbom.cdx.json
 	$(BIN)/python docs/generate_licences.py
 
-check: $(READY) ## Lint, formatting, types, import direction
+docs: $(DOCS) ## Build the documentation as a site, build/site; warnings are errors
+	$(VENV)/docs/bin/python docs/build_site.py
+
+check: $(READY) docs ## Lint, formatting, types, import direction, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -116,6 +126,9 @@ lock: $(READY) ## Resolve requirements.lock again (UPGRADE=--upgrade for newer v
 	$(UV) pip compile requirements-torchao.in --no-deps --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
 		$(UPGRADE) --quiet --output-file requirements-torchao.lock
+	$(UV) pip compile requirements-docs.in --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
+		$(UPGRADE) --quiet --output-file requirements-docs.lock
 
 clean: ## Remove caches and build products (keeps .venv and runs)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """Writes docs/licences.md and build/sbom.cdx.json: `make licences`.
 
-What `make setup` installs, from requirements*.lock: name, version, licence as the installed package states it. The bill
+What `make setup` installs, from the locks: name, version, licence as the installed package states it. The bill
 of materials is CycloneDX 1.6 (ecma-international.org/publications-and-standards/standards/ecma-424), for tools that
 look for known faults in it; its hashes are those the lock allows. A test keeps the page current.
 """
@@ -72,12 +72,17 @@ def licence(name: str, folders: Iterable[Path] = ()) -> str:
     return stated if stated and "\n" not in stated and len(stated) <= 80 else UNKNOWN
 
 
+def locks() -> list[Path]:
+    """List the locks of what runs and tests need, which the documentation's site is not."""
+    return sorted(set(ROOT.glob("requirements*.lock")) - {ROOT / "requirements-docs.lock"})
+
+
 def packages() -> list[Package]:
     """List every pinned package, in the order of names."""
     folders = [path for path in (Path(sys.prefix) / "deepspeed", Path(sys.prefix) / "torchao") if path.is_dir()]
     found = {
         name.lower(): Package(name, version, hashes, licence(name, folders))
-        for lock in sorted(ROOT.glob("requirements*.lock"))
+        for lock in locks()
         for name, version, hashes in pinned(lock.read_text())
     }
     return [found[name] for name in sorted(found)]

@@ -45,9 +45,14 @@ class Comparison:
     runs: tuple[ComparedRun, ...]
 
     def keys(self, *, same: bool = False) -> list[str]:
-        """Return the settings in which the runs differ, in the order of the files; with `same` all."""
+        """Return the settings in which the runs differ, in the order of the files; with `same` all.
+
+        Of a regime that only some of them have, its kind stands for all the others."""
         found = dict.fromkeys(key for run in self.runs for key in run.settings if key not in _PLACES)
-        return [key for key in found if same or self.differs(key)]
+        kinds = [key for key in found if key.startswith("regimes.") and key.endswith(".kind")]
+        partly = [key for key in kinds if any(key not in run.settings for run in self.runs)]
+        inside = tuple(key.removesuffix("kind") for key in partly)
+        return [key for key in found if same or (self.differs(key) and (key in partly or not key.startswith(inside)))]
 
     def differs(self, key: str) -> bool:
         """Tell whether a setting is not the same in all runs."""

@@ -55,6 +55,17 @@ def test_the_same_as_json(runs: list[str], capsys: pytest.CaptureFixture[str]) -
     assert [each and each["test"]["accuracy"] for each in found["results"]["e2e"]] == [0.5, 0.75, None]
 
 
+def test_a_regime_that_one_run_has_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = {"lw": {"kind": "lw", "training": {"epochs": 3}}, "e2e": {"kind": "e2e", "training": {"epochs": 3}}}
+    first = run_of(tmp_path / "first", {"regimes": both}, None)
+    second = run_of(tmp_path / "second", {"regimes": {"lw": {"kind": "lw", "training": {"epochs": 4}}}}, None)
+    assert main(["compare", str(first), str(second), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"] == {"regimes.lw.training.epochs": [3, 4], "regimes.e2e.kind": ["e2e", None]}
+    assert main(["compare", str(first), str(second), "--all"]) == 0
+    assert "regimes.e2e.training.epochs" in capsys.readouterr().out
+
+
 def test_what_is_no_run_or_one_alone_is_refused(
     runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
