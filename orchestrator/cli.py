@@ -7,6 +7,7 @@ plainly. Everything heavy is imported inside the command that needs it, so help 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shlex
 import sys
@@ -705,6 +706,13 @@ def main(arguments: Sequence[str] | None = None, program: str = "segprop") -> in
     except SegpropError as error:
         print(f"segprop: {error.message}", file=sys.stderr)
         return error.exit_code
+    except (MemoryError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+            raise
+        print(
+            "segprop: this machine has no memory left; the same command goes on where this one ended", file=sys.stderr
+        )
+        return 1
     except SystemExit as stop:  # how typer ends every command, also after usage errors (2)
         return stop.code if isinstance(stop.code, int) else 1
     return 0
