@@ -5,7 +5,7 @@ This module puts figures into words and rows; the template only lays them out. N
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,10 @@ from cache_store.storage.durable import write_atomically
 from orchestrator.reports.figures import learning_curves, points, svg
 from orchestrator.reports.figures.benchmark_curve import benchmark_curve
 from orchestrator.reports.figures.layer_curve import LayerCurve, layer_curve
+from orchestrator.reports.live_points import StepCurves
 from orchestrator.reports.machine import environment_rows, machine_words
 from orchestrator.reports.page_template import template
-from orchestrator.reports.part_names import abbreviated, follows, in_order
+from orchestrator.reports.part_names import abbreviated
 from orchestrator.reports.quality import (
     Improvement,
     Quality,
@@ -31,18 +32,16 @@ from orchestrator.reports.quality import (
 )
 from orchestrator.reports.records import (
     DataSummary,
-    ForwardCount,
     Metrics,
     RegimeSummary,
     StageSummary,
     Summary,
-    WorkFigures,
-    WorkSummary,
 )
 from orchestrator.reports.tables import benchmarks
 from orchestrator.reports.tables.boundary_table import boundary_table
 from orchestrator.reports.tables.class_table import class_table
 from orchestrator.reports.tables.time_table import shown_groups, time_rows
+from orchestrator.reports.tables.work_tables import boundary_rows, forward_rows, work_row
 from orchestrator.reports.verdict import gain_text, verdict
 from orchestrator.reports.words import (
     STATUS_WORDS,
@@ -68,20 +67,21 @@ FILES = {
 PageRow = dict[str, Any]
 
 
-def write_report(summary: Summary, path: Path) -> None:
+def write_report(summary: Summary, path: Path, steps: StepCurves | None = None) -> None:
     """Render `summary` to `path`, replacing it atomically."""
-    write_atomically(path, render(summary).encode())
+    write_atomically(path, render(summary, steps).encode())
 
 
-def render(summary: Summary) -> str:
-    """Return the page of a summary. The same summary gives the same bytes."""
+def render(summary: Summary, steps: StepCurves | None = None) -> str:
+    """Return the page of a summary. The same summary gives the same bytes. `steps`: the training curves inside stages
+    of one epoch, as far as they are known."""
     # Imported late: a dry run never needs matplotlib.
     from orchestrator.reports.figures import charts, information_plane
 
     page, regimes = _Page(summary), summary.regimes
     curve, judged = layer_curve(summary), benchmark_curve(summary)
     drawn = {
-        "curves": learning_curves.learning_curves(regimes, page.names, page.quality),
+        "curves": learning_curves.learning_curves(regimes, page.names, page.quality, steps),
         "layers": charts.layers(curve, regimes),
         "benchmarks": charts.layers(judged, regimes, "benchmarks", "Benchmarks against layer index"),
         "knowledge": information_plane.measures(regimes, page.names),
@@ -91,7 +91,7 @@ def render(summary: Summary) -> str:
     }
     return template("report.html.j2").render(
         run=summary.run,
-        figures=_figures(page, {"layers": curve, "benchmarks": judged}),
+        figures=_figures(page, {"layers": curve, "benchmarks": judged}, steps or {}),
         status=summary.status,
         status_words=STATUS_WORDS.get(summary.status, summary.status),
         nodes=summary.nodes,
@@ -102,12 +102,12 @@ def render(summary: Summary) -> str:
         cards=[_card(page, name) for name in regimes],
         stages=_stage_rows(page),
         rounded=any(stage.swallowed is not None for regime in regimes.values() for stage in regime.stages),
-        forwards=_forward_rows(page),
-        boundaries=_boundary_rows(page),
+        forwards=forward_rows(regimes, page.names, page.palette),
+        boundaries=boundary_rows(regimes, page.names, page.palette),
         resumed=any(stage.resumed for regime in regimes.values() for stage in regime.stages),
         time_groups=shown_groups(regimes),
         times=[row for name in regimes for row in time_rows(page.names[name], regimes[name], page.palette[name])],
-        work=[_work_row(item) for item in summary.work],
+        work=[work_row(item) for item in summary.work],
         legend=[{"title": page.names[name], "colour": page.palette[name]} for name in regimes],
         layer_legend=_layer_legend(curve, page.names, page.palette),
         benchmarks=_benchmarks(page),
@@ -133,9 +133,15 @@ def render(summary: Summary) -> str:
     )
 
 
-def _figures(page: _Page, layered: Mapping[str, LayerCurve | None]) -> dict[str, Any]:
+def _figures(page: _Page, layered: Mapping[str, LayerCurve | None], steps: StepCurves) -> dict[str, Any]:
     """Return the points of the page's curves by the figure they are in."""
-    found = {"curves": points.learning_points(page.summary.regimes, page.names)}
+    from orchestrator.reports.figures import information_plane
+
+    regimes, names = page.summary.regimes, page.names
+    found = {
+        "curves": points.learning_points(regimes, names, page.quality, steps),
+        "knowledge": information_plane.measure_points(regimes, names),
+    }
     found |= {
         name: drawn
         for name, curve in layered.items()
@@ -400,87 +406,6 @@ def _benchmarks(page: _Page) -> PageRow | None:
                     }
                 )
     return {"heads": [benchmarks.title(name) for name in names], "rows": rows, "notes": benchmarks.notes_of(summary)}
-
-
-def _forward_rows(page: _Page) -> list[dict[str, str]]:
-    """Return a row a block; neighbours that ran equally often share one."""
-    return [
-        {
-            "regime": page.names[name],
-            "colour": page.palette[name],
-            "block": ", ".join(abbreviated(blocks)),
-            "samples": f"{counted.samples:,}",
-            "pairs": f"{counted.sample_views:,}" if counted.sample_views else DASH,
-            "ratio": ratio_text(counted.per_sample_view),
-        }
-        for name, regime in page.summary.regimes.items()
-        for blocks, counted in _equal_neighbours(regime.forwards)
-    ]
-
-
-def _boundary_rows(page: _Page) -> list[dict[str, str]]:
-    """Return what was decided for every boundary, with what it was predicted to cost and what it did."""
-    rows = []
-    for name, regime in page.summary.regimes.items():
-        for item in regime.boundaries:
-            row = {
-                "regime": page.names[name],
-                "colour": page.palette[name],
-                "label": item.label,
-                "source": item.source,
-                "reason": item.reason,
-                "basis": item.basis,
-                "views": DASH if item.views is None else str(item.views),
-            }
-            for suffix, figures in (("predicted", item.predicted), ("measured", item.measured)):
-                row[f"bytes_{suffix}"] = bytes_text(figures.bytes)
-                row[f"make_seconds_{suffix}"] = seconds_text(figures.make_seconds)
-                row[f"read_seconds_{suffix}"] = seconds_text(figures.read_seconds)
-                row[f"recompute_seconds_{suffix}"] = seconds_text(figures.recompute_seconds)
-            rows.append(row)
-    return rows
-
-
-def _equal_neighbours(forwards: Mapping[str, ForwardCount]) -> list[tuple[list[str], ForwardCount]]:
-    groups: list[tuple[list[str], ForwardCount]] = []
-    for block in in_order(list(forwards)):
-        if groups and block.startswith("layer") and follows(groups[-1][0][-1], block):
-            blocks, counted = groups[-1]
-            if counted == forwards[block]:
-                blocks.append(block)
-                continue
-        groups.append(([block], forwards[block]))
-    return groups
-
-
-#: Kind of node -> the figures that mean something for it.
-_RELEVANT: Mapping[str, Sequence[str]] = {
-    "train": ("peak_bytes", "seconds"),
-    "materialize": ("snapshot_bytes", "seconds"),
-    "evaluate": ("seconds",),
-    "average": ("seconds",),
-    "questions": ("seconds",),
-    "judge": ("seconds",),
-    "boundaries": ("seconds",),
-    "data": ("seconds",),
-    "model": ("seconds",),
-}
-
-
-def _work_row(item: WorkSummary) -> dict[str, str]:
-    row = {"label": item.label, "status": STATUS_WORDS.get(item.status, item.status)}
-    shown = _RELEVANT.get(item.kind, ())
-    for suffix, figures in (("predicted", item.predicted), ("measured", item.measured)):
-        row |= {f"{key}_{suffix}": text if key in shown else "" for key, text in _figure_texts(figures).items()}
-    return row
-
-
-def _figure_texts(figures: WorkFigures) -> dict[str, str]:
-    return {
-        "peak_bytes": bytes_text(figures.peak_bytes),
-        "snapshot_bytes": bytes_text(figures.snapshot_bytes),
-        "seconds": seconds_text(figures.seconds),
-    }
 
 
 def _yardstick(page: _Page) -> str:

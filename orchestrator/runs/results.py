@@ -17,11 +17,13 @@ from orchestrator.execution.driver import Outcome
 from orchestrator.exports.card import Exported, card
 from orchestrator.exports.lineage import trainings
 from orchestrator.plan.graph import Plan
+from orchestrator.reports.live_points import step_curves
 from orchestrator.reports.page import write_report
 from orchestrator.reports.records import Summary
 from orchestrator.reports.summary import summarize, write_summary
 from orchestrator.reports.tables.result_table import print_places, print_table
 from orchestrator.runs.recorded import Recorded
+from orchestrator.trackers.live import FILE as POINTS
 from orchestrator.trackers.table import track
 from workers.export import Trained
 from workers.export import export as write_export
@@ -246,7 +248,7 @@ def write_results(recorded: Recorded, ledger: CommitLog, outcome: Outcome, expor
     """Write summary, report and what trackers are told; `exports`: regime -> folder of its model."""
     run_dir, summary = recorded.run_dir, _summary(recorded, ledger, outcome, exports)
     write_summary(run_dir / "summary.json", summary)
-    write_report(summary, run_dir / "report.html")
+    write_report(summary, run_dir / "report.html", step_curves(run_dir / POINTS, summary.regimes))
     for name, folder in exports.items():
         _write_card(recorded, summary, run_dir / folder, name)
     track(run_dir, summary)

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from orchestrator.reports.figures import points
+from orchestrator.reports.figures.points import FigurePoints
 from orchestrator.reports.figures.svg import MUTED, STYLE, colours, slug, spacious, svg
 from orchestrator.reports.records import RegimeSummary
 from orchestrator.reports.sections import BoundarySection, boundaries_of, known_after
@@ -67,6 +69,23 @@ def measures(regimes: Mapping[str, RegimeSummary], names: Mapping[str, str]) -> 
             axes.set_xticks([order.index(name) for name in ticks], ticks, rotation=30 if len(order) > 6 else 0)
             axes.margins(x=0.06)
         return svg(drawn, "knowledge", f"What boundaries know, of {', '.join(names[name] for name in regimes)}")
+
+
+def measure_points(regimes: Mapping[str, RegimeSummary], names: Mapping[str, str]) -> FigurePoints:
+    """Return the points of what `measures` draws."""
+    lines = tuple(
+        points.Line(
+            id=f"knowledge-{_name(line, figure)}",
+            name=f"{names[line.regime]}, after {line.stage}: {title}",
+            key=(names[line.regime], line.stage, title),
+            points=tuple((name, factor * item.measures[figure].value) for name, item in line.having(figure)),
+            share=False,
+        )
+        for figure, (title, factor, _) in FIGURES.items()
+        for line in _lines(regimes)
+        if line.having(figure)
+    )
+    return FigurePoints(("regime", "after", "measure", "boundary", "value"), "boundary", lines)
 
 
 def _against_boundary(axes: Axes, line: _Line, figure: str, order: Sequence[str], colour: str) -> None:

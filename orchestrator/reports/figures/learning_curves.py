@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from orchestrator.reports.figures.points import drawn_metrics
 from orchestrator.reports.figures.svg import INK, MUTED, PANEL, STYLE, colours, slug, spacious, svg
+from orchestrator.reports.live_points import Points, StepCurves
 from orchestrator.reports.quality import Quality
 from orchestrator.reports.records import RegimeSummary, StageSummary
 from orchestrator.reports.words import is_baseline, of_kind
@@ -21,9 +23,12 @@ from workers.domains.metrics import METRICS
 _LABEL_CHARACTERS = 96
 
 
-def learning_curves(regimes: Mapping[str, RegimeSummary], titles: Mapping[str, str], quality: Quality) -> str | None:
+def learning_curves(
+    regimes: Mapping[str, RegimeSummary], titles: Mapping[str, str], quality: Quality, steps: StepCurves | None = None
+) -> str | None:
     """Draw one row per regime, stages one after the other; accuracy, or what networks are judged by in its place, on
-    the left and loss on the right, of language models the other way round."""
+    the left and loss on the right, of language models the other way round. `steps`: the training curves inside stages
+    of one epoch, as far as they are known."""
     shown = {name: regime for name, regime in regimes.items() if any(stage.curve for stage in regime.stages)}
     if not shown:
         return None
@@ -31,15 +36,17 @@ def learning_curves(regimes: Mapping[str, RegimeSummary], titles: Mapping[str, s
     longest = max(sum(len(stage.curve) for stage in regime.stages) for regime in shown.values())
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11.4, 0.5 + 2.55 * len(shown)), layout=spacious())
-        top = _loss_ceiling(shown)
-        score = "accuracy" if quality.text else quality.metric
-        metrics = tuple(dict.fromkeys(("loss", score) if quality.text else (score, "loss")))
+        steps = steps or {}
+        top = _loss_ceiling(shown, steps)
+        metrics = drawn_metrics(quality)
+        score = next((metric for metric in metrics if metric != "loss"), "loss")
         grid = figure.subplots(len(shown), len(metrics), squeeze=False, width_ratios=(3, 2)[: len(metrics)])
         bottom = _loss_floor(shown, top) if quality.text else min(0.0, *_values(shown, "loss"), 0.0)
         for row, (name, regime) in enumerate(shown.items()):
             panels = dict(zip(metrics, grid[row], strict=True))
             panels["loss"].set_ylim(bottom, top)
-            _Row(panels, slug(name), palette[name], regime, longest).draw()
+            inside = {stage: curves for (of, stage), curves in steps.items() if of == name}
+            _Row(panels, slug(name), palette[name], regime, longest, inside).draw()
             grid[row][0].set_title(titles[name], loc="left", fontweight="bold", color=palette[name], pad=18)
             grid[row][0].set_ylabel(METRICS[metrics[0]].title)
             for metric, axes in panels.items():
@@ -73,6 +80,8 @@ class _Row:
     colour: str
     regime: RegimeSummary
     longest: int
+    #: Stage of one epoch -> metric -> its training curve.
+    steps: Mapping[str, Mapping[str, Points]]
 
     @property
     def leading(self) -> str:
@@ -100,6 +109,16 @@ class _Row:
         """Draw a stage's training and validation curve of one metric, after `start` epochs of earlier stages."""
         curve = stage.curve
         xs = [start + position + 1 for position in range(len(curve))]
+        inside = self.steps.get(stage.name, {}).get(metric, ())
+        if inside:
+            axes.plot(
+                # The epoch ends where its validation stands.
+                [start + 0.5 + 0.5 * share for share, _ in inside],
+                [value for _, value in inside],
+                color="#9aa5b1",
+                lw=1.1,
+                gid=f"{self.key}-{index}-steps-{metric}",
+            )
         axes.plot(
             xs,
             [_number(epoch.figure(f"train_{metric}")) for epoch in curve],
@@ -279,16 +298,18 @@ def _score_limits(regimes: Mapping[str, RegimeSummary], score: str) -> tuple[flo
     return (floor if max(values) - min(values) < 0.1 else 0.0), min(1.0, 1.15 * best)
 
 
-def _loss_ceiling(regimes: Mapping[str, RegimeSummary]) -> float:
+def _loss_ceiling(regimes: Mapping[str, RegimeSummary], steps: StepCurves) -> float:
     """Cut at the 98th percentile, so that one wild first epoch does not flatten everything else."""
-    values = sorted(
+    values = [
         value
         for regime in regimes.values()
         for stage in regime.stages
         for epoch in stage.curve
         for value in (epoch.train_loss, epoch.validation_loss)
         if value is not None
-    )
+    ]
+    values += [value for curves in steps.values() for _, value in curves.get("loss", ())]
+    values.sort()
     return 1.08 * values[int(0.98 * (len(values) - 1))] if values else 1.0
 
 

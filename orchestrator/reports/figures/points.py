@@ -12,7 +12,10 @@ from dataclasses import asdict, dataclass
 
 from orchestrator.reports.figures.layer_curve import LayerCurve
 from orchestrator.reports.figures.svg import slug
+from orchestrator.reports.live_points import Points, StepCurves
+from orchestrator.reports.quality import Quality
 from orchestrator.reports.records import EpochSummary, RegimeSummary
+from workers.domains.metrics import METRICS
 
 #: Which curve of a stage -> what it is called, in the order in which they are listed.
 _CURVES = {
@@ -20,6 +23,7 @@ _CURVES = {
     "train": "training",
     "test": "test, whole network",
     "test_auxiliary": "test, own path",
+    "steps": "training by steps",
 }
 _MODELS = {"full": "the whole model", "truncated": "cut off behind the layer"}
 
@@ -49,26 +53,47 @@ class FigurePoints:
         return asdict(self)
 
 
-def learning_points(regimes: Mapping[str, RegimeSummary], titles: Mapping[str, str]) -> FigurePoints:
-    """Return the points of the learning curves, whose epochs are counted over all stages of a regime."""
-    lines = tuple(line for name, regime in regimes.items() for line in _of_regime(titles[name], slug(name), regime))
+def drawn_metrics(quality: Quality) -> tuple[str, ...]:
+    """Name the metrics that learning curves are drawn of, the one that leads first."""
+    score = "accuracy" if quality.text else quality.metric
+    return tuple(dict.fromkeys(("loss", score) if quality.text else (score, "loss")))
+
+
+def learning_points(
+    regimes: Mapping[str, RegimeSummary], titles: Mapping[str, str], quality: Quality, steps: StepCurves
+) -> FigurePoints:
+    """Return the points of the learning curves, whose epochs are counted over all stages of a regime. `steps`: as
+    `learning_curves` has them."""
+    lines = tuple(
+        line
+        for name, regime in regimes.items()
+        for metric in drawn_metrics(quality)
+        for line in _of_regime(
+            titles[name],
+            slug(name),
+            regime,
+            metric,
+            {stage: curves[metric] for (of, stage), curves in steps.items() if of == name and metric in curves},
+        )
+    )
     return FigurePoints(("regime", "stage", "curve", "epoch", "value"), "epoch", lines)
 
 
-def _of_regime(title: str, key: str, regime: RegimeSummary) -> Iterator[Line]:
-    start = 0
+def _of_regime(title: str, key: str, regime: RegimeSummary, metric: str, steps: Mapping[str, Points]) -> Iterator[Line]:
+    start, called = 0, METRICS[metric].title
     for index, stage in enumerate(regime.stages):
-        for metric in ("loss", "accuracy"):
-            for curve, words in _CURVES.items():
-                points = tuple(_finite(start, (_value(epoch, curve, metric) for epoch in stage.curve)))
-                if points:
-                    yield Line(
-                        id=f"curves-{key}-{index}-{curve}-{metric}",
-                        name=f"{title}, {stage.name}: {metric}, {words}",
-                        key=(title, stage.name, f"{metric}, {words}"),
-                        points=points,
-                        share=metric == "accuracy",
-                    )
+        curves: dict[str, tuple[tuple[float | str, float], ...]] = {
+            curve: tuple(_finite(start, (_value(epoch, curve, metric) for epoch in stage.curve)))
+            for curve in _CURVES
+            if curve != "steps"
+        }
+        curves["steps"] = tuple((round(start + share, 4), value) for share, value in steps.get(stage.name, ()))
+        for curve, points in curves.items():
+            if points:
+                words = f"{called}, {_CURVES[curve]}"
+                name = f"{title}, {stage.name}: {words}"
+                share = METRICS[metric].share
+                yield Line(f"curves-{key}-{index}-{curve}-{metric}", name, (title, stage.name, words), points, share)
         start += len(stage.curve)
 
 

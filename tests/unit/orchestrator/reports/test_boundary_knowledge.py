@@ -130,3 +130,16 @@ def test_nothing_is_shown_where_nothing_was_measured(tmp_path: Path) -> None:
     # What is drawn without it stays as it is.
     page = render(summary(tmp_path))
     assert all(figure in page for figure in re.findall(r"<svg.*?</svg>", render(plain), flags=re.DOTALL))
+
+
+def test_the_page_knows_the_value_of_every_point_of_the_figure(tmp_path: Path) -> None:
+    page = render(summary(tmp_path))
+    [text] = re.findall(r'<script type="application/json" id="figures">(.*?)</script>', page, flags=re.DOTALL)
+    figure = json.loads(text)["knowledge"]
+    assert len({line["id"] for line in figure["lines"]}) == len(figure["lines"]) > 4
+    for line in figure["lines"]:
+        path = re.search(rf'<g id="{line["id"]}">\s*<path d="([^"]*)"', page)
+        assert path is not None, line["id"]
+        assert len(re.findall(r"[ML] ", path.group(1))) == len(line["points"])
+    probes = [line["points"] for line in figure["lines"] if line["key"][::2] == ["End-to-end", "linear probe, %"]]
+    assert probes == [[["seg1", 40.0], ["seg2", 60.0], ["seg3", 80.0], ["seg4", 90.0]]]
