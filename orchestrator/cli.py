@@ -453,10 +453,11 @@ def init(
         Path, typer.Argument(metavar="[FILE]", help="Where to write the configuration; not one that is there.")
     ] = Path("segprop.yaml"),
     model: Annotated[
-        str | None, typer.Option(help="resnet18, vit_b_16, …, or the folder or hub id of a language model.")
+        str | None, typer.Option(help="resnet18, swin_t, … (any of torchvision or timm), or a folder or hub id.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="A folder of images or texts, a file of chats, or digits, cifar10, mmlu, ….")
+        str | None,
+        typer.Option(help="A folder of images or texts, a file of chats or labelled rows, or digits, cifar10, …."),
     ] = None,
     regimes: Annotated[str, typer.Option(help="What to compare.")] = "e2e,segprop",
     device: Annotated[str | None, typer.Option(help="A card to plan for: l4, rtx4090, a100-80, h100, ….")] = None,
@@ -471,7 +472,7 @@ def init(
 
     known = None if device is None else device_called(device)
     wanted = starter.Wanted(
-        _asked("--model", model, "Model (resnet18, …, or the folder or id of a language model)"),
+        _asked("--model", model, "Model (resnet18, swin_t, …, or a folder or hub id)"),
         _asked("--data", data, "Data (a folder, a file, or digits, cifar10, …)"),
         _names(regimes),
         device,

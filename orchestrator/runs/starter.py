@@ -5,19 +5,22 @@ It is checked as a run would be, by planning, before it is written.
 
 from __future__ import annotations
 
+import importlib
 import json
 import shlex
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cache_store.errors import UserError
+from cache_store.errors import CorruptRecord, DataError, UserError
+from cache_store.records.record_io import read_local
 from cache_store.storage.durable import write_atomically
 from cache_store.suggest import did_you_mean
+from workers.data.text.labelled.rows import labelled_columns
 from workers.domains.registry import planning_of_family
 from workers.models.registry import DEFAULT, FAMILIES
 
@@ -32,6 +35,8 @@ NAMED = {
 }
 #: Columns of rows that are conversations.
 _CHAT_COLUMNS = ({"messages"}, {"conversations"}, {"instruction", "output"}, {"prompt", "completion"})
+#: Libraries that know networks for images by their names, each a family of that name.
+LIBRARIES = ("torchvision", "timm")
 _ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 
@@ -48,8 +53,9 @@ class Wanted:
 
 def configuration(wanted: Wanted) -> str:
     """Return a configuration as YAML with comments. UserError where the model does not suit the data."""
-    family = family_called(wanted.model)
     name, kind = data_called(wanted.data)
+    family = family_called(wanted.model, name, kind)
+    name = "text" if name == "labelled" and family == "causal_lm" else name
     reads = planning_of_family(family).raw
     if reads != kind:
         raise UserError(
@@ -58,22 +64,50 @@ def configuration(wanted: Wanted) -> str:
         )
     lines = ["# Written by `segprop init`; docs/configuration.md has every key.", "#"]
     data = _text_data(name, wanted.data) if kind == "text" else _image_data(name, wanted.data)
-    lines += [*_text(wanted, data)] if kind == "text" else [*_images(wanted, family, data)]
+    lines += _WRITERS.get(family, _images)(wanted, family, data)
     return "\n".join(lines) + "\n"
 
 
-def family_called(model: str) -> str:
-    """Return the family of a model: by torchvision's name, else a language model by folder or the hub's id."""
+def family_called(model: str, data: str = "", kind: str = "text") -> str:
+    """Return the family of a model: by the name that torchvision or timm has for it, else by the folder or the hub's id
+    and what it is to learn (`data.name`, and whether that is images or text)."""
     for family, row in FAMILIES.items():
         if model in _names(row.spec):
             return family
     if Path(model).exists() or "/" in model:
-        return "causal_lm"
+        return "hf_image" if kind == "images" else _reader(Path(model), data)
     known = [name for row in FAMILIES.values() for name in _names(row.spec)]
+    for library in LIBRARIES:
+        found = _listed(library)
+        if model in found:
+            return library
+        known += found
     raise UserError(
-        f"--model: {model} is neither torchvision's name of a network nor a folder or id of a language model such as "
-        f"HuggingFaceTB/SmolLM2-135M-Instruct{did_you_mean(model, known)}; names: {', '.join(known)}"
+        f"--model: {model} is neither a name that torchvision or timm has for a network nor a folder or id of a model "
+        f"such as HuggingFaceTB/SmolLM2-135M-Instruct{did_you_mean(model, known)}; names: resnet18, vgg11, vit_b_16, "
+        "swin_t, convnext_tiny, … (docs/libraries.md)"
     )
+
+
+def _reader(folder: Path, data: str) -> str:
+    """Return the family of a text model: what its config.json says that it was, else what the data are for."""
+    try:
+        config = read_local(folder / "config.json")
+    except CorruptRecord:
+        config = None  # whoever loads it says what is wrong
+    stated = config.get("architectures") if isinstance(config, dict) else None
+    if isinstance(stated, list) and stated and all(isinstance(name, str) for name in stated):
+        return "causal_lm" if any("CausalLM" in name or "LMHead" in name for name in stated) else "hf_text"
+    return "hf_text" if data == "labelled" else "causal_lm"
+
+
+def _listed(library: str) -> list[str]:
+    """Return all names a library has for networks; none where it is not installed."""
+    try:
+        module = importlib.import_module("torchvision.models" if library == "torchvision" else library)
+    except ImportError:
+        return []
+    return [str(name) for name in module.list_models()]
 
 
 def _names(spec: Any) -> tuple[str, ...]:
@@ -96,28 +130,38 @@ def data_called(data: str) -> tuple[str, str]:
     if any(file.suffix.lower() in _IMAGES for file in files):
         return "folder", "images"
     rows = next((file for file in files if file.suffix.lower() in _ROWS), None)
-    return ("chat" if rows is not None and _columns(rows) else "text"), "text"
+    names = set() if rows is None else _columns(rows)
+    if any(needed <= names for needed in _CHAT_COLUMNS):
+        return "chat", "text"
+    return ("labelled" if _is_labelled(sorted(names)) else "text"), "text"
 
 
-def _columns(path: Path) -> bool:
-    """Tell whether rows look like conversations."""
+def _is_labelled(names: Sequence[str]) -> bool:
+    try:
+        labelled_columns("", names, {})
+    except DataError:
+        return False
+    return True
+
+
+def _columns(path: Path) -> set[str]:
+    """Return the names of the columns of rows, as far as they can be told."""
     suffix = path.suffix.lower()
     try:
         if suffix in (".csv", ".tsv"):
             with path.open(encoding="utf-8-sig") as file:
-                names = {name.strip().strip('"') for name in file.readline().split("\t" if suffix == ".tsv" else ",")}
-        elif suffix in (".jsonl", ".ndjson"):
+                head = file.readline().split("\t" if suffix == ".tsv" else ",")
+            return {name.strip().strip('"') for name in head}
+        if suffix in (".jsonl", ".ndjson"):
             with path.open(encoding="utf-8-sig") as file:
-                names = set(json.loads(file.readline()))
-        elif suffix == ".parquet":
+                return set(json.loads(file.readline()))
+        if suffix == ".parquet":
             import pyarrow.parquet as parquet
 
-            names = set(parquet.read_schema(path).names)
-        else:
-            return False
+            return set(parquet.read_schema(path).names)
     except (OSError, ValueError, TypeError):
-        return False  # whoever reads it says what is wrong
-    return any(needed <= names for needed in _CHAT_COLUMNS)
+        pass  # whoever reads it says what is wrong
+    return set()
 
 
 def _image_data(name: str, data: str) -> dict[str, Any]:
@@ -130,12 +174,13 @@ def _image_data(name: str, data: str) -> dict[str, Any]:
 
 def _text_data(name: str, data: str) -> dict[str, Any]:
     where = {} if name in NAMED and name == "stdlib" else {"path": data if name not in NAMED else f"data/{name}"}
-    return {"name": name, **where, "sequence_length": 512}
+    return {"name": name, **where, "sequence_length": 128 if name == "labelled" else 512}
 
 
 def _images(wanted: Wanted, family: str, data: Mapping[str, Any]) -> list[str]:
     small = int(data["image_size"]) <= 64
-    model: dict[str, Any] = {**({} if family == DEFAULT else {"family": family}), "name": wanted.model}
+    called = "path" if family == "hf_image" else "name"
+    model: dict[str, Any] = {**({} if family == DEFAULT else {"family": family}), called: wanted.model}
     if small and "stem" in typing.get_type_hints(FAMILIES[family].spec):
         model["stem"] = "small"
     return [
@@ -158,7 +203,7 @@ def _images(wanted: Wanted, family: str, data: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _text(wanted: Wanted, data: Mapping[str, Any]) -> list[str]:
+def _text(wanted: Wanted, family: str, data: Mapping[str, Any]) -> list[str]:
     training = {
         "epochs": 1,
         "batch_size": 16,
@@ -171,10 +216,32 @@ def _text(wanted: Wanted, data: Mapping[str, Any]) -> list[str]:
     }
     return [
         "# A folder or id of any decoder of the Hugging Face hub; pin an id with `revision`.",
-        *_block("model", {"family": "causal_lm", "path": wanted.model}),
+        *_block("model", {"family": family, "path": wanted.model}),
         "# What it learns. `segprop data show` prints the first samples as training sees them.",
         *_block("data", data),
         "# Every stage trains like this. `micro_batch`: samples at one time, the batch being the same.",
+        *_block("training", training),
+        *_rest(wanted),
+    ]
+
+
+def _labelled(wanted: Wanted, family: str, data: Mapping[str, Any]) -> list[str]:
+    training = {
+        "epochs": 3,
+        "batch_size": 32,
+        "optimizer": {"lr": 2e-5, "weight_decay": 0.01},
+        "schedule": {"name": "linear", "warmup": 0.1},
+        "clip": 1.0,
+        "precision": "auto",
+    }
+    return [
+        "# A folder or id of an encoder of the Hugging Face hub; its classifier starts anew where classes are others.",
+        *_block("model", {"family": family, "path": wanted.model}),
+        "# What it learns; `columns: {text: …, pair: …, label: …}` where they have other names than the usual.",
+        *_block("data", data),
+        "# What lies between a segment and the head of a pretrained network stays in the path, untrained.",
+        *_block("split", {"base": 1, "head": 0, "intermediate": "frozen"}),
+        "# Every stage trains like this; a regime or stage may say otherwise below `regimes`.",
         *_block("training", training),
         *_rest(wanted),
     ]
@@ -207,6 +274,8 @@ def write(path: Path, text: str, schema: bytes) -> None:
     write_atomically(path, f"# yaml-language-server: $schema={SCHEMA_FILE}\n{text}".encode())
 
 
+#: Family -> what writes its configuration; all others are for images.
+_WRITERS = {"causal_lm": _text, "hf_text": _labelled}
 #: Beside a configuration, for editors.
 SCHEMA_FILE = "segprop.schema.json"
 

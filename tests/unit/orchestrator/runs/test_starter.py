@@ -10,6 +10,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 from PIL import Image
+from text_classifiers import network_of, text_spec, word_pieces
 
 from cache_store.errors import UserError
 from orchestrator.cli import main
@@ -66,7 +67,9 @@ def test_nobody_is_asked_without_a_terminal(
 ROWS = {
     "messages.jsonl": ('{"messages": []}\n', "chat"),
     "alpaca.csv": ("instruction,input,output\na,b,c\n", "chat"),
-    "prose.csv": ("text,label\na,1\n", "text"),
+    "prose.csv": ("text,source\na,b\n", "text"),
+    "reviews.csv": ("label,text\n1,a\n", "labelled"),
+    "pairs.jsonl": ('{"premise": "a", "hypothesis": "b", "label": 1}\n', "labelled"),
     "broken.jsonl": ("{\n", "text"),
     "book.txt": ("Once upon a time\n", "text"),
 }
@@ -83,12 +86,38 @@ def test_data_are_told_by_what_lies_there(name: str, tmp_path: Path) -> None:
 def test_models_are_told_by_name_and_others_get_the_nearest(tmp_path: Path) -> None:
     assert [family_called(name) for name in ("resnet50", "vgg16_bn", "vit_b_16")] == ["resnet", "vgg", "vit"]
     assert family_called("meta-llama/Llama-3.1-8B") == family_called(str(tmp_path)) == "causal_lm"
+    assert family_called("swin_t", "cifar10", "images") == "torchvision"
+    assert family_called("google/vit-base", "folder", "images") == "hf_image"
     with pytest.raises(UserError, match="did you mean 'resnet18'"):
         family_called("resnet-18")
     with pytest.raises(UserError, match="did you mean 'digits'"):
         data_called("digit")
     with pytest.raises(UserError, match="both of one kind"):
         configuration(Wanted("resnet18", "stdlib"))
+
+
+def test_a_text_model_is_told_by_what_it_was_and_else_by_the_data(tmp_path: Path) -> None:
+    assert family_called("google-bert/bert-base-uncased", "labelled") == "hf_text"
+    assert family_called("google-bert/bert-base-uncased", "chat") == "causal_lm"
+    for stated, family in (("LlamaForCausalLM", "causal_lm"), ("BertForMaskedLM", "hf_text")):
+        (tmp_path / "config.json").write_text(json.dumps({"architectures": [stated]}))
+        assert family_called(str(tmp_path), "labelled") == family_called(str(tmp_path), "text") == family
+    (tmp_path / "config.json").write_text("{")
+    assert family_called(str(tmp_path), "labelled") == "hf_text"
+
+
+def test_a_classifier_of_text_gets_a_configuration_that_plans(tmp_path: Path) -> None:
+    rows = tmp_path / "reviews.csv"
+    rows.write_text("text,label\n" + "".join(f"w{index % 7} w9,{index % 2}\n" for index in range(40)))
+    folder = tmp_path / "bert"
+    spec = text_spec(max_position_embeddings=128)
+    network_of(spec).save_pretrained(folder)
+    word_pieces(folder)
+    path = tmp_path / "mine.yaml"
+    assert main(["init", str(path), "--model", str(folder), "--data", str(rows), "--regimes", "segprop"]) == 0
+    written = yaml.safe_load(path.read_text())
+    assert written["model"] == {"family": "hf_text", "path": str(folder)}
+    assert written["data"]["name"] == "labelled"
 
 
 def test_a_language_models_configuration_is_one_that_the_schema_allows() -> None:
