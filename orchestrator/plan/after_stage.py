@@ -212,7 +212,8 @@ def reference_of(config: Config) -> str | None:
 
 def _measuring(state: RegimeState, task: BoundariesTask) -> Estimate:
     """Predict the samples going through the blocks that are not read from snapshots, and the estimates."""
-    rows = {split: min(task.samples, state.inputs.rows.of(split)) for split in ("train", "validation")}
+    splits = ("train", "validation") if "probe" in task.measures else ("train",)
+    rows = {split: min(task.samples, state.inputs.rows.of(split)) for split in splits}
     predicted = state.estimator.frozen(
         [state.outline.part(block) for block in task.path],
         min(task.batch_size, rows["train"]),

@@ -509,7 +509,7 @@ class BoundaryMeasures(Record):
 @dataclass(frozen=True, kw_only=True)
 class BoundariesResult(Record):
     """What boundaries of a network know, by the block before them. `samples`: those measured, in blocks of `block`;
-    `held_out`: those that probes are scored on."""
+    `held_out`: those that probes are scored on, none without probes."""
 
     samples: int
     held_out: int

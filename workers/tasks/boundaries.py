@@ -50,7 +50,9 @@ def measure_boundaries(
     weights = Weights(environment.nodes, parents, domain, environment.device)
     passes = _Pass(task, domain, weights, environment)
     train = passes.over(domain.source(parents["data"], environment.snapshots, "train"), 0)
-    held_out = passes.over(domain.source(parents["data"], environment.snapshots, "validation"), None)
+    held_out = passes.over(
+        domain.source(parents["data"], environment.snapshots, "validation"), None, wanted="probe" in task.measures
+    )
     forward_seconds = time.monotonic() - started
     if task.keeps:
         kept = {name: train.features[name] for name in task.boundaries}
@@ -79,6 +81,10 @@ class _Gathered:
     targets: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
 
+    def of(self, name: str) -> Tensor:
+        """The features at a boundary; of no samples (0, 0)."""
+        return self.features.get(name, torch.empty((0, 0)))
+
     def put(self, name: str, places: np.ndarray, values: Tensor) -> None:
         if name not in self.features:
             self.features[name] = torch.empty((len(self.targets), values.shape[1]))
@@ -106,9 +112,10 @@ class _Pass:
         self.read = self.ran = 0
         self.snapshot = SnapshotCounters()
 
-    def over(self, source: Source, view: int | None) -> _Gathered:
-        """Gather features of samples of a split, in an order drawn by the seed."""
-        drawn = permutation(source.rows, self._task.experiment.seed, "boundaries")[: self._task.samples]
+    def over(self, source: Source, view: int | None, *, wanted: bool = True) -> _Gathered:
+        """Gather features of samples of a split, in an order drawn by the seed; of none where none are `wanted`."""
+        most = self._task.samples if wanted else 0
+        drawn = permutation(source.rows, self._task.experiment.seed, "boundaries")[:most]
         places = np.argsort(drawn, kind="stable")
         gathered = _Gathered(self._domain.rows(source, drawn).targets)
         stored = self._stored(source, view)
@@ -195,7 +202,7 @@ def _estimates(
         beside = reference.get(name)
         seen = Seen(
             train.features[name].to(device),
-            held_out.features[name].to(device),
+            held_out.of(name).to(device),
             None if beside is None else beside.to(device),
         )
         found[name] = BoundaryMeasures(width=seen.samples.shape[1], measures=measure(seen, known, task.measures))

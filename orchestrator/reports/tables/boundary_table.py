@@ -71,10 +71,10 @@ def _cell(item: BoundarySection, name: str) -> str:
 
 def _samples(sections: Sequence[BoundariesSection]) -> str:
     one = sections[0]
+    probes = f"; probes are scored on {one.held_out:,} validation samples" if one.held_out else ""
     return (
-        f"Value ± standard error, of {one.samples:,} training samples in blocks of {one.block:,}; probes are scored "
-        f"on {one.held_out:,} validation samples. nHSIC with targets of {one.classes} classes is at most "
-        f"{one.classes - 1}."
+        f"Value ± standard error, of {one.samples:,} training samples in blocks of {one.block:,}{probes}. nHSIC with "
+        f"targets of {one.classes} classes is at most {one.classes - 1}."
     )
 
 

@@ -22,11 +22,14 @@ from orchestrator.reports.record_json import from_json
 from orchestrator.reports.records import Summary
 from orchestrator.reports.sections import BoundarySection, boundaries_of, known_after
 from orchestrator.runs.prepare import Prepared, prepare
+from workers.control import ThreadControl
 from workers.data.images.source import ImageSource
 from workers.data.splits import permutation
 from workers.specs import as_json
 from workers.specs.data_results import ImageDataResult
+from workers.specs.orders import WorkOrder
 from workers.specs.tasks import BoundariesTask
+from workers.tasks.execute import execute
 
 SAMPLES, HELD_OUT, BLOCK = 96, 48, 24
 CHANGES = {
@@ -120,6 +123,23 @@ def test_boundaries_that_are_stored_are_read_and_what_is_lost_is_computed(finish
         for figure, item in boundary["measures"].items():
             now = found.result["boundaries"][name]["measures"][figure]["value"]
             assert now == pytest.approx(item["value"], rel=1e-3, abs=1.01 / HELD_OUT if figure == "probe" else 0)
+
+
+def test_without_probes_nothing_of_validation_is_looked_at(finished: Finished) -> None:
+    before = {node.label: node for node in finished.measured()}["segprop/boundaries after stage4-seg4"]
+    overrides = ('evaluation.boundaries={"measures": ["nhsic", "effective_rank"], "samples": 96}',)
+    plan = prepare(finished.config, overrides).plan
+    node = next(node for node in plan.nodes if node.label == before.label)
+    nodes = finished.nodes
+    parents = {role: nodes.commit_of(parent) for role, parent in node.parents.items()}
+    order = WorkOrder(node.id, node.kind, node.task, parents, finished.prepared.config.store, "cpu", 1)  # type: ignore[arg-type]
+    found, full = execute(order, ThreadControl()), nodes.commit_of(before.id)
+    assert found is not None
+    assert full is not None
+    assert (found.result["held_out"], found.result["read"] + found.result["ran"]) == (0, SAMPLES)
+    own, all_of_it = (each.result["boundaries"]["seg4"]["measures"] for each in (found, full))
+    assert set(own) == {"nhsic_inputs", "nhsic_targets", "effective_rank"}
+    assert all(own[name]["value"] == pytest.approx(all_of_it[name]["value"], rel=1e-3) for name in own)
 
 
 def test_the_report_shows_them(finished: Finished) -> None:

@@ -126,6 +126,9 @@ def test_the_plan_predicts_it(tmp_path: Path) -> None:
     )
     for label in few:
         assert 0 < few[label].estimate.seconds < many[label].estimate.seconds
+    # Nothing of validation goes through the network where no probe asks for it.
+    unprobed = measured(small_plan(tmp_path, {**ASKED, "evaluation.boundaries": {"measures": ["nhsic"]}}))
+    assert all(unprobed[label].estimate.flops < many[label].estimate.flops for label in many)
 
 
 def test_language_models_are_refused_and_so_are_too_few_samples(tmp_path: Path) -> None:

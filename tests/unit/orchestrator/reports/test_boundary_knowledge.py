@@ -104,10 +104,13 @@ def test_the_table_has_a_row_for_each_boundary_that_was_measured(tmp_path: Path)
 
 
 def test_the_report_draws_measures_and_the_information_plane_side_by_side(tmp_path: Path) -> None:
-    found = summary(tmp_path)
-    page = render(found)
+    found, plain = summary(tmp_path), read(make_summary(tmp_path))
+    page, without = render(found), render(plain)
     for words in ("What boundaries know", "linear probe, %", "3.600 ± 0.050", "Every boundary after every stage (11)"):
         assert words in page, words
+        assert words not in without, words
+    # What is drawn without it stays as it is.
+    assert all(figure in page for figure in re.findall(r"<svg.*?</svg>", without, flags=re.DOTALL))
     plane = information_plane.plane(found.regimes, NAMES)
     measures = information_plane.measures(found.regimes, NAMES)
     assert plane is not None
@@ -126,10 +129,6 @@ def test_nothing_is_shown_where_nothing_was_measured(tmp_path: Path) -> None:
     plain = read(make_summary(tmp_path))
     assert boundary_table(plain) is None
     assert information_plane.plane(plain.regimes, NAMES) is information_plane.measures(plain.regimes, NAMES) is None
-    assert "What boundaries know" not in render(plain)
-    # What is drawn without it stays as it is.
-    page = render(summary(tmp_path))
-    assert all(figure in page for figure in re.findall(r"<svg.*?</svg>", render(plain), flags=re.DOTALL))
 
 
 def test_the_page_knows_the_value_of_every_point_of_the_figure(tmp_path: Path) -> None:
