@@ -457,7 +457,7 @@ def init(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="A folder of images or texts, a file of chats or labelled rows, or digits, cifar10, …."),
+        typer.Option(help="A folder of images or texts, a file of chats or labelled rows, or digits, …."),
     ] = None,
     regimes: Annotated[str, typer.Option(help="What to compare.")] = "e2e,segprop",
     device: Annotated[str | None, typer.Option(help="A card to plan for: l4, rtx4090, a100-80, h100, ….")] = None,

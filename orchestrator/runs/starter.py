@@ -9,7 +9,7 @@ import importlib
 import json
 import shlex
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,8 @@ NAMED = {
 }
 #: Columns of rows that are conversations.
 _CHAT_COLUMNS = ({"messages"}, {"conversations"}, {"instruction", "output"}, {"prompt", "completion"})
-#: Libraries that know networks for images by their names, each a family of that name.
-LIBRARIES = ("torchvision", "timm")
+#: Family -> the module of its library that knows networks for images by their names.
+LIBRARIES = {"torchvision": "torchvision.models", "timm": "timm"}
 _ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 
@@ -55,7 +55,7 @@ def configuration(wanted: Wanted) -> str:
     """Return a configuration as YAML with comments. UserError where the model does not suit the data."""
     name, kind = data_called(wanted.data)
     family = family_called(wanted.model, name, kind)
-    name = "text" if name == "labelled" and family == "causal_lm" else name
+    name = _AS.get((name, family), name)
     reads = planning_of_family(family).raw
     if reads != kind:
         raise UserError(
@@ -75,10 +75,10 @@ def family_called(model: str, data: str = "", kind: str = "text") -> str:
         if model in _names(row.spec):
             return family
     if Path(model).exists() or "/" in model:
-        return "hf_image" if kind == "images" else _reader(Path(model), data)
+        return _FOLDERS[kind](Path(model), data)
     known = [name for row in FAMILIES.values() for name in _names(row.spec)]
-    for library in LIBRARIES:
-        found = _listed(library)
+    for library, module in LIBRARIES.items():
+        found = _listed(module)
         if model in found:
             return library
         known += found
@@ -101,13 +101,19 @@ def _reader(folder: Path, data: str) -> str:
     return "hf_text" if data == "labelled" else "causal_lm"
 
 
-def _listed(library: str) -> list[str]:
+#: Kind of data -> the family of a model that is given by its folder.
+_FOLDERS: Mapping[str, Callable[[Path, str], str]] = {"images": lambda folder, data: "hf_image", "text": _reader}
+#: What else a kind of data is to a family: labelled rows are prose to a language model.
+_AS = {("labelled", "causal_lm"): "text"}
+
+
+def _listed(module: str) -> list[str]:
     """Return all names a library has for networks; none where it is not installed."""
     try:
-        module = importlib.import_module("torchvision.models" if library == "torchvision" else library)
+        found = importlib.import_module(module)
     except ImportError:
         return []
-    return [str(name) for name in module.list_models()]
+    return [str(name) for name in found.list_models()]
 
 
 def _names(spec: Any) -> tuple[str, ...]:
@@ -179,7 +185,7 @@ def _text_data(name: str, data: str) -> dict[str, Any]:
 
 def _images(wanted: Wanted, family: str, data: Mapping[str, Any]) -> list[str]:
     small = int(data["image_size"]) <= 64
-    called = "path" if family == "hf_image" else "name"
+    called = "name" if "name" in typing.get_type_hints(FAMILIES[family].spec) else "path"
     model: dict[str, Any] = {**({} if family == DEFAULT else {"family": family}), called: wanted.model}
     if small and "stem" in typing.get_type_hints(FAMILIES[family].spec):
         model["stem"] = "small"
