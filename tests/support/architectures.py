@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from text_architectures import TEXTS, examine_text, text_case
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,6 +52,18 @@ class Case:
         return {"hf_image": "transformers", "python": "python"}.get(self.model.family, self.model.family)
 
 
+@dataclass(frozen=True)
+class TextCase:
+    """A text classifier of transformers, by its kind; samples of up to 12 tokens."""
+
+    kind: str
+    library: str = "transformers text"
+
+    def examined(self) -> tuple[int, int, str]:
+        """Return blocks, parameters, and what is not equal. ConfigError where it is refused."""
+        return examine_text(text_case(self.kind))
+
+
 def _torchvision(name: str, side: int = 64, **args: Any) -> tuple[str, Case]:
     return f"torchvision/{name}", Case(TorchvisionSpec(name=name, args=args), side)
 
@@ -68,7 +81,7 @@ def _python(build: str, side: int = 64, **args: Any) -> tuple[str, Case]:
 
 
 _TOKENS = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 24}
-CASES: dict[str, Case] = dict(
+CASES: dict[str, Case | TextCase] = dict(
     (
         _torchvision("alexnet"),
         _torchvision("convnext_tiny"),
@@ -164,17 +177,31 @@ CASES: dict[str, Case] = dict(
         _transformers("textnet", 64),
         _transformers("vit", **_SMALL, intermediate_size=64),
         _transformers("vit_msn", **_SMALL, intermediate_size=64),
+        *((f"transformers text/{kind}", TextCase(kind)) for kind in TEXTS),
         _python("mynets:unet_encoder", 32, channels=3, classes=CLASSES),
         _python("torchvision.models:mobilenet_v3_large", num_classes=CLASSES),
         _python("torchvision.models:wide_resnet50_2", num_classes=CLASSES),
     )
 )
 #: One a library, seconds each: what the tests try anew.
-SAMPLED = ("torchvision/mnasnet0_5", "timm/pvt_v2_b0", "transformers/ijepa", "python/mynets:unet_encoder")
+SAMPLED = (
+    "transformers text/electra",
+    "torchvision/mnasnet0_5",
+    "timm/pvt_v2_b0",
+    "transformers/ijepa",
+    "python/mynets:unet_encoder",
+)
 
 
-def examine(name: str, case: Case) -> Result:
+def examine(name: str, case: Case | TextCase) -> Result:
     """Try one architecture. Its reason is empty where everything is equal."""
+    if isinstance(case, TextCase):
+        text = (case.library, case.kind, "12")
+        try:
+            return Result(*text, *case.examined())
+        except ConfigError as error:
+            reason = error.message.partition(": ")[2].removeprefix(f"{case.kind!r} is ").removeprefix(f"{case.kind}: ")
+            return Result(*text, 0, 0, reason)
     sample = (3, case.side, case.side)
     row = (case.library, name.partition("/")[2], "x".join(map(str, sample)))
     own = family(case.model.family)

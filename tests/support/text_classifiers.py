@@ -36,7 +36,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "distilbert": {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48},
     "modernbert": {"local_attention": 6, "classifier_pooling": "mean", **_NAMED},
     "electra": {"embedding_size": 16},
-    "nomic_bert": {},
+    "deberta": {},
+    "qwen3": {"head_dim": 8, "num_key_value_heads": 2, "use_cache": True, **_NAMED},
 }
 
 

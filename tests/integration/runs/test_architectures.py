@@ -33,7 +33,7 @@ def test_the_page_is_of_the_architectures_that_are_tried(generator: ModuleType) 
     assert text.partition("| --- |")[2] == generator.page(found).partition("| --- |")[2]
     kinds = Counter(row.library for row in found if not row.reason)
     assert kinds.total() >= 40
-    assert len(kinds) == 4
+    assert len(kinds) == 5
 
 
 @pytest.mark.parametrize("name", SAMPLED)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cache_store.errors import ConfigError
+from cache_store.errors import ConfigError, first_line
 from cache_store.storage.durable import write_atomically
 from workers.models.base import Export
 from workers.models.causal_lm.counting import count_parameters, embed_facts, layer_facts
@@ -23,7 +24,7 @@ from workers.models.causal_lm.pretrained.locate import locate
 from workers.models.causal_lm.pretrained.safetensors_files import weight_files
 from workers.models.chain import ModulePath
 from workers.models.hf_text.outline import HFTextOutline
-from workers.models.hf_text.parts import HFTextParts, assemble, part_names
+from workers.models.hf_text.parts import Frame, HFTextParts, assemble, part_names
 from workers.models.hf_text.skeleton import build_network, build_skeleton
 from workers.models.hf_text.structure import Structure, find_structure
 from workers.models.library.transformers_classifiers import Kind, Transformers, with_architecture
@@ -62,6 +63,7 @@ def look(model: HFTextSpec) -> HFTextOutline:
     whole = with_architecture(model, TEXTS, None if located is None else str(located.folder))
     skeleton = build_skeleton(whole, _ANY)
     found = find_structure(skeleton)
+    _try_frame(whole, skeleton, found)
     has_weights = located is not None and (located.commit is not None or bool(weight_files(located.folder)))
     return HFTextOutline(
         config=whole.config or {},
@@ -72,6 +74,22 @@ def look(model: HFTextSpec) -> HFTextOutline:
         blocks={name: _facts(skeleton, found, name) for name in part_names(found)[:-1]},
         files=file_digests(replace(as_language(model), config=whole.config), located),
     )
+
+
+def _try_frame(whole: HFTextSpec, skeleton: PreTrainedModel, found: Structure) -> None:
+    """Make what layers are given, once. ConfigError where that takes weights that are not there."""
+    inputs = _sample(whole)
+    try:
+        Frame(skeleton, found, torch.device("cpu"))(inputs["input_ids"], inputs)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a forward raises that is given no hidden states of its own
+        name = skeleton.config.model_type
+        raise refuse(
+            f"{name!r} is no chain of embedding, layers and head: what its layers are given cannot be made without "
+            f"its weights: {first_line(error)}",
+            "model.config",
+        ) from error
 
 
 def head_facts(model: HFTextSpec, classes: int) -> PartFacts:
@@ -109,6 +127,7 @@ _LOADING = '''"""Load this model with transformers alone: `model = load()`. With
 for texts are `model(**tokenizer(texts, padding=True, return_tensors="pt")).logits`."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoModelForSequenceClassification
 
@@ -151,7 +170,8 @@ class TextTransformers(Transformers):
 
     @torch.no_grad()
     def _verify(self, state: Mapping[str, Tensor], classes: int) -> None:
-        """Compare the chain with the network's own forward, on padded samples. ConfigError where they differ."""
+        """Compare the chain with the network's own forward, on padded samples. ConfigError where they differ, or where
+        that depends on what comes out at padding."""
         network = build_network(self.spec, classes)
         network.load_state_dict(dict(state), strict=True)
         parts, device = HFTextParts(self.spec, classes), torch.device("cpu")
@@ -160,10 +180,29 @@ class TextTransformers(Transformers):
             modules[name] = parts.build(name, device)
             modules[name].load_state_dict({key: state[key] for key in parts.state_names(name)}, strict=True)
         inputs = _sample(self.spec)
-        context = parts.context(device)(inputs["input_ids"], inputs)
-        given = ModulePath(modules, ()).eval()((inputs["input_ids"],), context)
-        if not torch.equal(network(**dict(context.inputs)).logits, given):
+        try:
+            context = parts.context(device)(inputs["input_ids"], inputs)
+            given = ModulePath(modules, ()).eval()((inputs["input_ids"],), context)
+            same = torch.equal(network(**dict(context.inputs)).logits, given)
+            bare = _without_padding(modules, inputs, context)
+        except Exception as error:  # whatever a forward raises at what it is not given
+            raise refuse(f"{self.words}: its parts cannot be run: {first_line(error)}", "model.config") from error
+        if not same:
             raise refuse(f"{self.words}: its parts give other scores than its own forward", "model.config")
+        if not torch.equal(bare, given):
+            problem = "what comes out at padding changes its scores, and hidden states are stored without padding"
+            raise refuse(f"{self.words}: {problem}", "model.config")
+
+
+def _without_padding(modules: Mapping[str, nn.Module], inputs: Mapping[str, Tensor], context: Any) -> Tensor:
+    """The scores of the parts where hidden states at padding are zeros, as they are where they were stored."""
+    tokens = inputs["attention_mask"].bool()[..., None]
+    *blocks, head = modules.values()
+    value: Any = (inputs["input_ids"],)
+    for block in blocks:
+        value = (block(value, context)[0] * tokens,)
+    scores: Tensor = head(value, context)
+    return scores
 
 
 def _sample(spec: HFTextSpec) -> dict[str, Tensor]:

@@ -88,7 +88,7 @@ class _Unchanged(nn.Module):
 
 def _hand_on(self: Any, *args: Any, **kwargs: Any) -> Any:
     hidden = self._held.given()
-    return (hidden,) if self._tuples else hidden
+    return (hidden, *[None] * (self._tuples - 1)) if self._tuples else hidden
 
 
 def _stop(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -136,7 +136,14 @@ def _copied(
         memo[id(model.get_submodule(path))] = _Unchanged()
     for path in dropped:
         memo[id(model.get_submodule(path))] = nn.Identity()
-    return copy.deepcopy(model, memo), held
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        if isinstance(module, PreTrainedModel) and not any(True for _ in module.parameters()):
+            # It asks its weights for their type.
+            kind = type(module)
+            own = {"dtype": property(lambda self: torch.float32), "__module__": kind.__module__}
+            module.__class__ = type(kind.__name__, (kind,), own)
+    return copied, held
 
 
 def _with_forward(model: PreTrainedModel, held: _Held, forward: Callable[..., Any]) -> nn.Module:

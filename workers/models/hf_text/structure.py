@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from cache_store.errors import first_line
@@ -35,12 +36,24 @@ class Structure:
     back: tuple[str, ...]
     #: Modules without weights that run before the first layer and draw random numbers.
     drawing: tuple[str, ...]
-    #: Layers return a tuple that begins with the hidden states.
-    tuples: bool
+    #: Layers return a tuple of so many that begins with the hidden states; 0: hidden states.
+    tuples: int
     #: Width of the hidden states.
     hidden: int
     #: Those of `INPUTS` that the forward takes.
     inputs: tuple[str, ...]
+
+
+class _NothingSpecial(TorchFunctionMode):
+    """Answers yes where a forward asks something of elements that there are none of: that all tokens are seen, that no
+    documents are packed. What a network does with padding is tried with numbers before it trains."""
+
+    def __torch_function__(self, function: Any, kinds: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        given = args[0] if args else None
+        asked = function in (Tensor.__bool__, Tensor.item, Tensor.__contains__)
+        if asked and isinstance(given, Tensor) and given.is_meta:
+            return function is not Tensor.__contains__
+        return function(*args, **(kwargs or {}))
 
 
 @dataclass
@@ -93,7 +106,7 @@ def _found(model: PreTrainedModel) -> Structure:
         front=front,
         back=back,
         drawing=drawing,
-        tuples=isinstance(seen.calls[0][3], tuple),
+        tuples=len(seen.calls[0][3]) if isinstance(seen.calls[0][3], tuple) else 0,
         hidden=first.shape[-1],
         inputs=inputs,
     )
@@ -126,11 +139,11 @@ def _watched(model: PreTrainedModel, path: str) -> _Seen:
             hooks.append(module.register_forward_pre_hook(_noting(seen, name)))
     ids = torch.zeros((_BATCH, _TOKENS), dtype=torch.int64, device="meta")
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), _NothingSpecial():
             model(input_ids=ids)
     except Exception as error:  # whatever a forward raises at tensors without elements
         words = first_line(error)
-        if "meta tensors" in words:
+        if "meta" in words:
             words = "what it does depends on the elements of tensors"
         raise _NoChainError(f"its forward cannot be followed: {words}") from error
     finally:

@@ -193,8 +193,18 @@ def test_a_checkpoint_that_lacks_a_layer_is_refused(tmp_path: Path) -> None:
         ({"model_type": "t5"}, "it is an encoder with a decoder"),
         ({"model_type": "bart"}, "it is an encoder with a decoder"),
         ({"model_type": "fnet", "num_hidden_layers": 2}, "takes no input_ids and attention_mask"),
-        ({"model_type": "deberta-v2"}, "depends on the elements of tensors"),
-        ({"model_type": "qwen3", "num_hidden_layers": 2, "pad_token_id": 0}, "depends on the elements of tensors"),
+        (
+            {"model_type": "deberta-v2", "relative_attention": True},
+            "beside hidden states, what weights outside them make",
+        ),
+        (
+            {"model_type": "ibert", "num_hidden_layers": 2},
+            "what its layers are given cannot be made without its weights",
+        ),
+        (
+            {"model_type": "qwen3", "num_hidden_layers": 2, "head_dim": 8, "num_key_value_heads": 2},
+            "Cannot handle batch sizes > 1 if no padding token",
+        ),
         ({"model_type": "bertt"}, "no text classifier of that kind; did you mean 'bert'"),
         ({"model_type": "vit"}, "no text classifier of that kind"),
         ({"model_type": "bert", "hidden_size": 30}, "transformers builds no text classifier of 'bert'"),
@@ -206,6 +216,19 @@ def test_what_is_no_chain_or_no_classifier_is_refused_with_the_reason(config: di
     with pytest.raises(ConfigError, match=words) as refused:
         FAMILY.inspect(given)
     assert str(refused.value.details["where"]).startswith("model")
+
+
+def test_parts_that_do_not_compute_what_the_network_does_are_refused_before_anything_is_trained() -> None:
+    spec = text_spec("roformer", embedding_size=32)
+    with pytest.raises(ConfigError, match="roformer: its parts cannot be run"):
+        FAMILY.library(spec).initial_state(CLASSES, 0)
+
+
+def test_a_network_that_mixes_padding_into_its_tokens_is_refused() -> None:
+    """A convolution over tokens reads their neighbours, which snapshots do not hold."""
+    spec = text_spec("convbert", embedding_size=32, head_ratio=2)
+    with pytest.raises(ConfigError, match="what comes out at padding changes its scores"):
+        FAMILY.library(spec).initial_state(CLASSES, 0)
 
 
 def test_code_of_a_checkpoint_is_never_run(tmp_path: Path) -> None:
