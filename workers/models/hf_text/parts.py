@@ -140,9 +140,9 @@ def _copied(
     for module in copied.modules():
         if isinstance(module, PreTrainedModel) and not any(True for _ in module.parameters()):
             # It asks its weights for their type.
-            kind = type(module)
-            own = {"dtype": property(lambda self: torch.float32), "__module__": kind.__module__}
-            module.__class__ = type(kind.__name__, (kind,), own)
+            inner: Any = type(module)
+            typed = {"dtype": property(lambda self: torch.float32), "__module__": inner.__module__}
+            module.__class__ = type(inner.__name__, (inner,), typed)
     return copied, held
 
 
