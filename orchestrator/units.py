@@ -93,8 +93,10 @@ def score_text(metrics: Mapping[str, float], *, named: bool = False) -> str:
     value = metrics.get(metric)
     if value is None:
         return ""
-    shown = named or metric not in ("accuracy", "loss")
-    return f"{METRICS[metric].title} " * shown + metric_text(metric, value)
+    row, text = METRICS[metric], metric_text(metric, value)
+    if named:
+        return f"{row.title} {text}"
+    return text if metric in ("accuracy", "loss") else f"{row.short} {text}"
 
 
 def source_words(source: str | None, *, text: bool) -> str:

@@ -144,12 +144,14 @@ def _regime(view: CommitView, name: str, regime: RegimePlan, export: str | None)
         variant=regime.variant,
         notes=regime.notes or None,
         trained_at_once=maximum(stage.trained_at_once for stage in done),
-        settings=settings_of([view.nodes[node_id].task["train"] for node_id in regime.stages]) or None,
+        settings=settings_of([_trained_with(view.nodes[node_id].task) for node_id in regime.stages]) or None,
     )
 
 
 #: What a regime is trained with: name -> where the task of a stage has it.
 _SETTINGS = {
+    "loss": ("loss", "name"),
+    "loss function": ("loss", "build"),
     "optimizer": ("optimizer", "name"),
     "learning rate": ("optimizer", "lr"),
     "weight decay": ("optimizer", "weight_decay"),
@@ -160,6 +162,11 @@ _SETTINGS = {
     "precision": ("precision",),
     "LoRA rank": ("lora", "rank"),
 }
+
+
+def _trained_with(task: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the `train` section of a stage's task with the loss, which all stages share; none is cross-entropy."""
+    return {**task["train"], "loss": task["experiment"].get("loss")}
 
 
 def settings_of(trainings: Sequence[Mapping[str, Any]]) -> dict[str, str]:

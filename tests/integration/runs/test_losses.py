@@ -125,8 +125,10 @@ def test_every_regime_trains_and_what_is_loaded_scores_as_the_run_says(
     assert "F1" in capsys.readouterr().out if metric == "f1_micro" else "R²" in capsys.readouterr().out
     card = (tmp_path / "run" / "model" / "e2e" / "README.md").read_text()
     assert f"| loss | {METRICS[metric].title} |" in card
+    assert ("| Loss | mse |" in card) == (metric == "r2")
     page = (tmp_path / "run" / "report.html").read_text()
     assert "accuracy" not in page.lower()
+    assert f"segprop-2-validation-{metric}" in page
 
 
 def test_a_stage_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from workers.data.images.targets import TARGETS, kind_for
+from workers.data.images.targets import CLASSES, TARGETS, kind_for
 from workers.domains.planning import DomainPlanning, LoadSeconds, SplitRows
 from workers.models.base import Finding
 from workers.models.counting import Shape
@@ -160,7 +160,8 @@ class ImagePlanning(DomainPlanning[ImageSpec, "DataOutline"]):
 
         if _own(data):
             taken = "floats as they are, uint8 divided by 255"
-            return {"class_names": list(outline.class_names), "preprocessing": {"samples": taken}}
+            targets = {} if outline.target == CLASSES else {"targets": outline.target.kind}
+            return {"class_names": list(outline.class_names), "preprocessing": {"samples": taken}, **targets}
         return {
             "class_names": list(outline.class_names),
             "preprocessing": {
