@@ -34,7 +34,7 @@ from workers.specs.as_json import to_json
 from workers.specs.experiment import LossSpec, SnapshotDtype, TrainSpec
 from workers.specs.memory import FrozenTier, MemorySpec
 from workers.specs.model import ModelSpec
-from workers.specs.tasks import LEAST_MEASURED, BlockSchedule, GateSpec, Measure
+from workers.specs.tasks import LEAST_MEASURED, Bandwidth, BlockSchedule, GateSpec, Measure
 
 
 class SplitConfig(Section):
@@ -222,6 +222,11 @@ class BoundariesConfig(Section):
         le=1 << 24,
         description="Training samples that are measured, and validation samples that probes are scored on, at most. "
         "Every figure has its standard error.",
+    )
+    bandwidth: Bandwidth = Field(
+        default="fixed",
+        description="Width of nHSIC's kernels. fixed: 5 a number, as published, which takes samples for alike where "
+        "activations are small. median: the median distance of a block, which does not depend on their scale.",
     )
     of: Literal["stages", "final"] = Field(
         default="stages",

@@ -21,7 +21,7 @@ from orchestrator.regimes.stages import Stage
 from orchestrator.units import human_bytes
 from workers.judge.judges import JUDGES
 from workers.specs.as_json import to_json
-from workers.specs.tasks import MOST_FEATURES, BoundariesTask, EvaluateTask, JudgeTask, QuestionsTask
+from workers.specs.tasks import MEASURED_BLOCK, MOST_FEATURES, BoundariesTask, EvaluateTask, JudgeTask, QuestionsTask
 
 Question = Callable[[RegimeState, Stage], str | None]
 #: What reading a benchmark's questions takes, with the harness.
@@ -191,6 +191,7 @@ def _boundaries(state: RegimeState, stage: Stage) -> str | None:
         stored=state.boundaries.specs[near[-1]] if near else None,
         keeps=keeps or None,
         frozen=state.frozen_beside,
+        bandwidth=asked.bandwidth if "nhsic" in asked.measures and asked.bandwidth != "fixed" else None,
     )
     parents = {"data": state.data_node} | {f"weights/{block}": state.weights[block] for block in path}
     if "cka" in asked.measures and collected.reference is not None:
@@ -221,11 +222,14 @@ def _measuring(state: RegimeState, task: BoundariesTask) -> Estimate:
         precision=task.precision,
         load_row_seconds=state.estimator.load.train,
     )
-    held = 4 * MOST_FEATURES * (len(task.boundaries) + 1) * sum(rows.values())
+    # Features of all boundaries lie on the host; of one at a time on the device, with two kernels of every block.
+    features = 4 * MOST_FEATURES
+    estimating = rows["train"] * (3 * features + 2 * 8 * MEASURED_BLOCK)
+    held = (len(task.boundaries) + 1) * features * sum(rows.values()) if state.inputs.on_host else 0
     return dataclasses.replace(
         predicted,
         seconds=predicted.seconds + len(task.boundaries) * rows["train"] * ESTIMATING_S,
-        peak_bytes=predicted.peak_bytes + (held if state.inputs.on_host else 0),
+        peak_bytes=predicted.peak_bytes + held + estimating,
     )
 
 

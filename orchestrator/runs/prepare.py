@@ -24,7 +24,7 @@ from orchestrator.config import load as configuration
 from orchestrator.config.devices import Device, device_of_accelerator, usable
 from orchestrator.config.precision import has_gpu, planned_device
 from orchestrator.config.rates import Rates
-from orchestrator.config.rules import judged, ray_jobs
+from orchestrator.config.rules import judged, measured, ray_jobs
 from orchestrator.config.rules.check import sound
 from orchestrator.config.rules.models import chain, finding_of, trainable
 from orchestrator.config.schema import MEMORY, Config, Regime
@@ -151,7 +151,9 @@ def _weights_digest(config: Config, found: object | None, findings: list[Finding
 def _further_problems(config: Config, data: AnyOutline | None) -> Iterator[Finding]:
     """What is wrong with the splits, where the data could be looked at, and with paths of a submitted job."""
     if data is not None:
-        yield from config.domain.row_problems(config.data, rows_of(config, data))
+        rows = rows_of(config, data)
+        yield from config.domain.row_problems(config.data, rows)
+        yield from measured.row_problems(config, rows)
     yield from ray_jobs.problems(config, Path.cwd())
 
 

@@ -15,10 +15,9 @@ from workers.measures.nhsic import nhsic, smoother
 from workers.measures.probe import probe_accuracy
 from workers.measures.spectrum import effective_rank, singular_values, singular_values_without
 from workers.specs.results import MeasuredValue
-from workers.specs.tasks import Measure
+from workers.specs.tasks import MEASURED_BLOCK, Bandwidth, Measure
 
-#: Samples of a block, over which kernels are computed, where there are enough for `LEAST_BLOCKS` of it.
-BLOCK = 500
+#: Blocks that there are at least, however few the samples are.
 LEAST_BLOCKS = 4
 #: Groups of which one is left out at a time, for the error of the effective rank.
 GROUPS = 5
@@ -26,7 +25,7 @@ GROUPS = 5
 
 def block_size(samples: int) -> int:
     """Return how many samples a block has, of so many."""
-    return min(BLOCK, samples // LEAST_BLOCKS)
+    return min(MEASURED_BLOCK, samples // LEAST_BLOCKS)
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,16 @@ class Known:
     classes: int
     #: Where each block begins and ends.
     cuts: Sequence[slice]
+    bandwidth: Bandwidth = "fixed"
 
     @classmethod
-    def of(cls, inputs: Tensor, targets: Tensor, held_out: Tensor, classes: int) -> Known:
+    def of(
+        cls, inputs: Tensor, targets: Tensor, held_out: Tensor, classes: int, bandwidth: Bandwidth = "fixed"
+    ) -> Known:
         """Cut the samples into blocks of equal size; those left over are in none."""
         size = block_size(len(inputs))
         cuts = [slice(start, start + size) for start in range(0, len(inputs) - size + 1, size)]
-        return cls(inputs, targets, held_out, classes, cuts)
+        return cls(inputs, targets, held_out, classes, cuts, bandwidth)
 
     @cached_property
     def one_hot(self) -> Tensor:
@@ -56,11 +58,11 @@ class Known:
 
     @cached_property
     def input_smoothers(self) -> list[Tensor]:
-        return [smoother(self.inputs[cut]) for cut in self.cuts]
+        return [smoother(self.inputs[cut], self.bandwidth) for cut in self.cuts]
 
     @cached_property
     def target_smoothers(self) -> list[Tensor]:
-        return [smoother(self.one_hot[cut]) for cut in self.cuts]
+        return [smoother(self.one_hot[cut], self.bandwidth) for cut in self.cuts]
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Seen:
 def _nhsic(seen: Seen, known: Known) -> Iterator[tuple[str, MeasuredValue]]:
     values: dict[str, list[float]] = {"nhsic_inputs": [], "nhsic_targets": []}
     for cut, inputs, targets in zip(known.cuts, known.input_smoothers, known.target_smoothers, strict=True):
-        own = smoother(seen.samples[cut])
+        own = smoother(seen.samples[cut], known.bandwidth)
         values["nhsic_inputs"].append(nhsic(own, inputs))
         values["nhsic_targets"].append(nhsic(own, targets))
     for name, found in values.items():

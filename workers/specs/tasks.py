@@ -308,8 +308,12 @@ class JudgeTask:
 
 #: What is measured of boundaries (`workers.measures`).
 Measure = Literal["nhsic", "cka", "probe", "effective_rank"]
+#: How wide the kernels of nHSIC are: `workers.measures.nhsic`.
+Bandwidth = Literal["fixed", "median"]
 #: Samples without which nothing is measured: with fewer no block has the four that an unbiased estimate needs.
 LEAST_MEASURED = 64
+#: Samples of a block over which kernels are computed, where there are enough for several.
+MEASURED_BLOCK = 500
 #: Numbers that stand for a sample at a boundary, at most.
 MOST_FEATURES = 1024
 
@@ -320,7 +324,7 @@ class BoundariesTask:
     every block up to the last of `boundaries`; and `reference`, where there is one: the node of the network that they
     are compared with, which has kept the features of its own."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("stored", "keeps", "frozen")
+    LATER: ClassVar[tuple[str, ...]] = ("stored", "keeps", "frozen", "bandwidth")
 
     experiment: Experiment
     #: Blocks in forward order, from the first one on.
@@ -339,6 +343,8 @@ class BoundariesTask:
     keeps: bool | None = None
     #: Where the weights lie; None: on the device.
     frozen: FrozenTier | None = None
+    #: None: fixed.
+    bandwidth: Bandwidth | None = None
 
 
 Task = (

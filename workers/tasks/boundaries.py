@@ -195,6 +195,7 @@ def _estimates(
         train.targets.to(device),
         held_out.targets.to(device),
         task.experiment.classes,
+        task.bandwidth or "fixed",
     )
     found: dict[str, BoundaryMeasures] = {}
     for number, name in enumerate(task.boundaries):

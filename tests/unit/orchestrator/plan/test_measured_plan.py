@@ -101,6 +101,8 @@ def test_nothing_else_changes_by_it(tmp_path: Path) -> None:
     [
         ({"evaluation.boundaries": {"samples": 500}}, False),
         ({"evaluation.boundaries": {"measures": ["nhsic", "cka"]}}, False),
+        ({"evaluation.boundaries": {"bandwidth": "median"}}, False),
+        ({"evaluation.boundaries": {"bandwidth": "fixed"}}, True),
         ({"training.optimizer.lr": 0.5}, False),
         ({"evaluation.stages": False}, True),
         ({"snapshots.retention": "keep"}, True),
@@ -142,6 +144,8 @@ def test_language_models_are_refused_and_so_are_too_few_samples(tmp_path: Path) 
         prepare(write_config(tmp_path / "configs", changes))
     with pytest.raises(ConfigError, match=r"evaluation\.boundaries\.samples"):
         small_config(tmp_path, {"evaluation.boundaries": {"samples": 63}})
+    with pytest.raises(ConfigError, match=r"evaluation\.boundaries: 40 training samples are too few .* at least 64"):
+        prepare(write_config(tmp_path / "few", {"data.train_limit": 40, "evaluation.boundaries": {}}))
 
 
 def test_stages_that_overlap_are_measured_as_they_end(tmp_path: Path) -> None:

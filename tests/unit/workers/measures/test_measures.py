@@ -16,7 +16,7 @@ from workers.measures.nhsic import EPSILON, SIGMA, gaussian_gram, nhsic, smoothe
 from workers.measures.probe import probe_accuracy, ridge
 from workers.measures.spectrum import effective_rank, singular_values, singular_values_without
 from workers.measures.table import Known, Seen, measure
-from workers.specs.tasks import MOST_FEATURES, Measure
+from workers.specs.tasks import MOST_FEATURES, Bandwidth, Measure
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -71,6 +71,25 @@ def test_nhsic_tells_what_depends_from_what_does_not() -> None:
     samples = draw(50, 6)
     moved = samples @ rotation(6) + 5
     assert nhsic(smoother(moved), smoother(samples)) == pytest.approx(nhsic(*[smoother(samples)] * 2), rel=1e-6)
+
+
+def test_the_published_width_sees_no_small_activations_and_the_median_sees_them_at_any_scale() -> None:
+    targets = torch.arange(120) % 4
+    samples = draw(120, 6) + 3 * F.one_hot(targets, 6)
+    small, one_hot = 1e-3 * samples, F.one_hot(targets, 4)
+    assert nhsic(smoother(small), smoother(one_hot)) < 0.01
+    cases: tuple[tuple[Bandwidth, bool], ...] = (("fixed", False), ("median", True))
+    for bandwidth, same in cases:
+        found = [nhsic(smoother(each, bandwidth), smoother(one_hot, bandwidth)) for each in (samples, small)]
+        assert (found[0] == pytest.approx(found[1], rel=1e-6)) is same
+        assert found[0] > 2.3
+    pairs = torch.pdist(samples) ** 2
+    kernel = gaussian_gram(samples, "median")
+    assert float(kernel[0, 1]) == pytest.approx(math.exp(-float(pairs[0]) / (2 * float(pairs.median()))))
+    # Most samples are the same, or all of them.
+    rare = torch.cat([torch.zeros(9, 2), torch.ones(1, 2)]).double()
+    assert float(gaussian_gram(rare, "median")[0, 9]) == pytest.approx(math.exp(-2 / (2 * 9 * 2 / 45)))
+    assert torch.equal(gaussian_gram(torch.zeros(5, 2), "median"), torch.ones(5, 5))
 
 
 # -- CKA ----------------------------------------------------------------------------------------------------
