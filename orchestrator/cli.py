@@ -406,6 +406,14 @@ def export(
     adapter: Annotated[
         bool, typer.Option("--adapter", help="The low-rank adapters alone, as a folder for PEFT: adapter/REGIME.")
     ] = False,
+    gguf: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CONVERTER",
+            help="Also gguf/REGIME.gguf, by llama.cpp's converter: a checkout, or convert_hf_to_gguf.py. It is run.",
+        ),
+    ] = None,
+    gguf_type: Annotated[str, typer.Option(help="What that holds: auto, f32, f16, bf16, q8_0.")] = "auto",
 ) -> None:
     """Write each regime's final weights again, as a folder that torchvision or transformers loads; with --stage those
     after a stage, below stages/ in the run directory. Neither the data set nor the original model is needed: everything
@@ -414,16 +422,24 @@ def export(
     if regime is not None and regime not in recorded.plan.regimes:
         known = ", ".join(recorded.plan.regimes)
         raise UserError(f"--regime: {regime} is not in this run; it has {known}")
+    from orchestrator.exports import gguf as making
     from orchestrator.runs import results
 
     regimes = [regime] if regime is not None else list(recorded.plan.regimes)
+    if adapter and gguf is not None:
+        raise UserError("--gguf: is for whole models; leave --adapter out")
+    script = None if gguf is None else making.converter(gguf, gguf_type)
     if adapter:
         results.export_adapters(recorded, regimes, stage)
         return
-    if stage is not None:
-        results.export_stage(recorded, regimes, stage)
+    folders = results.export(recorded, regimes) if stage is None else results.export_stage(recorded, regimes, stage)
+    if script is None:
         return
-    results.export(recorded, regimes)
+    for folder in folders:
+        name = "-".join(folder.relative_to(run_dir).parts[1:])
+        target = run_dir / "gguf" / f"{name}.gguf"
+        making.convert(script, folder, target, gguf_type)
+        print(target)
 
 
 @app.command()

@@ -85,6 +85,19 @@ def write_atomically(path: Path, data: bytes | Iterable[memoryview]) -> None:
             os.replace(temporary, path)
 
 
+def put_in_place(file: Path, target: Path) -> None:
+    """Give a file that another program wrote in the folder of `target` that name, in place of what has it; on disk when
+    it returns. StoreErrors as `Storage.write`."""
+    with typed_errors("write", target):
+        descriptor = open_regular(file)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(file, target)
+        sync_folder(target.parent)
+
+
 @contextlib.contextmanager
 def typed_errors(doing: str, path: Path) -> Iterator[None]:
     """Turn what the system says against `doing` something to a file beside a store into a StoreError."""

@@ -55,28 +55,36 @@ def report(recorded: Recorded) -> None:
     print_places(recorded.run_dir, summary)
 
 
-def export(recorded: Recorded, regimes: Sequence[str]) -> None:
-    """Write the final weights of these regimes again. UserError when one of them is not finished."""
+def export(recorded: Recorded, regimes: Sequence[str]) -> list[Path]:
+    """Write the final weights of these regimes again, and return the folders. UserError when one of them is not
+    finished."""
     ledger = CommitLog.read(existing_storage(recorded.store), recorded.plan)
     for name in regimes:
         _require_finished(recorded, name, ledger)
     summary = _summary(recorded, ledger, Outcome("done", reused=set(ledger.commits)), {})
+    written = []
     for name, path in export_finished(recorded, ledger, regimes, anew=True).items():
         _write_card(recorded, summary, recorded.run_dir / path, name)
         print(recorded.run_dir / path)
+        written.append(recorded.run_dir / path)
+    return written
 
 
-def export_stage(recorded: Recorded, regimes: Sequence[str], stage: str) -> None:
-    """Write the whole networks as they were after a stage: its name, or its number in its regime, counted from 1.
+def export_stage(recorded: Recorded, regimes: Sequence[str], stage: str) -> list[Path]:
+    """Write the whole networks as they were after a stage: its name, or its number in its regime, counted from 1; and
+    return the folders.
 
     UserError when no regime has such a stage, or when it is not finished."""
     ledger = CommitLog.read(existing_storage(recorded.store), recorded.plan)
     summary = _summary(recorded, ledger, Outcome("done", reused=set(ledger.commits)), {})
+    written = []
     for name, label, weights in _after_stage(recorded, regimes, stage, ledger):
         folder = recorded.run_dir / STAGES / name / label
         _write(recorded, name, _trained(recorded, name, weights, ledger), NodeStore(ledger.storage), folder)
         _write_card(recorded, summary, folder, name, label)
         print(folder)
+        written.append(folder)
+    return written
 
 
 def export_adapters(recorded: Recorded, regimes: Sequence[str], stage: str | None) -> None:
