@@ -37,6 +37,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "modernbert": {"local_attention": 6, "classifier_pooling": "mean", **_NAMED},
     "electra": {"embedding_size": 16},
     "deberta": {},
+    "gpt2": _NAMED,
     "qwen3": {"head_dim": 8, "num_key_value_heads": 2, "use_cache": True, **_NAMED},
 }
 

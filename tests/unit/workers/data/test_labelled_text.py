@@ -87,9 +87,14 @@ def test_rows_of_every_kind_of_file_make_the_same_samples(suffix: str, tmp_path:
 def test_pairs_are_encoded_and_cut_as_transformers_does(tmp_path: Path) -> None:
     model = typed(tmp_path / "tokenizer")
     rows = [
-        {"premise": " ".join(f"w{k}" for k in range(n % 9 + 1)), "hypothesis": f"w{n} w3", "label": n % 2}
+        {
+            "premise": " ".join(f"w{k}" for k in range(n % 9 + 1)),
+            "hypothesis": f"w{n}" + " w3" * (n % 5),
+            "label": n % 2,
+        }
         for n in range(20)
     ]
+    lengths = [n % 9 + 1 + 1 + n % 5 + 3 for n in range(20)]
     data = spec(write(tmp_path / "rows.jsonl", rows), sequence_length=8)
     own = source(data, model)
     tokenizer = word_pieces(tmp_path / "again")
@@ -97,15 +102,15 @@ def test_pairs_are_encoded_and_cut_as_transformers_does(tmp_path: Path) -> None:
     for index in range(own.rows):
         kept = batch.inputs["attention_mask"][index].bool()
         ids = batch.inputs["input_ids"][index][kept].tolist()
-        second = int(tokenizer.decode(ids).split()[-3].removeprefix("w"))
+        second = ids[ids.index(3) + 1] - 4
         want = tokenizer(rows[second]["premise"], rows[second]["hypothesis"], truncation="longest_first", max_length=8)
         assert ids == want["input_ids"]
         assert batch.inputs["token_type_ids"][index][kept].tolist() == want["token_type_ids"]
         assert own.labels[index] == rows[second]["label"]
     statistics = prepare_labelled(data, model, 0, store()).statistics
-    assert sum(part.truncated for part in statistics.values()) == sum(n % 9 + 1 + 5 > 8 for n in range(20))
+    assert sum(part.truncated for part in statistics.values()) == sum(length > 8 for length in lengths)
     dropped = prepare_labelled(replace(data, overlong="drop"), model, 0, store())
-    assert sum(dropped.rows.values()) == sum(n % 9 + 1 + 5 <= 8 for n in range(20))
+    assert sum(dropped.rows.values()) == sum(length <= 8 for length in lengths)
     with pytest.raises(DataError, match=r"row \d+ of .*rows.jsonl: it takes \d+ tokens"):
         prepare_labelled(replace(data, overlong="refuse"), model, 0, store())
 

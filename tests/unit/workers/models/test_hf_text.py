@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def own(network: Any, context: Any) -> torch.Tensor:
-    scores: torch.Tensor = network(**dict(context.inputs)).logits
+def own(network: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Scores of transformers' own forward."""
+    taken = inspect.signature(type(network).forward).parameters
+    scores: torch.Tensor = network(**{name: tensor for name, tensor in inputs.items() if name in taken}).logits
     return scores
 
 
@@ -49,7 +52,7 @@ def test_scores_of_padded_batches_are_bit_identical_to_the_networks_own_forward(
         inputs = inputs_of(spec, lengths)
         context = parts.context(CPU)(inputs["input_ids"], inputs)
         with torch.no_grad():
-            assert torch.equal(path.eval()((inputs["input_ids"],), context), own(network, context))
+            assert torch.equal(path.eval()((inputs["input_ids"],), context), own(network, inputs))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -60,13 +63,25 @@ def test_gradients_of_end_to_end_training_are_bit_identical_with_dropout(name: s
     inputs = inputs_of(spec)
     context = parts.context(CPU)(inputs["input_ids"], inputs)
     torch.manual_seed(3)
-    F.cross_entropy(own(network, context), TARGETS).backward()
+    F.cross_entropy(own(network, inputs), TARGETS).backward()
     torch.manual_seed(3)
     F.cross_entropy(path.train()((inputs["input_ids"],), context), TARGETS).backward()
     there = {key: tensor.grad for part in path.parts.values() for key, tensor in part.named_parameters()}
     assert len(there) == len(list(network.parameters()))
     for key, parameter in network.named_parameters():
         assert torch.equal(there[key], parameter.grad), key
+
+
+def test_a_head_draws_no_random_numbers_for_what_comes_before_the_layers() -> None:
+    """GPT-2 has dropout between its embeddings and its layers, and none in its head."""
+    spec = text_spec("gpt2")
+    parts, path = chain_of(spec, network_of(spec))
+    inputs = inputs_of(spec)
+    context = parts.context(CPU)(inputs["input_ids"], inputs)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    path.parts["head"].train()((torch.ones(4, 12, 32),), context)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -139,10 +154,8 @@ def test_an_export_is_loaded_by_transformers_with_equal_scores_and_names_of_clas
         # Where a file is mapped, weights begin at any address, and kernels add up in another order.
         tensor.data = tensor.data.clone()
     inputs = inputs_of(spec)
-    parts, _ = chain_of(spec, network)
-    context = parts.context(CPU)(inputs["input_ids"], inputs)
     with torch.no_grad():
-        assert torch.equal(own(loaded.eval(), context), own(network, context))
+        assert torch.equal(own(loaded.eval(), inputs), own(network, inputs))
     assert loaded.config.id2label == dict(enumerate(names))
     assert (tmp_path / "out" / "vocab.txt").read_bytes() == b"x"
 
