@@ -11,10 +11,12 @@ from workers.domains.planning import DomainPlanning, SplitRows
 from workers.models.base import Finding
 from workers.models.counting import Shape
 from workers.specs.language import CausalLMSpec, LabelledTextSpec
+from workers.specs.model import expect
 from workers.specs.tasks import DataTask
 
 if TYPE_CHECKING:
     from workers.data.text.labelled.corpus import LabelledOutline
+    from workers.data.text.preview import Preview
 
 #: Bytes of a text's token, about.
 _BYTES_PER_TOKEN = 4
@@ -81,6 +83,13 @@ class LabelledPlanning(DomainPlanning[LabelledTextSpec, "LabelledOutline"]):
 
     def task(self, data: LabelledTextSpec, fingerprint: str, seed: int, tokenizing: CausalLMSpec | None) -> DataTask:
         return DataTask(data=data, fingerprint=fingerprint, seed=seed, model=tokenizing)
+
+    def preview(
+        self, data: LabelledTextSpec, tokenizing: CausalLMSpec | None, seed: int, split: str, rows: int
+    ) -> Preview:
+        from workers.data.text.labelled.preview import preview_labelled
+
+        return preview_labelled(data, expect(CausalLMSpec, tokenizing), seed, split, rows)
 
     def words(self, data: LabelledTextSpec, outline: LabelledOutline, count_text: Callable[[int], str]) -> str:
         rows, (tokens,) = self.rows(data, outline), self.sample(data, outline)

@@ -203,6 +203,20 @@ def test_files_without_what_is_needed_are_refused(
         inspect_labelled(spec(write(tmp_path / "rows.csv", rows), **given))
 
 
+def test_the_first_samples_are_shown_with_their_class_as_they_are_trained_on(tmp_path: Path) -> None:
+    data = spec(write(tmp_path / "rows.jsonl", ROWS), sequence_length=4)
+    model = typed(tmp_path / "tokenizer")
+    shown = LABELLED.preview(replace(data, sequence_length=3), model, 0, "train", 5)
+    own = source(replace(data, sequence_length=3), model)
+    batch = own.padded(np.arange(5))
+    names = inspect_labelled(data).class_names
+    assert shown.documents == own.rows
+    for index, sample in enumerate(shown.samples):
+        text, name = sample.runs
+        assert list(text.tokens) == batch.inputs["input_ids"][index].tolist()
+        assert (name.text, name.target, sample.cut) == (f" {names[int(own.labels[index])]}", True, 1)
+
+
 def test_columns_may_have_other_names(tmp_path: Path) -> None:
     rows = [{"q": "w1", "a": "w2", "text": "w3", "kind": n % 2} for n in range(20)]
     path = write(tmp_path / "rows.csv", rows)
