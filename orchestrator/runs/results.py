@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cache_store.errors import CorruptShard, UserError
 from cache_store.records.nodes import Commit, NodeStore
-from cache_store.storage.durable import typed_errors, write_atomically
+from cache_store.storage.durable import read_regular, typed_errors, write_atomically
 from cache_store.storage.open import existing_storage
 from orchestrator.environment import describe_environment
 from orchestrator.execution.commits import CommitLog
@@ -280,9 +280,12 @@ def _summary(recorded: Recorded, ledger: CommitLog, outcome: Outcome, exports: M
 def _write_card(
     recorded: Recorded, summary: Summary, folder: Path, regime: str, stage: str | None = None, *, adapter: bool = False
 ) -> None:
-    """Write the model card of an exported folder."""
+    """Write the model card of an exported folder. One that says the same is left alone."""
     with typed_errors("read", folder):
         files = frozenset(path.name for path in folder.iterdir())
     exported = Exported(regime, stage, adapter, files)
-    text = card(summary, recorded.plan, recorded.experiments[regime], exported)
-    write_atomically(folder / CARD, text.encode())
+    text = card(summary, recorded.plan, recorded.experiments[regime], exported).encode()
+    with typed_errors("read", folder):
+        same = CARD in files and read_regular(folder / CARD, len(text) + 1) == text
+    if not same:
+        write_atomically(folder / CARD, text)
