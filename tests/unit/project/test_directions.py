@@ -18,6 +18,7 @@ ORDER = {
     "orchestrator": (
         "run",
         "cli",
+        "commands",
         "ui",
         "sweeps status profiling",
         "runs cache",
