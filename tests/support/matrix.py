@@ -182,6 +182,18 @@ def results(store: str) -> dict[str, Any]:
 # -- the faults -----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command that was called, and the file of what it says."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text(errors="replace")
+
+
 @dataclass
 class Stage:
     """Where a case is played: its processes, its disk, its bucket."""
@@ -194,21 +206,20 @@ class Stage:
     environment: Mapping[str, str]
     proxy: FaultyProxy | None
     draw: random.Random
-    driver: subprocess.Popen[bytes] | None = None
-    others: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    driver: Command | None = None
+    others: list[Command] = field(default_factory=list)
+    started: int = 0
 
-    @property
-    def output(self) -> Path:
-        return self.folder.parent / "output.txt"
-
-    def start(self) -> subprocess.Popen[bytes]:
-        return self.home.start(str(self.config), "--quiet", output=self.output, **self.environment)
+    def start(self) -> Command:
+        self.started += 1
+        output = self.folder.parent / f"output-{self.started}.txt"
+        return Command(self.home.start(str(self.config), "--quiet", output=output, **self.environment), output)
 
     def pid(self) -> int | None:
         """The process to be hit, one of them by lot; None when there is none."""
         assert self.driver is not None
         if self.case.target == "driver":
-            return self.driver.pid
+            return self.driver.process.pid
         title = TITLES[self.case.target]
         found = sorted(pid for pid, name in self.home.processes().items() if title in name.split(" ")[0])
         return self.draw.choice(found) if found else None
@@ -327,7 +338,7 @@ class Outcome:
     store: str
     #: Kinds of tasks that were under way.
     during: list[str] = field(default_factory=list)
-    #: Exit codes of the commands, in order, and the last line of each that was not 0.
+    #: Exit codes of the commands, in order, and the first error that each said which did not end with 0.
     codes: list[int] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     wrong: str = ""
@@ -429,11 +440,10 @@ class Theatre:
 
     def _play(self, stage: Stage, outcome: Outcome, expected: dict[str, Any]) -> None:
         stage.driver = stage.start()
-        ended = stage.driver.poll
+        driver = stage.driver
+        ended = driver.process.poll
         nodes = self._nodes[stage.case.world]
-        wait_for(
-            lambda: stage.has_come(nodes) or ended() is not None, LIMIT_S, lambda: stage.output.read_text()[-2000:]
-        )
+        wait_for(lambda: stage.has_come(nodes) or ended() is not None, LIMIT_S, lambda: driver.said[-2000:])
         outcome.during = stage.under_way()
         if ended() is None:
             time.sleep(stage.draw.uniform(0, 0.3))
@@ -449,16 +459,15 @@ class Theatre:
         assert found == expected, f"other results: {sorted(set(found) ^ set(expected)) or 'same nodes, other values'}"
         stage.home.wait_gone(killed=True, timeout_s=120)
 
-    def _wait(self, stage: Stage, command: subprocess.Popen[bytes], outcome: Outcome) -> None:
+    def _wait(self, stage: Stage, command: Command, outcome: Outcome) -> None:
         try:
-            code = command.wait(timeout=LIMIT_S)
+            code = command.process.wait(timeout=LIMIT_S)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"hangs: {stage.output.read_text()[-2000:]}") from None
-        text = stage.output.read_text()
+            raise AssertionError(f"hangs: {command.said[-2000:]}") from None
+        text = command.said
         outcome.codes.append(code)
         if code:
-            lines = [line for line in text.splitlines() if line.strip()]
-            outcome.said.append(lines[-1][:300] if lines else "")
+            outcome.said.append(next((line[:300] for line in text.splitlines() if line.startswith("segprop: ")), ""))
         assert "Traceback (most recent call last)" not in text, f"a traceback: {text[-2000:]}"
         struck = stage.case.target == "driver" and stage.case.fault in ("killed", "no memory")
         assert code >= 0 or struck, f"ended by signal {-code}: {text[-2000:]}"
