@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from cache_store.storage.durable import open_regular
 from orchestrator.reports.records import RegimeSummary, StageSummary
 
 #: (share of the epoch, value), in order.
@@ -20,6 +22,8 @@ Points = tuple[tuple[float, float], ...]
 StepCurves = Mapping[tuple[str, str], Mapping[str, Points]]
 #: Lines that are read, and points that are kept of a curve.
 _MOST_LINES, _MOST_POINTS = 2_000_000, 240
+#: Characters of a line.
+_LONGEST = 1 << 16
 _FIGURES = {"train/loss": "loss", "train/accuracy": "accuracy"}
 
 
@@ -62,8 +66,10 @@ def _with_steps_before(regime: RegimeSummary) -> Iterator[tuple[StageSummary, in
 
 def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for line in islice(file, _MOST_LINES):
+        with open(open_regular(path), encoding="utf-8", errors="replace") as file:
+            for line in islice(iter(partial(file.readline, _LONGEST), ""), _MOST_LINES):
+                if len(line) == _LONGEST:
+                    return  # none of ours
                 if '"train"' not in line:
                     continue
                 try:

@@ -191,7 +191,9 @@ def test_a_stage_commits_what_it_trained_under_the_checkpoints_names_and_no_loca
     for name in REGIMES:
         for seen in story.of(name):
             assert tuple(seen.commit.result["parts"]) == seen.task.trained
-            assert set(seen.commit.files) == {f"{part}.safetensors" for part in seen.task.trained}
+            adapters = {f"{part}.lora.safetensors" for part in seen.commit.result.get("adapters", ())}
+            assert bool(adapters) == (seen.task.train.lora is not None), "those of LoRA are kept for PEFT"
+            assert set(seen.commit.files) == {f"{part}.safetensors" for part in seen.task.trained} | adapters
             for part in seen.task.trained:
                 assert set(load_file(_committed(story.lab, seen.commit, part))) == names[part], (name, part)
 
