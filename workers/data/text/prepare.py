@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from cache_store.errors import ConfigError, DataError
-from cache_store.keys import digest_json
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from workers.data.counting import ProgressCounter, ReportCount
 from workers.data.missing import missing_shards
@@ -45,6 +44,7 @@ from workers.data.text.samples.stored import (
     open_sets,
     sample_columns,
     split_result,
+    whole_result,
 )
 from workers.data.text.splits import split_documents
 from workers.data.text.tokens.encode import Encoded, Encoder
@@ -116,21 +116,7 @@ def _result(data: TextSpec, loaded: Tokenizer, splits: Mapping[str, _Split]) -> 
     warnings = warnings_of(data, statistics)
     results = {split: splits[split].result() for split in SPLITS}
     packed = data_is_packed(data)
-    return TextDataResult(
-        train=results["train"],
-        validation=results["validation"],
-        test=results["test"],
-        digest=digest_json([results[split].digest for split in SPLITS]),
-        rows={split: statistics[split].samples.count for split in SPLITS},
-        tokens={split: statistics[split].tokens for split in SPLITS},
-        pad=loaded.pad,
-        tokenizer=loaded.digest,
-        vocabulary=loaded.vocabulary,
-        packed=packed,
-        restarts=packed and data.isolate,
-        statistics=statistics,
-        warnings=tuple(warnings),
-    )
+    return whole_result(results, statistics, loaded, packed=packed, restarts=packed and data.isolate, warnings=warnings)
 
 
 def _check_length(data: TextSpec, model: CausalLMSpec) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from cache_store.errors import ConfigError, DataError
-from cache_store.keys import digest_json
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from workers.data.counting import ProgressCounter, ReportCount
 from workers.data.missing import missing_shards
@@ -25,7 +24,7 @@ from workers.data.text.labelled.tokens import PairEncoder
 from workers.data.text.samples.ragged import offsets_of
 from workers.data.text.samples.spool import Spool
 from workers.data.text.samples.statistics import split_statistics, warnings_of
-from workers.data.text.samples.stored import StoredSplit, Summary, cuts_of, is_complete, split_result
+from workers.data.text.samples.stored import StoredSplit, Summary, cuts_of, is_complete, split_result, whole_result
 from workers.data.text.splits import split_documents
 from workers.data.text.tokens.sound import Fault, refuse
 from workers.data.text.tokens.tokenizers import load_tokenizer, longest_sample
@@ -95,21 +94,8 @@ def prepare_labelled(
 def _result(data: LabelledTextSpec, encoder: PairEncoder, splits: dict[str, _Split]) -> TextDataResult:
     statistics = {split: splits[split].known.statistics for split in SPLITS}
     results = {split: split_result(*splits[split].sets()) for split in SPLITS}
-    return TextDataResult(
-        train=results["train"],
-        validation=results["validation"],
-        test=results["test"],
-        digest=digest_json([results[split].digest for split in SPLITS]),
-        rows={split: statistics[split].samples.count for split in SPLITS},
-        tokens={split: statistics[split].tokens for split in SPLITS},
-        pad=encoder.pad,
-        tokenizer=encoder.digest,
-        vocabulary=encoder.vocabulary,
-        packed=False,
-        restarts=False,
-        statistics=statistics,
-        warnings=tuple(warnings_of(data.as_text(), statistics)),
-    )
+    warnings = warnings_of(data.as_text(), statistics)
+    return whole_result(results, statistics, encoder, packed=False, restarts=False, warnings=warnings)
 
 
 class _Split:

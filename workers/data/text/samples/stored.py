@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,9 +15,10 @@ from cache_store.keys import digest_json
 from cache_store.snapshots.spec import SetSpec
 from cache_store.snapshots.store import SnapshotSet, SnapshotStore
 from workers.data.missing import missing_shards
+from workers.data.text.corpora.base import SPLITS
 from workers.data.text.samples.layout import Samples, chunks
 from workers.data.text.samples.ragged import offsets_of
-from workers.specs.data_results import SplitStatistics, TextSplit
+from workers.specs.data_results import SplitStatistics, TextDataResult, TextSplit
 from workers.specs.results import Record
 from workers.specs.tasks import rows_per_shard
 
@@ -87,6 +88,49 @@ def split_result(tokens: SnapshotSet, table: SnapshotSet) -> TextSplit:
     complete."""
     return TextSplit(
         tokens=tokens.spec.id, samples=table.spec.id, digest=digest_json([tokens.digest(), table.digest()])
+    )
+
+
+class Vocabulary(Protocol):
+    """What a result says of the tokenizer that made it."""
+
+    @property
+    def pad(self) -> int:
+        """The token that pads."""
+
+    @property
+    def digest(self) -> str:
+        """What tells it from others."""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens it knows."""
+
+
+def whole_result(
+    splits: Mapping[str, TextSplit],
+    statistics: Mapping[str, SplitStatistics],
+    tokenizer: Vocabulary,
+    *,
+    packed: bool,
+    restarts: bool,
+    warnings: Iterable[str],
+) -> TextDataResult:
+    """Return the result of a data set whose splits (train, validation, test) are complete."""
+    return TextDataResult(
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
+        digest=digest_json([splits[split].digest for split in SPLITS]),
+        rows={split: statistics[split].samples.count for split in SPLITS},
+        tokens={split: statistics[split].tokens for split in SPLITS},
+        pad=tokenizer.pad,
+        tokenizer=tokenizer.digest,
+        vocabulary=tokenizer.vocabulary,
+        packed=packed,
+        restarts=restarts,
+        statistics=statistics,
+        warnings=tuple(warnings),
     )
 
 
