@@ -14,6 +14,10 @@ _STRICT: dict[str, Any] = {"extra": "forbid"}
 ChatTargets = Literal["answers", "last_answer", "everything"]
 
 
+#: Files of rows, as they are found in a folder.
+ROW_FILES = ("*.jsonl", "*.ndjson", "*.json", "*.csv", "*.tsv", "*.parquet", "*.arrow", "*.feather")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CausalLMSpec(ModelSpec):
     """A Hugging Face decoder as a chain: `embed`, `layer0` … `layer<n-1>`, `head` (final norm and LM head).
@@ -92,20 +96,7 @@ class TextSpec:
     #: Rows that cannot be used: an error that names them, or skipped and counted.
     bad: Literal["refuse", "skip"] = "refuse"
     #: File name patterns taken from a folder; `.gz`, `.bz2`, `.xz` and `.zst` behind them do not count.
-    include: tuple[str, ...] = (
-        "*.txt",
-        "*.md",
-        "*.py",
-        "*.rst",
-        "*.jsonl",
-        "*.ndjson",
-        "*.json",
-        "*.csv",
-        "*.tsv",
-        "*.parquet",
-        "*.arrow",
-        "*.feather",
-    )
+    include: tuple[str, ...] = ("*.txt", "*.md", "*.py", "*.rst", *ROW_FILES)
     #: Longest sample in tokens.
     sequence_length: Annotated[int, Ge(2), Le(1 << 24)] = 1024
     #: Join documents into samples. true: running text (text, hub, stdlib) into samples of exactly `sequence_length`
@@ -164,16 +155,7 @@ class LabelledTextSpec:
     #: File, folder or URI; also a folder of the hub's data sets, as downloaded.
     path: str | None = None
     #: File name patterns taken from a folder; `.gz`, `.bz2`, `.xz` and `.zst` behind them do not count.
-    include: tuple[str, ...] = (
-        "*.jsonl",
-        "*.ndjson",
-        "*.json",
-        "*.csv",
-        "*.tsv",
-        "*.parquet",
-        "*.arrow",
-        "*.feather",
-    )
+    include: tuple[str, ...] = ROW_FILES
     #: Split (train, validation, test) -> pattern of its files below `path`, such as {train: "train-*", test:
     #: "validation_matched-*"}. Null: by their names or folders, as train, validation (valid, val, dev) and test; where
     #: none is called train, all are.
